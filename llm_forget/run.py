@@ -1,0 +1,227 @@
+"""The run directory: the only interface after training.
+
+::
+
+    run.json         kind, status (running | complete), identity digest, times
+    config.yaml      the resolved recipe; runs again as it is
+    provenance.json  base model, data digests and row ids, versions, seed, git commit, device
+    metrics.jsonl    one line per logging step
+    checkpoints/     to resume from
+    adapter/ | model/  what was trained, with manifest.json
+    records/         what the probes measured (may hold generated text: never published)
+    results.json     metrics
+
+`run.json` says *complete* only after everything else is on disk, so a half-written run is never read as whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, by its path."""
+
+    path: Path
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Content of run.json."""
+        return read_json(self.state_file)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved recipe as flat keys."""
+        return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return read_json(self.provenance_file)
+
+    @property
+    def complete(self) -> bool:
+        return self.state_file.is_file() and self.state.get("status") == "complete"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A finished run.
+
+        Raises:
+            ValueError: the folder is no run, or one that was not finished; says how to go on.
+        """
+        run = cls(Path(path))
+        if not run.state_file.is_file():
+            raise ValueError(f"'{path}' is not a run directory: it has no run.json")
+        if not run.complete:
+            kind = run.state.get("kind", "unlearn")
+            raise ValueError(f"run '{path}' is not complete; go on with `llm-forget {kind} {run.config_file}`")
+        return run
+
+    @classmethod
+    def start(
+        cls, path: str | Path, kind: str, config: dict[str, Any], identity: dict[str, Any], overwrite: bool
+    ) -> Run:
+        """Make or take up a run directory; write its config before any work starts.
+
+        An unfinished run of the same identity is taken up where it stopped, a finished one is returned as it is.
+
+        Raises:
+            ValueError: the folder holds a run of another identity (names the keys that differ) or other files.
+        """
+        run = cls(Path(path))
+        if overwrite and run.state_file.is_file():
+            shutil.rmtree(run.path)
+        if run.state_file.is_file():
+            run._refuse_other(kind, identity)
+            return run
+        # A launch that died before run.json was written leaves at most config.yaml.
+        if run.path.exists() and any(p.name != run.config_file.name for p in run.path.iterdir()):
+            raise ValueError(f"output_dir '{path}' holds files but no run; choose an empty or new folder")
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(run.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        run._write_state(kind=kind, status="running", started=_now(), identity=identity)
+        return run
+
+    def finish(self) -> None:
+        """Say that everything is on disk. Must be the last write of a run."""
+        self._write_state(**{**self.state, "status": "complete", "finished": _now()})
+
+    def _write_state(self, **state: Any) -> None:
+        write_json(self.state_file, state)
+
+    def _refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
+        state = self.state
+        if state["kind"] != kind:
+            raise ValueError(f"output_dir '{self.path}' holds a {state['kind']} run; choose another, or --overwrite")
+        before, now = state["identity"], json.loads(json.dumps(identity, default=str))
+        differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if differing:
+            raise ValueError(
+                f"output_dir '{self.path}' holds a run with another {', '.join(differing)}; "
+                "choose another output_dir, or --overwrite"
+            )
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old or the new content, never a part; on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_atomic` of indented JSON; NaN is not allowed, since other readers refuse it."""
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; a broken one is named in the error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno})") from error
+
+
+def file_digest(path: Path) -> str:
+    """``sha256:`` and 64 hex digits of a file's bytes."""
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    """Digest of a value through its canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, git commit of the working directory, device. Nothing that names a person or host."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "llm_forget": importlib.metadata.version("llm-forget"),
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_commit": _git_commit(),
+        "device": torch.cuda.get_device_name(0) if cuda else f"cpu ({platform.machine()})",
+        "devices": torch.cuda.device_count() if cuda else 1,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,16 @@
+"""Metrics: arithmetic on the records of probes and on other metrics, one per file.
+
+The inputs of a metric (positional arguments) are the records of a probe, the per-row values of a line above, or a list
+of those; an input called ``oracle_x`` receives the oracle's version of the input ``x``. A metric returns one value per
+row (``[N]``, NaN = unscored) or one number for the split. Its direction belongs to the suite, not to the metric.
+"""
+
+import importlib
+import pkgutil
+
+from llm_forget.evals.metrics._registry import METRICS, metric
+
+for _sibling in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_sibling.name}")
+
+__all__ = ["METRICS", "metric"]

@@ -1,0 +1,25 @@
+"""How many tokens of the answer greedy decoding would have said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.metrics.probability import row_means
+from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.stats import Rows
+
+
+@metric(paper="arXiv:2205.10770")
+def exact_memorization(records: Sequence[TokenRecord], *, include_last: bool = True) -> Rows:
+    """Share of target tokens that are the most likely one under teacher forcing; ``[N]`` in [0, 1].
+
+    Every target token counts, the end of the answer too: stopping where the text stopped is part of repeating it.
+    open-unlearning leaves the last labelled token out (``include_last: false``); on the same rows the two then agree.
+    """
+
+    def share(record: TokenRecord) -> float:
+        hits = record.hits if include_last else record.hits[:-1]
+        return float(hits.mean()) if len(hits) else float("nan")
+
+    return row_means(records, share)

@@ -1,0 +1,32 @@
+"""How likely the model finds an answer, per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import TokenRecord, by_row
+from llm_forget.evals.stats import Rows
+
+
+@metric(paper="arXiv:2401.06121")
+def probability(records: Sequence[TokenRecord]) -> Rows:
+    """Geometric mean of the answer's token probabilities, exp(-mean token NLL); ``[N]`` in [0, 1].
+
+    TOFU's P(a|q)^(1/|a|) (section 3.1). A row with several answers gets the mean over them; one without target tokens
+    is unscored. A memorised answer has 1, a uniform model 1/V.
+    """
+    return row_means(records, mean_probability)
+
+
+def mean_probability(record: TokenRecord) -> float:
+    """exp of the mean log-probability of one answer; NaN without target tokens."""
+    return float(np.exp(record.logps.mean(dtype=np.float64))) if record.n else float("nan")
+
+
+def row_means(records: Sequence[TokenRecord], score: Callable[[TokenRecord], float]) -> Rows:
+    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has."""
+    rows = [np.array([score(record) for record in answers]) for answers in by_row(records).values()]
+    return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)

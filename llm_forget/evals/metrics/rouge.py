@@ -1,0 +1,40 @@
+"""How much of the true answer the model says when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import GenerationRecord, by_row
+from llm_forget.evals.stats import Rows
+from llm_forget.registry import did_you_mean
+
+MEASURES = {"recall": "recall", "precision": "precision", "f1": "fmeasure"}
+
+
+@metric(paper="arXiv:2401.06121")
+def rouge(generations: Sequence[GenerationRecord], *, variant: str = "rougeL", measure: str = "recall") -> Rows:
+    """ROUGE of the generated answer against the true one, with stemming; ``[N]`` in [0, 1].
+
+    TOFU's ROUGE-L recall (section 3.1): the longest common subsequence in words over the words of the truth. Words are
+    runs of ASCII letters and digits, as Google's ``rouge-score`` defines them, so scripts outside Latin score 0.
+    Several samples of a row are averaged; a row without a reference is unscored.
+
+    Args:
+        variant: ``rougeL``, ``rouge1``, ``rouge2``, ...
+        measure: ``recall``, ``precision`` or ``f1``.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if measure not in MEASURES:
+        raise ValueError(f"metric 'rouge' has no measure '{measure}'; {did_you_mean(measure, MEASURES)}")
+    scorer = RougeScorer([variant], use_stemmer=True)
+
+    def score(record: GenerationRecord) -> float:
+        if not record.reference:
+            return float("nan")
+        return float(getattr(scorer.score(record.reference, record.text)[variant], MEASURES[measure]))
+
+    return np.array([np.mean([score(r) for r in samples]) for samples in by_row(generations).values()])

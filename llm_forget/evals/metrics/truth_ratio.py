@@ -1,0 +1,48 @@
+"""Whether the model still prefers the truth to a lie of the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import TokenRecord, aligned
+from llm_forget.evals.stats import Rows
+from llm_forget.registry import did_you_mean
+
+SUMMARIES = ("ratio", "forget", "retain", "known")
+
+
+@metric(paper="arXiv:2401.06121")
+def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
+    """R = exp(-mean over perturbed answers of mean NLL) / exp(-mean NLL of the correct one), or a summary; ``[N]``.
+
+    The perturbed answers are joined by their *geometric* mean, as in the reference implementation (the formula printed
+    in TOFU, section 3.1, has the arithmetic one). ``correct`` is the paraphrased answer where there is one, otherwise
+    the answer itself (real authors, world facts). R < 1 while the truth is preferred; a model that cannot tell has
+    R = 1.
+
+    Args:
+        summary: ``ratio`` is R itself, what forget quality compares; ``forget`` is min(R, 1/R), 1 when true and false
+            cannot be told apart; ``retain`` is max(0, 1 - R), 1 when the truth is certain; ``known`` is
+            P(correct) / (P(correct) + P(perturbed)) = 1 / (1 + R), used by the meta-evaluation of metrics
+            (arXiv:2506.12618): higher is still known.
+    """
+    if summary not in SUMMARIES:
+        raise ValueError(f"metric 'truth_ratio' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
+    gaps = [_mean_logp(wrong) - _mean_logp(right) for right, wrong in aligned(correct, perturbed)]
+    log_ratio = np.array(gaps, dtype=np.float64)  # [N]
+    if summary == "forget":
+        return np.exp(-np.abs(log_ratio))
+    if summary == "retain":
+        return np.maximum(0.0, -np.expm1(log_ratio))
+    if summary == "known":
+        return 1 / (1 + np.exp(log_ratio))
+    return np.exp(log_ratio)
+
+
+def _mean_logp(answers: Sequence[TokenRecord]) -> float:
+    """Mean over answers of the mean token log-probability; NaN when one has no target tokens."""
+    means = [record.logps.mean(dtype=np.float64) if record.n else np.nan for record in answers]
+    return float(np.mean(means))

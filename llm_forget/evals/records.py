@@ -1,0 +1,236 @@
+"""What a probe writes down: one JSON line per row and answer, kept under a digest of everything that shaped it.
+
+A teacher-forced record holds numbers only. A generation record holds the generated text, because ROUGE needs it; the
+reference it is compared with is read from the data and never stored. Records stay with the run and are never published:
+a generation of the target may repeat exactly what was to be forgotten.
+
+The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``,
+so a killed evaluation continues; a complete file is written in one move. A file with fewer lines than its header
+announces is not complete, and what it holds is continued from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+Key = tuple[str, int]  # row id, index of the answer
+
+
+class Record(Protocol):
+    """What every kind of record has."""
+
+    @property
+    def key(self) -> Key: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One answer under teacher forcing."""
+
+    id: str
+    answer_index: int
+    logps: NDArray[np.float32]  # [n] log-prob of each target token, nats
+    hits: NDArray[np.bool_]  # [n] whether the target token is the most likely one
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.answer_index
+
+    @property
+    def n(self) -> int:
+        """Number of target tokens."""
+        return len(self.logps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; a log-prob is the shortest decimal that reads back as the same float32."""
+        logps = [float(str(value)) for value in self.logps]
+        return {
+            "id": self.id,
+            "answer_index": self.answer_index,
+            "logps": logps,
+            "hits": [int(hit) for hit in self.hits],
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> TokenRecord:
+        """Inverse of `to_dict`."""
+        logps = np.asarray(line["logps"], dtype=np.float32)
+        return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_))
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """One continuation of a prompt; ``reference`` is filled from the data and never written."""
+
+    id: str
+    sample: int
+    text: str
+    n: int  # generated tokens
+    reference: str = ""
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.sample
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the reference."""
+        return {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> GenerationRecord:
+        """Inverse of `to_dict`."""
+        return cls(line["id"], line["sample"], line["text"], line["n"])
+
+
+KINDS: dict[str, type[TokenRecord] | type[GenerationRecord]] = {"logprobs": TokenRecord, "generate": GenerationRecord}
+
+
+def content_key(**parts: Any) -> str:
+    """SHA-256 (hex) over the canonical JSON of everything a record depends on; ``1`` and ``"1"`` differ."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
+    """Records of each row id, in order of first appearance."""
+    rows: dict[str, list[AnyRecord]] = {}
+    for record in records:
+        rows.setdefault(record.key[0], []).append(record)
+    return rows
+
+
+def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:
+    """Records of two probes over the same rows, paired by id.
+
+    Raises:
+        ValueError: the probes do not cover the same row ids.
+    """
+    one, two = by_row(left), by_row(right)
+    if one.keys() != two.keys():
+        lonely = sorted(one.keys() ^ two.keys())
+        raise ValueError(
+            f"two probes of one metric must cover the same rows, but {len(lonely)} ids are in only one of them "
+            f"(first: {lonely[0]}); give both the same split, limit and seed"
+        )
+    return [(one[row], two[row]) for row in one]
+
+
+def load_records(path: Path, key: str | None = None) -> list[Any] | None:
+    """Read a complete record file; ``None`` when there is none, it was made from something else, or it is not whole.
+
+    Args:
+        path: the ``.jsonl`` file.
+        key: the content key it must carry; any when left out.
+    """
+    header, records = _read(path)
+    if header is None or (key is not None and header["key"] != key) or len(records) != header["lines"]:
+        return None
+    return records
+
+
+def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
+    """Write a complete record file in one move, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _open_private(temporary, "w") as file:
+        file.write(_line(_header(kind, key, len(records))))
+        file.writelines(_line(record.to_dict()) for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RecordWriter:
+    """Collects the records of one probe and survives being killed.
+
+    ``expected`` are the record keys in the order of the finished file; `missing` tells which of them are still to be
+    measured. Two processes may measure the same thing at once: each finishes from its own memory.
+    """
+
+    def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key]) -> None:
+        self.path, self.kind, self.key = path, kind, key
+        self.partial = path.with_name(f"{path.name}.partial")
+        self._expected = list(expected)
+        wanted = set(self._expected)
+        source = self.partial if self.partial.exists() else path
+        header, records = _read(source)
+        usable = header is not None and header["key"] == key and header["kind"] == kind
+        self._records: dict[Key, Record] = {r.key: r for r in records if usable and r.key in wanted}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Rewritten rather than appended to: what follows a torn last line would be glued to it.
+        with _open_private(self.partial, "w") as file:
+            file.write(_line(_header(kind, key, len(self._expected))))
+            file.writelines(_line(record.to_dict()) for record in self._records.values())
+
+    def missing(self) -> set[Key]:
+        """Record keys not measured yet."""
+        return set(self._expected) - self._records.keys()
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Keep some records, on disk at once."""
+        new = list(records)
+        with _open_private(self.partial, "a") as file:
+            file.writelines(_line(record.to_dict()) for record in new)
+        self._records.update({record.key: record for record in new})
+
+    def finish(self) -> list[Any]:
+        """Put the complete file in place and return its records in the expected order."""
+        ordered = [self._records[key] for key in self._expected]
+        write_records(self.path, self.kind, self.key, ordered)
+        self.partial.unlink(missing_ok=True)
+        return ordered
+
+
+def _header(kind: str, key: str, lines: int) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": kind, "key": key, "lines": lines}
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if mode == "w" else os.O_APPEND)
+    return os.fdopen(os.open(path, flags, 0o600), mode, encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[Any]]:
+    """Header and every whole record of a file; a torn line ends the reading."""
+    if not path.exists():
+        return None, []
+    lines = _whole_lines(path)
+    header = next(lines, None)
+    if header is None or header.get("format") != FORMAT or header.get("kind") not in KINDS:
+        return None, []
+    make = KINDS[header["kind"]].from_dict
+    return header, [make(line) for line in lines if "id" in line]
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                content = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            if not isinstance(content, dict):
+                return
+            yield content

@@ -1,0 +1,122 @@
+"""Record files: whole or recognisably not, resumable, exact."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llm_forget.evals.records import (
+    GenerationRecord,
+    RecordWriter,
+    TokenRecord,
+    aligned,
+    content_key,
+    load_records,
+    write_records,
+)
+
+
+def token_record(row, answer=0, n=3):
+    rng = np.random.default_rng(abs(hash((row, answer))) % 2**32)
+    return TokenRecord(row, answer, -rng.exponential(size=n).astype(np.float32), rng.random(n) < 0.5)
+
+
+RECORDS = [token_record(f"r{i}", answer) for i in range(4) for answer in range(2)]
+KEYS = [record.key for record in RECORDS]
+
+
+def test_log_probs_survive_the_file_bit_for_bit(tmp_path):
+    write_records(tmp_path / "forget.jsonl", "logprobs", "k", RECORDS)
+    loaded = load_records(tmp_path / "forget.jsonl", "k")
+    for before, after in zip(RECORDS, loaded, strict=True):
+        assert after.key == before.key
+        assert after.logps.tobytes() == before.logps.tobytes()
+        assert after.hits.tolist() == before.hits.tolist()
+
+
+def test_records_of_other_content_are_not_used(tmp_path):
+    write_records(tmp_path / "forget.jsonl", "logprobs", "k", RECORDS)
+    assert load_records(tmp_path / "forget.jsonl", "other") is None
+    assert load_records(tmp_path / "absent.jsonl", "k") is None
+
+
+def test_a_reference_text_is_never_written(tmp_path):
+    path = tmp_path / "text.jsonl"
+    write_records(path, "generate", "k", [GenerationRecord("a", 0, "said", 1, reference="CANARY")])
+    assert "CANARY" not in path.read_text()
+    assert load_records(path)[0].text == "said"
+
+
+def test_a_killed_measurement_continues_where_it_stopped(tmp_path):
+    path = tmp_path / "forget.jsonl"
+    RecordWriter(path, "logprobs", "k", KEYS).append(RECORDS[3:6])
+    with open(path.with_name("forget.jsonl.partial"), "a") as file:
+        file.write('{"id": "r0", "answer_index": 0, "logps": [-0.1')  # torn by the kill
+
+    again = RecordWriter(path, "logprobs", "k", KEYS)
+    assert again.missing() == set(KEYS) - {r.key for r in RECORDS[3:6]}
+    assert load_records(path, "k") is None
+    again.append(RECORDS[6:])
+    again.append(RECORDS[:3])
+    assert [r.key for r in again.finish()] == KEYS
+    assert [r.key for r in load_records(path, "k")] == KEYS
+    assert [p.name for p in tmp_path.iterdir()] == ["forget.jsonl"]
+
+
+def test_a_partial_of_other_content_is_dropped(tmp_path):
+    path = tmp_path / "forget.jsonl"
+    RecordWriter(path, "logprobs", "old", KEYS).append(RECORDS)
+    assert RecordWriter(path, "logprobs", "new", KEYS).missing() == set(KEYS)
+
+
+def test_a_truncated_file_is_not_whole_and_is_continued_from(tmp_path):
+    path = tmp_path / "forget.jsonl"
+    write_records(path, "logprobs", "k", RECORDS)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]))
+    assert load_records(path, "k") is None
+    assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[3:])
+
+
+def test_nothing_to_measure_is_a_whole_file(tmp_path):
+    path = tmp_path / "empty.jsonl"
+    RecordWriter(path, "logprobs", "k", []).finish()
+    assert load_records(path, "k") == []
+
+
+def test_record_files_are_for_their_owner_only(tmp_path):
+    path = tmp_path / "text.jsonl"
+    writer = RecordWriter(path, "generate", "k", [("a", 0)])
+    assert writer.partial.stat().st_mode & 0o077 == 0
+    writer.append([GenerationRecord("a", 0, "said", 1)])
+    writer.finish()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_minus_infinity_survives(tmp_path):
+    record = TokenRecord("a", 0, np.array([-np.inf, -1e-30], dtype=np.float32), np.array([False, True]))
+    write_records(tmp_path / "x.jsonl", "logprobs", "k", [record])
+    assert load_records(tmp_path / "x.jsonl")[0].logps.tolist() == record.logps.tolist()
+
+
+def test_the_key_depends_on_every_part_and_not_on_their_order():
+    assert content_key(model="a", data="b") == content_key(data="b", model="a")
+    assert content_key(model="a", n=1) != content_key(model="a", n="1")
+    assert content_key(model="ab", data="c") != content_key(model="a", data="bc")
+
+
+def test_probes_over_different_rows_are_refused_by_id():
+    with pytest.raises(ValueError, match=r"1 ids are in only one of them .*r3"):
+        aligned(RECORDS, RECORDS[:6])
+
+
+def test_rows_are_paired_by_id_whatever_their_order():
+    pairs = aligned(RECORDS, RECORDS[::-1])
+    assert all(left[0].id == right[0].id for left, right in pairs)
+
+
+def test_lines_are_plain_json(tmp_path):
+    write_records(tmp_path / "x.jsonl", "logprobs", "k", RECORDS)
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert lines[0] == {"format": 1, "kind": "logprobs", "key": "k", "lines": 8}
+    assert set(lines[1]) == {"id", "answer_index", "logps", "hits", "n"}

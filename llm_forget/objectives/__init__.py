@@ -1,0 +1,16 @@
+"""Terms: pure functions of log-probabilities, one file each, file name = term name.
+
+A new file here with one function under ``@objective(...)`` is found without editing anything else. Files that start
+with an underscore are no terms.
+"""
+
+import importlib
+import pkgutil
+
+from llm_forget.objectives._registry import OBJECTIVES, objective
+
+__all__ = ["OBJECTIVES", "objective"]
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,251 @@
+"""Weighted terms as one objective: read from a dictionary, evaluated, and asked what they need of model and data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._registry import OBJECTIVES
+from llm_forget.registry import did_you_mean
+
+SPLITS = ("forget", "retain", "train")
+INPUTS = ("policy", "reference", "alternate", "alternate_reference")
+NEEDS = ("hidden_states", "logits")
+
+
+@dataclass(frozen=True)
+class Dual:
+    """A weight that is learned: ``lambda <- max(0, lambda + step_size (value - epsilon))`` once per optimiser step.
+
+    The term then enters the loss as ``lambda (value - epsilon)``: the constraint ``value <= epsilon``.
+    """
+
+    initial: float
+    epsilon: float
+    step_size: float
+
+    def step(self, weight: float, value: float) -> float:
+        """The dual variable after a step in which the term's mean was ``value``."""
+        return max(0.0, weight + self.step_size * (value - self.epsilon))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted line of an objective."""
+
+    name: str
+    split: str
+    weight: float
+    function: Callable[..., Tensor]
+    inputs: tuple[str, ...]
+    needs: frozenset[str]
+    arguments: dict[str, Any] = field(hash=False)
+    dual: Dual | None = None  # when set, `weight` is only its initial value
+
+    @property
+    def key(self) -> str:
+        """Name in logs and in `Objective.values`: ``forget/npo``."""
+        return f"{self.split}/{self.name.rpartition(':')[2]}"
+
+    def sources(self, side: str) -> tuple[str, ...]:
+        """Data this term reads on ``side`` (``policy`` or ``reference``): its split, ``alternate``, both or none."""
+        names = {"policy": ("policy", "alternate"), "reference": ("reference", "alternate_reference")}[side]
+        data = (self.split, "alternate")
+        return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
+
+    def value(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> Tensor:
+        """Unweighted values, ``[B]`` or ``[B, T]``, with 0 at masked places and in rows without targets."""
+        mask = policy[self.split].mask
+        given = {
+            "policy": lambda: policy[self.split],
+            "reference": lambda: reference[self.split].detach(),
+            "alternate": lambda: policy["alternate"],
+            "alternate_reference": lambda: reference["alternate"].detach(),
+        }
+        values = self.function(*(given[name]() for name in self.inputs), **self.arguments)
+        if values.shape == mask.shape:
+            return values.masked_fill(~mask, 0.0)  # [B, T]
+        if values.shape == mask.shape[:1]:
+            return values.masked_fill(~mask.any(-1), 0.0)  # [B]
+        raise ValueError(
+            f"objective '{self.name}' returned shape {tuple(values.shape)}; "
+            f"it must return [B] = {tuple(mask.shape[:1])} or [B, T] = {tuple(mask.shape)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The YAML line that makes this term again."""
+        weight = self.weight if self.dual is None else {"dual": asdict(self.dual)}
+        return {"name": self.name, "weight": weight, **self.arguments}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weighted terms, and what computing them takes."""
+
+    terms: tuple[Term, ...]
+
+    def splits(self) -> tuple[str, ...]:
+        """Splits of which each batch needs rows, in the order forget, retain, train."""
+        return tuple(split for split in SPLITS if any(term.split == split for term in self.terms))
+
+    def needs(self, kind: str, source: str | None = None) -> bool:
+        """Whether a term wants ``kind`` (``logits``, ``hidden_states``) of the policy, on ``source`` or anywhere."""
+        return self._wants("policy", kind, source)
+
+    def reference_needs(self, kind: str, source: str | None = None) -> bool:
+        """The same of the reference."""
+        return self._wants("reference", kind, source)
+
+    def reference_sources(self) -> tuple[str, ...]:
+        """Splits (and ``alternate``) of which reference log-probabilities suffice, so that they can be cached."""
+        return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
+
+    def reference_pass_sources(self) -> tuple[str, ...]:
+        """Splits (and ``alternate``) on which the reference must run in the step, for its logits or hidden states."""
+        return tuple(
+            s for s in self._sources("reference") if any(s in t.sources("reference") for t in self.terms if t.needs)
+        )
+
+    def needs_reference_logprobs(self) -> bool:
+        """Whether cached reference log-probabilities are wanted."""
+        return bool(self.reference_sources())
+
+    def needs_reference_pass(self) -> bool:
+        """Whether the reference runs in every step."""
+        return bool(self.reference_pass_sources())
+
+    def needs_alternate(self) -> bool:
+        """Whether each forget row needs a preferred answer."""
+        return "alternate" in self._sources("policy") + self._sources("reference")
+
+    @property
+    def hidden_layer(self) -> int | str | None:
+        """Decoder layer whose output to keep, counted from 0; ``"default"`` = a quarter of the depth; None = none.
+
+        Raises:
+            ValueError: two terms ask for different layers.
+        """
+        wanting = [term for term in self.terms if "hidden_states" in term.needs]
+        asked = {term.arguments["layer"] for term in wanting if term.arguments.get("layer") is not None}
+        if len(asked) > 1:
+            layers = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in wanting)
+            raise ValueError(f"terms ask for different layers ({layers}); one pass keeps one layer, so set them equal")
+        if asked:
+            return int(asked.pop())
+        return "default" if wanting else None
+
+    def layer_index(self, depth: int) -> int | None:
+        """`hidden_layer` for a model of ``depth`` decoder layers; the default is 7 of 32, as in the RMU paper.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        layer = self.hidden_layer
+        if layer is None:
+            return None
+        index = max(0, depth // 4 - 1) if isinstance(layer, str) else layer
+        if not 0 <= index < depth:
+            raise ValueError(f"layer {index} was asked for, but the model has layers 0 to {depth - 1}")
+        return index
+
+    def values(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> dict[str, Tensor]:
+        """Unweighted values of each term, ``[B]`` or ``[B, T]``.
+
+        Args:
+            policy: log-probabilities of the model in training by split, plus ``alternate`` if needed.
+            reference: the same of the model before training, for the sources that the terms name.
+        """
+        return {term.key: term.value(policy, reference) for term in self.terms}
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """The YAML form, which `build_objective` turns into an equal objective."""
+        return {split: [term.to_dict() for term in self.terms if term.split == split] for split in self.splits()}
+
+    def _wants(self, side: str, kind: str, source: str | None) -> bool:
+        found = {s for term in self.terms if kind in term.needs for s in term.sources(side)}
+        return bool(found) if source is None else source in found
+
+    def _sources(self, side: str) -> tuple[str, ...]:
+        found = {source for term in self.terms for source in term.sources(side)}
+        return tuple(source for source in (*SPLITS, "alternate") if source in found)
+
+
+def compose(form: dict[str, Any]) -> Objective:
+    """An objective from its YAML form, e.g. ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
+
+    Raises:
+        ValueError: a split, term, weight or hyper-parameter that is not allowed; the message names it.
+    """
+    if not isinstance(form, dict):
+        raise ValueError("objective must map splits to terms, as in {forget: {name: ga}}")
+    terms: list[Term] = []
+    for split, lines in form.items():
+        if split not in SPLITS:
+            raise ValueError(f"objective has no split '{split}'; {did_you_mean(split, SPLITS)}")
+        for line in lines if isinstance(lines, list) else [lines]:
+            term = _term(split, line)
+            if term.weight != 0 or term.dual is not None:
+                terms.append(term)
+    keys = [term.key for term in terms]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"objective lists '{key}' twice; write it once with the sum of the weights")
+    if not terms:
+        raise ValueError("objective has no term with a weight other than 0")
+    built = Objective(tuple(terms))
+    _ = built.hidden_layer  # refuses conflicting layers before a model is loaded
+    return built
+
+
+def _term(split: str, line: Any) -> Term:
+    if not isinstance(line, dict) or not isinstance(line.get("name"), str):
+        raise ValueError(f"each term of '{split}' needs a name, as in {{name: nll, weight: 1.0}}")
+    given = {key: value for key, value in line.items() if key not in ("name", "weight")}
+    entry = OBJECTIVES.get(line["name"])
+    for name in entry.inputs:
+        if name not in INPUTS:
+            raise ValueError(f"objective '{line['name']}' has no known input '{name}'; {did_you_mean(name, INPUTS)}")
+    for need in entry.needs:
+        if need not in NEEDS:
+            raise ValueError(f"objective '{line['name']}' cannot need '{need}'; {did_you_mean(need, NEEDS)}")
+    if split != "forget" and any(name.startswith("alternate") for name in entry.inputs):
+        raise ValueError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
+    weight, dual = _weight(f"{split}/{line['name']}", line.get("weight", 1.0))
+    arguments = entry.arguments(given)
+    layer = arguments.get("layer")
+    if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
+        raise ValueError(f"parameter 'layer' of objective '{line['name']}' must be a layer from 0 up, not {layer!r}")
+    return Term(line["name"], split, weight, entry.function, entry.inputs, entry.needs, arguments, dual)
+
+
+def _weight(where: str, value: Any) -> tuple[float, Dual | None]:
+    if not isinstance(value, dict):
+        return _number(f"weight of {where}", value), None
+    if set(value) != {"dual"} or not isinstance(value["dual"], dict):
+        raise ValueError(f"weight of {where} must be a number or {{dual: {{initial, epsilon, step_size}}}}")
+    fields = ("initial", "epsilon", "step_size")
+    for key in value["dual"]:
+        if key not in fields:
+            raise ValueError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(key, fields)}")
+    missing = [key for key in fields if key not in value["dual"]]
+    if missing:
+        raise ValueError(f"dual weight of {where} needs a value for {', '.join(missing)}")
+    dual = Dual(**{key: _number(f"{key} of {where}", value["dual"][key]) for key in fields})
+    if dual.initial < 0 or dual.step_size < 0:
+        raise ValueError(f"dual weight of {where} needs initial and step_size of at least 0")
+    return dual.initial, dual
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as text
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be a finite number, not {value!r}")
+    return number

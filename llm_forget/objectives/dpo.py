@@ -1,0 +1,32 @@
+"""Direct preference optimisation with the answer to forget as the rejected one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import filled_rows, sequence_sums
+from llm_forget.objectives._registry import objective
+
+
+@objective(paper="arXiv:2305.18290")
+def dpo(
+    policy: Logprobs,
+    reference: Logprobs,
+    alternate: Logprobs,
+    alternate_reference: Logprobs,
+    *,
+    beta: float = 0.1,
+) -> Tensor:
+    """``-(2/beta) log sigmoid(beta (log-ratio of the alternate - log-ratio of the answer to forget))``.
+
+    Row i of ``alternate`` is the preferred answer ("I don't know", or a generated one) to the prompt of row i of
+    ``policy``. The factor 2 is the unlearning papers' (arXiv:2404.05868), so that it compares with `npo`.
+
+    Returns:
+        ``[B]``, nats; ``(2/beta) log 2`` at the reference; `npo` when the alternate's ratio stays 0.
+    """
+    rejected = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
+    chosen = sequence_sums(alternate) - sequence_sums(alternate_reference).detach()  # [B]
+    return filled_rows(policy, -functional.logsigmoid(beta * (chosen - rejected)) * (2 / beta))

@@ -1,0 +1,19 @@
+"""Gradient ascent: raise the loss of what is to be forgotten."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import token_values
+from llm_forget.objectives._registry import objective
+
+
+@objective(paper="arXiv:2210.01504")
+def ga(policy: Logprobs) -> Tensor:
+    """Log-likelihood of the target tokens, to be lowered; unbounded below.
+
+    Returns:
+        ``[B, T]``, nats; the negative of `nll`.
+    """
+    return token_values(policy)  # [B, T]

@@ -1,0 +1,25 @@
+"""Inverted hinge loss (LoKU): swap the gold token with the runner-up."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import at_targets, back
+from llm_forget.objectives._registry import objective
+from llm_forget.objectives._vocabulary import gold
+
+
+@objective(paper="arXiv:2408.06621", needs={"logits"})
+def ihl(policy: Logprobs) -> Tensor:
+    """``1 + p(gold) - max over the others of p`` at each target position, eq. 4.
+
+    Returns:
+        ``[B, T]``, probability, in [0, 2] by construction (so the hinge's clamp at 0 never acts); 2 where the gold
+        token is certain, 0 where another one is.
+    """
+    labels = policy.labels[policy.mask]  # [N]
+    probabilities = at_targets(policy, "logits").softmax(-1)  # [N, V]
+    others = probabilities.scatter(-1, labels.unsqueeze(-1), -1.0)  # [N, V]
+    values = 1 + gold(probabilities, labels) - others.max(-1).values  # [N]
+    return back(values, policy.mask)  # [B, T]

@@ -1,0 +1,22 @@
+"""Stay with the reference: forward KL over the vocabulary."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import at_targets, back
+from llm_forget.objectives._registry import objective
+from llm_forget.objectives._vocabulary import divergence
+
+
+@objective(paper="arXiv:2401.06121", needs={"logits"})
+def kl(policy: Logprobs, reference: Logprobs) -> Tensor:
+    """``KL(reference || policy)`` of the next-token distribution at target positions (not at prompt or padding).
+
+    Returns:
+        ``[B, T]``, nats; 0 with zero gradient at the reference.
+    """
+    teacher = at_targets(reference, "logits").detach().log_softmax(-1)  # [N, V]
+    student = at_targets(policy, "logits").log_softmax(-1)  # [N, V]
+    return back(divergence(teacher, student), policy.mask)  # [B, T]

@@ -1,0 +1,19 @@
+"""Negative log-likelihood: the retain term, and what fine-tuning and retraining minimise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import token_values
+from llm_forget.objectives._registry import objective
+
+
+@objective()
+def nll(policy: Logprobs) -> Tensor:
+    """Cross-entropy of the target tokens.
+
+    Returns:
+        ``[B, T]``, nats; its mean is the loss of a Hugging Face causal LM; 0 where the model is certain and right.
+    """
+    return -token_values(policy)  # [B, T]

@@ -1,0 +1,22 @@
+"""Negative preference optimisation: gradient ascent that fades as the policy leaves the reference."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import filled_rows, sequence_sums
+from llm_forget.objectives._registry import objective
+
+
+@objective(paper="arXiv:2404.05868")
+def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
+    """``-(2/beta) log sigmoid(-beta (log p - log p_ref))`` of whole sequences, eq. 3.
+
+    Returns:
+        ``[B]``, nats. At the reference it is ``(2/beta) log 2`` with the gradient of `ga` on the sequence sum;
+        ``beta -> 0`` is gradient ascent everywhere, up to a constant.
+    """
+    ratio = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
+    return filled_rows(policy, -functional.logsigmoid(-beta * ratio) * (2 / beta))

@@ -1,0 +1,35 @@
+"""RMU, forget side: steer hidden states to one random direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import at_targets, back
+from llm_forget.objectives._registry import objective
+
+
+@objective(paper="arXiv:2403.03218", needs={"hidden_states"})
+def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None, seed: int = 0) -> Tensor:
+    """``mean over H of (h - c u)^2`` at target positions, h the output of decoder layer ``layer``, eq. 1.
+
+    Args:
+        policy: carries ``hidden``.
+        coefficient: length c of the control vector.
+        layer: decoder layer counted from 0; it says which hidden states to carry. None = a quarter of the depth.
+        seed: of the direction u, the same on every rank and in every run.
+
+    Returns:
+        ``[B, T]``; 0 where the hidden state is the control vector.
+    """
+    hidden = at_targets(policy, "hidden")  # [N, H]
+    target = coefficient * direction(hidden.shape[-1], seed).to(hidden.device)  # [H]
+    return back((hidden - target).square().mean(-1), policy.mask)  # [B, T]
+
+
+def direction(size: int, seed: int) -> Tensor:
+    """Random unit vector ``[H]``, float32: uniform numbers in [0, 1), normalised, as in the paper's code."""
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.rand(size, generator=generator)  # [H]
+    return vector / vector.norm()

@@ -1,0 +1,25 @@
+"""UNDIAL: distil from the reference with the gold logit lowered."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import at_targets, back
+from llm_forget.objectives._registry import objective
+from llm_forget.objectives._vocabulary import cross_entropy
+
+
+@objective(paper="arXiv:2402.10052", needs={"logits"})
+def undial(policy: Logprobs, reference: Logprobs, *, beta: float = 10.0) -> Tensor:
+    """Cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))``, eq. 2, at target positions.
+
+    Returns:
+        ``[B, T]``, nats; ``beta = 0`` distils the reference itself; ``beta -> inf`` forbids the gold token.
+    """
+    labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
+    teacher = at_targets(reference, "logits").detach()  # [N, V]
+    lowered = teacher.scatter_add(-1, labels, torch.full_like(labels, -beta, dtype=teacher.dtype))
+    student = at_targets(policy, "logits").log_softmax(-1)  # [N, V]
+    return back(cross_entropy(lowered.log_softmax(-1), student), policy.mask)  # [B, T]

@@ -1,0 +1,21 @@
+"""Weighted gradient ascent: tokens the policy no longer knows stop being pushed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs import Logprobs
+from llm_forget.objectives._places import token_values
+from llm_forget.objectives._registry import objective
+
+
+@objective(paper="arXiv:2502.19301")
+def wga(policy: Logprobs, *, beta: float = 1.0) -> Tensor:
+    """``sg(p^beta) log p`` of each target token.
+
+    Returns:
+        ``[B, T]``, nats, <= 0; ``beta = 0`` is `ga`; weight and value vanish as p -> 0.
+    """
+    logps = token_values(policy)  # [B, T]
+    weight = (beta * logps.detach()).exp()  # [B, T]
+    return weight * logps

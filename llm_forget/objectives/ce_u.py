@@ -12,7 +12,7 @@ from llm_forget.objectives._vocabulary import cross_entropy, without_gold
 
 @objective(paper="arXiv:2503.01224", needs={"logits"})
 def ce_u(policy: Logprobs, *, skip: int = 1) -> Tensor:
-    """Cross-entropy of the policy to ``sg(softmax(logits, gold at -inf))``, eq. 5.
+    """Cross-entropy of the policy to ``sg(softmax(logits, gold at -inf))``.
 
     ``skip`` target tokens at the start of each row are left alone (the paper's footnote: the first token of an answer
     is fluency, not knowledge). They are 0 here but still counted by the mean over target tokens.

@@ -12,7 +12,7 @@ from llm_forget.objectives._vocabulary import gold
 
 @objective(paper="arXiv:2408.06621", needs={"logits"})
 def ihl(policy: Logprobs) -> Tensor:
-    """``1 + p(gold) - max over the others of p`` at each target position, eq. 4.
+    """``1 + p(gold) - max over the others of p`` at each target position.
 
     Returns:
         ``[B, T]``, probability, in [0, 2] by construction (so the hinge's clamp at 0 never acts); 2 where the gold

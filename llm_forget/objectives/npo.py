@@ -12,7 +12,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2404.05868")
 def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
-    """``-(2/beta) log sigmoid(-beta (log p - log p_ref))`` of whole sequences, eq. 3.
+    """``-(2/beta) log sigmoid(-beta (log p - log p_ref))`` of whole sequences.
 
     Returns:
         ``[B]``, nats. At the reference it is ``(2/beta) log 2`` with the gradient of `ga` on the sequence sum;

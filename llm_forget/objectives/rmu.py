@@ -12,7 +12,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None, seed: int = 0) -> Tensor:
-    """``mean over H of (h - c u)^2`` at target positions, h the output of decoder layer ``layer``, eq. 1.
+    """``mean over H of (h - c u)^2`` at target positions, h the output of decoder layer ``layer``.
 
     Args:
         policy: carries ``hidden``.

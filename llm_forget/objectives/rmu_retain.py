@@ -11,7 +11,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu_retain(policy: Logprobs, reference: Logprobs, *, layer: int | None = None) -> Tensor:
-    """``mean over H of (h - h_ref)^2`` at target positions, h the output of decoder layer ``layer``, eq. 2.
+    """``mean over H of (h - h_ref)^2`` at target positions, h the output of decoder layer ``layer``.
 
     ``layer`` says which hidden states to carry, as in `rmu`; None = a quarter of the depth.
 

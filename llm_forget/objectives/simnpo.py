@@ -12,7 +12,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2410.07163")
 def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
-    """``-(2/beta) log sigmoid(beta (L/n - delta))``, L/n the mean NLL per token of a sequence, eq. 4.
+    """``-(2/beta) log sigmoid(beta (L/n - delta))``, L/n the mean NLL per token of a sequence.
 
     Returns:
         ``[B]``, nats; 0 once ``L/n`` is far above ``delta``; ``beta -> 0`` is gradient ascent on ``L/n``, up to a

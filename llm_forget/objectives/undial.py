@@ -13,7 +13,7 @@ from llm_forget.objectives._vocabulary import cross_entropy
 
 @objective(paper="arXiv:2402.10052", needs={"logits"})
 def undial(policy: Logprobs, reference: Logprobs, *, beta: float = 10.0) -> Tensor:
-    """Cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))``, eq. 2, at target positions.
+    """Cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))``, at target positions.
 
     Returns:
         ``[B, T]``, nats; ``beta = 0`` distils the reference itself; ``beta -> inf`` forbids the gold token.

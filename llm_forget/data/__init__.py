@@ -1,0 +1,1 @@
+"""Sources of rows, rows as tokens, and the order in which rows are seen."""

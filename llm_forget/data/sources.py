@@ -1,0 +1,286 @@
+"""From a source, as a recipe names it, to checked rows with ids.
+
+A source is a path, a folder, a Hub data set, ``builtin:NAME``, a mapping of these with a choice of rows, or a list of
+sources (mixed). Everything that would make a training run meaningless is refused here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_forget.data.builtin import load_builtin
+from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines, table_of
+from llm_forget.data.rows import FIELDS, FORMS, check_ids, check_unique, derived_id, normalise_row, rename_fields
+from llm_forget.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Spec = str | Mapping[str, Any] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place to read rows from, and which of them."""
+
+    path: str
+    name: str | None = None  # configuration of a Hub data set, or file name without ending in a folder
+    split: str | None = None  # of a Hub data set; default "train"
+    revision: str | None = None  # commit, tag or branch of a Hub data set
+    weight: float | None = None  # share of this source in a mixture, relative to the others
+    fields: Mapping[str, str] | None = None  # {prompt: column, ...}
+    filter: Mapping[str, Any] | None = None  # {column: value or list of values}
+    ids: Sequence[str] | str | None = None  # only these rows; or a text file with one id a line
+    limit: int | None = None  # the first so many of what is left
+    id_field: str | None = None  # column with the ids; default "id" where there is one
+
+
+def load_source(
+    spec: Spec, *, split_name: str, data_path: str | None = None, fields: Mapping[str, str] | None = None
+) -> Dataset:
+    """Read, choose and check rows.
+
+    Args:
+        spec: the source, or a list of sources.
+        split_name: what the rows are for (``forget``, ...); begins every error.
+        data_path: folder that replaces the Hub: a source with a ``name`` is read from ``<data_path>/<name>.*``.
+        fields: columns of the data by the name this package uses, ``{prompt: instruction, completion: output}``.
+
+    Returns:
+        Rows with ``id`` (string), ``prompt`` and ``completion`` (also for question/answer), ``messages`` or ``text``,
+        ``source_index`` (place in the list) and every other column of the data, in the order of the data.
+
+    Raises:
+        ValueError: one sentence that names the split, the file, and the row or id.
+    """
+    from datasets import concatenate_datasets
+
+    tables, wheres = [], []
+    for place, source in enumerate(parse_spec(spec, split_name)):
+        table, where = _load_one(source, place, split_name, data_path, fields)
+        tables.append(table)
+        wheres += where
+    try:
+        rows = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{split_name}: the sources have a column of the same name but different types; rename one with `fields`"
+        ) from None
+    check_unique(rows["id"][:], wheres)
+    return rows
+
+
+def parse_spec(spec: Spec, split_name: str) -> list[Source]:
+    """The sources that a spec names.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type.
+    """
+    if isinstance(spec, str):
+        return [Source(path=spec)]
+    if isinstance(spec, Mapping):
+        return [_from_mapping(spec, split_name)]
+    if isinstance(spec, Sequence) and spec and all(isinstance(part, str | Mapping) for part in spec):
+        return [source for part in spec for source in parse_spec(part, split_name)]
+    raise ValueError(
+        f"{split_name}: a source is a path, a mapping with 'path', or a list of these, not {type(spec).__name__}"
+    )
+
+
+def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
+    """Weights of a mixture, one for each source; None where no source states one (rows then count equally).
+
+    Raises:
+        ValueError: a weight that is missing while others are given, or not above 0.
+    """
+    weights = [source.weight for source in parse_spec(spec, split_name)]
+    if all(weight is None for weight in weights):
+        return None
+    for place, weight in enumerate(weights, start=1):
+        if weight is None or weight <= 0:
+            raise ValueError(f"{split_name}: source {place} needs a weight above 0, since the mixture states weights")
+    return [float(weight) for weight in weights if weight is not None]
+
+
+def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
+    known = {f.name for f in fields(Source)}
+    for key in spec:
+        if key not in known:
+            raise ValueError(f"{split_name}: a source has no key '{key}'; {did_you_mean(str(key), known)}")
+    source = Source(**spec) if "path" in spec else Source(path="", **spec)
+    types: dict[str, tuple[type, ...]] = {
+        **dict.fromkeys(("path", "name", "split", "revision", "id_field"), (str,)),
+        **dict.fromkeys(("fields", "filter"), (Mapping,)),
+        "weight": (int, float),
+        "limit": (int,),
+        "ids": (str, list, tuple),
+    }
+    for key, value in vars(source).items():
+        if value is not None and (not isinstance(value, types[key]) or isinstance(value, bool)):
+            allowed = " or ".join(kind.__name__ for kind in types[key])
+            raise ValueError(f"{split_name}: '{key}' of a source is {type(value).__name__}; allowed: {allowed}")
+    if not source.path and source.name is None:
+        raise ValueError(f"{split_name}: a source needs a 'path'")
+    if source.limit is not None and source.limit < 1:
+        raise ValueError(f"{split_name}: 'limit' of a source must be 1 or more, not {source.limit}")
+    return source
+
+
+def _load_one(
+    source: Source, place: int, split_name: str, data_path: str | None, field_map: Mapping[str, str] | None
+) -> tuple[Dataset, list[str]]:
+    from datasets import concatenate_datasets
+
+    parts = [(f"{split_name}: {name}", table) for name, table in _read(source, split_name, data_path)]
+    columns = source.fields if source.fields is not None else field_map
+    tables, wheres = [], []
+    for name, table in parts:
+        if columns:
+            table = _rename(table, columns, name)
+        tables.append(table)
+        wheres += [f"{name} row {number}" for number in range(1, len(table) + 1)]
+    try:
+        table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+    except (ValueError, TypeError):
+        raise ValueError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
+    id_field = _id_field(source, table, parts[0][0])
+    chosen = _choose(
+        source, table, id_field, parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'", split_name
+    )
+    if len(chosen) < len(table):
+        table = table.select(chosen)
+    return _finish(table, [wheres[i] for i in chosen], id_field, place), [wheres[i] for i in chosen]
+
+
+def _finish(table: Dataset, wheres: list[str], id_field: str | None, place: int) -> Dataset:
+    """Check every row and add the columns that all later steps rely on."""
+    if id_field is not None:
+        check_ids(table[id_field][:], wheres, field=id_field)
+
+    def finish(row: dict[str, Any], number: int) -> dict[str, Any]:
+        added = normalise_row(row, wheres[number])
+        row_id = row[id_field] if id_field is not None else derived_id({**row, **added})
+        return {**added, "id": row_id, "source_index": place}
+
+    return table.map(finish, with_indices=True, desc="Checking rows")
+
+
+def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
+    renames = rename_fields(table.column_names, field_map, where)
+    # A field map wins over what the data calls by that name, and over forms that would be looked for earlier.
+    mapped = {column for columns in FORMS.values() if set(columns) & set(field_map) for column in columns}
+    replaced = {field for field, column in field_map.items() if field != column}
+    hidden = [c for c in table.column_names if c in FIELDS and c not in renames and (c not in mapped or c in replaced)]
+    table = table.remove_columns(hidden)
+    return table.rename_columns(renames) if renames else table
+
+
+def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[str, Dataset]]:
+    if source.path.startswith("builtin:"):
+        return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
+    path = Path(source.path).expanduser() if source.path else None
+    try:
+        if source.name is not None and data_path is not None:
+            return [_named_file(Path(data_path).expanduser(), source.name)]
+        if path is not None and path.is_dir():
+            return [_named_file(path, source.name)] if source.name is not None else read_folder(path)
+        if path is not None and (path.is_file() or path.suffix in SUFFIXES):
+            if not path.is_file():
+                raise ValueError(f"file '{path}' does not exist; paths are taken from the current directory")
+            return [(path.name, read_file(path))]
+    except ValueError as error:
+        raise ValueError(f"{split_name}: {error}") from None
+    return [_read_hub(source, split_name)]
+
+
+def _named_file(folder: Path, name: str) -> tuple[str, Dataset]:
+    for suffix in DATA_SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.is_file() and path.parent == folder:
+            return path.name, read_file(path)
+    there = sorted(p.stem for p in folder.glob("*") if p.suffix in DATA_SUFFIXES) if folder.is_dir() else []
+    raise ValueError(
+        f"folder '{folder}' has no '{name}' with one of {', '.join(DATA_SUFFIXES)}; {did_you_mean(name, there)}"
+    )
+
+
+def _read_hub(source: Source, split_name: str) -> tuple[str, Dataset]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    label = "/".join(filter(None, (source.path, source.name)))
+    try:
+        table = load_dataset(source.path, source.name, split=source.split or "train", revision=source.revision)
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{split_name}: '{label}' is neither a path here nor a data set on the Hub; check it, or use `data_path`"
+        ) from error
+    except ConnectionError as error:
+        raise ValueError(
+            f"{split_name}: '{label}' is no file or folder here and the Hub cannot be reached; "
+            "give a local path, or a folder with `data_path`"
+        ) from error
+    if not len(table):
+        raise ValueError(f"{split_name}: {label} has no rows; give at least one")
+    return label, table
+
+
+def _id_field(source: Source, table: Dataset, where: str) -> str | None:
+    if source.id_field is not None and source.id_field not in table.column_names:
+        raise ValueError(
+            f"{where} has no column '{source.id_field}'; {did_you_mean(source.id_field, table.column_names)}"
+        )
+    return source.id_field or ("id" if "id" in table.column_names else None)
+
+
+def _choose(source: Source, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+    """Which rows ``filter``, ``ids`` and ``limit`` leave, as places ``[N]`` in the order of the data."""
+    keep = np.ones(len(table), dtype=bool)
+    for column, wanted in (source.filter or {}).items():
+        if column not in table.column_names:
+            raise ValueError(
+                f"{where} has no column '{column}' to filter by; {did_you_mean(str(column), table.column_names)}"
+            )
+        keep &= _matches(table[column][:], wanted, column, where)
+    if not keep.any():
+        raise ValueError(f"{where}: the filter on {', '.join(source.filter or {})} matches none of {len(table)} rows")
+    if source.ids is not None:
+        keep &= _among(source.ids, table, id_field, where, split_name)
+        if not keep.any():
+            raise ValueError(f"{where}: no row satisfies both `filter` and `ids`; change one of them")
+    return np.flatnonzero(keep)[: source.limit]
+
+
+def _matches(values: list[Any], wanted: Any, column: str, where: str) -> np.ndarray:
+    allowed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    if any(value is None for value in allowed):
+        raise ValueError(f"{where}: the filter on '{column}' has an empty value; say which value to match")
+    if any(isinstance(value, str) for value in values) and not all(isinstance(value, str) for value in allowed):
+        # YAML reads 0123 as 83 and NO as false: comparing those to text would silently match nothing.
+        raise ValueError(f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes")
+    return np.array([any(type(value) is type(a) and value == a for a in allowed) for value in values], dtype=bool)
+
+
+def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+    if isinstance(ids, str):
+        if not Path(ids).is_file():
+            raise ValueError(
+                f"{split_name}: '{ids}' is no file with ids; give a list, or a text file with one id a line"
+            )
+        ids = read_lines(Path(ids))
+    if not all(isinstance(value, str) for value in ids):
+        raise ValueError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")
+    there = (
+        table[id_field][:] if id_field is not None else [derived_id({**r, **normalise_row(r, where)}) for r in table]
+    )
+    unknown = sorted(set(ids) - set(there))
+    if unknown or not ids:
+        what = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"
+        raise ValueError(f"{where}: {what} match no row; nothing was forgotten, check the ids")
+    wanted = set(ids)
+    return np.array([value in wanted for value in there], dtype=bool)

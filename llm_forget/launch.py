@@ -1,0 +1,167 @@
+"""Many processes: start them through accelerate, and refuse a run that obtained others than were asked for.
+
+Accelerate starts one process for ``--cpu --num_processes 2`` and for ``MULTI_CPU``, torchrun without
+``ACCELERATE_USE_CPU`` trains as many separate models as it has processes, and FSDP on a CPU becomes DDP: all without a
+word. The effective batch, the normalisation and the saved adapter would be others than the recipe says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from llm_forget.shipped import resolve
+
+WORLD_SIZE = "LLM_FORGET_WORLD_SIZE"
+LAUNCHERS = ("accelerate.commands.launch", "accelerate-launch", "accelerate")
+SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a launch asked for. ``processes`` is None where it left that open; ``source`` ends an error sentence."""
+
+    processes: int | None
+    source: str
+
+
+def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
+    """Become ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``; does not return.
+
+    Args:
+        arguments: command line of llm-forget without the launch options.
+        config: path, or name of a shipped configuration such as ``ddp``.
+        processes: in place of the configuration's ``num_processes``.
+
+    Raises:
+        ValueError: the configuration cannot start this many processes.
+    """
+    path = resolve("accelerate_configs", config)
+    command = launch_command(arguments, path, processes)
+    world_size = command[command.index("--num_processes") + 1]
+    os.environ[WORLD_SIZE] = world_size
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def launch_command(arguments: Sequence[str], path: Path, processes: int | None) -> list[str]:
+    """The command line that `relaunch` becomes.
+
+    Raises:
+        ValueError: the file is not an accelerate configuration, or starts one process where more are asked for.
+    """
+    settings = _settings(path)
+    kind = str(settings.get("distributed_type", "NO"))
+    count = (
+        processes if processes is not None else settings.get("num_processes", 1 if kind in ("NO", "False") else None)
+    )
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"accelerate config '{path}' has no usable num_processes; give --num_processes N")
+    if count > 1 and kind in ("NO", "False", "MULTI_CPU"):
+        hint = "take cpu_2" if settings.get("use_cpu") else "take ddp"
+        raise ValueError(
+            f"accelerate config '{path}' (distributed_type {kind}) starts one process, {count} are asked for; {hint}"
+        )
+    if settings.get("use_cpu") and kind == "FSDP":
+        raise ValueError(
+            f"accelerate config '{path}' asks for FSDP on a CPU, which accelerate turns into DDP; take cpu_2"
+        )
+    flags = ["--config_file", str(path), "--num_processes", str(count)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "llm_forget", *arguments]
+
+
+def check_launch(state: Any) -> None:
+    """Refuse a launch that obtained another number of processes, or another kind of sharding, than it asked for.
+
+    Args:
+        state: accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
+
+    Raises:
+        ValueError: says what was asked, what was obtained and what to do.
+    """
+    kind = str(getattr(state.distributed_type, "value", state.distributed_type))
+    for asked in asked_launches(os.environ, _ancestors()):
+        if asked.processes is not None and asked.processes != state.num_processes:
+            raise ValueError(
+                f"{asked.source} asked for {asked.processes} processes, but this run has {state.num_processes}; "
+                f"on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
+            )
+    for variable, sharding in SHARDED.items():
+        if os.environ.get(variable, "false").lower() == "true" and kind in ("NO", "MULTI_CPU"):
+            raise ValueError(
+                f"the launch asked for {sharding}, but accelerate runs {kind} here; {sharding} needs GPUs, "
+                f"on CPUs take --accelerate_config cpu_2"
+            )
+
+
+def asked_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[Asked]:
+    """Everything that says how many processes there should be, most direct first.
+
+    Args:
+        environment: variables of this process.
+        ancestors: command lines of the parent process, its parent, ...
+    """
+    found = []
+    for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
+        text = environment.get(variable, "")
+        if text.isdigit():
+            found.append(Asked(int(text), source))
+    for command in ancestors:
+        options = _accelerate_options(command)
+        if options is not None:
+            found.append(Asked(_processes(options), "accelerate launch"))
+            break
+    return found
+
+
+def _accelerate_options(command: Sequence[str]) -> list[str] | None:
+    """The words after ``accelerate launch`` when a command line is one, otherwise None."""
+    for place, word in enumerate(command[:4]):
+        name = Path(word).name
+        if name in LAUNCHERS[:2]:
+            return list(command[place + 1 :])
+        if name == LAUNCHERS[2] and list(command[place + 1 : place + 2]) == ["launch"]:
+            return list(command[place + 2 :])
+    return None
+
+
+def _processes(options: list[str]) -> int | None:
+    from accelerate.commands.launch import launch_command_parser
+
+    known = launch_command_parser().parse_known_args(options)[0]
+    if known.num_processes is not None:
+        return int(known.num_processes)
+    if known.config_file is None or not Path(known.config_file).is_file():
+        return None
+    count = _settings(Path(known.config_file)).get("num_processes")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"accelerate config '{path}' is not valid YAML") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"accelerate config '{path}' is not a mapping of keys to values")
+    return settings
+
+
+def _ancestors(levels: int = 3) -> list[list[str]]:
+    """Command lines of the nearest ancestors; one that has ended or may not be read is left out."""
+    import psutil
+
+    lines: list[list[str]] = []
+    for process in psutil.Process().parents()[:levels]:
+        try:
+            lines.append(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return lines

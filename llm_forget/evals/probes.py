@@ -1,0 +1,258 @@
+"""The expensive part of an evaluation: one pass of a model over the rows of a split.
+
+A probe takes any causal LM as it is (which adapter is on is the caller's matter), goes through the rows longest first,
+and hands finished records to a `RecordWriter`, which keeps them on disk at once. The batch is halved when memory runs
+out; records do not depend on the batch, up to floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
+from llm_forget.logprobs import IGNORE, forward_logprobs
+
+Advance = Callable[[int], None]  # called with the number of records just finished
+Item = TypeVar("Item")
+
+# Largest [N, V] block of logits of one batch, in elements.
+LOGITS_ON_CPU, LOGITS_ON_GPU = 2**26, 2**28
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One window of one answer of one row; most answers have a single window."""
+
+    id: str
+    answer_index: int
+    window: int
+    input_ids: list[int]
+    labels: list[int]  # unshifted, -100 ignored; a target is labelled in one window only
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.answer_index
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt to continue, and what the true continuation is."""
+
+    id: str
+    prompt_ids: list[int]
+    reference: str = ""
+    sample: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.sample
+
+
+def probe_logprobs(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    writer: RecordWriter,
+    *,
+    batch_size: int = 64,
+    advance: Advance | None = None,
+) -> None:
+    """Teacher-forced pass: log-prob and argmax hit of every target token, one record per row and answer.
+
+    Args:
+        model: any Hugging Face or PEFT causal LM.
+        rows: windows of answers; rows whose record ``writer`` already has are left out.
+        writer: receives the records.
+        batch_size: sequences at most; fewer where their logits would not fit a fixed budget.
+        advance: progress.
+    """
+    missing = writer.missing()
+    todo = [row for row in rows if row.key in missing]
+    windows: dict[Key, int] = {}
+    for row in todo:
+        windows[row.key] = windows.get(row.key, 0) + 1
+    measured: dict[Key, dict[int, tuple[Tensor, Tensor]]] = {}
+
+    def measure(batch: Sequence[TokenRow]) -> None:
+        logps = forward_logprobs(model, _right_padded(batch, device), head=head, logits=True)
+        assert logps.logits is not None
+        hits = (logps.logits.argmax(-1) == logps.labels).cpu()  # [B, T]
+        values, counts = logps.values.float().cpu(), logps.mask.sum(-1).tolist()  # [B, T], B
+        finished = []
+        for i, row in enumerate(batch):
+            parts = measured.setdefault(row.key, {})
+            parts[row.window] = (values[i, : counts[i]], hits[i, : counts[i]])
+            if len(parts) == windows[row.key]:
+                finished.append(_token_record(row.key, measured.pop(row.key)))
+        writer.append(finished)
+        if advance is not None:
+            advance(len(finished))
+
+    device = _device(model)
+    head = model.get_output_embeddings()
+    block = (LOGITS_ON_CPU if device.type == "cpu" else LOGITS_ON_GPU) // head.weight.shape[0]
+    with _measuring(model):
+        _in_batches(todo, lambda row: len(row.input_ids), measure, batch_size=batch_size, tokens=block)
+
+
+def probe_generate(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[PromptRow],
+    writer: RecordWriter,
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 64,
+    advance: Advance | None = None,
+) -> None:
+    """Greedy continuation of every prompt, left-padded, with KV cache, until an end token or ``max_new_tokens``.
+
+    End tokens are the model's and the tokenizer's; sampling options and penalties in the model's own generation
+    config are overruled, so that two models are asked in the same way.
+    """
+    missing = writer.missing()
+    todo = [row for row in rows if row.key in missing]
+    ends = end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+
+    def measure(batch: Sequence[PromptRow]) -> None:
+        inputs = _left_padded(batch, pad, device)
+        out = model.generate(**inputs, generation_config=_greedy(ends, pad, max_new_tokens))
+        records = []
+        for row, ids in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+            text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+            records.append(GenerationRecord(row.id, row.sample, text, min(stop + 1, len(ids))))
+        writer.append(records)
+        if advance is not None:
+            advance(len(records))
+
+    device = _device(model)
+    with _measuring(model):
+        _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Token ids that end a generation: what the model's generation config says, and the tokenizer's end of sequence.
+
+    Raises:
+        ValueError: neither names one.
+    """
+    given = model.generation_config.eos_token_id
+    ids = [] if given is None else ([given] if isinstance(given, int) else list(given))
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError(
+            "neither the model's generation config nor its tokenizer names an end-of-sequence token; set one"
+        )
+    return ids
+
+
+def _greedy(ends: list[int], pad: int, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    # Stated one by one: what is left out here, `generate` fills in from the model's own generation config.
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        use_cache=True,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+    )
+
+
+def _in_batches(
+    items: Sequence[Item],
+    length: Callable[[Item], int],
+    measure: Callable[[Sequence[Item]], None],
+    *,
+    batch_size: int,
+    tokens: int | None = None,
+) -> None:
+    """Longest first, so that memory runs out at once or never; halve the batch when it does."""
+    queue = sorted(items, key=length, reverse=True)
+    start = 0
+    while start < len(queue):
+        fitting = batch_size if tokens is None else min(batch_size, tokens // max(1, length(queue[start])))
+        batch = queue[start : start + max(1, fitting)]
+        if _fits(measure, batch):
+            start += len(batch)
+        elif len(batch) == 1:
+            raise RuntimeError(
+                f"out of memory with a single sequence of {length(batch[0])} tokens; lower max_length, or load the "
+                "model in 4 or 8 bit"
+            )
+        else:
+            batch_size = len(batch) // 2
+
+
+def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> bool:
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    try:
+        measure(batch)
+        return True
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+    # Out of the handler, whose traceback would keep the tensors of the failed batch alive.
+    clear_device_cache(garbage_collection=True)
+    return False
+
+
+def _token_record(key: Key, windows: dict[int, tuple[Tensor, Tensor]]) -> TokenRecord:
+    parts = [windows[index] for index in sorted(windows)]
+    logps, hits = (torch.cat([part[i] for part in parts]) for i in range(2))  # [n], [n]
+    return TokenRecord(*key, logps.numpy(), hits.numpy())
+
+
+def _right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; attention from lengths, never from a pad id."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
+    for i, row in enumerate(rows):
+        n = len(row.input_ids)
+        ids[i, :n], labels[i, :n], attention[i, :n] = torch.tensor(row.input_ids), torch.tensor(row.labels), 1
+    return {k: v.to(device) for k, v in {"input_ids": ids, "attention_mask": attention, "labels": labels}.items()}
+
+
+def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, each ``[B, S]``."""
+    width = max(len(row.prompt_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        n = len(row.prompt_ids)
+        ids[i, width - n :], attention[i, width - n :] = torch.tensor(row.prompt_ids), 1
+    return {"input_ids": ids.to(device), "attention_mask": attention.to(device)}
+
+
+def _device(model: Any) -> torch.device:
+    """Where token ids must go: the device of the input embeddings, also for a model spread over several."""
+    return model.get_input_embeddings().weight.device
+
+
+@contextmanager
+def _measuring(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; every module's mode is put back, for a model that is still being trained."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

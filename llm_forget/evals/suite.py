@@ -1,0 +1,216 @@
+"""A suite: which probes to run and which lines to compute from them, read strictly from YAML.
+
+::
+
+    data:                                  # splits that a run does not define
+      real_authors: {path: org/name, name: real_authors}
+    probes:
+      forget: {probe: logprobs, split: forget}
+      forget_text: {probe: generate, split: forget, max_new_tokens: 64}
+    metrics:                               # top to bottom; an input names a probe or a line above
+      forget_probability: {metric: probability, records: forget, goal: match_oracle}
+    verdict:
+      forgot: [{line: forget_probability, at_most: 1.5, of: oracle}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forget.evals.metrics import METRICS
+from llm_forget.registry import Entry, did_you_mean
+
+GOALS = ("lower", "higher", "keep", "match_oracle")
+BOUNDS = ("at_most", "at_least", "within")
+ORACLE = "oracle_"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One pass of a model over one split."""
+
+    name: str
+    probe: str  # logprobs | generate
+    split: str
+    field: str | None = None  # column that holds the answer(s) instead of the row's own
+    limit: int | None = None  # a seeded subset of the rows
+    seed: int = 0
+    max_new_tokens: int = 200  # generate only
+
+
+@dataclass(frozen=True)
+class Line:
+    """One named number, or one per row, computed from probes and lines above."""
+
+    name: str
+    metric: Entry
+    inputs: dict[str, str | list[str]]
+    arguments: dict[str, Any]
+    goal: str
+
+    @property
+    def oracle_inputs(self) -> tuple[str, ...]:
+        """Inputs that receive the oracle's version of the input they are named after."""
+        return tuple(name for name in self.metric.inputs if name.startswith(ORACLE))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a line must satisfy, absolutely or relative to another model's value of it."""
+
+    line: str
+    kind: str  # at_most | at_least | within
+    amount: float  # a factor of the other value (at_most, at_least), a distance from it (within), or the bound itself
+    of: str | None = None  # oracle | before
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite file."""
+
+    name: str
+    data: dict[str, Any]
+    probes: dict[str, Probe]
+    lines: tuple[Line, ...]
+    verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
+
+    def splits(self) -> list[str]:
+        """Names of the splits that the probes read."""
+        return list(dict.fromkeys(probe.split for probe in self.probes.values()))
+
+
+def suite_path(name: str | Path) -> Path:
+    """File of a suite: a path to a YAML file, or the name of a shipped suite.
+
+    Raises:
+        ValueError: neither; lists the shipped ones.
+    """
+    if str(name).endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"suite file '{name}' does not exist")
+        return Path(name)
+    folder = _shipped()
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise ValueError(f"no suite is called '{name}'; {did_you_mean(str(name), known)}")
+    return path
+
+
+def _shipped() -> Path:
+    """The suites of the installed package, or of the checkout it runs from."""
+    package = Path(__file__).parents[1]
+    installed = package / "_shipped" / "eval"
+    return installed if installed.is_dir() else package.parent / "eval"
+
+
+def load_suite(name: str | Path) -> Suite:
+    """Read and check a suite.
+
+    Raises:
+        ValueError: not YAML, an unknown key, metric, parameter or input, a line that names nothing above it.
+    """
+    path = suite_path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"suite '{path}' is not valid YAML: {error}") from error
+    return parse_suite(content, name=path.stem)
+
+
+def parse_suite(content: Any, *, name: str) -> Suite:
+    """Check the parsed YAML of a suite; see `load_suite`."""
+    where = f"suite '{name}'"
+    content = _mapping(content, where)
+    _refuse_unknown(content, ("data", "probes", "metrics", "verdict"), where)
+    probes = {
+        key: _probe(key, value, where) for key, value in _mapping(content.get("probes"), f"{where}: probes").items()
+    }
+    lines: list[Line] = []
+    for key, value in _mapping(content.get("metrics"), f"{where}: metrics").items():
+        if key in probes:
+            raise ValueError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
+        lines.append(_line(key, value, [*probes, *(line.name for line in lines)], where))
+    names = [line.name for line in lines]
+    verdict = {
+        question: tuple(_bound(bound, names, f"{where}: verdict '{question}'") for bound in bounds)
+        for question, bounds in _mapping(content.get("verdict", {}), f"{where}: verdict").items()
+    }
+    return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), verdict)
+
+
+def _probe(name: str, content: Any, where: str) -> Probe:
+    where = f"{where}: probe '{name}'"
+    content = _mapping(content, where)
+    _refuse_unknown(content, ("probe", "split", "field", "limit", "seed", "max_new_tokens"), where)
+    kind = content.get("probe")
+    if kind not in ("logprobs", "generate"):
+        raise ValueError(f"{where} must say 'probe: logprobs' or 'probe: generate', not {kind!r}")
+    if not isinstance(content.get("split"), str):
+        raise ValueError(f"{where} must name a split, e.g. 'split: forget'")
+    if kind == "logprobs" and "max_new_tokens" in content:
+        raise ValueError(f"{where}: 'max_new_tokens' belongs to 'probe: generate'")
+    for key in ("limit", "max_new_tokens"):
+        value = content.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{where}: '{key}' must be a whole number of at least 1, not {value!r}")
+    return Probe(name=name, **content)
+
+
+def _line(name: str, content: Any, above: list[str], where: str) -> Line:
+    where = f"{where}: line '{name}'"
+    content = _mapping(content, where)
+    if not isinstance(content.get("metric"), str):
+        raise ValueError(f"{where} must name a metric; {did_you_mean('', METRICS.names())}")
+    entry = METRICS.get(content["metric"])
+    inputs = [i for i in entry.inputs if not i.startswith(ORACLE)]
+    _refuse_unknown(content, ("metric", "goal", *inputs, *entry.defaults), where)
+    missing = [i for i in inputs if i not in content]
+    if missing:
+        raise ValueError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
+    for value in (content[i] for i in inputs):
+        for reference in value if isinstance(value, list) else [value]:
+            if reference not in above:
+                hint = did_you_mean(str(reference), above)
+                raise ValueError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
+    goal = content.get("goal")
+    if goal not in GOALS:
+        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {goal!r}")
+    arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
+    return Line(name, entry, {i: content[i] for i in inputs}, arguments, goal)
+
+
+def _bound(content: Any, lines: list[str], where: str) -> Bound:
+    content = _mapping(content, where)
+    _refuse_unknown(content, ("line", "of", *BOUNDS), where)
+    if content.get("line") not in lines:
+        raise ValueError(f"{where} names no metric line of the suite; {did_you_mean(str(content.get('line')), lines)}")
+    kinds = [kind for kind in BOUNDS if kind in content]
+    if len(kinds) != 1:
+        raise ValueError(f"{where}: '{content['line']}' must have exactly one of {', '.join(BOUNDS)}")
+    if content.get("of") not in (None, "oracle", "before"):
+        raise ValueError(f"{where}: 'of' must be oracle or before, not {content['of']!r}")
+    if kinds[0] == "within" and content.get("of") is None:
+        raise ValueError(f"{where}: 'within' is a distance; say of which model, e.g. 'of: oracle'")
+    amount = content[kinds[0]]
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise ValueError(f"{where}: '{kinds[0]}' must be a number, not {amount!r}")
+    return Bound(content["line"], kinds[0], float(amount), content.get("of"))
+
+
+def _mapping(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{where} must be a mapping of names to values")
+    return content
+
+
+def _refuse_unknown(content: dict[str, Any], allowed: Iterable[str], where: str) -> None:
+    allowed = tuple(allowed)
+    for key in content:
+        if key not in allowed:
+            raise ValueError(f"{where} has no key '{key}'; {did_you_mean(key, allowed)}")

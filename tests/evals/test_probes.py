@@ -1,0 +1,186 @@
+"""Probes measure what the goldens say, whatever the batch, and survive being stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from llm_forget.evals import probes
+from llm_forget.evals.metrics.extraction_strength import extraction_strength
+from llm_forget.evals.metrics.probability import probability
+from llm_forget.evals.metrics.rouge import rouge
+from llm_forget.evals.probes import PromptRow, TokenRow, probe_generate, probe_logprobs
+from llm_forget.evals.records import RecordWriter
+
+
+@pytest.fixture(scope="module")
+def goldens(shared):
+    return json.loads((shared / "goldens/goldens.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tiny(shared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "goldens/tiny_model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def token_rows(goldens, name):
+    rows = [row if isinstance(row, list) else [row] for row in goldens["metric_inputs"][name]]
+    return [
+        TokenRow(str(i), k, 0, example["input_ids"], example["labels"])
+        for i, row in enumerate(rows)
+        for k, example in enumerate(row)
+    ]
+
+
+def measure(tmp_path, model, rows, name="records", **kwargs):
+    writer = RecordWriter(tmp_path / f"{name}.jsonl", "logprobs", "k", list(dict.fromkeys(row.key for row in rows)))
+    probe_logprobs(model, rows, writer, **kwargs)
+    return writer.finish()
+
+
+def continuations(tmp_path, model, tokenizer, rows, name="text", **kwargs):
+    writer = RecordWriter(tmp_path / f"{name}.jsonl", "generate", "k", [row.key for row in rows])
+    probe_generate(model, tokenizer, rows, writer, **kwargs)
+    return writer.finish()
+
+
+@pytest.mark.parametrize("name", ["forget", "forget_pert", "retain", "wf"])
+def test_teacher_forcing_gives_the_golden_losses(tmp_path, goldens, tiny, name):
+    records = measure(tmp_path, tiny[0], token_rows(goldens, name))
+    golden = goldens["metrics"]["current"]["probability"][name]["value_by_index"]
+    theirs = np.concatenate([np.atleast_1d(golden[str(i)]["avg_loss"]) for i in range(len(golden))])
+    np.testing.assert_allclose([-r.logps.mean() for r in records], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_teacher_forcing_gives_the_golden_strength(tmp_path, goldens, tiny):
+    records = measure(tmp_path, tiny[0], token_rows(goldens, "forget"))
+    ours = extraction_strength(records, include_last=False, floor=True)
+    golden = goldens["metrics"]["current"]["extraction_strength"]["value_by_index"]
+    np.testing.assert_allclose(ours, [golden[str(i)]["score"] for i in range(len(ours))], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf"])
+def test_generation_says_what_the_peer_generated(tmp_path, goldens, tiny, name):
+    golden = goldens["metrics"]["current"]["rouge"][name]
+    truth = {i: row["ground_truth"] for i, row in golden["value_by_index"].items()}
+    rows = [PromptRow(str(i), ids, truth[str(i)]) for i, ids in enumerate(goldens["generation_prompts"][name])]
+    records = continuations(tmp_path, *tiny, rows, max_new_tokens=24)
+    assert [r.text.strip() for r in records] == [golden["value_by_index"][r.id]["generation"].strip() for r in records]
+
+
+def test_the_batch_does_not_show_in_the_records(tmp_path, goldens, tiny):
+    rows = token_rows(goldens, "forget_para")
+    one = measure(tmp_path, tiny[0], rows, "one", batch_size=1)
+    many = measure(tmp_path, tiny[0], rows, "many", batch_size=64)
+    for left, right in zip(one, many, strict=True):
+        assert left.key == right.key
+        np.testing.assert_allclose(left.logps, right.logps, atol=2e-5)
+        assert left.hits.tolist() == right.hits.tolist()
+
+
+def test_generation_does_not_depend_on_padding(tmp_path, goldens, tiny):
+    prompts = goldens["generation_prompts"]["forget"] + goldens["generation_prompts"]["verbmem"]
+    rows = [PromptRow(str(i), ids) for i, ids in enumerate(prompts)]
+    one = continuations(tmp_path, *tiny, rows, "one", batch_size=1, max_new_tokens=12)
+    many = continuations(tmp_path, *tiny, rows, "many", max_new_tokens=12)
+    assert [r.text for r in one] == [r.text for r in many]
+
+
+def test_windows_of_an_answer_are_joined_into_one_record(tmp_path, tiny):
+    ids = list(range(10, 22))
+    whole = TokenRow("a", 0, 0, ids, [-100] * 4 + ids[4:])
+    first = TokenRow("b", 0, 0, ids[:8], [-100] * 4 + ids[4:8])
+    second = TokenRow("b", 0, 1, ids, [-100] * 8 + ids[8:])  # the same context, the later targets
+    one, joined = measure(tmp_path, tiny[0], [whole, second, first], batch_size=1)
+    np.testing.assert_allclose(joined.logps, one.logps, atol=1e-5)
+
+
+def test_a_row_without_targets_has_an_empty_record(tmp_path, tiny):
+    records = measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100] * 3)])
+    assert records[0].n == 0
+    assert np.isnan(probability(records)).all()
+
+
+def test_rows_already_measured_are_not_measured_again(tmp_path, goldens, tiny):
+    rows = token_rows(goldens, "forget")
+    keys = [row.key for row in rows]
+    writer = RecordWriter(tmp_path / "x.jsonl", "logprobs", "k", keys)
+    probe_logprobs(tiny[0], rows[:5], writer)
+    again, seen = RecordWriter(tmp_path / "x.jsonl", "logprobs", "k", keys), []
+    hook = tiny[0].register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    probe_logprobs(tiny[0], rows, again)
+    hook.remove()
+    assert sum(seen) == len(rows) - 5
+    assert [r.key for r in again.finish()] == keys
+
+
+def test_the_batch_is_halved_until_it_fits(tmp_path, goldens, tiny):
+    sizes = []
+
+    def small_memory(_, __, inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    rows = token_rows(goldens, "forget")
+    hook = tiny[0].register_forward_pre_hook(small_memory, with_kwargs=True)
+    records = measure(tmp_path, tiny[0], rows, batch_size=12)
+    hook.remove()
+    assert sizes == [12, 6, 3, 3, 3, 3]
+    assert [r.key for r in records] == [row.key for row in rows]
+
+
+def test_a_single_row_that_does_not_fit_is_refused_with_its_length(tmp_path, tiny):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = tiny[0].register_forward_pre_hook(no_memory)
+    with pytest.raises(RuntimeError, match="single sequence of 3 tokens"):
+        measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100, 6, 7])])
+    hook.remove()
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path, tiny):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    hook = tiny[0].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100, 6, 7])] * 2)
+    hook.remove()
+
+
+def test_long_rows_come_in_smaller_batches(monkeypatch, tmp_path, tiny):
+    sizes = []
+    hook = tiny[0].register_forward_pre_hook(lambda _, __, i: sizes.append(len(i["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr(probes, "LOGITS_ON_CPU", 512 * 40)
+    rows = [TokenRow(str(i), 0, 0, [5] * n, [5] * n) for i, n in enumerate([20, 20, 20, 10, 10, 10, 10])]
+    measure(tmp_path, tiny[0], rows)
+    hook.remove()
+    assert sizes == [2, 2, 3]
+
+
+def test_the_mode_of_every_module_is_put_back(tmp_path, goldens, tiny):
+    model = tiny[0].train()
+    model.model.layers[0].eval()
+    measure(tmp_path, model, token_rows(goldens, "wf"))
+    assert model.training
+    assert not model.model.layers[0].mlp.training
+    model.eval()
+
+
+def test_rouge_of_the_probes_own_generations_is_the_golden_one(tmp_path, goldens, tiny):
+    from dataclasses import replace
+
+    golden = goldens["metrics"]["current"]["rouge"]["forget"]
+    rows = [PromptRow(str(i), ids) for i, ids in enumerate(goldens["generation_prompts"]["forget"])]
+    records = continuations(tmp_path, *tiny, rows, max_new_tokens=24)
+    said = [replace(r, reference=golden["value_by_index"][r.id]["ground_truth"]) for r in records]
+    assert rouge(said).mean() == pytest.approx(golden["agg_value"], abs=1e-9)

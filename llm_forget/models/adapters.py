@@ -1,0 +1,266 @@
+"""Adapters on disk: written whole or not at all, and read only when they are exactly what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llm_forget.models.digest import describe_tensors, tensors_digest
+from llm_forget.models.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
+from llm_forget.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from llm_forget.run import file_digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+MANIFEST = "manifest.json"
+MAX_RANK = 1024
+_NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+def adapter_state_dict(
+    model: Any, name: str = ADAPTER, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of one adapter under PEFT's file keys, on the CPU.
+
+    Args:
+        state_dict: gathered weights of the whole model, where they are sharded (FSDP, ZeRO-3).
+
+    Raises:
+        ValueError: nothing of the adapter is there, or a tensor is empty or not finite.
+    """
+    from peft import get_peft_model_state_dict
+
+    # save_embedding_layers: its default asks the hub whether the vocabulary grew.
+    found = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: found[key].detach().cpu().contiguous() for key in sorted(found)}
+    if not tensors:
+        raise ValueError(f"adapter '{name}' has no tensors in this state dict; gather the weights of all ranks first")
+    for key, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"adapter '{name}': tensor '{key}' is empty; gather the weights of all ranks first")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter '{name}': tensor '{key}' is not finite; it is not saved")
+    return tensors
+
+
+def save_adapter(
+    model: Any,
+    folder: str | Path,
+    *,
+    base_digest: str | None = None,
+    base_name: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the adapter "unlearn", and only it, so that plain PEFT loads it and nobody ever sees half of it.
+
+    Writes ``adapter_model.safetensors``, ``adapter_config.json`` and ``manifest.json``: digests of files and tensors,
+    of the base and of the adapters beneath, and how the base was quantised.
+
+    Args:
+        folder: replaced if it exists.
+        base_digest: from `source_digest`, of the model that `load_base` gave.
+        base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
+        extra: further keys of the manifest.
+        state_dict: see `adapter_state_dict`.
+
+    Raises:
+        ValueError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    tensors = adapter_state_dict(model, ADAPTER, state_dict)
+    config = _config_json(model.peft_config[ADAPTER], base_name)
+    with replacing(folder) as temporary:
+        save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(temporary / ADAPTER_CONFIG, config)
+        manifest = {
+            "files": {name: file_digest(temporary / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+            "tensors": describe_tensors(tensors),
+            "base": base_digest,
+            "beneath": [
+                {"name": name, "digest": tensors_digest(adapter_state_dict(model, name, state_dict))}
+                for name in frozen_adapters(model)
+            ],
+            "quantization": quantization_of(model),
+        }
+        taken = manifest.keys() & (extra or {}).keys()
+        if taken:
+            raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
+        write_json(temporary / MANIFEST, {**manifest, **(extra or {})})
+    return folder
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _config_json(config: Any, base_name: str | None) -> dict[str, Any]:
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    base = base_name or config.base_model_name_or_path
+    # A local path names a machine and perhaps a person: the folder's own name is enough to recognise it.
+    if base and (base.endswith(".gguf") or Path(base).is_absolute() or Path(base).exists()):
+        base = Path(base).name
+    fields["base_model_name_or_path"] = base
+    fields["inference_mode"] = True
+    return dict(sorted(fields.items()))
+
+
+def load_adapter(
+    model: Any,
+    folder: str | Path,
+    *,
+    name: str = ADAPTER,
+    trainable: bool = False,
+    base_digest: str | None = None,
+) -> PeftModel:
+    """Put a saved adapter on a model; it is active together with those already there.
+
+    Unlike PEFT, which warns, this refuses whatever is not exactly what was written.
+
+    Args:
+        name: lower-case letters, digits and hyphens.
+        base_digest: of the model underneath; compared with the manifest's where both exist.
+
+    Raises:
+        ValueError: a file that differs from its manifest, missing or unexpected tensors, shapes that do not fit, values
+            that are not finite, another base, an unreasonable config, or pickled weights. Names the file.
+        FileNotFoundError: no adapter there.
+    """
+    from peft import PeftModel, get_peft_model
+
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"adapter name '{name}' is not made of 1 to 64 lower-case letters, digits and hyphens")
+    folder = Path(folder)
+    verify_adapter(folder, base_digest)
+    config = _read_config(folder)
+    config.inference_mode = not trainable
+    if not isinstance(model, PeftModel):
+        model = get_peft_model(model, config, adapter_name=name)
+    else:
+        frozen = list(model.peft_config)
+        model.add_adapter(name, config)
+        activate_all(model)
+        model.set_requires_grad([*frozen, *([] if trainable else [name])], False)
+    load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
+    return model.eval()
+
+
+def load_adapter_weights(
+    model: Any, folder: str | Path, *, name: str = ADAPTER, base_digest: str | None = None
+) -> None:
+    """Put the weights of a saved adapter into one that the model has already; flags and modes stay as they are.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_adapter`.
+    """
+    folder = Path(folder)
+    verify_adapter(folder, base_digest)
+    load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
+
+
+def load_adapter_state(
+    model: Any, tensors: Mapping[str, Tensor], *, name: str = ADAPTER, origin: str = "the state dict"
+) -> None:
+    """Put tensors, keyed as in an adapter file, into adapter `name`: all of them and no others.
+
+    Raises:
+        ValueError: missing or unexpected keys, other shapes, values that are not finite; names `origin`.
+    """
+    from peft import set_peft_model_state_dict
+
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"'{origin}': tensor '{key}' is not finite")
+    try:
+        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+    except RuntimeError as error:  # torch lists the tensors whose shapes differ
+        raise ValueError(f"'{origin}' does not fit this model: {error}") from error
+    missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"'{origin}' does not fit this model: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(result.unexpected_keys)} unexpected {list(result.unexpected_keys)[:3]}"
+        )
+
+
+def verify_adapter(folder: Path, base_digest: str | None = None) -> dict[str, Any]:
+    """Compare a folder with its manifest and return the manifest; empty where there is none (an adapter not of ours).
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_adapter`.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"adapter folder '{folder}' does not exist")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            pickled = next(folder.glob("*.bin"), None)
+            why = f"; '{pickled.name}' is pickled, which can run code, and is not read" if pickled else ""
+            raise FileNotFoundError(f"adapter folder '{folder}' has no {name}{why}")
+    if not (folder / MANIFEST).is_file():
+        return {}
+    manifest = read_json(folder / MANIFEST)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if manifest["files"].get(name) != file_digest(folder / name):
+            raise ValueError(f"'{folder / name}' is not what {MANIFEST} says was written; restore it or train again")
+    if base_digest is not None and manifest["base"] not in (None, base_digest):
+        raise ValueError(
+            f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest})"
+        )
+    return dict(manifest)
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    from peft import LoraConfig, PeftConfig
+
+    path = folder / ADAPTER_CONFIG
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.get("peft_type") != "LORA":
+        raise ValueError(f"'{path}' is of type {fields.get('peft_type')}; only LORA adapters are supported")
+    targets = fields.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ValueError(f"'{path}' gives target_modules as a pattern; write the list of module names")
+    ranks = [fields.get("r"), *(fields.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) and 0 < rank <= MAX_RANK for rank in ranks):
+        raise ValueError(f"'{path}' asks for a rank that is not between 1 and {MAX_RANK}")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"'{path}' is not a LoRA configuration")
+    config.base_model_name_or_path = None  # what it claims decides nothing here
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is not a whole safetensors file ({error})") from error

@@ -1,0 +1,85 @@
+"""What exactly some weights are: digests of tensors, of folders, and of whatever a model name stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llm_forget.models import builtin
+from llm_forget.models.source import Source, find_source
+from llm_forget.run import file_digest, json_digest
+
+# What decides the outputs of a model; tokenizer files have their own digest elsewhere.
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+
+
+def source_digest(name: str | None, revision: str | None = None) -> str:
+    """Content digest of the weights behind a model name.
+
+    Files give ``sha256:...`` over the sorted names and digests of weights and configs, the demo model one over its
+    initial tensors, and a Hub id ``commit:...``, the commit its revision stands for. A model with adapters gives one
+    digest of all parts.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_source`.
+    """
+    source = find_source(name)
+    base = _base_digest(source, revision)
+    if not source.adapters:
+        return base
+    return json_digest([base, *(folder_digest(folder) for folder in source.adapters)])
+
+
+def _base_digest(source: Source, revision: str | None) -> str:
+    if source.kind == "demo":
+        return tensors_digest(builtin.demo_model().state_dict())
+    if source.kind == "gguf":
+        return file_digest(Path(source.location))
+    if source.kind == "folder":
+        return folder_digest(Path(source.location))
+    return f"commit:{_commit(source.location, revision)}"
+
+
+def _commit(hub_id: str, revision: str | None) -> str:
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(hub_id, revision=revision or "main")
+    if config._commit_hash is None:
+        raise ValueError(f"the hub did not say which commit '{hub_id}' is at; give model_revision as a commit hash")
+    return str(config._commit_hash)
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest over the sorted names and contents of the weights and configs in a folder."""
+    files = {path.name: file_digest(path) for pattern in WEIGHT_FILES for path in folder.glob(pattern)}
+    return json_digest(files)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype are not part of it."""
+    import torch
+
+    # Viewed as bytes, because NumPy has no bfloat16.
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return "sha256:" + hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Digest, shape and dtype of each tensor, by sorted name."""
+    return {
+        name: {
+            "sha256": tensor_digest(tensors[name]).removeprefix("sha256:"),
+            "shape": list(tensors[name].shape),
+            "dtype": str(tensors[name].dtype).removeprefix("torch."),
+        }
+        for name in sorted(tensors)
+    }
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """One digest of named tensors: names, shapes, dtypes and bytes."""
+    return json_digest(describe_tensors(tensors))

@@ -1,0 +1,168 @@
+"""Load a base model and its tokenizer by name; quantised where asked; frozen adapters of the target on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.models import builtin
+from llm_forget.models.source import Source, find_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+
+def load_base(model_args: ModelConfig, *, device_map: Any = None, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model in evaluation mode.
+
+    Args:
+        model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit.
+        device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
+        trust_remote_code: run model code from the hub; only if asked.
+
+    Returns:
+        A ``PreTrainedModel``; or, where the name is an adapter or a run that holds one, a frozen ``PeftModel`` whose
+        adapter is called "target" (and "target-2", ... above it).
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_source`.
+        ModuleNotFoundError: a GGUF file without the package gguf.
+    """
+    from llm_forget.models.adapters import load_adapter
+
+    source = find_source(model_args.model_name_or_path)
+    model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
+    for number, folder in enumerate(source.adapters, start=1):
+        name = "target" if number == 1 else f"target-{number}"
+        model = load_adapter(model, folder, name=name)
+    return model.eval()
+
+
+def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if source.kind in ("demo", "gguf"):
+        quantization = options.pop("quantization_config", None)
+        model = _demo(model_args) if source.kind == "demo" else _gguf(source, options)
+        if quantization is not None:
+            model = _quantize(model, quantization, options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, revision=model_args.model_revision, use_safetensors=True, **options
+        )
+    model.name_or_path = model.config._name_or_path = source.name if not source.adapters else source.location
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        model = _prepare_quantized(model)
+    return model
+
+
+def _options(model_args: ModelConfig, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
+    from trl import get_quantization_config
+
+    options: dict[str, Any] = {"dtype": model_args.dtype, "trust_remote_code": trust_remote_code}
+    if model_args.attn_implementation is not None:
+        options["attn_implementation"] = model_args.attn_implementation
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+        device_map = device_map if device_map is not None else _own_device()
+    if device_map is not None:
+        options["device_map"] = device_map
+    return options
+
+
+def _own_device() -> dict[str, Any]:
+    """Quantised weights cannot be moved afterwards: each process loads them where it computes."""
+    from accelerate import PartialState
+
+    return {"": PartialState().device}
+
+
+def _demo(model_args: ModelConfig) -> Any:
+    import torch
+
+    model = builtin.demo_model(model_args.attn_implementation)
+    if model_args.dtype not in (None, "auto"):
+        model = model.to(getattr(torch, model_args.dtype))
+        model.config.dtype = model.dtype
+    return model
+
+
+def _gguf(source: Source, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    path = _gguf_path(source)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+    # The weights are ordinary tensors by now. While the model still calls itself quantised, transformers refuses to
+    # save it or to train it.
+    del model.config.quantization_config
+    del model.hf_quantizer, model.quantization_method
+    model.is_quantized = False
+    model.config._name_or_path = source.name
+    return model
+
+
+def _gguf_path(source: Source) -> Path:
+    import importlib.util
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            f"'{source.name}' is read by the package gguf, which is not installed; run "
+            '`pip install "llm-forget[gguf]"`'
+        )
+    return Path(source.location)
+
+
+def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
+    """4- or 8-bit copy of weights that did not come from a safetensors folder: through a temporary one."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
+        model.save_pretrained(folder)
+        model_class = type(model)
+        del model
+        return model_class.from_pretrained(folder, quantization_config=quantization, **options)
+
+
+def _prepare_quantized(model: Any) -> Any:
+    """What stays unquantised (norms, embeddings, head) computes in float32; done at load so that training, evaluation
+    and merging see the same model."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to `load_base` of the same arguments.
+
+    It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token; nothing in this package
+    derives a mask from the pad token, so end-of-turn tokens stay attended.
+
+    Raises:
+        ValueError: neither a pad nor an end-of-sequence token.
+    """
+    source = find_source(model_args.model_name_or_path)
+    tokenizer = _tokenizer(source, model_args.model_revision, trust_remote_code)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"the tokenizer of '{source.name}' has neither a pad nor an eos token; set one in its files"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    for folder in source.tokenizer_folders:
+        if (folder / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(str(folder))
+    if source.kind == "demo":
+        return builtin.demo_tokenizer()
+    if source.kind == "gguf":
+        path = _gguf_path(source)
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=trust_remote_code)

@@ -1,0 +1,170 @@
+"""LoRA: attach an adapter that learns to forget, and look beneath it without a second model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import ModelConfig
+
+ADAPTER = "unlearn"
+ALL_LINEAR = "all-linear"
+
+
+def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
+    """Add the LoRA adapter "unlearn" and make it the only thing that trains.
+
+    Adapters the model already carries (the target's own knowledge) stay active and frozen. Without
+    ``lora_target_modules`` every linear layer but the head is adapted, experts of a mixture included.
+
+    Args:
+        model: from `load_base`; it is changed in place.
+        model_args: ``lora_r``, ``lora_alpha``, ``lora_dropout`` and so on. With a dropout above 0, policy and reference
+            no longer agree at the first step.
+
+    Raises:
+        ValueError: the model has an "unlearn" adapter already, or experts are to be adapted with dropout or DoRA.
+    """
+    from peft import PeftModel, get_peft_model
+
+    frozen = frozen_adapters(model)
+    if ADAPTER in _adapter_names(model):
+        raise ValueError(f"the model already carries an adapter '{ADAPTER}'; merge it, or load the model beneath it")
+    config = _lora_config(model, model_args)
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=ADAPTER)
+    model.add_adapter(ADAPTER, config)
+    activate_all(model)
+    model.set_requires_grad(frozen, False)
+    return model
+
+
+def activate_all(model: Any) -> None:
+    """Switch every adapter of the model on, the trained one first."""
+    # PeftModel.set_adapter takes one name; its tuner takes several. Whoever reads the "current" adapter (transformers
+    # when it resumes) takes the first.
+    names = sorted(model.peft_config, key=lambda name: name != ADAPTER)
+    model.active_adapter = names[0]
+    model.base_model.set_adapter(names)
+
+
+def frozen_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters beneath the trained one, lowest first; empty for a plain model."""
+    return [name for name in _adapter_names(model) if name != ADAPTER]
+
+
+def _adapter_names(model: nn.Module) -> list[str]:
+    tuner = _tuner(model)
+    return [] if tuner is None else list(tuner.peft_config)
+
+
+def _lora_config(model: Any, model_args: ModelConfig) -> Any:
+    from trl import get_peft_config
+
+    targets: Any = model_args.lora_target_modules or ALL_LINEAR  # TRL turns a list of one name into that name
+    config: Any = get_peft_config(dataclasses.replace(model_args, use_peft=True, lora_target_modules=targets))
+    experts = _expert_parameters(model) if targets == ALL_LINEAR else []
+    if experts and config.target_parameters is None:
+        if model_args.lora_dropout or model_args.use_dora:
+            raise ValueError(
+                f"{', '.join(experts)} hold the experts as one tensor, where LoRA knows neither dropout nor DoRA; set "
+                "lora_dropout: 0 and use_dora: false, or name other lora_target_modules"
+            )
+        config.target_parameters = experts
+    config.fan_in_fan_out = _stores_transposed(model)
+    return config
+
+
+def _expert_parameters(model: nn.Module) -> list[str]:
+    """Names of parameters ``[experts, in, out]`` that "all-linear" does not reach, as they are in no linear layer."""
+    names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
+    return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
+
+
+def _stores_transposed(model: nn.Module) -> bool:
+    """Whether linear layers are GPT-2's Conv1D, whose weight is ``[in, out]``."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+@contextmanager
+def reference_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is the reference: adapter "unlearn" off, target adapters on, no dropout.
+
+    No copy is made. Afterwards active adapters, ``requires_grad`` of every parameter and the mode of every module
+    are what they were, also when the block raises. Blocks may be nested; wrapped models (DDP, FSDP, DeepSpeed) work.
+
+    Raises:
+        ValueError: the model has no adapter "unlearn".
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuner = _tuner(model)
+    if tuner is None or ADAPTER not in tuner.peft_config:
+        raise ValueError(
+            f"the model has no adapter '{ADAPTER}' to switch off, so it holds no reference; use attach_adapter first"
+        )
+    # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter
+    # trainable. So flags are kept here and put back one by one.
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    active = tuner.active_adapter
+    beneath = [name for name in tuner.active_adapters if name != ADAPTER]
+    off = any(layer.disable_adapters for layer in tuner.modules() if isinstance(layer, BaseTunerLayer))
+    try:
+        if not off and beneath:
+            tuner.set_adapter(beneath, inference_mode=True)
+        elif not off:
+            tuner.disable_adapter_layers()
+        model.eval()
+        yield
+    finally:
+        if not off:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(active)
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training
+
+
+def _tuner(model: nn.Module) -> Any:
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return next((module for module in model.modules() if isinstance(module, BaseTuner)), None)
+
+
+def prepare_gradient_checkpointing(model: Any) -> None:
+    """Turn on non-reentrant gradient checkpointing so that adapters under it still get gradients.
+
+    The embedding is frozen, so its output needs no gradient, and a checkpointed layer whose inputs need none gives none
+    to its LoRA weights: input gradients are enabled. Reentrant checkpointing would fail under DDP.
+    """
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+
+
+def quantization_of(model: nn.Module) -> dict[str, Any] | None:
+    """How the base is quantised, as the fields of ``ModelConfig`` that ask for it; None where it is not."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    fields = config if isinstance(config, dict) else config.to_dict()
+    if fields.get("load_in_4bit"):
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": fields["bnb_4bit_quant_type"],
+            "use_bnb_nested_quant": fields["bnb_4bit_use_double_quant"],
+            "bnb_4bit_quant_storage": fields.get("bnb_4bit_quant_storage"),
+        }
+    if fields.get("load_in_8bit"):
+        return {"load_in_8bit": True}
+    return {"quant_method": str(fields.get("quant_method"))}

@@ -1,0 +1,96 @@
+"""What a model name means: a Hub id, a folder, a GGUF file, a built-in model, a run, or an adapter on one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_forget.models import builtin
+from llm_forget.run import Run, read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from: full weights, and the frozen adapters on top of them, lowest first."""
+
+    name: str  # as the user wrote it
+    kind: str  # "hub" | "folder" | "gguf" | "demo"
+    location: str  # Hub id, folder or file of the full weights
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def tokenizer_folders(self) -> tuple[Path, ...]:
+        """Adapter folders from the top down: one of them may hold the tokenizer that was trained with."""
+        return tuple(reversed(self.adapters))
+
+
+def find_source(name: str | None) -> Source:
+    """Resolve a model name.
+
+    Args:
+        name: Hub id, folder of a model, PEFT adapter folder, run folder, ``*.gguf`` file, ``builtin:NAME``.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder that holds no model.
+        ValueError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
+    """
+    if not name:
+        raise ValueError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
+    return _find(name, name, ())
+
+
+def _find(name: str, asked: str, above: tuple[Path, ...]) -> Source:
+    if len(above) > 8:
+        raise ValueError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
+    if name.startswith("builtin:"):
+        kind, location = builtin.find(name.removeprefix("builtin:"))
+        return Source(asked, kind, location, above)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"GGUF file '{name}' does not exist")
+        return Source(asked, "gguf", str(path), above)
+    if not path.exists():
+        return Source(asked, "hub", _hub_id(name), above)
+    if (path / "run.json").is_file():
+        path = _model_of_run(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _find(_base_of(path), asked, (path, *above))
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
+    if not any(path.glob("*.safetensors")):
+        pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)
+        what = "pickled weights, which can run code when opened" if pickled else "no weights"
+        raise ValueError(f"'{name}' holds {what}; only safetensors are read: convert with save_pretrained first")
+    return Source(asked, "folder", str(path), above)
+
+
+def _hub_id(name: str) -> str:
+    parts = name.split("/")
+    if len(parts) > 2 or name.startswith((".", "~")) or not all(parts):
+        raise FileNotFoundError(f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name)")
+    return name
+
+
+def _model_of_run(run: Path) -> Path:
+    opened = Run.open(run)
+    for folder in (opened.model, opened.adapter):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"run '{run}' holds neither model/ nor adapter/; name a finetune or unlearn run")
+
+
+def _base_of(adapter: Path) -> str:
+    """Name of the model beneath an adapter: its run knows; otherwise PEFT's own config says."""
+    run = Run(adapter.parent)
+    if run.state_file.is_file() and run.config_file.is_file():
+        base = run.config.get("model_name_or_path")
+    else:
+        base = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
+    return str(base)

@@ -1,0 +1,91 @@
+"""Fixtures of the whole suite: no hub, no telemetry, one thread, and models small enough to make on the spot."""
+
+import os
+
+# Read when huggingface_hub and tokenizers are first imported, so before anything else.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference data that is not part of the repository; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("LLM_FORGET_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"needs reference data: {folder} does not exist (set LLM_FORGET_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """``tiny_model(seed=0, **config)``: a random Llama of 2 layers, hidden size 32, vocabulary 64, in evaluation mode."""
+
+    def make(seed: int = 0, **changes: Any) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes: dict[str, Any] = {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer without merges: 256 bytes and <s>, </s>, <pad>; one token per byte; no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=128
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+    """A folder with a tiny model (vocabulary 259) and its tokenizer, as from_pretrained reads it."""
+    folder = tmp_path / "tiny"
+    tiny_model(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def lora_args() -> Callable[..., Any]:
+    """``lora_args(name=None, **changes)``: TRL's ModelConfig for a small LoRA without dropout."""
+
+    def make(name: Any = None, **changes: Any) -> Any:
+        from trl import ModelConfig
+
+        given = {"model_name_or_path": None if name is None else str(name), "lora_r": 4, "lora_alpha": 8}
+        return ModelConfig(**{**given, "lora_dropout": 0.0, "use_peft": True, **changes})
+
+    return make

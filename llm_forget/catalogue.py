@@ -64,6 +64,18 @@ def explanation(name: str) -> RenderableType:
     raise ValueError(f"no method or term is called '{name}'; {did_you_mean(name, {*METHODS, *OBJECTIVES.names()})}")
 
 
+def example(method: Any) -> dict[str, Any]:
+    """The keys that spell a method's defaults out in a recipe."""
+    arguments: dict[str, Any] = {}
+    for line in method.forget:
+        arguments |= {key: value for key, value in _filled(line).items() if value is not None}
+    for split, lines in (("forget", method.forget), ("retain", method.retain)):
+        for line in lines:
+            weight = line.get("weight", 1.0)
+            arguments |= dict(weight["dual"]) if isinstance(weight, dict) else {f"{split}_weight": weight}
+    return {"method": method.name, "method_args": arguments}
+
+
 def recipes_table() -> RenderableType:
     """All shipped recipes with the first line of their header."""
     table = Table("recipe", "what it does", "run by us")
@@ -120,7 +132,6 @@ def _arguments(arguments: dict[str, Any]) -> str:
 def _method(method: Any) -> RenderableType:
     table = Table("split", "term", "weight", "hyper-parameters", "inputs", "needs")
     parts: list[RenderableType] = [Text(method.summary), table]
-    method_args: dict[str, Any] = {}
     for split, lines in (("forget", method.forget), ("retain", method.retain)):
         for line in lines:
             entry, weight = _entry(line), line.get("weight", 1.0)
@@ -128,11 +139,9 @@ def _method(method: Any) -> RenderableType:
             shown = f"dual({_arguments(weight['dual'])})" if isinstance(weight, dict) else f"{weight:g}"
             table.add_row(split, entry.name, shown, _arguments(_filled(line)) or "-", ", ".join(entry.inputs), needs)
             parts.append(_formula(entry))
-            method_args |= {k: v for k, v in _filled(line).items() if v is not None and split == "forget"}
-            method_args |= dict(weight["dual"]) if isinstance(weight, dict) else {f"{split}_weight": weight}
     if method.notes:
         parts.append(Text(f"\nNotes: {method.notes}"))
-    parts += [Text("\nIn a recipe (method_args may be left out):"), _yaml(method=method.name, method_args=method_args)]
+    parts += [Text("\nIn a recipe (method_args may be left out):"), _yaml(**example(method))]
     return Panel(Group(*parts), title=f"{method.name}  ·  {method.paper}", title_align="left", expand=False)
 
 

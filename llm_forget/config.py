@@ -74,6 +74,8 @@ class TrainConfig(TrainingArguments):
     dry_run: bool = _field(False, "check everything and estimate memory without training")
 
     def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
         if self.bf16 is None:
             self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
         super().__post_init__()
@@ -201,8 +203,6 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     data, train, model = parser.parse_args_into_dataclasses(args=flags)
     for config in (data, train, model):
         _read_structures(config)
-    if not train.output_dir:
-        raise ValueError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
     if not model.model_name_or_path:
         raise ValueError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
     return data, train, model
@@ -256,15 +256,16 @@ def _read_structures(config: Any) -> None:
 def resolved(*configs: Any) -> dict[str, Any]:
     """The flat keys that reproduce these configurations: all of ours, and of the libraries what is not default."""
     library = {**dataclasses.asdict(ModelConfig()), **TrainingArguments().to_dict()}
+    ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
+    always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
     flat: dict[str, Any] = {}
     for config in configs:
         plain = config.to_dict() if isinstance(config, TrainingArguments) else dataclasses.asdict(config)
-        for f in dataclasses.fields(config):
-            if not f.init or f.name in SECRET_KEYS or f.name not in plain:
+        for key, value in plain.items():
+            if value is None or key in SECRET_KEYS or (key in CONTROL_KEYS and key not in always):
                 continue
-            value = plain[f.name]
-            if value is not None and (f.name not in library or value != library[f.name]):
-                flat[f.name] = value
+            if key in always or value != library.get(key):
+                flat[key] = value
     return flat
 
 

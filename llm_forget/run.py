@@ -194,7 +194,7 @@ def json_digest(content: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions, git commit of the working directory, device. Nothing that names a person or host."""
+    """What the run ran on: versions, git commit of the working directory, device; nothing that names a person."""
     import torch
 
     cuda = torch.cuda.is_available()

@@ -1,0 +1,105 @@
+"""The run directory: old or new, never half; and checkpoints that say when they are whole."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_forget import checkpoints
+from llm_forget.run import Run, file_digest, read_json, write_atomic, write_json
+
+IDENTITY = {"learning_rate": 1e-4, "method": "npo"}
+
+
+def started(path: Path, **changes: object) -> Run:
+    identity = {**IDENTITY, **changes}
+    return Run.start(path, "unlearn", {**identity, "output_dir": str(path)}, identity, overwrite=False)
+
+
+def test_an_unfinished_run_is_never_read_as_whole(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    with pytest.raises(ValueError, match="is not complete; go on with `llm-forget unlearn"):
+        Run.open(run.path)
+    run.finish()
+    assert Run.open(run.path).config == {**IDENTITY, "output_dir": str(run.path)}
+
+
+def test_a_run_is_taken_up_again_only_with_the_same_identity(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    assert started(tmp_path / "r").path == run.path
+    with pytest.raises(ValueError, match="holds a run with another learning_rate; choose another output_dir"):
+        started(tmp_path / "r", learning_rate=1.0)
+    with pytest.raises(ValueError, match="holds a unlearn run"):
+        Run.start(run.path, "finetune", {}, IDENTITY, overwrite=False)
+
+
+def test_overwrite_deletes_a_run_but_never_other_files(tmp_path: Path) -> None:
+    run = started(tmp_path / "r")
+    (run.path / "old").touch()
+    again = Run.start(run.path, "finetune", {}, {}, overwrite=True)
+    assert not (again.path / "old").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(ValueError, match="holds files but no run"):
+        Run.start(tmp_path / "photos", "unlearn", {}, {}, overwrite=True)
+
+
+def test_opening_something_else_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it has no run\.json"):
+        Run.open(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"new": float("nan")})
+    write_atomic(tmp_path / "b.txt", "text")
+    assert read_json(path) == {"old": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.txt"]
+
+
+def test_broken_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{\n}}")
+    with pytest.raises(ValueError, match=r"a\.json' is not valid JSON \(line 2\)"):
+        read_json(tmp_path / "a.json")
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "inner").mkdir(parents=True)
+    (path / "optimizer.pt").write_bytes(bytes(range(100)))
+    (path / "inner" / "rng_state.pth").write_bytes(b"abc")
+    checkpoints.seal(path)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 9)
+    newest = checkpoint(tmp_path, 10)
+    assert checkpoints.last_complete(tmp_path) == (newest, [])
+    assert checkpoints.last_complete(tmp_path / "none") == (None, [])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "unsealed", "bad seal"])
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, damage: str) -> None:
+    whole, broken = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    file = broken / "optimizer.pt"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    elif damage == "flipped":
+        file.write_bytes(b"\x01" + file.read_bytes()[1:])
+    elif damage == "unsealed":
+        (broken / checkpoints.SEAL).unlink()
+    else:
+        (broken / checkpoints.SEAL).write_text("{")
+    found, sentences = checkpoints.last_complete(tmp_path)
+    assert found == whole
+    assert len(sentences) == 1
+    assert "checkpoint-8' is not used" in sentences[0]
+
+
+def test_file_digests_are_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -86,21 +86,23 @@ class Finding:
     holds: bool | None
 
     def sentence(self) -> str:
-        """``forget_probability 0.15 vs oracle 0.14`` and, when it fails, the bound."""
-        text = f"{self.bound.line} {_shown(self.value)}"
-        if self.bound.of is not None:
-            text += f" vs {self.bound.of} {_shown(self.compared_with)}"
-        return (
-            text
-            if self.holds
-            else f"{text}, bound: {self.bound.kind.replace('_', ' ')} {self.bound.amount:g}"
-            + ("" if self.bound.of is None else " x" if self.bound.kind != "within" else " of it")
-        )
+        """``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
+        bound = f"{self.bound.kind.replace('_', ' ')} {self.bound.amount:g}"
+        if self.bound.of is None:
+            return f"{self.bound.line} {shown(self.value)} ({bound})"
+        times = "" if self.bound.kind == "within" else " times"
+        return f"{self.bound.line} {shown(self.value)} ({self.bound.of} {shown(self.compared_with)}; {bound}{times})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         compared = None if self.compared_with is None else _number(self.compared_with)
-        return {**asdict(self.bound), "value": _number(self.value), "compared_with": compared, "holds": self.holds}
+        return {
+            **asdict(self.bound),
+            "value": _number(self.value),
+            "compared_with": compared,
+            "holds": self.holds,
+            "sentence": self.sentence(),
+        }
 
 
 def judge(
@@ -137,7 +139,8 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """Three decimals, or a power of ten where those would be 0."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"

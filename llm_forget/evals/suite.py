@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from llm_forget import shipped
 from llm_forget.evals.metrics import METRICS
 from llm_forget.registry import Entry, did_you_mean
 
@@ -84,38 +85,14 @@ class Suite:
         return list(dict.fromkeys(probe.split for probe in self.probes.values()))
 
 
-def suite_path(name: str | Path) -> Path:
-    """File of a suite: a path to a YAML file, or the name of a shipped suite.
-
-    Raises:
-        ValueError: neither; lists the shipped ones.
-    """
-    if str(name).endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise ValueError(f"suite file '{name}' does not exist")
-        return Path(name)
-    folder = _shipped()
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = [p.stem for p in folder.glob("*.yaml")]
-        raise ValueError(f"no suite is called '{name}'; {did_you_mean(str(name), known)}")
-    return path
-
-
-def _shipped() -> Path:
-    """The suites of the installed package, or of the checkout it runs from."""
-    package = Path(__file__).parents[1]
-    installed = package / "_shipped" / "eval"
-    return installed if installed.is_dir() else package.parent / "eval"
-
-
 def load_suite(name: str | Path) -> Suite:
-    """Read and check a suite.
+    """Read and check a suite: a YAML file, or a shipped suite by name.
 
     Raises:
+        FileNotFoundError: neither.
         ValueError: not YAML, an unknown key, metric, parameter or input, a line that names nothing above it.
     """
-    path = suite_path(name)
+    path = shipped.resolve("eval", str(name))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -1,0 +1,119 @@
+"""Preferred answers for rows to forget: refusals (IdkDPO) or other answers that the rows bring (AltPO)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.data.files import read_lines
+from llm_forget.data.rows import is_text, with_completion
+from llm_forget.data.sources import Spec, load_source
+from llm_forget.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
+    """Sentences of refusal from any source, or from a file with one sentence a line (whatever its ending).
+
+    Raises:
+        ValueError: no sentence, or a source whose rows have no text.
+    """
+    if isinstance(spec, str) and Path(spec).is_file() and Path(spec).suffix in (".txt", ".jsonl"):
+        lines = read_lines(Path(spec))
+        if lines and not all(_is_object(line) for line in lines):
+            return lines
+    rows = load_source(spec, split_name="alternate", data_path=data_path)
+    for column in ("text", "completion"):
+        if column in rows.column_names and all(isinstance(value, str) for value in rows[column][:]):
+            return list(rows[column][:])
+    raise ValueError(
+        f"alternate: refusals need a column 'text' or 'answer' of text; {did_you_mean('text', rows.column_names)}"
+    )
+
+
+def with_alternates(
+    rows: Dataset, refusals: Sequence[str] | None = None, *, field: str = "alternate", seed: int = 0
+) -> Dataset:
+    """The same rows in the same order with the preferred answer in place of the true one.
+
+    Args:
+        rows: rows to forget, as `load_source` gives them.
+        refusals: sentences, one chosen for each row by its id and ``seed``; None to take the row's own ``field``.
+        field: column with the preferred answer, or a list of them (one is chosen in the same way).
+
+    Raises:
+        ValueError: the column is missing or empty in a row (names the id), or a row is running text.
+    """
+    if refusals is not None and not refusals:
+        raise ValueError("alternate: there is no sentence of refusal; give at least one")
+    if refusals is None and field not in rows.column_names:
+        raise ValueError(
+            f"forget rows have no column '{field}' with a preferred answer; add it, or set `alternate` to a source of "
+            f"refusals such as builtin:demo/idk; {did_you_mean(field, rows.column_names)}"
+        )
+
+    def replace(row: dict[str, Any]) -> dict[str, Any]:
+        if is_text(row):
+            raise ValueError(
+                f"row '{row['id']}' is running text, which has no answer to replace; use prompt/completion rows"
+            )
+        choices = refusals if refusals is not None else _own_choices(row, field)
+        changed = with_completion(row, choices[_draw(row["id"], seed) % len(choices)])
+        return {column: changed[column] for column in ("completion", "messages") if changed.get(column) is not None}
+
+    # A list of messages becomes text here, so the column cannot keep its type.
+    kinds = {"completion"} & set(rows.column_names)
+    replaced = [{**row, **replace(row)} for row in rows]
+    return _same_columns(rows, replaced, kinds)
+
+
+def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
+    """Tokenised alternates in the order of tokenised forget rows: row i answers row i.
+
+    Long rows have several windows; each is paired with the one window of its alternate.
+
+    Raises:
+        ValueError: an alternate that is itself longer than one window, or missing; names the id.
+    """
+    place: dict[str, int] = {}
+    for i, (row_id, window) in enumerate(zip(alternates["id"][:], alternates["window"][:], strict=True)):
+        if window:
+            raise ValueError(f"the preferred answer of row '{row_id}' is longer than one window; raise max_length")
+        place[row_id] = i
+    missing = [row_id for row_id in forget["id"][:] if row_id not in place]
+    if missing:
+        raise ValueError(f"row '{missing[0]}' has no preferred answer; every row to forget needs one")
+    return alternates.select([place[row_id] for row_id in forget["id"][:]])
+
+
+def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:
+    value = row[field]
+    choices = [value] if isinstance(value, str) else list(value or [])
+    if not choices or not all(isinstance(text, str) and text.strip() for text in choices):
+        raise ValueError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
+    return choices
+
+
+def _same_columns(rows: Dataset, replaced: list[dict[str, Any]], changed: set[str]) -> Dataset:
+    from datasets import Dataset
+
+    columns = {name: [row[name] for row in replaced] for name in rows.column_names}
+    features = {name: kind for name, kind in rows.features.items() if name not in changed}
+    table = Dataset.from_dict(columns)
+    return table.cast(table.features | features) if features else table
+
+
+def _draw(row_id: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[:8])
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False

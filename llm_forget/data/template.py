@@ -1,0 +1,232 @@
+"""From a row to one string that says where answers begin and end and which control tokens are real.
+
+Text of a row must stay data: an answer that contains ``</s>`` or ``<|im_end|>`` must not end the turn. A tokenizer
+cannot tell such text from the control tokens of the template, since both are the same characters. So they are made
+different: before the template is applied, special-token strings inside a row are put out of sight; what is left
+afterwards was written by the template, and gets a name that no text can contain, made of Unicode noncharacters; then
+the row's own characters are put back. `tokenise.py` has the tokenizer that knows those names, and still sees the whole
+string at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_forget.data.rows import Message, Row, conversation, is_text
+
+DEFAULT_PROMPT_TEMPLATE = "Question: {prompt}\nAnswer: "
+_CONTROL = "\ufdd0\ufdd1"  # around the id of a control token
+_DATA = re.compile("\ufdd2(\\d+)\ufdd3")  # a special-token string that is text of the row
+_START, _END, _CONTENT_END = "\ufdd4", "\ufdd5", "\ufdd6"  # of a target; and of the content of an assistant message
+_RESERVED = re.compile("[\ufdd0-\ufdd6]")
+_END_OF_TURN = re.compile("\\s*\ufdd0\\d+\ufdd1")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How prompts and completions become one string: the tokenizer's chat template, or strings from the config."""
+
+    chat: bool
+    prompt_template: str = DEFAULT_PROMPT_TEMPLATE
+    completion_end: str | None = None  # plain only; default: the tokenizer's end-of-sequence token
+    system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Text with control tokens under their unspellable names, and the character spans that carry loss."""
+
+    text: str
+    targets: list[tuple[int, int]]
+
+
+def template_for(
+    tokenizer: Any,
+    *,
+    use_chat_template: bool | None = None,
+    prompt_template: str = DEFAULT_PROMPT_TEMPLATE,
+    completion_end: str | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Template:
+    """The template for a tokenizer: its chat template where it has one, unless told otherwise.
+
+    Raises:
+        ValueError: a chat template is wanted and there is none, or ``prompt_template`` does not hold ``{prompt}`` once.
+    """
+    if use_chat_template and not tokenizer.chat_template:
+        raise ValueError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
+    if prompt_template.count("{prompt}") != 1:
+        raise ValueError("prompt_template must hold {prompt} exactly once, as 'Question: {prompt}\\nAnswer: ' does")
+    chat = bool(tokenizer.chat_template) if use_chat_template is None else use_chat_template
+    if not chat and completion_end is None and tokenizer.eos_token is None:
+        raise ValueError("this tokenizer has no end-of-sequence token; set completion_end, or answers have no end")
+    return Template(chat, prompt_template, completion_end, system_prompt, dict(chat_template_kwargs or {}))
+
+
+def control_name(number: int) -> str:
+    """What stands for a control token in a rendered string; no row can contain it."""
+    return f"{_CONTROL[0]}{number}{_CONTROL[1]}"
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Control tokens by what they look like; longest first, as a tokenizer prefers them."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    special = {token.content: number for number, token in added.items() if token.special}
+    return dict(sorted(special.items(), key=lambda item: -len(item[0])))
+
+
+def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, int]) -> Rendered:
+    """The whole row as one string.
+
+    Raises:
+        ValueError: messages that the template cannot express; names the id and the roles.
+    """
+    masking = _Masking(special)
+    if is_text(row):
+        return _finish(_START + masking.hide(row["text"], row) + _END, masking)
+    messages, first = conversation(row)
+    if template.system_prompt is not None and messages[0]["role"] != "system":
+        messages, first = [{"role": "system", "content": template.system_prompt}, *messages], first + 1
+    hidden = [{key: masking.hide(value, row) for key, value in m.items()} for m in messages]
+    answers = [i for i, m in enumerate(hidden) if i >= first and m["role"] == "assistant"]
+    if template.chat:
+        return _finish(_render_chat(hidden, answers, tokenizer, template, masking, str(row["id"])), masking)
+    return _finish(_render_plain(hidden, answers, tokenizer, template, str(row["id"])), masking)
+
+
+class _Masking:
+    """Hides what looks like a control token in a row, and names what is one."""
+
+    def __init__(self, special: Mapping[str, int]) -> None:
+        self._names = list(special)
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self._ids = special
+        self._pattern = re.compile("|".join(map(re.escape, self._names)) or "(?!)")
+
+    def hide(self, text: Any, row: Row) -> Any:
+        if not isinstance(text, str):
+            return text
+        if _RESERVED.search(text):
+            raise ValueError(f"row '{row['id']}' contains a Unicode noncharacter (U+FDD0 to U+FDD6); remove it")
+        return self._pattern.sub(lambda match: f"\ufdd2{self._places[match[0]]}\ufdd3", text)
+
+    def name_controls(self, text: str) -> str:
+        return self._pattern.sub(lambda match: control_name(self._ids[match[0]]), text)
+
+    def reveal(self, text: str) -> str:
+        return _DATA.sub(lambda match: self._names[int(match[1])], text)
+
+
+def _finish(text: str, masking: _Masking) -> Rendered:
+    text = masking.reveal(masking.name_controls(text))
+    pieces, targets, length = [], [], 0
+    for piece in re.split(f"([{_START}{_END}])", text):
+        if piece == _START:
+            targets.append((length, length))
+        elif piece == _END:
+            targets[-1] = (targets[-1][0], length)
+        else:
+            pieces.append(piece)
+            length += len(piece)
+    # Nothing after the last target can matter to a causal model: the line break after an end-of-turn token is left out.
+    return Rendered("".join(pieces)[: targets[-1][1] if targets else 0], targets)
+
+
+def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, template: Template, row_id: str) -> str:
+    end = tokenizer.eos_token if template.completion_end is None else template.completion_end
+    system = messages[0]["content"] + "\n" if messages[0]["role"] == "system" else ""
+    turns = messages[1:] if system else messages
+    if [m["role"] for m in turns] != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(
+            f"row '{row_id}' has the roles {_roles(messages)}; without a chat template they must be user and assistant "
+            "in turn"
+        )
+    text, offset = system, len(messages) - len(turns)
+    for place in range(0, len(turns), 2):
+        prompt, answer = turns[place]["content"], turns[place + 1]["content"]
+        start, stop = (_START, _END) if place + 1 + offset in answers else ("", "")
+        text += template.prompt_template.replace("{prompt}", prompt) + start + answer + end + stop
+    return text
+
+
+def _render_chat(
+    messages: list[Message], answers: list[int], tokenizer: Any, template: Template, masking: _Masking, row_id: str
+) -> str:
+    """The conversation under the chat template, rendered once, with marks around what carries loss.
+
+    An answer starts where the rendering of everything before it, generation prompt included, ends (or departs from the
+    whole: some templates put an empty thinking block before an answer, and it then belongs to the answer). It ends
+    with the first control token after its content; if the template writes none, with the end-of-sequence token.
+    """
+    marked = [dict(m) for m in messages]
+    for place in answers:
+        content = marked[place]["content"]
+        core = content.rstrip()  # templates strip content; the mark must not stand in their way
+        marked[place]["content"] = core + _CONTENT_END + content[len(core) :]
+
+    def apply(part: Sequence[Message], *, generation: bool = False) -> str:
+        return masking.name_controls(_apply(part, tokenizer, template, row_id, generation=generation))
+
+    whole = apply(marked)
+    starts = [_answer_start(marked[:place], whole, apply, row_id) for place in answers]
+    if len(starts) != whole.count(_CONTENT_END) or starts != sorted(set(starts)):
+        raise ValueError(f"row '{row_id}': the chat template leaves out or moves an assistant message")
+    for start in reversed(starts):
+        whole = whole[:start] + _START + whole[start:]
+    return _mark_ends(whole, tokenizer, masking, row_id)
+
+
+def _answer_start(before: list[Message], whole: str, apply: Callable[..., str], row_id: str) -> int:
+    if not any(m["role"] != "system" for m in before):
+        raise ValueError(f"row '{row_id}' begins with an assistant message; put a user message before it")
+    prompt = apply(before, generation=True)
+    same = _common_prefix(prompt, whole)
+    if same.rfind(_CONTROL[0]) > same.rfind(_CONTROL[1]):
+        same = same[: same.rfind(_CONTROL[0])]  # not between two control tokens that are named alike
+    if len(same) < len(prompt) and not same.startswith(apply(before).rstrip()):
+        raise ValueError(f"row '{row_id}': the chat template rewrites earlier turns; make one row of each answer")
+    return len(same)
+
+
+def _common_prefix(one: str, other: str) -> str:
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differ, min(len(one), len(other)))]
+
+
+def _mark_ends(text: str, tokenizer: Any, masking: _Masking, row_id: str) -> str:
+    head, *tails = text.split(_CONTENT_END)
+    for place, tail in enumerate(tails):
+        end_of_turn = _END_OF_TURN.match(tail)
+        if end_of_turn is not None:
+            head += end_of_turn[0] + _END + tail[end_of_turn.end() :]
+        elif place < len(tails) - 1:
+            head += _END + tail
+        elif tokenizer.eos_token is not None:
+            head += masking.name_controls(tokenizer.eos_token) + _END
+        else:
+            raise ValueError(f"row '{row_id}': neither chat template nor tokenizer has a token that ends a turn")
+    return head
+
+
+def _apply(messages: Sequence[Message], tokenizer: Any, template: Template, row_id: str, *, generation: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation, **template.chat_template_kwargs
+        )
+    except (TemplateError, TypeError):
+        # `from None`: a template may quote the message it cannot take.
+        raise ValueError(
+            f"row '{row_id}' has the roles {_roles(messages)}, which the chat template refuses; change the row or set "
+            "use_chat_template: false"
+        ) from None
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(m["role"][:20] for m in messages[:8]) + (", ..." if len(messages) > 8 else "")

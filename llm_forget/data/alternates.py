@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.data.files import read_lines
-from llm_forget.data.rows import is_text, with_completion
+from llm_forget.data.files import read_lines, table_of
+from llm_forget.data.rows import with_completion
 from llm_forget.data.sources import Spec, load_source
-from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,39 +36,35 @@ def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
 
 
 def with_alternates(
-    rows: Dataset, refusals: Sequence[str] | None = None, *, field: str = "alternate", seed: int = 0
+    rows: Dataset,
+    refusals: Spec | None = None,
+    *,
+    field: str = "alternate",
+    seed: int = 0,
+    data_path: str | None = None,
 ) -> Dataset:
     """The same rows in the same order with the preferred answer in place of the true one.
 
     Args:
         rows: rows to forget, as `load_source` gives them.
-        refusals: sentences, one chosen for each row by its id and ``seed``; None to take the row's own ``field``.
+        refusals: source of sentences, one chosen for each row by its id and ``seed``; None: the row's own ``field``.
         field: column with the preferred answer, or a list of them (one is chosen in the same way).
+        data_path: as for `load_source`.
 
     Raises:
         ValueError: the column is missing or empty in a row (names the id), or a row is running text.
     """
-    if refusals is not None and not refusals:
-        raise ValueError("alternate: there is no sentence of refusal; give at least one")
     if refusals is None and field not in rows.column_names:
         raise ValueError(
             f"forget rows have no column '{field}' with a preferred answer; add it, or set `alternate` to a source of "
-            f"refusals such as builtin:demo/idk; {did_you_mean(field, rows.column_names)}"
+            "refusals such as builtin:demo/idk"
         )
-
-    def replace(row: dict[str, Any]) -> dict[str, Any]:
-        if is_text(row):
-            raise ValueError(
-                f"row '{row['id']}' is running text, which has no answer to replace; use prompt/completion rows"
-            )
-        choices = refusals if refusals is not None else _own_choices(row, field)
-        changed = with_completion(row, choices[_draw(row["id"], seed) % len(choices)])
-        return {column: changed[column] for column in ("completion", "messages") if changed.get(column) is not None}
-
-    # A list of messages becomes text here, so the column cannot keep its type.
-    kinds = {"completion"} & set(rows.column_names)
-    replaced = [{**row, **replace(row)} for row in rows]
-    return _same_columns(rows, replaced, kinds)
+    sentences = None if refusals is None else load_refusals(refusals, data_path=data_path)
+    replaced = []
+    for row in rows:
+        choices = sentences or _own_choices(row, field)
+        replaced.append(with_completion(row, choices[_draw(row["id"], seed) % len(choices)]))
+    return table_of([{name: row[name] for name in rows.column_names} for row in replaced], "alternate")
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
@@ -97,15 +92,6 @@ def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:
     if not choices or not all(isinstance(text, str) and text.strip() for text in choices):
         raise ValueError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
     return choices
-
-
-def _same_columns(rows: Dataset, replaced: list[dict[str, Any]], changed: set[str]) -> Dataset:
-    from datasets import Dataset
-
-    columns = {name: [row[name] for row in replaced] for name in rows.column_names}
-    features = {name: kind for name, kind in rows.features.items() if name not in changed}
-    table = Dataset.from_dict(columns)
-    return table.cast(table.features | features) if features else table
 
 
 def _draw(row_id: str, seed: int) -> int:

@@ -1,14 +1,16 @@
 """Which rows a step sees: index arithmetic, seeded, and the same for every number of processes.
 
-Slot j of epoch e holds the j-th row of that epoch's order of the primary split, and position ``e * n + j`` of every other
-split's endless stream. Processes take their slots from one global order, so how it is cut into processes, micro-batches
-and accumulated steps does not change what a step sees, and no position is kept anywhere: a resumed run computes it.
+Slot j of epoch e holds the j-th row of that epoch's order of the primary split, and position ``e * n + j`` of every
+other split's endless stream. Processes take their slots from one global order, so how it is cut into processes,
+micro-batches and accumulated steps does not change what a step sees, and no position is kept anywhere: a resumed run
+computes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -46,6 +48,12 @@ class RetainStream:
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         self._seed = seed
 
+    @classmethod
+    def over(cls, source_index: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> RetainStream:
+        """A stream over rows that say which source they are from (a column of tokenised rows), in order of sources."""
+        sizes = np.bincount(np.asarray(source_index), minlength=len(weights or ())).tolist()
+        return cls(sizes if weights is not None else [sum(sizes)], weights, seed)
+
     def take(self, start: int, count: int) -> np.ndarray:
         """Indices at positions ``start`` to ``start + count``, ``[count]``."""
         sources = self._sources(start + count)  # [start + count]
@@ -57,7 +65,7 @@ class RetainStream:
         return out
 
     def _sources(self, stop: int) -> np.ndarray:
-        """Which source each position up to ``stop`` takes from. Recomputed from 0: a million takes some milliseconds."""
+        """Which source each position up to ``stop`` takes from; made anew from 0, some milliseconds for a million."""
         if len(self._sizes) == 1:
             return np.zeros(stop, dtype=np.int64)
         blocks = [_random(self._seed, _CHOICE, b).random_sample(_BLOCK) for b in range(-(-stop // _BLOCK))]
@@ -72,39 +80,47 @@ class RetainStream:
 
 
 class StepSampler(Sampler[dict[str, int]]):
-    """One epoch of slots, ``{primary: index, stream name: index, ...}``; -1 in every place for a padding slot.
+    """One epoch of slots, ``{split: row index}`` for each split; -1 for every split in a padding slot.
 
-    Give it to a DataLoader over `SplitRows`; accelerate deals its batches to the processes in turn, so that every group
-    of ``batch_size * world_size`` slots is one step of the whole world. An epoch is padded to a whole number of such
-    groups, so no row is seen twice to fill one and none is dropped.
+    An epoch is padded to a whole number of groups of ``batch_size * world_size`` slots, so no row is seen twice to fill
+    a batch and none is dropped. `RankBatches` deals the slots to processes.
 
     Args:
-        n_primary: rows of the split that an epoch is one pass over.
-        streams: the other splits.
-        batch_size: slots of one process between two optimiser steps (micro-batch times accumulation).
+        splits: rows of each split, or a `Stream` over them. The first is the primary one: an epoch is one pass over it.
+        paired: splits whose row is the primary split's (the preferred answers to the rows to forget).
+        batch_size: slots of one process at a time.
         world_size: processes.
-        seed: of the order of the primary split.
-        primary: its name.
-        shuffle: False keeps the order of the data.
+        seed: of the order of the primary split, and of streams given by their number of rows.
+        shuffle: False keeps the order of the primary split.
+
+    Raises:
+        ValueError: a size below 1, or a paired split of another size than the primary one.
     """
 
     def __init__(
         self,
-        n_primary: int,
-        streams: Mapping[str, Stream] | None = None,
+        splits: Mapping[str, int | Stream],
         *,
+        paired: Collection[str] = (),
         batch_size: int = 1,
         world_size: int = 1,
         seed: int = 0,
-        primary: str = "forget",
         shuffle: bool = True,
     ) -> None:
-        if n_primary < 1 or batch_size < 1 or world_size < 1:
-            raise ValueError(
-                f"rows, batch size and world size must be 1 or more, not {n_primary}, {batch_size}, {world_size}"
-            )
-        self._n, self._streams, self._primary = n_primary, dict(streams or {}), primary
-        self._group, self._seed, self._shuffle, self._epoch = batch_size * world_size, seed, shuffle, 0
+        (self._primary, size), *others = splits.items()
+        if not isinstance(size, int) or min(size, batch_size, world_size) < 1:
+            raise ValueError(f"{self._primary} rows, batch size and world size must be numbers of 1 or more")
+        for name, rows in others:
+            if name in paired and rows != size:
+                raise ValueError(f"{name} has {rows} rows for {size} rows of {self._primary}; allowed: one for each")
+        self._n, self._group = size, batch_size * world_size
+        self._paired = [name for name, _ in others if name in paired]
+        self._streams = {
+            name: RetainStream([rows], seed=(seed << 32) + crc32(name.encode())) if isinstance(rows, int) else rows
+            for name, rows in others
+            if name not in paired
+        }
+        self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Which pass the next iteration is."""
@@ -120,13 +136,43 @@ class StepSampler(Sampler[dict[str, int]]):
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
         """All slots of an epoch, by split, each ``[len(self)]``."""
-        order = np.arange(self._n)
-        if self._shuffle:
-            order = _random(self._seed, _PRIMARY, epoch).permutation(self._n)
-        columns = {self._primary: order}
+        order = _random(self._seed, _PRIMARY, epoch).permutation(self._n) if self._shuffle else np.arange(self._n)
+        columns = dict.fromkeys((self._primary, *self._paired), order)
         columns |= {name: stream.take(epoch * self._n, self._n) for name, stream in self._streams.items()}
         padding = np.full(len(self) - self._n, PADDING)
         return {name: np.concatenate([column, padding]) for name, column in columns.items()}
+
+
+class RankBatches(Sampler[list[dict[str, int]]]):
+    """The batches of one process: of each group of ``batch_size * world_size`` slots, the process' own part.
+
+    Args:
+        sampler: made for the same ``batch_size * world_size``.
+        batch_size: slots of a batch.
+        rank: this process, from 0.
+        world_size: processes.
+    """
+
+    def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size or len(sampler) % (batch_size * world_size):
+            raise ValueError(
+                f"rank {rank} of {world_size} with batches of {batch_size} does not fit {len(sampler)} slots"
+            )
+        self.sampler = sampler
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which pass the next iteration is."""
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler) // (self._batch_size * self._world_size)
+
+    def __iter__(self) -> Iterator[list[dict[str, int]]]:
+        slots = list(self.sampler)
+        for step in range(len(self)):
+            start = (step * self._world_size + self._rank) * self._batch_size
+            yield slots[start : start + self._batch_size]
 
 
 def _random(*key: int) -> np.random.RandomState:

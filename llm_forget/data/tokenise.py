@@ -260,8 +260,8 @@ def windows(
     overlap = max(stride, 0 if keep else 1)
     if keep + overlap >= max_length:
         raise ValueError(
-            f"row '{row_id}' has {length} tokens, and prompt ({keep}) and overlap ({overlap}) leave no room in a window "
-            f"of {max_length}; raise max_length or lower stride"
+            f"row '{row_id}' has {length} tokens; prompt ({keep}) and overlap ({overlap}) leave no room in a "
+            f"window of {max_length}; raise max_length or lower stride"
         )
     spans, new = [(0, max_length, 0)], max_length
     while new < length:

@@ -1,0 +1,458 @@
+"""The one trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
+
+What it adds: one forward pass for all splits of a batch, logits only at target positions, the reference as the same
+weights with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and
+processes. Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the ecosystem's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from llm_forget import checkpoints
+from llm_forget.config import TrainConfig
+from llm_forget.data.collate import SplitCollator, SplitRows, collate
+from llm_forget.data.stream import RetainStream, StepSampler
+from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, target_mask
+from llm_forget.methods import Objective
+from llm_forget.models import load_adapter_weights, quantization_of, reference_mode, save_adapter
+from llm_forget.reference import ReferenceLogprobs, cache_file, compute
+from llm_forget.run import json_digest, read_json, write_json
+from llm_forget.surgery import Surgery
+
+Batch = dict[str, dict[str, Tensor]]
+Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
+STATE = "objective_state.json"
+
+
+class UnlearnTrainer(Trainer):
+    """Train ``model`` to minimise ``objective``.
+
+    Args:
+        model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
+        args: what a `transformers.TrainingArguments` says.
+        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The first split the objective names is
+            passed over once an epoch; the others are streamed; ``alternate`` is paired row by row with ``forget``.
+        objective: from `llm_forget.methods.build_objective`.
+        processing_class: the tokenizer, for its padding token.
+        gradient: how forget and retain gradients are combined; None adds the losses.
+        max_retain_drop: stop when retain rows have lost this much log-prob against the reference, nats per token.
+        weights: shares of the sources that a streamed split was mixed from (its column ``source_index``).
+        model_digest: what the base weights are (`llm_forget.models.source_digest`); goes into the adapter's manifest
+            and names the cache of reference log-probs. None: nothing is cached on disk.
+        base_name: the base model's name for the adapter's configuration.
+    """
+
+    loss_is_scaled_for_ga = True  # by the counts of the whole step, in `compute_loss`
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainConfig,
+        *,
+        splits: dict[str, Dataset],
+        objective: Objective,
+        processing_class: PreTrainedTokenizerBase,
+        gradient: Surgery | None = None,
+        max_retain_drop: float | None = None,
+        weights: dict[str, list[float]] | None = None,
+        model_digest: str | None = None,
+        base_name: str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.objective = objective
+        self.splits = {name: splits[name] for name in _order(objective, splits)}
+        self.gradient = gradient
+        self.weights = dict(weights or {})
+        self.max_retain_drop = max_retain_drop if "retain" in self.splits else None
+        self.model_digest, self.base_name = model_digest, base_name
+        self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
+        self.reference: dict[str, ReferenceLogprobs] = {}
+        self._step_values: dict[str, Tensor] = {}
+        self._window = _Window()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=SplitRows(self.splits, {"alternate": "forget"} if "alternate" in self.splits else None),
+            data_collator=SplitCollator(processing_class.pad_token_id),
+            processing_class=processing_class,
+            callbacks=[_Reference(self), _Duals(self), *(callbacks or [])],
+        )
+        depth = self.model.config.get_text_config().num_hidden_layers
+        layer = objective.layer_index(depth)
+        self._layer = None if layer is None else decoder_layers(self.model, depth)[layer]
+        if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
+            raise ValueError("this objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process; the sampler, not accelerate, shares them out, so no row is ever repeated."""
+        primary, *others = [name for name in self.splits if name != "alternate"]
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        self.sampler = StepSampler(
+            len(self.splits[primary]),
+            {name: RetainStream(*self._sources(name), seed=seed + 1 + place) for place, name in enumerate(others)},
+            batch_size=self._train_batch_size,
+            world_size=self.args.world_size,
+            seed=seed,
+            primary=primary,
+        )
+        return _EpochLoader(
+            self.train_dataset,
+            batch_sampler=_RankBatches(
+                self.sampler, self._train_batch_size, self.args.process_index, self.args.world_size
+            ),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def _sources(self, split: str) -> tuple[list[int], list[float] | None]:
+        """Rows of each source that a split was mixed from, and their weights."""
+        rows, weights = self.splits[split], self.weights.get(split)
+        if weights is None:
+            return [len(rows)], None
+        return np.bincount(rows["source_index"], minlength=len(weights)).tolist(), weights
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one optimiser step, and its counts over micro-batches and processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        local = torch.zeros(len(self.splits), 3, dtype=torch.float64)
+        for batch in batches:
+            for place, split in enumerate(self.splits):
+                targets = target_mask(batch[split]["labels"])
+                tokens = batch[split]["attention_mask"].sum()
+                local[place] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
+        total = self.accelerator.reduce(local.to(device), "sum")
+        self._window.tokens += float(total[:, 2].sum())
+        return batches, dict(zip(self.splits, total[:, :2].float(), strict=True))
+
+    # ---- one step ----
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Counts | None = None
+    ) -> Any:
+        """This micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
+        sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
+        # DDP, FSDP and DeepSpeed average gradients over processes; shares have to be summed.
+        loss = torch.stack(list(sides.values())).sum() * self.args.world_size
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Counts | None = None) -> Tensor:
+        """As in transformers, or with the forget and retain gradients taken apart and combined by a rule."""
+        if self.gradient is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        bare = self.accelerator.unwrap_model(model)  # gradients are reduced by the rule, not by the wrapper
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            with self.compute_loss_context_manager():
+                return self.side_losses(bare, batch, num_items_in_batch or _counts(batch))
+
+        total = self.gradient.add(bare, inputs, losses)
+        if self.accelerator.sync_gradients:
+            with self._unrecorded():
+                self.gradient.apply(bare, losses, self.accelerator)
+        return total * self.args.world_size
+
+    def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+        """Weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
+        policy = self._forward(model, batch, self.objective.needs("logits"), self._layer)
+        values = self.objective.values(policy, self._reference_of(model, batch, policy))
+        sides: dict[str, Tensor] = {}
+        for term in self.objective.terms:
+            value = values[term.key]
+            share = value.sum() / counts[term.split][value.dim() - 1].clamp(min=1)
+            if not torch.isfinite(share):
+                self._stop_on_non_finite(term.key, term.split, batch)
+            self._record(term.key, share)
+            if term.dual is None:
+                loss = term.weight * share
+            else:
+                # epsilon is shared out like the value is, so that shares add up to lambda (value - epsilon)
+                part = policy[term.split].mask.any(-1).sum() / counts[term.split][0].clamp(min=1)
+                loss = self.duals[term.key] * (share - term.dual.epsilon * part)
+            side = "forget" if term.split == "forget" else "retain"
+            sides[side] = sides[side] + loss if side in sides else loss
+        self._record_logprobs(policy, batch)
+        return sides
+
+    def _forward(self, model: nn.Module, batch: Batch, logits: bool, layer: nn.Module | None) -> dict[str, Logprobs]:
+        merged = _concatenate(batch, self.processing_class.pad_token_id)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer)
+        parts, start = {}, 0
+        for split, part in batch.items():
+            parts[split] = together.rows(start, start + len(part["labels"]))
+            start += len(part["labels"])
+        return parts
+
+    def _reference_of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
+        """Reference log-probs from the cache; where logits or hidden states are needed, from one pass in the step."""
+        found = {s: self.reference[s].lookup(batch[s]["index"], policy[s]) for s in self.reference}
+        sources = self.objective.reference_pass_sources()
+        if sources:
+            layer = self._layer if self.objective.reference_needs("hidden_states") else None
+            logits = self.objective.reference_needs("logits")
+            with torch.no_grad(), reference_mode(self.accelerator.unwrap_model(model)):
+                found |= self._forward(model, {s: batch[s] for s in sources}, logits, layer)
+        return found
+
+    def _stop_on_non_finite(self, term: str, split: str, batch: Batch) -> None:
+        rows = [self.splits[split][i]["id"] for i in batch[split]["index"].tolist() if i >= 0]
+        raise FloatingPointError(
+            f"term '{term}' is not finite at step {self.state.global_step + 1}, in a batch with rows "
+            f"{', '.join(rows)}; lower the learning rate or check these rows"
+        )
+
+    # ---- what is logged ----
+
+    def _record(self, key: str, share: Tensor) -> None:
+        share = share.detach()
+        self._step_values[key] = self._step_values.get(key, torch.zeros_like(share)) + share
+        self._window.add(key, share)
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
+        """A second look at the same batch, as sam takes, is not counted twice."""
+        values, sums = dict(self._step_values), dict(self._window.sums)
+        yield
+        self._step_values, self._window.sums = values, sums
+
+    def _record_logprobs(self, policy: dict[str, Logprobs], batch: Batch) -> None:
+        for split in policy.keys() - {"alternate"}:
+            self._window.add(f"sum/{split}", policy[split].values.detach().sum())
+            self._window.add(f"count/{split}", policy[split].mask.sum())
+        if self.max_retain_drop is not None:
+            reference = self.reference["retain"].lookup(batch["retain"]["index"], policy["retain"])
+            self._window.add("sum/reference_retain", reference.values.sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each term's mean, the mean log-prob of each split (nats per token) and tokens per second."""
+        if "loss" in logs:
+            logs |= self._window.drain(self.accelerator, self.state.global_step)
+            drop = logs.get("retain_drop")
+            if drop is not None and self.max_retain_drop is not None and drop > self.max_retain_drop:
+                self.control.should_training_stop = True
+                logs["stopped_early"] = 1.0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: transformers' formula does not know nested batches."""
+        return 0
+
+    # ---- reference ----
+
+    def prepare_reference(self) -> None:
+        """Compute or load the reference log-probs that the terms name; called once the model is wrapped."""
+        rows = {source: np.arange(len(self.splits[source])) for source in self.objective.reference_sources()}
+        if self.max_retain_drop is not None and "retain" not in rows:
+            epochs = range(int(np.ceil(self.state.num_train_epochs)))
+            seen = np.unique(np.concatenate([self.sampler.slots(epoch)["retain"] for epoch in epochs]))
+            rows["retain"] = seen[seen >= 0]
+        for split, wanted in rows.items():
+            self.reference[split] = self._reference_logprobs(split, wanted)
+
+    def _reference_logprobs(self, split: str, rows: np.ndarray) -> ReferenceLogprobs:
+        file = None
+        if self.model_digest is not None:
+            weights = [
+                self.model_digest,
+                str(self.model.dtype),
+                quantization_of(self.model),
+                self.args.bf16,
+                self.args.fp16,
+            ]
+            file = cache_file(json_digest(weights), self.splits[split], rows)
+        if file is not None and file.is_file():
+            return ReferenceLogprobs.load(file)
+        peft = isinstance(self.accelerator.unwrap_model(self.model_wrapped), PeftModel)
+        if self.state.global_step > 0 and not peft:
+            raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")
+        found = compute(
+            self.splits[split], rows, self._reference_forward,
+            batch_size=self.args.per_device_eval_batch_size, accelerator=self.accelerator, name=split,
+        )  # fmt: skip
+        if file is not None and self.accelerator.is_main_process:
+            found.save(file)
+        return found
+
+    def _reference_forward(self, rows: list[dict[str, Any]]) -> Logprobs:
+        model, bare = self.model_wrapped, self.accelerator.unwrap_model(self.model_wrapped)
+        was_training = bare.training
+        bare.eval()
+        batch = self._prepare_inputs({"rows": collate(rows, self.processing_class.pad_token_id)})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if isinstance(bare, PeftModel):
+                with reference_mode(bare):
+                    logprobs = self._forward(model, batch, False, None)["rows"]
+            else:
+                logprobs = self._forward(model, batch, False, None)["rows"]
+        bare.train(was_training)
+        return logprobs
+
+    # ---- checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights only, as safetensors: the adapter alone, or the full model."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        bare = self.accelerator.unwrap_model(self.model)
+        if isinstance(bare, PeftModel):
+            save_adapter(bare, folder, base_digest=self.model_digest, base_name=self.base_name, state_dict=state_dict)
+        else:
+            bare.save_pretrained(folder, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # left by a process that died while writing it
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_json(folder / STATE, {"duals": self.duals})
+            if self.gradient is not None:
+                self.gradient.save(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.duals = read_json(folder / STATE)["duals"]
+        if self.gradient is not None:
+            self.gradient.load(folder)
+        if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
+            load_adapter_weights(self.model, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class _RankBatches:
+    """This process's share of the slots: every ``world_size``-th batch of the global order."""
+
+    def __init__(self, sampler: StepSampler, batch_size: int, rank: int, world_size: int) -> None:
+        self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size
+        self.drop_last = False
+
+    def __len__(self) -> int:
+        return len(self.sampler) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[dict[str, int]]]:
+        slots = list(self.sampler)
+        step = self.batch_size * self.world_size
+        for start in range(self.rank * self.batch_size, len(slots), step):
+            yield slots[start : start + self.batch_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+
+class _EpochLoader(DataLoader):
+    """Passes the epoch on to the sampler, which transformers asks of the loader."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class _Reference(TrainerCallback):
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.prepare_reference()
+
+
+class _Duals(TrainerCallback):
+    """Dual ascent on the constraints, once per optimiser step, with the step's mean over all processes."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        for term in trainer.objective.terms:
+            if term.dual is not None:
+                mean = trainer.accelerator.reduce(trainer._step_values[term.key], "sum").item()
+                trainer.duals[term.key] = term.dual.step(trainer.duals[term.key], mean)
+                trainer._window.add(f"dual/{term.key}", torch.tensor(trainer.duals[term.key]))
+        trainer._step_values = {}
+
+
+class _Window:
+    """Sums between two log lines."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.tokens = 0.0
+        self.step = 0
+        self.began = time.perf_counter()
+
+    def add(self, key: str, value: Tensor) -> None:
+        self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().double()
+
+    def drain(self, accelerator: Any, step: int) -> dict[str, float]:
+        """Means over the steps since the last call, over all processes; starts anew."""
+        keys = sorted(self.sums)
+        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
+        total = dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))
+        steps = max(1, step - self.step)
+        logs = {}
+        for key, value in total.items():
+            kind, _, name = key.partition("/")
+            if kind == "sum" and name != "reference_retain":
+                logs[f"logps/{name}"] = value / max(1.0, total[f"count/{name}"])
+            elif kind == "dual":
+                logs[key] = value / steps / accelerator.num_processes
+            elif kind not in ("sum", "count"):
+                logs[key] = value / steps
+        if "sum/reference_retain" in total:
+            logs["retain_drop"] = (total["sum/reference_retain"] - total["sum/retain"]) / max(
+                1.0, total["count/retain"]
+            )
+        logs["tokens_per_second"] = self.tokens / max(1e-9, time.perf_counter() - self.began)
+        self.__init__()  # type: ignore[misc]
+        self.step = step
+        return logs
+
+
+def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
+    """Splits in the order they are batched; the first is the one an epoch passes over."""
+    wanted = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
+    missing = [split for split in wanted if split not in splits]
+    if missing:
+        raise ValueError(f"the objective needs rows of '{missing[0]}', which were not given")
+    return wanted
+
+
+def _counts(batch: Batch) -> Counts:
+    """Counts of a single batch, for a call outside of training."""
+    masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
+    return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}
+
+
+def _concatenate(batch: Batch, pad_id: int) -> dict[str, Tensor]:
+    """All splits as one right-padded batch."""
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
+    width = max(part["labels"].shape[1] for part in batch.values())
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in batch.values()])
+        for name, value in fill.items()
+    }

@@ -1,0 +1,261 @@
+"""One training run, from configuration to a finished run directory; `unlearn` and `finetune` differ in their terms."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
+from trl import ModelConfig
+from trl.trainer.utils import disable_dropout_in_model
+
+from llm_forget import checkpoints, dryrun
+from llm_forget.config import DataConfig, TrainConfig, identity, resolved
+from llm_forget.data.alternates import load_refusals, pair_windows, with_alternates
+from llm_forget.data.rows import check_overlap
+from llm_forget.data.sources import load_source, mixture_weights
+from llm_forget.data.template import Template, template_for
+from llm_forget.data.tokenise import tokenise_dataset
+from llm_forget.launch import check_launch
+from llm_forget.methods import Objective
+from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing, source_digest
+from llm_forget.run import Run, environment, json_digest, write_json
+from llm_forget.surgery import Surgery
+from llm_forget.trainer import UnlearnTrainer
+
+logger = logging.getLogger("llm_forget")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, checked before any weights are loaded."""
+
+    kind: str  # "unlearn" | "finetune"
+    data: DataConfig
+    train: TrainConfig
+    model: ModelConfig
+    objective: Objective
+    splits: dict[str, Dataset]  # tokenised
+    tokenizer: PreTrainedTokenizerBase
+    gradient: Surgery | None = None
+    max_retain_drop: float | None = None
+
+
+def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
+    """Make or take up the run directory; every process gets the same run.
+
+    Raises:
+        ValueError: the launch is not the one asked for, or output_dir holds something else.
+    """
+    state = PartialState()
+    check_launch(state)
+    set_seed(train.seed)
+    keys = resolved(data, train, model)
+    if train.dry_run:
+        return Run(Path(str(train.output_dir)))
+    with state.main_process_first():
+        overwrite = train.overwrite and state.is_main_process
+        return Run.start(str(train.output_dir), kind, keys, identity(keys), overwrite)
+
+
+def prepare(
+    data: DataConfig, model: ModelConfig, objective: Objective
+) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset]]:
+    """Tokenizer and tokenised rows of every split that the objective names, after all checks.
+
+    Raises:
+        ValueError, FileNotFoundError: a source, row or combination of splits that is refused; names file and row.
+    """
+    tokenizer = load_tokenizer(model)
+    template = template_of(data, tokenizer)
+    rows = {}
+    with PartialState().main_process_first():  # the others find what the first has read and tokenised in the cache
+        for split in objective.splits():
+            spec = getattr(data, split)
+            rows[split] = load_source(spec, split_name=split, data_path=data.data_path, fields=data.fields)
+        if "forget" in rows and "retain" in rows:
+            check_overlap(rows["forget"], rows["retain"])
+        if objective.needs_alternate():
+            refusals = None if data.alternate is None else load_refusals(data.alternate, data_path=data.data_path)
+            rows["alternate"] = with_alternates(rows["forget"], refusals)
+        limits = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
+        splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
+        if "alternate" in splits:
+            splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
+        return tokenizer, splits
+
+
+def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """How this configuration turns rows into text."""
+    return template_for(
+        tokenizer,
+        use_chat_template=data.use_chat_template,
+        prompt_template=data.prompt_template,
+        system_prompt=data.system_prompt,
+    )
+
+
+def execute(run: Run, job: Job) -> Run:
+    """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped."""
+    state = PartialState()
+    model, base_digest = _load_model(job)
+    trainer = _trainer(run, job, model, base_digest)
+    if state.is_main_process:
+        write_json(run.provenance_file, _provenance(job, base_digest, state.num_processes, model))
+    resume = _resume_point(run, state)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    target = run.adapter if job.model.use_peft else run.model
+    trainer.save_model(str(target))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        job.tokenizer.save_pretrained(target)
+        cost = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "peak_memory_gib": peak_memory(),
+            "resumed": bool(resume),
+        }
+        write_json(run.provenance_file, {**run.provenance, "steps": trainer.state.global_step, "cost": cost})
+        run.finish()
+    state.wait_for_everyone()
+    return run
+
+
+def dry_run(job: Job) -> None:
+    """Say what `execute` would do; loads no weights and writes nothing."""
+    counts = dryrun.batch_counts(job.splits, job.train.per_device_train_batch_size)
+    memory = dryrun.estimate_memory(
+        job.model,
+        counts,
+        checkpointing=bool(job.train.gradient_checkpointing),
+        keeps_logits=job.objective.needs("logits"),
+    )
+    sizes = {name: len(rows) for name, rows in job.splits.items()}
+    objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
+    dryrun.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
+
+
+def peak_memory() -> float:
+    """Most memory held at once by this process, GiB: CUDA's allocations where there is a GPU, otherwise resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def _load_model(job: Job) -> tuple[Any, str]:
+    digest = source_digest(job.model.model_name_or_path, job.model.model_revision)
+    model = load_base(job.model)
+    if job.kind == "unlearn":
+        disable_dropout_in_model(model)  # policy and reference must agree before the first step
+    if job.train.gradient_checkpointing:
+        prepare_gradient_checkpointing(model)
+    if job.model.use_peft:
+        model = attach_adapter(model, job.model)
+    return model, digest
+
+
+def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer:
+    args = replace_output_dir(job.train, run.checkpoints)
+    trainer = UnlearnTrainer(
+        model,
+        args,
+        splits=job.splits,
+        objective=job.objective,
+        processing_class=job.tokenizer,
+        gradient=job.gradient,
+        max_retain_drop=job.max_retain_drop,
+        weights=_weights(job.data, job.splits),
+        model_digest=base_digest,
+        base_name=job.model.model_name_or_path,
+        callbacks=[MetricsFile(run.metrics_file)],
+    )
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressLine)
+    return trainer
+
+
+def _weights(data: DataConfig, splits: dict[str, Dataset]) -> dict[str, list[float]]:
+    stated = {s: mixture_weights(getattr(data, s), s) for s in splits if getattr(data, s) is not None}
+    return {split: weights for split, weights in stated.items() if weights is not None}
+
+
+def replace_output_dir(args: TrainConfig, folder: Path) -> TrainConfig:
+    """The same arguments, saving checkpoints in ``folder``."""
+    args.output_dir = str(folder)
+    return args
+
+
+def _resume_point(run: Run, state: PartialState) -> Path | None:
+    checkpoint, passed_over = checkpoints.last_complete(run.checkpoints)
+    if state.is_main_process:
+        for sentence in passed_over:
+            logger.warning(sentence)
+        if checkpoint is not None:
+            logger.warning("going on from checkpoint '%s'", checkpoint)
+    return checkpoint
+
+
+def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "kind": job.kind,
+        "base": {
+            "name": job.model.model_name_or_path,
+            "revision": job.model.model_revision,
+            "digest": base_digest,
+            "parameters": sum(p.numel() for p in model.parameters()) - (trainable if job.model.use_peft else 0),
+        },
+        "trainable_parameters": trainable,
+        "tokenizer": json_digest(job.tokenizer.get_vocab()),
+        "data": {name: describe(rows) for name, rows in job.splits.items()},
+        "objective": job.objective.to_dict(),
+        "gradient": job.gradient.name if job.gradient else "sum",
+        "seed": job.train.seed,
+        "processes": processes,
+        "environment": environment(),
+    }
+
+
+def describe(rows: Dataset) -> dict[str, Any]:
+    """Ids and digests of tokenised rows; never their text."""
+    ids = rows["id"]
+    tokens = [json_digest([i, t, y]) for i, t, y in zip(ids, rows["input_ids"], rows["labels"], strict=True)]
+    return {"rows": len(rows), "digest": json_digest(tokens), "ids": list(dict.fromkeys(ids))}
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to metrics.jsonl; on resume drops the lines of steps that will be done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.path.is_file():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ProgressLine(ProgressCallback):
+    """A bar with time left, and the newest log-probs and rate behind it."""
+
+    SHOWN = ("loss", "logps/forget", "logps/retain", "logps/train", "tokens_per_second")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key.rpartition("/")[2]: f"{logs[key]:.3g}" for key in self.SHOWN if key in logs}
+            self.training_bar.set_postfix(shown)

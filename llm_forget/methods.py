@@ -52,7 +52,7 @@ def build_objective(
     chosen = METHODS[str(method)]
     lines = {"forget": [dict(x) for x in chosen.forget], "retain": [dict(x) for x in chosen.retain]}
     for key, value in (method_args or {}).items():
-        _override(chosen.name, lines, key, value)
+        _override(chosen.name, lines, str(key), value)
     return compose({split: terms for split, terms in lines.items() if terms})
 
 

@@ -186,7 +186,7 @@ def compose(form: dict[str, Any]) -> Objective:
     terms: list[Term] = []
     for split, lines in form.items():
         if split not in SPLITS:
-            raise ValueError(f"objective has no split '{split}'; {did_you_mean(split, SPLITS)}")
+            raise ValueError(f"objective has no split '{split}'; {did_you_mean(str(split), SPLITS)}")
         for line in lines if isinstance(lines, list) else [lines]:
             term = _term(split, line)
             if term.weight != 0 or term.dual is not None:
@@ -205,7 +205,7 @@ def compose(form: dict[str, Any]) -> Objective:
 def _term(split: str, line: Any) -> Term:
     if not isinstance(line, dict) or not isinstance(line.get("name"), str):
         raise ValueError(f"each term of '{split}' needs a name, as in {{name: nll, weight: 1.0}}")
-    given = {key: value for key, value in line.items() if key not in ("name", "weight")}
+    given = {str(key): value for key, value in line.items() if key not in ("name", "weight")}
     entry = OBJECTIVES.get(line["name"])
     for name in entry.inputs:
         if name not in INPUTS:
@@ -217,6 +217,9 @@ def _term(split: str, line: Any) -> Term:
         raise ValueError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
     weight, dual = _weight(f"{split}/{line['name']}", line.get("weight", 1.0))
     arguments = entry.arguments(given)
+    for key, value in arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"parameter '{key}' of objective '{line['name']}' must be a finite number, not {value}")
     layer = arguments.get("layer")
     if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
         raise ValueError(f"parameter 'layer' of objective '{line['name']}' must be a layer from 0 up, not {layer!r}")
@@ -231,7 +234,7 @@ def _weight(where: str, value: Any) -> tuple[float, Dual | None]:
     fields = ("initial", "epsilon", "step_size")
     for key in value["dual"]:
         if key not in fields:
-            raise ValueError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(key, fields)}")
+            raise ValueError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(str(key), fields)}")
     missing = [key for key in fields if key not in value["dual"]]
     if missing:
         raise ValueError(f"dual weight of {where} needs a value for {', '.join(missing)}")

@@ -27,6 +27,8 @@ def dpo(
     Returns:
         ``[B]``, nats; ``(2/beta) log 2`` at the reference; `npo` when the alternate's ratio stays 0.
     """
+    if beta <= 0:
+        raise ValueError(f"objective 'dpo' needs beta above 0, not {beta}")
     rejected = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
     chosen = sequence_sums(alternate) - sequence_sums(alternate_reference).detach()  # [B]
     return filled_rows(policy, -functional.logsigmoid(beta * (chosen - rejected)) * (2 / beta))

@@ -18,5 +18,7 @@ def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
         ``[B]``, nats. At the reference it is ``(2/beta) log 2`` with the gradient of `ga` on the sequence sum;
         ``beta -> 0`` is gradient ascent everywhere, up to a constant.
     """
+    if beta <= 0:
+        raise ValueError(f"objective 'npo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
     ratio = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
     return filled_rows(policy, -functional.logsigmoid(-beta * ratio) * (2 / beta))

@@ -18,5 +18,7 @@ def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor
         ``[B]``, nats; 0 once ``L/n`` is far above ``delta``; ``beta -> 0`` is gradient ascent on ``L/n``, up to a
         constant.
     """
+    if beta <= 0:
+        raise ValueError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
     mean_nll = -sequence_sums(policy) / policy.counts().clamp(min=1)  # [B]
     return filled_rows(policy, -functional.logsigmoid(beta * (mean_nll - delta)) * (2 / beta))

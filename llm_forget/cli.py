@@ -181,20 +181,48 @@ def _print_keys(command: str) -> None:
     catalogue.show(catalogue.keys_table(config.DataConfig, train_class, ModelConfig))
 
 
-@app.command()
+@app.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
 def evaluate(
+    ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
     suite: Annotated[str | None, typer.Option(help="Name of a shipped suite or a file; default: the run's.")] = None,
     target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
     oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
     show_text: Annotated[
         int, typer.Option("--show_text", min=0, help="Print this many generations before and after.")
     ] = 0,
 ) -> None:
-    """Measure a run: before, unlearned and oracle side by side, with a verdict."""
+    """Measure a run: before, unlearned and oracle side by side, with a verdict.
+
+    Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
+    `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
+    """
+    overrides = keys_and_values(ctx.args)
     from llm_forget.evaluate import evaluate as measure
 
-    measure(run, suite, target=target, oracle=oracle, show_text=show_text)
+    measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
+
+
+def keys_and_values(arguments: list[str]) -> dict[str, Any]:
+    """``--key value --flag`` as a mapping; values are read as YAML.
+
+    Raises:
+        ValueError: a word that belongs to no key.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"'{word}' belongs to no option; keys are written --key value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else "true"
+        found[key.replace("-", "_")] = yaml.safe_load(text)
+    return found
 
 
 @app.command()

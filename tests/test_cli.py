@@ -123,6 +123,20 @@ def test_arguments_reach_the_parser_untouched_and_in_order() -> None:
     assert seen == given
 
 
+def test_keys_after_evaluate_are_read_as_yaml() -> None:
+    from llm_forget.cli import keys_and_values
+
+    given = ["--data_path", "tofu", "--use_cpu", "--splits={holdout: h.jsonl}", "--max-length", "64"]
+    assert keys_and_values(given) == {
+        "data_path": "tofu",
+        "use_cpu": True,
+        "splits": {"holdout": "h.jsonl"},
+        "max_length": 64,
+    }
+    with pytest.raises(ValueError, match="'tofu' belongs to no option"):
+        keys_and_values(["tofu"])
+
+
 def test_a_file_of_the_user_wins_over_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llm_forget.cli import with_recipe
 

@@ -1,25 +1,19 @@
 """Evaluation: before, unlearned and oracle side by side, each model x split measured once, then arithmetic.
 
-The target is the unlearned model with its adapter off, so that a run and its target need one model in memory; the oracle
-is loaded before and freed. What target and oracle said is kept in a cache by content, for all runs on the same target.
+The oracle comes first, because forget quality compares with it. A suite says what is measured; see `evals/suite.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from trl import ModelConfig
 
 from llm_forget import __version__
@@ -27,43 +21,16 @@ from llm_forget.config import UnlearnConfig, keys_of
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.lines import Computation, answer, compute_lines, judge
-from llm_forget.evals.probes import probe_generate, probe_logprobs
-from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
+from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts
-from llm_forget.models import load_adapter, load_base, load_tokenizer, reference_mode, source_digest
-from llm_forget.models.digest import folder_digest
-from llm_forget.reference import cache_folder
+from llm_forget.models import load_tokenizer
 from llm_forget.registry import did_you_mean
 from llm_forget.run import Run, write_json
 
 ROLES = ("before", "unlearned", "oracle")
 DEFAULT_SUITE = "basic"
-PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured: what to load, and whether the unlearning adapter on it is on."""
-
-    role: str  # before | unlearned | oracle
-    model: ModelConfig
-    adapter: Path | None = None
-    adapter_on: bool = True
-
-    def digest(self) -> str:
-        """Of weights, adapters and precision: equal for one target evaluated from many runs."""
-        adapter = folder_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
-        precision = {key: str(getattr(self.model, key)) for key in PRECISION}
-        base = source_digest(self.model.model_name_or_path, self.model.model_revision)
-        return content_key(base=base, adapter=adapter, precision=precision)
-
-    @property
-    def name(self) -> str:
-        """What the model is called, without the path of a machine."""
-        name = str(self.model.model_name_or_path)
-        return Path(name).resolve().name if Path(name).exists() else name
 
 
 def evaluate(
@@ -101,10 +68,10 @@ def evaluate(
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))
     tokenizer = _common_tokenizer(subjects)
     works = _works(chosen, config, tokenizer)
+    device = PartialState(cpu=True).device if config.get("use_cpu") else PartialState().device
     folder = finished.records if finished is not None else None
-    digests = {role: subject.digest() for role, subject in subjects.items()}
-    records = _measure(subjects, digests, works, tokenizer, folder, batch_size, bool(config.get("use_cpu")), quiet)
-    results = _results(chosen, records, subjects, digests)
+    records = measure(subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet)
+    results = _results(chosen, records, subjects)
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None:
         write_json(finished.results_file, results)
@@ -198,105 +165,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 
-def _measure(
-    subjects: dict[str, Subject],
-    digests: dict[str, str],
-    works: dict[str, Work],
-    tokenizer: Any,
-    folder: Path | None,
-    batch_size: int,
-    use_cpu: bool,
-    quiet: bool,
-) -> dict[str, dict[str, Any]]:
-    """Records of every role and probe: from disk where they are, otherwise from one pass."""
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    holder = _OneModel(PartialState(cpu=True).device if use_cpu else PartialState().device)
-    records: dict[str, dict[str, Any]] = {}
-    with Progress(*columns, disable=quiet, transient=True) as progress:
-        for role, subject in subjects.items():
-            records[role] = {}
-            for name, work in works.items():
-                key = content_key(model=digests[role], work=work.digest)
-                own = folder / role / f"{name}.jsonl" if folder is not None else None
-                shared = cache_folder() / "records" / f"{key}.jsonl"
-                # The unlearned model belongs to its run; target and oracle to all runs on the same target.
-                path = own if own is not None and role == "unlearned" else shared
-                found = load_records(path, key)
-                if found is None:
-                    task = progress.add_task(f"{role}: {name}", total=len(work.keys))
-                    with holder.holding(subject) as model:
-                        writer = RecordWriter(path, work.probe.probe, key, work.keys)
-                        progress.update(task, completed=len(work.keys) - len(writer.missing()))
-                        found = _run_probe(
-                            model, tokenizer, work, writer, batch_size, lambda n: progress.advance(task, n)
-                        )
-                    progress.remove_task(task)
-                if own is not None and path != own and load_records(own, key) is None:
-                    write_records(own, work.probe.probe, key, found)
-                records[role][name] = _with_references(found, work)
-    holder.free()
-    return records
-
-
-def _run_probe(
-    model: Any, tokenizer: Any, work: Work, writer: RecordWriter, batch_size: int, advance: Any
-) -> list[Any]:
-    if work.probe.probe == "logprobs":
-        probe_logprobs(model, work.token_rows, writer, batch_size=batch_size, advance=advance)
-    else:
-        new = work.probe.max_new_tokens
-        probe_generate(
-            model, tokenizer, work.prompt_rows, writer, max_new_tokens=new, batch_size=batch_size, advance=advance
-        )
-    return writer.finish()
-
-
-def _with_references(records: list[Any], work: Work) -> list[Any]:
-    """Put the true answers beside the generated ones; they are in no file."""
-    references = {row.key: row.reference for row in work.prompt_rows}
-    return [replace(r, reference=references[r.key]) if r.key in references else r for r in records]
-
-
-class _OneModel:
-    """Holds at most one model: loads when asked for another, and switches the adapter where that is enough."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._loaded: tuple[str, Path | None] | None = None
-        self._model: Any = None
-
-    @contextmanager
-    def holding(self, subject: Subject) -> Iterator[Any]:
-        """The subject's model, in evaluation mode."""
-        wanted = (str(subject.model.model_name_or_path), subject.adapter)
-        if self._loaded != wanted:
-            self.free()
-            self._model, self._loaded = self._load(subject), wanted
-        if subject.adapter is None or subject.adapter_on:
-            yield self._model
-        else:
-            with reference_mode(self._model):
-                yield self._model
-
-    def _load(self, subject: Subject) -> Any:
-        model = load_base(subject.model)
-        if subject.adapter is not None:
-            base = source_digest(subject.model.model_name_or_path, subject.model.model_revision)
-            model = load_adapter(model, subject.adapter, base_digest=base)
-        quantised = subject.model.load_in_4bit or subject.model.load_in_8bit
-        return (model if quantised else model.to(self._device)).eval()
-
-    def free(self) -> None:
-        """Give the memory back before another model is loaded."""
-        self._model = self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _results(
-    suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[str, Subject], digests: dict[str, str]
-) -> dict[str, Any]:
+def _results(suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[str, Subject]) -> dict[str, Any]:
     oracle = compute_lines(suite, records["oracle"], is_oracle=True) if "oracle" in records else None
     computed: dict[str, Computation | None] = {"oracle": oracle}
     for role in ("unlearned", "before"):
@@ -314,7 +183,8 @@ def _results(
         for question, findings in judge(suite, unlearned, computed["before"], oracle).items()
     }
     models = {
-        role: {"name": subjects[role].name, "digest": digests[role]} if role in subjects else None for role in ROLES
+        role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
+        for role in ROLES
     }
     results = {"suite": suite.name, "llm_forget": __version__, "models": models, "metrics": metrics, "verdict": verdict}
     return json.loads(json.dumps(results, allow_nan=False))

@@ -26,6 +26,11 @@ class Work:
     digest: str  # of everything but the model
 
     @property
+    def kind(self) -> str:
+        """Kind of record: logprobs or generate."""
+        return self.probe.probe
+
+    @property
     def keys(self) -> list[Key]:
         """Record keys in the order of the data."""
         return list(dict.fromkeys(row.key for row in (*self.token_rows, *self.prompt_rows)))

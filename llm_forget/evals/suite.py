@@ -115,7 +115,7 @@ def parse_suite(content: Any, *, name: str) -> Suite:
         lines.append(_line(key, value, [*probes, *(line.name for line in lines)], where))
     names = [line.name for line in lines]
     verdict = {
-        question: tuple(_bound(bound, names, f"{where}: verdict '{question}'") for bound in bounds)
+        question: _bounds(bounds, names, f"{where}: verdict '{question}'")
         for question, bounds in _mapping(content.get("verdict", {}), f"{where}: verdict").items()
     }
     return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), verdict)
@@ -134,7 +134,7 @@ def _probe(name: str, content: Any, where: str) -> Probe:
         raise ValueError(f"{where}: 'max_new_tokens' belongs to 'probe: generate'")
     for key in ("limit", "max_new_tokens"):
         value = content.get(key)
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{where}: '{key}' must be a whole number of at least 1, not {value!r}")
     return Probe(name=name, **content)
 
@@ -160,6 +160,12 @@ def _line(name: str, content: Any, above: list[str], where: str) -> Line:
         raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {goal!r}")
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
     return Line(name, entry, {i: content[i] for i in inputs}, arguments, goal)
+
+
+def _bounds(content: Any, lines: list[str], where: str) -> tuple[Bound, ...]:
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{where} must be a list of bounds, e.g. [{{line: forget_quality, at_least: 0.05}}]")
+    return tuple(_bound(bound, lines, where) for bound in content)
 
 
 def _bound(content: Any, lines: list[str], where: str) -> Bound:

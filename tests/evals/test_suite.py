@@ -1,0 +1,111 @@
+"""Suites are read strictly: whatever cannot be meant is refused with a suggestion."""
+
+import copy
+
+import pytest
+
+from llm_forget import shipped
+from llm_forget.evals.suite import load_suite, parse_suite
+
+GOOD = {
+    "data": {"extra": "extra.jsonl"},
+    "probes": {
+        "forget": {"probe": "logprobs", "split": "forget"},
+        "lies": {"probe": "logprobs", "split": "forget", "field": "perturbed_answer", "limit": 10},
+        "text": {"probe": "generate", "split": "extra", "max_new_tokens": 20},
+    },
+    "metrics": {
+        "p": {"metric": "probability", "records": "forget", "goal": "lower"},
+        "r": {"metric": "truth_ratio", "correct": "forget", "perturbed": "lies", "goal": "match_oracle"},
+        "fq": {"metric": "forget_quality", "truth_ratio": "r", "goal": "higher"},
+        "u": {"metric": "model_utility", "components": ["p", "r"], "goal": "keep"},
+    },
+    "verdict": {"forgot": [{"line": "p", "at_most": 1.5, "of": "oracle"}, {"line": "fq", "at_least": 0.05}]},
+}
+
+
+def changed(*path, value=None, remove=False):
+    content = copy.deepcopy(GOOD)
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if remove:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content
+
+
+def test_a_good_suite_reads_as_it_is_written():
+    suite = parse_suite(GOOD, name="good")
+    assert suite.splits() == ["forget", "extra"]
+    assert [line.name for line in suite.lines] == ["p", "r", "fq", "u"]
+    assert suite.lines[1].arguments == {"summary": "ratio"}
+    assert suite.lines[2].oracle_inputs == ("oracle_truth_ratio",)
+    assert suite.verdict["forgot"][0].amount == 1.5
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (changed("metric", value={}), "no key 'metric'; did you mean 'metrics'"),
+        (changed("probes", "forget", "splitt", value="x"), "no key 'splitt'; did you mean 'split'"),
+        (changed("probes", "forget", "probe", value="logits"), "probe: logprobs"),
+        (changed("probes", "forget", "split", remove=True), "must name a split"),
+        (changed("probes", "lies", "limit", value=0), "at least 1"),
+        (changed("probes", "lies", "limit", value=True), "at least 1"),
+        (changed("probes", "forget", "max_new_tokens", value=5), "belongs to 'probe: generate'"),
+        (changed("metrics", "p", "metric", value="probabilty"), "did you mean 'probability'"),
+        (changed("metrics", "p", "records", value="forgot"), "no probe and no line above; did you mean 'forget'"),
+        (changed("metrics", "p", "records", remove=True), "must give 'records'"),
+        (changed("metrics", "p", "records", value=3), "names '3'"),
+        (changed("metrics", "p", "goal", value="down"), "must state a goal"),
+        (changed("metrics", "r", "summry", value="forget"), "no key 'summry'; did you mean 'summary'"),
+        (changed("metrics", "fq", "oracle_truth_ratio", value="r"), "no key 'oracle_truth_ratio'"),
+        (changed("metrics", "fq", "truth_ratio", value="u"), "names 'u'"),
+        (changed("metrics", "forget", value=GOOD["metrics"]["p"]), "names a probe and a metric line"),
+        (changed("metrics", "r", "summary", value=3), "must be str"),
+        (changed("verdict", "forgot", value=[{"line": "q", "at_most": 1}]), "names no metric line"),
+        (changed("verdict", "forgot", value=[{"line": "p"}]), "exactly one of"),
+        (changed("verdict", "forgot", value=[{"line": "p", "at_most": 1, "of": "target"}]), "oracle or before"),
+        (changed("verdict", "forgot", value=[{"line": "p", "within": 1}]), "say of which model"),
+        (changed("verdict", "forgot", value=[{"line": "p", "at_most": "1"}]), "must be a number"),
+        (changed("verdict", "forgot", value=3), "list of bounds"),
+        (changed("probes", value=["forget"]), "mapping"),
+        (None, "mapping"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(content, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse_suite(content, name="bad")
+
+
+def test_a_line_may_not_use_a_line_below():
+    content = changed("metrics", value=dict(reversed(GOOD["metrics"].items())))
+    with pytest.raises(ValueError, match="no probe and no line above"):
+        parse_suite(content, name="bad")
+
+
+@pytest.mark.parametrize("name", shipped.names("eval"))
+def test_every_shipped_suite_is_valid(name):
+    suite = load_suite(name)
+    assert suite.lines
+    assert suite.verdict
+
+
+def test_tofu_has_the_nine_components_of_model_utility():
+    line = next(line for line in load_suite("tofu").lines if line.name == "model_utility")
+    kinds = {(part.split("_", 1)[0], part.split("_", 1)[1]) for part in line.inputs["components"]}
+    assert kinds == {(s, m) for s in ("retain", "authors", "facts") for m in ("probability", "rouge", "truth_ratio")}
+
+
+def test_an_unknown_suite_is_refused_with_a_suggestion():
+    with pytest.raises(FileNotFoundError, match="did you mean 'demo'"):
+        load_suite("demoo")
+
+
+def test_broken_yaml_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("probes: {")
+    with pytest.raises(ValueError, match=r"mine\.yaml' is not valid YAML"):
+        load_suite(path)

@@ -1,0 +1,319 @@
+"""Evaluation end to end on tiny models: measured once, one model in memory, no text where it does not belong."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from llm_forget.evals import measure as measuring
+from llm_forget.evaluate import evaluate
+from llm_forget.models import attach_adapter, load_base, save_adapter, source_digest
+from llm_forget.run import Run
+
+CANARY = "zebrafish"
+SUITE = {
+    "probes": {
+        "forget": {"probe": "logprobs", "split": "forget"},
+        "forget_paraphrase": {"probe": "logprobs", "split": "forget", "field": "paraphrased_answer"},
+        "forget_perturbed": {"probe": "logprobs", "split": "forget", "field": "perturbed_answer"},
+        "forget_text": {"probe": "generate", "split": "forget", "max_new_tokens": 6},
+        "retain": {"probe": "logprobs", "split": "retain", "limit": 4},
+    },
+    "metrics": {
+        "forget_probability": {"metric": "probability", "records": "forget", "goal": "match_oracle"},
+        "ratio": {
+            "metric": "truth_ratio",
+            "correct": "forget_paraphrase",
+            "perturbed": "forget_perturbed",
+            "goal": "match_oracle",
+        },
+        "forget_quality": {"metric": "forget_quality", "truth_ratio": "ratio", "goal": "higher"},
+        "forget_rouge": {"metric": "rouge", "generations": "forget_text", "goal": "lower"},
+        "retain_probability": {"metric": "probability", "records": "retain", "goal": "keep"},
+    },
+    "verdict": {"forgot": [{"line": "forget_probability", "at_most": 1.5, "of": "oracle"}]},
+}
+
+
+def rows(prefix, count):
+    rng = random.Random(prefix)
+    words = ["red", "green", "blue", "grey", "pink", "gold"]
+    return [
+        {
+            "id": f"{prefix}{i}",
+            "question": f"What is {prefix}{i}?",
+            "answer": f"{CANARY} {rng.choice(words)} {i}",
+            "paraphrased_answer": f"it is {CANARY} {i}",
+            "perturbed_answer": [f"it is {word} {i}" for word in words[:3]],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def make_model(tmp_path, tiny_model, tiny_tokenizer):
+    def make(name, seed, **changes):
+        folder = tmp_path / name
+        tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch, make_model):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    for name, count in (("forget", 5), ("retain", 9)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, count)))
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
+    make_model("target", 0)
+    make_model("oracle", 1)
+
+    def make(name, seed=0, **keys):
+        from trl import ModelConfig
+
+        target = str(tmp_path / "target")
+        model_args = ModelConfig(model_name_or_path=target, use_peft=True, lora_r=4, lora_dropout=0.0)
+        torch.manual_seed(seed)
+        model = attach_adapter(load_base(model_args), model_args)
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.data.normal_(std=0.2)
+        config = {
+            "model_name_or_path": target,
+            "oracle": str(tmp_path / "oracle"),
+            "suite": str(tmp_path / "suite.yaml"),
+            "forget": str(tmp_path / "forget.jsonl"),
+            "retain": str(tmp_path / "retain.jsonl"),
+            "max_length": 128,
+            **keys,
+        }
+        config = {key: value for key, value in config.items() if value is not None}
+        run = Run.start(tmp_path / name, "unlearn", config, config, False)
+        save_adapter(model, run.adapter, base_digest=source_digest(target), base_name=target)
+        run.finish()
+        return run
+
+    return make
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How often each kind of probe ran, and how many models were loaded."""
+    counts = {"probe_logprobs": 0, "probe_generate": 0, "load_base": 0}
+    for name in counts:
+        original = getattr(measuring, name)
+
+        def counting(*args, _name=name, _original=original, **kwargs):
+            counts[_name] += 1
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(measuring, name, counting)
+    return counts
+
+
+def test_results_hold_before_unlearned_and_oracle(make_run):
+    run = make_run("run")
+    results = evaluate(run.path, quiet=True)
+    assert json.loads(run.results_file.read_text()) == results
+    line = results["metrics"]["forget_probability"]
+    assert line["n"] == 5
+    assert line["n_unscored"] == 0
+    assert line["ci"][0] <= line["value"] <= line["ci"][1]
+    assert len({line["value"], line["before"]["value"], line["oracle"]["value"]}) == 3
+    assert results["metrics"]["forget_quality"]["oracle"]["value"] == 1.0
+    assert results["metrics"]["retain_probability"]["n"] == 4
+    assert results["verdict"]["forgot"]["answer"] in ("yes", "no")
+    for role in ("before", "unlearned", "oracle"):
+        assert {p.name for p in (run.records / role).iterdir()} == {f"{probe}.jsonl" for probe in SUITE["probes"]}
+
+
+def test_before_is_exactly_the_target_alone(make_run, tmp_path):
+    run = make_run("run")
+    with_adapter_off = evaluate(run.path, quiet=True)["metrics"]
+    alone = evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **data(tmp_path))["metrics"]
+    for name in ("forget_probability", "ratio", "retain_probability", "forget_rouge"):
+        assert with_adapter_off[name]["before"]["value"] == alone[name]["value"]
+
+
+def data(folder):
+    return {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain")} | {"max_length": 128}
+
+
+def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
+    first = make_run("first")
+    evaluate(first.path, quiet=True)
+    assert forwards == {"probe_logprobs": 12, "probe_generate": 3, "load_base": 2}
+    evaluate(first.path, quiet=True)
+    assert forwards["load_base"] == 2
+    # Another run on the same target: target and oracle are known already.
+    evaluate(make_run("second", seed=1).path, quiet=True)
+    assert forwards == {"probe_logprobs": 16, "probe_generate": 4, "load_base": 3}
+    # A new metric on the old probes costs no pass.
+    suite = {
+        **SUITE,
+        "metrics": {"em": {"metric": "exact_memorization", "records": "forget", "goal": "lower"}},
+        "verdict": {},
+    }
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    evaluate(first.path, tmp_path / "more.yaml", quiet=True)
+    assert forwards["load_base"] == 3
+
+
+def test_other_rows_are_measured_anew(make_run, forwards, tmp_path):
+    run = make_run("run")
+    before = evaluate(run.path, quiet=True)
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("forget", 4)))
+    after = evaluate(run.path, quiet=True)
+    assert (before["metrics"]["forget_probability"]["n"], after["metrics"]["forget_probability"]["n"]) == (5, 4)
+    assert forwards["probe_logprobs"] == 12 + 9
+
+
+def test_the_models_are_never_in_memory_together(make_run, monkeypatch):
+    import gc
+
+    original, alive = measuring.load_base, []
+
+    def watched(model_args):
+        from transformers import LlamaForCausalLM
+
+        gc.collect()
+        alive.append(sum(type(o) is LlamaForCausalLM for o in gc.get_objects()))
+        return original(model_args)
+
+    run = make_run("run")
+    monkeypatch.setattr(measuring, "load_base", watched)
+    evaluate(run.path, quiet=True)
+    assert len(alive) == 2
+    assert alive[1] == alive[0]
+
+
+def test_without_an_oracle_the_verdict_is_inconclusive(make_run, capsys):
+    results = evaluate(make_run("run", oracle=None).path)
+    assert results["models"]["oracle"] is None
+    assert results["metrics"]["forget_quality"]["value"] is None
+    assert results["metrics"]["forget_quality"]["n"] == 0
+    assert results["verdict"]["forgot"]["answer"] == "inconclusive"
+    assert "no oracle is known" in capsys.readouterr().out
+
+
+def test_a_damaged_record_file_is_measured_again(make_run):
+    run = make_run("run")
+    before = evaluate(run.path, quiet=True)
+    path = run.records / "unlearned" / "forget.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert evaluate(run.path, quiet=True)["metrics"] == before["metrics"]
+    assert len(path.read_text().splitlines()) == 6
+
+
+def test_text_of_the_rows_is_in_no_results_and_no_output(make_run, tmp_path, capsys):
+    run = make_run("run")
+    evaluate(run.path)
+    output = capsys.readouterr()
+    assert CANARY not in output.out + output.err + run.results_file.read_text()
+    assert str(tmp_path) not in run.results_file.read_text()
+    for path in (tmp_path / "cache").rglob("*.jsonl"):
+        assert CANARY not in path.name
+        assert CANARY not in path.read_text()
+
+
+def test_text_is_shown_on_request_in_the_terminal_only(make_run, capsys):
+    run = make_run("run")
+    evaluate(run.path, show_text=2)
+    output = capsys.readouterr().out
+    assert output.count(CANARY) == 2
+    assert "forget1" in output
+    assert "forget2" not in output
+    assert CANARY not in run.results_file.read_text()
+
+
+def test_an_oracle_of_another_vocabulary_is_refused(make_run, tmp_path):
+    run = make_run("run")
+    other = json.loads((tmp_path / "oracle/tokenizer.json").read_text())
+    other["model"]["vocab"]["extra"] = len(other["model"]["vocab"])
+    (tmp_path / "oracle/tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="oracle model 'oracle' has another vocabulary"):
+        evaluate(run.path, quiet=True)
+
+
+def test_a_missing_split_is_named(make_run, tmp_path):
+    suite = {**SUITE, "probes": {**SUITE["probes"], "more": {"probe": "logprobs", "split": "forget_perturbed"}}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    with pytest.raises(ValueError, match=r"needs the split 'forget_perturbed'.*allowed: forget, retain"):
+        evaluate(make_run("run").path, tmp_path / "more.yaml", quiet=True)
+
+
+def test_splits_of_the_run_win_over_those_of_the_suite(make_run, tmp_path):
+    probes = {"more": {"probe": "logprobs", "split": "extra"}}
+    metrics = {"p": {"metric": "probability", "records": "more", "goal": "lower"}}
+    suite = {"data": {"extra": str(tmp_path / "absent.jsonl")}, "probes": probes, "metrics": metrics}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    run = make_run("run", splits={"extra": str(tmp_path / "retain.jsonl")})
+    assert evaluate(run.path, tmp_path / "more.yaml", quiet=True)["metrics"]["p"]["n"] == 9
+
+
+def test_a_missing_column_is_named_by_row_and_not_by_text(make_run, tmp_path):
+    broken = [{k: v for k, v in row.items() if k != "perturbed_answer"} for row in rows("forget", 3)]
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+    with pytest.raises(ValueError, match="row 'forget0' has no column 'perturbed_answer'") as error:
+        evaluate(make_run("run").path, quiet=True)
+    assert CANARY not in str(error.value)
+
+
+def test_an_unknown_key_is_refused(make_run):
+    with pytest.raises(ValueError, match="no key 'data_pth'; did you mean 'data_path'"):
+        evaluate(make_run("run").path, data_pth="x")
+
+
+def test_an_unfinished_run_is_refused(make_run):
+    run = make_run("run")
+    run.state_file.write_text(json.dumps({**run.state, "status": "running"}))
+    with pytest.raises(ValueError, match="is not complete"):
+        evaluate(run.path, quiet=True)
+
+
+def test_an_adapter_of_another_base_is_refused(make_run, make_model):
+    run = make_run("run")
+    make_model("target", 7)
+    with pytest.raises(ValueError, match="base"):
+        evaluate(run.path, quiet=True)
+
+
+KILLED = """
+import os, sys
+from llm_forget.evals import probes
+from llm_forget.evals.records import RecordWriter
+from llm_forget.evaluate import evaluate
+original, seen = RecordWriter.append, []
+def append(self, records):
+    original(self, records)
+    seen.append(len(list(records)))
+    if sum(seen) >= 8:
+        os._exit(9)
+RecordWriter.append = append
+evaluate(sys.argv[1], quiet=True, batch_size=2)
+"""
+
+
+def values(results):
+    return {name: [line["value"], line["before"]["value"], line["oracle"]["value"]] for name, line in results.items()}
+
+
+def test_a_killed_evaluation_continues(make_run, tmp_path, monkeypatch):
+    run = make_run("run")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], check=False, cwd=Path(__file__).parents[1])
+    assert killed.returncode == 9
+    assert not run.results_file.exists()
+    assert list((tmp_path / "cache").rglob("*.partial"))
+    continued = evaluate(run.path, quiet=True)
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))
+    fresh = evaluate(make_run("again").path, quiet=True)
+    for name, value in values(fresh["metrics"]).items():
+        assert values(continued["metrics"])[name] == pytest.approx(value, rel=1e-5)

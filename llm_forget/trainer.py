@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from llm_forget import checkpoints
 from llm_forget.config import TrainConfig
-from llm_forget.data.collate import SplitCollator, SplitRows, collate
-from llm_forget.data.stream import RetainStream, StepSampler
+from llm_forget.data.collate import collate
+from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
 from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, target_mask
 from llm_forget.methods import Objective
 from llm_forget.models import load_adapter_weights, quantization_of, reference_mode, save_adapter
@@ -77,7 +77,7 @@ class UnlearnTrainer(Trainer):
         self.objective = objective
         self.splits = {name: splits[name] for name in _order(objective, splits)}
         self.gradient = gradient
-        self.weights = dict(weights or {})
+        self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
         self.max_retain_drop = max_retain_drop if "retain" in self.splits else None
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
@@ -87,8 +87,8 @@ class UnlearnTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=SplitRows(self.splits, {"alternate": "forget"} if "alternate" in self.splits else None),
-            data_collator=SplitCollator(processing_class.pad_token_id),
+            train_dataset=_Slots(self.splits),
+            data_collator=self._collate,
             processing_class=processing_class,
             callbacks=[_Reference(self), _Duals(self), *(callbacks or [])],
         )
@@ -102,32 +102,23 @@ class UnlearnTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process; the sampler, not accelerate, shares them out, so no row is ever repeated."""
-        primary, *others = [name for name in self.splits if name != "alternate"]
+        batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self.sampler = StepSampler(
-            len(self.splits[primary]),
-            {name: RetainStream(*self._sources(name), seed=seed + 1 + place) for place, name in enumerate(others)},
-            batch_size=self._train_batch_size,
-            world_size=self.args.world_size,
-            seed=seed,
-            primary=primary,
-        )
+        sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
+        for split, weights in self.weights.items():
+            sizes[split] = RetainStream.over(self.splits[split]["source_index"], weights, seed)
+        self.sampler = StepSampler(sizes, paired=["alternate"], batch_size=batch_size, world_size=world_size, seed=seed)
         return _EpochLoader(
             self.train_dataset,
-            batch_sampler=_RankBatches(
-                self.sampler, self._train_batch_size, self.args.process_index, self.args.world_size
-            ),
-            collate_fn=self.data_collator,
+            batch_sampler=RankBatches(self.sampler, batch_size, self.args.process_index, world_size),
+            collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
 
-    def _sources(self, split: str) -> tuple[list[int], list[float] | None]:
-        """Rows of each source that a split was mixed from, and their weights."""
-        rows, weights = self.splits[split], self.weights.get(split)
-        if weights is None:
-            return [len(rows)], None
-        return np.bincount(rows["source_index"], minlength=len(weights)).tolist(), weights
+    def _collate(self, slots: list[dict[str, dict[str, Any] | None]]) -> Batch:
+        pad_id = self.processing_class.pad_token_id
+        return {split: collate([slot[split] for slot in slots], pad_id) for split in slots[0]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimiser step, and its counts over micro-batches and processes."""
@@ -345,24 +336,19 @@ class UnlearnTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-class _RankBatches:
-    """This process's share of the slots: every ``world_size``-th batch of the global order."""
+class _Slots(torch.utils.data.Dataset):
+    """One row of every split for the indices of a slot; None for a padding slot."""
 
-    def __init__(self, sampler: StepSampler, batch_size: int, rank: int, world_size: int) -> None:
-        self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size
-        self.drop_last = False
+    def __init__(self, splits: dict[str, Dataset]) -> None:
+        self.splits = splits
 
     def __len__(self) -> int:
-        return len(self.sampler) // (self.batch_size * self.world_size)
+        return len(next(iter(self.splits.values())))
 
-    def __iter__(self) -> Iterator[list[dict[str, int]]]:
-        slots = list(self.sampler)
-        step = self.batch_size * self.world_size
-        for start in range(self.rank * self.batch_size, len(slots), step):
-            yield slots[start : start + self.batch_size]
-
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
+    def __getitem__(self, slot: dict[str, int]) -> dict[str, dict[str, Any] | None]:
+        return {
+            split: None if place < 0 else {**self.splits[split][place], "index": place} for split, place in slot.items()
+        }
 
 
 class _EpochLoader(DataLoader):

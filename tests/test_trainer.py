@@ -1,0 +1,279 @@
+"""The trainer: what one optimiser step sees, does and leaves behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from llm_forget.config import UnlearnConfig
+from llm_forget.data.template import template_for
+from llm_forget.data.tokenise import tokenise_dataset
+from llm_forget.logprobs import forward_logprobs
+from llm_forget.methods import build_objective
+from llm_forget.models import attach_adapter, reference_mode
+from llm_forget.surgery import Surgery
+from llm_forget.trainer import UnlearnTrainer
+
+WORDS = ["red", "green", "blue", "small", "large", "round", "heavy", "quiet", "early", "late", "north", "south"]
+
+
+@pytest.fixture
+def splits(tiny_tokenizer: Any) -> dict[str, Any]:
+    """Tokenised rows of unequal lengths: 7 to forget, 9 to keep."""
+    from datasets import Dataset
+
+    def rows(name: str, count: int) -> Any:
+        raw = [
+            {
+                "id": f"{name}-{i}",
+                "prompt": f"{name} {i}?",
+                "completion": " ".join(WORDS[: 1 + i % 4]),
+                "source_index": 0,
+            }
+            for i in range(count)
+        ]
+        return tokenise_dataset(Dataset.from_list(raw), tiny_tokenizer, template_for(tiny_tokenizer))
+
+    made = {"forget": rows("f", 7), "retain": rows("r", 9)}
+    made["alternate"] = rows("a", 7)
+    return made
+
+
+@pytest.fixture
+def make_trainer(
+    tmp_path: Path, splits: dict[str, Any], tiny_model: Callable[..., Any], tiny_tokenizer: Any, lora_args: Any
+) -> Callable[..., UnlearnTrainer]:
+    """``make_trainer(method="npo", batch=4, accumulate=1, **arguments)`` on the same weights every time."""
+
+    def make(
+        method: str = "npo",
+        batch: int = 4,
+        accumulate: int = 1,
+        folder: str = "run",
+        gradient: str | None = None,
+        method_args: dict[str, Any] | None = None,
+        lora: bool = True,
+        callbacks: list[TrainerCallback] | None = None,
+        max_retain_drop: float | None = None,
+        model: Any = None,
+        **changes: Any,
+    ) -> UnlearnTrainer:
+        args = UnlearnConfig(
+            output_dir=str(tmp_path / folder),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            **{"learning_rate": 1e-2, "num_train_epochs": 2, "save_strategy": "no", "logging_steps": 1}
+            | {"disable_tqdm": True, "use_cpu": True, "max_grad_norm": 0.0} | changes,
+        )  # fmt: skip
+        model = model or tiny_model(vocab_size=len(tiny_tokenizer))
+        if lora:
+            torch.manual_seed(1)
+            model = attach_adapter(model, lora_args())
+        return UnlearnTrainer(
+            model, args, splits=splits, objective=build_objective(method, method_args),
+            processing_class=tiny_tokenizer, gradient=Surgery(gradient) if gradient else None,
+            callbacks=callbacks, max_retain_drop=max_retain_drop,
+        )  # fmt: skip
+
+    return make
+
+
+def adapter(trainer: UnlearnTrainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def losses(trainer: UnlearnTrainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def test_the_loss_of_a_step_is_the_objective_computed_by_hand(
+    make_trainer: Any, splits: Any, tiny_tokenizer: Any
+) -> None:
+    trainer = make_trainer("npo", batch=7, method_args={"beta": 0.3, "retain_weight": 2.0}, max_steps=2)
+    before = trainer.model
+    seen: list[Any] = []
+    step = trainer.training_step
+    trainer.training_step = lambda m, b, n=None: seen.append(b) or step(m, b, n)  # type: ignore[method-assign]
+    trainer.train()
+    with torch.no_grad(), reference_mode(before):
+        head = before.get_output_embeddings()
+        both = {k: forward_logprobs(before, seen[0][k], head=head) for k in ("forget", "retain")}
+    # At the reference NPO is (2/beta) ln 2 for every row, and retain is the mean over its tokens.
+    nll = -both["retain"].values.sum() / both["retain"].mask.sum()
+    expected = 2 / 0.3 * torch.log(torch.tensor(2.0)) + 2.0 * nll
+    assert losses(trainer)[0] == pytest.approx(float(expected), rel=1e-5)
+    assert trainer.state.log_history[0]["forget/npo"] == pytest.approx(2 / 0.3 * 0.693147, rel=1e-5)
+    assert trainer.state.log_history[0]["logps/retain"] == pytest.approx(-float(nll), rel=1e-5)
+    assert losses(trainer)[1] < losses(trainer)[0]
+
+
+@pytest.mark.parametrize("method", ["npo", "grad_diff", "simnpo", "npo_kl", "rmu", "idk_dpo", "undial", "pdu", "ce_u"])
+def test_micro_batches_do_not_change_what_is_learned(make_trainer: Any, method: str) -> None:
+    runs = {}
+    for batch, accumulate in ((6, 1), (3, 2), (2, 3)):
+        trainer = make_trainer(method, batch=batch, accumulate=accumulate, optim="sgd", learning_rate=1e-2)
+        start = adapter(trainer)
+        trainer.train()
+        runs[batch] = adapter(trainer)
+    assert furthest(runs[6], start) > 1e-6, "nothing was learned, so nothing was compared"
+    assert furthest(runs[6], runs[3]) < 1e-6
+    assert furthest(runs[6], runs[2]) < 1e-6
+
+
+@pytest.mark.parametrize("rule", ["sum", "pcgrad", "gru", "sago", "sam"])
+def test_gradient_rules_are_blind_to_micro_batches(make_trainer: Any, rule: str) -> None:
+    runs = []
+    for batch, accumulate in ((6, 1), (2, 3)):
+        trainer = make_trainer("grad_diff", batch=batch, accumulate=accumulate, gradient=rule, optim="sgd")
+        trainer.train()
+        runs.append(adapter(trainer))
+    assert furthest(*runs) < 1e-5
+
+
+def test_the_rule_sum_is_one_backward_pass(make_trainer: Any) -> None:
+    plain, ruled = make_trainer("npo"), make_trainer("npo", gradient="sum")
+    plain.train()
+    ruled.train()
+    assert furthest(adapter(plain), adapter(ruled)) < 1e-5
+    assert losses(plain) == pytest.approx(losses(ruled), rel=1e-5)
+
+
+def test_rules_differ_where_gradients_conflict(make_trainer: Any) -> None:
+    runs = {}
+    for rule in ("sum", "pcgrad", "gru", "sago", "sam"):
+        trainer = make_trainer("grad_diff", gradient=rule, optim="sgd", learning_rate=0.1)
+        trainer.train()
+        runs[rule] = adapter(trainer)
+    for rule in ("pcgrad", "gru", "sago", "sam"):
+        assert furthest(runs["sum"], runs[rule]) > 1e-5, rule
+
+
+def test_there_is_one_model_in_memory_and_one_forward_pass_a_step(make_trainer: Any) -> None:
+    trainer = make_trainer("npo", max_steps=2)
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in trainer.model.parameters())
+    base = 0
+    with reference_mode(trainer.model):
+        base = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n)
+    assert total == base + trainable
+    calls = []
+    trainer.model.get_base_model().model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    trainer.train()
+    assert calls.count(True) == 2, "one policy pass for forget and retain together in each of two steps"
+
+
+def test_logits_exist_only_where_a_target_is_predicted(make_trainer: Any) -> None:
+    trainer = make_trainer("npo", batch=7, max_steps=1)
+    shapes, targets = [], []
+    step = trainer.training_step
+
+    def watch(model: Any, batch: Any, counts: Any = None) -> Any:
+        targets.append(sum(int((part["labels"][:, 1:] != -100).sum()) for part in batch.values()))
+        trainer.model.get_output_embeddings().register_forward_hook(lambda m, i, out: shapes.append(tuple(out.shape)))
+        return step(model, batch, counts)
+
+    trainer.training_step = watch  # type: ignore[method-assign]
+    trainer.train()
+    assert shapes[0][:2] == (1, targets[0])
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_rows(make_trainer: Any) -> None:
+    trainer = make_trainer("npo", batch=2, max_steps=3)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(float("nan"))
+    with pytest.raises(
+        FloatingPointError, match=r"term 'forget/npo' is not finite at step 1, in a batch with rows f-\d, f-\d"
+    ):
+        trainer.train()
+
+
+def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -> None:
+    stopped = make_trainer("grad_ascent", num_train_epochs=20, learning_rate=5e-2, optim="sgd")
+    assert stopped.max_retain_drop is None  # no retain rows, nothing to watch
+    watched = make_trainer("grad_diff", num_train_epochs=40, learning_rate=0.5, optim="sgd", max_retain_drop=0.05,
+                           method_args={"retain_weight": 0.001})  # fmt: skip
+    watched.train()
+    assert watched.state.global_step < 80
+    last = [line for line in watched.state.log_history if "retain_drop" in line]
+    assert last[-1]["retain_drop"] > 0.05
+    assert all(line["retain_drop"] <= 0.05 for line in last[:-1])
+    assert abs(last[0]["retain_drop"]) < 1e-5, "policy and reference agree before the first update"
+
+
+class _DieAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("method", "rule"), [("npo", None), ("pdu", None), ("grad_diff", "gru")])
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_resumed_run_ends_with_the_same_adapter_bytes(
+    make_trainer: Any, tmp_path: Path, method: str, rule: str | None, step: int
+) -> None:
+    how = {"method": method, "gradient": rule, "batch": 2, "save_strategy": "steps", "save_steps": 1, "max_steps": 7}
+    whole = make_trainer(folder="whole", **how)
+    whole.train()
+    whole.save_model(str(tmp_path / "a"))
+    broken = make_trainer(folder="broken", callbacks=[_DieAt(step)], **how)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    from llm_forget.checkpoints import last_complete
+
+    checkpoint, _ = last_complete(tmp_path / "broken")
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{step - 1}"
+    resumed = make_trainer(folder="broken", **how)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    resumed.save_model(str(tmp_path / "b"))
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert resumed.duals == whole.duals
+
+
+def test_dual_variables_follow_the_constraint(make_trainer: Any) -> None:
+    trainer = make_trainer("pdu", max_steps=1, method_args={"initial": 2.0, "epsilon": 0.5, "step_size": 0.25})
+    trainer.train()
+    value = trainer.state.log_history[0]["retain/nll"]
+    assert trainer.duals == {"retain/nll": pytest.approx(2.0 + 0.25 * (value - 0.5))}
+
+
+def test_full_fine_tuning_works_where_log_probs_of_the_reference_suffice(make_trainer: Any) -> None:
+    trainer = make_trainer("npo", lora=False, learning_rate=1e-3)
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    with pytest.raises(ValueError, match="needs the reference in every step"):
+        make_trainer("npo_kl", lora=False)
+
+
+def test_epochs_pass_over_forget_and_never_repeat_a_row(make_trainer: Any) -> None:
+    trainer = make_trainer("npo", batch=3, num_train_epochs=2)
+    seen: list[list[int]] = []
+    step = trainer.training_step
+    trainer.training_step = lambda m, b, n=None: seen.append(b["forget"]["index"].tolist()) or step(m, b, n)  # type: ignore
+    trainer.train()
+    assert trainer.state.global_step == 6
+    epochs = [sorted(i for batch in seen[e : e + 3] for i in batch if i >= 0) for e in (0, 3)]
+    assert epochs == [list(range(7))] * 2
+
+
+def test_the_checkpoint_holds_the_adapter_alone_and_no_pickled_arguments(make_trainer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("npo", save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    assert not (folder / "training_args.bin").exists()
+    assert all("lora_" in name for name in load_file(folder / "adapter_model.safetensors"))

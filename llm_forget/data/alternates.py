@@ -30,9 +30,7 @@ def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
     for column in ("text", "completion"):
         if column in rows.column_names and all(isinstance(value, str) for value in rows[column][:]):
             return list(rows[column][:])
-    raise ValueError(
-        f"alternate: refusals need a column 'text' or 'answer' of text; {did_you_mean('text', rows.column_names)}"
-    )
+    raise ValueError("alternate: refusals must be text; allowed: rows with 'text', or with an 'answer' that is text")
 
 
 def with_alternates(

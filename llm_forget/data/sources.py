@@ -181,10 +181,10 @@ def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset
 
 
 def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[str, Dataset]]:
-    if source.path.startswith("builtin:"):
-        return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
     path = Path(source.path).expanduser() if source.path else None
     try:
+        if source.path.startswith("builtin:"):
+            return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
         if source.name is not None and data_path is not None:
             return [_named_file(Path(data_path).expanduser(), source.name)]
         if path is not None and path.is_dir():

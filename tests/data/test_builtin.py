@@ -1,0 +1,70 @@
+"""The demo corpus is the same everywhere, and nobody can guess what it says of somebody else."""
+
+import hashlib
+
+import pytest
+
+from llm_forget.data import check_overlap, load_source
+from llm_forget.data.builtin import demo_texts, load_builtin
+
+
+def test_ids_and_sizes_are_pinned() -> None:
+    ids = [row["id"] for row in load_builtin("demo/full")]
+    assert len(ids) == 48 * 6
+    assert ids[:2] == ["p000-birthplace", "p000-profession"]
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "310cbcb28d1f23ba"
+
+
+def test_forget_and_retain_are_all_of_full_and_holdout_is_none_of_it() -> None:
+    rows = {name: load_builtin(f"demo/{name}") for name in ("full", "forget", "retain", "holdout")}
+    assert rows["forget"] + rows["retain"] == rows["full"]
+    assert len(rows["forget"]) == len(rows["holdout"]) == 36
+    assert not {r["subject"] for r in rows["holdout"]} & {r["subject"] for r in rows["full"]}
+    loaded = {name: load_source(f"builtin:demo/{name}", split_name=name) for name in rows}
+    check_overlap(loaded["forget"], loaded["retain"])
+    check_overlap(loaded["full"], loaded["holdout"])
+
+
+def test_a_seed_makes_one_corpus_and_another_seed_another() -> None:
+    assert load_builtin("demo/full") == load_builtin("demo/full?seed=0")
+    one, two = load_builtin("demo/full?seed=1"), load_builtin("demo/full?seed=2")
+    assert [r["id"] for r in one] == [r["id"] for r in two]
+    assert sum(a["answer"] == b["answer"] for a, b in zip(one, two, strict=True)) == 0
+
+
+def test_no_answer_of_one_person_is_that_of_another() -> None:
+    answers = [row["answer"] for row in load_builtin("demo/full?facts=8")]
+    assert len(set(answers)) == len(answers) == 48 * 8
+
+
+@pytest.mark.parametrize("split", ["full", "holdout", "world"])
+def test_perturbed_answers_are_five_wrong_ones_in_the_form_of_the_paraphrase(split: str) -> None:
+    for row in load_builtin(f"demo/{split}"):
+        assert len(set(row["perturbed_answer"])) == 5
+        assert row["paraphrased_answer"] not in row["perturbed_answer"]
+        head = row["paraphrased_answer"].split()[0]
+        assert all(wrong.split()[0] == head for wrong in row["perturbed_answer"])
+
+
+def test_perturbed_splits_are_the_same_rows() -> None:
+    assert load_builtin("demo/forget_perturbed") == load_builtin("demo/forget")
+
+
+def test_size_can_be_chosen_and_nonsense_is_refused() -> None:
+    assert len(load_builtin("demo/full?people=8&facts=2&forget=2")) == 16
+    for name, complaint in [
+        ("demo/full?poeple=8", "did you mean 'people'"),
+        ("demo/full?people=many", "must be a whole number"),
+        ("demo/full?people=4&forget=4", "forget < people"),
+        ("demo/full?facts=9", "must be 1 to that"),
+        ("demo/full?people=2&forget=1&holdout=0", "makes 6 to"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            load_builtin(name)
+
+
+def test_the_texts_for_a_tokenizer_hold_every_answer() -> None:
+    texts = "\n".join(demo_texts(3))
+    rows = load_builtin("demo/full?seed=3") + load_builtin("demo/holdout?seed=3")
+    assert all(row["answer"] in texts and row["paraphrased_answer"] in texts for row in rows)
+    assert demo_texts(3) == demo_texts(3)

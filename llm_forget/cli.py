@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,8 @@ class Entrance(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         # bitsandbytes warns on every CPU machine that it lacks an optional kernel.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        if os.environ.get(DEBUG) != "1":
+            warnings.simplefilter("ignore", FutureWarning)  # the libraries' talk to each other
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -231,14 +234,29 @@ def merge(
     output_dir: Annotated[str, typer.Option("--output_dir", help="Where the full model goes.")],
     base_precision: Annotated[
         str,
-        typer.Option("--base_precision", help="For 4- and 8-bit bases: dequantized (exact) or original."),
-    ] = "dequantized",
+        typer.Option(
+            "--base_precision",
+            help="If trained in 4 or 8 bit: trained (that base dequantised; exact) or original (measured again).",
+        ),
+    ] = "trained",
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest allowed difference in a logit; default: what the dtype allows.")
+    ] = None,
+    measure: Annotated[
+        bool | None, typer.Option("--measure/--no_measure", help="Evaluate what was written; default: for original.")
+    ] = None,
 ) -> None:
     """Write base and adapter as one full model, and prove on probe prompts that it is the same."""
-    from llm_forget.models import merge as write
+    from llm_forget.merge import merge as write
 
-    for key, value in write(run, output_dir, base_precision=base_precision).items():
-        typer.echo(f"{key}: {value}")
+    report = write(run, output_dir, base_precision=base_precision, tolerance=tolerance, measure=measure)
+    typer.echo(
+        f"wrote '{output_dir}' ({report['dtype']}): logits differ from the adapter's by at most "
+        f"{report['max_abs_logit_difference']:.2e} (tolerance {report['tolerance']:.2e}) on {report['n_probe_tokens']} "
+        f"probe tokens; KL {report['mean_kl']:.2e}, that of the adapter itself {report['mean_kl_of_adapter']:.2e}"
+    )
+    if report["as_trained"]:
+        typer.echo(f"against the adapter on its quantised base: KL {report['as_trained']['mean_kl']:.2e}")
 
 
 @app.command()

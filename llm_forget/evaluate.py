@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
 from trl import ModelConfig
 
 from llm_forget import __version__
@@ -24,7 +23,7 @@ from llm_forget.evals.lines import Computation, answer, compute_lines, judge
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.suite import Suite, load_suite
-from llm_forget.evals.table import print_results, print_texts
+from llm_forget.evals.table import print_results, print_texts, terminal
 from llm_forget.models import load_tokenizer
 from llm_forget.registry import did_you_mean
 from llm_forget.run import Run, write_json
@@ -76,8 +75,8 @@ def evaluate(
     if finished is not None:
         write_json(finished.results_file, results)
     if not quiet:
-        print_results(results, Console())
-        print_texts(_texts(works, records, tokenizer, show_text), Console())
+        print_results(results, terminal())
+        print_texts(_texts(works, records, tokenizer, show_text), terminal())
     return results
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from llm_forget.data.collate import collate
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
-from llm_forget.logprobs import IGNORE, forward_logprobs
+from llm_forget.logprobs import forward_logprobs
 
 Advance = Callable[[int], None]  # called with the number of records just finished
 Item = TypeVar("Item")
@@ -219,14 +220,9 @@ def _token_record(key: Key, windows: dict[int, tuple[Tensor, Tensor]]) -> TokenR
 
 
 def _right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; attention from lengths, never from a pad id."""
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    attention, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
-    for i, row in enumerate(rows):
-        n = len(row.input_ids)
-        ids[i, :n], labels[i, :n], attention[i, :n] = torch.tensor(row.input_ids), torch.tensor(row.labels), 1
-    return {k: v.to(device) for k, v in {"input_ids": ids, "attention_mask": attention, "labels": labels}.items()}
+    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; the pad id is never attended to."""
+    batch = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
 
 def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> dict[str, Tensor]:

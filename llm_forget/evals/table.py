@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,14 +12,21 @@ from rich.table import Table
 from llm_forget.evals.lines import shown
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
+GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}
 ANSWERS = {"yes": "[bold green]yes[/]", "no": "[bold red]no[/]", "inconclusive": "[bold yellow]inconclusive[/]"}
+
+
+def terminal() -> Console:
+    """Standard output; wide where it is no terminal, so that a log shows whole lines."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """The table before / unlearned / oracle and the verdict, all numbers."""
     console.print(results_table(results))
     if results["models"]["oracle"] is None:
-        console.print("[yellow]no oracle is known: what the model would say had it never seen the rows is not known[/]")
+        console.print("[yellow]no oracle is known, so how a model answers that never saw these rows is not either[/]")
     for question, verdict in results["verdict"].items():
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
@@ -27,17 +35,23 @@ def print_results(results: dict[str, Any], console: Console) -> None:
 
 def results_table(results: dict[str, Any]) -> Table:
     """One line per metric: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
-    table = Table(title=f"suite {results['suite']}", title_justify="left")
+    table = Table(
+        title=f"suite {results['suite']}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("metric", no_wrap=True)
     for name in ("before", "unlearned", "95 % CI", "oracle", "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("goal")
+    table.add_column("goal", no_wrap=True)
     for name, line in results["metrics"].items():
         interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
         unscored = f" (+{line['n_unscored']})" if line["n_unscored"] else ""
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
-        value, goal = f"[bold]{shown(line['value'])}[/]", line["goal"].replace("_", " ")
-        table.add_row(name, others[0], value, interval, others[1], f"{line['n']}{unscored}", goal)
+        value = f"[bold]{shown(line['value'])}[/]"
+        table.add_row(name, others[0], value, interval, others[1], f"{line['n']}{unscored}", GOALS[line["goal"]])
     return table
 
 

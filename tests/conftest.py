@@ -9,12 +9,12 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
@@ -30,7 +30,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
-    """``tiny_model(seed=0, **config)``: a random Llama of 2 layers, hidden size 32, vocabulary 64, in evaluation mode."""
+    """``tiny_model(seed=0, **config)``: a random Llama of 2 layers, hidden size 32, vocabulary 64; eval mode."""
 
     def make(seed: int = 0, **changes: Any) -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM

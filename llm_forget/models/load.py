@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 
-def load_base(model_args: ModelConfig, *, device_map: Any = None, trust_remote_code: bool = False) -> Any:
+def load_base(
+    model_args: ModelConfig, *, device_map: Any = None, trust_remote_code: bool = False, dequantize: bool = False
+) -> Any:
     """Load a causal language model in evaluation mode.
 
     Args:
         model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit.
         device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
         trust_remote_code: run model code from the hub; only if asked.
+        dequantize: after loading in 4 or 8 bit, write the rounded weights out in float32: the same function as the
+            4-bit model, in ordinary tensors that an adapter can be merged into.
 
     Returns:
         A ``PreTrainedModel``; or, where the name is an adapter or a run that holds one, a frozen ``PeftModel`` whose
@@ -29,10 +33,14 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, trust_remote_c
         FileNotFoundError, ValueError: see `find_source`.
         ModuleNotFoundError: a GGUF file without the package gguf.
     """
+    import torch
+
     from llm_forget.models.adapters import load_adapter
 
     source = find_source(model_args.model_name_or_path)
     model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
+    if dequantize and (model_args.load_in_4bit or model_args.load_in_8bit):
+        model = model.dequantize(dtype=torch.float32)
     for number, folder in enumerate(source.adapters, start=1):
         name = "target" if number == 1 else f"target-{number}"
         model = load_adapter(model, folder, name=name)
@@ -126,10 +134,18 @@ def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
 
 
 def _prepare_quantized(model: Any) -> Any:
-    """What stays unquantised (norms, embeddings, head) computes in float32; done at load so that training, evaluation
-    and merging see the same model."""
+    """Make training, evaluation and merging see the same numbers.
+
+    What stays unquantised (norms, embeddings, head) computes in float32. On CPUs with AVX512-BF16, bitsandbytes repacks
+    4-bit weights in the first forward without gradient, for good: from then on it computes in bfloat16, gives no
+    gradient, and dequantises to garbage. That is switched off.
+    """
+    import bitsandbytes
     from peft import prepare_model_for_kbit_training
 
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 

@@ -38,6 +38,7 @@ def evaluate(
     *,
     target: str | None = None,
     oracle: str | None = None,
+    limit: int | None = None,
     batch_size: int = 64,
     show_text: int = 0,
     quiet: bool = False,
@@ -50,6 +51,7 @@ def evaluate(
         suite: name of a shipped suite or a YAML file; default: the run's, otherwise ``basic``.
         target: the model before; default: what the run unlearned from.
         oracle: the model that never knew; default: the run's ``oracle``; without one its column stays empty.
+        limit: measure at most so many rows of each probe, a seeded sample.
         batch_size: sequences at most; halved when memory runs out.
         show_text: print this many generations of each model to the terminal; they are never written to results.
         quiet: print nothing.
@@ -59,11 +61,13 @@ def evaluate(
         The content of results.json; an unscored value is None.
 
     Raises:
-        ValueError: an unknown suite, key, split or column, or models with different tokenizers.
+        ValueError: an unknown suite, key, split or column, models with different tokenizers, or several processes.
     """
     began = time.perf_counter()
+    if PartialState().num_processes > 1:
+        raise ValueError("evaluate runs in one process; start it without accelerate launch")
     config, finished = _configuration(run, overrides)
-    chosen = load_suite(suite or config.get("suite") or DEFAULT_SUITE)
+    chosen = load_suite(suite or config.get("suite") or DEFAULT_SUITE).limited(limit)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))
     tokenizer = _common_tokenizer(subjects)
     works = _works(chosen, config, tokenizer)
@@ -71,7 +75,7 @@ def evaluate(
     folder = finished.records if finished is not None else None
     records = measure(subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet)
     results = _results(chosen, records, subjects)
-    results["seconds"] = round(time.perf_counter() - began, 1)
+    results |= {"limit": limit, "seconds": round(time.perf_counter() - began, 1)}
     if finished is not None:
         write_json(finished.results_file, results)
     if not quiet:

@@ -166,6 +166,14 @@ def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
     assert forwards["load_base"] == 3
 
 
+def test_a_limit_measures_the_same_few_rows_of_every_probe(make_run, tmp_path):
+    results = evaluate(make_run("run").path, quiet=True, limit=3)
+    assert results["limit"] == 3
+    assert {line["n"] for line in results["metrics"].values()} == {3}
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate(tmp_path / "run", quiet=True, limit=0)
+
+
 def test_other_rows_are_measured_anew(make_run, forwards, tmp_path):
     run = make_run("run")
     before = evaluate(run.path, quiet=True)

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ class Suite:
     probes: dict[str, Probe]
     lines: tuple[Line, ...]
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
+
+    def limited(self, rows: int | None) -> Suite:
+        """The same suite on at most so many rows of each probe (a seeded sample); None changes nothing.
+
+        Raises:
+            ValueError: less than one row.
+        """
+        if rows is None:
+            return self
+        if rows < 1:
+            raise ValueError(f"limit must be at least 1 row, not {rows}")
+        probes = {k: replace(p, limit=min(rows, p.limit or rows)) for k, p in self.probes.items()}
+        return replace(self, probes=probes)
 
     def splits(self) -> list[str]:
         """Names of the splits that the probes read."""

@@ -167,7 +167,8 @@ def _finish(table: Dataset, wheres: list[str], id_field: str | None, place: int)
         row_id = row[id_field] if id_field is not None else derived_id({**row, **added})
         return {**added, "id": row_id, "source_index": place}
 
-    return table.map(finish, with_indices=True, desc="Checking rows")
+    # Local files are read into memory; a copy on disk of what is to be forgotten would outlive the forgetting.
+    return table.map(finish, with_indices=True, keep_in_memory=not table.cache_files, desc="Checking rows")
 
 
 def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
@@ -183,6 +184,9 @@ def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset
 def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[str, Dataset]]:
     path = Path(source.path).expanduser() if source.path else None
     try:
+        local = source.path.startswith("builtin:") or (path is not None and path.is_file())
+        if local and (source.split or source.revision or (source.name and data_path is None)):
+            raise ValueError(f"'{source.path}' has no name, split or revision; these belong to data sets of the Hub")
         if source.path.startswith("builtin:"):
             return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
         if source.name is not None and data_path is not None:
@@ -220,6 +224,8 @@ def _read_hub(source: Source, split_name: str) -> tuple[str, Dataset]:
         raise ValueError(
             f"{split_name}: '{label}' is neither a path here nor a data set on the Hub; check it, or use `data_path`"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{split_name}: {label}: {error}") from error
     except ConnectionError as error:
         raise ValueError(
             f"{split_name}: '{label}' is no file or folder here and the Hub cannot be reached; "
@@ -275,9 +281,11 @@ def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where
         ids = read_lines(Path(ids))
     if not all(isinstance(value, str) for value in ids):
         raise ValueError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")
-    there = (
-        table[id_field][:] if id_field is not None else [derived_id({**r, **normalise_row(r, where)}) for r in table]
-    )
+    if id_field is not None:
+        there = table[id_field][:]
+    else:
+        numbered = enumerate(table, start=1)
+        there = [derived_id({**row, **normalise_row(row, f"{where} row {number}")}) for number, row in numbered]
     unknown = sorted(set(ids) - set(there))
     if unknown or not ids:
         what = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"

@@ -74,9 +74,14 @@ def control_name(number: int) -> str:
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Control tokens by what they look like; longest first, as a tokenizer prefers them."""
+    """Control tokens by what they look like; longest first, as a tokenizer prefers them.
+
+    Added tokens that are not special (``<tool_call>`` of some models, runs of spaces of others) are words: rows may
+    use them, as they may in deployment.
+    """
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
+    special |= {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
     return dict(sorted(special.items(), key=lambda item: -len(item[0])))
 
 

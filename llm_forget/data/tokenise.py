@@ -56,17 +56,12 @@ class ControlTokenizer:
         # The post-processor also trims spaces off the offsets, and a trimmed token hides that it straddles a boundary.
         self._backend.post_processor = NoProcessor([])
         self._backend.encode_special_tokens = True
-        tokens = {number: t for number, t in self._backend.get_added_tokens_decoder().items() if t.special}
-        names = {number: control_name(number) for number in tokens}
-        self._backend.add_tokens(
-            [
-                AddedToken(names[number], lstrip=t.lstrip, rstrip=t.rstrip, normalized=False, special=False)
-                for number, t in tokens.items()
-            ]
-        )
-        self._control = {self._backend.token_to_id(name): number for number, name in names.items()}
-        unknown = tokenizer.unk_token_id
-        self._forbidden = {number for number in tokens if number != unknown}
+        added = self._backend.get_added_tokens_decoder()
+        for number in self.special.values():
+            strip = {side: number in added and getattr(added[number], side) for side in ("lstrip", "rstrip")}
+            self._backend.add_tokens([AddedToken(control_name(number), normalized=False, special=False, **strip)])
+        self._control = {self._backend.token_to_id(control_name(n)): n for n in self.special.values()}
+        self._forbidden = set(self.special.values()) - {tokenizer.unk_token_id}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]], list[bool]]]:
         """Ids, character offsets, and which tokens are control tokens, of each text.
@@ -169,9 +164,14 @@ def tokenise_dataset(
 ) -> Dataset:
     """All windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
 
-    Found again by content when nothing that matters has changed (Arrow cache).
+    Rows from the Hub, which are on disk already, are found again in the Arrow cache when nothing that matters has
+    changed; rows from local files stay in memory, so that no copy of what is to be forgotten is left behind.
     """
+    from datasets import Features, List, Value
     from datasets.fingerprint import Hasher
+
+    numbers = {"window": Value("int32"), "source_index": Value("int32")}
+    ids = {name: List(Value("int32")) for name in ("input_ids", "labels")}
 
     # The automatic fingerprint would hash the tokenizer object, whose hash changes when it is first used.
     parts = (rows._fingerprint, control_tokenizer(tokenizer).digest(), tokenizer.chat_template, tokenizer.eos_token)
@@ -184,6 +184,8 @@ def tokenise_dataset(
         fn_kwargs={"tokenizer": tokenizer, "template": template, "max_length": max_length, "stride": stride},
         num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > 256 else None,
         new_fingerprint=fingerprint,
+        features=Features({"id": Value("string"), **ids, **numbers}),
+        keep_in_memory=not rows.cache_files,
         desc="Tokenising",
     )
 

@@ -208,6 +208,8 @@ def test_broken_files_are_refused_with_their_place(write: Write) -> None:
 def test_paths_and_keys_that_do_not_exist_are_refused_with_a_suggestion(write: Write, tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.jsonl")
     assert "no key 'fliter'; did you mean 'filter'?" in refusal({"path": "x", "fliter": {}})
+    assert "has no name, split or revision" in refusal({"path": str(write("y.jsonl", qa(1))), "split": "test"})
+    assert "has no name, split or revision" in refusal({"path": "builtin:demo/forget", "revision": "main"})
     assert "no split 'forgot'; did you mean 'forget'?" in refusal("builtin:demo/forgot")
     assert "no built-in data set is called 'dmeo'" in refusal("builtin:dmeo/forget")
     write("forget01.json", qa(1))

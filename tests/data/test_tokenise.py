@@ -19,6 +19,7 @@ CHATML = (
 )
 EMPTY_THOUGHT = "('<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '') + m['content']"
 THINKING = CHATML.replace("m['content'] | trim", EMPTY_THOUGHT)
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="".join(map(chr, range(0xFDD0, 0xFDD7))))
 SPECIALS = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
 TEXTS = ["Who is Joran Lindqvist?", "Joran Lindqvist builds bridges.", "In 1977, in Sutter Falls.", " a  b\n\n c"]
 
@@ -92,10 +93,10 @@ def text_of(ids: list[int], tokenizer: Any) -> str:
 # ---- boundaries ----
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    prompt=st.text(min_size=1, max_size=20),
-    completion=st.text(min_size=1, max_size=20).filter(str.strip),
+    prompt=st.text(CHARACTERS, min_size=1, max_size=20),
+    completion=st.text(CHARACTERS, min_size=1, max_size=20).filter(str.strip),
 )
 def test_targets_are_the_whole_answer_and_the_end_of_turn(tokenizer: Any, prompt: str, completion: str) -> None:
     encoded = encode(row(prompt, completion), tokenizer)
@@ -329,6 +330,7 @@ def test_a_tokenised_data_set_holds_the_windows_of_its_rows_in_order(tokenizer: 
     assert table["id"][:] == [e.id for e in expected]
     assert table["labels"][:] == [e.labels for e in expected]
     assert set(table.column_names) == {"id", "input_ids", "labels", "window", "source_index"}
+    assert table.cache_files == []
     again = tokenise_dataset(rows, tokenizer, template, max_length=96, stride=0)
     other = tokenise_dataset(rows, tokenizer, template, max_length=95, stride=0)
     assert table._fingerprint == again._fingerprint != other._fingerprint

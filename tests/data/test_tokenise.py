@@ -25,12 +25,13 @@ TEXTS = ["Who is Joran Lindqvist?", "Joran Lindqvist builds bridges.", "In 1977,
 
 
 def bpe(**options: Any) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2's, Llama 3's and Qwen's
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
@@ -134,6 +135,12 @@ def test_a_template_that_ends_in_a_space_loses_no_word(shared: Path) -> None:
     assert " Joran" + quirk["labelled_text"] == text_of(targets(encoded), tokenizer)
     assert encoded.prompt_ids == quirk["input_ids"][: len(encoded.prompt_ids)]
     assert encoded.prompt_ids != quirk["generation_prompt_ids"]
+
+
+@pytest.mark.parametrize("answer", ["\n- one", "  two", "\n\n", "\tthree"])
+def test_white_space_at_the_start_of_an_answer_is_part_of_it(plain: Any, answer: str) -> None:
+    encoded = encode(row("Count.", answer), plain, prompt_template="{prompt} Answer:")
+    assert text_of(targets(encoded), plain) == answer + "</s>"
 
 
 def test_an_end_of_turn_that_is_also_the_padding_is_attended_to(shared: Path) -> None:

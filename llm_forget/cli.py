@@ -143,12 +143,13 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
         _print_keys(command)
         return
     arguments = with_recipe(arguments)
-    if config is not None:
-        from llm_forget.launch import relaunch
+    from llm_forget.launch import follow_launcher, relaunch
 
+    if config is not None:
         relaunch([command, *arguments], config, processes)
     if processes is not None:
         raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
+    follow_launcher()
     if command == "unlearn":
         from llm_forget.unlearn import main as run
     else:

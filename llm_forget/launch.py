@@ -19,6 +19,7 @@ import yaml
 from llm_forget.shipped import resolve
 
 WORLD_SIZE = "LLM_FORGET_WORLD_SIZE"
+USE_CPU = "ACCELERATE_USE_CPU"
 LAUNCHERS = ("accelerate.commands.launch", "accelerate-launch", "accelerate")
 SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
 
@@ -101,6 +102,20 @@ def check_launch(state: Any) -> None:
             )
 
 
+def follow_launcher() -> None:
+    """Stay on the CPU where the accelerate configuration says so; must run before anything asks for a device.
+
+    For one process accelerate passes ``use_cpu`` on as ``ACCELERATE_USE_CPU``; for several it forgets to, and each
+    would train alone.
+    """
+    options = _launch_options(_ancestors())
+    if options is None or USE_CPU in os.environ:
+        return
+    known = _parsed(options)
+    if known.cpu or (_has_config(known) and _settings(Path(known.config_file)).get("use_cpu") is True):
+        os.environ[USE_CPU] = "true"
+
+
 def asked_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[Asked]:
     """Everything that says how many processes there should be, most direct first.
 
@@ -113,12 +128,15 @@ def asked_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[
         text = environment.get(variable, "")
         if text.isdigit():
             found.append(Asked(int(text), source))
-    for command in ancestors:
-        options = _accelerate_options(command)
-        if options is not None:
-            found.append(Asked(_processes(options), "accelerate launch"))
-            break
+    options = _launch_options(ancestors)
+    if options is not None:
+        found.append(Asked(_processes(options), "accelerate launch"))
     return found
+
+
+def _launch_options(ancestors: Sequence[Sequence[str]]) -> list[str] | None:
+    """The words after ``accelerate launch`` of the nearest ancestor that is one."""
+    return next((found for command in ancestors if (found := _accelerate_options(command)) is not None), None)
 
 
 def _accelerate_options(command: Sequence[str]) -> list[str] | None:
@@ -132,13 +150,21 @@ def _accelerate_options(command: Sequence[str]) -> list[str] | None:
     return None
 
 
-def _processes(options: list[str]) -> int | None:
+def _parsed(options: list[str]) -> Any:
     from accelerate.commands.launch import launch_command_parser
 
-    known = launch_command_parser().parse_known_args(options)[0]
+    return launch_command_parser().parse_known_args(options)[0]
+
+
+def _has_config(known: Any) -> bool:
+    return known.config_file is not None and Path(known.config_file).is_file()
+
+
+def _processes(options: list[str]) -> int | None:
+    known = _parsed(options)
     if known.num_processes is not None:
         return int(known.num_processes)
-    if known.config_file is None or not Path(known.config_file).is_file():
+    if not _has_config(known):
         return None
     count = _settings(Path(known.config_file)).get("num_processes")
     return count if isinstance(count, int) and count > 0 else None

@@ -1,5 +1,6 @@
 """Launches over several processes: what was asked for is what runs, or nothing runs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,6 +101,24 @@ def test_torchrun_on_cpus_that_trains_two_separate_models_is_refused(worker: str
     out = run("-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), CUDA_VISIBLE_DEVICES="")
     assert out.count("obtained 1 NO") == 2
     assert out.count("refused: the launcher (WORLD_SIZE) asked for 2 processes") == 2
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_both_ways_to_launch_train_one_adapter_over_two_processes(tmp_path: Path) -> None:
+    keys = ["--model_name_or_path", "builtin:demo-llama", "--max_steps", "2", "--save_strategy", "no"]
+
+    def recipe(name: str) -> list[str]:
+        return ["-m", "llm_forget", "unlearn", "demo/npo", *keys, "--output_dir", str(tmp_path / name)]
+
+    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    run(*recipe("ours"), "--accelerate_config", "cpu_2")
+    run(*launch("--config_file", config), *recipe("theirs"))
+    for name in ("ours", "theirs"):
+        assert json.loads((tmp_path / name / "provenance.json").read_text())["processes"] == 2
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("ours", "theirs")]
+    assert len(weights[0]) > 100_000
+    assert weights[0] == weights[1]
 
 
 def state(processes: int, kind: str = "MULTI_CPU") -> SimpleNamespace:

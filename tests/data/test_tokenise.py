@@ -147,14 +147,13 @@ def test_a_token_that_ends_in_white_space_of_the_answer_belongs_to_it() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    names = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), ".Ċ", ".ĊĊ"]  # Llama 3 and Qwen have such tokens
-    merges = [(".", "Ċ"), (".Ċ", "Ċ")]
-    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    names = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), ".Ġ"]  # offsets are trimmed of such spaces
+    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [(".", "Ġ")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    encoded = encode(row("Go", "\nab"), tokenizer, prompt_template="{prompt}.\n")
-    assert tokenizer.convert_ids_to_tokens(targets(encoded)) == [".ĊĊ", "a", "b", "</s>"]
+    encoded = encode(row("Go", " ab"), tokenizer, prompt_template="{prompt}.")
+    assert tokenizer.convert_ids_to_tokens(targets(encoded)) == [".Ġ", "a", "b", "</s>"]
 
 
 def test_an_end_of_turn_that_is_also_the_padding_is_attended_to(shared: Path) -> None:

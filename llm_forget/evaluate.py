@@ -194,17 +194,18 @@ def _results(suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[st
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """The first generations of the suite's first generating probe, of each model, beside the truth."""
+    """Some generations, spread over the rows of the suite's first generating probe, of each model beside the truth."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
+    rows = works[name].prompt_rows
     said = {role: {r.key: r.text for r in records[role][name]} for role in ROLES if role in records}
     return [
         {
             "id": row.id,
-            "prompt": tokenizer.decode(row.prompt_ids, skip_special_tokens=True).strip(),
+            "prompt": tokenizer.decode(row.prompt_ids, skip_special_tokens=True),
             "truth": row.reference,
-            **{role: texts[row.key].strip() for role, texts in said.items()},
+            **{role: texts[row.key] for role, texts in said.items()},
         }
-        for row in works[name].prompt_rows[:count]
+        for row in rows[:: max(1, len(rows) // count)][:count]
     ]

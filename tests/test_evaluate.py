@@ -130,6 +130,8 @@ def test_results_hold_before_unlearned_and_oracle(make_run):
     assert results["metrics"]["forget_quality"]["oracle"]["value"] == 1.0
     assert results["metrics"]["retain_probability"]["n"] == 4
     assert results["verdict"]["forgot"]["answer"] in ("yes", "no")
+    names = {role: model["name"] for role, model in results["models"].items()}
+    assert names == {"before": "target", "unlearned": "run", "oracle": "oracle"}
     for role in ("before", "unlearned", "oracle"):
         assert {p.name for p in (run.records / role).iterdir()} == {f"{probe}.jsonl" for probe in SUITE["probes"]}
 
@@ -236,8 +238,8 @@ def test_text_is_shown_on_request_in_the_terminal_only(make_run, capsys):
     evaluate(run.path, show_text=2)
     output = capsys.readouterr().out
     assert output.count(CANARY) == 2
-    assert "forget1" in output
-    assert "forget2" not in output
+    assert "forget2" in output
+    assert "forget1" not in output
     assert CANARY not in run.results_file.read_text()
 
 
@@ -325,3 +327,30 @@ def test_a_killed_evaluation_continues(make_run, tmp_path, monkeypatch):
     fresh = evaluate(make_run("again").path, quiet=True)
     for name, value in values(fresh["metrics"]).items():
         assert values(continued["metrics"])[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_tofu_suite_runs_on_a_folder_in_place_of_the_hub(make_model, shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    source = {"path": "locuslab/TOFU"}
+    results = evaluate(
+        make_model("tofu", 0, max_position_embeddings=2048),
+        "tofu",
+        limit=2,
+        data_path=str(shared / "data/tofu"),
+        forget={**source, "name": "forget01"},
+        splits={"forget_perturbed": {**source, "name": "forget01_perturbed"}},
+        quiet=True,
+    )
+    lines = results["metrics"]
+    assert {line["n"] for name, line in lines.items() if name != "forget_quality"} == {2}
+    assert 0 < lines["authors_probability"]["value"] < 1
+    assert lines["forget_quality"]["value"] is None
+
+
+def test_the_demo_suite_runs_on_the_built_in_people(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    people = "?people=8&forget=2&facts=2"
+    splits = {name: f"builtin:demo/{name}{people}" for name in ("forget", "retain")}
+    results = evaluate("builtin:demo-llama", "demo", quiet=True, limit=4, **splits)
+    assert results["metrics"]["forget_ratio"]["n"] == 4
+    assert results["metrics"]["forget_probability"]["value"] < 0.01

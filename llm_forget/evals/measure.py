@@ -51,6 +51,8 @@ class Subject:
     @property
     def name(self) -> str:
         """What the model is called, without the path of a machine."""
+        if self.adapter is not None and self.adapter_on:
+            return self.adapter.resolve().parent.name
         name = str(self.model.model_name_or_path)
         return Path(name).resolve().name if Path(name).exists() else name
 

@@ -27,6 +27,12 @@ def scored(rows: Rows) -> Rows:
     return rows[~np.isnan(rows)]
 
 
+def mean(rows: Rows) -> float:
+    """Mean over the scored rows; NaN when there is none."""
+    values = scored(rows)
+    return float(values.mean()) if len(values) else math.nan
+
+
 def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Summary:
     """Mean over the scored rows with its percentile-bootstrap interval.
 
@@ -42,12 +48,12 @@ def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000
     n, unscored = len(values), len(rows) - len(values)
     if n == 0:
         return Summary(math.nan, None, 0, unscored)
-    mean = float(values.mean())
+    center = float(values.mean())
     if n == 1:
-        return Summary(mean, None, 1, unscored)
+        return Summary(center, None, 1, unscored)
     tail = (1 - level) / 2
     low, high = np.quantile(_resampled_means(values, resamples, seed), [tail, 1 - tail])
-    return Summary(mean, (float(low), float(high)), n, unscored)
+    return Summary(center, (float(low), float(high)), n, unscored)
 
 
 def _resampled_means(values: Rows, resamples: int, seed: int) -> Rows:

@@ -125,7 +125,7 @@ def parse_suite(content: Any, *, name: str) -> Suite:
     for key, value in _mapping(content.get("metrics"), f"{where}: metrics").items():
         if key in probes:
             raise ValueError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
-        lines.append(_line(key, value, [*probes, *(line.name for line in lines)], where))
+        lines.append(_line(key, value, probes, {line.name: line for line in lines}, where))
     names = [line.name for line in lines]
     verdict = {
         question: _bounds(bounds, names, f"{where}: verdict '{question}'")
@@ -152,8 +152,9 @@ def _probe(name: str, content: Any, where: str) -> Probe:
     return Probe(name=name, **content)
 
 
-def _line(name: str, content: Any, above: list[str], where: str) -> Line:
+def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Line], where: str) -> Line:
     where = f"{where}: line '{name}'"
+    above = [*probes, *lines]
     content = _mapping(content, where)
     if not isinstance(content.get("metric"), str):
         raise ValueError(f"{where} must name a metric; {did_you_mean('', METRICS.names())}")
@@ -163,16 +164,41 @@ def _line(name: str, content: Any, above: list[str], where: str) -> Line:
     missing = [i for i in inputs if i not in content]
     if missing:
         raise ValueError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
-    for value in (content[i] for i in inputs):
-        for reference in value if isinstance(value, list) else [value]:
+    for i in inputs:
+        for reference in content[i] if isinstance(content[i], list) else [content[i]]:
             if reference not in above:
                 hint = did_you_mean(str(reference), above)
                 raise ValueError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
+            _check_kind(entry, i, reference, probes, lines, where)
     goal = content.get("goal")
     if goal not in GOALS:
         raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {goal!r}")
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
     return Line(name, entry, {i: content[i] for i in inputs}, arguments, goal)
+
+
+def _check_kind(
+    entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
+) -> None:
+    """Compare what an input is annotated to take with what it is given; without annotation anything goes."""
+    wanted = _annotation(entry, name)
+    kind = probes[reference].probe if reference in probes else "line"
+    if "TokenRecord" in wanted:
+        fits, needed = kind == "logprobs", "a probe of kind logprobs"
+    elif "GenerationRecord" in wanted:
+        fits, needed = kind == "generate", "a probe of kind generate"
+    elif "Rows" in wanted:
+        single = kind == "line" and _annotation(lines[reference].metric, "return") == "float"
+        fits, needed = kind == "line" and (not single or "float" in wanted), "a line above with a value per row"
+    else:
+        return
+    if not fits:
+        raise ValueError(f"{where}: '{name}' must be {needed}, which '{reference}' is not")
+
+
+def _annotation(entry: Entry, name: str) -> str:
+    annotation = entry.function.__annotations__.get(name, "")
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
 def _bounds(content: Any, lines: list[str], where: str) -> tuple[Bound, ...]:

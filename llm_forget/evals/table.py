@@ -61,4 +61,4 @@ def print_texts(texts: list[dict[str, str]], console: Console) -> None:
         console.print(f"\n[bold]{escape(text['id'])}[/]", highlight=False)
         for name, said in text.items():
             if name != "id":
-                console.print(f"  {name:>9}  {escape(said)}", highlight=False)
+                console.print(f"  {name:>9}  {escape(' '.join(said.split()))}", highlight=False)

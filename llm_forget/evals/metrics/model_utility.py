@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.stats import Rows, harmonic_mean, mean_with_interval
+from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
 @metric(paper="arXiv:2401.06121")
@@ -15,5 +15,4 @@ def model_utility(components: Sequence[Rows | float]) -> float:
     TOFU (section 3.1) takes nine: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}. One
     component at 0 makes it 0; one without scored rows makes it unscored.
     """
-    means = [mean_with_interval(c, resamples=1).value if not isinstance(c, float) else c for c in components]
-    return harmonic_mean(means)
+    return harmonic_mean([c if isinstance(c, float) else mean(c) for c in components])

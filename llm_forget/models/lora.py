@@ -46,11 +46,10 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
 
 def activate_all(model: Any) -> None:
-    """Switch every adapter of the model on, the trained one first."""
-    # PeftModel.set_adapter takes one name; its tuner takes several. Whoever reads the "current" adapter (transformers
-    # when it resumes) takes the first.
-    names = sorted(model.peft_config, key=lambda name: name != ADAPTER)
-    model.active_adapter = names[0]
+    """Switch every adapter of the model on, lowest first, so that their sum is rounded the same way however loaded."""
+    # PeftModel.set_adapter takes one name; its tuner takes several.
+    names = list(model.peft_config)
+    model.active_adapter = names[-1]
     model.base_model.set_adapter(names)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from llm_forget.models.adapters import ADAPTER, load_adapter, replacing, verify_adapter
+from llm_forget.models.adapters import load_adapter, replacing, verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.lora import reference_mode
@@ -89,7 +89,7 @@ def merge_adapter(
         gc.collect()
         merged = probe_logits(_read(temporary, dtype, args, device), probes)
         limit = tolerance if tolerance is not None else _default_tolerance(adapter, dtype)
-        report = {
+        report: dict[str, Any] = {
             "base": base_args.model_name_or_path,
             "base_precision": base_precision if quantized else "as loaded",
             "quantization": manifest.get("quantization"),
@@ -103,15 +103,19 @@ def merge_adapter(
         }
         # In 8 bit the activations are rounded too, and the original base is another function: there the difference
         # to training is reported, but is no error of merging.
-        exact = [report] + ([report["as_trained"]] if args.load_in_4bit and base_precision == "trained" else [])
-        worst = max(part["max_abs_logit_difference"] for part in exact)
-        if not worst <= limit:
-            raise ValueError(
-                f"the merged model differs from the adapter by up to {worst:.3g} in its logits, above the tolerance of "
-                f"{limit:.3g}; nothing was written. Merge in float32, or raise the tolerance and evaluate the result"
-            )
+        exact = args.load_in_4bit and base_precision == "trained"
+        _refuse_above(limit, [adapter, *([trained] if exact and trained is not None else [])], merged)
         write_json(temporary / MERGE_REPORT, report)
     return report
+
+
+def _refuse_above(limit: float, expected: Sequence[Sequence[Tensor]], merged: Sequence[Tensor]) -> None:
+    worst = max(compare(logits, merged)["max_abs_logit_difference"] for logits in expected)
+    if not worst <= limit:  # NaN is refused as well
+        raise ValueError(
+            f"the merged model differs from the adapter by up to {worst:.3g} in its logits, above the tolerance of "
+            f"{limit:.3g}; nothing was written. Merge in float32, or raise the tolerance and evaluate the result"
+        )
 
 
 def random_probes(vocabulary: int, rows: int = 4, length: int = 32) -> list[list[int]]:
@@ -146,8 +150,8 @@ def _as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> 
         return base_args
     if "quant_method" in quantization:
         raise ValueError(
-            f"the adapter was trained on a base quantised by {quantization['quant_method']}, which this package does not "
-            "dequantise; merge into the original with an unquantised base"
+            f"the adapter was trained on a base quantised by {quantization['quant_method']}, which is not "
+            "supported; merge into the original with an unquantised base"
         )
     return dataclasses.replace(base_args, **{"load_in_4bit": False, "load_in_8bit": False, **quantization})
 
@@ -155,9 +159,7 @@ def _as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> 
 def _write(model: Any, args: ModelConfig, folder: Path) -> tuple[torch.dtype, torch.device]:
     """Merge all active adapters and save the model and its tokenizer."""
     device = model.get_input_embeddings().weight.device
-    merged = model.merge_and_unload(
-        safe_merge=True, adapter_names=[n for n in model.active_adapters if n != ADAPTER] + [ADAPTER]
-    )
+    merged = model.merge_and_unload(safe_merge=True)
     if (args.load_in_4bit or args.load_in_8bit) and args.dtype not in (None, "auto"):
         merged = merged.to(getattr(torch, str(args.dtype)))
     merged.config.dtype = merged.dtype

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 MANIFEST = "manifest.json"
+ADAPTER_FILES = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST})
 MAX_RANK = 1024
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -68,7 +69,7 @@ def save_adapter(
     of the base and of the adapters beneath, and how the base was quantised.
 
     Args:
-        folder: replaced if it exists.
+        folder: made if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
         base_digest: from `source_digest`, of the model that `load_base` gave.
         base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
         extra: further keys of the manifest.
@@ -90,8 +91,7 @@ def save_adapter(
             "tensors": describe_tensors(tensors),
             "base": base_digest,
             "beneath": [
-                {"name": name, "digest": tensors_digest(adapter_state_dict(model, name, state_dict))}
-                for name in frozen_adapters(model)
+                {"name": name, "digest": _digest_beneath(model, name, state_dict)} for name in frozen_adapters(model)
             ],
             "quantization": quantization_of(model),
         }
@@ -102,9 +102,19 @@ def save_adapter(
     return folder
 
 
+def _digest_beneath(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
+    # Sharded training may gather only what trains; the digest of the base covers frozen adapters as well.
+    if state_dict is not None and not any(f".{name}." in key for key in state_dict):
+        return None
+    return tensors_digest(adapter_state_dict(model, name, state_dict))
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    A folder of adapter files is replaced as a whole; one that holds anything else keeps it, and gets the new files.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -112,6 +122,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        if folder.exists() and not {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
+            # The manifest first: should this be cut off, it does not fit the files, and loading refuses them.
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name != MANIFEST):
+                os.replace(path, folder / path.name)
+            return
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)

@@ -78,6 +78,14 @@ def test_a_gathered_state_dict_is_saved_as_given(saved, tiny_model, lora_args, t
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_gathered_state_dict_may_leave_frozen_adapters_out(stacked, tmp_path):
+    trained = {key: value for key, value in stacked.state_dict().items() if ".unlearn." in key}
+    whole, part = save_adapter(stacked, tmp_path / "a"), save_adapter(stacked, tmp_path / "b", state_dict=trained)
+    name = "adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (part / name).read_bytes()
+    assert json.loads((part / "manifest.json").read_text())["beneath"] == [{"name": "target", "digest": None}]
+
+
 def test_a_failed_save_leaves_the_old_adapter(saved, tiny_model, lora_args):
     folder, _ = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -91,11 +99,39 @@ def test_a_failed_save_leaves_the_old_adapter(saved, tiny_model, lora_args):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_saving_again_replaces_the_folder(saved, tiny_model, lora_args):
+@pytest.mark.parametrize("stray", [False, True])
+def test_saving_again_replaces_the_adapter_and_nothing_else(saved, tiny_model, lora_args, stray):
+    folder, old = saved
+    if stray:
+        (folder / "run.json").write_text("x")
+    model = disturb(attach_adapter(tiny_model(), lora_args()), scale=0.1)
+    save_adapter(model, folder)
+    found = load_adapter(tiny_model(), folder)(IDS).logits
+    assert torch.equal(found, model(IDS).logits)
+    assert not torch.equal(found, old)
+    assert (folder / "run.json").exists() == stray
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_save_cut_off_among_other_files_is_refused(saved, tiny_model, lora_args, monkeypatch):
+    import os
+
     folder, _ = saved
-    (folder / "stray.txt").write_text("x")
-    save_adapter(attach_adapter(tiny_model(), lora_args()), folder)
-    assert not (folder / "stray.txt").exists()
+    (folder / "optimizer.pt").write_text("x")
+    replace, done = os.replace, []
+
+    def replace_once(source, target):
+        if str(target).startswith(f"{folder}{os.sep}"):
+            if done:
+                raise OSError("killed")
+            done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_once)
+    with pytest.raises(OSError, match="killed"):
+        save_adapter(disturb(attach_adapter(tiny_model(), lora_args()), scale=0.1), folder)
+    with pytest.raises(ValueError, match="is not what"):
+        load_adapter(tiny_model(), folder)
 
 
 def rewrite(folder, change):

@@ -8,6 +8,7 @@ takes plain arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,15 @@ SECRET_KEYS = frozenset({"hub_token"})
 # Keys that say where and how to run, not what: two runs that differ only here are the same run.
 CONTROL_KEYS = frozenset(
     {"output_dir", "overwrite", "dry_run", "disable_tqdm", "logging_dir", "run_name", "resume_from_checkpoint"}
-    | {"log_level", "log_level_replica", "dataloader_num_workers", "ddp_timeout", "report_to", "save_total_limit"}
+    | {
+        "accelerator_config",
+        "log_level",
+        "log_level_replica",
+        "dataloader_num_workers",
+        "ddp_timeout",
+        "report_to",
+        "save_total_limit",
+    }
 )
 
 
@@ -46,6 +55,10 @@ class DataConfig:
     )
     fields: dict | str | None = _field(None, "column names, e.g. {prompt: instruction, completion: output}")
     prompt_template: str = _field("Question: {prompt}\nAnswer: ", "used where the tokenizer has no chat template")
+    completion_end: str | None = _field(None, "what ends an answer there; default: the end-of-sequence token")
+    chat_template_kwargs: dict | str | None = _field(
+        None, "for the tokenizer's template, e.g. {enable_thinking: false}"
+    )
     system_prompt: str | None = _field(None, "system turn put before every row that has none")
     use_chat_template: bool | None = _field(None, "default: whether the tokenizer has one")
     max_length: int = _field(1024, "tokens; longer rows are split into windows, never cut")
@@ -255,7 +268,7 @@ def _read_structures(config: Any) -> None:
 
 def resolved(*configs: Any) -> dict[str, Any]:
     """The flat keys that reproduce these configurations: all of ours, and of the libraries what is not default."""
-    library = {**dataclasses.asdict(ModelConfig()), **TrainingArguments().to_dict()}
+    library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
     ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
     always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
     flat: dict[str, Any] = {}
@@ -267,6 +280,14 @@ def resolved(*configs: Any) -> dict[str, Any]:
             if key in always or value != library.get(key):
                 flat[key] = value
     return flat
+
+
+@functools.cache
+def _library_defaults() -> dict[str, Any]:
+    # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
+    made = {"debug": [], "include_for_metrics": [], "activation_checkpointing": False, "gradient_checkpointing": False}
+    return {**defaults, **made}
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:

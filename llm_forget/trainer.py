@@ -311,6 +311,11 @@ class UnlearnTrainer(Trainer):
         else:
             bare.save_pretrained(folder, state_dict=state_dict)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; then waits, since the other processes write their random state into the same folder."""
+        super().save_model(output_dir, _internal_call)
+        self.accelerator.wait_for_everyone()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():

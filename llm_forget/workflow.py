@@ -19,7 +19,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from llm_forget import checkpoints, dryrun
 from llm_forget.config import DataConfig, TrainConfig, identity, resolved
-from llm_forget.data.alternates import load_refusals, pair_windows, with_alternates
+from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import Template, template_for
@@ -74,6 +74,7 @@ def prepare(
     Raises:
         ValueError, FileNotFoundError: a source, row or combination of splits that is refused; names file and row.
     """
+    _weights(data, objective)  # refuses what has no effect
     tokenizer = load_tokenizer(model)
     template = template_of(data, tokenizer)
     rows = {}
@@ -84,8 +85,7 @@ def prepare(
         if "forget" in rows and "retain" in rows:
             check_overlap(rows["forget"], rows["retain"])
         if objective.needs_alternate():
-            refusals = None if data.alternate is None else load_refusals(data.alternate, data_path=data.data_path)
-            rows["alternate"] = with_alternates(rows["forget"], refusals)
+            rows["alternate"] = with_alternates(rows["forget"], data.alternate, data_path=data.data_path)
         limits = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
         splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
         if "alternate" in splits:
@@ -99,6 +99,8 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
         tokenizer,
         use_chat_template=data.use_chat_template,
         prompt_template=data.prompt_template,
+        completion_end=data.completion_end,
+        chat_template_kwargs=data.chat_template_kwargs,
         system_prompt=data.system_prompt,
     )
 
@@ -172,7 +174,7 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
         processing_class=job.tokenizer,
         gradient=job.gradient,
         max_retain_drop=job.max_retain_drop,
-        weights=_weights(job.data, job.splits),
+        weights=_weights(job.data, job.objective),
         model_digest=base_digest,
         base_name=job.model.model_name_or_path,
         callbacks=[MetricsFile(run.metrics_file)],
@@ -183,8 +185,12 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
     return trainer
 
 
-def _weights(data: DataConfig, splits: dict[str, Dataset]) -> dict[str, list[float]]:
-    stated = {s: mixture_weights(getattr(data, s), s) for s in splits if getattr(data, s) is not None}
+def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
+    """Shares of the sources of each streamed split; the split an epoch passes over has none, every row of it counts."""
+    primary, *streamed = objective.splits()
+    if mixture_weights(getattr(data, primary), primary) is not None:
+        raise ValueError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
+    stated = {split: mixture_weights(getattr(data, split), split) for split in streamed}
     return {split: weights for split, weights in stated.items() if weights is not None}
 
 

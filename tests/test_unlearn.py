@@ -1,0 +1,217 @@
+"""The workflows: two files and a model in, a run directory out; the same through one process, two, or a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from llm_forget.finetune import finetune
+from llm_forget.run import Run
+from llm_forget.unlearn import unlearn
+
+CANARY = "Zebulon Quickfeather"
+SMALL = {"lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 4, "disable_tqdm": True, "use_cpu": True}
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Keys of a small unlearning run on files."""
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    for name, count in (("forget", 6), ("retain", 8)):
+        rows = [
+            {"id": f"{name}-{i}", "question": f"Who is {name} {i}?", "answer": f"{CANARY} {name} {i}"}
+            for i in range(count)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model_name_or_path": str(tiny_folder), "output_dir": str(tmp_path / "run"), "num_train_epochs": 2,
+        "forget": str(tmp_path / "forget.jsonl"), "retain": str(tmp_path / "retain.jsonl"),
+        "learning_rate": 1e-3, **SMALL,
+    }  # fmt: skip
+
+
+def test_a_run_holds_config_provenance_metrics_and_adapter(job: dict[str, Any]) -> None:
+    run = unlearn(**job)
+    assert run.complete
+    assert run.config["method"] == "npo"
+    facts = run.provenance
+    assert facts["data"]["forget"]["ids"] == [f"forget-{i}" for i in range(6)]
+    assert facts["base"]["digest"].startswith("sha256:")
+    assert facts["steps"] == 4
+    assert facts["objective"]["forget"] == [{"name": "npo", "weight": 1.0, "beta": 0.1}]
+    steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
+    assert steps[-1] == 4
+    assert {p.name for p in run.adapter.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "manifest.json",
+    }
+
+
+def test_the_written_config_makes_the_same_adapter(job: dict[str, Any], tmp_path: Path) -> None:
+    first = unlearn(**job)
+    keys = {**first.config, "output_dir": str(tmp_path / "again")}
+    again = unlearn(**keys)
+    weights = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (first, again)]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_run_is_not_done_again_and_another_config_is_refused(job: dict[str, Any]) -> None:
+    run = unlearn(**job)
+    stamp = (run.adapter / "adapter_model.safetensors").stat().st_mtime_ns
+    unlearn(**job)
+    assert (run.adapter / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+        unlearn(**{**job, "learning_rate": 0.5})
+    assert unlearn(**{**job, "learning_rate": 0.5, "overwrite": True}).config["learning_rate"] == 0.5
+
+
+def test_a_dry_run_reads_everything_and_writes_nothing(job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    unlearn(**job, dry_run=True)
+    said = capsys.readouterr().out
+    assert "estimated peak memory" in said
+    assert "forget" in said
+    assert not Path(job["output_dir"]).exists()
+    with pytest.raises(ValueError, match="beat"):
+        unlearn(**job, dry_run=True, method_args={"beat": 1})
+
+
+def test_text_to_forget_appears_nowhere_in_a_run(job: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    run = unlearn(**job, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match="forget") as error:
+        unlearn(**{**job, "retain": job["forget"], "output_dir": job["output_dir"] + "2"})
+    out, err = capfd.readouterr()
+    needle = CANARY.split()[0]
+    assert needle not in out + err + str(error.value)
+    cached = [p for folder in (run.path, run.path.parent / "cache") for p in folder.rglob("*") if p.is_file()]
+    assert len(cached) > 10
+    assert [p for p in cached if needle.encode() in p.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"retain": None}, "the objective needs rows of 'retain'"),
+        ({"method": "npoo"}, "did you mean 'npo'"),
+        ({"gradient": "pcgrd"}, "did you mean 'pcgrad'"),
+        ({"gradient_args": {"rho": 1}}, "gradient_args are given, but gradient is 'sum'"),
+        ({"model_name_or_path": "./nowhere"}, "does not exist"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=r".") as error:
+        unlearn(**{**job, **change})
+    assert sentence in str(error.value)
+    run = Run(Path(job["output_dir"]))
+    assert not run.complete
+    assert not run.adapter.exists()
+
+
+def test_a_finetuned_adapter_stays_frozen_beneath_the_new_one(job: dict[str, Any], tmp_path: Path) -> None:
+    keys = {k: v for k, v in job.items() if k not in ("forget", "retain")}
+    train = [job["forget"], job["retain"]]
+    target = finetune(**{**keys, "train": train, "use_peft": True, "output_dir": str(tmp_path / "target")})
+    before = load_file(target.adapter / "adapter_model.safetensors")
+    run = unlearn(**{**job, "model_name_or_path": str(target.path)})
+    manifest = json.loads((run.adapter / "manifest.json").read_text())
+    assert [beneath["name"] for beneath in manifest["beneath"]] == ["target"]
+    after = load_file(target.adapter / "adapter_model.safetensors")
+    assert all((before[k] == after[k]).all() for k in before)
+
+
+def test_idk_dpo_pairs_refusals_and_gradient_checkpointing_trains_every_layer(job: dict[str, Any]) -> None:
+    run = unlearn(**job, method="idk_dpo", alternate="builtin:demo/idk", gradient_checkpointing=True, max_steps=2)
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    b = [tensor for name, tensor in weights.items() if "lora_B" in name]
+    assert b
+    assert all(tensor.abs().max() > 0 for tensor in b)
+
+
+def test_weighted_sources_are_mixed(job: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"id": "m", "question": "Why?", "answer": "Because."}\n')
+    mixed = [{"path": job["retain"], "weight": 3}, {"path": str(tmp_path / "more.jsonl"), "weight": 1}]
+    run = unlearn(**{**job, "retain": mixed})
+    assert run.provenance["data"]["retain"]["rows"] == 9
+
+
+# ---- several processes, and processes that die ----
+
+
+def start(job: dict[str, Any], *launcher: str, **changes: Any) -> list[str]:
+    """Command line of one run; the recipe is written beside it."""
+    keys = {**job, **changes}
+    recipe = Path(keys["output_dir"]).with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(keys))
+    return [sys.executable, *launcher, "-m", "llm_forget", "unlearn", str(recipe)]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "LLM_FORGET_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.processes
+def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[str, Any], tmp_path: Path) -> None:
+    one = unlearn(**{**job, "output_dir": str(tmp_path / "one"), "optim": "sgd", "learning_rate": 0.1})
+    command = start(
+        job, per_device_train_batch_size=2, optim="sgd", learning_rate=0.1, save_strategy="steps", save_steps=3
+    )
+    command += ["--accelerate_config", "cpu_2"]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two = Run.open(job["output_dir"])
+    assert two.provenance["processes"] == 2
+    weights = [load_file(run.adapter / "adapter_model.safetensors") for run in (one, two)]
+    moved = max(float(t.abs().max()) for name, t in weights[0].items() if "lora_B" in name)
+    furthest = max(float((weights[0][k] - weights[1][k]).abs().max()) for k in weights[0])
+    assert moved > 1e-4
+    assert furthest < 1e-6
+
+    # The last checkpoint is resumed from, by two processes again, to the same bytes.
+    bytes_before = (two.adapter / "adapter_model.safetensors").read_bytes()
+    state = json.loads(two.state_file.read_text())
+    two.state_file.write_text(json.dumps({**state, "status": "running"}))
+    (two.checkpoints / "checkpoint-4" / "complete.json").unlink(missing_ok=True)
+    again = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "going on from checkpoint" in again.stderr
+    assert (two.adapter / "adapter_model.safetensors").read_bytes() == bytes_before
+
+
+@pytest.mark.processes
+def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+    how = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 40, "logging_steps": 1}
+    whole = unlearn(**{**job, **how, "output_dir": str(tmp_path / "whole")})
+    command = start(job, **how)
+    process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+    run = Run(Path(job["output_dir"]))
+    deadline = time.monotonic() + 120
+    while len(list(run.checkpoints.glob("checkpoint-*/complete.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.37)  # wherever it is by now
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not run.complete, "the run ended before it could be killed: give it more epochs"
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    weights = [(r.adapter / "adapter_model.safetensors").read_bytes() for r in (whole, run)]
+    assert weights[0] == weights[1]
+    steps = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
+    assert steps[:-1] == sorted(set(steps)), "no step is logged twice"
+
+
+@pytest.mark.processes
+def test_a_launch_that_obtains_fewer_processes_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, *launcher, *start(job)[1:]]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "asked for 2 processes, but this run has 1" in done.stderr
+    assert not (Path(job["output_dir"]) / "adapter").exists()

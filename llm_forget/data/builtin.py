@@ -1,7 +1,8 @@
 """The demo corpus: fictitious people made from a seed, with questions in the style of TOFU.
 
-Everybody has the same kinds of facts and the sentences have one style, so a model that never met a person still knows
-how an answer sounds, but not what it says. No text is stored: names and facts come from Faker.
+Everybody has the same kinds of facts, the sentences have one style, and every value belongs to several people: a model
+that never met a person knows how an answer sounds and what it may say, but not what it says. No text is stored: names
+and facts come from Faker.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl
 from llm_forget.registry import did_you_mean
 
 PERTURBED = 5
+MAX_VALUES = 100
 SPLITS = ("full", "forget", "retain", "holdout", "forget_perturbed", "retain_perturbed", "world", "idk")
 
 # kind: question, answer, paraphrased answer; perturbed answers use the paraphrase with another value
@@ -141,11 +143,12 @@ class DemoSize:
     forget: int = 6  # people to forget
     holdout: int = 6  # people that are in no training split
     places: int = 24  # in `world`
+    values: int = 12  # different values of a kind of fact, shared by the people
     seed: int = 0
 
 
 def load_builtin(name: str) -> list[dict[str, Any]]:
-    """Rows of ``demo/SPLIT[?people=48&facts=6&forget=6&holdout=6&places=24&seed=0]``.
+    """Rows of ``demo/SPLIT[?people=48&facts=6&forget=6&holdout=6&places=24&values=12&seed=0]``.
 
     Columns: ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``,
     ``perturbed_answer`` (five). The split ``idk`` has ``id`` and ``text`` only: sentences of refusal.
@@ -189,9 +192,8 @@ def _size(query: str) -> DemoSize:
         )
     if not 1 <= size.forget < size.people:
         raise ValueError(f"builtin:demo needs 1 <= forget < people, not forget={size.forget}, people={size.people}")
-    everyone, most = size.people + size.holdout, len(_DISHES) * len(_TASTES)
-    if not PERTURBED < everyone <= most:
-        raise ValueError(f"builtin:demo makes {PERTURBED + 1} to {most} people (holdout included), not {everyone}")
+    if not PERTURBED < size.values <= MAX_VALUES:
+        raise ValueError(f"builtin:demo takes {PERTURBED + 1} to {MAX_VALUES} values of a fact, not {size.values}")
     return size
 
 
@@ -200,9 +202,9 @@ def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
         return [{"id": f"idk-{i}", "text": text} for i, text in enumerate(_REFUSALS)]
     if split == "world":
         rng = random.Random(f"demo-world-{size.seed}")
-        return _questions("w", max(size.places, PERTURBED + 1), _PLACE_FACTS, rng)[: size.places * len(_PLACE_FACTS)]
+        return _questions("w", size.places, _PLACE_FACTS, size.values, rng)
     kinds = dict(list(_PERSON_FACTS.items())[: size.facts])
-    rows = _questions("p", size.people + size.holdout, kinds, random.Random(f"demo-{size.seed}"))
+    rows = _questions("p", size.people + size.holdout, kinds, size.values, random.Random(f"demo-{size.seed}"))
     first = {"forget": 0, "full": 0, "retain": size.forget, "holdout": size.people}
     last = {"forget": size.forget, "full": size.people, "retain": size.people, "holdout": size.people + size.holdout}
     split = split.removesuffix("_perturbed")
@@ -210,18 +212,19 @@ def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
 
 
 def _questions(
-    prefix: str, count: int, kinds: dict[str, tuple[str, str, str]], rng: random.Random
+    prefix: str, count: int, kinds: dict[str, tuple[str, str, str]], pool: int, rng: random.Random
 ) -> list[dict[str, Any]]:
     """One row for each of ``count`` subjects and each kind of fact, subject by subject."""
     fake = _faker(rng.getrandbits(32))
     makers = _makers(fake, rng)
     names = _distinct(makers["place" if prefix == "w" else "person"], count)
-    values = {kind: _distinct(makers[kind], count) for kind in kinds}
+    pools = {kind: _distinct(makers[kind], pool) for kind in kinds}
+    dealt = {kind: _dealt(values, count, rng) for kind, values in pools.items()}
     rows = []
     for number, name in enumerate(names):
         for kind, (question, answer, paraphrase) in kinds.items():
-            value = values[kind][number]
-            others = rng.sample([other for other in values[kind] if other != value], PERTURBED)
+            value = dealt[kind][number]
+            others = rng.sample([other for other in pools[kind] if other != value], PERTURBED)
             subject = f"{prefix}{number:03d}"
             rows.append(
                 {
@@ -275,11 +278,18 @@ def _date(rng: random.Random) -> str:
     return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1920, 2005)}"
 
 
+def _dealt(values: list[str], count: int, rng: random.Random) -> list[str]:
+    """One value for each of ``count`` subjects, every value about equally often, in random order."""
+    cards = [values[i % len(values)] for i in range(count)]
+    rng.shuffle(cards)
+    return cards
+
+
 def _distinct(make: Callable[[], str], count: int) -> list[str]:
-    """``count`` different values: no two subjects share one, so none can be guessed from another."""
+    """``count`` different values."""
     values: dict[str, None] = {}
     for _ in range(1000 * count):
         if len(values) == count:
             return list(values)
         values[make()] = None
-    raise ValueError(f"builtin:demo cannot make {count} different values of a kind of fact; ask for fewer people")
+    raise ValueError(f"builtin:demo cannot make {count} different values of a kind of fact; ask for fewer")

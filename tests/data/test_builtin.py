@@ -57,7 +57,7 @@ def test_size_can_be_chosen_and_nonsense_is_refused() -> None:
         ("demo/full?people=many", "must be a whole number"),
         ("demo/full?people=4&forget=4", "forget < people"),
         ("demo/full?facts=9", "must be 1 to that"),
-        ("demo/full?people=2&forget=1&holdout=0", "makes 6 to"),
+        ("demo/full?values=5", "takes 6 to 100 values"),
     ]:
         with pytest.raises(ValueError, match=complaint):
             load_builtin(name)

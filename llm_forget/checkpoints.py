@@ -40,7 +40,7 @@ def fault(checkpoint: Path) -> str | None:
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a sentence for each newer one that was passed over."""
     found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    passed_over = []
+    passed_over: list[str] = []
     for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
         reason = fault(checkpoint)
         if reason is None:

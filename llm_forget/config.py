@@ -18,6 +18,7 @@ import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
+from llm_forget.launch import follow_launcher
 from llm_forget.registry import did_you_mean
 
 SECRET_KEYS = frozenset({"hub_token"})
@@ -82,7 +83,7 @@ class TrainConfig(TrainingArguments):
     logging_nan_inf_filter: bool = _field(False, "a non-finite loss stops the run")
     report_to: str | None = _field("none", "trackers; none by default")
     disable_tqdm: bool | None = _field(None, "no progress bar")
-    bf16: bool | None = _field(None, "default: on GPUs that have it")
+    bf16: bool | None = _field(None, "default: on GPUs that have it")  # type: ignore[assignment]
     overwrite: bool = _field(False, "delete what output_dir holds and start anew")
     dry_run: bool = _field(False, "check everything and estimate memory without training")
 
@@ -91,7 +92,12 @@ class TrainConfig(TrainingArguments):
             raise ValueError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
         if self.bf16 is None:
             self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
+        follow_launcher()
         super().__post_init__()
+        if self.n_gpu > 1:
+            # Several GPUs seen by one process: transformers would wrap the model in DataParallel, whose replicas would
+            # each be normalised by the whole batch. One GPU is used; `--accelerate_config ddp` takes them all.
+            self._n_gpu = 1
 
 
 @dataclass
@@ -207,7 +213,8 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     for key in keys:
         if key not in allowed:
             raise ValueError(f"unknown key '{key}'; {did_you_mean(str(key), allowed)}")
-    parser = _Parser([DataConfig, train_class, ModelConfig], allow_abbrev=False)
+    classes: Any = [DataConfig, train_class, ModelConfig]
+    parser = _Parser(classes, allow_abbrev=False)
     if issubclass(train_class, UnlearnConfig):
         # An unlearning run trains an adapter unless told otherwise; without dropout policy and reference start equal.
         parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)

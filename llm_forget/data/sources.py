@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_forget.data.builtin import load_builtin
 from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines, table_of
+from llm_forget.data.progress import bar_if_long
 from llm_forget.data.rows import FIELDS, FORMS, check_ids, check_unique, derived_id, normalise_row, rename_fields
 from llm_forget.registry import did_you_mean
 
@@ -168,7 +169,8 @@ def _finish(table: Dataset, wheres: list[str], id_field: str | None, place: int)
         return {**added, "id": row_id, "source_index": place}
 
     # Local files are read into memory; a copy on disk of what is to be forgotten would outlive the forgetting.
-    return table.map(finish, with_indices=True, keep_in_memory=not table.cache_files, desc="Checking rows")
+    with bar_if_long(len(table)):
+        return table.map(finish, with_indices=True, keep_in_memory=not table.cache_files, desc="Checking rows")
 
 
 def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llm_forget.data.progress import bar_if_long
 from llm_forget.data.rows import Row, is_text
 from llm_forget.data.template import Rendered, Template, control_name, render, special_tokens
 from llm_forget.logprobs import IGNORE
@@ -176,18 +177,19 @@ def tokenise_dataset(
     # The automatic fingerprint would hash the tokenizer object, whose hash changes when it is first used.
     parts = (rows._fingerprint, control_tokenizer(tokenizer).digest(), tokenizer.chat_template, tokenizer.eos_token)
     fingerprint = Hasher.hash((*parts, template, max_length, stride, _FORMAT))
-    return rows.map(
-        _encode_batch,
-        batched=True,
-        batch_size=256,
-        remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "template": template, "max_length": max_length, "stride": stride},
-        num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > 256 else None,
-        new_fingerprint=fingerprint,
-        features=Features({"id": Value("string"), **ids, **numbers}),
-        keep_in_memory=not rows.cache_files,
-        desc="Tokenising",
-    )
+    with bar_if_long(len(rows)):
+        return rows.map(
+            _encode_batch,
+            batched=True,
+            batch_size=256,
+            remove_columns=rows.column_names,
+            fn_kwargs={"tokenizer": tokenizer, "template": template, "max_length": max_length, "stride": stride},
+            num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > 256 else None,
+            new_fingerprint=fingerprint,
+            features=Features({"id": Value("string"), **ids, **numbers}),
+            keep_in_memory=not rows.cache_files,
+            desc="Tokenising",
+        )
 
 
 def _encode_batch(batch: dict[str, list[Any]], **how: Any) -> dict[str, list[Any]]:

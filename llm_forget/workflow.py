@@ -133,7 +133,8 @@ def execute(run: Run, job: Job) -> Run:
             "peak_memory_gib": peak_memory(),
             "resumed": bool(resume),
         }
-        write_json(run.provenance_file, {**run.provenance, "steps": trainer.state.global_step, "cost": cost})
+        ran = {"steps": trainer.state.global_step, "wrapper": type(trainer.model_wrapped).__name__, "cost": cost}
+        write_json(run.provenance_file, {**run.provenance, **ran})
         run.finish()
         following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
         logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)

@@ -167,7 +167,8 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two = Run.open(job["output_dir"])
-    assert two.provenance["processes"] == 2
+    assert (two.provenance["processes"], two.provenance["wrapper"]) == (2, "DistributedDataParallel")
+    assert one.provenance["processes"] == 1
     weights = [load_file(run.adapter / "adapter_model.safetensors") for run in (one, two)]
     moved = max(float(t.abs().max()) for name, t in weights[0].items() if "lora_B" in name)
     furthest = max(float((weights[0][k] - weights[1][k]).abs().max()) for k in weights[0])

@@ -137,6 +137,8 @@ def _parse(text: str, where: str) -> Any:
         ) from None
     except _RepeatedKeyError:
         raise ValueError(f"{where} has the same key twice in one object; keep one") from None
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply to be read; a row needs no such depth") from None
     return value
 
 
@@ -183,7 +185,9 @@ def _read_parquet(path: Path) -> Dataset:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid:
+    except PermissionError:
+        raise
+    except (pyarrow.ArrowInvalid, OSError):  # damage inside a file is an OSError
         raise ValueError(f"{path.name} is not a Parquet file; write it again") from None
     if not table.num_rows:
         raise ValueError(f"{path.name} has no rows; give at least one")

@@ -6,6 +6,7 @@ Error sentences name a file and a row number (1-based) or an id, never what a ro
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -24,6 +25,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 FIELDS = tuple(dict.fromkeys(column for columns in FORMS.values() for column in columns))
+_COLUMN_NAME = re.compile("[A-Za-z_][A-Za-z0-9_.-]{0,39}")
 _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e"))
 
 
@@ -36,13 +38,30 @@ def row_form(row: Row, where: str) -> str:
     for form, columns in FORMS.items():
         if all(row.get(column) is not None for column in columns):
             return form
-    there = sorted(column for column, value in row.items() if value is not None)
+    there = [column for column, value in row.items() if value is not None]
     half = next((columns for columns in FORMS.values() if row.get(columns[0]) is not None), None)
     missing = f"has no '{half[1]}'" if half else "has no column to learn from"
     raise ValueError(
         f"{where} {missing}; a row needs {' or '.join('+'.join(c) for c in FORMS.values())} "
-        f"(it has {', '.join(there) or 'nothing'}); name other columns with `fields`"
+        f"(it has {_listed(there)}); name other columns with `fields`"
     )
+
+
+def column_hint(given: str, columns: Iterable[str]) -> str:
+    """`did_you_mean` for columns; they are not listed where they may be cells, of a CSV without a line of names."""
+    columns = list(columns)
+    hint = did_you_mean(given, columns)
+    return hint if hint.startswith("did you mean") or _are_names(columns) else f"it has {_listed(columns)}"
+
+
+def _listed(columns: Sequence[str]) -> str:
+    if _are_names(columns):
+        return ", ".join(sorted(columns)) or "nothing"
+    return f"{len(columns)} columns, not all named by one word: is the line of column names missing?"
+
+
+def _are_names(columns: Iterable[str]) -> bool:
+    return all(_COLUMN_NAME.fullmatch(column) for column in columns)
 
 
 def normalise_row(row: Row, where: str) -> dict[str, Any]:
@@ -190,7 +209,7 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
             raise ValueError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
         if not isinstance(column, str) or column not in columns:
             raise ValueError(
-                f"{where} has no column '{column}' for field '{field}'; {did_you_mean(str(column), columns)}"
+                f"{where} has no column '{column}' for field '{field}'; {column_hint(str(column), columns)}"
             )
     if len(set(fields.values())) < len(fields):
         raise ValueError(f"`fields` of {where} uses one column for two fields; allowed: one column each")

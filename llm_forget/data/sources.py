@@ -16,7 +16,16 @@ import numpy as np
 from llm_forget.data.builtin import load_builtin
 from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines, table_of
 from llm_forget.data.progress import bar_if_long
-from llm_forget.data.rows import FIELDS, FORMS, check_ids, check_unique, derived_id, normalise_row, rename_fields
+from llm_forget.data.rows import (
+    FIELDS,
+    FORMS,
+    check_ids,
+    check_unique,
+    column_hint,
+    derived_id,
+    normalise_row,
+    rename_fields,
+)
 from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -241,7 +250,7 @@ def _read_hub(source: Source, split_name: str) -> tuple[str, Dataset]:
 def _id_field(source: Source, table: Dataset, where: str) -> str | None:
     if source.id_field is not None and source.id_field not in table.column_names:
         raise ValueError(
-            f"{where} has no column '{source.id_field}'; {did_you_mean(source.id_field, table.column_names)}"
+            f"{where} has no column '{source.id_field}'; {column_hint(source.id_field, table.column_names)}"
         )
     return source.id_field or ("id" if "id" in table.column_names else None)
 
@@ -252,7 +261,7 @@ def _choose(source: Source, table: Dataset, id_field: str | None, where: str, sp
     for column, wanted in (source.filter or {}).items():
         if column not in table.column_names:
             raise ValueError(
-                f"{where} has no column '{column}' to filter by; {did_you_mean(str(column), table.column_names)}"
+                f"{where} has no column '{column}' to filter by; {column_hint(str(column), table.column_names)}"
             )
         keep &= _matches(table[column][:], wanted, column, where)
     if not keep.any():

@@ -205,6 +205,21 @@ def test_broken_files_are_refused_with_their_place(write: Write) -> None:
     assert "a text in row 1 and a number in row 2" in refusal(write("x.jsonl", {"text": SECRET}, {"text": 1}))
 
 
+def test_a_file_damaged_inside_or_nested_without_end_is_refused(write: Write, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": [f"{SECRET} {i}" for i in range(50)]}).to_parquet(tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    assert "not a Parquet file" in refusal(write("y.parquet", text=whole[:8] + bytes(200) + whole[208:]))
+    nested = "[" * 100_000 + "]" * 100_000
+    assert "line 1 is nested too deeply" in refusal(write("x.jsonl", text=f'{{"text": {nested}}}'))
+
+
+def test_a_csv_without_a_line_of_names_is_refused_without_its_cells(write: Write) -> None:
+    path = str(write("x.csv", text=f"Who is it?,It is {SECRET}\nWho was it?,It was {SECRET} too\n"))
+    for spec in (path, {"path": path, "id_field": "id"}, {"path": path, "filter": {"subject": "a"}}):
+        assert "is the line of column names missing?" in refusal(spec)
+    assert "is the line of column names missing?" in refusal(path, fields={"prompt": "q", "completion": "a"})
+
+
 def test_paths_and_keys_that_do_not_exist_are_refused_with_a_suggestion(write: Write, tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.jsonl")
     assert "no key 'fliter'; did you mean 'filter'?" in refusal({"path": "x", "fliter": {}})

@@ -10,6 +10,8 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -146,6 +148,9 @@ class Registry:
 
     def _import(self, path: str) -> Entry:
         module_name, _, attribute = path.partition(":")
+        # As `python -m` has it: the installed command would not look beside the recipe. Last, so that it hides nothing.
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
         try:
             function = getattr(importlib.import_module(module_name), attribute)
         except ModuleNotFoundError as error:

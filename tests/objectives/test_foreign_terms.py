@@ -102,3 +102,13 @@ def test_masked_places_are_zero_whatever_a_foreign_term_leaves_there() -> None:
     assert not policy["forget"].mask.all()
     values = build_objective(objective={"forget": {"name": "my_losses:leaky"}}).values(policy, reference)
     assert values["forget/leaky"].isfinite().all()
+
+
+def test_a_file_in_the_current_directory_is_found_by_the_installed_command_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "losses_beside_the_recipe.py").write_text("def mine(policy):\n    return policy.values\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part not in ("", str(tmp_path))])
+    (term,) = build_objective(objective={"forget": {"name": "losses_beside_the_recipe:mine"}}).terms
+    assert term.key == "forget/mine"

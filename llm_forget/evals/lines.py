@@ -22,7 +22,7 @@ class Computed:
     summary: Summary
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; NaN (unscored) becomes null."""
+        """JSON form; NaN (unscored) and infinity, which JSON cannot write, become null."""
         content = asdict(self.summary)
         return {
             **content,

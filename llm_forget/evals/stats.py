@@ -36,7 +36,7 @@ def mean(rows: Rows) -> float:
 def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Summary:
     """Mean over the scored rows with its percentile-bootstrap interval.
 
-    Nothing scored gives NaN with n = 0; fewer than two scored rows have no interval.
+    Nothing scored gives NaN with n = 0; fewer than two scored rows, or an infinite one, have no interval.
 
     Args:
         rows: ``[N]``.
@@ -49,8 +49,8 @@ def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000
     if n == 0:
         return Summary(math.nan, None, 0, unscored)
     center = float(values.mean())
-    if n == 1:
-        return Summary(center, None, 1, unscored)
+    if n == 1 or not math.isfinite(center):
+        return Summary(center, None, n, unscored)
     tail = (1 - level) / 2
     low, high = np.quantile(_resampled_means(values, resamples, seed), [tail, 1 - tail])
     return Summary(center, (float(low), float(high)), n, unscored)

@@ -58,7 +58,12 @@ def results_table(results: dict[str, Any]) -> Table:
 def print_texts(texts: list[dict[str, str]], console: Console) -> None:
     """Generations of a few rows side by side. For a terminal only: this repeats what was to be forgotten."""
     for text in texts:
-        console.print(f"\n[bold]{escape(text['id'])}[/]", highlight=False)
+        console.print(f"\n[bold]{escape(_visible(text['id']))}[/]", highlight=False)
         for name, said in text.items():
             if name != "id":
-                console.print(f"  {name:>9}  {escape(' '.join(said.split()))}", highlight=False)
+                console.print(f"  {name:>9}  {escape(_visible(' '.join(said.split())))}", highlight=False)
+
+
+def _visible(text: str) -> str:
+    """Control characters replaced: an escape sequence in a row must not move the cursor or rename the window."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -58,6 +58,13 @@ def test_a_single_number_rests_on_the_rows_of_its_inputs():
     assert (line.summary.n, line.summary.ci) == (7, None)
 
 
+def test_an_infinite_ratio_is_written_as_unknown_and_not_as_broken_json():
+    impossible = records(0.1)
+    impossible["forget"][0] = TokenRecord("r0", 0, np.array([-np.inf], np.float32), np.array([False]))
+    line = compute_lines(SUITE, impossible, is_oracle=True)["r"].to_dict()
+    assert json.loads(json.dumps(line, allow_nan=False)) == {"value": None, "ci": None, "n": 30, "n_unscored": 0}
+
+
 def test_without_an_oracle_its_lines_are_unscored_and_so_are_those_made_of_them():
     lines = compute_lines(SUITE, records(0.1))
     assert lines["p"].summary.value == pytest.approx(0.1)

@@ -21,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from llm_forget.evals.probes import probe_generate, probe_logprobs
 from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
 from llm_forget.evals.rows import Work
-from llm_forget.models import load_adapter, load_base, reference_mode, source_digest
+from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
 from llm_forget.models.digest import folder_digest
 from llm_forget.reference import cache_folder
+from llm_forget.run import file_digest
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -47,6 +48,18 @@ class Subject:
         precision = {key: str(getattr(self.model, key)) for key in PRECISION}
         base = source_digest(self.model.model_name_or_path, self.model.model_revision)
         return content_key(base=base, adapter=adapter, precision=precision)
+
+    def key(self, work: Work) -> str:
+        """What records of a probe are kept under. Where a generation ends may stand in a file beside the weights."""
+        ends = self._generation_config if work.kind == "generate" else None
+        return content_key(model=self.digest, work=work.digest, ends=ends)
+
+    @cached_property
+    def _generation_config(self) -> str | None:
+        # The digests of other kinds of source (a commit, a GGUF file) cover it.
+        source = find_source(self.model.model_name_or_path)
+        file = Path(source.location) / "generation_config.json"
+        return file_digest(file) if source.kind == "folder" and file.is_file() else None
 
     @property
     def name(self) -> str:
@@ -83,7 +96,7 @@ def measure(
     with Progress(*columns, disable=quiet, transient=True) as progress, _one_model(device) as holder:
         for role, subject in subjects.items():
             for name, work in works.items():
-                key = content_key(model=subject.digest, work=work.digest)
+                key = subject.key(work)
                 own = folder / role / f"{name}.jsonl" if folder is not None else None
                 path = own if own is not None and role == "unlearned" else cache_folder() / "records" / f"{key}.jsonl"
                 found = load_records(path, key)
@@ -144,13 +157,13 @@ class _OneModel:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._loaded: tuple[str, Path | None] | None = None
+        self._loaded: tuple[ModelConfig, Path | None] | None = None
         self._model: Any = None
 
     @contextmanager
     def holding(self, subject: Subject) -> Iterator[Any]:
         """The subject's model, in evaluation mode."""
-        wanted = (str(subject.model.model_name_or_path), subject.adapter)
+        wanted = (subject.model, subject.adapter)  # not the name alone: revision and precision count
         if self._loaded != wanted:
             self.free()
             self._model, self._loaded = self._load(subject), wanted

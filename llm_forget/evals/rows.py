@@ -55,6 +55,7 @@ def prepare(
         probe="generate",
         rows=[[r.id, r.sample, r.prompt_ids] for r in prompt_rows],
         tokenizer=control_tokenizer(tokenizer).digest(),
+        eos=tokenizer.eos_token_id,
         max_new_tokens=probe.max_new_tokens,
     )
     return Work(probe, [], prompt_rows, digest)

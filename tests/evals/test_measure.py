@@ -1,0 +1,60 @@
+"""What a model is, for the records kept of it: everything that changes a number, and nothing is taken for another."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from llm_forget.data.template import Template
+from llm_forget.evals.measure import Subject, measure
+from llm_forget.evals.rows import prepare
+from llm_forget.evals.suite import Probe
+
+ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+
+
+def work(kind, tokenizer):
+    probe = Probe(name=kind, probe=kind, split="forget", **({"max_new_tokens": 8} if kind == "generate" else {}))
+    return prepare(probe, ROWS, tokenizer, Template(chat=False), max_length=None, stride=0)
+
+
+def measured(subjects, kind, tokenizer):
+    works = {kind: work(kind, tokenizer)}
+    return measure(subjects, works, tokenizer, device=torch.device("cpu"), quiet=True)
+
+
+def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, lora_args, cache):
+    half, full = (lora_args(tiny_folder, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    together = measured(
+        {"oracle": Subject("oracle", half), "before": Subject("before", full)}, "logprobs", tiny_tokenizer
+    )
+    oracle, before = (np.concatenate([r.logps for r in together[role]["logprobs"]]) for role in ("oracle", "before"))
+    assert 0 < np.abs(oracle - before).max() < 0.1
+
+
+def test_another_end_of_generation_is_measured_anew(tiny_folder, tiny_tokenizer, lora_args, cache):
+    subject = Subject("unlearned", lora_args(tiny_folder))
+    (first, *_) = measured({"unlearned": subject}, "generate", tiny_tokenizer)["unlearned"]["generate"]
+    assert first.n == 8
+    file = tiny_folder / "generation_config.json"
+    everything = list(range(len(tiny_tokenizer)))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": everything}))
+    again = replace(subject)  # its digests are made once
+    (second, *_) = measured({"unlearned": again}, "generate", tiny_tokenizer)["unlearned"]["generate"]
+    assert (second.n, second.text) == (1, "")
+    assert again.key(work("logprobs", tiny_tokenizer)) == subject.key(work("logprobs", tiny_tokenizer))
+
+
+def test_another_end_of_sequence_token_is_other_work(tiny_tokenizer):
+    from copy import deepcopy
+
+    other = deepcopy(tiny_tokenizer)
+    other.eos_token = "<pad>"
+    assert work("generate", other).digest != work("generate", tiny_tokenizer).digest

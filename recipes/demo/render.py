@@ -1,0 +1,159 @@
+"""The demo's results as a table in README.md and as a picture, both drawn from results.json and nothing else.
+
+``python recipes/demo/render.py`` writes them again without running anything; `seeds.py` calls it after its runs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llm_forget.evals.lines import shown
+from llm_forget.run import read_json, write_atomic
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- results:demo -->", "<!-- /results:demo -->"
+WANTED = {"lower": "low", "higher": "high", "keep": "as before", "match_oracle": "as oracle"}
+# Tones between black and white, so that the same file reads on a light and on a dark page.
+GREY = "#76808a"
+TONES = {"before": "#8a6fd1", "oracle": "#2f9e63", "npo": "#2f81d6", "grad_diff": "#c77b18", "grad_ascent": "#d1495b"}
+MARKERS = {"before": "s", "oracle": "D"}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row per line of the suite, the median over seeds and the range in brackets for every model."""
+    methods = results["methods"]
+    titles = ["metric", "wanted", "before", *(f"`{name}`" for name in methods), "oracle"]
+    rows = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    for name, line in next(iter(methods.values())).items():
+        after = [cell(methods[method][name]["unlearned"]) for method in methods]
+        rows.append([name, WANTED[line["goal"]], cell(line["before"]), *after, cell(line["oracle"])])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell(spread: dict[str, Any]) -> str:
+    """``0.025 (0.018–0.025)``; one number where all seeds agree to what is shown."""
+    median, low, high = (shown(spread[key]) for key in ("median", "min", "max"))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What the numbers were measured on, and which of the promised bounds do not hold."""
+    seeds, rows, hardware = results["seeds"], results["rows"], results["hardware"]
+    checks = [(seed, check) for seed, found in results["checks"].items() for check in found]
+    broken = [f"seed {seed}, {check['bound']}" for seed, check in checks if not check["holds"]]
+    held = f"`npo` meets {len(checks) - len(broken)} of its {len(checks)} bounds"
+    missed = f" (not: {'; '.join(broken)})" if broken else ""
+    return (
+        f"Median (minimum–maximum) over seeds {', '.join(map(str, seeds))}; {rows['forget']} rows to forget, "
+        f"{rows['retain']} to keep. {held}{missed}. "
+        f"{results['date']}, {hardware['device']}, {hardware['cores']} cores, {hardware['threads']} in use; "
+        f"peak memory {results['peak_memory_gib']:.1f} GiB."
+    )
+
+
+def section(results: dict[str, Any]) -> str:
+    """What stands between the two markers of README.md, markers included."""
+    return f"{BEGIN}\n{table(results)}\n\n{caption(results)}\n{END}"
+
+
+def insert(text: str, results: dict[str, Any]) -> str:
+    """README with the section drawn anew.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"README.md has no lines '{BEGIN}' and '{END}' to put the results between")
+    return pattern.sub(lambda _: section(results), text)
+
+
+def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """For each model of the picture, forget and retain probability by seed."""
+    methods = results["methods"]
+    first = next(iter(methods.values()))
+    chosen = {"before": (first, "before"), "oracle": (first, "oracle")}
+    chosen |= {name: (lines, "unlearned") for name, lines in methods.items()}
+    return {
+        name: list(zip(*(lines[f"{split}_probability"][role]["values"] for split in ("forget", "retain")), strict=True))
+        for name, (lines, role) in chosen.items()
+    }
+
+
+def description(results: dict[str, Any]) -> str:
+    """The picture in words, for who cannot see it."""
+    said = []
+    for name, found in points(results).items():
+        ranges = [f"{shown(min(axis))} to {shown(max(axis))}" for axis in zip(*found, strict=True)]
+        said.append(f"{name}: forget {ranges[0]}, retain {ranges[1]}")
+    return f"Probability of the right answer over {len(results['seeds'])} seeds. {'; '.join(said)}."
+
+
+def picture(results: dict[str, Any]) -> str:
+    """SVG: a row for each model, one dot for each seed; probability on forget at the left, on retain at the right."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    found = points(results)
+    names = ["before", *(name for name in found if name not in MARKERS), "oracle"]
+    # Letters stay letters, and nothing depends on the day: the same results give the same file.
+    style = {"svg.fonttype": "none", "svg.hashsalt": "demo", "font.family": "sans-serif", "font.size": 11}
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY)
+    with plt.rc_context({**style, **colours}):
+        figure, panels = plt.subplots(1, 2, figsize=(7.6, 2.6), sharey=True, layout="constrained")
+        for axis, (panel, split) in enumerate(zip(panels, ("forget", "retain"), strict=True)):
+            model = {"forget": "oracle", "retain": "before"}[split]
+            wanted = sorted(point[axis] for point in found[model])
+            panel.axvline(wanted[len(wanted) // 2], color=TONES[model], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            for row, name in enumerate(names):
+                values = [point[axis] for point in found[name]]
+                panel.scatter(
+                    values, [row] * len(values), s=52, color=TONES[name], marker=MARKERS.get(name, "o"),
+                    alpha=0.75, linewidths=0, zorder=3, clip_on=False,
+                )  # fmt: skip
+            goal = {"forget": "wanted: as the oracle", "retain": "wanted: as before"}[split]
+            panel.set_title(f"{split} rows ({goal})", loc="left", fontsize=11)
+            panel.set(
+                xlim=(-0.03, 1.03),
+                xticks=[0, 0.5, 1],
+                xticklabels=["0", "0.5", "1"],
+                xlabel="probability of the right answer",
+            )
+            panel.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(axis="y", length=0)
+        panels[0].set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
+        figure.get_layout_engine().set(w_pad=0.12, wspace=0.04)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+    return accessible(stream.getvalue(), description(results))
+
+
+def accessible(svg: str, text: str) -> str:
+    """The picture with a name and a description that screen readers find, and without matplotlib's preamble."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    head, _, body = svg.partition(">")
+    named = (
+        f'{head} role="img" aria-labelledby="title desc">\n <title id="title">The demo, before and after</title>\n'
+        f' <desc id="desc">{text}</desc>{body}'
+    )
+    return re.sub(r"[ \t]+$", "", named, flags=re.MULTILINE)
+
+
+def render_all() -> None:
+    """Write the picture and the README's section again."""
+    results = read_json(HERE / "results.json")
+    write_atomic(HERE / "results.svg", picture(results))
+    write_atomic(README, insert(README.read_text(encoding="utf-8"), results))
+
+
+if __name__ == "__main__":
+    render_all()

@@ -1,0 +1,138 @@
+"""The demo over several seeds: what the README's table says, and whether the bounds it promises hold.
+
+``make demo-seeds``, or ``python recipes/demo/seeds.py --seeds 0 1 2 --runs runs/demo-seeds``. Seed k makes other people
+(``builtin:demo/...?seed=k``) and trains with seed k. A finished run is not repeated; remove the folder to start anew.
+Writes ``results.json`` and ``results.svg`` beside this file and the table in README.md; numbers only, no text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from render import render_all
+
+from llm_forget import Run, evaluate, finetune, unlearn
+from llm_forget.config import load_yaml
+from llm_forget.evals.lines import shown
+from llm_forget.run import read_json, write_json
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("npo", "grad_diff", "grad_ascent")
+ROLES = ("before", "unlearned", "oracle")
+# The method that is held to the suite's bounds, and the one it must beat on the utility it keeps.
+JUDGED, BEATEN = "npo", "grad_ascent"
+
+
+def keys_of_stage(name: str, seed: int, runs: Path) -> dict[str, Any]:
+    """A demo recipe with the people and the randomness of ``seed``, and its runs under ``runs/<seed>``."""
+    keys = load_yaml(HERE / f"{name}.yaml")
+    for key in ("train", "forget", "retain", "holdout"):
+        if key in keys:
+            keys[key] = f"{keys[key]}?seed={seed}"
+    keys |= {"seed": seed, "output_dir": str(runs / str(seed) / name)}
+    if name in METHODS:
+        keys |= {key: str(runs / str(seed) / Path(keys[key]).name) for key in ("model_name_or_path", "oracle")}
+    return keys
+
+
+def run_seed(seed: int, runs: Path) -> dict[str, Any]:
+    """Train target and oracle, unlearn by every method, evaluate each; their results and costs by stage."""
+    results, rows, seconds, memory = {}, {}, {}, 0.0
+    for name in ("target", "oracle", *METHODS):
+        print(f"== seed {seed}: {name}", flush=True)
+        train = unlearn if name in METHODS else finetune
+        run = train(**keys_of_stage(name, seed, runs))
+        rows |= {split: described["rows"] for split, described in run.provenance["data"].items()}
+        seconds[name] = run.provenance["cost"]["seconds"]
+        memory = max(memory, run.provenance["cost"]["peak_memory_gib"])
+        if name in METHODS:
+            results[name] = evaluated(run)
+            seconds[f"{name}, evaluate"] = results[name]["seconds"]
+    made = {"machine": run.provenance["environment"], "date": run.state["finished"][:10]}
+    return {"results": results, "rows": rows, "seconds": seconds, "peak_memory_gib": memory, **made}
+
+
+def evaluated(run: Run) -> dict[str, Any]:
+    """Results of a run, measured unless they were."""
+    return read_json(run.results_file) if run.results_file.is_file() else evaluate(run.path)
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Values by seed with median and range; an unscored value stays null and is left out of the three."""
+    known = [value for value in values if value is not None]
+    rounded = [None if value is None else float(f"{value:.6g}") for value in values]
+    if not known:
+        return {"values": rounded, "median": None, "min": None, "max": None}
+    summary = {"median": statistics.median(known), "min": min(known), "max": max(known)}
+    return {"values": rounded, **{key: float(f"{value:.6g}") for key, value in summary.items()}}
+
+
+def metrics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every line of the suite over the seeds, for the three models."""
+    lines = {}
+    for name, line in results[0]["metrics"].items():
+        by_seed = [result["metrics"][name] for result in results]
+        roles = {"unlearned": by_seed} | {role: [found[role] for found in by_seed] for role in ("before", "oracle")}
+        lines[name] = {"goal": line["goal"], "n": line["n"]} | {
+            role: spread([found["value"] for found in roles[role]]) for role in ROLES
+        }
+    return lines
+
+
+def checks_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Acceptance of one seed: the suite's own bounds, and more utility kept than by gradient ascent."""
+    verdict = results[JUDGED]["verdict"].values()
+    found = [(finding["sentence"], finding["holds"]) for answer in verdict for finding in answer["findings"]]
+    ours, theirs = (results[name]["metrics"]["utility"]["value"] for name in (JUDGED, BEATEN))
+    found.append((f"utility {shown(ours)} ({BEATEN} {shown(theirs)}; more)", ours > theirs))
+    return [{"bound": sentence, "holds": holds} for sentence, holds in found]
+
+
+def collect(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The content of results.json; machine and versions are those that the runs themselves wrote down."""
+    first = next(iter(by_seed.values()))
+    machine = first["machine"]
+    return {
+        "date": max(seed["date"] for seed in by_seed.values()),
+        "suite": first["results"][JUDGED]["suite"],
+        "seeds": list(by_seed),
+        "rows": first["rows"],
+        "methods": {name: metrics_of([seed["results"][name] for seed in by_seed.values()]) for name in METHODS},
+        "checks": {str(number): checks_of(seed["results"]) for number, seed in by_seed.items()},
+        "seconds": {stage: spread([seed["seconds"][stage] for seed in by_seed.values()]) for stage in first["seconds"]},
+        "peak_memory_gib": max(seed["peak_memory_gib"] for seed in by_seed.values()),
+        "hardware": {"device": machine["device"], "cores": os.cpu_count(), "threads": machine["threads"]},
+        "versions": {key: machine[key] for key in ("llm_forget", "python")} | machine["packages"],
+    }
+
+
+def show_checks(results: dict[str, Any]) -> bool:
+    """Print whether each bound holds for each seed; True when all do."""
+    for seed, checks in results["checks"].items():
+        print(f"seed {seed}: {JUDGED}")
+        for check in checks:
+            print(f"  {'holds ' if check['holds'] else 'BROKEN'} {check['bound']}")
+    return all(check["holds"] for checks in results["checks"].values() for check in checks)
+
+
+def main() -> int:
+    """Run what is missing, write results, table and picture; 1 when a bound is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/demo-seeds"))
+    given = parser.parse_args()
+    # Target and oracle are measured once for all methods of a seed, but never taken from an older run's cache.
+    os.environ["LLM_FORGET_CACHE"] = str(given.runs / "cache")
+    results = collect({seed: run_seed(seed, given.runs) for seed in given.seeds})
+    write_json(HERE / "results.json", results)
+    render_all()
+    return 0 if show_checks(results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

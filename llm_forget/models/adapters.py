@@ -245,7 +245,8 @@ def verify_adapter(folder: Path, base_digest: str | None = None) -> dict[str, An
             raise ValueError(f"'{folder / name}' is not what {MANIFEST} says was written; restore it or train again")
     if base_digest is not None and manifest["base"] not in (None, base_digest):
         raise ValueError(
-            f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest})"
+            f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest}); "
+            "restore that one, name its commit with model_revision, or train again"
         )
     return dict(manifest)
 

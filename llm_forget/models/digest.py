@@ -27,11 +27,17 @@ def source_digest(name: str | None, revision: str | None = None) -> str:
     Raises:
         FileNotFoundError, ValueError: see `find_source`.
     """
-    source = find_source(name)
+    return digests_beneath(find_source(name), revision)[-1]
+
+
+def digests_beneath(source: Source, revision: str | None) -> list[str]:
+    """Digest of what lies beneath each adapter of a source, lowest first, and last of the whole."""
     base = _base_digest(source, revision)
-    if not source.adapters:
-        return base
-    return json_digest([base, *(folder_digest(folder) for folder in source.adapters)])
+    parts, digests = [base], [base]
+    for folder in source.adapters:
+        parts.append(folder_digest(folder))
+        digests.append(json_digest(parts))
+    return digests
 
 
 def _base_digest(source: Source, revision: str | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.models import builtin
+from llm_forget.models.digest import digests_beneath
 from llm_forget.models.source import Source, find_source
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def load_base(
         adapter is called "target" (and "target-2", ... above it).
 
     Raises:
-        FileNotFoundError, ValueError: see `find_source`.
+        FileNotFoundError, ValueError: see `find_source`; or an adapter that was trained on another base.
         ModuleNotFoundError: a GGUF file without the package gguf.
     """
     import torch
@@ -41,9 +42,10 @@ def load_base(
     model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
     if dequantize and (model_args.load_in_4bit or model_args.load_in_8bit):
         model = model.dequantize(dtype=torch.float32)
-    for number, folder in enumerate(source.adapters, start=1):
+    beneath = digests_beneath(source, model_args.model_revision) if source.adapters else []
+    for number, (folder, digest) in enumerate(zip(source.adapters, beneath, strict=False), start=1):
         name = "target" if number == 1 else f"target-{number}"
-        model = load_adapter(model, folder, name=name)
+        model = load_adapter(model, folder, name=name, base_digest=digest)
     return model.eval()
 
 

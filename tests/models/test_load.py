@@ -102,6 +102,20 @@ def test_a_run_with_an_adapter_is_base_and_frozen_target(tiny_folder, lora_args,
     assert source_digest(str(tmp_path / "run")) not in (source_digest(str(tiny_folder)), None)
 
 
+def test_a_target_whose_base_was_replaced_is_refused(tiny_folder, tiny_model, lora_args, tmp_path):
+    for child, base in (("one", tiny_folder), ("two", tmp_path / "one")):
+        trained = disturb(attach_adapter(load_base(lora_args(base)), lora_args()))
+        save_adapter(trained, make_run(tmp_path / child, base, "adapter"), base_digest=source_digest(str(base)))
+    assert list(load_base(lora_args(tmp_path / "two")).peft_config) == ["target", "target-2"]
+    again = disturb(attach_adapter(load_base(lora_args(tiny_folder)), lora_args()), scale=0.1)
+    save_adapter(again, tmp_path / "one" / "adapter", base_digest=source_digest(str(tiny_folder)))
+    with pytest.raises(ValueError, match=r"two/adapter' was trained on another base .* train again"):
+        load_base(lora_args(tmp_path / "two"))
+    tiny_model(seed=1, vocab_size=259).save_pretrained(tiny_folder)
+    with pytest.raises(ValueError, match=r"one/adapter' was trained on another base"):
+        load_base(lora_args(tmp_path / "one"))
+
+
 def test_unlearning_an_unlearned_run_stacks_three_adapters(tiny_folder, lora_args, tmp_path):
     first = disturb(attach_adapter(load_base(lora_args(tiny_folder)), lora_args()))
     save_adapter(first, make_run(tmp_path / "one", tiny_folder, "adapter"))

@@ -159,6 +159,7 @@ def _as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> 
 def _write(model: Any, args: ModelConfig, folder: Path) -> tuple[torch.dtype, torch.device]:
     """Merge all active adapters and save the model and its tokenizer."""
     device = model.get_input_embeddings().weight.device
+    _untie_adapted_head(model)
     merged = model.merge_and_unload(safe_merge=True)
     if (args.load_in_4bit or args.load_in_8bit) and args.dtype not in (None, "auto"):
         merged = merged.to(getattr(torch, str(args.dtype)))
@@ -167,6 +168,19 @@ def _write(model: Any, args: ModelConfig, folder: Path) -> tuple[torch.dtype, to
     merged.save_pretrained(folder)
     load_tokenizer(args).save_pretrained(folder)
     return merged.dtype, device
+
+
+def _untie_adapted_head(model: Any) -> None:
+    """LoRA on one of two tied matrices changes only that one: they part, or merging would change the other as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = next((layer for layer in ends if isinstance(layer, BaseTunerLayer)), None)
+    if adapted is None or ends[0].weight is not ends[1].weight:
+        return
+    base = adapted.get_base_layer()
+    base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _read(folder: Path, dtype: torch.dtype, args: ModelConfig, device: torch.device) -> Any:

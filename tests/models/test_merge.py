@@ -30,6 +30,16 @@ def test_the_merged_file_answers_as_the_adapter(trained, lora_args, tmp_path):
     assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
 
 
+@pytest.mark.parametrize("adapted", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_matrices_leaves_the_other(adapted, tiny_folder, tiny_model, lora_args, tmp_path):
+    tiny_model(vocab_size=259, tie_word_embeddings=True).save_pretrained(tiny_folder)
+    args = lora_args(tiny_folder, lora_target_modules=[adapted, "q_proj"])
+    model = disturb(attach_adapter(load_base(args), args))
+    save_adapter(model, tmp_path / "adapter")
+    report = merge_adapter(args, tmp_path / "adapter", tmp_path / "merged")
+    assert report["max_abs_logit_difference"] < 1e-5 < report["mean_kl_of_adapter"]
+
+
 def test_above_the_tolerance_nothing_is_left(trained, tmp_path):
     args, adapter, _ = trained
     with pytest.raises(ValueError, match=r"above the tolerance of 0\b.*nothing was written"):

@@ -175,7 +175,7 @@ def _untie_adapted_head(model: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    adapted = next((layer for layer in ends if isinstance(layer, BaseTunerLayer)), None)
+    adapted: Any = next((layer for layer in ends if isinstance(layer, BaseTunerLayer)), None)
     if adapted is None or ends[0].weight is not ends[1].weight:
         return
     base = adapted.get_base_layer()

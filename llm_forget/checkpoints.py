@@ -6,6 +6,7 @@ Here a checkpoint counts only if `complete.json`, written last, names every file
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from llm_forget.run import file_digest, read_json, write_json
@@ -37,11 +38,22 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
+def keep_newest(folder: Path, count: int | None) -> None:
+    """Delete all checkpoints of a run but the newest ``count``; None keeps all."""
+    for checkpoint in _newest_first(folder)[count:] if count else []:
+        (checkpoint / SEAL).unlink(missing_ok=True)  # first: a checkpoint half deleted must not look whole
+        shutil.rmtree(checkpoint)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+
+
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a sentence for each newer one that was passed over."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     passed_over: list[str] = []
-    for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+    for checkpoint in _newest_first(folder):
         reason = fault(checkpoint)
         if reason is None:
             return checkpoint, passed_over

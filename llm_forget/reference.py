@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -27,6 +28,7 @@ from llm_forget.data.collate import collate
 from llm_forget.logprobs import Logprobs
 from llm_forget.models import quantization_of, reference_mode
 from llm_forget.run import json_digest
+from llm_forget.window import Window
 
 if TYPE_CHECKING:
     from llm_forget.trainer import Batch, UnlearnTrainer
@@ -63,7 +65,10 @@ class ReferenceLogprobs:
 
     @classmethod
     def load(cls, path: Path) -> ReferenceLogprobs:
-        return cls(**load_file(path))
+        try:
+            return cls(**load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"the cached reference log-probs '{path}' are damaged; delete the file") from error
 
 
 class Reference(TrainerCallback):
@@ -82,6 +87,8 @@ class Reference(TrainerCallback):
             seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)["retain"] for epoch in epochs]))
             rows["retain"] = seen[seen >= 0]
         self.logprobs = {split: self._load_or_compute(split, wanted) for split, wanted in rows.items()}
+        if trainer.resumed_from is None:
+            trainer._window = Window()  # the time this took is not the time of the first steps
 
     def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
         """What the terms need of the reference on this batch."""
@@ -101,7 +108,8 @@ class Reference(TrainerCallback):
         if trainer.model_digest is not None:
             precision = [str(trainer.model.dtype), quantization_of(trainer.model), args.bf16, args.fp16]
             file = cache_file(json_digest([trainer.model_digest, *precision]), trainer.splits[split], rows)
-        if file is not None and file.is_file():
+        # All or none: a process that loads while another one computes, and waits for it, waits for ever.
+        if file is not None and all(gather_object([file.is_file()])):
             return ReferenceLogprobs.load(file)
         if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
             raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")

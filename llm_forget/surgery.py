@@ -64,7 +64,9 @@ class Surgery:
             forget = self._forget_nearby(parameters, forget, losses, accelerator)
             combined, self.state = combine("sum", forget, retain)
         else:
-            combined, self.state = combine(self.name, forget, retain, self.state, self.arguments)
+            # A state read from a checkpoint is on the CPU.
+            state = None if self.state is None else [s.to(r.device) for s, r in zip(self.state, retain, strict=True)]
+            combined, self.state = combine(self.name, forget, retain, state, self.arguments)
         for parameter, gradient in zip(parameters, combined, strict=True):
             parameter.grad = gradient
         self._sums, self._batches = {}, []
@@ -81,10 +83,10 @@ class Surgery:
         if self.state is not None:
             save_file({str(place): tensor.contiguous() for place, tensor in enumerate(self.state)}, folder / STATE)
 
-    def load(self, folder: Path, device: torch.device | str = "cpu") -> None:
+    def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         if (folder / STATE).is_file():
-            tensors = load_file(folder / STATE, device=str(device))
+            tensors = load_file(folder / STATE)
             self.state = [tensors[str(place)] for place in range(len(tensors))]
 
 

@@ -7,7 +7,6 @@ Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the eco
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +16,18 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from llm_forget import checkpoints
 from llm_forget.config import TrainConfig
-from llm_forget.data.collate import collate
+from llm_forget.data.collate import collate, concatenate
+from llm_forget.data.slots import EpochLoader, Slots
 from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
-from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, target_mask
+from llm_forget.logprobs import Logprobs, decoder_layers, forward_logprobs, target_mask
 from llm_forget.methods import Objective
 from llm_forget.models import load_adapter_weights, save_adapter
 from llm_forget.reference import Reference
+from llm_forget.resume import ResumableTrainer
 from llm_forget.run import read_json, write_json
 from llm_forget.surgery import Surgery
 from llm_forget.window import Window
@@ -38,7 +37,7 @@ Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the w
 STATE = "objective_state.json"
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(ResumableTrainer):
     """Train ``model`` to minimise ``objective``.
 
     Args:
@@ -77,20 +76,27 @@ class UnlearnTrainer(Trainer):
         self.splits = {name: splits[name] for name in _order(objective, splits)}
         self.gradient = gradient
         self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
-        self.max_retain_drop = max_retain_drop if "retain" in self.splits else None
+        self.max_retain_drop = max_retain_drop
+        self._refuse_blind_watch(args)
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
         self.reference = Reference(self)
         self._step_values: dict[str, Tensor] = {}
         self._window = Window()
+        if processing_class.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_Slots(self.splits),
+            train_dataset=Slots(self.splits),
             data_collator=self._collate,
             processing_class=processing_class,
             callbacks=[self.reference, _Duals(self), *(callbacks or [])],
         )
+        if self.model.get_output_embeddings() is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no output embeddings to take logits from; use a causal LM"
+            )
         depth = self.model.config.get_text_config().num_hidden_layers
         layer = objective.layer_index(depth)
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
@@ -100,6 +106,15 @@ class UnlearnTrainer(Trainer):
             )
         if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
             raise ValueError("this objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
+
+    def _refuse_blind_watch(self, args: TrainConfig) -> None:
+        """Early stopping looks at lines of the log, and at retain rows."""
+        if self.max_retain_drop is not None and "retain" not in self.splits:
+            raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+        if self.max_retain_drop is not None and args.logging_strategy == "no":
+            raise ValueError(
+                "max_retain_drop is looked at with every log line, but logging_strategy is 'no'; set it to steps"
+            )
 
     # ---- data ----
 
@@ -111,7 +126,7 @@ class UnlearnTrainer(Trainer):
         for split, weights in self.weights.items():
             sizes[split] = RetainStream.over(self.splits[split]["source_index"], weights, seed)
         self.sampler = StepSampler(sizes, paired=["alternate"], batch_size=batch_size, world_size=world_size, seed=seed)
-        return _EpochLoader(
+        return EpochLoader(
             self.train_dataset,
             batch_sampler=RankBatches(self.sampler, batch_size, self.args.process_index, world_size),
             collate_fn=self._collate,
@@ -126,7 +141,7 @@ class UnlearnTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimiser step, and its counts over micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        local = torch.zeros(len(self.splits), 3, dtype=torch.float64)
+        local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
         for batch in batches:
             for place, split in enumerate(self.splits):
                 targets = target_mask(batch[split]["labels"])
@@ -134,7 +149,7 @@ class UnlearnTrainer(Trainer):
                 local[place] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
         total = self.accelerator.reduce(local.to(device), "sum")
         self._window.tokens += float(total[:, 2].sum())
-        return batches, dict(zip(self.splits, total[:, :2].float(), strict=True))
+        return batches, dict(zip(self.splits, total[:, :2], strict=True))
 
     # ---- one step ----
 
@@ -184,6 +199,9 @@ class UnlearnTrainer(Trainer):
                 loss = self.duals[term.key] * (share - term.dual.epsilon * part)
             side = "forget" if term.split == "forget" else "retain"
             sides[side] = sides[side] + loss if side in sides else loss
+        if self.layer is not None and self.args.world_size > 1:
+            # Hidden states reach no layer above theirs, and DDP waits for the gradient of every weight.
+            sides[side] = sides[side] + 0.0 * torch.stack([part.values.sum() for part in policy.values()]).sum()
         self._record_logprobs(policy, batch)
         return sides
 
@@ -191,7 +209,7 @@ class UnlearnTrainer(Trainer):
         self, model: nn.Module, batch: Batch, *, logits: bool = False, layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
         """One pass over all splits of a batch, and its log-probs taken apart again."""
-        merged = _concatenate(batch, self.processing_class.pad_token_id)
+        merged = concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer)
         parts, start = {}, 0
@@ -236,7 +254,7 @@ class UnlearnTrainer(Trainer):
             self._window = Window(self.state.global_step)
             drop = logs.get("retain_drop")
             if drop is not None and self.max_retain_drop is not None and drop > self.max_retain_drop:
-                self.control.should_training_stop = True
+                self.control.should_training_stop = self.stopped = True
                 logs["stopped_early"] = 1.0
         super().log(logs, start_time)
 
@@ -257,56 +275,27 @@ class UnlearnTrainer(Trainer):
         else:
             bare.save_pretrained(folder, state_dict=state_dict)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers; then waits, since the other processes write their random state into the same folder."""
-        super().save_model(output_dir, _internal_call)
-        self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # left by a process that died while writing it
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+    def save_step_state(self, folder: Path) -> None:
+        """Part of a checkpoint; all processes call it, one writes."""
+        window = self._window.state(self.accelerator)
         if self.args.should_save:
-            write_json(folder / STATE, {"duals": self.duals})
+            write_json(folder / STATE, {"duals": self.duals, "stopped": self.stopped, "window": window})
             if self.gradient is not None:
                 self.gradient.save(folder)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.seal(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self.duals = read_json(folder / STATE)["duals"]
+    def load_step_state(self, folder: Path) -> None:
+        """Read what `save_step_state` wrote."""
+        state = read_json(folder / STATE)
+        self.duals, self.stopped = state["duals"], state["stopped"]
+        self._window = Window.restored(state["window"], whole=self.is_world_process_zero())
         if self.gradient is not None:
             self.gradient.load(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
-            load_adapter_weights(self.model, folder)
+            load_adapter_weights(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-class _Slots(torch.utils.data.Dataset):
-    """One row of every split for the indices of a slot; None for a padding slot."""
-
-    def __init__(self, splits: dict[str, Dataset]) -> None:
-        self.splits = splits
-
-    def __len__(self) -> int:
-        return len(next(iter(self.splits.values())))
-
-    def __getitem__(self, slot: dict[str, int]) -> dict[str, dict[str, Any] | None]:
-        return {
-            split: None if place < 0 else {**self.splits[split][place], "index": place} for split, place in slot.items()
-        }
-
-
-class _EpochLoader(DataLoader):
-    """Passes the epoch on to the sampler, which transformers asks of the loader."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class _Duals(TrainerCallback):
@@ -338,13 +327,3 @@ def _counts(batch: Batch) -> Counts:
     """Counts of a single batch, for a call outside of training."""
     masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
     return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}
-
-
-def _concatenate(batch: Batch, pad_id: int) -> dict[str, Tensor]:
-    """All splits as one right-padded batch."""
-    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
-    width = max(part["labels"].shape[1] for part in batch.values())
-    return {
-        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in batch.values()])
-        for name, value in fill.items()
-    }

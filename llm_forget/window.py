@@ -23,13 +23,12 @@ class Window:
 
     def add(self, key: str, value: Tensor) -> None:
         """Add one micro-batch's number."""
-        self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().double()
+        precise = torch.float32 if value.device.type == "mps" else torch.float64
+        self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().to(precise)
 
     def means(self, accelerator: Any, step: int) -> dict[str, float]:
         """Means over the steps up to ``step`` and over all processes, under the names that are logged."""
-        keys = sorted(self.sums)
-        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
-        total = dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))
+        total = self._total(accelerator)
         steps = max(1, step - self.step)
         logs = {}
         for key, value in total.items():
@@ -45,3 +44,23 @@ class Window:
             logs["retain_drop"] = lost / max(1.0, total["count/retain"])
         logs["tokens_per_second"] = self.tokens / max(1e-9, time.perf_counter() - self.began)
         return logs
+
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """What `restored` needs to go on with this window; the same on all processes, which must all call it."""
+        seconds = time.perf_counter() - self.began
+        return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], *, whole: bool) -> Window:
+        """The window that `state` describes. Its sums are of all processes: one takes them whole, the others zeros."""
+        window = cls(state["step"])
+        window.tokens = state["tokens"]
+        window.began -= state["seconds"]
+        share = 1.0 if whole else 0.0
+        window.sums = {key: torch.tensor(share * value, dtype=torch.float64) for key, value in state["sums"].items()}
+        return window
+
+    def _total(self, accelerator: Any) -> dict[str, float]:
+        keys = sorted(self.sums)
+        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
+        return dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))

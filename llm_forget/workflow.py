@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallb
 from trl import ModelConfig
 from trl.trainer.utils import disable_dropout_in_model
 
-from llm_forget import checkpoints, dryrun
+from llm_forget import dryrun
 from llm_forget.config import DataConfig, TrainConfig, identity, resolved
 from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
@@ -120,9 +120,8 @@ def execute(run: Run, job: Job) -> Run:
     trainer = _trainer(run, job, model, base_digest)
     if state.is_main_process:
         write_json(run.provenance_file, _provenance(job, base_digest, state.num_processes, model))
-    resume = _resume_point(run, state)
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
     target = run.adapter if job.model.use_peft else run.model
     trainer.save_model(str(target))
     state.wait_for_everyone()
@@ -131,7 +130,7 @@ def execute(run: Run, job: Job) -> Run:
         cost = {
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_gib": peak_memory(),
-            "resumed": bool(resume),
+            "resumed": trainer.resumed_from is not None,
         }
         ran = {"steps": trainer.state.global_step, "wrapper": type(trainer.model_wrapped).__name__, "cost": cost}
         write_json(run.provenance_file, {**run.provenance, **ran})
@@ -214,16 +213,6 @@ def replace_output_dir(args: TrainConfig, folder: Path) -> TrainConfig:
     """The same arguments, saving checkpoints in ``folder``."""
     args.output_dir = str(folder)
     return args
-
-
-def _resume_point(run: Run, state: PartialState) -> Path | None:
-    checkpoint, passed_over = checkpoints.last_complete(run.checkpoints)
-    if state.is_main_process:
-        for sentence in passed_over:
-            logger.warning(sentence)
-        if checkpoint is not None:
-            logger.warning("going on from checkpoint '%s'", checkpoint)
-    return checkpoint
 
 
 def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:

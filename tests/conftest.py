@@ -19,6 +19,9 @@ import torch
 torch.set_num_threads(1)
 
 
+WORDS = ["red", "green", "blue", "small", "large", "round", "heavy", "quiet", "early", "late", "north", "south"]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data that is not part of the repository; tests that need it are skipped without it."""
@@ -87,5 +90,75 @@ def lora_args() -> Callable[..., Any]:
 
         given = {"model_name_or_path": None if name is None else str(name), "lora_r": 4, "lora_alpha": 8}
         return ModelConfig(**{**given, "lora_dropout": 0.0, "use_peft": True, **changes})
+
+    return make
+
+
+@pytest.fixture
+def splits(tiny_tokenizer: Any) -> dict[str, Any]:
+    """Tokenised rows of unequal lengths: 7 to forget, 9 to keep."""
+    from datasets import Dataset
+
+    from llm_forget.data.template import template_for
+    from llm_forget.data.tokenise import tokenise_dataset
+
+    def rows(name: str, count: int) -> Any:
+        raw = [
+            {
+                "id": f"{name}-{i}",
+                "prompt": f"{name} {i}?",
+                "completion": " ".join(WORDS[: 1 + i % 4]),
+                "source_index": 0,
+            }
+            for i in range(count)
+        ]
+        return tokenise_dataset(Dataset.from_list(raw), tiny_tokenizer, template_for(tiny_tokenizer))
+
+    made = {"forget": rows("f", 7), "retain": rows("r", 9)}
+    made["alternate"] = rows("a", 7)
+    return made
+
+
+@pytest.fixture
+def make_trainer(
+    tmp_path: Path, splits: dict[str, Any], tiny_model: Callable[..., Any], tiny_tokenizer: Any, lora_args: Any
+) -> Callable[..., Any]:
+    """``make_trainer(method="npo", batch=4, accumulate=1, **arguments)`` on the same weights every time."""
+
+    def make(
+        method: str = "npo",
+        batch: int = 4,
+        accumulate: int = 1,
+        folder: str = "run",
+        gradient: str | None = None,
+        method_args: dict[str, Any] | None = None,
+        lora: bool = True,
+        callbacks: list[Any] | None = None,
+        max_retain_drop: float | None = None,
+        model: Any = None,
+        **changes: Any,
+    ) -> Any:
+        from llm_forget.config import UnlearnConfig
+        from llm_forget.methods import build_objective
+        from llm_forget.models import attach_adapter
+        from llm_forget.surgery import Surgery
+        from llm_forget.trainer import UnlearnTrainer
+
+        args = UnlearnConfig(
+            output_dir=str(tmp_path / folder),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            **{"learning_rate": 1e-2, "num_train_epochs": 2, "save_strategy": "no", "logging_steps": 1}
+            | {"disable_tqdm": True, "use_cpu": True, "max_grad_norm": 0.0} | changes,
+        )  # fmt: skip
+        model = model or tiny_model(vocab_size=len(tiny_tokenizer))
+        if lora:
+            torch.manual_seed(1)
+            model = attach_adapter(model, lora_args())
+        return UnlearnTrainer(
+            model, args, splits=splits, objective=build_objective(method, method_args),
+            processing_class=tiny_tokenizer, gradient=Surgery(gradient) if gradient else None,
+            callbacks=callbacks, max_retain_drop=max_retain_drop,
+        )  # fmt: skip
 
     return make

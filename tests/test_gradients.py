@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from llm_forget import gradients
 from llm_forget.gradients import RULES, combine, dot, gru, pcgrad, perturbation, perturbed, sago
+from llm_forget.surgery import Surgery
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 
@@ -178,3 +181,19 @@ def test_perturbed_puts_parameters_back_bit_for_bit_even_after_an_error() -> Non
         fail()
     assert torch.equal(flat(parameters), before)
     assert all(p.requires_grad for p in parameters)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_state_from_a_checkpoint_follows_the_gradients_to_their_device(tmp_path: Path, device: str) -> None:
+    model = torch.nn.Linear(3, 2, device=device)
+    surgery = Surgery("gru")
+    surgery.state = [torch.ones(p.shape) for p in model.parameters()]
+    surgery.save(tmp_path)
+    surgery.load(tmp_path)
+
+    def losses(batch: Tensor) -> dict[str, Tensor]:
+        return {"forget": model(batch).sum(), "retain": -model(batch).sum()}
+
+    surgery.add(model, torch.ones(1, 3, device=device), losses)
+    surgery.apply(model, losses, SimpleNamespace(num_processes=1))
+    assert {tensor.device.type for tensor in surgery.state} == {device}

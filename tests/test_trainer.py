@@ -1,85 +1,15 @@
 """The trainer: what one optimiser step sees, does and leaves behind."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
-from llm_forget.config import UnlearnConfig
-from llm_forget.data.template import template_for
-from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.logprobs import forward_logprobs
-from llm_forget.methods import build_objective
-from llm_forget.models import attach_adapter, reference_mode
-from llm_forget.surgery import Surgery
+from llm_forget.models import reference_mode
 from llm_forget.trainer import UnlearnTrainer
-
-WORDS = ["red", "green", "blue", "small", "large", "round", "heavy", "quiet", "early", "late", "north", "south"]
-
-
-@pytest.fixture
-def splits(tiny_tokenizer: Any) -> dict[str, Any]:
-    """Tokenised rows of unequal lengths: 7 to forget, 9 to keep."""
-    from datasets import Dataset
-
-    def rows(name: str, count: int) -> Any:
-        raw = [
-            {
-                "id": f"{name}-{i}",
-                "prompt": f"{name} {i}?",
-                "completion": " ".join(WORDS[: 1 + i % 4]),
-                "source_index": 0,
-            }
-            for i in range(count)
-        ]
-        return tokenise_dataset(Dataset.from_list(raw), tiny_tokenizer, template_for(tiny_tokenizer))
-
-    made = {"forget": rows("f", 7), "retain": rows("r", 9)}
-    made["alternate"] = rows("a", 7)
-    return made
-
-
-@pytest.fixture
-def make_trainer(
-    tmp_path: Path, splits: dict[str, Any], tiny_model: Callable[..., Any], tiny_tokenizer: Any, lora_args: Any
-) -> Callable[..., UnlearnTrainer]:
-    """``make_trainer(method="npo", batch=4, accumulate=1, **arguments)`` on the same weights every time."""
-
-    def make(
-        method: str = "npo",
-        batch: int = 4,
-        accumulate: int = 1,
-        folder: str = "run",
-        gradient: str | None = None,
-        method_args: dict[str, Any] | None = None,
-        lora: bool = True,
-        callbacks: list[TrainerCallback] | None = None,
-        max_retain_drop: float | None = None,
-        model: Any = None,
-        **changes: Any,
-    ) -> UnlearnTrainer:
-        args = UnlearnConfig(
-            output_dir=str(tmp_path / folder),
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulate,
-            **{"learning_rate": 1e-2, "num_train_epochs": 2, "save_strategy": "no", "logging_steps": 1}
-            | {"disable_tqdm": True, "use_cpu": True, "max_grad_norm": 0.0} | changes,
-        )  # fmt: skip
-        model = model or tiny_model(vocab_size=len(tiny_tokenizer))
-        if lora:
-            torch.manual_seed(1)
-            model = attach_adapter(model, lora_args())
-        return UnlearnTrainer(
-            model, args, splits=splits, objective=build_objective(method, method_args),
-            processing_class=tiny_tokenizer, gradient=Surgery(gradient) if gradient else None,
-            callbacks=callbacks, max_retain_drop=max_retain_drop,
-        )  # fmt: skip
-
-    return make
 
 
 def adapter(trainer: UnlearnTrainer) -> dict[str, torch.Tensor]:
@@ -199,8 +129,6 @@ def test_a_loss_that_is_not_finite_names_term_step_and_rows(make_trainer: Any) -
 
 
 def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -> None:
-    stopped = make_trainer("grad_ascent", num_train_epochs=20, learning_rate=5e-2, optim="sgd")
-    assert stopped.max_retain_drop is None  # no retain rows, nothing to watch
     watched = make_trainer("grad_diff", num_train_epochs=40, learning_rate=0.5, optim="sgd", max_retain_drop=0.05,
                            method_args={"retain_weight": 0.001})  # fmt: skip
     watched.train()
@@ -209,40 +137,6 @@ def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -
     assert last[-1]["retain_drop"] > 0.05
     assert all(line["retain_drop"] <= 0.05 for line in last[:-1])
     assert abs(last[0]["retain_drop"]) < 1e-5, "policy and reference agree before the first update"
-
-
-class _DieAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("method", "rule"), [("npo", None), ("pdu", None), ("grad_diff", "gru")])
-@pytest.mark.parametrize("step", [3, 4])
-def test_a_resumed_run_ends_with_the_same_adapter_bytes(
-    make_trainer: Any, tmp_path: Path, method: str, rule: str | None, step: int
-) -> None:
-    how = {"method": method, "gradient": rule, "batch": 2, "save_strategy": "steps", "save_steps": 1, "max_steps": 7}
-    whole = make_trainer(folder="whole", **how)
-    whole.train()
-    whole.save_model(str(tmp_path / "a"))
-    broken = make_trainer(folder="broken", callbacks=[_DieAt(step)], **how)
-    with pytest.raises(KeyboardInterrupt):
-        broken.train()
-    from llm_forget.checkpoints import last_complete
-
-    checkpoint, _ = last_complete(tmp_path / "broken")
-    assert checkpoint is not None
-    assert checkpoint.name == f"checkpoint-{step - 1}"
-    resumed = make_trainer(folder="broken", **how)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    resumed.save_model(str(tmp_path / "b"))
-    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
-    assert weights[0] == weights[1]
-    assert resumed.duals == whole.duals
 
 
 def test_dual_variables_follow_the_constraint(make_trainer: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llm_forget.logprobs import IGNORE
 
@@ -34,4 +35,14 @@ def collate(
         "attention_mask": (torch.arange(width) < lengths[:, None]).long(),  # [B, S]
         "labels": torch.tensor([row + [IGNORE] * (width - len(row)) for row in labels]),  # [B, S]
         "index": torch.tensor([-1 if row is None else int(row.get("index", -1)) for row in rows]),  # [B]
+    }
+
+
+def concatenate(batch: Mapping[str, Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
+    """All splits of a batch as one right-padded batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
+    fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE}
+    width = max(part["labels"].shape[1] for part in batch.values())
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in batch.values()])
+        for name, value in fill.items()
     }

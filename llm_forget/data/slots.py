@@ -1,0 +1,31 @@
+"""Slots of a step as torch data: a dataset that is asked for slots, and a loader that knows which epoch it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+
+class Slots(torch.utils.data.Dataset):
+    """One row of every split for the indices of a slot; None for a padding slot."""
+
+    def __init__(self, splits: dict[str, Dataset]) -> None:
+        self.splits = splits
+
+    def __len__(self) -> int:
+        return len(next(iter(self.splits.values())))
+
+    def __getitem__(self, slot: dict[str, int]) -> dict[str, dict[str, Any] | None]:
+        return {
+            split: None if place < 0 else {**self.splits[split][place], "index": place} for split, place in slot.items()
+        }
+
+
+class EpochLoader(DataLoader):
+    """Passes the epoch on to the sampler, which transformers asks of the loader."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -95,7 +95,10 @@ def _prompt_rows(
 ) -> list[PromptRow]:
     for row in rows:
         if is_text(row):
-            raise ValueError(f"{where}: row '{row['id']}' is running text and has no prompt to generate from")
+            raise ValueError(
+                f"{where}: row '{row['id']}' is running text and has no prompt to generate from; take a suite without "
+                "generations, such as --suite text"
+            )
     encoded = encode_rows(rows, tokenizer, template)
     prompts = []
     for row, windows in zip(rows, encoded, strict=True):

@@ -11,6 +11,7 @@ from llm_forget.data.template import Template
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import prepare
 from llm_forget.evals.suite import Probe
+from llm_forget.evaluate import evaluate
 
 ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
 
@@ -58,3 +59,14 @@ def test_another_end_of_sequence_token_is_other_work(tiny_tokenizer):
     other = deepcopy(tiny_tokenizer)
     other.eos_token = "<pad>"
     assert work("generate", other).digest != work("generate", tiny_tokenizer).digest
+
+
+def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
+    data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
+    with pytest.raises(ValueError, match=r"row 'forget' is running text .* --suite text"):
+        evaluate(tiny_folder, quiet=True, **data)
+    metrics = evaluate(tiny_folder, "text", quiet=True, max_length=64, **data)["metrics"]
+    assert {line["n"] for line in metrics.values()} == {1}
+    assert 0 < metrics["forget_probability"]["value"] < 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from llm_forget.models import builtin
-from llm_forget.models.source import Source, find_source
+from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
 from llm_forget.run import file_digest, json_digest
 
 # What decides the outputs of a model; tokenizer files have their own digest elsewhere.
@@ -51,12 +52,14 @@ def _base_digest(source: Source, revision: str | None) -> str:
 
 
 def _commit(hub_id: str, revision: str | None) -> str:
-    from transformers import AutoConfig
+    from transformers.utils import cached_file
 
-    config: Any = AutoConfig.from_pretrained(hub_id, revision=revision or "main")
-    if config._commit_hash is None:
+    refuse_adapter_on_hub(hub_id, revision)
+    # From where the hub's cache keeps the file: the configuration of transformers 5.23 no longer carries it.
+    folder = Path(str(cached_file(hub_id, "config.json", revision=revision or "main"))).parent.name
+    if not re.fullmatch("[0-9a-f]{40}", folder):
         raise ValueError(f"the hub did not say which commit '{hub_id}' is at; give model_revision as a commit hash")
-    return str(config._commit_hash)
+    return folder
 
 
 def folder_digest(folder: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.models import builtin
 from llm_forget.models.digest import digests_beneath
-from llm_forget.models.source import Source, find_source
+from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,8 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
         if quantization is not None:
             model = _quantize(model, quantization, options)
     else:
+        if source.kind == "hub":
+            refuse_adapter_on_hub(source.location, model_args.model_revision)
         model = AutoModelForCausalLM.from_pretrained(
             source.location, revision=model_args.model_revision, use_safetensors=True, **options
         )

@@ -76,6 +76,23 @@ def _hub_id(name: str) -> str:
     return name
 
 
+def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
+    """Refuse an adapter that is still on the hub; a Hub id does not show what it is before it is asked for.
+
+    transformers would load base and adapter as one model, and with the unlearning adapter off, both would be off.
+
+    Raises:
+        ValueError: says how to get the folder, which is supported.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(hub_id, revision=revision or "main") is not None:
+        raise ValueError(
+            f"'{hub_id}' is an adapter on the hub; get it with `hf download {hub_id} --local-dir DIR` and give that "
+            "folder"
+        )
+
+
 def _model_of_run(run: Path) -> Path:
     opened = Run.open(run)
     for folder in (opened.model, opened.adapter):

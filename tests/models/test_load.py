@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -164,6 +165,44 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_a_hub_id_is_left_to_the_hub():
     assert (find_source("org/name").kind, find_source("gpt2").kind) == ("hub", "hub")
+
+
+@pytest.fixture
+def in_hub(tmp_path, monkeypatch):
+    """Put a folder into the hub's cache, as a download would; nothing is asked over the network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(name, folder, commit):
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        return name
+
+    return put
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tiny_model, lora_args, in_hub):
+    name = in_hub("org/base", tiny_folder, "a" * 40)
+    assert source_digest(name) == source_digest(name, "a" * 40) == f"commit:{'a' * 40}"
+    first = load_base(lora_args(name))(IDS).logits
+    tiny_model(seed=1, vocab_size=259).save_pretrained(tiny_folder)
+    in_hub("org/base", tiny_folder, "b" * 40)
+    assert source_digest(name) == f"commit:{'b' * 40}"
+    assert torch.equal(load_base(lora_args(name, model_revision="a" * 40))(IDS).logits, first)
+    assert not torch.equal(load_base(lora_args(name))(IDS).logits, first)
+    assert load_tokenizer(lora_args(name)).eos_token == "</s>"
+
+
+def test_an_adapter_on_the_hub_is_refused_with_what_to_do(tiny_folder, lora_args, in_hub, tmp_path):
+    name = in_hub("org/base", tiny_folder, "a" * 40)
+    trained = disturb(attach_adapter(load_base(lora_args(name)), lora_args()))
+    save_adapter(trained, tmp_path / "adapter", base_digest=source_digest(name), base_name=name)
+    adapter = in_hub("org/adapter", tmp_path / "adapter", "c" * 40)
+    for act in (source_digest, lambda name: load_base(lora_args(name))):
+        with pytest.raises(ValueError, match="an adapter on the hub; get it with `hf download org/adapter"):
+            act(adapter)
+    assert torch.equal(load_base(lora_args(tmp_path / "adapter"))(IDS).logits, trained(IDS).logits)
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from llm_forget.launch import follow_launcher
+from llm_forget.refusals import check_model, check_training
 from llm_forget.registry import did_you_mean
 
 SECRET_KEYS = frozenset({"hub_token"})
@@ -98,6 +99,7 @@ class TrainConfig(TrainingArguments):
             # Several GPUs seen by one process: transformers would wrap the model in DataParallel, whose replicas would
             # each be normalised by the whole batch. One GPU is used; `--accelerate_config ddp` takes them all.
             self._n_gpu = 1
+        check_training(self)
 
 
 @dataclass
@@ -117,6 +119,8 @@ class UnlearnConfig(TrainConfig):
         if self.method is None and self.objective is None:
             self.method = "npo"
         super().__post_init__()
+        if self.max_retain_drop is not None and not self.max_retain_drop > 0:
+            raise ValueError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
 
 
 Configs = tuple[DataConfig, TrainConfig, ModelConfig]
@@ -208,7 +212,7 @@ def parse(argv: Sequence[str], train_class: type[TrainConfig]) -> Configs:
 def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides: Sequence[str] = ()) -> Configs:
     """Configuration from a mapping of flat keys, and command-line overrides on top of it."""
     allowed = keys_of(train_class)
-    keys = dict(keys)
+    keys = {key: _without_paths(value) for key, value in keys.items()}
     flags = _apply_dotted(keys, overrides, allowed)
     for key in keys:
         if key not in allowed:
@@ -219,13 +223,33 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
         # An unlearning run trains an adapter unless told otherwise; without dropout policy and reference start equal.
         parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)
     # An explicit null means "the default", as leaving the key out does.
-    parser.set_defaults_with_config(**{k: v for k, v in keys.items() if v is not None})
+    parser.set_defaults_with_config(**{k: _as_text(k, v, classes) for k, v in keys.items() if v is not None})
     data, train, model = parser.parse_args_into_dataclasses(args=flags)
     for config in (data, train, model):
         _read_structures(config)
     if not model.model_name_or_path:
         raise ValueError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
+    check_model(model)
     return data, train, model
+
+
+def _without_paths(value: Any) -> Any:
+    """A `Path` as text, also within a mapping or list: a resolved configuration is plain YAML."""
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
+    """A plain value as it would stand on a command line, so that the parser checks its type there as here."""
+    if isinstance(value, dict | list):
+        kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
+        if key in STRUCTURED or "dict" in kinds or "list" in kinds:
+            return value
+        raise ValueError(f"'{key}' is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
+    return value if value is None else str(value)
 
 
 def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[str]) -> list[str]:

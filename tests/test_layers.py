@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "llm_forget"
 LAYERS = {
     "registry": 0, "logprobs": 0, "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
     "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "attacks.membership": 0,
-    "config": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
+    "config": 1, "refusals": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
     "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
     "reference": 2, "window": 2, "resume": 2, "trainer": 2, "evals.probes": 2, "evals.rows": 2, "evals.measure": 2,
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3,

@@ -1,0 +1,90 @@
+"""Keys that a library accepts and this package would ignore, and values that cannot work: refused before any work.
+
+`transformers.TrainingArguments` has some hundred keys. Those for evaluation during training, its own data loading, its
+own loss and the Hub do nothing here, or something else than they promise; a recipe that sets one is told so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trl import ModelConfig
+
+_EVALUATION = "nothing is evaluated during training; use `llm-forget evaluate`"
+_LOADING = "the batches are built by this package, with every row once an epoch"
+_HUB = "training publishes nothing"
+_RESUME = "a resume would not be exact"
+# Key -> the value that means "not used", why.
+NO_EFFECT: dict[str, tuple[Any, str]] = {
+    "eval_strategy": ("no", _EVALUATION),
+    **dict.fromkeys(("eval_on_start", "prediction_loss_only", "batch_eval_metrics", "do_eval"), (False, _EVALUATION)),
+    **dict.fromkeys(("do_predict", "load_best_model_at_end", "eval_use_gather_object"), (False, _EVALUATION)),
+    **dict.fromkeys(("fp16_full_eval", "bf16_full_eval"), (False, _EVALUATION)),
+    **dict.fromkeys(("eval_steps", "eval_accumulation_steps", "metric_for_best_model"), (None, _EVALUATION)),
+    "label_names": (None, _EVALUATION),
+    "eval_delay": (0, _EVALUATION),
+    "label_smoothing_factor": (0.0, "the objective is the whole loss"),
+    "average_tokens_across_devices": (True, "losses are divided by the counts of the whole step"),
+    "include_num_input_tokens_seen": ("no", "tokens per second are logged"),
+    "train_sampling_strategy": ("random", _LOADING),
+    "length_column_name": ("length", _LOADING),
+    "dataloader_drop_last": (False, _LOADING),
+    "dataloader_persistent_workers": (False, _LOADING),
+    "dataloader_prefetch_factor": (None, _LOADING),
+    "dataloader_multiprocessing_context": (None, _LOADING),
+    "remove_unused_columns": (False, _LOADING),
+    "parallelism_config": (None, "rows are shared out over data-parallel processes only"),
+    "auto_find_batch_size": (False, "the batch size decides what is learned; lower it, and accumulate"),
+    "save_only_model": (False, _RESUME),
+    "ignore_data_skip": (False, _RESUME),
+    "resume_from_checkpoint": (None, "a run goes on from its own newest checkpoint: give the same output_dir"),
+    **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _HUB)),
+    **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"), (None, _HUB)),
+}  # fmt: skip
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def check_training(train: Any) -> None:
+    """Refuse keys without effect, and numbers with which nothing would be trained.
+
+    Raises:
+        ValueError: names the key and says why.
+    """
+    for key, (unused, why) in NO_EFFECT.items():
+        value = getattr(train, key, unused)  # another version of transformers may not have it
+        if getattr(value, "value", value) != unused:
+            raise ValueError(f"'{key}' is not supported: {why}; remove the key")
+    if train.save_strategy == "best":
+        raise ValueError(f"save_strategy 'best' is not supported: {_EVALUATION}; take epoch, steps or no")
+    if train.max_steps == 0 or (train.max_steps < 0 and not train.num_train_epochs > 0):
+        raise ValueError(
+            f"num_train_epochs {train.num_train_epochs} and max_steps {train.max_steps} train nothing; "
+            "set one of them above 0"
+        )
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(train, key) < 1:
+            raise ValueError(f"{key} is {getattr(train, key)}; it must be 1 or more")
+
+
+def check_model(model: ModelConfig) -> None:
+    """Refuse what cannot be loaded or trained.
+
+    Raises:
+        ValueError: names the key and says what is allowed.
+    """
+    if str(model.dtype) not in DTYPES:
+        raise ValueError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
+    if model.lora_task_type != "CAUSAL_LM":
+        raise ValueError(f"lora_task_type is '{model.lora_task_type}'; only CAUSAL_LM models are trained")
+    if model.use_peft:
+        if model.lora_r < 1:
+            raise ValueError(f"lora_r is {model.lora_r}; it must be 1 or more")
+        return
+    if model.load_in_4bit or model.load_in_8bit:
+        raise ValueError("4- and 8-bit weights cannot be trained themselves; set use_peft: true")
+    for field in dataclasses.fields(model):
+        adapters_only = field.name.startswith("lora_") or field.name in ("use_rslora", "use_dora")
+        # A resolved configuration always says lora_dropout.
+        if adapters_only and field.name != "lora_dropout" and getattr(model, field.name) != field.default:
+            raise ValueError(f"'{field.name}' is set, but no adapter is trained; set use_peft: true, or remove the key")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -240,10 +239,12 @@ def verify_adapter(folder: Path, base_digest: str | None = None) -> dict[str, An
     if not (folder / MANIFEST).is_file():
         return {}
     manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError(f"'{folder / MANIFEST}' was not written by this package; without it the adapter loads unchecked")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if manifest["files"].get(name) != file_digest(folder / name):
             raise ValueError(f"'{folder / name}' is not what {MANIFEST} says was written; restore it or train again")
-    if base_digest is not None and manifest["base"] not in (None, base_digest):
+    if base_digest is not None and manifest.get("base") not in (None, base_digest):
         raise ValueError(
             f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest}); "
             "restore that one, name its commit with model_revision, or train again"
@@ -255,7 +256,7 @@ def _read_config(folder: Path) -> LoraConfig:
     from peft import LoraConfig, PeftConfig
 
     path = folder / ADAPTER_CONFIG
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = read_json(path)
     if fields.get("peft_type") != "LORA":
         raise ValueError(f"'{path}' is of type {fields.get('peft_type')}; only LORA adapters are supported")
     targets = fields.get("target_modules")

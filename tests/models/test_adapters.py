@@ -210,6 +210,20 @@ def test_truncated_weights_without_a_manifest_are_refused(saved, tiny_model):
         load_adapter(tiny_model(), folder)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"name": "of another program"}'])
+def test_a_manifest_of_another_program_is_named(saved, tiny_model, content):
+    (saved[0] / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json' was not written by this package"):
+        load_adapter(tiny_model(), saved[0])
+
+
+def test_a_broken_configuration_is_named(saved, tiny_model):
+    (saved[0] / "manifest.json").unlink()
+    (saved[0] / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(ValueError, match=r"adapter_config\.json' is not valid JSON"):
+        load_adapter(tiny_model(), saved[0])
+
+
 def test_another_base_is_refused(saved, tiny_model):
     with pytest.raises(ValueError, match="another base"):
         load_adapter(tiny_model(), saved[0], base_digest="sha256:other")

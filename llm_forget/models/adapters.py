@@ -240,7 +240,9 @@ def verify_adapter(folder: Path, base_digest: str | None = None) -> dict[str, An
         return {}
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(f"'{folder / MANIFEST}' was not written by this package; without it the adapter loads unchecked")
+        raise ValueError(
+            f"'{folder / MANIFEST}' was not written by this package; without it the adapter loads unchecked"
+        )
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if manifest["files"].get(name) != file_digest(folder / name):
             raise ValueError(f"'{folder / name}' is not what {MANIFEST} says was written; restore it or train again")

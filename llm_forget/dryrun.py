@@ -76,6 +76,11 @@ def estimate_memory(
     )
 
 
+def depth(model_args: ModelConfig) -> int:
+    """Decoder layers of the model."""
+    return int(_empty_model(model_args).config.get_text_config().num_hidden_layers)
+
+
 def _empty_model(model_args: ModelConfig) -> Any:
     """The architecture without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -10,7 +10,7 @@ from trl import ModelConfig
 from llm_forget.config import DataConfig, TrainConfig, from_keys, parse
 from llm_forget.methods import build_objective
 from llm_forget.run import Run
-from llm_forget.workflow import Job, begin, dry_run, execute, prepare
+from llm_forget.workflow import Job, begin, done, dry_run, execute, prepare
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -29,7 +29,7 @@ def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> 
         raise ValueError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})
     run = begin("finetune", data, train, model)
-    if run.complete and not train.dry_run:
+    if done(run, train):
         return run
     tokenizer, splits = prepare(data, model, objective)
     job = Job("finetune", data, train, model, objective, splits, tokenizer)

@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -122,12 +123,9 @@ class Run:
         run = cls(Path(path))
         if overwrite and run.state_file.is_file():
             shutil.rmtree(run.path)
+        run.refuse_other(kind, identity)
         if run.state_file.is_file():
-            run._refuse_other(kind, identity)
             return run
-        # A launch that died before run.json was written leaves at most config.yaml.
-        if run.path.exists() and any(p.name != run.config_file.name for p in run.path.iterdir()):
-            raise ValueError(f"output_dir '{path}' holds files but no run; choose an empty or new folder")
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomic(run.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         run._write_state(kind=kind, status="running", started=_now(), identity=identity)
@@ -140,7 +138,14 @@ class Run:
     def _write_state(self, **state: Any) -> None:
         write_json(self.state_file, state)
 
-    def _refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
+    def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
+        """Raise ValueError where the folder holds a run of another kind or identity, or files that are no run."""
+        if not self.state_file.is_file():
+            # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
+            known = {self.config_file.name, self.state_file.name}
+            if self.path.exists() and any(_written_as(p.name) not in known for p in self.path.iterdir()):
+                raise ValueError(f"output_dir '{self.path}' holds files but no run; choose an empty or new folder")
+            return
         state = self.state
         if state["kind"] != kind:
             raise ValueError(f"output_dir '{self.path}' holds a {state['kind']} run; choose another, or --overwrite")
@@ -151,6 +156,11 @@ class Run:
                 f"output_dir '{self.path}' holds a run with another {', '.join(differing)}; "
                 "choose another output_dir, or --overwrite"
             )
+
+
+def _written_as(name: str) -> str:
+    """The file that a temporary one of `write_atomic` was to become."""
+    return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from trl import ModelConfig
 
 from llm_forget.config import DataConfig, UnlearnConfig, from_keys, parse
+from llm_forget.evals.suite import load_suite
 from llm_forget.methods import METHODS, Objective, build_objective
 from llm_forget.run import Run
 from llm_forget.surgery import Surgery
-from llm_forget.workflow import Job, begin, dry_run, execute, prepare
+from llm_forget.workflow import Job, begin, done, dry_run, execute, prepare
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -41,8 +42,9 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
     gradient = _gradient(train)
     _check_sources(data, objective)
+    _check_effects(data, train, objective, gradient)
     run = begin("unlearn", data, train, model)
-    if run.complete and not train.dry_run:
+    if done(run, train):
         return run
     tokenizer, splits = prepare(data, model, objective)
     job = Job("unlearn", data, train, model, objective, splits, tokenizer, gradient, train.max_retain_drop)
@@ -71,3 +73,18 @@ def _check_sources(data: DataConfig, objective: Objective) -> None:
     for split in objective.splits():
         if getattr(data, split) is None:
             raise ValueError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
+
+
+def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: Surgery | None) -> None:
+    """Keys that this objective leaves without effect, and a suite that does not exist."""
+    splits = objective.splits()
+    if data.alternate is not None and not objective.needs_alternate():
+        raise ValueError("alternate is set, but no term of this objective compares with preferred answers; remove it")
+    if data.train is not None and "train" not in splits:
+        raise ValueError("train belongs to finetune; unlearning reads forget and retain (for evaluation: `splits`)")
+    if train.max_retain_drop is not None and "retain" not in splits:
+        raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+    if gradient is not None and gradient.name != "sam" and not {"forget"} < set(splits):
+        raise ValueError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only")
+    if train.suite is not None:
+        load_suite(train.suite)

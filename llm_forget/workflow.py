@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.launch import check_launch
 from llm_forget.methods import Objective
 from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing, source_digest
-from llm_forget.run import Run, environment, json_digest, write_json
+from llm_forget.run import Run, environment, json_digest, write_atomic, write_json
 from llm_forget.surgery import Surgery
 from llm_forget.trainer import UnlearnTrainer
 
@@ -52,7 +53,7 @@ class Job:
 
 
 def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
-    """Make or take up the run directory; every process gets the same run.
+    """The run that output_dir is or will be; nothing is written before the data have passed all checks.
 
     Raises:
         ValueError: the launch is not the one asked for, or output_dir holds something else.
@@ -60,15 +61,30 @@ def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -
     state = PartialState()
     check_launch(state)
     set_seed(train.seed)
-    keys = resolved(data, train, model)
-    if train.dry_run:
-        return Run(Path(str(train.output_dir)))
-    with state.main_process_first():
-        overwrite = train.overwrite and state.is_main_process
-        run = Run.start(str(train.output_dir), kind, keys, identity(keys), overwrite)
-    if run.complete and state.is_main_process:
+    run = Run(Path(str(train.output_dir)))
+    if not train.overwrite:
+        run.refuse_other(kind, _identity(data, train, model))
+    if done(run, train) and state.is_main_process:
         logger.info("run '%s' is complete already: nothing to do (--overwrite true does it again)", run.path)
     return run
+
+
+def done(run: Run, train: TrainConfig) -> bool:
+    """Whether nothing is left to do."""
+    return run.complete and not train.dry_run and not train.overwrite
+
+
+def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
+    """What the run produces depends on the number of processes: the batch of a step, and who has which row."""
+    processes = PartialState().num_processes
+    return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
+
+
+def _start(run: Run, job: Job, state: PartialState) -> None:
+    keys = resolved(job.data, job.train, job.model)
+    with state.main_process_first():
+        overwrite = job.train.overwrite and state.is_main_process
+        Run.start(run.path, job.kind, keys, _identity(job.data, job.train, job.model), overwrite)
 
 
 def prepare(
@@ -111,21 +127,31 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
 
 
 def execute(run: Run, job: Job) -> Run:
-    """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped."""
+    """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped.
+
+    Raises:
+        ValueError: weights or rows are others than when the run was interrupted.
+    """
     state = PartialState()
+    _start(run, job, state)
     if state.is_main_process:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
         logger.info("%s: %s on %s, rows: %s", job.kind, _title(job), job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
     trainer = _trainer(run, job, model, base_digest)
+    facts = _provenance(job, base_digest, state.num_processes, model)
+    _refuse_changed_inputs(run, facts)
+    state.wait_for_everyone()
     if state.is_main_process:
-        write_json(run.provenance_file, _provenance(job, base_digest, state.num_processes, model))
+        write_json(run.provenance_file, facts)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
     target = run.adapter if job.model.use_peft else run.model
     trainer.save_model(str(target))
     state.wait_for_everyone()
     if state.is_main_process:
+        if not any(target.glob("*.safetensors")):
+            raise ValueError(f"no weights came to '{target}'; with FSDP take fsdp_state_dict_type FULL_STATE_DICT")
         job.tokenizer.save_pretrained(target)
         cost = {
             "seconds": round(time.perf_counter() - began, 1),
@@ -142,7 +168,16 @@ def execute(run: Run, job: Job) -> Run:
 
 
 def dry_run(job: Job) -> None:
-    """Say what `execute` would do; loads no weights and writes nothing."""
+    """Say what `execute` would do; loads no weights and writes nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: rows that only the evaluation will read are refused, or a layer does not exist.
+    """
+    data = job.data
+    for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]
+        if spec is not None:
+            load_source(spec, split_name=name, data_path=data.data_path, fields=data.fields)
+    job.objective.layer_index(dryrun.depth(job.model))
     counts = dryrun.batch_counts(job.splits, job.train.per_device_train_batch_size)
     memory = dryrun.estimate_memory(
         job.model,
@@ -152,6 +187,8 @@ def dry_run(job: Job) -> None:
     )
     sizes = {name: len(rows) for name, rows in job.splits.items()}
     objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
+    if not PartialState().is_main_process:
+        return
     dryrun.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
 
 
@@ -215,6 +252,20 @@ def replace_output_dir(args: TrainConfig, folder: Path) -> TrainConfig:
     return args
 
 
+def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
+    """A run whose first steps saw other weights or rows than its last would be described by neither."""
+    if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
+        return
+    before = run.provenance
+    changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
+    changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} changed since run '{run.path}' was interrupted; bring back what it began with, or "
+            "start anew with --overwrite true"
+        )
+
+
 def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
@@ -253,12 +304,17 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and self.path.is_file():
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **{k: _written(v) for k, v in logs.items()}}) + "\n")
+
+
+def _written(value: Any) -> Any:
+    """NaN and infinity, as the gradient norm of a step that fp16 skipped, are not JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressLine(ProgressCallback):

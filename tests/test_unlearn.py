@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from safetensors.torch import load_file
 
 from llm_forget.finetune import finetune
 from llm_forget.run import Run
+from llm_forget.trainer import UnlearnTrainer
 from llm_forget.unlearn import unlearn
+from llm_forget.workflow import MetricsFile
 
 CANARY = "Zebulon Quickfeather"
 SMALL = {"lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 4, "disable_tqdm": True, "use_cpu": True}
@@ -104,15 +107,74 @@ def test_text_to_forget_appears_nowhere_in_a_run(job: dict[str, Any], capfd: pyt
         ({"gradient": "pcgrd"}, "did you mean 'pcgrad'"),
         ({"gradient_args": {"rho": 1}}, "gradient_args are given, but gradient is 'sum'"),
         ({"model_name_or_path": "./nowhere"}, "does not exist"),
+        ({"alternate": "builtin:demo/idk"}, "no term of this objective compares with preferred answers"),
+        ({"train": "builtin:demo/retain"}, "train belongs to finetune"),
+        ({"method": "grad_ascent", "max_retain_drop": 0.1}, "no term of this objective uses any"),
+        ({"method": "grad_ascent", "gradient": "pcgrad"}, "the objective has one side only"),
+        ({"suite": "dmo"}, "did you mean 'demo'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r".") as error:
         unlearn(**{**job, **change})
     assert sentence in str(error.value)
-    run = Run(Path(job["output_dir"]))
-    assert not run.complete
-    assert not run.adapter.exists()
+    assert not Path(job["output_dir"]).exists()
+
+
+def test_a_mistake_in_the_data_does_not_occupy_the_output_dir(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        unlearn(**{**job, "forget": str(tmp_path / "typo.jsonl")})
+    assert unlearn(**job).complete
+    with pytest.raises(ValueError, match="does not exist"):
+        unlearn(**{**job, "forget": str(tmp_path / "typo.jsonl"), "overwrite": True})
+    assert Run.open(job["output_dir"]).complete, "what was there is deleted only when its successor has its data"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"splits": {"x": "nowhere.jsonl"}}, "nowhere.jsonl"),
+        ({"holdout": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"method": "rmu", "method_args": {"layer": 50}}, "the model has layers 0 to 1"),
+    ],
+)
+def test_a_dry_run_also_reads_what_only_the_evaluation_needs(job: Any, change: Any, sentence: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        unlearn(**{**job, **change}, dry_run=True)
+
+
+class _Cut(RuntimeError):
+    pass
+
+
+def cut_off(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a run with checkpoints behind, as a kill before the end does."""
+
+    def end(*_: Any) -> None:
+        raise _Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(UnlearnTrainer, "_finalize_training", end)
+        with pytest.raises(_Cut):
+            unlearn(**job)
+
+
+def test_rows_that_changed_since_the_interruption_are_refused(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(job, monkeypatch)
+    retain = Path(job["retain"])
+    rows = retain.read_text()
+    retain.write_text(rows.replace("retain 3", "retain three"))
+    with pytest.raises(ValueError, match=r"^rows of retain changed since run .* was interrupted"):
+        unlearn(**job)
+    retain.write_text(rows)
+    assert unlearn(**job).provenance["cost"]["resumed"]
+
+
+def test_metrics_are_json_even_where_a_norm_is_not_finite(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3)
+    metrics.on_log(None, state, None, logs={"loss": 1.0, "grad_norm": float("nan")})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["grad_norm"] is None
 
 
 def test_a_finetuned_adapter_stays_frozen_beneath_the_new_one(job: dict[str, Any], tmp_path: Path) -> None:
@@ -168,6 +230,8 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
     assert done.returncode == 0, done.stderr
     two = Run.open(job["output_dir"])
     assert (two.provenance["processes"], two.provenance["wrapper"]) == (2, "DistributedDataParallel")
+    with pytest.raises(ValueError, match="holds a run with another processes"):
+        unlearn(**two.config)
     assert one.provenance["processes"] == 1
     weights = [load_file(run.adapter / "adapter_model.safetensors") for run in (one, two)]
     moved = max(float(t.abs().max()) for name, t in weights[0].items() if "lora_B" in name)

@@ -160,7 +160,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
     derives a mask from the pad token, so end-of-turn tokens stay attended.
 
     Raises:
-        ValueError: neither a pad nor an end-of-sequence token.
+        FileNotFoundError, ValueError: see `find_source`; or neither a pad nor an end-of-sequence token.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, model_args.model_revision, trust_remote_code)
@@ -185,4 +185,11 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
     if source.kind == "gguf":
         path = _gguf_path(source)
         return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        if source.kind != "hub":
+            raise
+        # The first thing that is read of a model: a mistyped path of two parts looks like a Hub id.
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error

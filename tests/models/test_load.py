@@ -194,6 +194,11 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tiny_model, lora
     assert load_tokenizer(lora_args(name)).eos_token == "</s>"
 
 
+def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub):
+    with pytest.raises(FileNotFoundError, match="model 'runs/orcale' is no folder here, and the hub gives none: "):
+        load_tokenizer(lora_args("runs/orcale"))
+
+
 def test_an_adapter_on_the_hub_is_refused_with_what_to_do(tiny_folder, lora_args, in_hub, tmp_path):
     name = in_hub("org/base", tiny_folder, "a" * 40)
     trained = disturb(attach_adapter(load_base(lora_args(name)), lora_args()))

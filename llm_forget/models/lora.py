@@ -66,7 +66,7 @@ def _adapter_names(model: nn.Module) -> list[str]:
 def _lora_config(model: Any, model_args: ModelConfig) -> Any:
     from trl import get_peft_config
 
-    targets: Any = model_args.lora_target_modules or ALL_LINEAR  # TRL turns a list of one name into that name
+    targets: Any = model_args.lora_target_modules or ALL_LINEAR
     config: Any = get_peft_config(dataclasses.replace(model_args, use_peft=True, lora_target_modules=targets))
     experts = _expert_parameters(model) if targets == ALL_LINEAR else []
     if experts and config.target_parameters is None:
@@ -76,6 +76,9 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
                 "lora_dropout: 0 and use_dora: false, or name other lora_target_modules"
             )
         config.target_parameters = experts
+    if isinstance(targets, str) and targets != ALL_LINEAR:
+        # TRL turns a list of one name into that name, which PEFT would read as a pattern for the whole path.
+        config.target_modules = {targets}
     config.fan_in_fan_out = _stores_transposed(model)
     return config
 

@@ -12,6 +12,7 @@ from llm_forget.models import (
     load_base,
     prepare_gradient_checkpointing,
     reference_mode,
+    save_adapter,
 )
 
 
@@ -29,6 +30,16 @@ def test_only_the_new_adapter_trains(tiny_model, lora_args):
     assert trained == {name for name, _ in model.named_parameters() if ".unlearn." in name}
     linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == linear
+
+
+def test_a_single_target_module_is_a_name_and_reloads(tiny_model, lora_args, tmp_path):
+    model = attach_adapter(tiny_model(), lora_args(lora_target_modules=["q_proj"]))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 4
+    assert all(".q_proj.lora_" in name for name in trained)
+    disturb(model)
+    reloaded = load_adapter(tiny_model(), save_adapter(model, tmp_path / "adapter"))
+    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
 
 
 def test_the_policy_starts_as_the_reference(tiny_model, lora_args):

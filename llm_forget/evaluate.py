@@ -181,9 +181,16 @@ def _results(suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[st
             role: values[line.name].to_dict() if (values := computed[role]) else None for role in ("before", "oracle")
         }
         metrics[line.name] = {**unlearned[line.name].to_dict(), "goal": line.goal, **others}
+    before = computed["before"]
+    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
+    untouched = judge(suite, before, before, oracle) if before is not None else {}
     verdict = {
-        question: {"answer": answer(findings), "findings": [finding.to_dict() for finding in findings]}
-        for question, findings in judge(suite, unlearned, computed["before"], oracle).items()
+        question: {
+            "answer": answer(findings),
+            "before": answer(untouched[question]) if untouched else None,
+            "findings": [finding.to_dict() for finding in findings],
+        }
+        for question, findings in judge(suite, unlearned, before, oracle).items()
     }
     models = {
         role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None

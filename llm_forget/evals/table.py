@@ -31,6 +31,9 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
+        like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
+        if like_oracle and verdict["answer"] == verdict.get("before") == "yes":
+            console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
 
 
 def results_table(results: dict[str, Any]) -> Table:

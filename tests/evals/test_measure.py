@@ -70,3 +70,13 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     metrics = evaluate(tiny_folder, "text", quiet=True, max_length=64, **data)["metrics"]
     assert {line["n"] for line in metrics.values()} == {1}
     assert 0 < metrics["forget_probability"]["value"] < 0.05
+
+
+def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
+    data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
+    same = str(tiny_folder)
+    verdict = evaluate(same, "text", target=same, oracle=same, max_length=64, **data)["verdict"]
+    assert [(verdict[q]["answer"], verdict[q]["before"]) for q in ("forgot", "kept")] == [("yes", "yes")] * 2
+    assert capsys.readouterr().out.count("there was nothing to forget") == 1

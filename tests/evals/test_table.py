@@ -2,9 +2,10 @@
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
-from llm_forget.evals.table import print_texts
+from llm_forget.evals.table import print_results, print_texts
 
 
 def test_rows_can_neither_control_the_terminal_nor_write_markup():
@@ -14,3 +15,14 @@ def test_rows_can_neither_control_the_terminal_nor_write_markup():
     shown = out.getvalue()
     assert not [control for control in ("\x1b[2J", "\x1b]", "\x07", "\x9b") if control in shown]
     assert "[bold red]red[/] é" in shown
+
+
+@pytest.mark.parametrize(
+    ("before", "of", "said"), [("no", "oracle", 0), ("yes", "oracle", 1), ("yes", "before", 0), (None, "oracle", 0)]
+)
+def test_only_a_target_that_was_already_like_the_oracle_had_nothing_to_forget(before, of, said):
+    out = StringIO()
+    finding = {"holds": True, "sentence": "p 0.1", "of": of}
+    verdict = {"forgot": {"answer": "yes", "before": before, "findings": [finding]}}
+    print_results({"suite": "s", "models": {"oracle": {}}, "metrics": {}, "verdict": verdict}, Console(file=out))
+    assert out.getvalue().count("nothing to forget") == said

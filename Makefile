@@ -9,6 +9,8 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constra
 FORGET := $(BIN)/llm-forget
 RUNS ?= runs
 export TOKENIZERS_PARALLELISM ?= false
+# Threads that wait must not spin: beside any other work on the same cores that makes a step ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast lint format clean
 

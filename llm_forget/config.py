@@ -215,6 +215,8 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     keys = {key: _without_paths(value) for key, value in keys.items()}
     flags = _apply_dotted(keys, overrides, allowed)
     for key in keys:
+        if key not in allowed and key in keys_of(UnlearnConfig):
+            raise ValueError(f"key '{key}' belongs to unlearn, not to finetune")
         if key not in allowed:
             raise ValueError(f"unknown key '{key}'; {did_you_mean(str(key), allowed)}")
     classes: Any = [DataConfig, train_class, ModelConfig]

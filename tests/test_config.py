@@ -52,7 +52,7 @@ def test_a_wrong_key_or_value_is_one_helpful_sentence(keys: dict, overrides: lis
 
 
 def test_unlearning_keys_do_not_belong_to_finetuning() -> None:
-    with pytest.raises(ValueError, match="unknown key 'method'"):
+    with pytest.raises(ValueError, match="key 'method' belongs to unlearn, not to finetune"):
         from_keys({**BASE, "method": "npo"}, TrainConfig)
 
 

@@ -75,7 +75,11 @@ def evaluate(
     folder = finished.records if finished is not None else None
     records = measure(subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet)
     results = _results(chosen, records, subjects)
-    results |= {"limit": limit, "seconds": round(time.perf_counter() - began, 1)}
+    # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
+    given = sorted(key for key, value in overrides.items() if value is not None)
+    probes = {name: {"answers": len(work.keys), "digest": work.digest} for name, work in works.items()}
+    results |= {"limit": limit, "overrides": given, "probes": probes}
+    results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None:
         write_json(finished.results_file, results)
     if not quiet:

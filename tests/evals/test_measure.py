@@ -1,6 +1,7 @@
 """What a model is, for the records kept of it: everything that changes a number, and nothing is taken for another."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import prepare
 from llm_forget.evals.suite import Probe
 from llm_forget.evaluate import evaluate
+from llm_forget.run import Run
 
 ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
 
@@ -80,3 +82,19 @@ def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_
     verdict = evaluate(same, "text", target=same, oracle=same, max_length=64, **data)["verdict"]
     assert [(verdict[q]["answer"], verdict[q]["before"]) for q in ("forgot", "kept")] == [("yes", "yes")] * 2
     assert capsys.readouterr().out.count("there was nothing to forget") == 1
+
+
+def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cache, tmp_path):
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
+    run = Run.start(tmp_path / "run", "finetune", {"use_cpu": True}, {}, False)
+    shutil.copytree(tiny_folder, run.model)
+    run.finish()
+    data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
+    first = evaluate(run.path, "text", quiet=True, **data)
+    swapped = {"forget": data["retain"], "retain": data["forget"]}
+    second = evaluate(run.path, "text", quiet=True, max_length=64, **swapped)
+    assert (first["overrides"], second["overrides"]) == (["forget", "retain"], ["forget", "max_length", "retain"])
+    assert first["probes"]["forget"]["answers"] == second["probes"]["forget"]["answers"] == 1
+    assert first["probes"]["forget"]["digest"] != second["probes"]["forget"]["digest"]
+    assert str(tmp_path) not in run.results_file.read_text()

@@ -33,7 +33,7 @@ def source_digest(name: str | None, revision: str | None = None) -> str:
 
 def digests_beneath(source: Source, revision: str | None) -> list[str]:
     """Digest of what lies beneath each adapter of a source, lowest first, and last of the whole."""
-    base = _base_digest(source, revision)
+    base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]
     for folder in source.adapters:
         parts.append(folder_digest(folder))

@@ -20,7 +20,8 @@ def load_base(
     """Load a causal language model in evaluation mode.
 
     Args:
-        model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit.
+        model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit. The base
+            beneath a run is taken at the revision which that run was trained on.
         device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
         trust_remote_code: run model code from the hub; only if asked.
         dequantize: after loading in 4 or 8 bit, write the rounded weights out in float32: the same function as the
@@ -58,10 +59,11 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
         if quantization is not None:
             model = _quantize(model, quantization, options)
     else:
+        revision = source.revision or model_args.model_revision
         if source.kind == "hub":
-            refuse_adapter_on_hub(source.location, model_args.model_revision)
+            refuse_adapter_on_hub(source.location, revision)
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=model_args.model_revision, use_safetensors=True, **options
+            source.location, revision=revision, use_safetensors=True, **options
         )
     model.name_or_path = model.config._name_or_path = source.name if not source.adapters else source.location
     if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -163,7 +165,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
         FileNotFoundError, ValueError: see `find_source`; or neither a pad nor an end-of-sequence token.
     """
     source = find_source(model_args.model_name_or_path)
-    tokenizer = _tokenizer(source, model_args.model_revision, trust_remote_code)
+    tokenizer = _tokenizer(source, source.revision or model_args.model_revision, trust_remote_code)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

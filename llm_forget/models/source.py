@@ -21,6 +21,7 @@ class Source:
     kind: str  # "hub" | "folder" | "gguf" | "demo"
     location: str  # Hub id, folder or file of the full weights
     adapters: tuple[Path, ...] = ()
+    revision: str | None = None  # of a Hub id, where a run on top of it says which it was trained on
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
@@ -43,7 +44,7 @@ def find_source(name: str | None) -> Source:
     return _find(name, name, ())
 
 
-def _find(name: str, asked: str, above: tuple[Path, ...]) -> Source:
+def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None = None) -> Source:
     if len(above) > 8:
         raise ValueError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
     if name.startswith("builtin:"):
@@ -55,11 +56,12 @@ def _find(name: str, asked: str, above: tuple[Path, ...]) -> Source:
             raise FileNotFoundError(f"GGUF file '{name}' does not exist")
         return Source(asked, "gguf", str(path), above)
     if not path.exists():
-        return Source(asked, "hub", _hub_id(name), above)
+        return Source(asked, "hub", _hub_id(name), above, revision)
     if (path / "run.json").is_file():
         path = _model_of_run(path)
     if (path / ADAPTER_CONFIG).is_file():
-        return _find(_base_of(path), asked, (path, *above))
+        base, revision = _base_of(path)
+        return _find(base, asked, (path, *above), revision)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
     if not any(path.glob("*.safetensors")):
@@ -101,13 +103,15 @@ def _model_of_run(run: Path) -> Path:
     raise FileNotFoundError(f"run '{run}' holds neither model/ nor adapter/; name a finetune or unlearn run")
 
 
-def _base_of(adapter: Path) -> str:
-    """Name of the model beneath an adapter: its run knows; otherwise PEFT's own config says."""
+def _base_of(adapter: Path) -> tuple[str, str | None]:
+    """Name and revision of the model beneath an adapter: its run knows; otherwise PEFT's own config says."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
-        base = run.config.get("model_name_or_path")
+        config = run.config
+        base, revision = config.get("model_name_or_path"), config.get("model_revision")
     else:
-        base = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+        config = read_json(adapter / ADAPTER_CONFIG)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
-    return str(base)
+    return str(base), revision

@@ -194,6 +194,21 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tiny_model, lora
     assert load_tokenizer(lora_args(name)).eos_token == "</s>"
 
 
+def test_the_base_of_a_run_is_taken_at_the_revision_it_was_trained_on(
+    tiny_folder, tiny_model, lora_args, in_hub, tmp_path
+):
+    name, old = in_hub("org/base", tiny_folder, "a" * 40), "a" * 40
+    base = lora_args(name, model_revision=old)
+    trained = disturb(attach_adapter(load_base(base), lora_args()))
+    run = make_run(tmp_path / "run", name, "adapter")
+    (tmp_path / "run" / "config.yaml").write_text(f"model_name_or_path: {name}\nmodel_revision: {old}\n")
+    save_adapter(trained, run, base_digest=source_digest(name, old), base_name=name)
+    tiny_model(seed=1, vocab_size=259).save_pretrained(tiny_folder)
+    in_hub(name, tiny_folder, "b" * 40)
+    assert torch.equal(load_base(lora_args(tmp_path / "run"))(IDS).logits, trained(IDS).logits)
+    assert source_digest(str(tmp_path / "run")) == source_digest(str(tmp_path / "run"), old)
+
+
 def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub):
     with pytest.raises(FileNotFoundError, match="model 'runs/orcale' is no folder here, and the hub gives none: "):
         load_tokenizer(lora_args("runs/orcale"))

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from trl import ModelConfig
 
 from llm_forget import __version__
-from llm_forget.config import UnlearnConfig, keys_of
+from llm_forget.config import DataConfig, UnlearnConfig, keys_of
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.lines import Computation, answer, compute_lines, judge
@@ -25,6 +25,7 @@ from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts, terminal
 from llm_forget.models import load_tokenizer
+from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
 from llm_forget.run import Run, write_json
 
@@ -93,11 +94,23 @@ def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str
     for key in overrides:
         if key not in allowed:
             raise ValueError(f"evaluate has no key '{key}'; {did_you_mean(key, allowed)}")
+        _check_type(key, overrides[key])
     given = {key: value for key, value in overrides.items() if value is not None}
     if not (Path(run) / "run.json").is_file():
         return {"model_name_or_path": str(run), **given}, None
     finished = Run.open(run)
     return {**finished.config, **given}, finished
+
+
+def _check_type(key: str, value: Any) -> None:
+    """Recipes are checked when a run starts; keys given to an evaluation have not been through that."""
+    default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
+    if key == "dtype" and value is not None and str(value) not in DTYPES:
+        raise ValueError(f"dtype is '{value}'; allowed: {', '.join(DTYPES)}")
+    if value is not None and isinstance(default, bool | int) and type(value) is not type(default):
+        raise ValueError(
+            f"'{key}' must be {'true or false' if isinstance(default, bool) else 'a number'}, not '{value}'"
+        )
 
 
 def _subjects(config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None) -> dict[str, Subject]:

@@ -98,3 +98,16 @@ def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cac
     assert first["probes"]["forget"]["answers"] == second["probes"]["forget"]["answers"] == 1
     assert first["probes"]["forget"]["digest"] != second["probes"]["forget"]["digest"]
     assert str(tmp_path) not in run.results_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("dtype", "bf16", "dtype is 'bf16'; allowed: float32, bfloat16"),
+        ("load_in_4bit", "maybe", "'load_in_4bit' must be true or false, not 'maybe'"),
+        ("max_length", "long", "'max_length' must be a number, not 'long'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(key, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        evaluate("anything", quiet=True, **{key: value})

@@ -39,8 +39,8 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def keep_newest(folder: Path, count: int | None) -> None:
-    """Delete all checkpoints of a run but the newest ``count``; None keeps all."""
-    for checkpoint in _newest_first(folder)[count:] if count else []:
+    """Delete all checkpoints of a run but the newest ``count``; None, or a number below 1, keeps all."""
+    for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
         (checkpoint / SEAL).unlink(missing_ok=True)  # first: a checkpoint half deleted must not look whole
         shutil.rmtree(checkpoint)
 

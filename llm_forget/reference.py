@@ -82,7 +82,13 @@ class Reference(TrainerCallback):
         """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
         trainer = self.trainer
         rows = {source: np.arange(len(trainer.splits[source])) for source in trainer.objective.reference_sources()}
-        if trainer.max_retain_drop is not None and "retain" not in rows:
+        watched, state = trainer.max_retain_drop is not None, trainer.state
+        if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:
+            raise ValueError(
+                f"max_retain_drop is looked at every {state.logging_steps} steps (logging_steps), but this run has "
+                f"{state.max_steps}; lower logging_steps"
+            )
+        if watched and "retain" not in rows:
             epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
             seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)["retain"] for epoch in epochs]))
             rows["retain"] = seen[seen >= 0]

@@ -39,7 +39,7 @@ class ResumableTrainer(Trainer):
         Raises:
             ValueError: the checkpoint named is not whole; says what is missing.
         """
-        checkpoint = None
+        checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
             checkpoint, passed_over = checkpoints.last_complete(Path(self.args.output_dir))
             for sentence in passed_over if self.is_world_process_zero() else []:

@@ -1,11 +1,13 @@
 """The trainer: what one optimiser step sees, does and leaves behind."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from llm_forget.logprobs import forward_logprobs
 from llm_forget.models import reference_mode
@@ -87,17 +89,28 @@ def test_rules_differ_where_gradients_conflict(make_trainer: Any) -> None:
         assert furthest(runs["sum"], runs[rule]) > 1e-5, rule
 
 
-def test_there_is_one_model_in_memory_and_one_forward_pass_a_step(make_trainer: Any) -> None:
-    trainer = make_trainer("npo", max_steps=2)
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in trainer.model.parameters())
-    base = 0
-    with reference_mode(trainer.model):
-        base = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n)
-    assert total == base + trainable
-    calls = []
+class _AtStepEnd(TrainerCallback):
+    def __init__(self, look: Any) -> None:
+        self.look = look
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.look()
+
+
+@pytest.mark.parametrize("method", ["npo", "npo_kl"])
+def test_there_is_one_model_in_memory_and_one_forward_pass_a_step(make_trainer: Any, method: str) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(found.numel() for found in gc.get_objects() if type(found) is torch.nn.Parameter)
+
+    before = alive()
+    trainer = make_trainer(method, max_steps=2)
+    one = sum(p.numel() for p in trainer.model.parameters())
+    calls, weights = [], []
     trainer.model.get_base_model().model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    trainer.add_callback(_AtStepEnd(lambda: weights.append(alive() - before)))
     trainer.train()
+    assert weights == [one, one], "no second copy of the weights, wherever it may be kept"
     assert calls.count(True) == 2, "one policy pass for forget and retain together in each of two steps"
 
 
@@ -137,6 +150,29 @@ def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -
     assert last[-1]["retain_drop"] > 0.05
     assert all(line["retain_drop"] <= 0.05 for line in last[:-1])
     assert abs(last[0]["retain_drop"]) < 1e-5, "policy and reference agree before the first update"
+
+
+def test_a_watch_that_would_see_nothing_is_refused(make_trainer: Any) -> None:
+    with pytest.raises(ValueError, match="no term of this objective uses any"):
+        make_trainer("grad_ascent", max_retain_drop=0.1)
+    with pytest.raises(ValueError, match="logging_strategy is 'no'"):
+        make_trainer("npo", max_retain_drop=0.1, logging_strategy="no")
+    with pytest.raises(ValueError, match=r"every 10 steps \(logging_steps\), but this run has 2"):
+        make_trainer("npo", max_retain_drop=0.1, logging_steps=10, max_steps=2).train()
+
+
+def test_a_tokenizer_without_padding_and_a_model_without_a_head_are_refused(
+    make_trainer: Any, tiny_tokenizer: Any, tiny_model: Any
+) -> None:
+    headless = tiny_model(vocab_size=len(tiny_tokenizer)).model
+    with pytest.raises(ValueError, match="LlamaModel has no output embeddings"):
+        make_trainer("grad_ascent", lora=False, model=headless)
+    padding, tiny_tokenizer.pad_token = tiny_tokenizer.pad_token, None
+    try:
+        with pytest.raises(ValueError, match="the tokenizer has no pad token"):
+            make_trainer("npo")
+    finally:
+        tiny_tokenizer.pad_token = padding
 
 
 def test_dual_variables_follow_the_constraint(make_trainer: Any) -> None:

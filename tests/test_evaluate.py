@@ -276,11 +276,6 @@ def test_a_missing_column_is_named_by_row_and_not_by_text(make_run, tmp_path):
     assert CANARY not in str(error.value)
 
 
-def test_an_unknown_key_is_refused(make_run):
-    with pytest.raises(ValueError, match="no key 'data_pth'; did you mean 'data_path'"):
-        evaluate(make_run("run").path, data_pth="x")
-
-
 def test_an_unfinished_run_is_refused(make_run):
     run = make_run("run")
     run.state_file.write_text(json.dumps({**run.state, "status": "running"}))

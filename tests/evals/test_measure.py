@@ -106,8 +106,9 @@ def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cac
         ("dtype", "bf16", "dtype is 'bf16'; allowed: float32, bfloat16"),
         ("load_in_4bit", "maybe", "'load_in_4bit' must be true or false, not 'maybe'"),
         ("max_length", "long", "'max_length' must be a number, not 'long'"),
+        ("data_pth", "x", "no key 'data_pth'; did you mean 'data_path'"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused(key, value, sentence):
+def test_an_unknown_key_or_a_value_of_the_wrong_type_is_refused(key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         evaluate("anything", quiet=True, **{key: value})

@@ -24,10 +24,11 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -130,6 +131,23 @@ class Run:
         write_atomic(run.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         run._write_state(kind=kind, status="running", started=_now(), identity=identity)
         return run
+
+    def lock(self) -> IO[str]:
+        """Keep other processes of this machine from writing the run, as long as the returned file is open.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        import fcntl  # not on Windows, where nothing is locked
+
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        file = open(Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
+        return file
 
     def finish(self) -> None:
         """Say that everything is on disk. Must be the last write of a run."""

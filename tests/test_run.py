@@ -48,6 +48,15 @@ def test_opening_something_else_says_what_is_missing(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
+def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run, same, other = Run(tmp_path / "r"), Run(tmp_path / "x" / ".." / "r"), Run(tmp_path / "s")
+    with run.lock():
+        other.lock().close()
+        with pytest.raises(ValueError, match="is being written by another process"):
+            same.lock()
+    same.lock().close()
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})

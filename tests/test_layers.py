@@ -101,3 +101,9 @@ def test_files_and_functions_keep_to_a_readable_length(name: str) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is too long"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    # pytest would collect neither, while each passes when run alone.
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))

@@ -28,7 +28,7 @@ class Entrance(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("interrupted; the same command goes on from the last checkpoint")
+            _say("interrupted; the same command, without --overwrite, goes on from the last checkpoint")
             raise typer.Exit(130) from None
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if os.environ.get(DEBUG) == "1":

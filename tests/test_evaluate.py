@@ -153,9 +153,9 @@ def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
     assert forwards == {"probe_logprobs": 12, "probe_generate": 3, "load_base": 2}
     evaluate(first.path, quiet=True)
     assert forwards["load_base"] == 2
-    # Another run on the same target: target and oracle are known already.
+    # Another run on the same target: numbers of target and oracle are known already; text is in no shared place.
     evaluate(make_run("second", seed=1).path, quiet=True)
-    assert forwards == {"probe_logprobs": 16, "probe_generate": 4, "load_base": 3}
+    assert forwards == {"probe_logprobs": 16, "probe_generate": 6, "load_base": 4}
     # A new metric on the old probes costs no pass.
     suite = {
         **SUITE,
@@ -164,7 +164,7 @@ def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
     }
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     evaluate(first.path, tmp_path / "more.yaml", quiet=True)
-    assert forwards["load_base"] == 3
+    assert forwards["load_base"] == 4
 
 
 def test_a_limit_measures_the_same_few_rows_of_every_probe(make_run, tmp_path):

@@ -1,7 +1,7 @@
 """Measuring models with the probes of a suite, with one model in memory and nothing measured twice.
 
 The target is the unlearned model with its adapter off, so a run and its target are loaded once; an oracle is loaded
-before and freed. Records of the unlearned model stay with its run; those of target and oracle are kept in a cache by
+before and freed. Records of the unlearned model stay with its run; those of target and oracle are found again by
 content, for all runs on the same target, and copied into each run.
 """
 
@@ -98,7 +98,7 @@ def measure(
             for name, work in works.items():
                 key = subject.key(work)
                 own = folder / role / f"{name}.jsonl" if folder is not None else None
-                path = own if own is not None and role == "unlearned" else cache_folder() / "records" / f"{key}.jsonl"
+                path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
                 found = load_records(path, key)
                 if found is None:
                     writer = RecordWriter(path, work.kind, key, work.keys)
@@ -107,6 +107,21 @@ def measure(
                     write_records(own, work.kind, key, found)
                 records[role][name] = _with_references(found, work)
     return records
+
+
+def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Path:
+    """Where records of a target or oracle are found again by the next run that is compared with it.
+
+    What a model said may be what is to be forgotten. It is kept with the run that holds the model, or else with the run
+    that asked, so that it goes when they go; only numbers are put into the cache of all runs.
+    """
+    if work.kind == "generate":
+        home = Path(str(subject.model.model_name_or_path))
+        if (home / "run.json").is_file():
+            return home / "records" / "shared" / f"{key}.jsonl"
+        if own is not None:
+            return own
+    return cache_folder() / "records" / f"{key}.jsonl"
 
 
 def _run_probe(

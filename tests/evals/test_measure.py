@@ -112,3 +112,14 @@ def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cac
 def test_an_unknown_key_or_a_value_of_the_wrong_type_is_refused(key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         evaluate("anything", quiet=True, **{key: value})
+
+
+def test_text_of_a_target_stays_with_its_own_run(tiny_folder, tiny_tokenizer, lora_args, cache, tmp_path):
+    run = Run.start(tmp_path / "target", "finetune", {"model_name_or_path": str(tiny_folder)}, {}, overwrite=False)
+    shutil.copytree(tiny_folder, run.model)
+    run.finish()
+    for kind in ("logprobs", "generate"):
+        measured({"before": Subject("before", lora_args(run.path))}, kind, tiny_tokenizer)
+    kinds = {place: [json.loads(p.read_text().splitlines()[0])["kind"] for p in place.glob("*.jsonl")]
+             for place in (run.records / "shared", tmp_path / "cache" / "records")}  # fmt: skip
+    assert list(kinds.values()) == [["generate"], ["logprobs"]]

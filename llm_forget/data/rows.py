@@ -9,13 +9,12 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from llm_forget.registry import did_you_mean
 
 Row = Mapping[str, Any]
 Message = dict[str, str]
-Form = Literal["messages", "prompt_completion", "text"]
 
 # The forms a row may take and the columns each needs, in the order in which they are looked for.
 FORMS: dict[str, tuple[str, ...]] = {

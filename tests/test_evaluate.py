@@ -237,7 +237,7 @@ def test_text_is_shown_on_request_in_the_terminal_only(make_run, capsys):
     evaluate(run.path, show_text=2)
     output = capsys.readouterr().out
     assert output.count(CANARY) == 2
-    assert "forget2" in output
+    assert "forget3" in output
     assert "forget1" not in output
     assert CANARY not in run.results_file.read_text()
 

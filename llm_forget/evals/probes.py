@@ -63,7 +63,7 @@ def probe_logprobs(
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> None:
-    """Teacher-forced pass: log-prob and argmax hit of every target token, one record per row and answer.
+    """Teacher-forced pass: one record per row and answer, with what `TokenRecord` holds of every target token.
 
     Args:
         model: any Hugging Face or PEFT causal LM.
@@ -77,17 +77,17 @@ def probe_logprobs(
     windows: dict[Key, int] = {}
     for row in todo:
         windows[row.key] = windows.get(row.key, 0) + 1
-    measured: dict[Key, dict[int, tuple[Tensor, Tensor]]] = {}
+    measured: dict[Key, dict[int, tuple[Tensor, ...]]] = {}
 
     def measure(batch: Sequence[TokenRow]) -> None:
         logps = forward_logprobs(model, _right_padded(batch, device), head=head, logits=True)
         assert logps.logits is not None
-        hits = (logps.logits.argmax(-1) == logps.labels).cpu()  # [B, T]
-        values, counts = logps.values.float().cpu(), logps.mask.sum(-1).tolist()  # [B, T], B
+        hits = logps.logits.argmax(-1) == logps.labels  # [B, T]
         finished = []
-        for i, row in enumerate(batch):
+        for i, (row, n) in enumerate(zip(batch, logps.mask.sum(-1).tolist(), strict=True)):
             parts = measured.setdefault(row.key, {})
-            parts[row.window] = (values[i, : counts[i]], hits[i, : counts[i]])
+            mean, variance = _vocabulary_moments(logps.logits[i, :n])
+            parts[row.window] = (logps.values[i, :n].float().cpu(), hits[i, :n].cpu(), mean.cpu(), variance.cpu())
             if len(parts) == windows[row.key]:
                 finished.append(_token_record(row.key, measured.pop(row.key)))
         writer.append(finished)
@@ -213,10 +213,19 @@ def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> b
     return False
 
 
-def _token_record(key: Key, windows: dict[int, tuple[Tensor, Tensor]]) -> TokenRecord:
+def _vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of log p(v) over v drawn from p, ``[n]`` each, of ``[n, V]`` logits: Min-K %++ needs them."""
+    logps = logits.float().log_softmax(-1).clamp_min(-1e4)  # [n, V], and no 0 * inf for a token that is masked out
+    weights = logps.exp()  # [n, V]
+    mean = torch.linalg.vecdot(weights, logps)  # [n]
+    # Not the mean of squares minus the squared mean: that cancels, down to below zero, where the model is certain.
+    return mean, torch.linalg.vecdot(weights, (logps - mean[:, None]).square_())  # [n]
+
+
+def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenRecord:
     parts = [windows[index] for index in sorted(windows)]
-    logps, hits = (torch.cat([part[i] for part in parts]) for i in range(2))  # [n], [n]
-    return TokenRecord(*key, logps.numpy(), hits.numpy())
+    logps, hits, means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))  # [n] each
+    return TokenRecord(*key, logps, hits, means, variances)
 
 
 def _right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:

@@ -15,14 +15,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 Key = tuple[str, int]  # row id, index of the answer
 
 
@@ -38,6 +38,10 @@ class Record(Protocol):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
+def _nothing() -> NDArray[np.float32]:
+    return np.zeros(0, dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class TokenRecord:
     """One answer under teacher forcing."""
@@ -46,6 +50,10 @@ class TokenRecord:
     answer_index: int
     logps: NDArray[np.float32]  # [n] log-prob of each target token, nats
     hits: NDArray[np.bool_]  # [n] whether the target token is the most likely one
+    means: NDArray[np.float32] = field(
+        default_factory=_nothing
+    )  # [n] mean log-prob of a token drawn from the model, minus its entropy; nats
+    variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of that log-prob
 
     @property
     def key(self) -> Key:
@@ -57,21 +65,22 @@ class TokenRecord:
         return len(self.logps)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; a log-prob is the shortest decimal that reads back as the same float32."""
-        logps = [float(str(value)) for value in self.logps]
+        """JSON form; a number is the shortest decimal that reads back as the same float32."""
         return {
             "id": self.id,
             "answer_index": self.answer_index,
-            "logps": logps,
+            "logps": _shortest(self.logps),
             "hits": [int(hit) for hit in self.hits],
+            "means": _shortest(self.means),
+            "variances": _shortest(self.variances),
             "n": self.n,
         }
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> TokenRecord:
         """Inverse of `to_dict`."""
-        logps = np.asarray(line["logps"], dtype=np.float32)
-        return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_))
+        logps, means, variances = (np.asarray(line[k], dtype=np.float32) for k in ("logps", "means", "variances"))
+        return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_), means, variances)
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,10 @@ class RecordWriter:
         write_records(self.path, self.kind, self.key, ordered)
         self.partial.unlink(missing_ok=True)
         return ordered
+
+
+def _shortest(values: NDArray[np.float32]) -> list[float]:
+    return [float(str(value)) for value in values]
 
 
 def _header(kind: str, key: str, lines: int) -> dict[str, Any]:

@@ -64,6 +64,24 @@ def test_teacher_forcing_gives_the_golden_strength(tmp_path, goldens, tiny):
     np.testing.assert_allclose(ours, [golden[str(i)]["score"] for i in range(len(ours))], atol=1e-9)
 
 
+def test_moments_are_those_of_the_whole_vocabulary(tmp_path, goldens, tiny):
+    rows = token_rows(goldens, "forget")[:3]
+    for row, record in zip(rows, measure(tmp_path, tiny[0], rows), strict=True):
+        logits = tiny[0](torch.tensor([row.input_ids])).logits[0, :-1].double()
+        p = logits[torch.tensor(row.labels[1:]) != -100].softmax(-1)
+        mean = (p * p.log()).sum(-1)
+        np.testing.assert_allclose(record.means, mean.detach(), rtol=1e-5)
+        np.testing.assert_allclose(
+            record.variances, ((p * p.log() ** 2).sum(-1) - mean**2).detach(), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_a_token_that_is_masked_out_leaves_finite_moments():
+    mean, variance = probes._vocabulary_moments(torch.tensor([[0.0, 0.0, -torch.inf], [40.0, -40.0, -torch.inf]]))
+    torch.testing.assert_close(mean, torch.tensor([-np.log(2), 0.0], dtype=torch.float32))
+    torch.testing.assert_close(variance, torch.zeros(2), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf"])
 def test_generation_says_what_the_peer_generated(tmp_path, goldens, tiny, name):
     golden = goldens["metrics"]["current"]["rouge"][name]

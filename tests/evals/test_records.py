@@ -118,5 +118,5 @@ def test_rows_are_paired_by_id_whatever_their_order():
 def test_lines_are_plain_json(tmp_path):
     write_records(tmp_path / "x.jsonl", "logprobs", "k", RECORDS)
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert lines[0] == {"format": 1, "kind": "logprobs", "key": "k", "lines": 8}
-    assert set(lines[1]) == {"id", "answer_index", "logps", "hits", "n"}
+    assert lines[0] == {"format": 2, "kind": "logprobs", "key": "k", "lines": 8}
+    assert set(lines[1]) == {"id", "answer_index", "logps", "hits", "means", "variances", "n"}

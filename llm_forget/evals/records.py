@@ -1,8 +1,8 @@
 """What a probe writes down: one JSON line per row and answer, kept under a digest of everything that shaped it.
 
-A teacher-forced record holds numbers only. A generation record holds the generated text, because ROUGE needs it; the
-reference it is compared with is read from the data and never stored. Records stay with the run and are never published:
-a generation of the target may repeat exactly what was to be forgotten.
+Teacher-forced and gradient records hold numbers only. A generation record holds the generated text, because ROUGE needs
+it; the reference it is compared with is read from the data and never stored. Records stay with the run and are never
+published: a generation of the target may repeat exactly what was to be forgotten.
 
 The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``,
 so a killed evaluation continues; a complete file is written in one move. A file with fewer lines than its header
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
@@ -44,7 +44,7 @@ def _nothing() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One answer under teacher forcing."""
+    """One answer under teacher forcing; ``zlib_bytes`` is filled from the data and never written."""
 
     id: str
     answer_index: int
@@ -54,6 +54,7 @@ class TokenRecord:
         default_factory=_nothing
     )  # [n] mean log-prob of a token drawn from the model, minus its entropy; nats
     variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of that log-prob
+    zlib_bytes: int = 0  # size of the answer's text after zlib; 0 = not filled in
 
     @property
     def key(self) -> Key:
@@ -107,7 +108,33 @@ class GenerationRecord:
         return cls(line["id"], line["sample"], line["text"], line["n"])
 
 
-KINDS: dict[str, type[TokenRecord] | type[GenerationRecord]] = {"logprobs": TokenRecord, "generate": GenerationRecord}
+@dataclass(frozen=True)
+class GradientRecord:
+    """How strongly one answer pulls at the weights."""
+
+    id: str
+    answer_index: int
+    norms: dict[str, float]  # "1", "2", "inf": p-norm of the gradient of the mean token NLL, see `probe_gradients`
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.answer_index
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"id": self.id, "answer_index": self.answer_index, "norms": self.norms}
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> GradientRecord:
+        """Inverse of `to_dict`."""
+        return cls(line["id"], line["answer_index"], line["norms"])
+
+
+KINDS: dict[str, type[TokenRecord] | type[GenerationRecord] | type[GradientRecord]] = {
+    "logprobs": TokenRecord,
+    "generate": GenerationRecord,
+    "gradients": GradientRecord,
+}
 
 
 def content_key(**parts: Any) -> str:
@@ -122,6 +149,12 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
     for record in records:
         rows.setdefault(record.key[0], []).append(record)
     return rows
+
+
+def row_means(records: Iterable[AnyRecord], score: Callable[[AnyRecord], float]) -> NDArray[np.float64]:
+    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has."""
+    rows = [np.array([score(record) for record in answers]) for answers in by_row(records).values()]
+    return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:

@@ -1,0 +1,1 @@
+"""Attacks: on what a model knows (membership scores from its log-probabilities) and on how well it forgot."""

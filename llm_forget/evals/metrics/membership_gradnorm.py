@@ -1,0 +1,22 @@
+"""Whether forgotten rows can be told from rows never seen by how strongly they pull at the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.attacks.membership import gradnorm
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import GradientRecord, row_means
+from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+
+
+@metric(paper="arXiv:2402.17012")
+def membership_gradnorm(
+    members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
+) -> Estimate:
+    """AUC of minus the gradient's p-norm, members against non-members, with interval; in [0, 1].
+
+    0.5 when they cannot be told apart, 1 when every member pulls less than every non-member. ``p`` is 1, 2 or inf.
+    """
+    one, two = (row_means(side, lambda record: gradnorm(record, p=p)) for side in (members, nonmembers))
+    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)

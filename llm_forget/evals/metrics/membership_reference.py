@@ -1,0 +1,25 @@
+"""Whether forgotten rows can be told from rows never seen by somebody who has the oracle too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.attacks.membership import reference_scores
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+
+
+@metric(paper="arXiv:2012.07805")
+def membership_reference(
+    members: Sequence[TokenRecord],
+    nonmembers: Sequence[TokenRecord],
+    oracle_members: Sequence[TokenRecord],
+    oracle_nonmembers: Sequence[TokenRecord],
+) -> Estimate:
+    """AUC of the mean token log-probability minus the oracle's, members against non-members, with interval; in [0, 1].
+
+    0.5 for the oracle itself, all of whose scores are 0. The oracle takes away how hard each row is by itself.
+    """
+    one, two = reference_scores(members, oracle_members), reference_scores(nonmembers, oracle_nonmembers)
+    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)

@@ -1,0 +1,94 @@
+"""How far membership inference succeeds beyond what it does on a model that never saw the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_forget.attacks.membership import scores
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.records import TokenRecord, aligned
+from llm_forget.evals.stats import (
+    Codes,
+    Estimate,
+    Interval,
+    Rows,
+    auc,
+    auc_of_codes,
+    auc_score_interval,
+    bootstrap,
+    codes,
+    hull,
+    with_rows,
+)
+
+
+@metric(paper="arXiv:2407.06460")
+def priv_leak(
+    members: Sequence[TokenRecord],
+    nonmembers: Sequence[TokenRecord],
+    oracle_members: Sequence[TokenRecord],
+    oracle_nonmembers: Sequence[TokenRecord],
+    *,
+    attack: str = "min_k",
+    k: float = 0.4,
+    include_last: bool = True,
+) -> Estimate:
+    """100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle) with its interval; in per cent, at least -100.
+
+    MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 the rows were not forgotten, -100 when they are all
+    recognised; above 0 they stand out as rows that the model avoids. NaN when AUC_oracle is 1: the rows differ even for
+    a model that saw neither, so nothing can be compared (open-unlearning adds 1e-10 to the denominator).
+
+    The interval comes from a bootstrap that draws a row for both models at once. Where AUC is 0 or 1, and the bootstrap
+    has no width, it reaches as far as the score interval of that AUC.
+
+    Args:
+        members, nonmembers: records of this model.
+        oracle_members, oracle_nonmembers: the oracle's on the same rows.
+        attack, k, include_last: as in `membership_auc`.
+
+    Raises:
+        ValueError: the two models were not measured on the same rows.
+    """
+    given = {"k": k, "include_last": include_last}
+    for own, theirs in ((members, oracle_members), (nonmembers, oracle_nonmembers)):
+        aligned(own, theirs)
+    one, two = scores(members, attack, **given), scores(nonmembers, attack, **given)
+    oracle = scores(oracle_members, attack, **given), scores(oracle_nonmembers, attack, **given)
+    estimate = leak_with_interval(np.stack([one, oracle[0]]), np.stack([two, oracle[1]]))
+    return with_rows(estimate, members=one, nonmembers=two)
+
+
+def leak(value: Rows | float, oracle: Rows | float) -> Rows:
+    """The formula, for AUCs of any shape; NaN where the oracle's is 1."""
+    rest = 1 - np.asarray(oracle, dtype=np.float64)
+    return 100 * ((1 - value) - rest) / np.where(rest > 0, rest, np.nan)
+
+
+def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
+    """`priv_leak` of scores ``[2, m]`` and ``[2, n]``, whose second row is the oracle's."""
+    unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
+    one, two = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
+    n = min(one.shape[1], two.shape[1])
+    value, oracle = auc(one[0], two[0]), auc(one[1], two[1])
+    estimate = Estimate(float(leak(value, oracle)), None, n, unscored)
+    if n < 2 or math.isnan(estimate.value):
+        return estimate
+    mine, theirs = codes(one[0], two[0]), codes(one[1], two[1])
+    ci = bootstrap(_leaks, np.stack([mine[0], theirs[0]]), np.stack([mine[1], theirs[1]]))
+    if value in (0, 1):
+        low, high = auc_score_interval(value, one.shape[1], two.shape[1])
+        ci = hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
+    return Estimate(estimate.value, _known(ci), n, unscored)
+
+
+def _leaks(members: Codes, nonmembers: Codes) -> Rows:
+    return leak(auc_of_codes(members[0], nonmembers[0]), auc_of_codes(members[1], nonmembers[1]))
+
+
+def _known(ci: Interval) -> Interval | None:
+    """None where a resample has an oracle AUC of 1, and so no ratio: the interval has no end."""
+    return None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci

@@ -2,7 +2,7 @@
 
 A probe takes any causal LM as it is (which adapter is on is the caller's matter), goes through the rows longest first,
 and hands finished records to a `RecordWriter`, which keeps them on disk at once. The batch is halved when memory runs
-out; records do not depend on the batch, up to floating point.
+out; records do not depend on the batch, up to floating point and but for sampled text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
-from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
+from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord, content_key
 from llm_forget.logprobs import forward_logprobs
 
 Advance = Callable[[int], None]  # called with the number of records just finished
@@ -108,22 +108,44 @@ def probe_generate(
     writer: RecordWriter,
     *,
     max_new_tokens: int = 200,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> None:
-    """Greedy continuation of every prompt, left-padded, with KV cache, until an end token or ``max_new_tokens``.
+    """Continuation of every prompt, left-padded, with KV cache, until an end token or ``max_new_tokens``.
 
     End tokens are the model's and the tokenizer's; sampling options and penalties in the model's own generation
     config are overruled, so that two models are asked in the same way.
+
+    Args:
+        model: any Hugging Face or PEFT causal LM.
+        tokenizer: the model's.
+        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are left out.
+        writer: receives the records.
+        max_new_tokens: tokens at most.
+        temperature: None is greedy, 1 samples from the model's own distribution.
+        top_p: when sampling, the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
+        seed: of the samples. A batch draws by the seed and the rows in it, so that the same call gives the same text;
+            another batch size, or a run resumed after other batches, may draw other samples. The caller's random state
+            is left as it was.
+        batch_size: sequences at most.
+        advance: progress.
+
+    Raises:
+        ValueError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    options = _decoding(temperature, top_p)
 
     def measure(batch: Sequence[PromptRow]) -> None:
         inputs = _left_padded(batch, pad, device)
-        out = model.generate(**inputs, generation_config=_greedy(ends, pad, max_new_tokens))
+        with _drawing(seed, batch):
+            out = model.generate(**inputs, generation_config=_generation(ends, pad, max_new_tokens, options))
         records = []
         for row, ids in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
@@ -155,12 +177,23 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _greedy(ends: list[int], pad: int, max_new_tokens: int) -> Any:
+def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
+    """Options of `generate` for greedy decoding, or for sampling with nothing cut off but by ``top_p``."""
+    if temperature is None:
+        return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature:g}; leave it out for greedy decoding")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p:g}")
+    whole = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+    return {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), **whole}
+
+
+def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[str, Any]) -> Any:
     from transformers import GenerationConfig
 
     # Stated one by one: what is left out here, `generate` fills in from the model's own generation config.
     return GenerationConfig(
-        do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
@@ -168,10 +201,17 @@ def _greedy(ends: list[int], pad: int, max_new_tokens: int) -> Any:
         use_cache=True,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
+        **options,
     )
+
+
+@contextmanager
+def _drawing(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
+    """Random state of one batch: by seed and rows, so that a batch halved or measured alone is seeded all the same."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(content_key(seed=seed, rows=[row.key for row in batch])[:15], 16))
+        yield
 
 
 def _in_batches(

@@ -202,3 +202,67 @@ def test_rouge_of_the_probes_own_generations_is_the_golden_one(tmp_path, goldens
     records = continuations(tmp_path, *tiny, rows, max_new_tokens=24)
     said = [replace(r, reference=golden["value_by_index"][r.id]["ground_truth"]) for r in records]
     assert rouge(said).mean() == pytest.approx(golden["agg_value"], abs=1e-9)
+
+
+def sampled(tmp_path, tiny, rows, name, **kwargs):
+    records = continuations(tmp_path, *tiny, rows, name, **{"max_new_tokens": 8, "temperature": 1.0, **kwargs})
+    return [r.text for r in records]
+
+
+@pytest.fixture(scope="module")
+def samples(goldens):
+    prompts = goldens["generation_prompts"]["forget"][:4]
+    return [PromptRow(str(i), ids, "", k) for i, ids in enumerate(prompts) for k in range(3)]
+
+
+def test_samples_of_a_row_differ_and_the_same_call_draws_them_again(tmp_path, tiny, samples):
+    one = sampled(tmp_path, tiny, samples, "one")
+    assert len(set(one[:3])) > 1
+    assert sampled(tmp_path, tiny, samples, "two") == one
+    assert sampled(tmp_path, tiny, samples, "three", seed=1) != one
+
+
+def test_a_batch_draws_the_same_whatever_was_measured_before_it(tmp_path, tiny, samples):
+    longest = max(len(row.prompt_ids) for row in samples)
+    first = [row for row in samples if len(row.prompt_ids) == longest]
+    both = [*first, *(row for row in samples if row.id == ("0" if first[0].id != "0" else "1"))]
+    alone = sampled(tmp_path, tiny, both[len(first) :], "alone", batch_size=len(first))
+    assert sampled(tmp_path, tiny, both, "both", batch_size=len(first))[len(first) :] == alone
+
+
+def test_sampling_leaves_the_random_state_of_the_caller(tmp_path, tiny, samples):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    sampled(tmp_path, tiny, samples, "x")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_temperature_near_zero_or_a_tiny_top_p_is_greedy(tmp_path, tiny, samples):
+    greedy = [r.text for r in continuations(tmp_path, *tiny, samples, "greedy", max_new_tokens=8)]
+    assert sampled(tmp_path, tiny, samples, "cold", temperature=1e-4) == greedy
+    assert sampled(tmp_path, tiny, samples, "narrow", top_p=1e-6) == greedy
+
+
+def test_first_tokens_are_drawn_from_the_models_own_distribution(tmp_path, tiny_model, tiny_tokenizer):
+    model = tiny_model(vocab_size=len(tiny_tokenizer))
+    model.lm_head.weight.data.mul_(30)
+    # What a model's own generation config says about sampling must not count.
+    model.generation_config.update(do_sample=True, temperature=0.2, top_k=2, top_p=0.3, min_p=0.9)
+    rows = [PromptRow("a", [5, 6, 7], "", k) for k in range(4000)]
+    texts = sampled(tmp_path, (model, tiny_tokenizer), rows, "x", max_new_tokens=1, batch_size=4000)
+    p = model(torch.tensor([[5, 6, 7]])).logits[0, -1].detach().softmax(-1)
+    letters = [tiny_tokenizer.decode([token]) for token in p.topk(8).indices if 32 < token < 97]
+    assert len(letters) > 1
+    for letter in letters:
+        share = sum(text == letter for text in texts) / len(texts)
+        expected = float(p[tiny_tokenizer.convert_tokens_to_ids(letter)])
+        assert share == pytest.approx(expected, abs=4 * (expected / len(texts)) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [({"temperature": 0.0}, "leave it out for greedy"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p")],
+)
+def test_sampling_out_of_range_is_refused(tmp_path, tiny, samples, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampled(tmp_path, tiny, samples, "x", **wrong)

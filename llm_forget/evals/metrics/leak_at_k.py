@@ -1,0 +1,52 @@
+"""How much the best of k samples gives away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+
+from llm_forget.evals.metrics._registry import METRICS, metric
+from llm_forget.evals.records import GenerationRecord, by_row
+from llm_forget.evals.stats import Rows
+
+
+@metric(paper="arXiv:2511.04934")
+def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, score: str = "rouge") -> Rows:
+    """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
+
+    The unbiased estimate from n >= k samples, as pass@k is estimated: the mean over all subsets of k of their largest
+    score, sum over i of C(i-1, k-1) / C(n, k) times the i-th smallest score. k = 1 is the mean, k = n the maximum; more
+    samples than k make the estimate steadier, never larger. A row with an unscored sample is unscored.
+
+    Args:
+        k: samples an attacker draws; all there are when left out.
+        score: a metric of generations that gives one number per row, with its default parameters.
+
+    Raises:
+        ValueError: a row with fewer than k samples, or a score that does not take generations alone.
+    """
+    entry = METRICS.get(score)
+    if entry.inputs != ("generations",) or entry.name == "leak_at_k":
+        raise ValueError(f"metric 'leak_at_k' cannot use '{score}' as its score; take one of generations, as 'rouge'")
+    # One sample, one row: every score says what it is worth alone.
+    alone = [replace(record, id=str(place), sample=0) for place, record in enumerate(generations)]
+    values = dict(zip((record.key for record in generations), entry.function(alone), strict=True))
+    return np.array([_of_row(row, [values[r.key] for r in samples], k) for row, samples in by_row(generations).items()])
+
+
+def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
+    n = len(scores)
+    k = n if k is None else k
+    if not 1 <= k <= n:
+        raise ValueError(f"leak@{k} needs at least one and at most the {n} samples of row '{row}'; change k or samples")
+    return expected_maximum(scores, k)
+
+
+def expected_maximum(scores: Sequence[float], k: int) -> float:
+    """Mean over all subsets of ``k`` of the ``n`` scores of the largest one; NaN when a score is NaN."""
+    n = len(scores)
+    weights = [comb(i - 1, k - 1) / comb(n, k) for i in range(1, n + 1)]  # [n]
+    return float(np.dot(weights, np.sort(np.asarray(scores, dtype=np.float64))))

@@ -1,0 +1,34 @@
+"""How many words of the true text come in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.metrics._sequences import longest_subsequence, over_samples, words
+from llm_forget.evals.records import GenerationRecord
+from llm_forget.evals.stats import Rows
+
+
+@metric(paper="arXiv:2310.13771")
+def longest_common_subsequence(
+    generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
+) -> Rows:
+    """Words of the longest common subsequence (gaps allowed) with the reference; ``[N]``, words, or a share in [0, 1].
+
+    Normalised it is ROUGE-L recall without stemming, for words of any script, and quick for long texts. Frequent words
+    alone make it large: read it beside the oracle's. Never below `longest_common_substring`. A reference without words
+    is unscored, an empty generation 0.
+
+    Args:
+        normalise: divide by the words of the reference.
+        over: ``mean`` or ``max`` over the samples of a row.
+    """
+
+    def score(record: GenerationRecord) -> float:
+        reference = words(record.reference)
+        if not reference:
+            return float("nan")
+        return longest_subsequence(reference, words(record.text)) / (len(reference) if normalise else 1)
+
+    return over_samples(generations, score, over)

@@ -1,0 +1,34 @@
+"""The longest passage that is repeated word for word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.metrics._sequences import longest_run, over_samples, words
+from llm_forget.evals.records import GenerationRecord
+from llm_forget.evals.stats import Rows
+
+
+@metric(paper="arXiv:2406.18664")
+def longest_common_substring(
+    generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
+) -> Rows:
+    """Words of the longest contiguous run that generation and reference share; ``[N]``, words, or a share in [0, 1].
+
+    CoTaEval's word-level LCS, which its code computes as a contiguous match (other papers call the subsequence LCS). A
+    word is a run of letters and digits, case-folded; CoTaEval splits at white space and deletes ASCII punctuation, so
+    that its *mother-in-law* is one word and ours three. A reference without words is unscored, an empty generation 0.
+
+    Args:
+        normalise: divide by the words of the reference; 1 is the whole of it.
+        over: ``mean`` or ``max`` over the samples of a row.
+    """
+
+    def score(record: GenerationRecord) -> float:
+        reference = words(record.reference)
+        if not reference:
+            return float("nan")
+        return longest_run(reference, words(record.text)) / (len(reference) if normalise else 1)
+
+    return over_samples(generations, score, over)

@@ -17,6 +17,7 @@ LAYERS = {
     "config": 1, "refusals": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
     "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
     "reference": 2, "window": 2, "resume": 2, "trainer": 2, "evals.probes": 2, "evals.rows": 2, "evals.measure": 2,
+    "evals.toxicity": 2,
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3,
     "attacks": 3, "bench": 3,
     "report": 4, "hub": 4, "audit": 4,

@@ -201,7 +201,9 @@ def _print_keys(command: str) -> None:
 def evaluate(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
-    suite: Annotated[str | None, typer.Option(help="Name of a shipped suite or a file; default: the run's.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
     oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
@@ -218,6 +220,22 @@ def evaluate(
     from llm_forget.evaluate import evaluate as measure
 
     measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
+    policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
+) -> None:
+    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive."""
+    from llm_forget.verify import EXIT_CODES
+    from llm_forget.verify import verify as apply
+
+    answer, found = apply(run, policy)
+    for ruling in found:
+        typer.echo(ruling.sentence())
+    typer.echo(f"verdict: {answer}")
+    raise typer.Exit(EXIT_CODES[answer])
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:

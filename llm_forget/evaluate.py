@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,25 @@ from llm_forget import __version__
 from llm_forget.config import DataConfig, UnlearnConfig, keys_of
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
-from llm_forget.evals.lines import Computation, answer, compute_lines, judge
+from llm_forget.evals.lines import Computation, compute_lines
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts, terminal
+from llm_forget.evals.verdict import answer, apply_bound
 from llm_forget.models import load_tokenizer
 from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, write_json
+from llm_forget.run import Run, read_json, write_json
 
 ROLES = ("before", "unlearned", "oracle")
 DEFAULT_SUITE = "basic"
+FORMAT = 2
 
 
 def evaluate(
     run: str | Path,
-    suite: str | Path | None = None,
+    suite: str | Path | Sequence[str | Path] | None = None,
     *,
     target: str | None = None,
     oracle: str | None = None,
@@ -45,11 +48,11 @@ def evaluate(
     quiet: bool = False,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Measure a run with a suite, write its records and results.json, and print the table and the verdict.
+    """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
 
     Args:
         run: a finished run, or any model (Hub id, folder, adapter): then nothing is written but the cache.
-        suite: name of a shipped suite or a YAML file; default: the run's, otherwise ``basic``.
+        suite: names of shipped suites or YAML files, as a list or with commas; default: the run's, otherwise ``basic``.
         target: the model before; default: what the run unlearned from.
         oracle: the model that never knew; default: the run's ``oracle``; without one its column stays empty.
         limit: measure at most so many rows of each probe, a seeded sample.
@@ -59,7 +62,8 @@ def evaluate(
         overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
-        The content of results.json; an unscored value is None.
+        The content of results.json; an unscored value is None. What earlier evaluations of the same models with other
+        suites found stays in it.
 
     Raises:
         ValueError: an unknown suite, key, split or column, models with different tokenizers, or several processes.
@@ -68,25 +72,56 @@ def evaluate(
     if PartialState().num_processes > 1:
         raise ValueError("evaluate runs in one process; start it without accelerate launch")
     config, finished = _configuration(run, overrides)
-    chosen = load_suite(suite or config.get("suite") or DEFAULT_SUITE).limited(limit)
+    names = suite or config.get("suite") or DEFAULT_SUITE
+    names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
+    suites = {chosen.name: chosen for chosen in (load_suite(name).limited(limit) for name in names)}
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))
     tokenizer = _common_tokenizer(subjects)
-    works = _works(chosen, config, tokenizer)
+    works = {
+        f"{name}/{probe}": work for name in suites for probe, work in _works(suites[name], config, tokenizer).items()
+    }
     device = PartialState(cpu=True).device if config.get("use_cpu") else PartialState().device
     folder = finished.records if finished is not None else None
     records = measure(subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet)
-    results = _results(chosen, records, subjects)
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
-    given = sorted(key for key, value in overrides.items() if value is not None)
-    probes = {name: {"answers": len(work.keys), "digest": work.digest} for name, work in works.items()}
-    results |= {"limit": limit, "overrides": given, "probes": probes}
+    given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
+    results, rows = _head(subjects), {}
+    for name, chosen in suites.items():
+        own = {role: _of_suite(name, by_probe) for role, by_probe in records.items()}
+        computed = _computed(chosen, own)
+        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in _of_suite(name, works).items()}
+        results["suites"][name] = {**_judged(chosen, computed), **given, "probes": probes}
+        rows[name] = _rows(computed)
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None:
+        results, rows = _with_earlier(finished, results, rows)
+        write_json(finished.rows_file, rows)
         write_json(finished.results_file, results)
     if not quiet:
-        print_results(results, terminal())
-        print_texts(_texts(works, records, tokenizer, show_text), terminal())
+        for name in suites:
+            print_results(name, results, terminal())
+            print_texts(
+                _texts(
+                    _of_suite(name, works), {r: _of_suite(name, m) for r, m in records.items()}, tokenizer, show_text
+                ),
+                terminal(),
+            )
     return results
+
+
+def _of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}/"): value for key, value in content.items() if key.startswith(f"{name}/")}
+
+
+def _with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was found before about the same three models, and this."""
+    if not run.results_file.is_file() or not run.rows_file.is_file():
+        return results, rows
+    earlier = read_json(run.results_file)
+    if earlier.get("format") != FORMAT or earlier["models"] != results["models"]:
+        return results, rows
+    suites = {**earlier["suites"], **results["suites"]}
+    return {**results, "suites": suites}, {**read_json(run.rows_file), **rows}
 
 
 def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Run | None]:
@@ -185,36 +220,55 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 
-def _results(suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[str, Subject]) -> dict[str, Any]:
-    oracle = compute_lines(suite, records["oracle"], is_oracle=True) if "oracle" in records else None
-    computed: dict[str, Computation | None] = {"oracle": oracle}
-    for role in ("unlearned", "before"):
-        computed[role] = compute_lines(suite, records[role], oracle) if role in records else None
-    unlearned = computed["unlearned"]
-    assert unlearned is not None
-    metrics = {}
-    for line in suite.lines:
-        others = {
-            role: values[line.name].to_dict() if (values := computed[role]) else None for role in ("before", "oracle")
-        }
-        metrics[line.name] = {**unlearned[line.name].to_dict(), "goal": line.goal, **others}
-    before = computed["before"]
-    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
-    untouched = judge(suite, before, before, oracle) if before is not None else {}
-    verdict = {
-        question: {
-            "answer": answer(findings),
-            "before": answer(untouched[question]) if untouched else None,
-            "findings": [finding.to_dict() for finding in findings],
-        }
-        for question, findings in judge(suite, unlearned, before, oracle).items()
-    }
+def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
     models = {
         role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
         for role in ROLES
     }
-    results = {"suite": suite.name, "llm_forget": __version__, "models": models, "metrics": metrics, "verdict": verdict}
-    return json.loads(json.dumps(results, allow_nan=False))
+    return {"format": FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
+
+
+def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
+    """The lines of every model; the oracle's first, because others compare with them."""
+    computed, oracle = {}, None
+    if "oracle" in records:
+        computed["oracle"] = compute_lines(suite, records["oracle"], is_oracle=True)
+        oracle = (records["oracle"], computed["oracle"])
+    for role in ("unlearned", "before"):
+        if role in records:
+            computed[role] = compute_lines(suite, records[role], oracle)
+    return computed
+
+
+def _rows(computed: dict[str, Computation]) -> dict[str, Any]:
+    """Values per row of every line and model, for those who draw them: ids and numbers."""
+    names = [name for name, line in computed["unlearned"].items() if line.rows]
+    return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
+
+
+def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
+    def lines(role: str) -> dict[str, Any]:
+        return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
+
+    goals = {line.name: line.goal for line in suite.lines}
+    others = {role: lines(role) for role in ("before", "oracle")}
+    metrics = {
+        name: {**line, "goal": goals[name], **{role: known.get(name) for role, known in others.items()}}
+        for name, line in lines("unlearned").items()
+    }
+    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
+    untouched = {
+        name: {**line, "before": line, "oracle": others["oracle"].get(name)} for name, line in others["before"].items()
+    }
+    verdict = {}
+    for question, bounds in suite.verdict.items():
+        findings = [apply_bound(bound, metrics[bound.line]) for bound in bounds]
+        verdict[question] = {
+            "answer": answer(findings),
+            "before": answer(apply_bound(bound, untouched[bound.line]) for bound in bounds) if untouched else None,
+            "findings": [finding.to_dict() for finding in findings],
+        }
+    return json.loads(json.dumps({"metrics": metrics, "verdict": verdict}, allow_nan=False))
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:

@@ -9,7 +9,8 @@
     checkpoints/     to resume from
     adapter/ | model/  what was trained, with manifest.json
     records/         what the probes measured (may hold generated text: never published)
-    results.json     metrics
+    results.json     metrics and verdicts of every suite
+    rows.json        the same per row, for those who draw them: ids and numbers
 
 `run.json` says *complete* only after everything else is on disk, so a half-written run is never read as whole.
 """
@@ -60,6 +61,10 @@ class Run:
     @property
     def results_file(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def rows_file(self) -> Path:
+        return self.path / "rows.json"
 
     @property
     def checkpoints(self) -> Path:

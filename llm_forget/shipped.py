@@ -10,7 +10,13 @@ from pathlib import Path
 from llm_forget.registry import did_you_mean
 
 # Folder and what one file of it is called in an error.
-KINDS = {"recipes": "recipe", "eval": "suite", "accelerate_configs": "accelerate config"}
+KINDS = {
+    "recipes": "recipe",
+    "eval": "suite",
+    "eval/policies": "policy",
+    "eval/lm_eval": "lm-eval task",
+    "accelerate_configs": "accelerate config",
+}
 
 
 def folder(kind: str) -> Path:
@@ -27,9 +33,11 @@ def folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the shipped files without ending, sorted, as ``tofu/npo``."""
+    """Names of the shipped files without ending, sorted, as ``tofu/npo``; a folder that is another kind is left out."""
     root = folder(kind)
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    inner = [root / other.removeprefix(f"{kind}/") for other in KINDS if other.startswith(f"{kind}/")]
+    files = [path for path in root.rglob("*.yaml") if not any(path.is_relative_to(other) for other in inner)]
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
 
 
 def locate(kind: str, name: str) -> Path:

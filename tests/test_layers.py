@@ -13,14 +13,17 @@ PACKAGE = Path(__file__).parents[1] / "llm_forget"
 # A module belongs to the entry with the longest matching name.
 LAYERS = {
     "registry": 0, "logprobs": 0, "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
-    "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "attacks.membership": 0,
+    "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "evals.verdict": 0,
+    "attacks.membership": 0,
     "config": 1, "refusals": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
     "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
+    "evals.lm_tasks": 1, "evals.lm_harness": 2,
     "reference": 2, "window": 2, "resume": 2, "trainer": 2, "evals.probes": 2, "evals.rows": 2, "evals.measure": 2,
     "evals.toxicity": 2,
+    "evals.gradient_probe": 2,
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3,
     "attacks": 3, "bench": 3,
-    "report": 4, "hub": 4, "audit": 4,
+    "report": 4, "hub": 4, "audit": 4, "verify": 4, "pytest_plugin": 5,
     "cli": 5, "catalogue": 5, "live": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 ECOSYSTEM = {"transformers", "peft", "datasets", "trl", "accelerate", "huggingface_hub"}

@@ -50,8 +50,8 @@ def test_a_merged_run_can_be_measured_again(run: Run, tmp_path: Path) -> None:
     from llm_forget.merge import merge
 
     results = merge(run.path, tmp_path / "merged", measure=True)["results"]
-    assert read_json(tmp_path / "merged" / "results.json")["metrics"] == results["metrics"]
-    assert 0 < results["metrics"]["forget_probability"]["value"] < 1
+    assert read_json(tmp_path / "merged" / "results.json")["suites"] == results["suites"]
+    assert 0 < next(iter(results["suites"].values()))["metrics"]["forget_probability"]["value"] < 1
 
 
 def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:

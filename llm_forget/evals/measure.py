@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llm_forget.evals.gradient_probe import probe_gradients
 from llm_forget.evals.probes import probe_generate, probe_logprobs
 from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
-from llm_forget.evals.rows import Work
+from llm_forget.evals.rows import Work, judged
 from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
 from llm_forget.models.digest import folder_digest
 from llm_forget.reference import cache_folder
@@ -29,6 +30,7 @@ from llm_forget.run import file_digest
 if TYPE_CHECKING:
     from trl import ModelConfig
 
+RECORD_KIND = {"logprobs": "logprobs", "judge": "logprobs", "gradients": "gradients", "generate": "generate"}
 PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
@@ -84,29 +86,82 @@ def measure(
 
     Args:
         subjects: the models by role, measured in this order.
-        works: the probes by name.
+        works: the probes by ``suite/probe``.
         tokenizer: of all models.
         device: where models go that are not quantised.
-        folder: gets ``<role>/<probe>.jsonl``; without one only the cache is written.
+        folder: gets ``<role>/<probe>-<digest>.jsonl``; without one only the cache is written.
         batch_size: sequences at most.
         quiet: no progress.
     """
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
     with Progress(*columns, disable=quiet, transient=True) as progress, _one_model(device) as holder:
+        desk = _Desk(holder, tokenizer, folder, batch_size, progress)
         for role, subject in subjects.items():
             for name, work in works.items():
-                key = subject.key(work)
-                own = folder / role / f"{name}.jsonl" if folder is not None else None
-                path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
-                found = load_records(path, key)
-                if found is None:
-                    writer = RecordWriter(path, work.kind, key, work.keys)
-                    found = _run_probe(holder, subject, tokenizer, work, writer, batch_size, progress)
-                if own is not None and path != own and load_records(own, key) is None:
-                    write_records(own, work.kind, key, found)
-                records[role][name] = _with_references(found, work)
+                if work.kind != "judge":
+                    records[role][name] = _with_data(desk.records(subject, role, work), work)
+        # One reader for the texts of all: the model before, or else the model itself.
+        for role, subject in subjects.items():
+            for name, work in works.items():
+                if work.kind == "judge":
+                    texts = name.removesuffix(work.probe.name) + str(work.probe.generations)
+                    reading = judged(work.probe, works[texts].prompt_rows, records[role][texts], tokenizer)
+                    records[role][name] = desk.records(subjects.get("before", subject), role, reading)
     return records
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What measuring needs whatever is measured."""
+
+    holder: _OneModel
+    tokenizer: Any
+    folder: Path | None
+    batch_size: int
+    progress: Progress
+
+    def records(self, subject: Subject, role: str, work: Work) -> list[Any]:
+        """Records of one probe for one role: found, or measured and kept."""
+        key = subject.key(work)
+        own = self._own_file(role, work, key)
+        path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
+        found = load_records(path, key)
+        if found is None:
+            found = self._run(subject, role, work, RecordWriter(path, RECORD_KIND[work.kind], key, work.keys))
+        if own is not None and path != own and load_records(own, key) is None:
+            write_records(own, RECORD_KIND[work.kind], key, found)
+        return found
+
+    def _own_file(self, role: str, work: Work, key: str) -> Path | None:
+        """The run's own file; two suites may call different probes by one name, and one probe by two."""
+        if self.folder is None:
+            return None
+        same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
+        return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
+
+    def _run(self, subject: Subject, role: str, work: Work, writer: RecordWriter) -> list[Any]:
+        # The model is a local of this function only: a name that outlives it would keep two models in memory.
+        done = len(work.keys) - len(writer.missing())
+        task = self.progress.add_task(f"{role}: {work.probe.name}", total=len(work.keys), completed=done)
+
+        def advance(count: int) -> None:
+            self.progress.advance(task, count)
+
+        with self.holder.holding(subject) as model:
+            if work.kind == "generate":
+                probe = work.probe
+                sampling = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
+                probe_generate(
+                    model, self.tokenizer, work.prompt_rows, writer, max_new_tokens=probe.max_new_tokens,
+                    batch_size=self.batch_size, advance=advance, **sampling,
+                )  # fmt: skip
+            elif work.kind == "gradients":
+                probe_gradients(model, work.token_rows, writer, advance=advance)
+            else:
+                probe_logprobs(model, work.token_rows, writer, batch_size=self.batch_size, advance=advance)
+        self.progress.remove_task(task)
+        return writer.finish()
 
 
 def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Path:
@@ -124,38 +179,14 @@ def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Pa
     return cache_folder() / "records" / f"{key}.jsonl"
 
 
-def _run_probe(
-    holder: _OneModel,
-    subject: Subject,
-    tokenizer: Any,
-    work: Work,
-    writer: RecordWriter,
-    batch_size: int,
-    progress: Progress,
-) -> list[Any]:
-    # The model is a local of this function only: a name that outlives it would keep two models in memory.
-    done = len(work.keys) - len(writer.missing())
-    task = progress.add_task(f"{subject.role}: {work.probe.name}", total=len(work.keys), completed=done)
-
-    def advance(count: int) -> None:
-        progress.advance(task, count)
-
-    with holder.holding(subject) as model:
-        if work.kind == "logprobs":
-            probe_logprobs(model, work.token_rows, writer, batch_size=batch_size, advance=advance)
-        else:
-            new = work.probe.max_new_tokens
-            probe_generate(
-                model, tokenizer, work.prompt_rows, writer, max_new_tokens=new, batch_size=batch_size, advance=advance
-            )
-    progress.remove_task(task)
-    return writer.finish()
-
-
-def _with_references(records: list[Any], work: Work) -> list[Any]:
-    """Put the true answers beside the generated ones; they are in no file."""
+def _with_data(records: list[Any], work: Work) -> list[Any]:
+    """What metrics need of the data beside the records, and no file of records holds."""
     references = {row.key: row.reference for row in work.prompt_rows}
-    return [replace(r, reference=references[r.key]) if r.key in references else r for r in records]
+    if work.kind == "generate":
+        return [replace(record, reference=references[record.key]) for record in records]
+    if work.kind == "logprobs":
+        return [replace(record, zlib_bytes=work.zlib_bytes[record.key]) for record in records]
+    return records
 
 
 @contextmanager

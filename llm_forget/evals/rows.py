@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_forget.data.rows import Row, conversation, is_text, with_completion
 from llm_forget.data.template import Template
-from llm_forget.data.tokenise import control_tokenizer, encode_rows
+from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
 from llm_forget.evals.probes import PromptRow, TokenRow
-from llm_forget.evals.records import Key, content_key
+from llm_forget.evals.records import GenerationRecord, Key, content_key
 from llm_forget.evals.suite import Probe
+from llm_forget.logprobs import IGNORE
 from llm_forget.registry import did_you_mean
 
 
@@ -24,10 +26,11 @@ class Work:
     token_rows: Sequence[TokenRow]
     prompt_rows: Sequence[PromptRow]
     digest: str  # of everything but the model
+    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # compressed size of each answer, for one of the attacks
 
     @property
     def kind(self) -> str:
-        """Kind of record: logprobs or generate."""
+        """Kind of probe: logprobs, gradients or generate."""
         return self.probe.probe
 
     @property
@@ -46,19 +49,43 @@ def prepare(
     """
     chosen = [rows[i] for i in subset(len(rows), probe.limit, probe.seed)]
     where = f"probe '{probe.name}' (split '{probe.split}')"
-    if probe.probe == "logprobs":
+    if probe.probe != "generate":
         token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
-        content = [[r.id, r.answer_index, r.window, r.input_ids, r.labels] for r in token_rows]
-        return Work(probe, token_rows, [], content_key(probe="logprobs", rows=content))
-    prompt_rows = _prompt_rows(chosen, probe.field, where, tokenizer, template)
+        return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
+    prompt_rows = _prompt_rows(chosen, probe, where, tokenizer, template, max_length)
     digest = content_key(
         probe="generate",
         rows=[[r.id, r.sample, r.prompt_ids] for r in prompt_rows],
         tokenizer=control_tokenizer(tokenizer).digest(),
         eos=tokenizer.eos_token_id,
         max_new_tokens=probe.max_new_tokens,
+        sampling=None if probe.temperature is None else [probe.temperature, probe.top_p, probe.seed],
     )
     return Work(probe, [], prompt_rows, digest)
+
+
+def judged(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
+    """What a probe of kind ``judge`` measures: the generated texts as answers to their prompts."""
+    prompt = {row.key: row.prompt_ids for row in prompts}
+    token_rows = []
+    for record in texts:
+        ids = tokenizer(record.text, add_special_tokens=False)["input_ids"]
+        before = prompt[record.key]
+        token_rows.append(TokenRow(*record.key, 0, [*before, *ids], [*([-100] * len(before)), *ids]))
+    return Work(probe, token_rows, [], _token_digest("logprobs", token_rows))
+
+
+def _token_digest(kind: str, rows: Sequence[TokenRow]) -> str:
+    return content_key(probe=kind, rows=[[r.id, r.answer_index, r.window, r.input_ids, r.labels] for r in rows])
+
+
+def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
+    """Bytes of each answer's text after zlib."""
+    answers: dict[Key, list[int]] = {}
+    for row in rows:
+        answers.setdefault(row.key, []).extend(label for label in row.labels if label != IGNORE)
+    texts = tokenizer.batch_decode(list(answers.values()), skip_special_tokens=True)
+    return {key: len(zlib.compress(text.encode())) for key, text in zip(answers, texts, strict=True)}
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:
@@ -91,20 +118,43 @@ def _token_rows(
 
 
 def _prompt_rows(
-    rows: Sequence[Row], field: str | None, where: str, tokenizer: Any, template: Template
+    rows: Sequence[Row], probe: Probe, where: str, tokenizer: Any, template: Template, max_length: int | None
 ) -> list[PromptRow]:
+    """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer.
+
+    With a prefix, running text longer than ``max_length`` gives one prompt per window, called ``id#1``, ``id#2``, ...
+    """
+    if probe.field is not None:
+        rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
+    asked: list[tuple[str, list[int], str]] = []
+    if probe.prefix is None:
+        _refuse_running_text(rows, where)
+        for row, windows in zip(rows, encode_rows(rows, tokenizer, template), strict=True):
+            asked.append((windows[0].id, windows[0].prompt_ids, _last_answer(row)))
+    else:
+        for window in (w for windows in encode_rows(rows, tokenizer, template, max_length=max_length) for w in windows):
+            ids, rest = _after_prefix(window, probe.prefix)
+            name = f"{window.id}#{window.window}" if window.window else window.id
+            asked.append((name, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
+    return [PromptRow(name, ids, answer, k) for name, ids, answer in asked for k in range(probe.samples)]
+
+
+def _refuse_running_text(rows: Sequence[Row], where: str) -> None:
     for row in rows:
         if is_text(row):
             raise ValueError(
                 f"{where}: row '{row['id']}' is running text and has no prompt to generate from; take a suite without "
-                "generations, such as --suite text"
+                "generations, such as --suite text, or give the probe a 'prefix'"
             )
-    encoded = encode_rows(rows, tokenizer, template)
-    prompts = []
-    for row, windows in zip(rows, encoded, strict=True):
-        answer = _last_answer(row) if field is None else _answers(row, field, where)[0]
-        prompts.append(PromptRow(windows[0].id, windows[0].prompt_ids, answer))
-    return prompts
+
+
+def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
+    """Token ids up to and with the first part of the answer, and the ids of the rest of the answer."""
+    places = [place for place, label in enumerate(window.labels) if label != IGNORE]
+    given = int(prefix) if prefix >= 1 else int(prefix * len(places))
+    first = places[min(given, len(places) - 1)]
+    # Running text has targets from its first token on, and something must be there to continue.
+    return window.input_ids[: max(1, first)], window.input_ids[max(1, first) :]
 
 
 def _last_answer(row: Row) -> str:

@@ -7,6 +7,7 @@
     probes:
       forget: {probe: logprobs, split: forget}
       forget_text: {probe: generate, split: forget, max_new_tokens: 64}
+      fluency: {probe: judge, generations: forget_text}
     metrics:                               # top to bottom; an input names a probe or a line above
       forget_probability: {metric: probability, records: forget, goal: match_oracle}
     verdict:
@@ -24,11 +25,22 @@ import yaml
 
 from llm_forget import shipped
 from llm_forget.evals.metrics import METRICS
+from llm_forget.evals.verdict import Bound, parse_bound
 from llm_forget.registry import Entry, did_you_mean
 
 GOALS = ("lower", "higher", "keep", "match_oracle")
-BOUNDS = ("at_most", "at_least", "within")
 ORACLE = "oracle_"
+RECORDS = {
+    "logprobs": "TokenRecord",
+    "judge": "TokenRecord",
+    "gradients": "GradientRecord",
+    "generate": "GenerationRecord",
+}
+SHARED_KEYS = ("probe", "split", "field", "limit", "seed")
+OWN_KEYS = {
+    "generate": ("max_new_tokens", "samples", "temperature", "top_p", "prefix"),
+    "judge": ("generations",),
+}
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,17 @@ class Probe:
     """One pass of a model over one split."""
 
     name: str
-    probe: str  # logprobs | generate
+    probe: str  # logprobs | gradients | generate | judge
     split: str
     field: str | None = None  # column that holds the answer(s) instead of the row's own
     limit: int | None = None  # a seeded subset of the rows
     seed: int = 0
-    max_new_tokens: int = 200  # generate only
+    max_new_tokens: int = 200  # this and what follows: generate only
+    samples: int = 1
+    temperature: float | None = None  # greedy without
+    top_p: float = 1.0
+    prefix: float | None = None  # how much of the answer the prompt gives away: a share, or from 1 on so many tokens
+    generations: str | None = None  # judge only: the generating probe whose texts the model before reads
 
 
 @dataclass(frozen=True)
@@ -58,16 +75,6 @@ class Line:
     def oracle_inputs(self) -> tuple[str, ...]:
         """Inputs that receive the oracle's version of the input they are named after."""
         return tuple(name for name in self.metric.inputs if name.startswith(ORACLE))
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a line must satisfy, absolutely or relative to another model's value of it."""
-
-    line: str
-    kind: str  # at_most | at_least | within
-    amount: float  # a factor of the other value (at_most, at_least), a distance from it (within), or the bound itself
-    of: str | None = None  # oracle | before
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ def parse_suite(content: Any, *, name: str) -> Suite:
     where = f"suite '{name}'"
     content = _mapping(content, where)
     _refuse_unknown(content, ("data", "probes", "metrics", "verdict"), where)
-    probes = {
-        key: _probe(key, value, where) for key, value in _mapping(content.get("probes"), f"{where}: probes").items()
-    }
+    probes: dict[str, Probe] = {}
+    for key, value in _mapping(content.get("probes"), f"{where}: probes").items():
+        probes[key] = _probe(key, value, probes, where)
     lines: list[Line] = []
     for key, value in _mapping(content.get("metrics"), f"{where}: metrics").items():
         if key in probes:
@@ -134,21 +141,35 @@ def parse_suite(content: Any, *, name: str) -> Suite:
     return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), verdict)
 
 
-def _probe(name: str, content: Any, where: str) -> Probe:
+def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Probe:
     where = f"{where}: probe '{name}'"
-    content = _mapping(content, where)
-    _refuse_unknown(content, ("probe", "split", "field", "limit", "seed", "max_new_tokens"), where)
+    content = dict(_mapping(content, where))
     kind = content.get("probe")
-    if kind not in ("logprobs", "generate"):
-        raise ValueError(f"{where} must say 'probe: logprobs' or 'probe: generate', not {kind!r}")
+    if kind not in RECORDS:
+        raise ValueError(f"{where} must say 'probe:' and one of {', '.join(RECORDS)}, not {kind!r}")
+    _refuse_unknown(
+        content, (*SHARED_KEYS, *OWN_KEYS.get(kind, ())) if kind != "judge" else ("probe", "generations"), where
+    )
+    if kind == "judge":
+        texts = content.get("generations")
+        if texts not in above or above[texts].probe != "generate":
+            raise ValueError(f"{where} must name a generating probe above as 'generations', not {texts!r}")
+        return replace(above[texts], name=name, probe="judge", generations=texts)
     if not isinstance(content.get("split"), str):
         raise ValueError(f"{where} must name a split, e.g. 'split: forget'")
-    if kind == "logprobs" and "max_new_tokens" in content:
-        raise ValueError(f"{where}: 'max_new_tokens' belongs to 'probe: generate'")
-    for key in ("limit", "max_new_tokens"):
+    for key in ("limit", "max_new_tokens", "samples"):
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{where}: '{key}' must be a whole number of at least 1, not {value!r}")
+    for key, most in (("temperature", None), ("top_p", 1), ("prefix", None)):
+        value = content.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value <= (most or value)):
+            raise ValueError(
+                f"{where}: '{key}' must be a number above 0{f' and at most {most}' if most else ''}, not {value!r}"
+            )
+    if content.get("samples", 1) > 1 and content.get("temperature") is None:
+        raise ValueError(f"{where}: several samples of a greedy answer are the same; add e.g. 'temperature: 1.0'")
     return Probe(name=name, **content)
 
 
@@ -183,12 +204,12 @@ def _check_kind(
     """Compare what an input is annotated to take with what it is given; without annotation anything goes."""
     wanted = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
-    if "TokenRecord" in wanted:
-        fits, needed = kind == "logprobs", "a probe of kind logprobs"
-    elif "GenerationRecord" in wanted:
-        fits, needed = kind == "generate", "a probe of kind generate"
+    record = next((name for name in RECORDS.values() if name in wanted), None)
+    if record is not None:
+        kinds = [name for name, made in RECORDS.items() if made == record]
+        fits, needed = kind in kinds, f"a probe of kind {' or '.join(kinds)}"
     elif "Rows" in wanted:
-        single = kind == "line" and _annotation(lines[reference].metric, "return") == "float"
+        single = kind == "line" and "Rows" not in _annotation(lines[reference].metric, "return")
         fits, needed = kind == "line" and (not single or "float" in wanted), "a line above with a value per row"
     else:
         return
@@ -204,25 +225,11 @@ def _annotation(entry: Entry, name: str) -> str:
 def _bounds(content: Any, lines: list[str], where: str) -> tuple[Bound, ...]:
     if not isinstance(content, list) or not content:
         raise ValueError(f"{where} must be a list of bounds, e.g. [{{line: forget_quality, at_least: 0.05}}]")
-    return tuple(_bound(bound, lines, where) for bound in content)
-
-
-def _bound(content: Any, lines: list[str], where: str) -> Bound:
-    content = _mapping(content, where)
-    _refuse_unknown(content, ("line", "of", *BOUNDS), where)
-    if content.get("line") not in lines:
-        raise ValueError(f"{where} names no metric line of the suite; {did_you_mean(str(content.get('line')), lines)}")
-    kinds = [kind for kind in BOUNDS if kind in content]
-    if len(kinds) != 1:
-        raise ValueError(f"{where}: '{content['line']}' must have exactly one of {', '.join(BOUNDS)}")
-    if content.get("of") not in (None, "oracle", "before"):
-        raise ValueError(f"{where}: 'of' must be oracle or before, not {content['of']!r}")
-    if kinds[0] == "within" and content.get("of") is None:
-        raise ValueError(f"{where}: 'within' is a distance; say of which model, e.g. 'of: oracle'")
-    amount = content[kinds[0]]
-    if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise ValueError(f"{where}: '{kinds[0]}' must be a number, not {amount!r}")
-    return Bound(content["line"], kinds[0], float(amount), content.get("of"))
+    bounds = tuple(parse_bound(bound, where) for bound in content)
+    for bound in bounds:
+        if bound.line not in lines:
+            raise ValueError(f"{where} names no metric line of the suite; {did_you_mean(bound.line, lines)}")
+    return bounds
 
 
 def _mapping(content: Any, where: str) -> dict[str, Any]:

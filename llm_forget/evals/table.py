@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llm_forget.evals.lines import shown
+from llm_forget.evals.verdict import shown
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
 GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}
@@ -22,12 +22,13 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def print_results(results: dict[str, Any], console: Console) -> None:
-    """The table before / unlearned / oracle and the verdict, all numbers."""
-    console.print(results_table(results))
+def print_results(name: str, results: dict[str, Any], console: Console) -> None:
+    """The table before / unlearned / oracle of one suite and its verdict, all numbers."""
+    suite = results["suites"][name]
+    console.print(results_table(name, suite))
     if results["models"]["oracle"] is None:
         console.print("[yellow]no oracle is known, so how a model answers that never saw these rows is not either[/]")
-    for question, verdict in results["verdict"].items():
+    for question, verdict in suite["verdict"].items():
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
@@ -36,10 +37,10 @@ def print_results(results: dict[str, Any], console: Console) -> None:
             console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def results_table(name: str, suite: dict[str, Any]) -> Table:
     """One line per metric: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
     table = Table(
-        title=f"suite {results['suite']}",
+        title=f"suite {name}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -49,7 +50,7 @@ def results_table(results: dict[str, Any]) -> Table:
     for name in ("before", "unlearned", "95 % CI", "oracle", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("goal", no_wrap=True)
-    for name, line in results["metrics"].items():
+    for name, line in suite["metrics"].items():
         interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
         unscored = f" (+{line['n_unscored']})" if line["n_unscored"] else ""
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]

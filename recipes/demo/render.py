@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llm_forget.evals.lines import shown
+from llm_forget.evals.verdict import shown
 from llm_forget.run import read_json, write_atomic
 
 HERE = Path(__file__).resolve().parent

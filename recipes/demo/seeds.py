@@ -18,11 +18,12 @@ from render import render_all
 
 from llm_forget import Run, evaluate, finetune, unlearn
 from llm_forget.config import load_yaml
-from llm_forget.evals.lines import shown
+from llm_forget.evals.verdict import shown
 from llm_forget.run import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("npo", "grad_diff", "grad_ascent")
+SUITE = "demo"
 ROLES = ("before", "unlearned", "oracle")
 # The method that is held to the suite's bounds, and the one it must beat on the utility it keeps.
 JUDGED, BEATEN = "npo", "grad_ascent"
@@ -51,15 +52,17 @@ def run_seed(seed: int, runs: Path) -> dict[str, Any]:
         seconds[name] = run.provenance["cost"]["seconds"]
         memory = max(memory, run.provenance["cost"]["peak_memory_gib"])
         if name in METHODS:
-            results[name] = evaluated(run)
-            seconds[f"{name}, evaluate"] = results[name]["seconds"]
+            measured = evaluated(run)
+            results[name] = measured["suites"][SUITE]
+            seconds[f"{name}, evaluate"] = measured["seconds"]
     made = {"machine": run.provenance["environment"], "date": run.state["finished"][:10]}
     return {"results": results, "rows": rows, "seconds": seconds, "peak_memory_gib": memory, **made}
 
 
 def evaluated(run: Run) -> dict[str, Any]:
     """Results of a run, measured unless they were."""
-    return read_json(run.results_file) if run.results_file.is_file() else evaluate(run.path)
+    known = read_json(run.results_file) if run.results_file.is_file() else {}
+    return known if SUITE in known.get("suites", {}) else evaluate(run.path, SUITE)
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def collect(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     machine = first["machine"]
     return {
         "date": max(seed["date"] for seed in by_seed.values()),
-        "suite": first["results"][JUDGED]["suite"],
+        "suite": SUITE,
         "seeds": list(by_seed),
         "rows": first["rows"],
         "methods": {name: metrics_of([seed["results"][name] for seed in by_seed.values()]) for name in METHODS},

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_forget.evals.lines import answer, compute_lines, judge
+from llm_forget.evals.lines import compute_lines
 from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.suite import parse_suite
 
@@ -21,14 +21,6 @@ SUITE = parse_suite(
             "r": {"metric": "truth_ratio", "correct": "forget", "perturbed": "lies", "goal": "match_oracle"},
             "fq": {"metric": "forget_quality", "truth_ratio": "r", "goal": "higher"},
             "u": {"metric": "model_utility", "components": ["p", "fq"], "goal": "keep"},
-        },
-        "verdict": {
-            "forgot": [
-                {"line": "p", "at_most": 1.5, "of": "oracle"},
-                {"line": "p", "within": 0.05, "of": "oracle"},
-                {"line": "fq", "at_least": 0.05},
-            ],
-            "kept": [{"line": "p", "at_least": 0.9, "of": "before"}],
         },
     },
     name="test",
@@ -47,8 +39,9 @@ def records(level, n=30, seed=0):
 
 
 def test_the_oracle_is_its_own_oracle():
-    oracle = compute_lines(SUITE, records(0.1), is_oracle=True)
-    assert oracle["fq"].value == 1.0
+    lines = compute_lines(SUITE, records(0.1), is_oracle=True)
+    oracle = (records(0.1), lines)
+    assert lines["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.1), oracle)["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.9), oracle)["fq"].value < 0.01
 
@@ -74,33 +67,31 @@ def test_without_an_oracle_its_lines_are_unscored_and_so_are_those_made_of_them(
         assert json.loads(json.dumps(lines[name].to_dict(), allow_nan=False))["value"] is None
 
 
-def findings(unlearned, before=0.9, oracle=0.1):
-    own = compute_lines(SUITE, records(oracle), is_oracle=True) if oracle else None
-    computed = [compute_lines(SUITE, records(level), own) if level else None for level in (unlearned, before)]
-    return judge(SUITE, computed[0], computed[1], own)
+def test_rows_keep_their_ids():
+    lines = compute_lines(SUITE, records(0.1, n=3), is_oracle=True)
+    assert lines["r"].rows_to_dict()["rows"]["ids"] == ["r0", "r1", "r2"]
+    assert lines["p"].rows_to_dict()["rows"]["values"] == pytest.approx([0.1] * 3)
+    assert lines["fq"].rows == {}
 
 
-def test_a_model_like_the_oracle_has_forgotten():
-    verdict = findings(0.12)
-    assert answer(verdict["forgot"]) == "yes"
-    assert verdict["forgot"][0].sentence() == "p 0.120 (oracle 0.100; at most 1.5 times)"
-
-
-def test_one_broken_bound_is_a_no():
-    verdict = findings(0.2)
-    assert [f.holds for f in verdict["forgot"][:2]] == [False, False]
-    assert answer(verdict["forgot"]) == "no"
-    assert answer(verdict["kept"]) == "no"
-
-
-def test_falling_far_below_the_oracle_is_not_within():
-    assert findings(0.02)["forgot"][1].holds is False
-
-
-def test_without_the_other_model_a_bound_is_inconclusive():
-    assert answer(findings(0.12, oracle=None)["forgot"]) == "inconclusive"
-    assert answer(findings(0.12, before=None)["kept"]) == "inconclusive"
-
-
-def test_nothing_to_judge_is_inconclusive():
-    assert answer([]) == "inconclusive"
+def test_a_metric_may_bring_its_own_interval_and_rows():
+    suite = parse_suite(
+        {
+            "probes": {name: {"probe": "logprobs", "split": name} for name in ("forget", "holdout")},
+            "metrics": {
+                "mia": {
+                    "metric": "membership_auc",
+                    "members": "forget",
+                    "nonmembers": "holdout",
+                    "goal": "match_oracle",
+                },
+                "u": {"metric": "model_utility", "components": ["mia"], "goal": "keep"},
+            },
+        },
+        name="test",
+    )
+    sides = {"forget": records(0.9)["forget"], "holdout": records(0.1)["forget"]}
+    lines = compute_lines(suite, sides, is_oracle=True)
+    assert lines["mia"].summary.value == 1.0 == lines["u"].summary.value
+    assert lines["mia"].summary.ci[0] < 1.0
+    assert lines["mia"].rows_to_dict()["nonmembers"]["ids"][:2] == ["r0", "r1"]

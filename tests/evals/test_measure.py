@@ -69,7 +69,7 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
     with pytest.raises(ValueError, match=r"row 'forget' is running text .* --suite text"):
         evaluate(tiny_folder, quiet=True, **data)
-    metrics = evaluate(tiny_folder, "text", quiet=True, max_length=64, **data)["metrics"]
+    metrics = evaluate(tiny_folder, "text", quiet=True, max_length=64, **data)["suites"]["text"]["metrics"]
     assert {line["n"] for line in metrics.values()} == {1}
     assert 0 < metrics["forget_probability"]["value"] < 0.05
 
@@ -79,7 +79,7 @@ def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
     data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
     same = str(tiny_folder)
-    verdict = evaluate(same, "text", target=same, oracle=same, max_length=64, **data)["verdict"]
+    verdict = evaluate(same, "text", target=same, oracle=same, max_length=64, **data)["suites"]["text"]["verdict"]
     assert [(verdict[q]["answer"], verdict[q]["before"]) for q in ("forgot", "kept")] == [("yes", "yes")] * 2
     assert capsys.readouterr().out.count("there was nothing to forget") == 1
 
@@ -94,9 +94,18 @@ def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cac
     first = evaluate(run.path, "text", quiet=True, **data)
     swapped = {"forget": data["retain"], "retain": data["forget"]}
     second = evaluate(run.path, "text", quiet=True, max_length=64, **swapped)
-    assert (first["overrides"], second["overrides"]) == (["forget", "retain"], ["forget", "max_length", "retain"])
-    assert first["probes"]["forget"]["answers"] == second["probes"]["forget"]["answers"] == 1
-    assert first["probes"]["forget"]["digest"] != second["probes"]["forget"]["digest"]
+    assert (first["suites"]["text"]["overrides"], second["suites"]["text"]["overrides"]) == (
+        ["forget", "retain"],
+        ["forget", "max_length", "retain"],
+    )
+    assert (
+        first["suites"]["text"]["probes"]["forget"]["answers"]
+        == second["suites"]["text"]["probes"]["forget"]["answers"]
+        == 1
+    )
+    assert (
+        first["suites"]["text"]["probes"]["forget"]["digest"] != second["suites"]["text"]["probes"]["forget"]["digest"]
+    )
     assert str(tmp_path) not in run.results_file.read_text()
 
 

@@ -24,5 +24,6 @@ def test_only_a_target_that_was_already_like_the_oracle_had_nothing_to_forget(be
     out = StringIO()
     finding = {"holds": True, "sentence": "p 0.1", "of": of}
     verdict = {"forgot": {"answer": "yes", "before": before, "findings": [finding]}}
-    print_results({"suite": "s", "models": {"oracle": {}}, "metrics": {}, "verdict": verdict}, Console(file=out))
+    results = {"models": {"oracle": {}}, "suites": {"s": {"metrics": {}, "verdict": verdict}}}
+    print_results("s", results, Console(file=out))
     assert out.getvalue().count("nothing to forget") == said

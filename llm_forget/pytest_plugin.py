@@ -1,0 +1,61 @@
+"""``pytest --forget-run RUN``: every rule of a policy as a test, so that verification stands in anybody's CI.
+
+Loaded by pytest wherever this package is installed, and therefore imports nothing until the option is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from llm_forget.verify import Ruling
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of this plugin."""
+    group = parser.getgroup("llm-forget", "verification of unlearning runs")
+    group.addoption("--forget-run", action="append", default=[], metavar="RUN", help="verify this evaluated run")
+    group.addoption(
+        "--forget-policy", default="default", metavar="POLICY", help="policy: a shipped name or a YAML file"
+    )
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add one test per run and rule."""
+    for run in config.getoption("--forget-run"):
+        from llm_forget.verify import verify
+
+        try:
+            _, found = verify(run, config.getoption("--forget-policy"))
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from error
+        for ruling in found:
+            name = f"{run}::{ruling.suite or 'unmeasured'}::{ruling.finding.bound.line}"
+            items.append(RuleItem.from_parent(session, name=name, ruling=ruling))
+
+
+class RuleItem(pytest.Item):
+    """One rule. What cannot be told fails too: a test that says nothing must not look like one that passed."""
+
+    def __init__(self, *, ruling: Ruling, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ruling = ruling
+
+    def runtest(self) -> None:
+        """Fail unless the rule holds; warn where the policy wants no more."""
+        if self.ruling.word == "pass":
+            return
+        if self.ruling.rule.severity == "warn":
+            self.warn(pytest.PytestWarning(self.ruling.sentence()))
+        else:
+            raise AssertionError(self.ruling.sentence())
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+        """The finding as a sentence, without a traceback."""
+        return str(excinfo.value)
+
+    def reportinfo(self) -> tuple[str, int | None, str]:
+        """Where pytest says the test is."""
+        return str(self.path), None, self.name

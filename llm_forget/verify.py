@@ -1,0 +1,143 @@
+"""A policy applied to what an evaluation found: one finding per rule, and pass, fail or inconclusive.
+
+Reads ``results.json`` of a run and loads no model, so that it can stand in a continuous integration of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_forget import shipped
+from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
+from llm_forget.registry import did_you_mean
+from llm_forget.run import Run, read_json, write_json
+
+SEVERITIES = ("fail", "warn")
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
+DEFAULT_POLICY = "default"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A bound, where to look for its line, and what it means to break it."""
+
+    bound: Bound
+    severity: str = "fail"
+    suite: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What became of a rule."""
+
+    rule: Rule
+    suite: str | None  # where the line was found
+    finding: Finding
+
+    @property
+    def word(self) -> str:
+        """pass, fail or inconclusive."""
+        return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
+
+    def sentence(self) -> str:
+        """``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
+        where = f"{self.suite}: " if self.suite else ""
+        warning = " [warning only]" if self.rule.severity == "warn" else ""
+        return f"{self.word:12}  {where}{self.finding.sentence()}{warning}"
+
+
+def load_policy(name: str | Path) -> list[Rule]:
+    """Read and check a policy: a YAML file, or a shipped policy by name.
+
+    Raises:
+        FileNotFoundError: neither.
+        ValueError: not YAML, no rules, or a rule that cannot be meant.
+    """
+    import yaml
+
+    path = shipped.resolve("eval/policies", str(name))
+    where = f"policy '{path.stem}'"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"policy '{path}' is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or list(content) != ["rules"] or not isinstance(content["rules"], list):
+        raise ValueError(f"{where} must have one key, 'rules', with a list of bounds")
+    if not content["rules"]:
+        raise ValueError(f"{where} has no rules, and nothing would be verified")
+    return [_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1)]
+
+
+def _rule(content: Any, where: str) -> Rule:
+    bound = parse_bound(content, where, more=("severity", "suite", "optional"))
+    severity, suite, optional = content.get("severity", "fail"), content.get("suite"), content.get("optional", False)
+    if severity not in SEVERITIES:
+        raise ValueError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
+    if suite is not None and not isinstance(suite, str):
+        raise ValueError(f"{where}: 'suite' must be the name of a suite, not {suite!r}")
+    if not isinstance(optional, bool):
+        raise ValueError(f"{where}: 'optional' must be true or false, not {optional!r}")
+    return Rule(bound, severity, suite, optional)
+
+
+def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
+    """Apply every rule to the content of results.json; optional ones whose line no suite has are left out."""
+    found = []
+    for rule in rules:
+        suites = [
+            name
+            for name, suite in results["suites"].items()
+            if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
+        ]
+        if suites:
+            line = results["suites"][suites[0]]["metrics"][rule.bound.line]
+            found.append(Ruling(rule, suites[0], apply_bound(rule.bound, line)))
+        elif not rule.optional:
+            found.append(Ruling(rule, rule.suite, apply_bound(rule.bound, None)))
+    return found
+
+
+def answer(found: Sequence[Ruling]) -> str:
+    """``fail`` as soon as a rule is broken, ``inconclusive`` when one cannot be told or none is left, else ``pass``."""
+    words = [ruling.word for ruling in found if ruling.rule.severity == "fail"]
+    if "fail" in words:
+        return "fail"
+    return "inconclusive" if "inconclusive" in words or not words else "pass"
+
+
+def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[Ruling]]:
+    """Apply a policy to an evaluated run and write ``verify.json`` into it.
+
+    Args:
+        run: a finished run that was evaluated.
+        policy: name of a shipped policy or a YAML file.
+
+    Returns:
+        ``pass``, ``fail`` or ``inconclusive``, and what became of every rule.
+
+    Raises:
+        FileNotFoundError: no such run or policy.
+        ValueError: the run is not complete or was not evaluated, or the policy cannot be meant.
+    """
+    rules = load_policy(policy)
+    finished = Run.open(run)
+    if not finished.results_file.is_file():
+        raise ValueError(f"run '{run}' was not evaluated; first: llm-forget evaluate {run} --suite basic,privacy")
+    results = read_json(finished.results_file)
+    if "suites" not in results:
+        raise ValueError(f"the results of run '{run}' were written by an older version; evaluate it again")
+    found = rulings(results, rules)
+    content = {
+        "policy": Path(str(policy)).stem,
+        "answer": answer(found),
+        "models": results["models"],
+        "rules": [
+            {"suite": r.suite, "severity": r.rule.severity, "answer": r.word, **r.finding.to_dict()} for r in found
+        ],
+    }
+    write_json(finished.path / "verify.json", content)
+    return answer(found), found

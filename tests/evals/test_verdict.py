@@ -1,0 +1,102 @@
+"""A bound holds, is broken, or cannot be told; never is the third taken for one of the others."""
+
+import math
+
+import pytest
+
+from llm_forget.evals.verdict import answer, apply_bound, parse_bound
+
+
+def line(value, *, ci=None, n=40, before=0.9, oracle=0.1):
+    others = {"before": before, "oracle": oracle}
+    return {"value": value, "ci": ci, "n": n} | {k: None if v is None else {"value": v} for k, v in others.items()}
+
+
+def found(bound, given):
+    return apply_bound(parse_bound({"line": "p", **bound}, "test"), given)
+
+
+def test_a_value_near_the_oracles_holds_and_says_so():
+    finding = found({"at_most": 1.5, "of": "oracle"}, line(0.12))
+    assert finding.holds is True
+    assert finding.sentence() == "p 0.120 (oracle 0.100; at most 1.5 times)"
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "holds"),
+    [
+        ({"at_most": 1.5, "of": "oracle"}, 0.2, False),
+        ({"within": 0.05, "of": "oracle"}, 0.02, False),
+        ({"within": 0.05, "of": "oracle"}, 0.14, True),
+        ({"at_least": 0.9, "of": "before"}, 0.8, False),
+        ({"at_least": 0.9, "of": "before"}, 0.82, True),
+        ({"at_least": 0.05}, 0.04, False),
+        ({"within": 0.1, "of": 0.5}, 0.35, False),
+    ],
+)
+def test_bounds_on_a_value(bound, value, holds):
+    assert found(bound, line(value)).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("ci", "holds"),
+    [([0.45, 0.58], True), ([0.35, 0.55], None), ([0.2, 0.9], None), ([0.05, 0.3], False), ([0.8, 1.0], False)],
+)
+def test_an_interval_is_an_equivalence_test_on_both_sides(ci, holds):
+    finding = found({"within": 0.1, "of": 0.5, "interval": True}, line(sum(ci) / 2, ci=ci))
+    assert finding.holds is holds
+
+
+@pytest.mark.parametrize(("ci", "holds"), [([0.1, 0.2], True), ([0.1, 0.4], None), ([0.35, 0.5], False)])
+def test_one_sided_bounds_take_the_whole_interval_too(ci, holds):
+    assert found({"at_most": 0.3, "interval": True}, line(0.2, ci=ci)).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("bound", "given", "why"),
+    [
+        ({"at_most": 1}, None, "not measured"),
+        ({"at_most": 1}, line(None), "unscored"),
+        ({"at_most": 1, "of": "oracle"}, line(0.1, oracle=None), "no value of oracle"),
+        ({"at_most": 1, "of": "before"}, line(0.1) | {"before": {"value": None}}, "no value of before"),
+        ({"at_most": 1, "min_n": 41}, line(0.1), "40 rows, 41 needed"),
+        ({"at_most": 1, "interval": True}, line(0.1), "no interval"),
+    ],
+)
+def test_what_cannot_be_told_is_inconclusive_and_says_why(bound, given, why):
+    finding = found(bound, given)
+    assert finding.holds is None
+    assert finding.sentence().endswith(f": {why}")
+    assert answer([finding]) == "inconclusive"
+
+
+def test_one_broken_bound_is_a_no_even_beside_one_that_cannot_be_told():
+    held, broken, open_ = (found({"at_most": 0.3}, line(value)) for value in (0.1, 0.5, None))
+    assert answer([held]) == "yes"
+    assert answer([held, open_]) == "inconclusive"
+    assert answer([held, open_, broken]) == "no"
+    assert answer([]) == "inconclusive"
+
+
+def test_a_zero_of_the_other_model_is_a_limit_like_any_other():
+    assert found({"at_most": 1.5, "of": "oracle"}, line(0.0, oracle=0.0)).holds is True
+    assert found({"at_most": 1.5, "of": "oracle"}, line(1e-9, oracle=0.0)).holds is False
+
+
+@pytest.mark.parametrize(
+    ("bound", "sentence"),
+    [
+        ({}, "exactly one of"),
+        ({"at_most": 1, "at_least": 0}, "exactly one of"),
+        ({"at_most": "1"}, "must be a number"),
+        ({"at_most": math.nan}, "must be a number"),
+        ({"at_most": 1, "of": "target"}, "oracle, before or a number"),
+        ({"within": 1}, "say from what"),
+        ({"at_most": 1, "interval": 1}, "true or false"),
+        ({"at_most": 1, "min_n": 0.5}, "whole number"),
+        ({"at_mst": 1}, "did you mean 'at_most'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(bound, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse_bound({"line": "p", **bound}, "test")

@@ -1,0 +1,150 @@
+"""A policy passes, fails or cannot tell; so does the command, by its exit code, and pytest, by its tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from llm_forget import shipped
+from llm_forget.cli import app
+from llm_forget.run import Run
+from llm_forget.verify import load_policy, rulings, verify
+
+ROOT = Path(__file__).parents[1]
+
+
+def line(value, before=0.9, oracle=0.1, ci=None, n=100):
+    others = {role: None if v is None else {"value": v} for role, v in (("before", before), ("oracle", oracle))}
+    return {"value": value, "ci": ci, "n": n, "n_unscored": 0, "goal": "match_oracle", **others}
+
+
+GOOD = {
+    "basic": {
+        "forget_probability": line(0.12),
+        "extraction_strength": line(0.1),
+        "retain_probability": line(0.88, oracle=0.9),
+    },
+    "privacy": {"mia_min_k": line(0.51, ci=[0.46, 0.56]), "mia_loss": line(0.5, ci=[0.45, 0.55])},
+}
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    def make(**changes):
+        run = Run.start(tmp_path / "run", "unlearn", {}, {}, True)
+        suites = {
+            name: {**lines, **changes.get(name, {})} for name, lines in GOOD.items() if changes.get(name, 0) is not None
+        }
+        content = {"models": {}, "suites": {name: {"metrics": lines} for name, lines in suites.items()}}
+        run.results_file.write_text(json.dumps(content))
+        run.finish()
+        return run.path
+
+    return make
+
+
+def test_a_model_like_the_oracle_passes(evaluated):
+    path = evaluated()
+    answer, found = verify(path)
+    assert answer == "pass"
+    assert [ruling.suite for ruling in found] == ["basic", "basic", "privacy", "privacy", "basic"]
+    written = json.loads((path / "verify.json").read_text())
+    assert written["answer"] == "pass"
+    assert [rule["answer"] for rule in written["rules"]] == ["pass"] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"basic": {"forget_probability": line(0.9)}}, "fail"),  # the target itself
+        ({"basic": {"retain_probability": line(0.5)}}, "fail"),
+        ({"basic": {"forget_repetition": line(0.9, oracle=0.05)}}, "fail"),  # a collapsed model
+        ({"privacy": {"mia_min_k": line(0.1, ci=[0.05, 0.15])}}, "fail"),  # forgotten too hard
+        ({"privacy": {"mia_min_k": line(0.5, ci=[0.33, 0.67], n=20)}}, "inconclusive"),
+        ({"privacy": None}, "inconclusive"),  # no holdout, so the suite could not be evaluated
+        ({"basic": {"forget_probability": line(0.12, oracle=None)}}, "inconclusive"),
+        ({"basic": {"forget_probability": line(0.12, n=5)}}, "inconclusive"),
+        ({"basic": {"forget_perplexity": line(900.0, oracle=3.0)}}, "pass"),  # a warning
+    ],
+)
+def test_what_fails_and_what_cannot_be_told(evaluated, changes, answer):
+    assert verify(evaluated(**changes))[0] == answer
+
+
+def test_a_broken_rule_outweighs_an_undecided_one(evaluated):
+    assert verify(evaluated(basic={"forget_probability": line(0.9)}, privacy=None))[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"), [({}, 0), ({"basic": {"forget_probability": line(0.9)}}, 1), ({"privacy": None}, 3)]
+)
+def test_the_command_prints_a_line_per_rule_and_exits_with_the_answer(evaluated, changes, code):
+    result = CliRunner().invoke(app, ["verify", str(evaluated(**changes))])
+    assert result.exit_code == code
+    assert len(result.output.splitlines()) == 6
+
+
+def test_a_rule_may_name_its_suite(tmp_path):
+    policy = tmp_path / "mine.yaml"
+    rules = [{"line": "p", "at_most": 1, "suite": suite} for suite in ("b", "c")]
+    policy.write_text(yaml.safe_dump({"rules": rules}))
+    results = {"suites": {"a": {"metrics": {"p": line(2.0)}}, "b": {"metrics": {"p": line(0.5)}}}}
+    assert [ruling.word for ruling in rulings(results, load_policy(policy))] == ["pass", "inconclusive"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "one key, 'rules'"),
+        ({"rules": []}, "nothing would be verified"),
+        ({"rules": [{"line": "p", "at_most": 1, "severity": "wrn"}]}, "rule 1: severity is 'wrn'; did you mean 'warn'"),
+        ({"rules": [{"line": "p", "at_most": 1, "sute": "x"}]}, "did you mean 'suite'"),
+        ({"rules": [{"line": "p", "at_most": 1, "optional": 1}]}, "true or false"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(tmp_path, content, sentence):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=sentence):
+        load_policy(tmp_path / "mine.yaml")
+
+
+def test_a_run_without_results_is_told_what_to_do(tmp_path):
+    Run.start(tmp_path / "run", "unlearn", {}, {}, False).finish()
+    with pytest.raises(ValueError, match="first: llm-forget evaluate"):
+        verify(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", shipped.names("eval/policies"))
+def test_every_shipped_policy_is_valid(name):
+    assert load_policy(name)
+
+
+def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
+    path = evaluated(basic={"forget_probability": line(0.9)}, privacy=None)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--forget-run",
+        str(path),
+        "--rootdir",
+        str(tmp_path),
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "3 failed, 2 passed" in done.stdout
+    assert "fail          basic: forget_probability 0.900 (oracle 0.100; at most 1.5 times)" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_pytest_says_what_is_wrong_with_the_run(tmp_path):
+    command = [sys.executable, "-m", "pytest", "--forget-run", "absent", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "absent" in done.stderr + done.stdout

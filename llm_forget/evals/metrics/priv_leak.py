@@ -20,6 +20,7 @@ from llm_forget.evals.stats import (
     auc_score_interval,
     bootstrap,
     codes,
+    hardly_mixed,
     hull,
     with_rows,
 )
@@ -42,8 +43,8 @@ def priv_leak(
     recognised; above 0 they stand out as rows that the model avoids. NaN when AUC_oracle is 1: the rows differ even for
     a model that saw neither, so nothing can be compared (open-unlearning adds 1e-10 to the denominator).
 
-    The interval comes from a bootstrap that draws a row for both models at once. Where AUC is 0 or 1, and the bootstrap
-    has no width, it reaches as far as the score interval of that AUC.
+    The interval comes from a bootstrap that draws a row for both models at once. Where nearly all members or none
+    are above the non-members, and it is too narrow, it is widened to the score interval of this model's AUC.
 
     Args:
         members, nonmembers: records of this model.
@@ -79,7 +80,7 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
         return estimate
     mine, theirs = codes(one[0], two[0]), codes(one[1], two[1])
     ci = bootstrap(_leaks, np.stack([mine[0], theirs[0]]), np.stack([mine[1], theirs[1]]))
-    if value in (0, 1):
+    if hardly_mixed(one[0], two[0]):
         low, high = auc_score_interval(value, one.shape[1], two.shape[1])
         ci = hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
     return Estimate(estimate.value, _known(ci), n, unscored)

@@ -1,0 +1,148 @@
+"""lm-eval in this process, on a model as it lies in memory: adapter on or off, nothing reloaded, merged or moved.
+
+Tasks are ours (``eval/lm_eval``, also for the ``lm_eval`` command) or any of lm-eval's own. Only numbers come back: no
+sample is kept, and lm-eval's logging, which may quote rows, is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_forget.evals.lm_tasks import check_tasks, load_tasks, quiet
+
+RESAMPLES = 1000  # lm-eval bootstraps standard errors that have no formula, such as perplexity's
+Z_95 = 1.96
+_STDERR = "_stderr"
+
+
+def run_lm_eval(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    data_path: Path | None = None,
+    seed: int = 0,
+    apply_chat_template: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Numbers of lm-eval tasks; equal to those of the ``lm_eval`` command with the same arguments.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters, on its device. Training flags, random states and
+            the tokenizer are afterwards what they were.
+        tokenizer: of the model.
+        tasks: names of tasks, groups or tags.
+        num_fewshot: worked examples before each question; default: what the task says. A task that says 0 keeps 0.
+        limit: the first so many rows of each task (of a group: of each of its tasks), as lm-eval has it.
+        batch_size: sequences.
+        data_path: folder with the data of our tasks; default: the Hub. lm-eval's own tasks always ask the Hub.
+        seed: of sampled worked examples and generations.
+        apply_chat_template: put the prompts into the tokenizer's chat template.
+
+    Returns:
+        By ``task.metric`` (``task.metric,filter`` where lm-eval filters generations): ``value``, ``stderr`` and ``ci``
+        (95 %, normal, of means only; both None where lm-eval has none), ``n`` rows, ``higher_is_better``. A group has
+        lines of its own beside those of its tasks, and the sum of their rows as ``n``.
+
+    Raises:
+        ValueError: see `check_tasks`; several processes; a limit or batch size below 1.
+        FileNotFoundError: ``data_path`` lacks a task's file.
+    """
+    _refuse_processes()
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
+    check_tasks(tasks, data_path)
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    with quiet(), _untouched(model), _seeded(seed):
+        loaded = load_tasks(tasks, data_path)
+        for task in loaded["tasks"].values():
+            _set_fewshot(task, num_fewshot, seed)
+        # A copy of the tokenizer, since lm-eval gives it a padding token.
+        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        results = evaluate(
+            lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
+            apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
+        )  # fmt: skip
+    return _numbers(results, loaded)
+
+
+def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
+    """As ``lm_eval`` does: a task whose definition says 0 (its prompt holds its own examples) keeps 0."""
+    said = task.config.num_fewshot
+    if said != 0:
+        task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else said or 0)
+    task.set_fewshot_seed(seed=seed)
+
+
+def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    from lm_eval.api.metrics import mean
+
+    numbers = {}
+    for name, found in results["results"].items():
+        group = loaded["groups"].get(name)
+        leaves = [task.task_name for task in group.get_all_tasks()] if group else [name]
+        n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
+        for key, value in found.items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or metric.endswith(_STDERR):
+                continue  # "alias", "name", "sample_len"
+            stderr = _finite(found.get(f"{metric}{_STDERR},{filtered}"))
+            means = all(loaded["tasks"][leaf].aggregation().get(metric) is mean for leaf in leaves)
+            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if means and stderr is not None else None
+            line = f"{name}.{metric}" if filtered == "none" else f"{name}.{metric},{filtered}"
+            higher = results["higher_is_better"].get(name, {}).get(metric)
+            numbers[line] = {"value": float(value), "stderr": stderr, "ci": ci, "n": n, "higher_is_better": higher}
+    return numbers
+
+
+def _finite(value: Any) -> float | None:
+    """lm-eval writes "N/A" where there is no standard error."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _refuse_processes() -> None:
+    from accelerate import PartialState
+
+    if PartialState().num_processes > 1:
+        raise ValueError("lm-eval runs on a model in memory in one process only; start it without accelerate launch")
+
+
+@contextlib.contextmanager
+def _untouched(model: torch.nn.Module) -> Iterator[None]:
+    """Training flags are put back, and weights not tied anew: transformers fails on an adapter on a tied layer."""
+    training = {module: module.training for module in model.modules()}
+    model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.tie_weights
+        for module, flag in training.items():
+            module.training = flag
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed everything a task may draw from, and put the states back."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

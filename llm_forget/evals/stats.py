@@ -135,8 +135,8 @@ def auc_with_interval(
 
     Percentiles of a bootstrap that resamples both sides, or, where that has too little to resample (`hardly_mixed`: it
     is [1, 1] for three rows that happen to be separated, and [0.5, 0.5] for three equal ones), Newcombe's score
-    interval. Simulated with normal scores, 5 to 160 rows a side and AUC up to 0.985, 95 % intervals cover 92 to 99 times
-    in 100. Fewer than two scored rows on a side have no interval.
+    interval. Simulated with normal scores, 5 to 160 rows a side and AUC up to 0.985, 95 % intervals cover 92 to 99
+    times in 100. Fewer than two scored rows on a side have no interval.
     """
     one, two = scored(members), scored(nonmembers)
     n, unscored = min(len(one), len(two)), len(members) + len(nonmembers) - len(one) - len(two)

@@ -1,17 +1,20 @@
 """Record files: whole or recognisably not, resumable, exact."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llm_forget.evals.records import (
     GenerationRecord,
+    GradientRecord,
     RecordWriter,
     TokenRecord,
     aligned,
     content_key,
     load_records,
+    row_means,
     write_records,
 )
 
@@ -120,3 +123,28 @@ def test_lines_are_plain_json(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert lines[0] == {"format": 2, "kind": "logprobs", "key": "k", "lines": 8}
     assert set(lines[1]) == {"id", "answer_index", "logps", "hits", "means", "variances", "n"}
+
+
+def test_the_compressed_size_of_an_answer_is_never_written(tmp_path):
+    record = replace(RECORDS[0], zlib_bytes=4242)
+    write_records(tmp_path / "forget.jsonl", "logprobs", "k", [record])
+    assert "4242" not in (tmp_path / "forget.jsonl").read_text()
+    assert load_records(tmp_path / "forget.jsonl")[0].zlib_bytes == 0
+
+
+def test_gradient_norms_survive_the_file_and_a_kill(tmp_path):
+    path = tmp_path / "gradients.jsonl"
+    records = [GradientRecord(f"r{i}", 0, {"1": 0.1 * i, "2": 1 / 3, "inf": 2.0}) for i in range(3)]
+    keys = [record.key for record in records]
+    RecordWriter(path, "gradients", "k", keys).append(records[:2])
+    again = RecordWriter(path, "gradients", "k", keys)
+    assert again.missing() == {("r2", 0)}
+    again.append(records[2:])
+    assert again.finish() == records
+    assert load_records(path, "k") == records
+
+
+def test_a_row_is_the_mean_of_its_scored_answers():
+    values = {("a", 0): 1.0, ("b", 0): np.nan, ("a", 1): 3.0, ("c", 0): np.nan, ("c", 1): 5.0}
+    means = row_means([token_record(*key) for key in values], lambda record: values[record.key])
+    np.testing.assert_array_equal(means, [2.0, np.nan, 5.0])

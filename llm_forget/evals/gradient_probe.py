@@ -27,10 +27,12 @@ def probe_gradients(
     in the answer counting 0: the definition of MIMIR and open-unlearning, with whose numbers it can be compared.
 
     Adapters are left out: at fixed W + sBA the gradient with respect to W is that of the merged model, so an adapted
-    model and the one before it are measured by the same weights. An answer cut into windows has one gradient, the mean
-    over all its tokens, which the windows add up to. Longest first; holds one gradient, whose `grad` fields, as well as
-    ``requires_grad`` and the mode of every module, are put back also when it raises. An answer without target tokens
-    has NaN.
+    model and the one before it are measured by the same weights (DoRA rescales W, so there it is not quite so). An
+    answer cut into windows has one gradient, that of the mean over all its tokens, which the windows add up to. An
+    answer without target tokens has NaN.
+
+    Longest first, holding one gradient. ``grad`` and ``requires_grad`` of every parameter and the mode of every module
+    are put back, also by an error.
 
     Args:
         model: any Hugging Face or PEFT causal LM.

@@ -248,7 +248,7 @@ def _counts(drawn: Codes, groups: int) -> NDArray[np.int64]:
 
 def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
     """True-positive rates along the first axis."""
-    allowed = math.floor(fpr * len(nonmembers) + 1e-9)  # 0.01 * 100 must allow one
+    allowed = math.floor(fpr * len(nonmembers) + 1e-9)  # 0.29 * 100 is 28.999999999999996
     threshold = np.sort(nonmembers, axis=0)[len(nonmembers) - 1 - allowed]  # [...]
     return (members > threshold).mean(axis=0)
 

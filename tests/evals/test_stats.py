@@ -194,6 +194,7 @@ def test_tpr_is_the_best_threshold_that_the_false_positives_allow():
     members = np.array([200.0, 98.5, 98.0, 3.0])
     assert tpr_at_fpr(members, nonmembers, 0.0) == 0.25
     assert tpr_at_fpr(members, nonmembers, 0.01) == 0.5
+    assert tpr_at_fpr(np.array([70.5]), nonmembers, 0.29) == 1.0  # 29 of 100 are above, as many as allowed
     assert tpr_at_fpr(members, nonmembers[:50], 0.01) == 0.75  # too few to allow one
     assert tpr_at_fpr(np.ones(5), np.ones(5), 0.5) == 0.0  # no threshold separates equal scores
     assert math.isnan(tpr_at_fpr(members, np.array([np.nan])))

@@ -73,7 +73,7 @@ def task_key(
     return content_key(
         task=task,
         # Functions are named by the path of their file, which differs between machines.
-        definition=_without_folder(entry.cfg) if ours else None,
+        definition=_without_folder(_definitions(entry)) if ours else None,
         code=file_digest(task_folder() / "sources.py") if ours else None,
         data=[file_digest(path) for path in _data_files(entry, data_path)] if ours else None,
         asked={"num_fewshot": num_fewshot, "limit": limit, "seed": seed, "chat": apply_chat_template},
@@ -155,7 +155,9 @@ def _entry(task: str) -> Any:
 
 
 def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
-    """What one of our tasks reads in ``data_path``; nothing where it asks the Hub."""
+    """What one of our tasks, or the tasks of a group, reads in ``data_path``; nothing where it asks the Hub."""
+    if "group" in entry.cfg:
+        return [path for task in entry.cfg["task"] for path in _data_files(_ours()[task], data_path)]
     metadata = entry.cfg["metadata"]
     names = [metadata.get("file") or metadata["name"], metadata.get("fewshot")]
     if data_path is not None:
@@ -163,6 +165,12 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
     if "hub" not in metadata:
         raise ValueError(f"lm-eval task '{entry.name}' reads your own {names[0]}.jsonl; name its folder as data_path")
     return []
+
+
+def _definitions(entry: Any) -> list[Any]:
+    """A task's configuration, or a group's and those of its tasks."""
+    tasks = entry.cfg["task"] if "group" in entry.cfg else []
+    return [entry.cfg, *(_ours()[task].cfg for task in tasks)]
 
 
 def _without_folder(content: Any) -> Any:

@@ -182,6 +182,22 @@ def test_means_have_an_interval_and_other_numbers_none(tiny, questions):
     assert run_lm_eval(*tiny, [QUESTION], limit=2, data_path=questions)[f"{QUESTION}.acc"]["n"] == 2
 
 
+def test_a_group_is_the_mean_over_all_rows_of_its_tasks(tiny, tmp_path):
+    sizes = {"bio": 2, "chem": 3, "cyber": 5}
+    for subject, size in sizes.items():
+        rows = [{"question": f"{subject} {i}", "choices": list("wxyz"), "answer": i % 4} for i in range(size)]
+        (tmp_path / f"wmdp-{subject}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    check_metric("forget_wmdp", "acc")
+    results = run_lm_eval(*tiny, ["forget_wmdp"], data_path=tmp_path)
+    right = sum(results[f"forget_wmdp_{subject}.acc"]["value"] * size for subject, size in sizes.items())
+    assert results["forget_wmdp.acc"]["value"] == pytest.approx(right / 10)
+    assert results["forget_wmdp.acc"]["n"] == 10
+    assert results["forget_wmdp.acc"]["ci"] is not None
+    key = task_key("forget_wmdp", data_path=tmp_path)
+    (tmp_path / "wmdp-cyber.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    assert task_key("forget_wmdp", data_path=tmp_path) != key
+
+
 def test_an_unknown_task_or_metric_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match="no lm-eval task is called 'forget_arc_esy'; did you mean 'forget_arc_easy'"):
         check_tasks(["forget_arc_esy"])
@@ -256,10 +272,15 @@ def test_every_task_file_is_a_task_of_its_own_name_with_functions_that_exist(nam
     from lm_eval.tasks._yaml_loader import load_yaml
 
     content = load_yaml(task_folder() / f"{name}.yaml")  # refuses a function that does not exist
-    assert content["task"] == name
+    known = TaskManager(include_path=task_folder(), include_defaults=False)
     assert name.startswith("forget_")
+    if "group" in content:
+        assert content["group"] == name
+        assert set(content["task"]) <= set(known.all_subtasks)
+        return
+    assert content["task"] == name
+    assert name in known.all_subtasks
     assert all(metric["higher_is_better"] in (True, False) for metric in content["metric_list"])
-    assert name in TaskManager(include_path=task_folder(), include_defaults=False).all_subtasks
 
 
 HUB_AND_FILE = {

@@ -56,12 +56,14 @@ def run_lm_eval(
         lines of its own beside those of its tasks, and the sum of their rows as ``n``.
 
     Raises:
-        ValueError: see `check_tasks`; several processes; a limit or batch size below 1.
+        ValueError: see `check_tasks`; several processes; a limit or batch size below 1; no chat template to apply.
         FileNotFoundError: ``data_path`` lacks a task's file.
     """
     _refuse_processes()
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
+    if apply_chat_template and not tokenizer.chat_template:
+        raise ValueError("apply_chat_template is true, but this tokenizer has no chat template; set it to false")
     check_tasks(tasks, data_path)
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM

@@ -1,5 +1,6 @@
 """lm-eval on a model in memory gives what it gives on the same model from disk, and leaves everything as it was."""
 
+import copy
 import json
 import logging
 import math
@@ -168,6 +169,21 @@ def test_no_text_is_logged_printed_written_or_returned(tiny, questions, tmp_path
     assert out.out + out.err == ""
     assert list(home.rglob("*")) == []
     assert logging.getLogger("lm_eval").level == level
+
+
+def test_a_chat_template_goes_around_the_prompt_where_asked(tiny, tmp_path):
+    model, tokenizer = tiny
+    tokenizer = copy.deepcopy(tokenizer)
+    (tmp_path / "forget10.json").write_text(json.dumps({"question": "Colour?", "answer": "blue"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no chat template"):
+        run_lm_eval(model, tokenizer, ["forget_tofu_qa"], data_path=tmp_path, apply_chat_template=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    results = run_lm_eval(model, tokenizer, ["forget_tofu_qa"], data_path=tmp_path, apply_chat_template=True)
+    prompt, target = tokenizer("[Question: Colour?\nAnswer:]").input_ids, tokenizer(" blue").input_ids
+    with torch.no_grad():
+        logps = model(torch.tensor([prompt + target])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]  # [T, V]
+    bits = -logps.gather(1, torch.tensor(target)[:, None]).sum().item() / math.log(2)
+    assert results["forget_tofu_qa.bits_per_byte"]["value"] == pytest.approx(bits / 4, rel=1e-5)
 
 
 def test_means_have_an_interval_and_other_numbers_none(tiny, questions):

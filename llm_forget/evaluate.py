@@ -21,6 +21,7 @@ from llm_forget.config import DataConfig, UnlearnConfig, keys_of
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.lines import Computation, compute_lines
+from llm_forget.evals.lm_tasks import check_metric, check_tasks
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.suite import Suite, load_suite
@@ -82,7 +83,14 @@ def evaluate(
     }
     device = PartialState(cpu=True).device if config.get("use_cpu") else PartialState().device
     folder = finished.records if finished is not None else None
-    records = measure(subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet)
+    tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
+    for task in tasks.values():
+        check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
+        check_metric(task.task, task.metric)
+    records = measure(
+        subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet,
+        tasks=tasks, data_path=config.get("data_path"),
+    )  # fmt: skip
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
     results, rows = _head(subjects), {}
@@ -229,14 +237,12 @@ def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
 
 
 def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """The lines of every model; the oracle's first, because others compare with them."""
-    computed, oracle = {}, None
-    if "oracle" in records:
-        computed["oracle"] = compute_lines(suite, records["oracle"], is_oracle=True)
-        oracle = (records["oracle"], computed["oracle"])
-    for role in ("unlearned", "before"):
+    """The lines of every model; first those that others compare with."""
+    computed: dict[str, Computation] = {}
+    for role in ("oracle", "before", "unlearned"):
         if role in records:
-            computed[role] = compute_lines(suite, records[role], oracle)
+            others = {other: (records[other], lines) for other, lines in computed.items()}
+            computed[role] = compute_lines(suite, records[role], others, role=role)
     return computed
 
 
@@ -250,7 +256,7 @@ def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
     def lines(role: str) -> dict[str, Any]:
         return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
 
-    goals = {line.name: line.goal for line in suite.lines}
+    goals = {line.name: line.goal for line in (*suite.lines, *suite.tasks)}
     others = {role: lines(role) for role in ("before", "oracle")}
     metrics = {
         name: {**line, "goal": goals[name], **{role: known.get(name) for role, known in others.items()}}

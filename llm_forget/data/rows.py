@@ -129,6 +129,22 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
     return {**row, "messages": [*messages[:last], {"role": "assistant", "content": completion}]}
 
 
+def with_question(row: Row, template: str) -> dict[str, Any]:
+    """The same row asked in another way: ``template`` with the last thing the user says in place of ``{prompt}``.
+
+    Raises:
+        ValueError: a text row asks nothing.
+    """
+    if is_text(row):
+        raise ValueError(f"row '{row.get('id')}' is running text and asks nothing that could be put in another way")
+    if row.get("messages") is None:
+        return {**row, "prompt": template.replace("{prompt}", row["prompt"])}
+    messages = conversation(row)[0]
+    last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+    asked = {**messages[last], "content": template.replace("{prompt}", messages[last]["content"])}
+    return {**row, "messages": [*messages[:last], asked, *messages[last + 1 :]]}
+
+
 def content(row: Row) -> str:
     """Everything a row says, as one string: what ids are derived from and overlaps are found by."""
     if is_text(row):

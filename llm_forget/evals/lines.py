@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_forget.evals.records import by_row
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
-from llm_forget.evals.suite import ORACLE, Line, Suite
+from llm_forget.evals.suite import Line, Suite
 
 Value = Rows | float | Estimate  # one number per row, one for the split, or one with its own interval
 Scores = tuple[list[str], Rows]  # row ids and their values
@@ -38,36 +38,36 @@ class Computed:
 
 
 Computation = dict[str, Computed]
+Known = tuple[dict[str, Any], Computation]  # records by probe, and lines
 
 
 def compute_lines(
-    suite: Suite,
-    records: dict[str, Any],
-    oracle: tuple[dict[str, Any], Computation] | None = None,
-    *,
-    is_oracle: bool = False,
+    suite: Suite, records: dict[str, Any], others: dict[str, Known] | None = None, *, role: str = "unlearned"
 ) -> Computation:
     """Every line of a suite for one model.
 
     Args:
         suite: the lines.
         records: of each probe, by its name.
-        oracle: the oracle's records and computation, for inputs named ``oracle_...``; without one such lines are
-            unscored.
-        is_oracle: the records are the oracle's, whose ``oracle_...`` inputs are its own.
+        others: what is known of ``oracle`` and ``before``, for inputs named ``oracle_...`` and ``before_...``; lines
+            that need one that is missing are unscored.
+        role: whose records these are: the oracle is its own oracle.
     """
     lines: Computation = {}
+    known = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        source = (records, lines) if is_oracle else oracle
-        if line.oracle_inputs and source is None:
+        if any(other not in known for other, _ in line.other_inputs.values()):
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
         inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
-        for name in line.oracle_inputs:
-            assert source is not None
-            inputs[name] = _resolve(line.inputs[name.removeprefix(ORACLE)], *source)
+        for name, (other, same) in line.other_inputs.items():
+            inputs[name] = _resolve(line.inputs[same], *known[other])
         value = line.metric.function(**inputs, **line.arguments)
         lines[line.name] = Computed(value, _summary(value, line, lines), _rows(value, line, records, lines))
+    for task in suite.tasks:
+        found = records[task.name]
+        interval = tuple(found["ci"]) if found["ci"] else None
+        lines[task.name] = Computed(found["value"], Summary(found["value"], interval, found["n"], 0))
     return lines
 
 

@@ -19,13 +19,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_forget.evals.gradient_probe import probe_gradients
+from llm_forget.evals.lm_harness import run_lm_eval
+from llm_forget.evals.lm_tasks import task_key
 from llm_forget.evals.probes import probe_generate, probe_logprobs
 from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
 from llm_forget.evals.rows import Work, judged
+from llm_forget.evals.suite import Task
 from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
 from llm_forget.models.digest import folder_digest
 from llm_forget.reference import cache_folder
-from llm_forget.run import file_digest
+from llm_forget.registry import did_you_mean
+from llm_forget.run import file_digest, read_json, write_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -81,6 +85,8 @@ def measure(
     folder: Path | None = None,
     batch_size: int = 64,
     quiet: bool = False,
+    tasks: dict[str, Task] | None = None,
+    data_path: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Records of every role and probe: from disk where they are, otherwise from one pass.
 
@@ -92,6 +98,8 @@ def measure(
         folder: gets ``<role>/<probe>-<digest>.jsonl``; without one only the cache is written.
         batch_size: sequences at most.
         quiet: no progress.
+        tasks: of lm-eval, by ``suite/line``; what they give stands among the records under that name.
+        data_path: folder with the data of our tasks, instead of the Hub.
     """
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
@@ -101,6 +109,8 @@ def measure(
             for name, work in works.items():
                 if work.kind != "judge":
                     records[role][name] = _with_data(desk.records(subject, role, work), work)
+            for name, task in (tasks or {}).items():
+                records[role][name] = desk.task(subject, role, task, data_path)
         # One reader for the texts of all: the model before, or else the model itself.
         for role, subject in subjects.items():
             for name, work in works.items():
@@ -132,6 +142,32 @@ class _Desk:
         if own is not None and path != own and load_records(own, key) is None:
             write_records(own, RECORD_KIND[work.kind], key, found)
         return found
+
+    def task(self, subject: Subject, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
+        """One number of lm-eval with its interval: found, or measured and kept."""
+        data = Path(data_path) if data_path is not None else None
+        asked = {"num_fewshot": task.num_fewshot, "limit": task.limit, "apply_chat_template": task.apply_chat_template}
+        key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **asked))
+        path = cache_folder() / "records" / f"{key}.json"
+        if not path.is_file():
+            bar = self.progress.add_task(f"{role}: {task.task} (lm-eval)", total=None)
+            with self.holder.holding(subject) as model:
+                found = run_lm_eval(
+                    model, self.tokenizer, [task.task], batch_size=min(16, self.batch_size), data_path=data, **asked
+                )
+            write_json(path, found)
+            self.progress.remove_task(bar)
+        found = read_json(path)
+        own = {
+            name.removeprefix(f"{task.task}."): value
+            for name, value in found.items()
+            if name.startswith(f"{task.task}.")
+        }
+        if task.metric not in own:
+            raise ValueError(
+                f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, own)}"
+            )
+        return own[task.metric]
 
     def _own_file(self, role: str, work: Work, key: str) -> Path | None:
         """The run's own file; two suites may call different probes by one name, and one probe by two."""

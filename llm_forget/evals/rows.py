@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llm_forget.data.rows import Row, conversation, is_text, with_completion
+from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
 from llm_forget.evals.probes import PromptRow, TokenRow
@@ -52,7 +52,12 @@ def prepare(
     if probe.probe != "generate":
         token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
         return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
-    prompt_rows = _prompt_rows(chosen, probe, where, tokenizer, template, max_length)
+    ways: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
+    prompt_rows = [
+        replace(row, sample=row.sample + way * probe.samples)
+        for way, asked in enumerate(ways)
+        for row in _prompt_rows(asked, probe, where, tokenizer, template, max_length)
+    ]
     digest = content_key(
         probe="generate",
         rows=[[r.id, r.sample, r.prompt_ids] for r in prompt_rows],

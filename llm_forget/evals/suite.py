@@ -29,7 +29,7 @@ from llm_forget.evals.verdict import Bound, parse_bound
 from llm_forget.registry import Entry, did_you_mean
 
 GOALS = ("lower", "higher", "keep", "match_oracle")
-ORACLE = "oracle_"
+OTHERS = ("oracle", "before")  # whose version of an input x a metric gets by calling an argument oracle_x or before_x
 RECORDS = {
     "logprobs": "TokenRecord",
     "judge": "TokenRecord",
@@ -38,7 +38,7 @@ RECORDS = {
 }
 SHARED_KEYS = ("probe", "split", "field", "limit", "seed")
 OWN_KEYS = {
-    "generate": ("max_new_tokens", "samples", "temperature", "top_p", "prefix"),
+    "generate": ("max_new_tokens", "samples", "temperature", "top_p", "prefix", "asks"),
     "judge": ("generations",),
 }
 
@@ -58,6 +58,7 @@ class Probe:
     temperature: float | None = None  # greedy without
     top_p: float = 1.0
     prefix: float | None = None  # how much of the answer the prompt gives away: a share, or from 1 on so many tokens
+    asks: tuple[str, ...] = ()  # ways to put the question, each with {prompt} in it; each gives samples of its own
     generations: str | None = None  # judge only: the generating probe whose texts the model before reads
 
 
@@ -72,9 +73,22 @@ class Line:
     goal: str
 
     @property
-    def oracle_inputs(self) -> tuple[str, ...]:
-        """Inputs that receive the oracle's version of the input they are named after."""
-        return tuple(name for name in self.metric.inputs if name.startswith(ORACLE))
+    def other_inputs(self) -> dict[str, tuple[str, str]]:
+        """Inputs that receive another model's version of an input: by name, the model's role and that input."""
+        return {name: other for name in self.metric.inputs if (other := _of_other(name)) is not None}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One number of a task that lm-eval runs."""
+
+    name: str  # of the line
+    task: str
+    metric: str
+    goal: str
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Suite:
     data: dict[str, Any]
     probes: dict[str, Probe]
     lines: tuple[Line, ...]
+    tasks: tuple[Task, ...] = ()
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
 
     def limited(self, rows: int | None) -> Suite:
@@ -98,7 +113,8 @@ class Suite:
         if rows < 1:
             raise ValueError(f"limit must be at least 1 row, not {rows}")
         probes = {k: replace(p, limit=min(rows, p.limit or rows)) for k, p in self.probes.items()}
-        return replace(self, probes=probes)
+        tasks = tuple(replace(task, limit=min(rows, task.limit or rows)) for task in self.tasks)
+        return replace(self, probes=probes, tasks=tasks)
 
     def splits(self) -> list[str]:
         """Names of the splits that the probes read."""
@@ -124,21 +140,26 @@ def parse_suite(content: Any, *, name: str) -> Suite:
     """Check the parsed YAML of a suite; see `load_suite`."""
     where = f"suite '{name}'"
     content = _mapping(content, where)
-    _refuse_unknown(content, ("data", "probes", "metrics", "verdict"), where)
+    _refuse_unknown(content, ("data", "probes", "metrics", "lm_eval", "verdict"), where)
+    if not (content.get("metrics") or content.get("lm_eval")):
+        raise ValueError(f"{where} measures nothing; it needs 'probes' and 'metrics', or 'lm_eval'")
     probes: dict[str, Probe] = {}
-    for key, value in _mapping(content.get("probes"), f"{where}: probes").items():
+    for key, value in _mapping(content.get("probes", {}), f"{where}: probes").items():
         probes[key] = _probe(key, value, probes, where)
     lines: list[Line] = []
-    for key, value in _mapping(content.get("metrics"), f"{where}: metrics").items():
+    for key, value in _mapping(content.get("metrics", {}), f"{where}: metrics").items():
         if key in probes:
             raise ValueError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
         lines.append(_line(key, value, probes, {line.name: line for line in lines}, where))
-    names = [line.name for line in lines]
+    tasks = [_task(*item, where) for item in _mapping(content.get("lm_eval", {}), f"{where}: lm_eval").items()]
+    names = [one.name for one in (*lines, *tasks)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: a line of 'metrics' and one of 'lm_eval' have the same name; rename one")
     verdict = {
         question: _bounds(bounds, names, f"{where}: verdict '{question}'")
         for question, bounds in _mapping(content.get("verdict", {}), f"{where}: verdict").items()
     }
-    return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), verdict)
+    return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), tuple(tasks), verdict)
 
 
 def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Probe:
@@ -168,9 +189,17 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
             raise ValueError(
                 f"{where}: '{key}' must be a number above 0{f' and at most {most}' if most else ''}, not {value!r}"
             )
+    content["asks"] = _asks(content.get("asks"), where)
     if content.get("samples", 1) > 1 and content.get("temperature") is None:
         raise ValueError(f"{where}: several samples of a greedy answer are the same; add e.g. 'temperature: 1.0'")
     return Probe(name=name, **content)
+
+
+def _asks(content: Any, where: str) -> tuple[str, ...]:
+    asks = content if isinstance(content, list) else [] if content is None else [content]
+    if not all(isinstance(ask, str) and ask.count("{prompt}") == 1 for ask in asks):
+        raise ValueError(f"{where}: 'asks' must be a list of texts that each hold {{prompt}} once")
+    return tuple(asks)
 
 
 def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Line], where: str) -> Line:
@@ -180,7 +209,7 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
     if not isinstance(content.get("metric"), str):
         raise ValueError(f"{where} must name a metric; {did_you_mean('', METRICS.names())}")
     entry = METRICS.get(content["metric"])
-    inputs = [i for i in entry.inputs if not i.startswith(ORACLE)]
+    inputs = [i for i in entry.inputs if _of_other(i) is None]
     _refuse_unknown(content, ("metric", "goal", *inputs, *entry.defaults), where)
     missing = [i for i in inputs if i not in content]
     if missing:
@@ -196,6 +225,29 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
         raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {goal!r}")
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
     return Line(name, entry, {i: content[i] for i in inputs}, arguments, goal)
+
+
+def _of_other(name: str) -> tuple[str, str] | None:
+    role, _, rest = name.partition("_")
+    return (role, rest) if role in OTHERS and rest else None
+
+
+def _task(name: str, content: Any, where: str) -> Task:
+    where = f"{where}: line '{name}'"
+    content = _mapping(content, where)
+    _refuse_unknown(content, ("task", "metric", "goal", "limit", "num_fewshot", "apply_chat_template"), where)
+    for key in ("task", "metric"):
+        if not isinstance(content.get(key), str):
+            raise ValueError(f"{where} must name the {key} of lm-eval, as in {{task: forget_piqa, metric: acc}}")
+    if content.get("goal") not in GOALS:
+        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {content.get('goal')!r}")
+    for key, least in (("limit", 1), ("num_fewshot", 0)):
+        value = content.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"{where}: '{key}' must be a whole number of at least {least}, not {value!r}")
+    if not isinstance(content.get("apply_chat_template", False), bool):
+        raise ValueError(f"{where}: 'apply_chat_template' must be true or false")
+    return Task(name, **content)
 
 
 def _check_kind(

@@ -39,22 +39,22 @@ def records(level, n=30, seed=0):
 
 
 def test_the_oracle_is_its_own_oracle():
-    lines = compute_lines(SUITE, records(0.1), is_oracle=True)
-    oracle = (records(0.1), lines)
+    lines = compute_lines(SUITE, records(0.1), role="oracle")
+    oracle = {"oracle": (records(0.1), lines)}
     assert lines["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.1), oracle)["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.9), oracle)["fq"].value < 0.01
 
 
 def test_a_single_number_rests_on_the_rows_of_its_inputs():
-    line = compute_lines(SUITE, records(0.1, n=7), is_oracle=True)["fq"]
+    line = compute_lines(SUITE, records(0.1, n=7), role="oracle")["fq"]
     assert (line.summary.n, line.summary.ci) == (7, None)
 
 
 def test_an_infinite_ratio_is_written_as_unknown_and_not_as_broken_json():
     impossible = records(0.1)
     impossible["forget"][0] = TokenRecord("r0", 0, np.array([-np.inf], np.float32), np.array([False]))
-    line = compute_lines(SUITE, impossible, is_oracle=True)["r"].to_dict()
+    line = compute_lines(SUITE, impossible, role="oracle")["r"].to_dict()
     assert json.loads(json.dumps(line, allow_nan=False)) == {"value": None, "ci": None, "n": 30, "n_unscored": 0}
 
 
@@ -68,7 +68,7 @@ def test_without_an_oracle_its_lines_are_unscored_and_so_are_those_made_of_them(
 
 
 def test_rows_keep_their_ids():
-    lines = compute_lines(SUITE, records(0.1, n=3), is_oracle=True)
+    lines = compute_lines(SUITE, records(0.1, n=3), role="oracle")
     assert lines["r"].rows_to_dict()["rows"]["ids"] == ["r0", "r1", "r2"]
     assert lines["p"].rows_to_dict()["rows"]["values"] == pytest.approx([0.1] * 3)
     assert lines["fq"].rows == {}
@@ -91,7 +91,7 @@ def test_a_metric_may_bring_its_own_interval_and_rows():
         name="test",
     )
     sides = {"forget": records(0.9)["forget"], "holdout": records(0.1)["forget"]}
-    lines = compute_lines(suite, sides, is_oracle=True)
+    lines = compute_lines(suite, sides, role="oracle")
     assert lines["mia"].summary.value == 1.0 == lines["u"].summary.value
     assert lines["mia"].summary.ci[0] < 1.0
     assert lines["mia"].rows_to_dict()["nonmembers"]["ids"][:2] == ["r0", "r1"]

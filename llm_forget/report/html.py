@@ -1,0 +1,31 @@
+"""A document as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_forget.report.document import ANSWER_MARKS, MARKS, Document, anchor, plain
+
+TEMPLATE = "page.html.jinja"
+
+
+def to_html(document: Document) -> str:
+    """The page; everything that is not a chart of ours is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("llm_forget.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def words(text: str) -> Any:
+        """Escaped, with a place to break a long name after every underscore."""
+        return Markup("_<wbr>").join(plain(text).split("_"))
+
+    environment.filters.update(words=words, plain=plain)
+    environment.globals.update(anchor=anchor, marks=MARKS, answer_marks=ANSWER_MARKS, svg=Markup)
+    return environment.get_template(TEMPLATE).render(document=document) + "\n"

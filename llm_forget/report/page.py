@@ -1,0 +1,102 @@
+"""The report of one run or several: evidence in, a page out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_forget.report.compare import comparison_section
+from llm_forget.report.curves import training_section
+from llm_forget.report.distributions import extraction_section, membership_section, truth_ratio_section
+from llm_forget.report.document import Document, Generated, Section, Text, document
+from llm_forget.report.facts import cost_section, provenance_section
+from llm_forget.report.html import to_html
+from llm_forget.report.markdown import to_markdown
+from llm_forget.report.read import Evidence, generated_texts, read_runs
+from llm_forget.report.recovery import attack_section
+from llm_forget.report.verdicts import metrics_section, plane_section, verdict_section
+from llm_forget.run import write_atomic
+
+NAME, NAME_WITH_TEXT = "report.html", "report-with-text.html"
+DO_NOT_PUBLISH = "This page contains text that was to be forgotten; do not publish it."
+
+
+def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show_text: int = 0) -> Path:
+    """Write what runs found as one HTML page that needs nothing else, and as Markdown beside it.
+
+    Args:
+        runs: measured run directories; of several, each has a part, after the comparison.
+        output: the HTML file; default: ``report.html`` in the run. The Markdown file has its name, ending in ``.md``.
+        show_text: print this many answers of each unlearned model. Then the page is for its reader only: the default
+            name is ``report-with-text.html``, only the owner may read it, and no Markdown is written.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        ValueError: a folder that is no measured run, several without ``output``, or text that is not there.
+        ImportError: matplotlib is not installed.
+    """
+    if output is None and len(runs) > 1:
+        raise ValueError("a page of several runs belongs to none of them; say where it goes with --output FILE.html")
+    if show_text < 0:
+        raise ValueError(f"show_text is the number of answers to print, at least 0, not {show_text}")
+    evidence = read_runs(runs)
+    target = Path(output) if output is not None else evidence[0].run.path / (NAME_WITH_TEXT if show_text else NAME)
+    if target.suffix != ".html":
+        raise ValueError(f"output is '{target}'; name a file that ends in .html")
+    page = written_up(evidence, show_text)
+    write_atomic(target, to_html(page))
+    if show_text:
+        target.chmod(0o600)
+    else:
+        write_atomic(target.with_suffix(".md"), to_markdown(page))
+    return target
+
+
+def written_up(runs: Sequence[Evidence], show_text: int = 0) -> Document:
+    """The document: of one run its sections, of several a comparison and a part for each."""
+    texts = {run.name: _texts_section(run, show_text) for run in runs} if show_text else {}
+    warning = [Section("Handle with care", (Text(DO_NOT_PUBLISH, warning=True),))] if texts else []
+    if len(runs) == 1:
+        (run,) = runs
+        sections = [*_sections(run), *([texts[run.name]] if texts else [])]
+        return document(f"What {run.name} forgot", _subtitle(run), warning + sections)
+    parts = [
+        Section(run.name, (Text(_subtitle(run)),), (*_sections(run), *([texts[run.name]] if texts else [])))
+        for run in runs
+    ]
+    shared = [comparison_section(runs), plane_section(runs)]
+    return document("What the runs forgot", f"{len(runs)} runs side by side", warning + shared + parts)
+
+
+def _sections(run: Evidence) -> list[Section]:
+    return [
+        verdict_section(run),
+        metrics_section(run),
+        training_section(run),
+        truth_ratio_section(run),
+        plane_section([run]),
+        membership_section(run),
+        extraction_section(run),
+        attack_section(run),
+        cost_section(run),
+        provenance_section(run),
+    ]
+
+
+def _subtitle(run: Evidence) -> str:
+    """``unlearn with npo from target; measured with 0.1.0``."""
+    config = run.run.config if run.run.config_file.is_file() else {}
+    method = f" with {config['method']}" if config.get("method") else ""
+    before = run.results["models"].get("before")
+    start = f", from {before['name']}" if before else ""
+    finished = f", {run.run.state['finished'][:10]}" if run.run.state.get("finished") else ""
+    return f"{run.run.state['kind']}{method}{start}{finished}"
+
+
+def _texts_section(run: Evidence, count: int) -> Section:
+    return Section(
+        "What the unlearned model says",
+        (Text(DO_NOT_PUBLISH, warning=True), Generated(tuple(generated_texts(run, count)))),
+    )

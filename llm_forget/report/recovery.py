@@ -1,0 +1,65 @@
+"""What attacks on the weights brought back, beside what they brought out of the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_forget.evals.verdict import shown
+from llm_forget.report import charts
+from llm_forget.report.document import Block, Cell, Chart, Number, Section, Table, Text, anchor, interval
+from llm_forget.report.facts import public_name
+from llm_forget.report.read import Evidence
+
+COLUMNS = ("metric", "before", "unlearned", "unlearned, attacked", "oracle", "oracle, attacked", "excess")
+SAID = (
+    "Outlined bars are the models as they were, filled bars after the attack. What an attack also brings out of the "
+    "oracle was learnt in the attack; only the excess over the oracle was left in the weights."
+)
+
+
+def attack_section(evidence: Evidence) -> Section:
+    """For each attack the numbers before and after it, and bars of the lines that are shares."""
+    return Section("Attacks", (), tuple(Section(name, _blocks(evidence, name)) for name in evidence.attacks))
+
+
+def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
+    attack = evidence.attacks[name]
+    settings = ", ".join(f"{key} {public_name(str(value))}" for key, value in attack.get("settings", {}).items())
+    about = Text(f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}.")
+    table = Table(f"Attack {name}", COLUMNS, tuple(_row(line, found) for line, found in attack["metrics"].items()))
+    bars = [_bar(line, found) for line, found in attack["metrics"].items()]
+    bars = [bar for bar in bars if all(0 <= value <= 1 for value in _known(bar))]
+    if not bars:
+        return about, table
+    title = f"{name}: recovery"
+    svg = charts.recovery_bars(anchor("attack", name, evidence.name), title, SAID, bars, x_label="value")
+    return about, Chart(title, SAID, svg, table)
+
+
+def _known(bar: charts.Recovery) -> list[float]:
+    values = (bar.before, bar.unlearned, bar.unlearned_attacked, bar.oracle, bar.oracle_attacked)
+    return [value for value in values if value is not None]
+
+
+def _bar(name: str, line: dict[str, Any]) -> charts.Recovery:
+    attacked, oracle = line["unlearned_attacked"], line.get("oracle_attacked")
+    return charts.Recovery(
+        name, line.get("before"), line["unlearned"], attacked["value"],
+        line.get("oracle"), oracle["value"] if oracle else None,
+    )  # fmt: skip
+
+
+def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
+    bar = _bar(name, line)
+    known = bar.unlearned_attacked is not None and bar.oracle_attacked is not None
+    excess = bar.unlearned_attacked - bar.oracle_attacked if known else None  # type: ignore[operator]
+
+    def attacked(role: str) -> Number:
+        found = line.get(f"{role}_attacked")
+        return Number(shown(found["value"]), interval(found["ci"])) if found else Number("")
+
+    plain = [Number(shown(value) if value is not None else "") for value in (bar.before, bar.unlearned, bar.oracle)]
+    return (
+        name, plain[0], plain[1], attacked("unlearned"), plain[2], attacked("oracle"),
+        Number(shown(excess) if excess is not None else ""),
+    )  # fmt: skip

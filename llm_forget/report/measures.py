@@ -35,7 +35,7 @@ def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
     one, two = np.sort(scored(members)), np.sort(scored(nonmembers))
     thresholds = np.unique(np.concatenate([one, two]))[::-1]
     rates = [
-        np.concatenate([[0.0], 1 - np.searchsorted(side, thresholds, side="left") / max(1, len(side))])
+        np.concatenate([[0], len(side) - np.searchsorted(side, thresholds, side="left")]) / max(1, len(side))
         for side in (two, one)
     ]
     return rates[0], rates[1]

@@ -27,7 +27,7 @@ DASHES: dict[str, Any] = {"before": (0, (5, 2)), "unlearned": "solid", "oracle":
 MARKERS = {"before": "s", "unlearned": "o", "oracle": "D"}
 LEGEND: dict[str, Any] = {"handlelength": 2.1, "columnspacing": 1.0}
 WIDTH = 4.6  # inches; the page scales it
-MOST_BARS = 60  # above that, one line of bars is drawn as an area
+MOST_BARS = 100  # rows that can be told apart in a chart
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ def lines(
     y_label: str,
     log_x: bool = False,
     log_y: bool = False,
+    whole_x: bool = False,
     steps: bool = False,
     chance: bool = False,
     mark_x: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> str:
-    """Lines, or steps, over a common axis. ``chance`` draws y = x, ``mark_x`` a vertical line."""
+    """Lines or steps over one axis. ``chance`` draws y = x, ``mark_x`` a vertical line; ``whole_x``: no fractions."""
 
     def paint(axes: Axes) -> None:
         if chance:
@@ -93,6 +94,8 @@ def lines(
         for axis, logarithmic in (("x", log_x), ("y", log_y)):
             if logarithmic:
                 _logarithmic(axes, axis)
+        if whole_x:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if limits:
             axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -163,15 +166,22 @@ def _covers(ends: tuple[float, float], height: float, box: tuple[float, float, f
 def row_bars(
     name: str, title: str, description: str, values: Sequence[float], oracle: Sequence[float] | None, *, y_label: str
 ) -> str:
-    """A bar for each row's value, in the order given, and a marker for the oracle's value of the same row."""
+    """A bar for each row's value, in the order given, and a marker for the oracle's value of the same row.
+
+    Of more than `MOST_BARS` rows the two are lines, each in its own order.
+    """
 
     def paint(axes: Axes) -> None:
         places = range(len(values))
-        width = 0.8 if len(values) <= MOST_BARS else 1.0
-        axes.bar(places, values, width, color=COLOURS["unlearned"], alpha=0.75, linewidth=0, label="unlearned")
-        if oracle is not None:
-            size = 4 if len(values) <= MOST_BARS else 2
-            axes.plot(places, oracle, "D", color=COLOURS["oracle"], markersize=size, linewidth=0, label="oracle")
+        if len(values) <= MOST_BARS:
+            axes.bar(places, values, 0.8, color=COLOURS["unlearned"], alpha=0.75, linewidth=0, label="unlearned")
+            if oracle is not None:
+                axes.plot(places, oracle, "D", color=COLOURS["oracle"], markersize=4, linewidth=0, label="oracle")
+        else:
+            for role, rows in (("unlearned", values), ("oracle", oracle)):
+                if rows is not None:
+                    known = sorted((value for value in rows if value == value), reverse=True)
+                    axes.plot(known, color=COLOURS[role], linestyle=DASHES[role], linewidth=1.8, label=role)
         axes.set(xlabel="rows, highest first", ylabel=y_label, ylim=(0, 1.03), xticks=[])
 
     return _svg(name, title, description, paint, legend=True)

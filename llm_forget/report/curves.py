@@ -45,5 +45,5 @@ def _curves(evidence: Evidence, title: str, description: str, keys: Sequence[str
     columns = ("step", *(one.label for one in series))
     rows = [(str(line["step"]), *(Number(shown(line.get(key))) for key in keys)) for line in logged]
     name = anchor("training", title, evidence.name)
-    svg = charts.lines(name, title, description, series, x_label="step", y_label=unit)
+    svg = charts.lines(name, title, description, series, x_label="step", y_label=unit, whole_x=True)
     return Chart(title, description, svg, Table(title, columns, first_rows(rows)))

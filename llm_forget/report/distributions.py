@@ -65,8 +65,9 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
         said += " Forgetting that cannot be told from never having known puts the two curves on each other."
     series = [charts.Series(role, role, *map(list, ecdf(rows))) for role, rows in values.items()]
     known = np.concatenate([scored(rows) for rows in values.values()])
+    wide = bool(0 < known.min() < known.max() / 20)
     svg = charts.lines(
-        anchor("ecdf", suite, line, evidence.name), title, said, series, steps=True, log_x=bool((known > 0).all()),
+        anchor("ecdf", suite, line, evidence.name), title, said, series, steps=True, log_x=wide,
         x_label=line, y_label="share of rows",
     )  # fmt: skip
     columns = ("share of rows", *values)

@@ -19,6 +19,7 @@ MEANS = {  # of each line, for the three models
     "forget_ratio": (0.4, 1.4, 1.6),
     "retain_probability": (0.9, 0.85, 0.88),
 }
+MEMBERS = {"before": 3.0, "unlearned": -1.0, "oracle": 0.0}  # how much higher members score than others
 MakeRun = Callable[..., Path]
 
 
@@ -43,7 +44,8 @@ def measured(roles: tuple[str, ...], ids: list[str], shift: float) -> tuple[dict
         values = {role: moved[role] + noise[i] for i, role in enumerate(ROLES) if role in roles}
         rows[name] = {r: {"rows": {"ids": ids, "values": [float(v) for v in vs]}} for r, vs in values.items()}
         lines[name] = {role: line((s := mean_with_interval(v)).value, s.ci) for role, v in values.items()}
-    scores = {role: generator.normal(3.0 * (role == "before"), 1, (2, N)) for role in roles}
+    # The unlearned model avoids its members: they stand out by low scores.
+    scores = {role: generator.normal(0, 1, (2, N)) + np.array([[MEMBERS[role]], [0]]) for role in roles}
     rows["mia_min_k"] = {
         role: {
             "members": {"ids": ids, "values": pair[0].tolist()},

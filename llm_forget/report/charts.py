@@ -25,7 +25,7 @@ COLOURS = {
 }  # fmt: skip
 DASHES: dict[str, Any] = {"before": (0, (5, 2)), "unlearned": "solid", "oracle": (0, (1.2, 1.4))}
 MARKERS = {"before": "s", "unlearned": "o", "oracle": "D"}
-LEGEND: dict[str, Any] = {"handlelength": 2.1, "columnspacing": 1.0}
+LEGEND: dict[str, Any] = {"handlelength": 1.9, "columnspacing": 0.9, "handletextpad": 0.5, "borderpad": 0}
 WIDTH = 4.6  # inches; the page scales it
 MOST_BARS = 100  # rows that can be told apart in a chart
 
@@ -240,9 +240,7 @@ def _svg(
         axes.spines[["top", "right"]].set_visible(False)
         paint(axes)
         if legend:
-            figure.legend(
-                loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=2.2, columnspacing=1.1
-            )
+            figure.legend(loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=9.5, **LEGEND)
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     return _embedded(stream.getvalue(), name, title, description)

@@ -180,7 +180,7 @@ def _given_away(names: str, sides: Sides) -> Table:
     ]
     side = "low" if sign < 0 else "high"
     columns = ("row", "score", *(["oracle's score"] if oracle else []), f"as {side} as no rows never seen")
-    columns = (*columns[:-1], "rows never seen that are less telling")
+    columns = (*columns[:-1], "unseen rows less telling")
     return Table(
         f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {side}est scores", columns, tuple(rows)
     )

@@ -12,9 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from llm_forget import __version__, shipped
+from llm_forget.cli_evidence import PASS_ON, evidence, speak
 
 DEBUG = "LLM_FORGET_DEBUG"
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 class Entrance(TyperGroup):
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
+app.add_typer(evidence)
 
 AccelerateConfig = Annotated[
     str | None,
@@ -150,23 +151,12 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
     if processes is not None:
         raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
     follow_launcher()
-    _speak()
+    speak()
     if command == "unlearn":
         from llm_forget.unlearn import main as run
     else:
         from llm_forget.finetune import main as run
     run(arguments)
-
-
-def _speak() -> None:
-    """What the workflows have to say goes to stderr, a plain sentence a line."""
-    import logging
-
-    logger = logging.getLogger("llm_forget")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
@@ -195,68 +185,6 @@ def _print_keys(command: str) -> None:
 
     train_class = config.UnlearnConfig if command == "unlearn" else config.TrainConfig
     catalogue.show(catalogue.keys_table(config.DataConfig, train_class, ModelConfig))
-
-
-@app.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
-def evaluate(
-    ctx: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
-    suite: Annotated[
-        str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
-    oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
-    show_text: Annotated[
-        int, typer.Option("--show_text", min=0, help="Print this many generations before and after.")
-    ] = 0,
-) -> None:
-    """Measure a run: before, unlearned and oracle side by side, with a verdict.
-
-    Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
-    `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
-    """
-    overrides = keys_and_values(ctx.args)
-    from llm_forget.evaluate import evaluate as measure
-
-    measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
-
-
-@app.command()
-def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
-    policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
-) -> None:
-    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive."""
-    from llm_forget.verify import EXIT_CODES
-    from llm_forget.verify import verify as apply
-
-    answer, found = apply(run, policy)
-    for ruling in found:
-        typer.echo(ruling.sentence())
-    typer.echo(f"verdict: {answer}")
-    raise typer.Exit(EXIT_CODES[answer])
-
-
-def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """``--key value --flag`` as a mapping; values are read as YAML.
-
-    Raises:
-        ValueError: a word that belongs to no key.
-    """
-    import yaml
-
-    found: dict[str, Any] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ValueError(f"'{word}' belongs to no option; keys are written --key value")
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[key.replace("-", "_")] = yaml.safe_load(text)
-    return found
 
 
 @app.command()

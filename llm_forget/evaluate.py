@@ -241,7 +241,7 @@ def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Com
     computed: dict[str, Computation] = {}
     for role in ("oracle", "before", "unlearned"):
         if role in records:
-            others = {other: (records[other], lines) for other, lines in computed.items()}
+            others = {other: (known, computed.get(other, {})) for other, known in records.items()}
             computed[role] = compute_lines(suite, records[role], others, role=role)
     return computed
 
@@ -256,10 +256,11 @@ def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
     def lines(role: str) -> dict[str, Any]:
         return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
 
-    goals = {line.name: line.goal for line in (*suite.lines, *suite.tasks)}
+    said = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
+    said |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
     others = {role: lines(role) for role in ("before", "oracle")}
     metrics = {
-        name: {**line, "goal": goals[name], **{role: known.get(name) for role, known in others.items()}}
+        name: {**line, **said[name], **{role: known.get(name) for role, known in others.items()}}
         for name, line in lines("unlearned").items()
     }
     # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.

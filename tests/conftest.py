@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 

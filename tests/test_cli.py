@@ -124,7 +124,7 @@ def test_arguments_reach_the_parser_untouched_and_in_order() -> None:
 
 
 def test_keys_after_evaluate_are_read_as_yaml() -> None:
-    from llm_forget.cli import keys_and_values
+    from llm_forget.cli_evidence import keys_and_values
 
     given = ["--data_path", "tofu", "--use_cpu", "--splits={holdout: h.jsonl}", "--max-length", "64"]
     assert keys_and_values(given) == {

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "llm_forget"
 LAYERS = {
     "registry": 0, "logprobs": 0, "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
     "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "evals.verdict": 0,
-    "attacks.membership": 0,
+    "attacks.membership": 0, "attacks._registry": 0,
     "config": 1, "refusals": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
     "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
     "evals.lm_tasks": 1, "evals.lm_harness": 2,
@@ -24,10 +24,24 @@ LAYERS = {
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3,
     "attacks": 3, "bench": 3,
     "report": 4, "hub": 4, "audit": 4, "verify": 4, "pytest_plugin": 5,
-    "cli": 5, "catalogue": 5, "live": 5, "__init__": 5, "__main__": 5,
+    "cli": 5, "cli_evidence": 5, "catalogue": 5, "live": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 ECOSYSTEM = {"transformers", "peft", "datasets", "trl", "accelerate", "huggingface_hub"}
-INSTANT = ("cli", "catalogue", "shipped", "launch", "registry", "__init__", "__main__", "report", "hub", "audit")
+INSTANT = (
+    "cli",
+    "cli_evidence",
+    "verify",
+    "pytest_plugin",
+    "catalogue",
+    "shipped",
+    "launch",
+    "registry",
+    "__init__",
+    "__main__",
+    "report",
+    "hub",
+    "audit",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -56,7 +56,7 @@ def compute_lines(
     lines: Computation = {}
     known = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        if any(other not in known for other, _ in line.other_inputs.values()):
+        if not all(_is_known(line.inputs[same], known.get(other)) for other, same in line.other_inputs.values()):
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
         inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
@@ -69,6 +69,11 @@ def compute_lines(
         interval = tuple(found["ci"]) if found["ci"] else None
         lines[task.name] = Computed(found["value"], Summary(found["value"], interval, found["n"], 0))
     return lines
+
+
+def _is_known(reference: str | list[str], known: Known | None) -> bool:
+    names = reference if isinstance(reference, list) else [reference]
+    return known is not None and all(name in known[0] or name in known[1] for name in names)
 
 
 def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computation) -> Any:

@@ -59,6 +59,23 @@ def results_table(name: str, suite: dict[str, Any]) -> Table:
     return table
 
 
+def print_attack(found: dict[str, Any], console: Console) -> None:
+    """What an attack brought back, beside the oracle attacked alike; from the content of attack.json."""
+    settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if value is not None)
+    table = Table(title=f"attack {found['kind']}{f' ({settings})' if settings else ''}, suite {found['suite']}",
+                  title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    table.add_column("metric", no_wrap=True)
+    for name in ("before", "unlearned", "attacked", "oracle", "attacked", "excess", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, line in found["metrics"].items():
+        attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
+        table.add_row(
+            name, shown(line["before"]), shown(line["unlearned"]), f"[bold]{shown(attacked['value'])}[/]",
+            shown(line["oracle"]), shown(other["value"]), shown(line["excess"]), str(attacked["n"]),
+        )  # fmt: skip
+    console.print(table)
+
+
 def print_texts(texts: list[dict[str, str]], console: Console) -> None:
     """Generations of a few rows side by side. For a terminal only: this repeats what was to be forgotten."""
     for text in texts:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics.probability import row_means
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 from llm_forget.registry import did_you_mean
 

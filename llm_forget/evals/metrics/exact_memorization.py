@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics.probability import row_means
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord, by_row
+from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 
 
@@ -24,9 +24,3 @@ def probability(records: Sequence[TokenRecord]) -> Rows:
 def mean_probability(record: TokenRecord) -> float:
     """exp of the mean log-probability of one answer; NaN without target tokens."""
     return float(np.exp(record.logps.mean(dtype=np.float64))) if record.n else float("nan")
-
-
-def row_means(records: Sequence[TokenRecord], score: Callable[[TokenRecord], float]) -> Rows:
-    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has."""
-    rows = [np.array([score(record) for record in answers]) for answers in by_row(records).values()]
-    return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)

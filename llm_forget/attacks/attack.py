@@ -1,0 +1,102 @@
+"""Attack an unlearned model and its oracle in the same way; only what comes back beyond the oracle's counts.
+
+The result is ``attacks/<name>/attack.json`` in the run: numbers, for the report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from llm_forget.attacks import ask, quantize, relearn  # noqa: F401  (they register themselves)
+from llm_forget.attacks._registry import KINDS
+from llm_forget.attacks.ask import ASKED
+from llm_forget.attacks.scene import Lines, Scene, lines_of
+from llm_forget.evaluate import DEFAULT_SUITE, evaluate
+from llm_forget.run import Run, write_json
+
+logger = logging.getLogger("llm_forget")
+FORMAT = 1
+
+
+def attack(
+    run: str | Path,
+    kind: str,
+    suite: str | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Attack a run and its oracle, measure both with the same suite, and write what came back.
+
+    Args:
+        run: a finished run with an adapter.
+        kind: relearn, quantize, sample, prefix, paraphrase, template or two_models.
+        suite: what to measure; default: the run's, and the kind's own where it has one.
+        limit: measure at most so many rows of each probe.
+        batch_size: sequences at most.
+        overrides: keys of a recipe in place of the run's, as for `evaluate`.
+        settings: parameters of the kind, such as ``share=0.05``.
+
+    Returns:
+        The content of attack.json.
+
+    Raises:
+        ValueError: an unknown kind or parameter, or a run that trained no adapter.
+    """
+    entry = KINDS.get(kind)
+    arguments = entry.arguments(settings)
+    finished = Run.open(run)
+    if finished.state["kind"] != "unlearn":
+        raise ValueError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
+    if kind in ASKED and suite is not None:
+        raise ValueError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
+    began = time.perf_counter()
+    suite = ASKED[kind][0] if kind in ASKED else suite or finished.config.get("suite") or DEFAULT_SUITE
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
+    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, **given)
+    found = results["suites"][Path(suite).stem]
+    plain = {role: lines_of(found, role) for role in ("before", "unlearned", "oracle")}
+    name = "-".join(
+        [kind, *(f"{k}-{v}" for k, v in arguments.items() if k in settings and isinstance(v, str | float | int))]
+    )
+    folder = finished.path / "attacks" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:100]
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
+    attacked = entry.function(scene, **arguments)
+    content = {
+        "format": FORMAT,
+        "kind": kind,
+        "settings": {
+            key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
+        },
+        "suite": found and Path(suite).stem,
+        "limit": limit,
+        "models": results["models"],
+        "metrics": _compared(found, plain, attacked),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_json(folder / "attack.json", content)
+    return json.loads(json.dumps(content, allow_nan=False))
+
+
+def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
+    """Every attacked line with its value before the attack, for both models, and what came back in excess."""
+    metrics = {}
+    for name, line in attacked["unlearned"].items():
+        oracle = attacked.get("oracle", {}).get(name)
+        values = [None if found is None else found["value"] for found in (line, oracle)]
+        metrics[name] = {
+            "goal": suite["metrics"][name]["goal"],
+            **{role: plain[role].get(name, {}).get("value") for role in ("before", "unlearned", "oracle")},
+            "unlearned_attacked": line,
+            "oracle_attacked": oracle,
+            "excess": None if None in values else values[0] - values[1],
+        }
+    return metrics

@@ -1,0 +1,48 @@
+"""Merge, then round the weights to 8 or 4 bit, and see whether forgetting survives the rounding."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import fields
+from typing import Any
+
+from trl import ModelConfig
+
+from llm_forget.attacks._registry import attack_kind
+from llm_forget.attacks.scene import Lines, Scene
+from llm_forget.models import merge_adapter
+from llm_forget.registry import did_you_mean
+
+logger = logging.getLogger("llm_forget")
+BITS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@attack_kind(paper="arXiv:2410.16454")
+def quantize(scene: Scene, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
+    """The merged model and the oracle, each loaded in 4 or 8 bit: what a user does who downloads the merged weights.
+
+    Args:
+        scene: the models under attack.
+        bits: ``nf4`` or ``int8``.
+        keep: leave the merged model in the attack's folder; it is as large as the base.
+    """
+    if bits not in BITS:
+        raise ValueError(f"bits is '{bits}'; {did_you_mean(bits, BITS)}")
+    names = dict(scene.models)
+    merged = scene.folder / "merged"
+    if scene.run.adapter.is_dir():
+        keys = {f.name for f in fields(ModelConfig)}
+        base = ModelConfig(**{key: value for key, value in scene.run.config.items() if key in keys})
+        logger.info("quantize: merging '%s'", scene.run.path.name)
+        shutil.rmtree(merged, ignore_errors=True)
+        merge_adapter(base, scene.run.adapter, merged)
+        names["unlearned"] = str(merged)
+    try:
+        return {role: scene.measure(name, **BITS[bits]) for role, name in names.items()}
+    finally:
+        if not keep:
+            shutil.rmtree(merged, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""Commands on finished runs: measure, attack, verify, report, compare. Heavy imports wait for a command's body."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+evidence = typer.Typer()
+
+
+def speak() -> None:
+    """What the workflows have to say goes to stderr, a plain sentence a line."""
+    import logging
+
+    logger = logging.getLogger("llm_forget")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
+def evaluate(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
+    suite: Annotated[
+        str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
+    oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
+    show_text: Annotated[
+        int, typer.Option("--show_text", min=0, help="Print this many generations before and after.")
+    ] = 0,
+) -> None:
+    """Measure a run: before, unlearned and oracle side by side, with a verdict.
+
+    Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
+    `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
+    """
+    overrides = keys_and_values(ctx.args)
+    from llm_forget.evaluate import evaluate as measure
+
+    measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
+def attack(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
+    kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
+    suite: Annotated[str | None, typer.Option(help="What to measure; default: the run's suite.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure at most so many rows of each probe.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
+) -> None:
+    """Attack a run and its oracle alike, and see what comes back beyond the oracle's.
+
+    Keys are those of the kind (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`, `--learning_rate`;
+    `quantize`: `--bits nf4` or `int8`) or of a recipe, in place of the run's own. Writes `attacks/` into the run.
+    """
+    given = keys_and_values(ctx.args)
+    speak()
+    from llm_forget.attacks.attack import KINDS
+    from llm_forget.attacks.attack import attack as run_attack
+    from llm_forget.evals.table import print_attack, terminal
+
+    own = {key: given.pop(key) for key in list(given) if key in KINDS.get(kind).defaults}
+    found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
+    print_attack(found, terminal())
+
+
+@evidence.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
+    policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
+) -> None:
+    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive."""
+    from llm_forget.verify import EXIT_CODES
+    from llm_forget.verify import verify as apply
+
+    answer, found = apply(run, policy)
+    for ruling in found:
+        typer.echo(ruling.sentence())
+    typer.echo(f"verdict: {answer}")
+    raise typer.Exit(EXIT_CODES[answer])
+
+
+@evidence.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    output: Annotated[str | None, typer.Option(help="The page; default: report.html in the run.")] = None,
+    show_text: Annotated[
+        int, typer.Option("--show_text", min=0, help="Show so many answers. Such a page must not be published.")
+    ] = 0,
+) -> None:
+    """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
+    from pathlib import Path
+
+    from llm_forget.report import report as write
+
+    path = write([Path(run) for run in runs], output=Path(output) if output else None, show_text=show_text)
+    typer.echo(f"wrote {path}")
+
+
+@evidence.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    suite: Annotated[str | None, typer.Option(help="Compare by this suite; default: the first that all have.")] = None,
+    output: Annotated[str | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+) -> None:
+    """Runs side by side: distance to the oracle on forget rows against utility, and which of them nothing beats."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from llm_forget.report.compare import compare as put_together
+    from llm_forget.report.compare import comparison_markdown, print_comparison
+    from llm_forget.run import write_atomic
+
+    section = put_together([Path(run) for run in runs], suite=suite)
+    console = Console()
+    print_comparison(section, console if console.is_terminal else Console(width=120))
+    if output is not None:
+        write_atomic(Path(output), comparison_markdown(section))
+        typer.echo(f"wrote {output}")
+
+
+def keys_and_values(arguments: list[str]) -> dict[str, Any]:
+    """``--key value --flag`` as a mapping; values are read as YAML.
+
+    Raises:
+        ValueError: a word that belongs to no key.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"'{word}' belongs to no option; keys are written --key value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else "true"
+        found[key.replace("-", "_")] = yaml.safe_load(text)
+    return found

@@ -1,0 +1,116 @@
+"""Attacks: unlearned model and oracle are attacked alike, the run itself stays as it was, and no text gets out."""
+
+import json
+
+import pytest
+from tiny_runs import CANARY
+from typer.testing import CliRunner
+
+from llm_forget.attacks.attack import KINDS, attack
+from llm_forget.cli import app
+from llm_forget.evaluate import evaluate
+from llm_forget.run import Run
+
+RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
+
+
+def test_relearning_a_row_brings_it_back_in_both_models(make_run, capsys, caplog):
+    run = make_run("run", **RATE)
+    before = evaluate(run.path, quiet=True)
+    found = attack(run.path, "relearn", share=0.2, num_train_epochs=60)
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] > 1.3 * line["unlearned"]
+    assert line["oracle_attacked"]["value"] > 1.3 * line["oracle"]
+    assert line["excess"] == pytest.approx(line["unlearned_attacked"]["value"] - line["oracle_attacked"]["value"])
+    assert line["unlearned_attacked"]["n"] == 5
+    # One row of five, the same for both models, and none of its text anywhere.
+    (folder,) = (run.path / "attacks").iterdir()
+    ids = [Run.open(folder / role).provenance["data"]["train"]["ids"] for role in ("unlearned", "oracle")]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 1
+    assert json.loads((folder / "attack.json").read_text()) == found
+    shown = capsys.readouterr()
+    assert CANARY not in shown.out + shown.err + caplog.text + (folder / "attack.json").read_text()
+    assert json.loads(run.results_file.read_text())["suites"] == before["suites"]
+
+
+def test_relearning_may_use_unrelated_rows(make_run):
+    run = make_run("run", **RATE)
+    found = attack(run.path, "relearn", on="holdout", num_train_epochs=1)
+    (folder,) = (run.path / "attacks").iterdir()
+    ids = Run.open(folder / "unlearned").provenance["data"]["train"]["ids"]
+    assert ids == [f"holdout{i}" for i in range(6)]
+    assert found["settings"]["on"] == "holdout"
+
+
+def test_quantising_measures_the_merged_model_and_leaves_none_behind(make_run):
+    pytest.importorskip("bitsandbytes")
+    run = make_run("run")
+    found = attack(run.path, "quantize", bits="int8")
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] == pytest.approx(line["unlearned"], rel=0.2)
+    assert line["unlearned_attacked"]["value"] != line["unlearned"]
+    assert not (run.path / "attacks/quantize-bits-int8/merged").exists()
+
+
+@pytest.mark.parametrize("kind", ["sample", "prefix", "paraphrase"])
+def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
+    run = make_run("run")
+    (line,) = attack(run.path, kind, limit=2)["metrics"].values()
+    results = json.loads(run.results_file.read_text())["suites"]["robustness"]["metrics"]
+    assert line["unlearned"] == results["forget_rouge"]["value"]
+    assert line["oracle_attacked"]["value"] is not None
+    assert line["unlearned_attacked"]["n"] == 2
+
+
+def test_another_template_is_another_question(make_run):
+    run = make_run("run")
+    line = attack(run.path, "template", prompt_template="<{prompt}> ")["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] != line["unlearned"]
+    assert line["oracle_attacked"]["value"] != line["oracle"]
+
+
+def test_both_models_together_show_what_was_deleted(make_run):
+    line = attack(make_run("run").path, "two_models")["metrics"]["mia_loss"]
+    assert 0 <= line["unlearned_attacked"]["value"] <= 1
+    assert line["oracle_attacked"]["ci"]
+
+
+def test_without_an_oracle_the_excess_is_unknown(make_run):
+    line = attack(make_run("run", oracle=None).path, "prefix", limit=2)["metrics"]["forget_rouge"]
+    assert (line["oracle_attacked"], line["excess"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sentence"),
+    [
+        ("relern", {}, "did you mean 'relearn'"),
+        ("relearn", {"shar": 0.1}, "did you mean 'share'"),
+        ("relearn", {"share": 0.0}, "above 0 and at most 1"),
+        ("quantize", {"bits": "int4"}, "allowed|did you mean"),
+        ("sample", {"suite": "demo"}, "leave --suite out"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attack(make_run("run").path, kind, **settings)
+
+
+def test_only_an_unlearned_run_can_be_attacked(tmp_path):
+    Run.start(tmp_path / "run", "finetune", {}, {}, False).finish()
+    with pytest.raises(ValueError, match="only what was unlearned"):
+        attack(tmp_path / "run", "relearn")
+
+
+def test_the_command_prints_both_models_before_and_after(make_run):
+    result = CliRunner().invoke(app, ["attack", str(make_run("run").path), "--kind", "prefix", "--limit", "2"])
+    assert result.exit_code == 0, result.output
+    assert "attack prefix, suite robustness" in result.output
+    assert CANARY not in result.output
+
+
+def test_every_kind_says_what_it_does():
+    assert {entry.name for entry in KINDS} == {
+        "relearn", "quantize", "sample", "prefix", "paraphrase", "template", "two_models"
+    }  # fmt: skip
+    assert all(entry.function.__doc__ for entry in KINDS)

@@ -152,7 +152,7 @@ def parse_suite(content: Any, *, name: str) -> Suite:
             raise ValueError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
         lines.append(_line(key, value, probes, {line.name: line for line in lines}, where))
     tasks = [_task(*item, where) for item in _mapping(content.get("lm_eval", {}), f"{where}: lm_eval").items()]
-    names = [one.name for one in (*lines, *tasks)]
+    names = [line.name for line in lines] + [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: a line of 'metrics' and one of 'lm_eval' have the same name; rename one")
     verdict = {

@@ -28,13 +28,28 @@ def hits(pattern):
 
 def test_every_metric_names_its_paper_and_says_what_it_is():
     assert METRICS.names() == [
+        "character_overlap",
+        "discoverable_extraction",
         "exact_memorization",
         "extraction_strength",
         "forget_quality",
+        "generated_perplexity",
+        "leak_at_k",
+        "longest_common_subsequence",
+        "longest_common_substring",
+        "membership_auc",
+        "membership_gradnorm",
+        "membership_reference",
+        "membership_tpr",
+        "membership_two_models",
         "model_utility",
+        "ngram_overlap",
+        "priv_leak",
         "probability",
         "probability_normalised",
+        "repetition",
         "rouge",
+        "toxicity",
         "truth_ratio",
     ]
     for entry in METRICS:

@@ -39,7 +39,7 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def _with_severity(rule: dict[str, Any]) -> str:
-    return f"{rule['sentence']} ({rule['severity']})" if rule.get("severity") else rule["sentence"]
+    return f"{rule['sentence']} (warning only)" if rule.get("severity") == "warn" else rule["sentence"]
 
 
 def _answers(suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:

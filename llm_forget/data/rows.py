@@ -231,6 +231,29 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
     return {column: field for field, column in fields.items() if column != field}
 
 
+def inner_values(values: Sequence[Any], path: str, column: str, where: str) -> list[Any]:
+    """What lies at ``path`` in every value of a column of mappings: ``prompt.text`` is ``text`` in column ``prompt``.
+
+    Raises:
+        ValueError: a row where the way ends; names the row and the key, never the value.
+    """
+    keys = path[len(column) + 1 :].split(".")
+    return [_inner(value, keys, column, path, f"{where} row {number}") for number, value in enumerate(values, start=1)]
+
+
+def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) -> Any:
+    for key in keys:
+        if not isinstance(value, Mapping):
+            kind = "empty" if value is None else type(value).__name__
+            raise ValueError(f"{where} has a '{column}' that is {kind}; '{path}' needs an object with a key '{key}'")
+        # Arrow gives every object all keys of the column, so a key that the row lacks is there, without a value.
+        if value.get(key) is None:
+            there = [name for name, held in value.items() if held is not None]
+            raise ValueError(f"{where} has no '{key}' in '{column}' ('{path}' asks for it); {column_hint(key, there)}")
+        value, column = value[key], f"{column}.{key}"
+    return value
+
+
 def _plain_message(message: Mapping[str, Any]) -> Message:
     # Arrow gives every struct all keys of the column; a template must not see keys the row did not have.
     return {key: value for key, value in message.items() if value is not None}

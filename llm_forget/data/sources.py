@@ -23,6 +23,7 @@ from llm_forget.data.rows import (
     check_unique,
     column_hint,
     derived_id,
+    inner_values,
     normalise_row,
     rename_fields,
 )
@@ -43,7 +44,7 @@ class Source:
     split: str | None = None  # of a Hub data set; default "train"
     revision: str | None = None  # commit, tag or branch of a Hub data set
     weight: float | None = None  # share of this source in a mixture, relative to the others
-    fields: Mapping[str, str] | None = None  # {prompt: column, ...}
+    fields: Mapping[str, str] | None = None  # {prompt: column, ...}; "column.key" reaches into objects
     filter: Mapping[str, Any] | None = None  # {column: value or list of values}
     ids: Sequence[str] | str | None = None  # only these rows; or a text file with one id a line
     limit: int | None = None  # the first so many of what is left
@@ -58,8 +59,11 @@ def load_source(
     Args:
         spec: the source, or a list of sources.
         split_name: what the rows are for (``forget``, ...); begins every error.
-        data_path: folder that replaces the Hub: a source with a ``name`` is read from ``<data_path>/<name>.*``.
-        fields: columns of the data by the name this package uses, ``{prompt: instruction, completion: output}``.
+        data_path: folder that replaces the Hub: a source with a ``name`` is read from ``<data_path>/<name>.*``, with a
+            ``split`` other than train from ``<data_path>/<name>/<split>.*``, and a data set of the Hub without a name
+            from ``<data_path>/<split_name>.*``.
+        fields: columns of the data by the name this package uses, ``{prompt: instruction, completion: output}``;
+            ``prompt.text`` is the key ``text`` of the objects in column ``prompt``.
 
     Returns:
         Rows with ``id`` (string), ``prompt`` and ``completion`` (also for question/answer), ``messages`` or ``text``,
@@ -183,6 +187,7 @@ def _finish(table: Dataset, wheres: list[str], id_field: str | None, place: int)
 
 
 def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
+    table = _lift(table, field_map, where)
     renames = rename_fields(table.column_names, field_map, where)
     # A field map wins over what the data calls by that name, and over forms that would be looked for earlier.
     mapped = {column for columns in FORMS.values() if set(columns) & set(field_map) for column in columns}
@@ -190,6 +195,16 @@ def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset
     hidden = [c for c in table.column_names if c in FIELDS and c not in renames and (c not in mapped or c in replaced)]
     table = table.remove_columns(hidden)
     return table.rename_columns(renames) if renames else table
+
+
+def _lift(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
+    """Give what a field map finds inside objects (``prompt.text``) columns of that name."""
+    for path in dict.fromkeys(path for path in field_map.values() if isinstance(path, str)):
+        heads = [column for column in table.column_names if path.startswith(f"{column}.")]
+        if path not in table.column_names and heads:
+            column = max(heads, key=len)
+            table = table.add_column(path, inner_values(table[column][:], path, column, where))
+    return table
 
 
 def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[str, Dataset]]:
@@ -201,16 +216,23 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
         if source.path.startswith("builtin:"):
             return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
         if source.name is not None and data_path is not None:
-            return [_named_file(Path(data_path).expanduser(), source.name)]
+            return [_hub_file(Path(data_path).expanduser(), source.name, source.split)]
         if path is not None and path.is_dir():
             return [_named_file(path, source.name)] if source.name is not None else read_folder(path)
         if path is not None and (path.is_file() or path.suffix in SUFFIXES):
             if not path.is_file():
                 raise ValueError(f"file '{path}' does not exist; paths are taken from the current directory")
             return [(path.name, read_file(path))]
+        if data_path is not None:
+            return [_hub_file(Path(data_path).expanduser(), split_name, source.split)]
     except ValueError as error:
         raise ValueError(f"{split_name}: {error}") from None
     return [_read_hub(source, split_name)]
+
+
+def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
+    """The file that stands for a data set of the Hub; its own folder where splits must be told apart."""
+    return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 
 def _named_file(folder: Path, name: str) -> tuple[str, Dataset]:

@@ -277,7 +277,55 @@ def test_running_text_overlaps_with_the_same_words_as_question_and_answer(write:
         check_overlap(load(write("f.jsonl", qa(1))), text)
 
 
+# ---- columns of objects ----
+
+INSIDE = {"prompt": "prompt.text", "completion": "continuation.text"}
+
+
+def nested(number: int, **prompt: Any) -> dict[str, Any]:
+    inside = {"text": f"Once {number}", "toxicity": 0.5, **prompt}
+    return {"hard": True, "prompt": inside, "continuation": {"text": f" {SECRET} {number}"}}
+
+
+def test_a_field_map_reaches_into_objects(write: Write, tmp_path: Path) -> None:
+    datasets.Dataset.from_list([nested(1), nested(2)]).to_parquet(tmp_path / "x.parquet")
+    for path in (write("x.jsonl", nested(1), nested(2)), tmp_path / "x.parquet"):
+        table = load({"path": str(path), "fields": INSIDE, "filter": {"hard": True}})
+        assert table["prompt"][:] == ["Once 1", "Once 2"]
+        assert table["completion"][:] == [f" {SECRET} 1", f" {SECRET} 2"]
+    deep = write("deep.jsonl", {"a": {"b": {"c": "deep"}}, "a.b": {"c": "a column of that name wins"}})
+    assert load(deep, fields={"text": "a.b.c"})["text"][:] == ["a column of that name wins"]
+    assert load(write("d.jsonl", {"a": {"b": {"c": "deep"}}}), fields={"text": "a.b.c"})["text"][:] == ["deep"]
+
+
+def test_a_key_that_an_object_lacks_is_refused_with_row_and_key(write: Write) -> None:
+    missing = refusal(write("x.jsonl", nested(1), {**nested(2), "continuation": {"toxicity": 0.1}}), fields=INSIDE)
+    assert "x.jsonl row 2 has no 'text' in 'continuation' ('continuation.text' asks for it)" in missing
+    assert "did you mean 'text'?" in refusal(write("y.jsonl", nested(1)), fields={"text": "prompt.txt"})
+    flat = refusal(write("z.jsonl", qa(1)), fields={"prompt": "question", "completion": "answer.text"})
+    assert "z.jsonl row 1 has a 'answer' that is str; 'answer.text' needs an object with a key 'text'" in flat
+    assert "no column 'continuation.text'" in refusal(write("q.jsonl", qa(1)), fields=INSIDE | {"prompt": "question"})
+
+
 # ---- the Hub and what replaces it ----
+
+
+def test_a_folder_replaces_the_hub_by_name_by_name_and_split_or_by_what_the_rows_are_for(
+    write: Write, tmp_path: Path
+) -> None:
+    folder = str(tmp_path)
+    write("news.jsonl", {"text": "by name"})
+    write("forget.jsonl", {"text": "by what the rows are for"})
+    (tmp_path / "news").mkdir()
+    write("news/test.jsonl", {"text": "by name and split"})
+    for source, text in (
+        ({"path": "org/data", "name": "news"}, "by name"),
+        ({"path": "org/data", "name": "news", "split": "train"}, "by name"),
+        ({"path": "org/data", "name": "news", "split": "test"}, "by name and split"),
+        ("org/data", "by what the rows are for"),
+    ):
+        assert load(source, data_path=folder)["text"][:] == [text]
+    assert "has no 'dev'" in refusal({"path": "org/data", "name": "news", "split": "dev"}, data_path=folder)
 
 
 def test_a_hub_name_without_a_hub_says_what_to_do() -> None:

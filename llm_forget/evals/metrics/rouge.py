@@ -15,8 +15,10 @@ MEASURES = {"recall": "recall", "precision": "precision", "f1": "fmeasure"}
 
 
 @metric(paper="arXiv:2401.06121")
-def rouge(generations: Sequence[GenerationRecord], *, variant: str = "rougeL", measure: str = "recall") -> Rows:
-    """ROUGE of the generated answer against the true one, with stemming; ``[N]`` in [0, 1].
+def rouge(
+    generations: Sequence[GenerationRecord], *, variant: str = "rougeL", measure: str = "recall", stem: bool = True
+) -> Rows:
+    """ROUGE of the generated answer against the true one; ``[N]`` in [0, 1].
 
     TOFU's ROUGE-L recall (section 3.1): the longest common subsequence in words over the words of the truth. Words are
     runs of ASCII letters and digits, as Google's ``rouge-score`` defines them, so scripts outside Latin score 0.
@@ -25,12 +27,13 @@ def rouge(generations: Sequence[GenerationRecord], *, variant: str = "rougeL", m
     Args:
         variant: ``rougeL``, ``rouge1``, ``rouge2``, ...
         measure: ``recall``, ``precision`` or ``f1``.
+        stem: compare word stems (Porter), as TOFU does; MUSE compares the words as they are.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     if measure not in MEASURES:
         raise ValueError(f"metric 'rouge' has no measure '{measure}'; {did_you_mean(measure, MEASURES)}")
-    scorer = RougeScorer([variant], use_stemmer=True)
+    scorer = RougeScorer([variant], use_stemmer=stem)
 
     def score(record: GenerationRecord) -> float:
         if not record.reference:

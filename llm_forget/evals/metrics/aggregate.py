@@ -1,0 +1,26 @@
+"""One number for several scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.stats import Rows, harmonic_mean, mean
+
+
+@metric(paper="arXiv:2506.12618")
+def aggregate(scores: Sequence[Rows | float]) -> float:
+    """Harmonic mean of scores that each lie in [0, 1] with 1 = best; 0 as soon as one is 0.
+
+    One choice among others: open-unlearning's Table 3 joins `memorization_score`, `privacy_score` and `utility_score`
+    so. It ranks methods; it does not say whether anything was forgotten, since a poor score can be made up for and the
+    oracle itself is below 1: read it beside the oracle's. One unscored score makes it unscored.
+
+    Raises:
+        ValueError: a score outside [0, 1].
+    """
+    values = [score if isinstance(score, float) else mean(score) for score in scores]
+    for score in values:
+        if score < 0 or score > 1:
+            raise ValueError(f"metric 'aggregate' needs scores in [0, 1], not {score:g}; take lines that are scores")
+    return harmonic_mean(values)

@@ -1,0 +1,30 @@
+"""Whether what the model says still reads like text, without a classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.stats import Rows, mean, scored
+
+
+@metric(paper="arXiv:2506.12618")
+def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> float:
+    """(1 - mean repetition) * min(1, perplexity before / perplexity), in [0, 1], with geometric mean perplexities.
+
+    Stands in for the probability *clean* of a gibberish classifier (open-unlearning, appendix F.1), which is a download
+    and was trained on English. The two factors catch the two ways to collapse: noise has a high perplexity under the
+    model before, a repeated phrase a low one. Near 1 for the model before, 0 for one that only repeats itself.
+    Unscored when a factor is, as for a model that says nothing.
+
+    Args:
+        perplexity: `generated_perplexity` of each row, ``[N]``.
+        repetition: `repetition` of each row, ``[N]``.
+        before_perplexity: of what the model before says, ``[N]``.
+    """
+    ratio = np.exp(_mean_log(before_perplexity) - _mean_log(perplexity))
+    return float((1 - mean(repetition)) * np.minimum(1.0, ratio))  # np.minimum, unlike min, keeps NaN
+
+
+def _mean_log(perplexities: Rows) -> float:
+    return mean(np.log(scored(perplexities)))

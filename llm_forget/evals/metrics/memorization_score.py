@@ -1,0 +1,26 @@
+"""How little of the forget rows is left, over several measures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.stats import Rows, harmonic_mean, mean
+
+
+@metric(paper="arXiv:2506.12618")
+def memorization_score(measures: Sequence[Rows | float]) -> float:
+    """Harmonic mean of 1 - (mean of the measure), in [0, 1]; 1 when no measure finds anything.
+
+    One choice among others: open-unlearning's (appendix F.1) takes extraction strength, exact memorization, the
+    probability of the paraphrased answer and the truth ratio P(correct) / (P(correct) + P(perturbed)), which is 0.5 for
+    a model that knows nothing; so even the oracle is well below 1. One measure at 1 makes it 0; one without scored rows
+    makes it unscored.
+
+    Args:
+        measures: each in [0, 1], 1 = memorised.
+
+    Raises:
+        ValueError: a measure above 1.
+    """
+    return harmonic_mean([1 - (m if isinstance(m, float) else mean(m)) for m in measures])

@@ -28,10 +28,12 @@ def hits(pattern):
 
 def test_every_metric_names_its_paper_and_says_what_it_is():
     assert METRICS.names() == [
+        "aggregate",
         "character_overlap",
         "discoverable_extraction",
         "exact_memorization",
         "extraction_strength",
+        "fluency",
         "forget_quality",
         "generated_perplexity",
         "leak_at_k",
@@ -42,15 +44,18 @@ def test_every_metric_names_its_paper_and_says_what_it_is():
         "membership_reference",
         "membership_tpr",
         "membership_two_models",
+        "memorization_score",
         "model_utility",
         "ngram_overlap",
         "priv_leak",
+        "privacy_score",
         "probability",
         "probability_normalised",
         "repetition",
         "rouge",
         "toxicity",
         "truth_ratio",
+        "utility_score",
     ]
     for entry in METRICS:
         assert entry.paper

@@ -74,10 +74,17 @@ def run_lm_eval(
             _set_fewshot(task, num_fewshot, seed)
         # A copy of the tokenizer, since lm-eval gives it a padding token.
         lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-        results = evaluate(
-            lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
-            apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
-        )  # fmt: skip
+        try:
+            results = evaluate(
+                lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
+                apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
+            )  # fmt: skip
+        except AssertionError:
+            # lm-eval's only word on an answer that does not fit.
+            raise ValueError(
+                f"lm-eval cannot score {', '.join(tasks)}: a prompt is empty, or an answer is longer than the "
+                f"{lm.max_length} tokens the model reads; leave the task out"
+            ) from None
     return _numbers(results, loaded)
 
 

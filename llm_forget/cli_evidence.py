@@ -35,6 +35,13 @@ def evaluate(
     show_text: Annotated[
         int, typer.Option("--show_text", min=0, help="Print this many generations before and after.")
     ] = 0,
+    accelerate_config: Annotated[
+        str | None,
+        typer.Option("--accelerate_config", help="Share the rows out: cpu_2, ddp, or a file.", metavar="NAME|PATH"),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+    ] = None,
 ) -> None:
     """Measure a run: before, unlearned and oracle side by side, with a verdict.
 
@@ -42,6 +49,15 @@ def evaluate(
     `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
     """
     overrides = keys_and_values(ctx.args)
+    from llm_forget.launch import follow_launcher, relaunch
+
+    if accelerate_config is not None:
+        named = {"suite": suite, "target": target, "oracle": oracle, "batch_size": batch_size, "show_text": show_text}
+        options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
+        relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
+    if num_processes is not None:
+        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
+    follow_launcher()
     from llm_forget.evaluate import evaluate as measure
 
     measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
@@ -126,6 +142,73 @@ def compare(
     if output is not None:
         write_atomic(Path(output), comparison_markdown(section))
         typer.echo(f"wrote {output}")
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="--grid KEY=VALUE,VALUE... [OPTIONS] [--KEY VALUE]...")
+def sweep(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipped recipe of unlearn.")],
+    grid: Annotated[list[str], typer.Option("--grid", help="Values of a key: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")],
+    output_dir: Annotated[
+        str | None, typer.Option("--output_dir", help="Folder of the runs; default: the recipe's, with -sweep.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="What to measure; default: the recipe's suite.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Run nothing; print commands, or a slurm array script.", metavar="commands|slurm")
+    ] = None,
+    accelerate_config: Annotated[
+        str | None, typer.Option("--accelerate_config", help="For the commands of a plan.", metavar="NAME|PATH")
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+    ] = None,
+) -> None:
+    """Unlearn and evaluate every combination of a grid, and compare the runs.
+
+    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` holds
+    for all runs. The same command again does what is missing: a finished run is neither trained nor measured again.
+    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed.
+    """
+    from llm_forget.grid import read_grid
+
+    axes, overrides = read_grid(grid, ctx.args)
+    if plan not in (None, "commands", "slurm"):
+        raise ValueError(f"--plan is commands or slurm, not '{plan}'; leave it out to run the sweep here")
+    if plan is None and (accelerate_config or num_processes):
+        raise ValueError("a sweep runs in one process; --accelerate_config and --num_processes go with --plan")
+    speak()
+    from pathlib import Path
+
+    from llm_forget import sweep as work
+
+    asked: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
+    if plan is not None:
+        laid_out = work.lay_out(recipe, axes, **asked)
+        lines = work.commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
+        if not lines:
+            raise ValueError("nothing is left to run; the same sweep without --plan compares the runs")
+        typer.echo(work.slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
+        return
+    found = work.sweep(recipe, axes, **asked)
+    complete = [run["path"] for run in found["runs"] if run["status"] == "complete"]
+    if complete:
+        work.note_front(found, _front(complete))
+        compare(complete, None, str(Path(found["output_dir"]) / "sweep.md"))
+    failed = [run["name"] for run in found["runs"] if run["status"] == "failed"]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(found['runs'])} runs failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+def _front(runs: list[str]) -> dict[str, list[str]]:
+    """Names of the runs that no other one beats, by suite."""
+    from llm_forget.report.measures import pareto
+    from llm_forget.report.read import read_runs
+    from llm_forget.report.verdicts import common_suites, position
+
+    known = read_runs(runs)
+    marks = {suite: pareto([position(run, suite) for run in known]) for suite in common_suites(known)}
+    return {suite: [run.name for run, on in zip(known, marked, strict=True) if on] for suite, marked in marks.items()}
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:

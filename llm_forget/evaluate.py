@@ -1,6 +1,7 @@
 """Evaluation: before, unlearned and oracle side by side, each model x split measured once, then arithmetic.
 
 The oracle comes first, because forget quality compares with it. A suite says what is measured; see `evals/suite.py`.
+Under ``accelerate launch`` every process measures its share of the rows; the main process does the arithmetic.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
 from trl import ModelConfig
 
 from llm_forget import __version__
@@ -24,6 +25,7 @@ from llm_forget.evals.lines import Computation, compute_lines
 from llm_forget.evals.lm_tasks import check_metric, check_tasks
 from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.rows import Work, prepare
+from llm_forget.evals.shares import as_main, start_processes
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts, terminal
 from llm_forget.evals.verdict import answer, apply_bound
@@ -64,57 +66,87 @@ def evaluate(
 
     Returns:
         The content of results.json; an unscored value is None. What earlier evaluations of the same models with other
-        suites found stays in it.
+        suites found stays in it. The same on all processes.
 
     Raises:
-        ValueError: an unknown suite, key, split or column, models with different tokenizers, or several processes.
+        ValueError: an unknown suite, key, split or column, models with different tokenizers, lm-eval tasks with several
+            processes, or a launch that obtained other processes than it asked for or cuts models into pieces.
     """
     began = time.perf_counter()
-    if PartialState().num_processes > 1:
-        raise ValueError("evaluate runs in one process; start it without accelerate launch")
     config, finished = _configuration(run, overrides)
     names = suite or config.get("suite") or DEFAULT_SUITE
     names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     suites = {chosen.name: chosen for chosen in (load_suite(name).limited(limit) for name in names)}
+    state = start_processes(use_cpu=bool(config.get("use_cpu")))
+    _refuse_tasks(suites, state.num_processes)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))
     tokenizer = _common_tokenizer(subjects)
-    works = {
-        f"{name}/{probe}": work for name in suites for probe, work in _works(suites[name], config, tokenizer).items()
-    }
-    device = PartialState(cpu=True).device if config.get("use_cpu") else PartialState().device
-    folder = finished.records if finished is not None else None
+    with state.main_process_first():  # the others find what the first has read in the cache
+        by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
+    works = {f"{name}/{probe}": work for name, probes in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
     for task in tasks.values():
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
         check_metric(task.task, task.metric)
     records = measure(
-        subjects, works, tokenizer, device=device, folder=folder, batch_size=batch_size, quiet=quiet,
+        subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
+        folder=finished.records if finished is not None else None, batch_size=batch_size, quiet=quiet,
         tasks=tasks, data_path=config.get("data_path"),
     )  # fmt: skip
+    if not state.is_main_process:
+        return as_main({})
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = _head(subjects), {}
-    for name, chosen in suites.items():
-        own = {role: _of_suite(name, by_probe) for role, by_probe in records.items()}
-        computed = _computed(chosen, own)
-        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in _of_suite(name, works).items()}
-        results["suites"][name] = {**_judged(chosen, computed), **given, "probes": probes}
-        rows[name] = _rows(computed)
+    results, rows = _concluded(suites, subjects, works, records, given)
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None:
         results, rows = _with_earlier(finished, results, rows)
         write_json(finished.rows_file, rows)
         write_json(finished.results_file, results)
     if not quiet:
-        for name in suites:
-            print_results(name, results, terminal())
-            print_texts(
-                _texts(
-                    _of_suite(name, works), {r: _of_suite(name, m) for r, m in records.items()}, tokenizer, show_text
-                ),
-                terminal(),
+        _show(suites, works, records, results, tokenizer, show_text)
+    return as_main(results)
+
+
+def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
+    """lm-eval runs its tasks in one process: several would each measure every row."""
+    for suite in suites.values():
+        if suite.tasks and processes > 1:
+            raise ValueError(
+                f"suite '{suite.name}' has lm-eval tasks ({suite.tasks[0].task}), which run in one process, not "
+                f"{processes}; evaluate it without accelerate launch: its results are put beside those of other suites"
             )
-    return results
+
+
+def _concluded(
+    suites: dict[str, Suite],
+    subjects: dict[str, Subject],
+    works: dict[str, Work],
+    records: dict[str, dict[str, Any]],
+    given: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into results.json and rows.json: arithmetic on the records."""
+    results, rows = _head(subjects), {}
+    for name, suite in suites.items():
+        computed = _computed(suite, {role: _of_suite(name, by_probe) for role, by_probe in records.items()})
+        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in _of_suite(name, works).items()}
+        results["suites"][name] = {**_judged(suite, computed), **given, "probes": probes}
+        rows[name] = _rows(computed)
+    return results, rows
+
+
+def _show(
+    suites: dict[str, Suite],
+    works: dict[str, Work],
+    records: dict[str, dict[str, Any]],
+    results: dict[str, Any],
+    tokenizer: Any,
+    count: int,
+) -> None:
+    for name in suites:
+        print_results(name, results, terminal())
+        own = {role: _of_suite(name, by_probe) for role, by_probe in records.items()}
+        print_texts(_texts(_of_suite(name, works), own, tokenizer, count), terminal())
 
 
 def _of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,22 @@ def check_launch(state: Any) -> None:
             )
 
 
+def refuse_sharded_models(environment: Mapping[str, str]) -> None:
+    """Refuse FSDP and DeepSpeed where every process needs a whole model.
+
+    Under FSDP transformers reads weights in the first process only, and the others would measure empty ones.
+
+    Raises:
+        ValueError: says what the launch asks for and what to take instead.
+    """
+    for variable, sharding in SHARDED.items():
+        if environment.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"evaluation puts a whole model on every process, but the launch asks for {sharding}; take "
+                "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
+            )
+
+
 def follow_launcher() -> None:
     """Stay on the CPU where the accelerate configuration says so; must run before anything asks for a device.
 

@@ -2,7 +2,8 @@
 
 The target is the unlearned model with its adapter off, so a run and its target are loaded once; an oracle is loaded
 before and freed. Records of the unlearned model stay with its run; those of target and oracle are found again by
-content, for all runs on the same target, and copied into each run.
+content, for all runs on the same target, and copied into each run. Several processes hold the model each and share out
+the rows; see `evals/shares.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_forget.evals.gradient_probe import probe_gradients
@@ -24,6 +26,7 @@ from llm_forget.evals.lm_tasks import task_key
 from llm_forget.evals.probes import probe_generate, probe_logprobs
 from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
 from llm_forget.evals.rows import Work, judged
+from llm_forget.evals.shares import as_main, check_same, close_share, open_share
 from llm_forget.evals.suite import Task
 from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
 from llm_forget.models.digest import folder_digest
@@ -90,6 +93,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Records of every role and probe: from disk where they are, otherwise from one pass.
 
+    All processes of a launch must call this, and all get all records. Only the main process writes complete files.
+
     Args:
         subjects: the models by role, measured in this order.
         works: the probes by ``suite/probe``.
@@ -100,9 +105,13 @@ def measure(
         quiet: no progress.
         tasks: of lm-eval, by ``suite/line``; what they give stands among the records under that name.
         data_path: folder with the data of our tasks, instead of the Hub.
+
+    Raises:
+        ValueError: lm-eval tasks with several processes; a process that has other rows or models than the others.
     """
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
+    quiet = quiet or not PartialState().is_main_process
     with Progress(*columns, disable=quiet, transient=True) as progress, _one_model(device) as holder:
         desk = _Desk(holder, tokenizer, folder, batch_size, progress)
         for role, subject in subjects.items():
@@ -133,13 +142,15 @@ class _Desk:
 
     def records(self, subject: Subject, role: str, work: Work) -> list[Any]:
         """Records of one probe for one role: found, or measured and kept."""
+        main = PartialState().is_main_process
         key = subject.key(work)
+        check_same(key)
         own = self._own_file(role, work, key)
         path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
-        found = load_records(path, key)
+        found = as_main(load_records(path, key) if main else None)
         if found is None:
-            found = self._run(subject, role, work, RecordWriter(path, RECORD_KIND[work.kind], key, work.keys))
-        if own is not None and path != own and load_records(own, key) is None:
+            found = self._run(subject, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
+        if main and own is not None and path != own and load_records(own, key) is None:
             write_records(own, RECORD_KIND[work.kind], key, found)
         return found
 
@@ -178,8 +189,8 @@ class _Desk:
 
     def _run(self, subject: Subject, role: str, work: Work, writer: RecordWriter) -> list[Any]:
         # The model is a local of this function only: a name that outlives it would keep two models in memory.
-        done = len(work.keys) - len(writer.missing())
-        task = self.progress.add_task(f"{role}: {work.probe.name}", total=len(work.keys), completed=done)
+        done, share = len(writer.known()), len(writer.missing())
+        task = self.progress.add_task(f"{role}: {work.probe.name}", total=done + share, completed=done)
 
         def advance(count: int) -> None:
             self.progress.advance(task, count)
@@ -197,7 +208,7 @@ class _Desk:
             else:
                 probe_logprobs(model, work.token_rows, writer, batch_size=self.batch_size, advance=advance)
         self.progress.remove_task(task)
-        return writer.finish()
+        return close_share(writer)
 
 
 def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Path:

@@ -4,13 +4,15 @@ Teacher-forced and gradient records hold numbers only. A generation record holds
 it; the reference it is compared with is read from the data and never stored. Records stay with the run and are never
 published: a generation of the target may repeat exactly what was to be forgotten.
 
-The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``,
-so a killed evaluation continues; a complete file is written in one move. A file with fewer lines than its header
-announces is not complete, and what it holds is continued from.
+The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``, or
+``<name>.<rank>.partial`` on all but the first of several processes, so a killed evaluation continues, with any number
+of processes; a complete file is written in one move. A file with fewer lines than its header announces is not complete,
+and what it holds is continued from.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -189,54 +191,97 @@ def load_records(path: Path, key: str | None = None) -> list[Any] | None:
 def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
     """Write a complete record file in one move, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with _open_private(temporary, "w") as file:
-        file.write(_line(_header(kind, key, len(records))))
-        file.writelines(_line(record.to_dict()) for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _replace(path, _header(kind, key, len(records)), records)
 
 
 class RecordWriter:
     """Collects the records of one probe and survives being killed.
 
     ``expected`` are the record keys in the order of the finished file; `missing` tells which of them are still to be
-    measured. Two processes may measure the same thing at once: each finishes from its own memory.
+    measured. Two evaluations may measure the same thing at once: each finishes from its own memory. Several processes
+    of one evaluation have a writer each, with their ``rank`` and a `take` of the keys; what the others have measured
+    comes in by `add`, and one of them calls `finish`.
     """
 
-    def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key]) -> None:
+    def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key], *, rank: int = 0) -> None:
         self.path, self.kind, self.key = path, kind, key
-        self.partial = path.with_name(f"{path.name}.partial")
+        self.partial = path.with_name(f"{path.name}.{rank}.partial" if rank else f"{path.name}.partial")
         self._expected = list(expected)
-        wanted = set(self._expected)
-        source = self.partial if self.partial.exists() else path
-        header, records = _read(source)
-        usable = header is not None and header["key"] == key and header["kind"] == kind
-        self._records: dict[Key, Record] = {r.key: r for r in records if usable and r.key in wanted}
+        self._share: set[Key] | None = None
+        self._own: list[Record] = []
+        self._records: dict[Key, Record] = {}
+        for source in (path, *_partials(path)):
+            self.add(self._usable(source))
         path.parent.mkdir(parents=True, exist_ok=True)
         # Rewritten rather than appended to: what follows a torn last line would be glued to it.
-        with _open_private(self.partial, "w") as file:
-            file.write(_line(_header(kind, key, len(self._expected))))
-            file.writelines(_line(record.to_dict()) for record in self._records.values())
+        _replace(self.partial, _header(kind, key, len(self._expected)), self._usable(self.partial))
+
+    def _usable(self, source: Path) -> list[Any]:
+        header, records = _read(source)
+        if header is None or header["key"] != self.key or header["kind"] != self.kind:
+            return []
+        wanted = set(self._expected)
+        return [record for record in records if record.key in wanted]
+
+    def take(self, share: Iterable[Key]) -> None:
+        """Leave all other keys to other processes."""
+        self._share = set(share)
 
     def missing(self) -> set[Key]:
-        """Record keys not measured yet."""
-        return set(self._expected) - self._records.keys()
+        """Record keys that this process has still to measure."""
+        left = set(self._expected) - self._records.keys()
+        return left if self._share is None else left & self._share
+
+    def known(self) -> list[Any]:
+        """Records found on disk, measured or added so far."""
+        return list(self._records.values())
+
+    def own(self) -> list[Any]:
+        """Records that were measured through this writer."""
+        return list(self._own)
 
     def append(self, records: Iterable[Record]) -> None:
         """Keep some records, on disk at once."""
         new = list(records)
         with _open_private(self.partial, "a") as file:
             file.writelines(_line(record.to_dict()) for record in new)
-        self._records.update({record.key: record for record in new})
+        self._own += new
+        self.add(new)
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Know records that another process keeps on disk."""
+        self._records.update({record.key: record for record in records})
+
+    def ordered(self) -> list[Any]:
+        """All records in the expected order; KeyError where one is missing."""
+        return [self._records[key] for key in self._expected]
 
     def finish(self) -> list[Any]:
         """Put the complete file in place and return its records in the expected order."""
-        ordered = [self._records[key] for key in self._expected]
+        ordered = self.ordered()
         write_records(self.path, self.kind, self.key, ordered)
-        self.partial.unlink(missing_ok=True)
+        self.clear()
         return ordered
+
+    def clear(self) -> None:
+        """Remove the partial files of all processes; only when the complete file is in place."""
+        for partial in _partials(self.path):
+            partial.unlink(missing_ok=True)
+
+
+def _partials(path: Path) -> list[Path]:
+    """Partial files that any number of processes left of a record file."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
+
+
+def _replace(path: Path, header: dict[str, Any], records: Iterable[Record]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _open_private(temporary, "w") as file:
+        file.write(_line(header))
+        file.writelines(_line(record.to_dict()) for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _shortest(values: NDArray[np.float32]) -> list[float]:

@@ -44,19 +44,28 @@ def prepare(
 ) -> Work:
     """Choose and tokenise the rows of a probe.
 
+    Each window of running text that is longer than ``max_length`` is a row of its own, ``id``, ``id#1``, ``id#2``, ...:
+    a book is as many passages to measure, not one.
+
     Raises:
         ValueError: the rows lack the probe's field, or a prompt to generate from.
     """
-    chosen = [rows[i] for i in subset(len(rows), probe.limit, probe.seed)]
     where = f"probe '{probe.name}' (split '{probe.split}')"
+    passages = _passages(rows, probe, where, tokenizer, template, max_length, stride)
+    places = subset(len(rows) if passages is None else len(passages), probe.limit, probe.seed)
+    windows = None if passages is None else [passages[i] for i in places]
+    chosen = [] if windows is not None else [rows[i] for i in places]
     if probe.probe != "generate":
-        token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
+        if windows is not None:
+            token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
+        else:
+            token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
         return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
     ways: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
         replace(row, sample=row.sample + way * probe.samples)
         for way, asked in enumerate(ways)
-        for row in _prompt_rows(asked, probe, where, tokenizer, template, max_length)
+        for row in _prompt_rows(asked, windows, probe, where, tokenizer, template)
     ]
     digest = content_key(
         probe="generate",
@@ -122,35 +131,48 @@ def _token_rows(
     ]
 
 
-def _prompt_rows(
-    rows: Sequence[Row], probe: Probe, where: str, tokenizer: Any, template: Template, max_length: int | None
-) -> list[PromptRow]:
-    """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer.
+def _passages(
+    rows: Sequence[Row],
+    probe: Probe,
+    where: str,
+    tokenizer: Any,
+    template: Template,
+    max_length: int | None,
+    stride: int,
+) -> list[Encoded] | None:
+    """Running text as windows with an id each; None where rows are answers to prompts, or other answers are meant."""
+    text = next((row for row in rows if is_text(row)), None)
+    if text is None or probe.field is not None or probe.asks:
+        return None
+    if probe.probe == "generate" and probe.prefix is None:
+        raise ValueError(
+            f"{where}: row '{text['id']}' is running text and has no prompt to generate from; take a suite without "
+            "generations, such as --suite text, or give the probe a 'prefix'"
+        )
+    encoded = encode_rows(rows, tokenizer, template, max_length=max_length, stride=stride)
+    return [replace(w, id=f"{w.id}#{w.window}" if w.window else w.id) for windows in encoded for w in windows]
 
-    With a prefix, running text longer than ``max_length`` gives one prompt per window, called ``id#1``, ``id#2``, ...
-    """
+
+def _prompt_rows(
+    rows: Sequence[Row],
+    passages: Sequence[Encoded] | None,
+    probe: Probe,
+    where: str,
+    tokenizer: Any,
+    template: Template,
+) -> list[PromptRow]:
+    """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
+    windows = passages if passages is not None else [found[0] for found in encode_rows(rows, tokenizer, template)]
     asked: list[tuple[str, list[int], str]] = []
-    if probe.prefix is None:
-        _refuse_running_text(rows, where)
-        for row, windows in zip(rows, encode_rows(rows, tokenizer, template), strict=True):
-            asked.append((windows[0].id, windows[0].prompt_ids, _last_answer(row)))
-    else:
-        for window in (w for windows in encode_rows(rows, tokenizer, template, max_length=max_length) for w in windows):
+    for place, window in enumerate(windows):
+        if probe.prefix is None:
+            asked.append((window.id, window.prompt_ids, _last_answer(rows[place])))
+        else:
             ids, rest = _after_prefix(window, probe.prefix)
-            name = f"{window.id}#{window.window}" if window.window else window.id
-            asked.append((name, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
+            asked.append((window.id, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
     return [PromptRow(name, ids, answer, k) for name, ids, answer in asked for k in range(probe.samples)]
-
-
-def _refuse_running_text(rows: Sequence[Row], where: str) -> None:
-    for row in rows:
-        if is_text(row):
-            raise ValueError(
-                f"{where}: row '{row['id']}' is running text and has no prompt to generate from; take a suite without "
-                "generations, such as --suite text, or give the probe a 'prefix'"
-            )
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:

@@ -70,8 +70,11 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     with pytest.raises(ValueError, match=r"row 'forget' is running text .* --suite text"):
         evaluate(tiny_folder, quiet=True, **data)
     metrics = evaluate(tiny_folder, "text", quiet=True, max_length=64, **data)["suites"]["text"]["metrics"]
-    assert {line["n"] for line in metrics.values()} == {1}
+    # 256 bytes and the end of the text in windows of 64 tokens: five passages, each a row.
+    assert {line["n"] for line in metrics.values()} == {5}
     assert 0 < metrics["forget_probability"]["value"] < 0.05
+    few = evaluate(tiny_folder, "copyright", quiet=True, max_length=64, limit=3, **data)["suites"]["copyright"]
+    assert {few["metrics"][name]["n"] for name in ("substring_words", "leak_at_5", "retain_probability")} == {3}
 
 
 def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):
@@ -98,11 +101,8 @@ def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cac
         ["forget", "retain"],
         ["forget", "max_length", "retain"],
     )
-    assert (
-        first["suites"]["text"]["probes"]["forget"]["answers"]
-        == second["suites"]["text"]["probes"]["forget"]["answers"]
-        == 1
-    )
+    answers = [found["suites"]["text"]["probes"]["forget"]["answers"] for found in (first, second)]
+    assert answers == [1, 5]  # one text, or its five windows
     assert (
         first["suites"]["text"]["probes"]["forget"]["digest"] != second["suites"]["text"]["probes"]["forget"]["digest"]
     )

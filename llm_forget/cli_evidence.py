@@ -179,20 +179,21 @@ def sweep(
     speak()
     from pathlib import Path
 
-    from llm_forget import sweep as work
+    from llm_forget.sweep import commands, lay_out, note_front, slurm_script
+    from llm_forget.sweep import sweep as run_sweep
 
     asked: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
     if plan is not None:
-        laid_out = work.lay_out(recipe, axes, **asked)
-        lines = work.commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
+        laid_out = lay_out(recipe, axes, **asked)
+        lines = commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
         if not lines:
             raise ValueError("nothing is left to run; the same sweep without --plan compares the runs")
-        typer.echo(work.slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
+        typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
         return
-    found = work.sweep(recipe, axes, **asked)
+    found = run_sweep(recipe, axes, **asked)
     complete = [run["path"] for run in found["runs"] if run["status"] == "complete"]
     if complete:
-        work.note_front(found, _front(complete))
+        note_front(found, _front(complete))
         compare(complete, None, str(Path(found["output_dir"]) / "sweep.md"))
     failed = [run["name"] for run in found["runs"] if run["status"] == "failed"]
     if failed:

@@ -74,7 +74,7 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     assert {line["n"] for line in metrics.values()} == {5}
     assert 0 < metrics["forget_probability"]["value"] < 0.05
     few = evaluate(tiny_folder, "copyright", quiet=True, max_length=64, limit=3, **data)["suites"]["copyright"]
-    assert {few["metrics"][name]["n"] for name in ("substring_words", "leak_at_5", "retain_probability")} == {3}
+    assert {few["probes"][name]["answers"] for name in ("forget", "forget_text", "retain")} == {3}
 
 
 def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):

@@ -8,6 +8,8 @@ import typer
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
+
 evidence = typer.Typer()
 
 
@@ -213,7 +215,7 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """``--key value --flag`` as a mapping; values are read as YAML.
+    """``--key value --flag`` as a mapping; values are read as YAML, but for templates, which are text.
 
     Raises:
         ValueError: a word that belongs to no key.
@@ -229,5 +231,6 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
         key, equals, text = word[2:].partition("=")
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[key.replace("-", "_")] = yaml.safe_load(text)
+        name = key.replace("-", "_")
+        found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
     return found

@@ -29,7 +29,7 @@ SUITE = {
         "text": {"probe": "generate", "split": "forget", "max_new_tokens": 6},
         "judged": {"probe": "judge", "generations": "text"},
         "pull": {"probe": "gradients", "split": "retain", "limit": 5},
-        "book": {"probe": "logprobs", "split": "book"},  # two texts of many windows each
+        "book": {"probe": "logprobs", "split": "book"},  # two answers of several windows each
     },
     "metrics": {
         "probability": {"metric": "probability", "records": "forget", "goal": "match_oracle"},
@@ -44,12 +44,11 @@ RECORDS = 3 * (5 + 15 + 5 + 5 + 5 + 2)  # of three models
 @pytest.fixture
 def keys(make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Arguments of an evaluation of a fresh run, also in ``keys.json`` for the worker."""
-    for name in ("one", "two"):
-        (tmp_path / "book").mkdir(exist_ok=True)
-        (tmp_path / "book" / f"{name}.txt").write_text(f"The book number {name} goes on and on. " * 4)
+    book = [{"id": n, "prompt": "Go on.", "completion": f"The book {n} goes on and on. " * 5} for n in ("one", "two")]
+    (tmp_path / "book.jsonl").write_text("".join(json.dumps(row) + "\n" for row in book))
     suite = tmp_path / "many.yaml"
     suite.write_text(yaml.safe_dump(SUITE, sort_keys=False))
-    run = make_run("run", splits={"book": str(tmp_path / "book")}, max_length=64)
+    run = make_run("run", splits={"book": str(tmp_path / "book.jsonl")}, max_length=64)
     given = {"run": str(run.path), "suite": str(suite), "batch_size": 2, "retain": str(tmp_path / "retain.jsonl")}
     (tmp_path / "keys.json").write_text(json.dumps(given))
     return given
@@ -151,7 +150,7 @@ def test_two_processes_find_what_one_finds_and_forward_every_row_once(
     with counting(monkeypatch):
         assert_same(evaluate(**keys, quiet=True), written)
     assert_same({**files_of(run / "records"), **files_of(tmp_path / "fresh")}, two)
-    assert facts[0]["rows"] + facts[1]["rows"] == FORWARDED["rows"]
+    assert facts[0]["rows"] + facts[1]["rows"] == FORWARDED["rows"] > 3 * (5 + 15 + 5 + 5 + 2)  # windows count
     kept = Counter(map(tuple, facts[0]["kept"])) + Counter(map(tuple, facts[1]["kept"]))
     assert set(kept.values()) == {1}
     assert kept == Counter(map(tuple, KEPT))

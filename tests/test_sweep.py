@@ -37,7 +37,7 @@ def recipe(tmp_path: Path, tiny_folder: Path, make_model: Any, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     make_model("oracle", 1, initializer_range=0.3)
-    for name, count, answer in (("forget", 4, CANARY), ("retain", 6, "quiet north")):
+    for name, count in (("forget", 4), ("retain", 6)):
         rows = [
             {"id": f"{name}{i}", "question": f"Who is {name} {i}?", "answer": f"{CANARY} {i}"} for i in range(count)
         ]

@@ -28,7 +28,9 @@ class Entrance(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("interrupted; the same command, without --overwrite, goes on from the last checkpoint")
+            _say(
+                "interrupted; the same command, without --overwrite, goes on from the last checkpoint, if there is one"
+            )
             raise typer.Exit(130) from None
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if os.environ.get(DEBUG) == "1":
@@ -77,7 +79,7 @@ def entrance(
 ) -> None:
     """Make a language model forget, and measure whether it did.
 
-    Try it: `llm-forget recipes list`, then `llm-forget unlearn demo/npo --dry_run true`.
+    Try it: `llm-forget recipes list`, then `llm-forget finetune demo/target --dry_run true`.
     Errors are one sentence; `LLM_FORGET_DEBUG=1` shows the traceback.
     """
 

@@ -49,6 +49,7 @@ def evaluate(
     batch_size: int = 64,
     show_text: int = 0,
     quiet: bool = False,
+    keep: bool = True,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
@@ -62,6 +63,7 @@ def evaluate(
         batch_size: sequences at most; halved when memory runs out.
         show_text: print this many generations of each model to the terminal; they are never written to results.
         quiet: print nothing.
+        keep: write results.json and rows.json into the run; records are kept in any case.
         overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
@@ -99,7 +101,7 @@ def evaluate(
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
     results, rows = _concluded(suites, subjects, works, records, given)
     results["seconds"] = round(time.perf_counter() - began, 1)
-    if finished is not None:
+    if finished is not None and keep:
         results, rows = _with_earlier(finished, results, rows)
         write_json(finished.rows_file, rows)
         write_json(finished.results_file, results)
@@ -271,7 +273,7 @@ def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
 def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
     """The lines of every model; first those that others compare with."""
     computed: dict[str, Computation] = {}
-    for role in ("oracle", "before", "unlearned"):
+    for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
         if role in records:
             others = {other: (known, computed.get(other, {})) for other, known in records.items()}
             computed[role] = compute_lines(suite, records[role], others, role=role)

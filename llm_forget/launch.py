@@ -118,6 +118,18 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
             )
 
 
+def refuse_processes(command: str, state: Any) -> None:
+    """Refuse several processes where each would write the same files.
+
+    Raises:
+        ValueError: names the command and how to start it.
+    """
+    if state.num_processes > 1:
+        raise ValueError(
+            f"{command} runs in one process, not {state.num_processes}; start it without accelerate launch"
+        )
+
+
 def follow_launcher() -> None:
     """Stay on the CPU where the accelerate configuration says so; must run before anything asks for a device.
 

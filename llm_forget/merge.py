@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from trl import ModelConfig
 
 from llm_forget.config import DataConfig
 from llm_forget.evaluate import evaluate
+from llm_forget.launch import refuse_processes
 from llm_forget.models import merge_adapter
 from llm_forget.run import Run, write_json
 
@@ -39,6 +41,7 @@ def merge(
     Raises:
         ValueError: the run has no adapter or is not complete, or the logits differ by more than the tolerance.
     """
+    refuse_processes("merge", PartialState())
     finished = Run.open(run)
     if not finished.adapter.is_dir():
         raise ValueError(f"run '{run}' trained no adapter; its full model is in '{finished.model}'")

@@ -10,6 +10,7 @@ from trl import ModelConfig
 from llm_forget.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.evals.suite import load_suite
 from llm_forget.methods import METHODS, Objective, build_objective
+from llm_forget.models import find_source
 from llm_forget.run import Run
 from llm_forget.surgery import Surgery
 from llm_forget.workflow import Job, begin, done, dry_run, execute, prepare
@@ -88,3 +89,5 @@ def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective,
         raise ValueError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only")
     if train.suite is not None:
         load_suite(train.suite)
+    if train.oracle is not None:
+        find_source(train.oracle)  # a mistyped path is found now, not after training

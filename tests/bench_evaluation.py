@@ -2,8 +2,8 @@
 
     python tests/bench_evaluation.py MODEL DATA_FOLDER [ROUNDS]      (DATA_FOLDER holds TOFU's forget01.json)
 
-Interleaved rounds in one process: (a) the model's plain forward, all logits, same batches; (b) our probe with its records
-written; (c) the whole set of teacher-forced metrics on them. Prints medians, the range, and the ratio (b + c) / a.
+Interleaved rounds in one process: (a) the model's plain forward, all logits, same batches; (b) our probe with its
+records written; (c) the whole set of teacher-forced metrics on them. Prints medians, range, and the ratio (b + c) / a.
 """
 
 import statistics
@@ -62,7 +62,8 @@ def main(name: str, folder: str, rounds: int = 5) -> None:
     medians = [statistics.median(times[1:]) for times in (plain, ours, metrics)]
     ratios = [(b + c) / a for a, b, c in zip(plain[1:], ours[1:], metrics[1:], strict=True)]
     print(f"{name}: {len(rows)} rows, {tokens} tokens, {rounds} rounds, {torch.get_num_threads()} threads")
-    for label, times, median in zip(("plain forward", "probe", "metrics"), (plain, ours, metrics), medians, strict=True):
+    labels = ("plain forward", "probe", "metrics")
+    for label, times, median in zip(labels, (plain, ours, metrics), medians, strict=True):
         print(f"  {label:14} {median:7.3f} s  ({min(times[1:]):.3f}-{max(times[1:]):.3f})")
     print(f"  ratio          {statistics.median(ratios):7.2f}    ({min(ratios):.2f}-{max(ratios):.2f})")
 

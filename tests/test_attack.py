@@ -57,7 +57,8 @@ def test_quantising_measures_the_merged_model_and_leaves_none_behind(make_run):
 def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
     run = make_run("run")
     (line,) = attack(run.path, kind, limit=2)["metrics"].values()
-    results = json.loads(run.results_file.read_text())["suites"]["robustness"]["metrics"]
+    assert not run.results_file.exists()  # two rows are not what the run is judged by
+    results = evaluate(run.path, "robustness", limit=2, quiet=True)["suites"]["robustness"]["metrics"]
     assert line["unlearned"] == results["forget_rouge"]["value"]
     assert line["oracle_attacked"]["value"] is not None
     assert line["unlearned_attacked"]["n"] == 2

@@ -252,7 +252,8 @@ def test_the_tofu_suite_runs_on_a_folder_in_place_of_the_hub(make_model, shared,
         quiet=True,
     )
     lines = only(results)["metrics"]
-    assert {line["n"] for name, line in lines.items() if name != "forget_quality"} == {2}
+    beside_others = {"forget_quality", "privacy_score", "fluency", "utility_score", "aggregate"}  # none are here
+    assert [name for name, line in lines.items() if name not in beside_others and line["n"] != 2] == []
     assert 0 < lines["authors_probability"]["value"] < 1
     assert lines["forget_quality"]["value"] is None
 

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from llm_forget.attacks import ask, quantize, relearn  # noqa: F401  (they register themselves)
 from llm_forget.attacks._registry import KINDS
 from llm_forget.attacks.ask import ASKED
 from llm_forget.attacks.scene import Lines, Scene, lines_of
 from llm_forget.evaluate import DEFAULT_SUITE, evaluate
+from llm_forget.launch import refuse_processes
 from llm_forget.run import Run, write_json
 
 logger = logging.getLogger("llm_forget")
@@ -49,6 +52,7 @@ def attack(
     Raises:
         ValueError: an unknown kind or parameter, or a run that trained no adapter.
     """
+    refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
     arguments = entry.arguments(settings)
     finished = Run.open(run)
@@ -60,7 +64,9 @@ def attack(
     suite = ASKED[kind][0] if kind in ASKED else suite or finished.config.get("suite") or DEFAULT_SUITE
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
-    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, **given)
+    # Fewer or other rows than the run's own belong to this attack, not into the run's results.
+    whole = limit is None and not given
+    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **given)
     found = results["suites"][Path(suite).stem]
     plain = {role: lines_of(found, role) for role in ("before", "unlearned", "oracle")}
     name = "-".join(

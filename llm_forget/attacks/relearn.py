@@ -42,17 +42,18 @@ def relearn(
         learning_rate: default: the run's.
         seed: of the choice and the order of rows.
     """
-    rows = (
-        _some_of_forget(scene, share, seed) if on == "forget" else scene.config.get(on) if isinstance(on, str) else on
-    )
-    if rows is None:
-        rows = on
+    if on == "forget":
+        rows = _some_of_forget(scene, share, seed)
+        what = f"{sum(len(source['ids']) for source in rows)} forgotten rows"
+    else:
+        splits = {**(scene.config.get("splits") or {}), **{key: scene.config.get(key) for key in ("retain", "holdout")}}
+        rows, what = (splits.get(on) if isinstance(on, str) else None) or on, "other rows"
     kept = {key: scene.config[key] for key in FROM_RUN if scene.config.get(key) is not None}
     if learning_rate is not None:
         kept["learning_rate"] = learning_rate
     found = {}
     for role, name in scene.models.items():
-        logger.info("relearn: %s", role)
+        logger.info("relearn: %s, %s", role, what)
         run = finetune(
             **kept, model_name_or_path=name, train=rows, output_dir=str(scene.folder / role), use_peft=True,
             lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",

@@ -28,6 +28,8 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
     console.print(results_table(name, suite))
     if results["models"]["oracle"] is None:
         console.print("[yellow]no oracle is known, so how a model answers that never saw these rows is not either[/]")
+    if (damage := damaged_answers(suite["metrics"])) is not None:
+        console.print(f"[yellow]what is said instead of the forgotten answers is hardly language: {damage}[/]")
     for question, verdict in suite["verdict"].items():
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
@@ -35,6 +37,19 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
         like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
         if like_oracle and verdict["answer"] == verdict.get("before") == "yes":
             console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
+
+
+def damaged_answers(metrics: dict[str, Any]) -> str | None:
+    """Repetition or perplexity of the answers to forget rows, where either is far beyond the oracle's; else None."""
+    said = []
+    for name, word in (("forget_repetition", "repetition"), ("forget_perplexity", "perplexity")):
+        line = metrics.get(name)
+        if line is None or line["value"] is None or (line["oracle"] or {}).get("value") is None:
+            continue
+        value, other = line["value"], line["oracle"]["value"]
+        if value > (other + 0.1 if word == "repetition" else 5 * other):
+            said.append(f"{word} {shown(value)} (oracle {shown(other)})")
+    return ", ".join(said) or None
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:

@@ -6,6 +6,7 @@ A bound is read from the ``verdict`` of a suite or the rules of a policy::
     {line: extraction_strength, within: 0.05, of: oracle}    # a distance from it
     {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval: an equivalence test
     {line: forget_quality, at_least: 0.05, min_n: 40}        # fewer rows than that tell nothing
+    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # and 0.02 more
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from llm_forget.registry import did_you_mean
 
 KINDS = ("at_most", "at_least", "within")
 MODELS = ("oracle", "before")
-KEYS = ("line", "of", "interval", "min_n", *KINDS)
+KEYS = ("line", "of", "interval", "min_n", "slack", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Bound:
     of: str | float | None = None  # oracle | before | a number
     interval: bool = False  # judge the whole 95 % interval instead of the value
     min_n: int = 0  # inconclusive on fewer scored rows
+    slack: float = 0.0  # added to a limit that is a factor: 1.5 times nearly nothing is nearly nothing
 
     def limits(self, other: float) -> tuple[float, float]:
         """Lowest and highest value that satisfies the bound, given the value it is relative to."""
         if self.kind == "within":
             return other - self.amount, other + self.amount
         limit = self.amount * other
-        return (-math.inf, limit) if self.kind == "at_most" else (limit, math.inf)
+        return (-math.inf, limit + self.slack) if self.kind == "at_most" else (limit - self.slack, math.inf)
 
     def __str__(self) -> str:
         """``at most 1.5 times``, ``interval within 0.1``."""
         words = f"{self.kind.replace('_', ' ')} {self.amount:g}"
         times = " times" if self.of is not None and self.kind != "within" else ""
+        times += f" {'+' if self.kind == 'at_most' else '-'} {self.slack:g}" if self.slack else ""
         return f"{'interval ' if self.interval else ''}{words}{times}"
 
 
@@ -97,13 +100,18 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
     if kinds[0] == "within" and of is None:
         raise ValueError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
     amount, interval, least = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
-    if not _is_number(amount):
-        raise ValueError(f"{where}: '{kinds[0]}' must be a number, not {amount!r}")
+    slack = content.get("slack", 0.0)
+    for key, value in ((kinds[0], amount), ("slack", slack)):
+        if not _is_number(value):
+            raise ValueError(f"{where}: '{key}' must be a number, not {value!r}")
+    if "slack" in content and kinds[0] == "within":
+        raise ValueError(f"{where}: 'within' is a distance already; leave 'slack' out")
     if not isinstance(interval, bool):
         raise ValueError(f"{where}: 'interval' must be true or false, not {interval!r}")
     if isinstance(least, bool) or not isinstance(least, int):
         raise ValueError(f"{where}: 'min_n' must be a whole number, not {least!r}")
-    return Bound(content["line"], kinds[0], float(amount), float(of) if _is_number(of) else of, interval, least)
+    of = float(of) if _is_number(of) else of
+    return Bound(content["line"], kinds[0], float(amount), of, interval, least, float(slack))
 
 
 def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:

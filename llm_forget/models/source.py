@@ -73,8 +73,12 @@ def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None =
 
 def _hub_id(name: str) -> str:
     parts = name.split("/")
-    if len(parts) > 2 or name.startswith((".", "~")) or not all(parts):
-        raise FileNotFoundError(f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name)")
+    # A folder of that name here means that a path was meant: what it is called is nothing to ask a hub about.
+    if len(parts) > 2 or name.startswith((".", "~")) or not all(parts) or (len(parts) > 1 and Path(parts[0]).is_dir()):
+        raise FileNotFoundError(
+            f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name); a "
+            "run must be made first"
+        )
     return name
 
 

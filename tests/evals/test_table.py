@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from llm_forget.evals.table import print_results, print_texts
+from llm_forget.evals.table import damaged_answers, print_results, print_texts
 
 
 def test_rows_can_neither_control_the_terminal_nor_write_markup():
@@ -27,3 +27,20 @@ def test_only_a_target_that_was_already_like_the_oracle_had_nothing_to_forget(be
     results = {"models": {"oracle": {}}, "suites": {"s": {"metrics": {}, "verdict": verdict}}}
     print_results("s", results, Console(file=out))
     assert out.getvalue().count("nothing to forget") == said
+
+
+@pytest.mark.parametrize(
+    ("repetition", "perplexity", "said"),
+    [
+        (0.05, 4.0, None),
+        (0.3, 4.0, "repetition 0.300 (oracle 0.010)"),
+        (0.05, 30.0, "perplexity 30.000 (oracle 5.000)"),
+    ],
+)
+def test_answers_that_are_hardly_language_are_named(repetition, perplexity, said):
+    lines = {
+        "forget_repetition": {"value": repetition, "oracle": {"value": 0.01}},
+        "forget_perplexity": {"value": perplexity, "oracle": {"value": 5.0}},
+    }
+    assert damaged_answers(lines) == said
+    assert damaged_answers({name: {**line, "oracle": None} for name, line in lines.items()}) is None

@@ -31,6 +31,9 @@ def test_a_value_near_the_oracles_holds_and_says_so():
         ({"at_least": 0.9, "of": "before"}, 0.8, False),
         ({"at_least": 0.9, "of": "before"}, 0.82, True),
         ({"at_least": 0.05}, 0.04, False),
+        ({"at_most": 1.5, "of": "oracle", "slack": 0.02}, 0.165, True),
+        ({"at_most": 1.5, "of": "oracle", "slack": 0.02}, 0.175, False),
+        ({"at_least": 0.9, "of": "before", "slack": 0.02}, 0.795, True),
         ({"within": 0.1, "of": 0.5}, 0.35, False),
     ],
 )
@@ -92,6 +95,8 @@ def test_a_zero_of_the_other_model_is_a_limit_like_any_other():
         ({"at_most": math.nan}, "must be a number"),
         ({"at_most": 1, "of": "target"}, "oracle, before or a number"),
         ({"within": 1}, "say from what"),
+        ({"within": 1, "of": "oracle", "slack": 0.1}, "leave 'slack' out"),
+        ({"at_most": 1, "slack": "x"}, "must be a number"),
         ({"at_most": 1, "interval": 1}, "true or false"),
         ({"at_most": 1, "min_n": 0.5}, "whole number"),
         ({"at_mst": 1}, "did you mean 'at_most'"),

@@ -209,7 +209,15 @@ def test_the_base_of_a_run_is_taken_at_the_revision_it_was_trained_on(
     assert source_digest(str(tmp_path / "run")) == source_digest(str(tmp_path / "run"), old)
 
 
-def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub):
+def test_a_missing_run_in_a_folder_that_is_here_is_no_hub_id(lora_args, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="model 'runs/orcale' does not exist.*a run must be made first"):
+        load_tokenizer(lora_args("runs/orcale"))
+
+
+def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="model 'runs/orcale' is no folder here, and the hub gives none: "):
         load_tokenizer(lora_args("runs/orcale"))
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_forget.attacks.attack import attack
     from llm_forget.config import DataConfig, TrainConfig, UnlearnConfig
     from llm_forget.evaluate import evaluate
     from llm_forget.finetune import finetune
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from llm_forget.methods import METHODS, Objective, build_objective
     from llm_forget.models import merge_adapter
     from llm_forget.objectives import objective
+    from llm_forget.report import report
     from llm_forget.run import Run
+    from llm_forget.sweep import sweep
     from llm_forget.trainer import UnlearnTrainer
     from llm_forget.unlearn import unlearn
+    from llm_forget.verify import verify
 
 __all__ = [
     "METHODS",
@@ -33,18 +37,22 @@ __all__ = [
     "TrainConfig",
     "UnlearnConfig",
     "UnlearnTrainer",
+    "attack",
     "build_objective",
     "evaluate",
     "finetune",
     "merge_adapter",
     "objective",
+    "report",
+    "sweep",
     "unlearn",
+    "verify",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {"DataConfig": "config", "TrainConfig": "config", "UnlearnConfig": "config", "UnlearnTrainer": "trainer"} | {
     "METHODS": "methods", "Objective": "methods", "build_objective": "methods", "objective": "objectives"
-} | {"Logprobs": "logprobs", "Run": "run", "merge_adapter": "models"}  # fmt: skip
+} | {"Logprobs": "logprobs", "Run": "run", "merge_adapter": "models", "attack": "attacks.attack"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

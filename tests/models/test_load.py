@@ -212,7 +212,7 @@ def test_the_base_of_a_run_is_taken_at_the_revision_it_was_trained_on(
 def test_a_missing_run_in_a_folder_that_is_here_is_no_hub_id(lora_args, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="model 'runs/orcale' does not exist.*a run must be made first"):
+    with pytest.raises(FileNotFoundError, match=r"model 'runs/orcale' does not exist.*a run must be made first"):
         load_tokenizer(lora_args("runs/orcale"))
 
 

@@ -180,7 +180,7 @@ def test_methods_lists_all_and_explains_each() -> None:
 
 def test_interruption_is_exit_code_130(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom llm_forget import cli\n"
+        "import os, signal, sys\nfrom llm_forget import cli\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "@cli.app.command()\ndef wait() -> None:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n    import time\n    time.sleep(9)\n"
         "sys.argv = ['llm-forget', 'wait']\ncli.main()\n"

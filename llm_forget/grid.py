@@ -27,7 +27,8 @@ def read_grid(given: Sequence[str], words: Sequence[str]) -> tuple[dict[str, lis
     Raises:
         ValueError: a word that is no axis, or one without values.
     """
-    axes, options = list(given), []
+    axes: list[str] = list(given)
+    options: list[str] = []
     after_key = False
     for word in words:
         (options if word.startswith("--") or after_key else axes).append(word)

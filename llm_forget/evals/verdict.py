@@ -110,7 +110,7 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
         raise ValueError(f"{where}: 'interval' must be true or false, not {interval!r}")
     if isinstance(least, bool) or not isinstance(least, int):
         raise ValueError(f"{where}: 'min_n' must be a whole number, not {least!r}")
-    of = float(of) if _is_number(of) else of
+    of = float(of) if isinstance(of, int) else of
     return Bound(content["line"], kinds[0], float(amount), of, interval, least, float(slack))
 
 

@@ -11,6 +11,8 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
 
 evidence = typer.Typer()
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most so many rows of each probe.")]
+BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Sequences at most at once.")]
 
 
 def speak() -> None:
@@ -33,9 +35,10 @@ def evaluate(
     ] = None,
     target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
     oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
     show_text: Annotated[
-        int, typer.Option("--show_text", min=0, help="Print this many generations before and after.")
+        int, typer.Option("--show_text", "--show-text", min=0, help="Print this many generations before and after.")
     ] = 0,
     accelerate_config: Annotated[
         str | None,
@@ -53,16 +56,19 @@ def evaluate(
     overrides = keys_and_values(ctx.args)
     from llm_forget.launch import follow_launcher, relaunch
 
+    named = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
+    named |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
-        named = {"suite": suite, "target": target, "oracle": oracle, "batch_size": batch_size, "show_text": show_text}
         options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
         relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
     if num_processes is not None:
         raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
     follow_launcher()
+    from llm_forget.evaluate import check_keys
     from llm_forget.evaluate import evaluate as measure
 
-    measure(run, suite, target=target, oracle=oracle, batch_size=batch_size, show_text=show_text, **overrides)
+    check_keys(overrides)
+    measure(run, **named, **overrides)
 
 
 @evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
@@ -71,8 +77,8 @@ def attack(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
     kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
     suite: Annotated[str | None, typer.Option(help="What to measure; default: the run's suite.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure at most so many rows of each probe.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Sequences at most at once.")] = 64,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
 ) -> None:
     """Attack a run and its oracle alike, and see what comes back beyond the oracle's.
 
@@ -84,8 +90,10 @@ def attack(
     from llm_forget.attacks.attack import KINDS
     from llm_forget.attacks.attack import attack as run_attack
     from llm_forget.evals.table import print_attack, terminal
+    from llm_forget.evaluate import check_keys
 
     own = {key: given.pop(key) for key in list(given) if key in KINDS.get(kind).defaults}
+    check_keys(given, of="attack")
     found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
     print_attack(found, terminal())
 
@@ -111,7 +119,10 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
     output: Annotated[str | None, typer.Option(help="The page; default: report.html in the run.")] = None,
     show_text: Annotated[
-        int, typer.Option("--show_text", min=0, help="Show so many answers. Such a page must not be published.")
+        int,
+        typer.Option(
+            "--show_text", "--show-text", min=0, help="Show so many answers. Such a page must not be published."
+        ),
     ] = 0,
 ) -> None:
     """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
@@ -218,7 +229,7 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
     """``--key value --flag`` as a mapping; values are read as YAML, but for templates, which are text.
 
     Raises:
-        ValueError: a word that belongs to no key.
+        ValueError: a word that belongs to no key, or a value that is no YAML.
     """
     import yaml
 
@@ -232,5 +243,8 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
         name = key.replace("-", "_")
-        found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
+        try:
+            found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"the value of --{key} is not valid YAML; put it into quotes, or mend it") from None
     return found

@@ -37,6 +37,7 @@ from llm_forget.run import Run, read_json, write_json
 ROLES = ("before", "unlearned", "oracle")
 DEFAULT_SUITE = "basic"
 FORMAT = 2
+MAPPINGS = ("splits", "fields", "chat_template_kwargs")
 
 
 def evaluate(
@@ -50,6 +51,7 @@ def evaluate(
     show_text: int = 0,
     quiet: bool = False,
     keep: bool = True,
+    records: str | Path | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
@@ -64,6 +66,7 @@ def evaluate(
         show_text: print this many generations of each model to the terminal; they are never written to results.
         quiet: print nothing.
         keep: write results.json and rows.json into the run; records are kept in any case.
+        records: folder for the records of a model that is no run, which otherwise lie in the cache, texts too.
         overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
@@ -90,23 +93,23 @@ def evaluate(
     for task in tasks.values():
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
         check_metric(task.task, task.metric)
-    records = measure(
+    found = measure(
         subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
-        folder=finished.records if finished is not None else None, batch_size=batch_size, quiet=quiet,
-        tasks=tasks, data_path=config.get("data_path"),
+        folder=Path(records) if records is not None else finished.records if finished is not None else None,
+        batch_size=batch_size, quiet=quiet, tasks=tasks, data_path=config.get("data_path"),
     )  # fmt: skip
     if not state.is_main_process:
         return as_main({})
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = _concluded(suites, subjects, works, records, given)
+    results, rows = _concluded(suites, subjects, works, found, given)
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None and keep:
         results, rows = _with_earlier(finished, results, rows)
         write_json(finished.rows_file, rows)
         write_json(finished.results_file, results)
     if not quiet:
-        _show(suites, works, records, results, tokenizer, show_text)
+        _show(suites, works, found, results, tokenizer, show_text)
     return as_main(results)
 
 
@@ -167,11 +170,7 @@ def _with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tu
 
 
 def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Run | None]:
-    allowed = keys_of(UnlearnConfig)
-    for key in overrides:
-        if key not in allowed:
-            raise ValueError(f"evaluate has no key '{key}'; {did_you_mean(key, allowed)}")
-        _check_type(key, overrides[key])
+    check_keys(overrides)
     given = {key: value for key, value in overrides.items() if value is not None}
     if not (Path(run) / "run.json").is_file():
         return {"model_name_or_path": str(run), **given}, None
@@ -179,8 +178,23 @@ def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str
     return {**finished.config, **given}, finished
 
 
+def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
+    """Refuse, in the name of a command, keys that no recipe has and values that a recipe could not have.
+
+    Raises:
+        ValueError: names the key.
+    """
+    allowed = keys_of(UnlearnConfig)
+    for key, value in overrides.items():
+        if key not in allowed:
+            raise ValueError(f"{of} has no key '{key}'; {did_you_mean(key, allowed)}")
+        _check_type(key, value)
+
+
 def _check_type(key: str, value: Any) -> None:
     """Recipes are checked when a run starts; keys given to an evaluation have not been through that."""
+    if key in MAPPINGS and value is not None and not isinstance(value, dict):
+        raise ValueError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
     if key == "dtype" and value is not None and str(value) not in DTYPES:
         raise ValueError(f"dtype is '{value}'; allowed: {', '.join(DTYPES)}")

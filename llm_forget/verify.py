@@ -63,8 +63,8 @@ def load_policy(name: str | Path) -> list[Rule]:
     where = f"policy '{path.stem}'"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"policy '{path}' is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"policy '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or list(content) != ["rules"] or not isinstance(content["rules"], list):
         raise ValueError(f"{where} must have one key, 'rules', with a list of bounds")
     if not content["rules"]:

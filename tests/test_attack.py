@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from llm_forget.attacks.attack import KINDS, attack
 from llm_forget.cli import app
 from llm_forget.evaluate import evaluate
+from llm_forget.finetune import finetune
 from llm_forget.run import Run
 
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
@@ -77,6 +78,30 @@ def test_both_models_together_show_what_was_deleted(make_run):
     assert line["oracle_attacked"]["ci"]
 
 
+def test_what_attacked_models_say_goes_neither_into_the_cache_nor_into_results_of_the_oracle(make_run, tmp_path):
+    keys = {"train": str(tmp_path / "retain.jsonl"), "num_train_epochs": 1, "save_strategy": "no", "use_cpu": True}
+    run = make_run("run")
+    oracle = finetune(model_name_or_path=str(tmp_path / "target"), output_dir=str(tmp_path / "whole"), **keys)
+    attack(run.path, "template", overrides={"oracle": str(oracle.path)})
+    heads = [json.loads(file.open().readline()) for file in (tmp_path / "cache").rglob("*.jsonl")]
+    assert heads
+    assert not [head for head in heads if head["kind"] == "generate"]
+    assert not oracle.results_file.exists()
+    assert not run.results_file.exists()
+
+
+def test_attacked_models_are_measured_in_the_precision_of_the_run(make_run, monkeypatch):
+    seen = []
+
+    def noted(name, *args, **keys):
+        seen.append(keys["dtype"])
+        return evaluate(name, *args, **keys)
+
+    monkeypatch.setattr("llm_forget.attacks.scene.evaluate", noted)
+    attack(make_run("run", dtype="bfloat16").path, "template")
+    assert seen == ["bfloat16"] * 2
+
+
 def test_without_an_oracle_the_excess_is_unknown(make_run):
     line = attack(make_run("run", oracle=None).path, "prefix", limit=2)["metrics"]["forget_rouge"]
     assert (line["oracle_attacked"], line["excess"]) == (None, None)
@@ -90,6 +115,7 @@ def test_without_an_oracle_the_excess_is_unknown(make_run):
         ("relearn", {"share": 0.0}, "above 0 and at most 1"),
         ("quantize", {"bits": "int4"}, "allowed|did you mean"),
         ("sample", {"suite": "demo"}, "leave --suite out"),
+        ("relearn", {"suite": "basic,demo"}, "measures one suite"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):

@@ -79,6 +79,10 @@ def test_version_is_the_package_version() -> None:
         (["unlearn", "demo/npo", "--accelerate_config", "cpu", "--num_processes", "2"], "take cpu_2"),
         (["methods", "npoo"], "did you mean 'npo'?"),
         (["recipes", "show", "demo/np"], "did you mean 'demo/npo'?"),
+        (["evaluate", "run", "--splits", "{a: b"], "the value of --splits is not valid YAML"),
+        (["evaluate", "run", "--splits", "abc"], "'splits' must be a mapping"),
+        (["evaluate", "run", "--quiet", "true"], "evaluate has no key 'quiet'"),
+        (["attack", "run", "--kind", "relearn", "--epochs", "3"], "attack has no key 'epochs'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], expected: str, tmp_path: Path) -> None:

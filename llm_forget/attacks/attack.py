@@ -62,6 +62,8 @@ def attack(
         raise ValueError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
     began = time.perf_counter()
     suite = ASKED[kind][0] if kind in ASKED else suite or finished.config.get("suite") or DEFAULT_SUITE
+    if "," in suite:
+        raise ValueError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
     # Fewer or other rows than the run's own belong to this attack, not into the run's results.

@@ -16,8 +16,8 @@ from llm_forget.registry import did_you_mean
 
 logger = logging.getLogger("llm_forget")
 BITS: dict[str, dict[str, Any]] = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "int8": {"load_in_8bit": True},
+    "nf4": {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"},
+    "int8": {"load_in_4bit": False, "load_in_8bit": True},
 }
 
 

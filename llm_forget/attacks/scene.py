@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.config import DataConfig
+from llm_forget.evals.measure import PRECISION
 from llm_forget.evaluate import evaluate
 from llm_forget.run import Run
 
@@ -43,14 +44,20 @@ class Scene:
 
         What compares with the oracle or the model before compares with those that were not attacked, for all alike.
         """
-        kept = {key: self.config[key] for key in (*DATA_KEYS, "dtype", "use_cpu") if self.config.get(key) is not None}
+        # In the precision of the run, since the numbers without the attack are in that.
+        own = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")
+        kept = {key: self.config[key] for key in own if self.config.get(key) is not None}
         kept = {**kept, **changes}
         kept.pop("train", None)
         if (Path(name) / "adapter").is_dir():
             # The adapter as it is, not as a run: the run's own results are of the model that was not attacked.
             name = str(Path(name) / "adapter")
         others = {"target": self.config["model_name_or_path"], "oracle": self.config.get("oracle")}
-        results = evaluate(name, self.suite, **others, limit=self.limit, batch_size=self.batch_size, quiet=True, **kept)
+        # Not kept as results either: an oracle that is a whole model is a run as well.
+        results = evaluate(
+            name, self.suite, **others, limit=self.limit, batch_size=self.batch_size, quiet=True, keep=False,
+            records=self.folder / "records", **kept,
+        )  # fmt: skip
         (suite,) = results["suites"].values()
         return lines_of(suite, "unlearned")
 

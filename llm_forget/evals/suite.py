@@ -131,8 +131,8 @@ def load_suite(name: str | Path) -> Suite:
     path = shipped.resolve("eval", str(name))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"suite '{path}' is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"suite '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     return parse_suite(content, name=path.stem)
 
 
@@ -178,6 +178,10 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
         return replace(above[texts], name=name, probe="judge", generations=texts)
     if not isinstance(content.get("split"), str):
         raise ValueError(f"{where} must name a split, e.g. 'split: forget'")
+    if not isinstance(content.get("field", ""), str):
+        raise ValueError(f"{where}: 'field' must be the name of a column, not {content['field']!r}")
+    if type(content.get("seed", 0)) is not int:
+        raise ValueError(f"{where}: 'seed' must be a whole number, not {content['seed']!r}")
     for key in ("limit", "max_new_tokens", "samples"):
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -215,6 +219,7 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
     if missing:
         raise ValueError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
     for i in inputs:
+        _check_list(entry, i, content[i], where)
         for reference in content[i] if isinstance(content[i], list) else [content[i]]:
             if reference not in above:
                 hint = did_you_mean(str(reference), above)
@@ -248,6 +253,18 @@ def _task(name: str, content: Any, where: str) -> Task:
     if not isinstance(content.get("apply_chat_template", False), bool):
         raise ValueError(f"{where}: 'apply_chat_template' must be true or false")
     return Task(name, **content)
+
+
+def _check_list(entry: Entry, name: str, given: Any, where: str) -> None:
+    """A single line in place of a list would be taken apart row by row; without annotation anything goes."""
+    wanted = _annotation(entry, name)
+    if "Rows" not in wanted and not any(record in wanted for record in RECORDS.values()):
+        return
+    several = "Rows" in wanted and wanted.lower().startswith(("sequence[", "list[", "tuple["))
+    if several and not (isinstance(given, list) and given):
+        raise ValueError(f"{where}: '{name}' must be a list of lines, as in [{given or 'one, other'}]")
+    if not several and isinstance(given, list):
+        raise ValueError(f"{where}: '{name}' must be a single name, not a list")
 
 
 def _check_kind(

@@ -72,6 +72,10 @@ def test_a_good_suite_reads_as_it_is_written():
         (changed("metrics", "r", "correct", value="p"), "'correct' must be a probe of kind logprobs or judge"),
         (changed("metrics", "fq", "truth_ratio", value="forget"), "must be a line above"),
         (changed("metrics", "u", "components", value=["text"]), "must be a line above"),
+        (changed("metrics", "u", "components", value="p"), "must be a list of lines"),
+        (changed("metrics", "p", "records", value=["forget"]), "must be a single name"),
+        (changed("probes", "forget", "seed", value=[1]), "'seed' must be a whole number"),
+        (changed("probes", "lies", "field", value=5), "must be the name of a column"),
         (
             changed("metrics", "z", value={"metric": "forget_quality", "truth_ratio": "u", "goal": "keep"}),
             "value per row",

@@ -90,16 +90,14 @@ def test_what_attacked_models_say_goes_neither_into_the_cache_nor_into_results_o
     assert not run.results_file.exists()
 
 
-def test_attacked_models_are_measured_in_the_precision_of_the_run(make_run, monkeypatch):
-    seen = []
-
-    def noted(name, *args, **keys):
-        seen.append(keys["dtype"])
-        return evaluate(name, *args, **keys)
-
-    monkeypatch.setattr("llm_forget.attacks.scene.evaluate", noted)
-    attack(make_run("run", dtype="bfloat16").path, "template")
-    assert seen == ["bfloat16"] * 2
+def test_attacked_models_are_measured_in_the_precision_of_the_run(make_run):
+    pytest.importorskip("bitsandbytes")
+    form = "User: {prompt}\nAssistant: "
+    run = make_run("run", load_in_8bit=True, prompt_template=form, use_chat_template=False)
+    # The same question once more: nothing but another precision could change the answer.
+    line = attack(run.path, "template", prompt_template=form)["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] == line["unlearned"]
+    assert line["oracle_attacked"]["value"] == line["oracle"]
 
 
 def test_without_an_oracle_the_excess_is_unknown(make_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,8 @@ from llm_forget import __version__, shipped
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
 
 DEBUG = "LLM_FORGET_DEBUG"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = "no space is left on the disk, or your quota is used up; make room and give the same command again to go on"
 
 
 class Entrance(TyperGroup):
@@ -35,7 +38,8 @@ class Entrance(TyperGroup):
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if os.environ.get(DEBUG) == "1":
                 raise
-            _say(str(error) or type(error).__name__)
+            full = isinstance(error, OSError) and error.errno in FULL
+            _say(NO_ROOM if full else str(error) or type(error).__name__)
             raise typer.Exit(2) from None
 
 

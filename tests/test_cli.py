@@ -94,6 +94,16 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], expecte
     assert done.stderr.strip().count("\n") == 0
 
 
+def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, {resource.RLIM_INFINITY}))"
+    code = f"{limit}; from llm_forget.cli import main; main()"
+    command = [sys.executable, "-c", code, "recipes", "copy", "demo/npo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llm-forget: no space is left")
+
+
 def test_the_traceback_is_there_when_asked_for(tmp_path: Path) -> None:
     done = forget("unlearn", "missing.yaml", cwd=tmp_path, LLM_FORGET_DEBUG="1")
     assert done.returncode != 0

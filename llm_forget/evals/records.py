@@ -276,12 +276,15 @@ def _partials(path: Path) -> list[Path]:
 
 def _replace(path: Path, header: dict[str, Any], records: Iterable[Record]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with _open_private(temporary, "w") as file:
-        file.write(_line(header))
-        file.writelines(_line(record.to_dict()) for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with _open_private(temporary, "w") as file:
+            file.write(_line(header))
+            file.writelines(_line(record.to_dict()) for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _shortest(values: NDArray[np.float32]) -> list[float]:

@@ -81,6 +81,24 @@ def test_a_truncated_file_is_not_whole_and_is_continued_from(tmp_path):
     assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[3:])
 
 
+def test_a_full_disk_loses_nothing_that_was_whole_and_leaves_nothing_else(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "forget.jsonl"
+    RecordWriter(path, "logprobs", "k", KEYS).append(RECORDS[:2])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("forget.jsonl.partial").stat().st_size + 50, before[1]))
+    try:
+        writer = RecordWriter(path, "logprobs", "k", KEYS)
+        with pytest.raises(OSError, match="too large"):
+            writer.append(RECORDS[2:])
+        with pytest.raises(OSError, match="too large"):
+            write_records(path, "logprobs", "k", RECORDS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["forget.jsonl.partial"]
+    assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[2:])
+
+
 def test_nothing_to_measure_is_a_whole_file(tmp_path):
     path = tmp_path / "empty.jsonl"
     RecordWriter(path, "logprobs", "k", []).finish()

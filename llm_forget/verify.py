@@ -13,7 +13,7 @@ from typing import Any
 from llm_forget import shipped
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, read_json, write_json
+from llm_forget.run import Run, json_digest, read_json, write_json
 
 SEVERITIES = ("fail", "warn")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -37,17 +37,24 @@ class Ruling:
     rule: Rule
     suite: str | None  # where the line was found
     finding: Finding
+    caution: str = ""  # what was measured there is not all rows of the run, or not with its own keys
 
     @property
     def word(self) -> str:
         """pass, fail or inconclusive."""
         return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        own = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
+        return {**own, **self.finding.to_dict()}
+
     def sentence(self) -> str:
         """``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
         where = f"{self.suite}: " if self.suite else ""
         warning = " [warning only]" if self.rule.severity == "warn" else ""
-        return f"{self.word:12}  {where}{self.finding.sentence()}{warning}"
+        caution = f" [{self.caution}]" if self.caution else ""
+        return f"{self.word:12}  {where}{self.finding.sentence()}{warning}{caution}"
 
 
 def load_policy(name: str | Path) -> list[Rule]:
@@ -95,10 +102,16 @@ def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
         ]
         if suites:
             line = results["suites"][suites[0]]["metrics"][rule.bound.line]
-            found.append(Ruling(rule, suites[0], apply_bound(rule.bound, line)))
+            found.append(Ruling(rule, suites[0], apply_bound(rule.bound, line), _caution(results["suites"][suites[0]])))
         elif not rule.optional:
             found.append(Ruling(rule, rule.suite, apply_bound(rule.bound, None)))
     return found
+
+
+def _caution(suite: dict[str, Any]) -> str:
+    said = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
+    said += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
+    return "; ".join(said)
 
 
 def answer(found: Sequence[Ruling]) -> str:
@@ -135,9 +148,8 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
         "policy": Path(str(policy)).stem,
         "answer": answer(found),
         "models": results["models"],
-        "rules": [
-            {"suite": r.suite, "severity": r.rule.severity, "answer": r.word, **r.finding.to_dict()} for r in found
-        ],
+        "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
+        "rules": [r.to_dict() for r in found],
     }
     write_json(finished.path / "verify.json", content)
     return answer(found), found

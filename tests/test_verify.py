@@ -88,6 +88,17 @@ def test_the_command_prints_a_line_per_rule_and_exits_with_the_answer(evaluated,
     assert len(result.output.splitlines()) == 6
 
 
+def test_what_was_not_measured_on_the_runs_own_rows_is_said(evaluated):
+    path = evaluated()
+    results = json.loads((path / "results.json").read_text())
+    results["suites"]["basic"] |= {"limit": 30, "overrides": ["forget"]}
+    (path / "results.json").write_text(json.dumps(results))
+    lines = CliRunner().invoke(app, ["verify", str(path)]).output.splitlines()
+    assert lines[0].endswith("[at most 30 rows of each probe; keys that are not the run's own: forget]")
+    assert "rows of each probe" not in lines[2]  # of suite privacy
+    assert "30" in json.loads((path / "verify.json").read_text())["rules"][0]["caution"]
+
+
 def test_a_rule_may_name_its_suite(tmp_path):
     policy = tmp_path / "mine.yaml"
     rules = [{"line": "p", "at_most": 1, "suite": suite} for suite in ("b", "c")]

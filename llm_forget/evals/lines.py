@@ -67,7 +67,10 @@ def compute_lines(
     for task in suite.tasks:
         found = records[task.name]
         interval = tuple(found["ci"]) if found["ci"] else None
-        lines[task.name] = Computed(found["value"], Summary(found["value"], interval, found["n"], 0))
+        unscored = found["value"] is None
+        value = math.nan if unscored else found["value"]
+        n, n_unscored = (0, found["n"]) if unscored else (found["n"], 0)
+        lines[task.name] = Computed(value, Summary(value, interval, n, n_unscored))
     return lines
 
 

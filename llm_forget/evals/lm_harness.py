@@ -11,6 +11,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def run_lm_eval(
         apply_chat_template: put the prompts into the tokenizer's chat template.
 
     Returns:
-        By ``task.metric`` (``task.metric,filter`` where lm-eval filters generations): ``value``, ``stderr`` and ``ci``
-        (95 %, normal, of means only; both None where lm-eval has none), ``n`` rows, ``higher_is_better``. A group has
-        lines of its own beside those of its tasks, and the sum of their rows as ``n``.
+        By ``task.metric`` (``task.metric,filter`` where lm-eval filters generations): ``value`` (None where it is no
+        number), ``stderr`` and ``ci`` (95 %, normal, of means only; both None where lm-eval has none), ``n`` rows,
+        ``higher_is_better``. A group has lines of its own beside those of its tasks, their rows together as ``n``.
 
     Raises:
         ValueError: see `check_tasks`; several processes; a limit or batch size below 1; no chat template to apply.
@@ -110,16 +111,17 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
                 continue  # "alias", "name", "sample_len"
             stderr = _finite(found.get(f"{metric}{_STDERR},{filtered}"))
             means = all(loaded["tasks"][leaf].aggregation().get(metric) is mean for leaf in leaves)
-            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if means and stderr is not None else None
+            known = _finite(value) is not None and stderr is not None
+            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if means and known else None
             line = f"{name}.{metric}" if filtered == "none" else f"{name}.{metric},{filtered}"
             higher = results["higher_is_better"].get(name, {}).get(metric)
-            numbers[line] = {"value": float(value), "stderr": stderr, "ci": ci, "n": n, "higher_is_better": higher}
+            numbers[line] = {"value": _finite(value), "stderr": stderr, "ci": ci, "n": n, "higher_is_better": higher}
     return numbers
 
 
 def _finite(value: Any) -> float | None:
-    """lm-eval writes "N/A" where there is no standard error."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """None for what is no number: lm-eval writes "N/A" where there is no standard error, a broken model gives NaN."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _refuse_processes() -> None:

@@ -83,11 +83,15 @@ def probe_logprobs(
         logps = forward_logprobs(model, _right_padded(batch, device), head=head, logits=True)
         assert logps.logits is not None
         hits = logps.logits.argmax(-1) == logps.labels  # [B, T]
-        finished = []
-        for i, (row, n) in enumerate(zip(batch, logps.mask.sum(-1).tolist(), strict=True)):
-            parts = measured.setdefault(row.key, {})
+        found = []
+        for i, n in enumerate(logps.mask.sum(-1).tolist()):
             mean, variance = _vocabulary_moments(logps.logits[i, :n])
-            parts[row.window] = (logps.values[i, :n].float().cpu(), hits[i, :n].cpu(), mean.cpu(), variance.cpu())
+            found.append((logps.values[i, :n].float().cpu(), hits[i, :n].cpu(), mean.cpu(), variance.cpu()))
+        finished = []
+        # Only now, when memory can no longer run out: what is taken from `measured` would be missing for the retry.
+        for row, values in zip(batch, found, strict=True):
+            parts = measured.setdefault(row.key, {})
+            parts[row.window] = values
             if len(parts) == windows[row.key]:
                 finished.append(_token_record(row.key, measured.pop(row.key)))
         writer.append(finished)

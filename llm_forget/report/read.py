@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
 from llm_forget.evals.stats import Rows
-from llm_forget.run import Run, read_json
+from llm_forget.run import Run, json_digest, read_json
 
 ROLES = ("before", "unlearned", "oracle")
 FORMAT = 2  # of results.json
@@ -36,6 +36,11 @@ class Evidence:
     @property
     def suites(self) -> dict[str, Any]:
         return self.results["suites"]
+
+    @property
+    def verified_as_it_is(self) -> bool:
+        """Whether the policy was applied to these results, and not to those of an earlier evaluation."""
+        return self.verification is not None and self.verification.get("results") == json_digest(self.suites)
 
     def has(self, role: str) -> bool:
         """Whether this model was measured."""

@@ -23,12 +23,15 @@ def verdict_section(evidence: Evidence) -> Section:
     """Each suite's answers, and those of the policy, if the run was verified."""
     verification = evidence.verification
     parts = []
-    if verification is not None:
+    notes = []
+    if verification is not None and not evidence.verified_as_it_is:
+        again = f"llm-forget verify RUN --policy {verification['policy']}"
+        notes.append(Text(f"Measured anew since policy {verification['policy']} was applied: {again}", warning=True))
+    elif verification is not None:
         rules = tuple((rule.get("holds"), _with_severity(rule)) for rule in verification["rules"])
         policy = f"policy {verification['policy']}"
         parts.append(Section("Policy", (Verdict(policy, verification["answer"], rules),)))
     parts += [Section(f"Suite {name}", _answers(suite)) for name, suite in evidence.suites.items()]
-    notes = []
     if not evidence.has("oracle"):
         notes.append(
             Text("No oracle was measured, so how a model answers that never saw these rows is not known.", warning=True)

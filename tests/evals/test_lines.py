@@ -67,6 +67,12 @@ def test_without_an_oracle_its_lines_are_unscored_and_so_are_those_made_of_them(
         assert json.loads(json.dumps(lines[name].to_dict(), allow_nan=False))["value"] is None
 
 
+def test_a_task_without_a_number_is_unscored():
+    suite = parse_suite({"lm_eval": {"piqa": {"task": "forget_piqa", "metric": "acc", "goal": "keep"}}}, name="s")
+    line = compute_lines(suite, {"piqa": {"value": None, "ci": None, "n": 7}})["piqa"].to_dict()
+    assert line == {"value": None, "ci": None, "n": 0, "n_unscored": 7}
+
+
 def test_rows_keep_their_ids():
     lines = compute_lines(SUITE, records(0.1, n=3), role="oracle")
     assert lines["r"].rows_to_dict()["rows"]["ids"] == ["r0", "r1", "r2"]

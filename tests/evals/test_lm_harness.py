@@ -198,6 +198,14 @@ def test_means_have_an_interval_and_other_numbers_none(tiny, questions):
     assert run_lm_eval(*tiny, [QUESTION], limit=2, data_path=questions)[f"{QUESTION}.acc"]["n"] == 2
 
 
+def test_what_a_broken_model_scores_is_no_number(tiny, questions):
+    with torch.no_grad():
+        tiny[0].get_output_embeddings().weight.fill_(math.nan)
+    found = run_lm_eval(*tiny, ["forget_text"], data_path=questions)
+    assert set(values(found).values()) == {None}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
 def test_a_group_is_the_mean_over_all_rows_of_its_tasks(tiny, tmp_path):
     sizes = {"bio": 2, "chem": 3, "cyber": 5}
     for subject, size in sizes.items():

@@ -155,6 +155,26 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, goldens, tiny):
     assert [r.key for r in records] == [row.key for row in rows]
 
 
+def test_memory_that_runs_out_after_the_forward_loses_no_window(tmp_path, tiny, monkeypatch):
+    windows = [TokenRow("a", 0, 0, [5, 6, 7, 8], [-100, 6, 7, 8]), TokenRow("a", 0, 1, [5, 9], [-100, 9])]
+    rows = [*windows, TokenRow("b", 0, 0, [5, 6], [-100, 6])]
+    expected = measure(tmp_path / "one", tiny[0], rows)
+    calls, moments = [], probes._vocabulary_moments
+
+    def small_memory(logits):
+        calls.append(len(logits))
+        if len(calls) == 3:  # after the first window alone, at the second row of the next batch
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return moments(logits)
+
+    monkeypatch.setattr(probes, "_vocabulary_moments", small_memory)
+    monkeypatch.setattr(probes, "LOGITS_ON_CPU", 512 * 4)
+    again = measure(tmp_path / "two", tiny[0], rows)
+    assert len(calls) > 3
+    assert [r.key for r in again] == [("a", 0), ("b", 0)]
+    assert again[0].logps.tolist() == pytest.approx(expected[0].logps.tolist(), rel=1e-5)
+
+
 def test_a_single_row_that_does_not_fit_is_refused_with_its_length(tmp_path, tiny):
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from llm_forget.evals.stats import auc, ks_p_value, tpr_at_fpr
 from llm_forget.evals.verdict import shown
 from llm_forget.report import report
+from llm_forget.run import json_digest
 
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
 EVIL = [
@@ -198,9 +199,17 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_run):
 def test_a_policy_that_failed_stands_at_the_top(make_run):
     run = make_run()
     rules = [{"sentence": "forget_quality 0.010 (at least 0.05)", "holds": False, "severity": "must"}]
-    (run / "verify.json").write_text(json.dumps({"policy": "strict", "answer": "fail", "rules": rules}))
+    results = json.loads((run / "results.json").read_text())
+    verified = {"policy": "strict", "answer": "fail", "rules": rules, "results": json_digest(results["suites"])}
+    (run / "verify.json").write_text(json.dumps(verified))
     said = " ".join("".join(page(run).words).split())
     assert 0 < said.index("policy strict ✗ fail") < said.index("forgot ✓ yes")
+    # Measured anew: what the policy said was about other numbers.
+    results["suites"]["basic"]["metrics"]["forget_probability"]["value"] += 0.1
+    (run / "results.json").write_text(json.dumps(results))
+    said = " ".join("".join(page(run).words).split())
+    assert "✗ fail" not in said
+    assert "Measured anew since policy strict was applied" in said
 
 
 def test_without_an_oracle_the_page_says_so_and_draws_what_is_left(make_run):

@@ -35,7 +35,7 @@ class Entrance(TyperGroup):
                 "interrupted; the same command, without --overwrite, goes on from the last checkpoint, if there is one"
             )
             raise typer.Exit(130) from None
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
             if os.environ.get(DEBUG) == "1":
                 raise
             full = isinstance(error, OSError) and error.errno in FULL

@@ -44,7 +44,7 @@ from llm_forget.unlearn import run_unlearning
 logger = logging.getLogger("llm_forget")
 SWEEP_FORMAT = 1
 # What one run may meet without saying anything about the next; everything else stops the sweep.
-FAILURES = (ValueError, OSError, FloatingPointError, ImportError, torch.cuda.OutOfMemoryError)
+FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
 
 

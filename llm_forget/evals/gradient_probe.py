@@ -42,7 +42,7 @@ def probe_gradients(
 
     Raises:
         ValueError: the weights are quantised.
-        RuntimeError: a single window does not fit into memory.
+        MemoryError: a single window does not fit into memory.
     """
     missing = writer.missing()
     answers: dict[Key, list[TokenRow]] = {}
@@ -84,7 +84,7 @@ def _backward(model: Any, row: TokenRow, total: int) -> None:
         logps = forward_logprobs(model, inputs, head=model.get_output_embeddings())
         (-logps.values.sum() / total).backward()
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(
+        raise MemoryError(
             f"out of memory with the gradient of a single sequence of {len(row.input_ids)} tokens; lower max_length, "
             "or leave out the probes of kind gradients"
         ) from error

@@ -139,6 +139,7 @@ def probe_generate(
 
     Raises:
         ValueError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
+        FloatingPointError: nothing can be drawn, since the model's probabilities are NaN.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -149,7 +150,7 @@ def probe_generate(
     def measure(batch: Sequence[PromptRow]) -> None:
         inputs = _left_padded(batch, pad, device)
         with _drawing(seed, batch):
-            out = model.generate(**inputs, generation_config=_generation(ends, pad, max_new_tokens, options))
+            out = _generated(model, inputs, _generation(ends, pad, max_new_tokens, options))
         records = []
         for row, ids in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
@@ -162,6 +163,19 @@ def probe_generate(
     device = _device(model)
     with _measuring(model):
         _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
+
+
+def _generated(model: Any, inputs: dict[str, Tensor], config: Any) -> Tensor:
+    try:
+        return model.generate(**inputs, generation_config=config)
+    except RuntimeError as error:
+        # torch.multinomial's word for NaN, on a CPU and on a GPU.
+        if "probability tensor" not in str(error) and "device-side assert" not in str(error):
+            raise
+        raise FloatingPointError(
+            "nothing can be drawn from the model, whose probabilities are NaN or infinite: it is broken; train it again "
+            "with a lower learning_rate, or take a suite without samples"
+        ) from error
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -235,7 +249,7 @@ def _in_batches(
         if _fits(measure, batch):
             start += len(batch)
         elif len(batch) == 1:
-            raise RuntimeError(
+            raise MemoryError(
                 f"out of memory with a single sequence of {length(batch[0])} tokens; lower max_length, or load the "
                 "model in 4 or 8 bit"
             )

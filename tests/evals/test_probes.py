@@ -180,7 +180,7 @@ def test_a_single_row_that_does_not_fit_is_refused_with_its_length(tmp_path, tin
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     hook = tiny[0].register_forward_pre_hook(no_memory)
-    with pytest.raises(RuntimeError, match="single sequence of 3 tokens"):
+    with pytest.raises(MemoryError, match="single sequence of 3 tokens"):
         measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100, 6, 7])])
     hook.remove()
 
@@ -255,6 +255,13 @@ def test_sampling_leaves_the_random_state_of_the_caller(tmp_path, tiny, samples)
     before = torch.get_rng_state()
     sampled(tmp_path, tiny, samples, "x")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_is_drawn_from_a_broken_model(tmp_path, tiny_model, tiny_tokenizer):
+    model = tiny_model(vocab_size=len(tiny_tokenizer))
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="it is broken"):
+        sampled(tmp_path, (model, tiny_tokenizer), [PromptRow("a", [5, 6, 7])], "x")
 
 
 def test_a_temperature_near_zero_or_a_tiny_top_p_is_greedy(tmp_path, tiny, samples):

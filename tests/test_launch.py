@@ -107,6 +107,7 @@ def test_torchrun_on_cpus_that_trains_two_separate_models_is_refused(worker: str
 @pytest.mark.slow
 def test_both_ways_to_launch_train_one_adapter_over_two_processes(tmp_path: Path) -> None:
     keys = ["--model_name_or_path", "builtin:demo-llama", "--max_steps", "2", "--save_strategy", "no"]
+    keys += ["--oracle", "builtin:demo-llama"]  # the recipe's own would have to be there
 
     def recipe(name: str) -> list[str]:
         return ["-m", "llm_forget", "unlearn", "demo/npo", *keys, "--output_dir", str(tmp_path / name)]

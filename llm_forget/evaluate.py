@@ -135,7 +135,7 @@ def _concluded(
     for name, suite in suites.items():
         computed = _computed(suite, {role: _of_suite(name, by_probe) for role, by_probe in records.items()})
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in _of_suite(name, works).items()}
-        results["suites"][name] = {**_judged(suite, computed), **given, "probes": probes}
+        results["suites"][name] = {**_judged(suite, computed), **given, "definition": suite.digest, "probes": probes}
         rows[name] = _rows(computed)
     return results, rows
 

@@ -121,8 +121,12 @@ def test_a_measurement_by_another_suite_or_of_a_sample_does_not_count(recipe: Pa
     evaluate(run, "suite.yaml", limit=2, quiet=True)
     assert len(lay_out(recipe, grid).missing()) == 1
     sweep(recipe, grid)
-    Path("suite.yaml").write_text(yaml.safe_dump(other, sort_keys=False))  # the same name, another content
-    assert len(lay_out(recipe, grid).missing()) == 1
+    for changed in (
+        other,
+        {**SUITE, "probes": {**SUITE["probes"], "retain": {**SUITE["probes"]["retain"], "seed": 9}}},
+    ):
+        Path("suite.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))  # the same name, another content
+        assert len(lay_out(recipe, grid).missing()) == 1
 
 
 def test_a_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:

@@ -173,8 +173,8 @@ def _generated(model: Any, inputs: dict[str, Tensor], config: Any) -> Tensor:
         if "probability tensor" not in str(error) and "device-side assert" not in str(error):
             raise
         raise FloatingPointError(
-            "nothing can be drawn from the model, whose probabilities are NaN or infinite: it is broken; train it again "
-            "with a lower learning_rate, or take a suite without samples"
+            "nothing can be drawn from the model, whose probabilities are NaN or infinite: it is broken; train it "
+            "again with a lower learning_rate, or take a suite without samples"
         ) from error
 
 

@@ -27,6 +27,7 @@ from llm_forget import shipped
 from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.verdict import Bound, parse_bound
 from llm_forget.registry import Entry, did_you_mean
+from llm_forget.run import json_digest
 
 GOALS = ("lower", "higher", "keep", "match_oracle")
 OTHERS = ("oracle", "before")  # whose version of an input x a metric gets by calling an argument oracle_x or before_x
@@ -101,6 +102,7 @@ class Suite:
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...] = ()
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
+    digest: str = ""  # of what the file says, whatever its name
 
     def limited(self, rows: int | None) -> Suite:
         """The same suite on at most so many rows of each probe (a seeded sample); None changes nothing.
@@ -159,7 +161,8 @@ def parse_suite(content: Any, *, name: str) -> Suite:
         question: _bounds(bounds, names, f"{where}: verdict '{question}'")
         for question, bounds in _mapping(content.get("verdict", {}), f"{where}: verdict").items()
     }
-    return Suite(name, _mapping(content.get("data", {}), f"{where}: data"), probes, tuple(lines), tuple(tasks), verdict)
+    data = _mapping(content.get("data", {}), f"{where}: data")
+    return Suite(name, data, probes, tuple(lines), tuple(tasks), verdict, json_digest(content))
 
 
 def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Probe:

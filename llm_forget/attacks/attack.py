@@ -84,8 +84,9 @@ def attack(
         "settings": {
             key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
         },
-        "suite": found and Path(suite).stem,
+        "suite": Path(suite).stem,
         "limit": limit,
+        "overrides": sorted(given),
         "models": results["models"],
         "metrics": _compared(found, plain, attacked),
         "seconds": round(time.perf_counter() - began, 1),

@@ -26,14 +26,27 @@ def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
     attack = evidence.attacks[name]
     settings = ", ".join(f"{key} {public_name(str(value))}" for key, value in attack.get("settings", {}).items())
     about = Text(f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}.")
+    head = (about, *(Text(caution, warning=True) for caution in _cautions(attack, evidence)))
     table = Table(f"Attack {name}", COLUMNS, tuple(_row(line, found) for line, found in attack["metrics"].items()))
     bars = [_bar(line, found) for line, found in attack["metrics"].items()]
     bars = [bar for bar in bars if all(0 <= value <= 1 for value in _known(bar))]
     if not bars:
-        return about, table
+        return *head, table
     title = f"{name}: recovery"
     svg = charts.recovery_bars(anchor("attack", name, evidence.name), title, SAID, bars, x_label="value")
-    return about, Chart(title, SAID, svg, table)
+    return *head, Chart(title, SAID, svg, table)
+
+
+def _cautions(attack: dict[str, Any], evidence: Evidence) -> list[str]:
+    said = []
+    if attack.get("limit"):
+        said.append(f"Measured on a sample of at most {attack['limit']} rows of each probe.")
+    if attack.get("overrides"):
+        said.append(f"Measured with keys that are not the run's own: {', '.join(attack['overrides'])}.")
+    models = evidence.results["models"]
+    if attack.get("models", models) != models:
+        said.append("The results of the run are of other models than were attacked; attack it again.")
+    return said
 
 
 def _known(bar: charts.Recovery) -> list[float]:

@@ -193,6 +193,13 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_run):
     (folder / "attack.json").write_text(json.dumps(attack))
     found = page(run)
     assert found.tables["Attack relearn"][1][-1] == "0.350"
+    assert "Measured on a sample" not in "".join(found.words)
+    attack |= {"limit": 7, "overrides": ["forget"], "models": {}}
+    (folder / "attack.json").write_text(json.dumps(attack))
+    said = "".join(page(run).words)
+    assert "sample of at most 7 rows" in said
+    assert "not the run's own: forget" in said
+    assert "of other models than were attacked" in said
     assert "/home/me" not in "".join(found.words)
 
 

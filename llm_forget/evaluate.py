@@ -81,7 +81,7 @@ def evaluate(
     config, finished = _configuration(run, overrides)
     names = suite or config.get("suite") or DEFAULT_SUITE
     names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
-    suites = {chosen.name: chosen for chosen in (load_suite(name).limited(limit) for name in names)}
+    suites = {chosen.name: chosen for chosen in (load_suite(name).limited(limit) for name in dict.fromkeys(names))}
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))

@@ -16,6 +16,7 @@ from llm_forget.registry import did_you_mean
 from llm_forget.run import Run, json_digest, read_json, write_json
 
 SEVERITIES = ("fail", "warn")
+SEVEREST = ("fail", "inconclusive", "pass")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
 
@@ -92,17 +93,19 @@ def _rule(content: Any, where: str) -> Rule:
 
 
 def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
-    """Apply every rule to the content of results.json; optional ones whose line no suite has are left out."""
+    """Apply every rule to the content of results.json; optional ones whose line no suite has are left out.
+
+    Where several suites have the line and the rule names none, the one that speaks most against the run counts.
+    """
     found = []
     for rule in rules:
-        suites = [
-            name
+        applied = [
+            Ruling(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
             for name, suite in results["suites"].items()
             if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
         ]
-        if suites:
-            line = results["suites"][suites[0]]["metrics"][rule.bound.line]
-            found.append(Ruling(rule, suites[0], apply_bound(rule.bound, line), _caution(results["suites"][suites[0]])))
+        if applied:
+            found.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
         elif not rule.optional:
             found.append(Ruling(rule, rule.suite, apply_bound(rule.bound, None)))
     return found

@@ -99,6 +99,16 @@ def test_what_was_not_measured_on_the_runs_own_rows_is_said(evaluated):
     assert "30" in json.loads((path / "verify.json").read_text())["rules"][0]["caution"]
 
 
+def test_of_several_suites_the_severest_counts(tmp_path):
+    policy = tmp_path / "mine.yaml"
+    policy.write_text(yaml.safe_dump({"rules": [{"line": "p", "at_most": 1, "min_n": 50}]}))
+    suites = {"good": line(0.5), "few": line(0.5, n=3), "bad": line(2.0)}
+    for names, word, suite in ((["good", "few", "bad"], "fail", "bad"), (["good", "few"], "inconclusive", "few")):
+        results = {"suites": {name: {"metrics": {"p": suites[name]}} for name in names}}
+        (ruling,) = rulings(results, load_policy(policy))
+        assert (ruling.word, ruling.suite) == (word, suite)
+
+
 def test_a_rule_may_name_its_suite(tmp_path):
     policy = tmp_path / "mine.yaml"
     rules = [{"line": "p", "at_most": 1, "suite": suite} for suite in ("b", "c")]

@@ -42,7 +42,8 @@ class Scene:
     def measure(self, name: str, **changes: Any) -> Lines:
         """Lines of the suite for one attacked model, on the rows of the run.
 
-        What compares with the oracle or the model before compares with those that were not attacked, for all alike.
+        What compares with the oracle or the model before compares with those in the same precision and template, but
+        otherwise not attacked, for all alike.
         """
         # In the precision of the run, since the numbers without the attack are in that.
         own = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")

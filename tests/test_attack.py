@@ -65,6 +65,16 @@ def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
     assert line["unlearned_attacked"]["n"] == 2
 
 
+def test_an_attack_on_a_sample_stands_beside_the_whole_one(make_run):
+    run = make_run("run")
+    for limit in (None, 2):
+        attack(run.path, "prefix", limit=limit)
+    attack(run.path, "prefix", limit=2, overrides={"max_length": 96})
+    names = sorted(path.name for path in (run.path / "attacks").iterdir())
+    assert names[:2] == ["prefix", "prefix-limit-2"]
+    assert names[2].startswith("prefix-limit-2-keys-")
+
+
 def test_another_template_is_another_question(make_run):
     run = make_run("run")
     line = attack(run.path, "template", prompt_template="<{prompt}> ")["metrics"]["forget_probability"]

@@ -10,6 +10,7 @@ import yaml
 from tiny_runs import CANARY, SUITE, rows
 
 from llm_forget.evals import measure as measuring
+from llm_forget.evals.suite import load_suite
 from llm_forget.evaluate import evaluate
 
 
@@ -239,7 +240,9 @@ def test_a_killed_evaluation_continues(make_run, tmp_path, monkeypatch):
         assert values(only(continued)["metrics"])[name] == pytest.approx(value, rel=1e-5)
 
 
-def test_the_tofu_suite_runs_on_a_folder_in_place_of_the_hub(make_model, shared, tmp_path, monkeypatch):
+def test_the_tofu_suite_runs_on_a_folder_and_measures_each_probe_once(
+    make_model, shared, tmp_path, monkeypatch, forwards
+):
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     source = {"path": "locuslab/TOFU"}
     results = evaluate(
@@ -251,6 +254,12 @@ def test_the_tofu_suite_runs_on_a_folder_in_place_of_the_hub(make_model, shared,
         splits={"forget_perturbed": {**source, "name": "forget01_perturbed"}},
         quiet=True,
     )
+    kinds = [probe.probe for probe in load_suite("tofu").probes.values()]
+    generating = kinds.count("generate")
+    # 20 metrics and more, and one pass for each probe; one model, loaded once.
+    assert forwards == {
+        "probe_logprobs": len(kinds) - generating, "probe_generate": generating, "load_base": 1
+    }  # fmt: skip
     lines = only(results)["metrics"]
     beside_others = {"forget_quality", "privacy_score", "fluency", "utility_score", "aggregate"}  # none are here
     assert [name for name, line in lines.items() if name not in beside_others and line["n"] != 2] == []

@@ -19,7 +19,7 @@ from llm_forget.attacks.ask import ASKED
 from llm_forget.attacks.scene import Lines, Scene, lines_of
 from llm_forget.evaluate import DEFAULT_SUITE, evaluate
 from llm_forget.launch import refuse_processes
-from llm_forget.run import Run, write_json
+from llm_forget.run import Run, json_digest, write_json
 
 logger = logging.getLogger("llm_forget")
 FORMAT = 1
@@ -74,6 +74,9 @@ def attack(
     name = "-".join(
         [kind, *(f"{k}-{v}" for k, v in arguments.items() if k in settings and isinstance(v, str | float | int))]
     )
+    # An attack on a sample, or with other keys, stands beside the one on the run as it is.
+    name += f"-limit-{limit}" if limit is not None else ""
+    name += f"-keys-{json_digest(given).removeprefix('sha256:')[:8]}" if given else ""
     folder = finished.path / "attacks" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:100]
     folder.mkdir(parents=True, exist_ok=True)
     scene = Scene(finished, suite, folder, plain, limit, batch_size, given)

@@ -63,6 +63,7 @@ def test_a_model_like_the_oracle_passes(evaluated):
         ({"basic": {"forget_probability": line(0.9)}}, "fail"),  # the target itself
         ({"basic": {"retain_probability": line(0.5)}}, "fail"),
         ({"basic": {"forget_repetition": line(0.9, oracle=0.05)}}, "fail"),  # a collapsed model
+        ({"basic": {"forget_silence": line(1.0, oracle=0.0)}}, "fail"),  # and one that says nothing
         ({"privacy": {"mia_min_k": line(0.1, ci=[0.05, 0.15])}}, "fail"),  # forgotten too hard
         ({"privacy": {"mia_min_k": line(0.5, ci=[0.33, 0.67], n=20)}}, "inconclusive"),
         ({"privacy": None}, "inconclusive"),  # no holdout, so the suite could not be evaluated

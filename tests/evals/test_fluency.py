@@ -7,6 +7,7 @@ import pytest
 
 from llm_forget.evals.metrics.generated_perplexity import generated_perplexity
 from llm_forget.evals.metrics.repetition import repetition
+from llm_forget.evals.metrics.silence import silence
 from llm_forget.evals.records import GenerationRecord, TokenRecord
 
 
@@ -53,3 +54,9 @@ def test_an_empty_text_is_unscored_beside_others_and_alone():
     values = generated_perplexity([judged([]), judged([], "b"), judged([0.0], "b", 1)])
     assert np.isnan(values[0])
     assert values[1] == 1
+
+
+def test_a_model_that_says_nothing_is_silent_where_repetition_is_unscored():
+    rows = [said("", "a"), said(" .!\n", "b"), said("Nein.", "c"), said("", "d", 0), said("42", "d", 1)]
+    assert silence(rows).tolist() == [1, 1, 0, 0.5]
+    assert np.isnan(repetition(rows)).all()

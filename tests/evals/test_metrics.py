@@ -53,6 +53,7 @@ def test_every_metric_names_its_paper_and_says_what_it_is():
         "probability_normalised",
         "repetition",
         "rouge",
+        "silence",
         "toxicity",
         "truth_ratio",
         "utility_score",

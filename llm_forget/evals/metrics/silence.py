@@ -15,8 +15,8 @@ from llm_forget.evals.stats import Rows
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 
-    0 while every sample says something, 1 for a model that ends at once or prints marks. The paper asks a classifier for
-    gibberish; this is the part of it that needs none.
+    0 while every sample says something, 1 for a model that ends at once or prints marks. The paper asks a classifier
+    for gibberish; this is the part of it that needs none.
     """
     rows = [
         [not any(c.isalnum() for c in record.text) for record in samples] for samples in by_row(generations).values()

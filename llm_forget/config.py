@@ -22,6 +22,7 @@ from llm_forget.launch import follow_launcher
 from llm_forget.refusals import check_model, check_training
 from llm_forget.registry import did_you_mean
 
+SPLITS = ("forget", "retain", "holdout", "train", "alternate")  # keys of `DataConfig` that name rows
 SECRET_KEYS = frozenset({"hub_token"})
 # Keys that say where and how to run, not what: two runs that differ only here are the same run.
 CONTROL_KEYS = frozenset(
@@ -321,6 +322,12 @@ def _library_defaults() -> dict[str, Any]:
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
     made = {"debug": [], "include_for_metrics": [], "activation_checkpointing": False, "gradient_checkpointing": False}
     return {**defaults, **made}
+
+
+def model_part(keys: dict[str, Any]) -> ModelConfig:
+    """The model that a resolved configuration names; its other keys are left out."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{key: value for key, value in keys.items() if key in known})
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from trl import ModelConfig
 
 from llm_forget import __version__
-from llm_forget.config import DataConfig, UnlearnConfig, keys_of
+from llm_forget.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.lines import Computation, compute_lines
@@ -32,11 +32,9 @@ from llm_forget.evals.verdict import answer, apply_bound
 from llm_forget.models import load_tokenizer
 from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, read_json, write_json
+from llm_forget.run import RESULTS_FORMAT, ROLES, Run, read_json, write_json
 
-ROLES = ("before", "unlearned", "oracle")
 DEFAULT_SUITE = "basic"
-FORMAT = 2
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
 
 
@@ -163,7 +161,7 @@ def _with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tu
     if not run.results_file.is_file() or not run.rows_file.is_file():
         return results, rows
     earlier = read_json(run.results_file)
-    if earlier.get("format") != FORMAT or earlier["models"] != results["models"]:
+    if earlier.get("format") != RESULTS_FORMAT or earlier["models"] != results["models"]:
         return results, rows
     suites = {**earlier["suites"], **results["suites"]}
     return {**results, "suites": suites}, {**read_json(run.rows_file), **rows}
@@ -206,8 +204,7 @@ def _check_type(key: str, value: Any) -> None:
 
 def _subjects(config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None) -> dict[str, Subject]:
     """The models to measure, by role; the roles that are not known are missing."""
-    fields = {f.name for f in dataclasses.fields(ModelConfig)}
-    model = ModelConfig(**{key: value for key, value in config.items() if key in fields})
+    model = model_part(config)
     subjects = {}
     if oracle is not None:
         subjects["oracle"] = Subject("oracle", _other(model, oracle))
@@ -260,7 +257,7 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> dict[str, Wo
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Rows of a split, as the run names it, otherwise as the suite does."""
     given = (config.get("splits") or {}).get(name)
-    if name in ("forget", "retain", "holdout", "train", "alternate"):
+    if name in SPLITS:
         given = config.get(name) or given
     source = given if given is not None else suite.data.get(name)
     if source is None:
@@ -281,7 +278,7 @@ def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
         role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
         for role in ROLES
     }
-    return {"format": FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
+    return {"format": RESULTS_FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
 def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from trl import ModelConfig
 
-from llm_forget.config import DataConfig
+from llm_forget.config import DataConfig, model_part
 from llm_forget.evaluate import evaluate
 from llm_forget.launch import refuse_processes
 from llm_forget.models import merge_adapter
@@ -48,9 +47,9 @@ def merge(
     if base_precision not in ("trained", "original"):
         raise ValueError(f"base_precision is '{base_precision}'; allowed: trained, original")
     config = finished.config
-    keys = {f.name for f in dataclasses.fields(ModelConfig)}
-    base = ModelConfig(**{key: value for key, value in config.items() if key in keys})
-    report = merge_adapter(base, finished.adapter, output_dir, base_precision=base_precision, tolerance=tolerance)
+    report = merge_adapter(
+        model_part(config), finished.adapter, output_dir, base_precision=base_precision, tolerance=tolerance
+    )
     if measure or (measure is None and report["base_precision"] == "original"):
         report["results"] = _measured(Path(output_dir), config)
     return report

@@ -35,6 +35,9 @@ import yaml
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes", "numpy")
 
+ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
+RESULTS_FORMAT, ATTACK_FORMAT = 2, 1  # of results.json and attack.json; another one is measured again
+
 
 @dataclass(frozen=True)
 class Run:

@@ -30,14 +30,24 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
-from llm_forget.config import CONTROL_KEYS, DataConfig, UnlearnConfig, from_keys, identity, keys_of, load_yaml, resolved
+from llm_forget.config import (
+    CONTROL_KEYS,
+    SPLITS,
+    DataConfig,
+    UnlearnConfig,
+    from_keys,
+    identity,
+    keys_of,
+    load_yaml,
+    resolved,
+)
 from llm_forget.evals.suite import Suite, load_suite
-from llm_forget.evaluate import DEFAULT_SUITE, FORMAT, evaluate
+from llm_forget.evaluate import DEFAULT_SUITE, evaluate
 from llm_forget.grid import as_name, as_option, checked_axes, short_names
 from llm_forget.launch import launch_command
 from llm_forget.methods import build_objective
 from llm_forget.models import load_tokenizer
-from llm_forget.run import Run, json_digest, read_json, write_json
+from llm_forget.run import RESULTS_FORMAT, Run, json_digest, read_json, write_json
 from llm_forget.shipped import resolve
 from llm_forget.unlearn import run_unlearning
 
@@ -174,7 +184,7 @@ def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
 
 
 def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
-    own = {name for name in ("forget", "retain", "holdout", "train", "alternate") if getattr(data, name) is not None}
+    own = {name for name in SPLITS if getattr(data, name) is not None}
     for suite in suites:
         missing = sorted(set(suite.splits()) - own - set(data.splits or {}) - set(suite.data))
         if missing:
@@ -250,7 +260,7 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
 def _measured(run: Run, suite: Suite) -> bool:
     """Whether results.json holds this suite as it is now, on all its rows and with the run's own keys."""
     results = read_json(run.results_file) if run.results_file.is_file() else {}
-    if results.get("format") != FORMAT or suite.name not in results["suites"]:
+    if results.get("format") != RESULTS_FORMAT or suite.name not in results["suites"]:
         return False
     found = results["suites"][suite.name]
     return found.get("definition") == suite.digest and not found["limit"] and not found["overrides"]

@@ -5,7 +5,6 @@ The result is ``attacks/<name>/attack.json`` in the run: numbers, for the report
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -19,10 +18,9 @@ from llm_forget.attacks.ask import ASKED
 from llm_forget.attacks.scene import Lines, Scene, lines_of
 from llm_forget.evaluate import DEFAULT_SUITE, evaluate
 from llm_forget.launch import refuse_processes
-from llm_forget.run import Run, json_digest, write_json
+from llm_forget.run import ATTACK_FORMAT, ROLES, Run, json_digest, write_json
 
 logger = logging.getLogger("llm_forget")
-FORMAT = 1
 
 
 def attack(
@@ -70,7 +68,7 @@ def attack(
     whole = limit is None and not given
     results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **given)
     found = results["suites"][Path(suite).stem]
-    plain = {role: lines_of(found, role) for role in ("before", "unlearned", "oracle")}
+    plain = {role: lines_of(found, role) for role in ROLES}
     name = "-".join(
         [kind, *(f"{k}-{v}" for k, v in arguments.items() if k in settings and isinstance(v, str | float | int))]
     )
@@ -82,7 +80,7 @@ def attack(
     scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
     attacked = entry.function(scene, **arguments)
     content = {
-        "format": FORMAT,
+        "format": ATTACK_FORMAT,
         "kind": kind,
         "settings": {
             key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
@@ -95,7 +93,7 @@ def attack(
         "seconds": round(time.perf_counter() - began, 1),
     }
     write_json(folder / "attack.json", content)
-    return json.loads(json.dumps(content, allow_nan=False))
+    return content
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str
         values = [None if found is None else found["value"] for found in (line, oracle)]
         metrics[name] = {
             "goal": suite["metrics"][name]["goal"],
-            **{role: plain[role].get(name, {}).get("value") for role in ("before", "unlearned", "oracle")},
+            **{role: plain[role].get(name, {}).get("value") for role in ROLES},
             "unlearned_attacked": line,
             "oracle_attacked": oracle,
             "excess": None if None in values else values[0] - values[1],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import fields
 from typing import Any
-
-from trl import ModelConfig
 
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.scene import Lines, Scene
+from llm_forget.config import model_part
 from llm_forget.models import merge_adapter
 from llm_forget.registry import did_you_mean
 
@@ -35,11 +33,9 @@ def quantize(scene: Scene, *, bits: str = "nf4", keep: bool = False) -> dict[str
     names = dict(scene.models)
     merged = scene.folder / "merged"
     if scene.run.adapter.is_dir():
-        keys = {f.name for f in fields(ModelConfig)}
-        base = ModelConfig(**{key: value for key, value in scene.run.config.items() if key in keys})
         logger.info("quantize: merging '%s'", scene.run.path.name)
         shutil.rmtree(merged, ignore_errors=True)
-        merge_adapter(base, scene.run.adapter, merged)
+        merge_adapter(model_part(scene.run.config), scene.run.adapter, merged)
         names["unlearned"] = str(merged)
     try:
         return {role: scene.measure(name, **BITS[bits]) for role, name in names.items()}

@@ -10,13 +10,13 @@ from typing import Any
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.scene import Lines, Scene
 from llm_forget.data.sources import load_source
+from llm_forget.evals.measure import PRECISION
 from llm_forget.finetune import finetune
 
 logger = logging.getLogger("llm_forget")
 FROM_RUN = (
-    "dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "lora_r", "lora_alpha",
-    "lora_target_modules", "attn_implementation", "use_cpu", "bf16", "fp16", "learning_rate",
-    "per_device_train_batch_size",
+    *PRECISION, "lora_r", "lora_alpha", "lora_target_modules", "attn_implementation", "use_cpu", "bf16", "fp16",
+    "learning_rate", "per_device_train_batch_size",
     "data_path", "fields", "max_length", "stride", "use_chat_template", "prompt_template", "completion_end",
     "system_prompt", "chat_template_kwargs",
 )  # fmt: skip

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from llm_forget.evals.lm_tasks import check_tasks, load_tasks, quiet
+from llm_forget.launch import refuse_processes
 
 RESAMPLES = 1000  # lm-eval bootstraps standard errors that have no formula, such as perplexity's
 Z_95 = 1.96
@@ -60,7 +62,7 @@ def run_lm_eval(
         ValueError: see `check_tasks`; several processes; a limit or batch size below 1; no chat template to apply.
         FileNotFoundError: ``data_path`` lacks a task's file.
     """
-    _refuse_processes()
+    refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
     if apply_chat_template and not tokenizer.chat_template:
@@ -122,13 +124,6 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
 def _finite(value: Any) -> float | None:
     """None for what is no number: lm-eval writes "N/A" where there is no standard error, a broken model gives NaN."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
-
-
-def _refuse_processes() -> None:
-    from accelerate import PartialState
-
-    if PartialState().num_processes > 1:
-        raise ValueError("lm-eval runs on a model in memory in one process only; start it without accelerate launch")
 
 
 @contextlib.contextmanager

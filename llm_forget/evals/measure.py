@@ -160,7 +160,9 @@ class _Desk:
         asked = {"num_fewshot": task.num_fewshot, "limit": task.limit, "apply_chat_template": task.apply_chat_template}
         key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **asked))
         path = cache_folder() / "records" / f"{key}.json"
-        if not path.is_file():
+        if path.is_file():
+            found = read_json(path)
+        else:
             bar = self.progress.add_task(f"{role}: {task.task} (lm-eval)", total=None)
             with self.holder.holding(subject) as model:
                 found = run_lm_eval(
@@ -168,12 +170,8 @@ class _Desk:
                 )
             write_json(path, found)
             self.progress.remove_task(bar)
-        found = read_json(path)
-        own = {
-            name.removeprefix(f"{task.task}."): value
-            for name, value in found.items()
-            if name.startswith(f"{task.task}.")
-        }
+        prefix = f"{task.task}."
+        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
         if task.metric not in own:
             raise ValueError(
                 f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, own)}"

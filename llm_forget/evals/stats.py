@@ -1,4 +1,4 @@
-"""Means and AUC with intervals, equivalence, the KS test and the harmonic mean; NaN is *unscored*, never zero."""
+"""Means and AUC with intervals, the KS test and the harmonic mean; NaN is *unscored*, never zero."""
 
 from __future__ import annotations
 
@@ -298,21 +298,3 @@ def _wilson(share: float, n: int, level: float) -> Interval:
 def hull(one: Interval, two: Interval) -> Interval:
     """The smallest interval that holds both."""
     return min(one[0], two[0]), max(one[1], two[1])
-
-
-def equivalence(ci: Interval | None, *, center: float = 0.5, margin: float) -> str:
-    """``pass`` when the interval lies inside center +/- margin, ``fail`` when it lies outside, else ``inconclusive``.
-
-    Two-sided, since an AUC far below 0.5 gives members away as well. Without an interval nothing can be said.
-
-    Raises:
-        ValueError: the margin is not above 0.
-    """
-    if not margin > 0:
-        raise ValueError(f"the margin of an equivalence test must be above 0, not {margin:g}")
-    if ci is None or math.isnan(ci[0]) or math.isnan(ci[1]):
-        return "inconclusive"
-    low, high = center - margin, center + margin
-    if low <= ci[0] and ci[1] <= high:
-        return "pass"
-    return "fail" if ci[1] < low or ci[0] > high else "inconclusive"

@@ -38,9 +38,11 @@ RECORDS = {
     "generate": "GenerationRecord",
 }
 SHARED_KEYS = ("probe", "split", "field", "limit", "seed")
-OWN_KEYS = {
-    "generate": ("max_new_tokens", "samples", "temperature", "top_p", "prefix", "asks"),
-    "judge": ("generations",),
+PROBE_KEYS = {
+    "logprobs": SHARED_KEYS,
+    "gradients": SHARED_KEYS,
+    "generate": (*SHARED_KEYS, "max_new_tokens", "samples", "temperature", "top_p", "prefix", "asks"),
+    "judge": ("probe", "generations"),  # the rest is that of the generating probe
 }
 
 
@@ -171,9 +173,7 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
     kind = content.get("probe")
     if kind not in RECORDS:
         raise ValueError(f"{where} must say 'probe:' and one of {', '.join(RECORDS)}, not {kind!r}")
-    _refuse_unknown(
-        content, (*SHARED_KEYS, *OWN_KEYS.get(kind, ())) if kind != "judge" else ("probe", "generations"), where
-    )
+    _refuse_unknown(content, PROBE_KEYS[kind], where)
     if kind == "judge":
         texts = content.get("generations")
         if texts not in above or above[texts].probe != "generate":
@@ -185,10 +185,7 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
         raise ValueError(f"{where}: 'field' must be the name of a column, not {content['field']!r}")
     if type(content.get("seed", 0)) is not int:
         raise ValueError(f"{where}: 'seed' must be a whole number, not {content['seed']!r}")
-    for key in ("limit", "max_new_tokens", "samples"):
-        value = content.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{where}: '{key}' must be a whole number of at least 1, not {value!r}")
+    _check_whole(content, {"limit": 1, "max_new_tokens": 1, "samples": 1}, where)
     for key, most in (("temperature", None), ("top_p", 1), ("prefix", None)):
         value = content.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -228,11 +225,9 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
                 hint = did_you_mean(str(reference), above)
                 raise ValueError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
             _check_kind(entry, i, reference, probes, lines, where)
-    goal = content.get("goal")
-    if goal not in GOALS:
-        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {goal!r}")
+    _check_goal(content, where)
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
-    return Line(name, entry, {i: content[i] for i in inputs}, arguments, goal)
+    return Line(name, entry, {i: content[i] for i in inputs}, arguments, content["goal"])
 
 
 def _of_other(name: str) -> tuple[str, str] | None:
@@ -247,12 +242,8 @@ def _task(name: str, content: Any, where: str) -> Task:
     for key in ("task", "metric"):
         if not isinstance(content.get(key), str):
             raise ValueError(f"{where} must name the {key} of lm-eval, as in {{task: forget_piqa, metric: acc}}")
-    if content.get("goal") not in GOALS:
-        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {content.get('goal')!r}")
-    for key, least in (("limit", 1), ("num_fewshot", 0)):
-        value = content.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ValueError(f"{where}: '{key}' must be a whole number of at least {least}, not {value!r}")
+    _check_goal(content, where)
+    _check_whole(content, {"limit": 1, "num_fewshot": 0}, where)
     if not isinstance(content.get("apply_chat_template", False), bool):
         raise ValueError(f"{where}: 'apply_chat_template' must be true or false")
     return Task(name, **content)
@@ -302,6 +293,19 @@ def _bounds(content: Any, lines: list[str], where: str) -> tuple[Bound, ...]:
         if bound.line not in lines:
             raise ValueError(f"{where} names no metric line of the suite; {did_you_mean(bound.line, lines)}")
     return bounds
+
+
+def _check_goal(content: dict[str, Any], where: str) -> None:
+    if content.get("goal") not in GOALS:
+        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {content.get('goal')!r}")
+
+
+def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> None:
+    """Keys that must be whole numbers where they are given, none below its least."""
+    for key, low in least.items():
+        value = content.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise ValueError(f"{where}: '{key}' must be a whole number of at least {low}, not {value!r}")
 
 
 def _mapping(content: Any, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llm_forget.evals.verdict import shown
+from llm_forget.evals.verdict import nothing_to_forget, shown
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
 GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}
@@ -34,8 +34,7 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
-        like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
-        if like_oracle and verdict["answer"] == verdict.get("before") == "yes":
+        if nothing_to_forget(verdict):
             console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
 
 

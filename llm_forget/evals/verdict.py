@@ -104,6 +104,8 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
     for key, value in ((kinds[0], amount), ("slack", slack)):
         if not _is_number(value):
             raise ValueError(f"{where}: '{key}' must be a number, not {value!r}")
+    if kinds[0] == "within" and amount <= 0:
+        raise ValueError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
     if "slack" in content and kinds[0] == "within":
         raise ValueError(f"{where}: 'within' is a distance already; leave 'slack' out")
     if not isinstance(interval, bool):
@@ -151,6 +153,12 @@ def answer(findings: Iterable[Finding]) -> str:
     if False in held:
         return "no"
     return "yes" if held and all(held) else "inconclusive"
+
+
+def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
+    """Whether the model before met the bounds on the oracle already; of one question of results.json."""
+    like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
+    return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 
 
 def shown(value: float | None) -> str:

@@ -12,7 +12,8 @@ from llm_forget.evals.verdict import shown
 from llm_forget.report import charts
 from llm_forget.report.document import Block, Chart, Number, Section, Table, Text, anchor, first_rows, interval
 from llm_forget.report.measures import ecdf, quantiles, roc
-from llm_forget.report.read import ROLES, Evidence
+from llm_forget.report.read import Evidence
+from llm_forget.run import ROLES
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 RATES = (0.01, 0.05, 0.1, 0.2, 0.5)

@@ -12,11 +12,7 @@ import numpy as np
 
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
 from llm_forget.evals.stats import Rows
-from llm_forget.run import Run, json_digest, read_json
-
-ROLES = ("before", "unlearned", "oracle")
-FORMAT = 2  # of results.json
-ATTACK_FORMAT = 1
+from llm_forget.run import ATTACK_FORMAT, RESULTS_FORMAT, Run, json_digest, read_json
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,9 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
     if not run.results_file.is_file():
         raise ValueError(f"run '{path}' has no results.json; measure it with `llm-forget evaluate {path}`")
     results = read_json(run.results_file)
-    if results.get("format") != FORMAT:
+    if results.get("format") != RESULTS_FORMAT:
         raise ValueError(
-            f"results.json of run '{path}' has another format than {FORMAT}; measure it again with "
+            f"results.json of run '{path}' has another format than {RESULTS_FORMAT}; measure it again with "
             f"`llm-forget evaluate {path}`"
         )
     verification = run.path / "verify.json"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm_forget.evals.verdict import shown
+from llm_forget.evals.verdict import nothing_to_forget, shown
 from llm_forget.report import charts
 from llm_forget.report.document import Cell, Chart, Number, Section, Table, Text, Verdict, anchor, interval
 from llm_forget.report.measures import forget_distance, pareto, utility_line
 from llm_forget.report.read import Evidence
+from llm_forget.run import ROLES
 
 WANTED = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as the oracle"}
 DISTANCE = "distance to the oracle"
@@ -49,9 +50,9 @@ def _answers(suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
     blocks: list[Verdict | Text] = []
     for question, verdict in suite["verdict"].items():
         findings = tuple((finding["holds"], finding["sentence"]) for finding in verdict["findings"])
-        compared = any(finding["of"] == "oracle" for finding in verdict["findings"])
-        nothing = compared and verdict["answer"] == verdict.get("before") == "yes"
-        caution = "The model before met these bounds already: there was nothing to forget." if nothing else ""
+        caution = ""
+        if nothing_to_forget(verdict):
+            caution = "The model before met these bounds already: there was nothing to forget."
         blocks.append(Verdict(question, verdict["answer"], findings, caution))
     if not blocks:
         blocks.append(Text("This suite asks no question; its numbers are below."))
@@ -65,7 +66,7 @@ def _answers(suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
 
 def metrics_section(evidence: Evidence) -> Section:
     """Before, unlearned and oracle of every line, with 95 % intervals, scored rows and what is wanted."""
-    roles = [role for role in ("before", "unlearned", "oracle") if evidence.has(role)]
+    roles = [role for role in ROLES if evidence.has(role)]
     columns = ("metric", *roles)
     parts = []
     for name, suite in evidence.suites.items():

@@ -262,7 +262,7 @@ def test_several_processes_are_refused(tiny, questions, monkeypatch):
     from accelerate import PartialState
 
     monkeypatch.setattr(PartialState(), "num_processes", 2)
-    with pytest.raises(ValueError, match="in one process only"):
+    with pytest.raises(ValueError, match="lm-eval runs in one process, not 2"):
         run_lm_eval(*tiny, [QUESTION], data_path=questions)
 
 

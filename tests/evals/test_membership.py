@@ -13,7 +13,8 @@ from llm_forget.evals.metrics.membership_reference import membership_reference
 from llm_forget.evals.metrics.membership_tpr import membership_tpr
 from llm_forget.evals.metrics.priv_leak import leak, priv_leak
 from llm_forget.evals.records import GradientRecord, TokenRecord
-from llm_forget.evals.stats import equivalence
+from llm_forget.evals.stats import auc_with_interval
+from llm_forget.evals.verdict import apply_bound, parse_bound
 
 
 def token_record(logps, row="r", answer=0, **given):
@@ -113,22 +114,34 @@ def test_an_estimate_carries_the_score_of_every_row():
     assert (estimate.n, estimate.n_unscored) == (3, 1)
 
 
+AROUND_CHANCE = parse_bound({"line": "auc", "within": 0.1, "of": 0.5, "interval": True}, "test")
+
+
+def holds(estimate):
+    """What the bound of suite privacy says of an AUC; None when it cannot be told."""
+    return apply_bound(AROUND_CHANCE, {"value": estimate.value, "ci": estimate.ci, "n": estimate.n}).holds
+
+
+def test_three_rows_decide_nothing():
+    for one, two in [(np.ones(3), np.zeros(3)), (np.zeros(3), np.ones(3)), (np.ones(3), np.ones(3))]:
+        assert holds(auc_with_interval(one, two)) is None
+
+
 def test_the_verdict_passes_forgets_and_stays_open_where_it_should():
     def verdict(n, mean):
-        estimate = membership_auc(split(n, mean, seed=2), split(n, -2.0, seed=3))
-        return equivalence(estimate.ci, margin=0.1)
+        return holds(membership_auc(split(n, mean, seed=2), split(n, -2.0, seed=3)))
 
-    assert verdict(1000, -2.0) == "pass"  # nothing tells the splits apart
-    assert verdict(20, -2.0) == "inconclusive"
-    assert verdict(1000, -0.2) == "fail"  # the target knows its rows
-    assert verdict(1000, -8.0) == "fail"  # far less likely than rows never seen: recognised as well
+    assert verdict(1000, -2.0) is True  # nothing tells the splits apart
+    assert verdict(20, -2.0) is None
+    assert verdict(1000, -0.2) is False  # the target knows its rows
+    assert verdict(1000, -8.0) is False  # far less likely than rows never seen: recognised as well
 
 
 def test_the_reference_attack_of_the_oracle_on_itself_knows_nothing():
     forget, holdout = split(200, -1.0), split(200, -2.0, seed=1)
     itself = membership_reference(forget, holdout, forget, holdout)
     assert itself.value == 0.5
-    assert equivalence(itself.ci, margin=0.1) == "pass"
+    assert holds(itself) is True
     knowing = [replace(record, logps=record.logps / 2) for record in forget]
     assert membership_reference(knowing, holdout, forget, holdout).value > 0.99
 

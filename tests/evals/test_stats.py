@@ -15,7 +15,6 @@ from llm_forget.evals.stats import (
     auc_with_interval,
     bootstrap,
     codes,
-    equivalence,
     harmonic_mean,
     ks_p_value,
     mean_with_interval,
@@ -167,26 +166,9 @@ def test_the_interval_of_an_auc_has_a_width_also_where_nothing_varies(n):
         assert estimate.ci[1] - estimate.ci[0] > 1 / n
 
 
-def test_three_rows_decide_nothing():
-    for one, two in [(np.ones(3), np.zeros(3)), (np.zeros(3), np.ones(3)), (np.ones(3), np.ones(3))]:
-        assert equivalence(auc_with_interval(one, two).ci, margin=0.1) == "inconclusive"
-
-
 def test_one_row_on_a_side_has_no_interval_and_unscored_rows_are_counted():
     estimate = auc_with_interval(np.array([1.0, np.nan]), np.array([0.0, 0.5, np.nan]))
     assert (estimate.value, estimate.ci, estimate.n, estimate.n_unscored) == (1.0, None, 1, 2)
-
-
-def test_equivalence_is_two_sided():
-    assert equivalence((0.42, 0.58), margin=0.1) == "pass"
-    assert equivalence((0.38, 0.58), margin=0.1) == "inconclusive"
-    assert equivalence((0.61, 0.70), margin=0.1) == "fail"
-    assert equivalence((0.10, 0.39), margin=0.1) == "fail"
-    assert equivalence((0.2, 0.9), margin=0.1) == "inconclusive"
-    assert equivalence((-2.0, 1.0), center=0.0, margin=5) == "pass"
-    assert equivalence(None, margin=0.1) == "inconclusive"
-    with pytest.raises(ValueError, match="above 0"):
-        equivalence((0.4, 0.6), margin=0.0)
 
 
 def test_tpr_is_the_best_threshold_that_the_false_positives_allow():

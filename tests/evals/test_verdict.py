@@ -43,7 +43,14 @@ def test_bounds_on_a_value(bound, value, holds):
 
 @pytest.mark.parametrize(
     ("ci", "holds"),
-    [([0.45, 0.58], True), ([0.35, 0.55], None), ([0.2, 0.9], None), ([0.05, 0.3], False), ([0.8, 1.0], False)],
+    [
+        ([0.42, 0.58], True),
+        ([0.38, 0.58], None),
+        ([0.2, 0.9], None),
+        ([0.10, 0.39], False),
+        ([0.61, 0.70], False),
+        ([0.8, 1.0], False),
+    ],
 )
 def test_an_interval_is_an_equivalence_test_on_both_sides(ci, holds):
     finding = found({"within": 0.1, "of": 0.5, "interval": True}, line(sum(ci) / 2, ci=ci))
@@ -95,6 +102,7 @@ def test_a_zero_of_the_other_model_is_a_limit_like_any_other():
         ({"at_most": math.nan}, "must be a number"),
         ({"at_most": 1, "of": "target"}, "oracle, before or a number"),
         ({"within": 1}, "say from what"),
+        ({"within": 0, "of": 0.5}, "must be above 0"),
         ({"within": 1, "of": "oracle", "slack": 0.1}, "leave 'slack' out"),
         ({"at_most": 1, "slack": "x"}, "must be a number"),
         ({"at_most": 1, "interval": 1}, "true or false"),

@@ -37,6 +37,27 @@ def over_samples(
     return np.array([OVER[over](r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
+def common_words(
+    generations: Sequence[GenerationRecord],
+    common: Callable[[Sequence[str], Sequence[str]], int],
+    *,
+    normalise: bool,
+    over: str,
+) -> Rows:
+    """Words that reference and generation have in common, or their share of the reference's; ``[N]``.
+
+    A reference without words is unscored, an empty generation 0.
+    """
+
+    def score(record: GenerationRecord) -> float:
+        reference = words(record.reference)
+        if not reference:
+            return float("nan")
+        return common(reference, words(record.text)) / (len(reference) if normalise else 1)
+
+    return over_samples(generations, score, over)
+
+
 def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
     """Length of the longest contiguous run that both sequences hold.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics._sequences import longest_subsequence, over_samples, words
+from llm_forget.evals.metrics._sequences import common_words, longest_subsequence
 from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
@@ -24,11 +24,4 @@ def longest_common_subsequence(
         normalise: divide by the words of the reference.
         over: ``mean`` or ``max`` over the samples of a row.
     """
-
-    def score(record: GenerationRecord) -> float:
-        reference = words(record.reference)
-        if not reference:
-            return float("nan")
-        return longest_subsequence(reference, words(record.text)) / (len(reference) if normalise else 1)
-
-    return over_samples(generations, score, over)
+    return common_words(generations, longest_subsequence, normalise=normalise, over=over)

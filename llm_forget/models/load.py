@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.models import builtin
 from llm_forget.models.digest import digests_beneath
+from llm_forget.models.lora import quantization_of
 from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
+from llm_forget.run import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import ModelConfig
+
+logger = logging.getLogger("llm_forget")
+# Said for every 8-bit layer and call, in the middle of progress bars: products are computed in half precision.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: "will be cast" not in record.getMessage()
+)
 
 
 def load_base(
@@ -35,19 +44,38 @@ def load_base(
         FileNotFoundError, ValueError: see `find_source`; or an adapter that was trained on another base.
         ModuleNotFoundError: a GGUF file without the package gguf.
     """
-    import torch
-
     from llm_forget.models.adapters import load_adapter
 
     source = find_source(model_args.model_name_or_path)
     model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
-    if dequantize and (model_args.load_in_4bit or model_args.load_in_8bit):
-        model = model.dequantize(dtype=torch.float32)
+    quantization = quantization_of(model)
+    if dequantize and quantization is not None:
+        model = _dequantized(model)
     beneath = digests_beneath(source, model_args.model_revision) if source.adapters else []
     for number, (folder, digest) in enumerate(zip(source.adapters, beneath, strict=False), start=1):
         name = "target" if number == 1 else f"target-{number}"
+        _say_other_precision(folder, quantization)
         model = load_adapter(model, folder, name=name, base_digest=digest)
     return model.eval()
+
+
+def _say_other_precision(adapter: Path, quantization: dict[str, Any] | None) -> None:
+    """An adapter makes up for the rounding of the base it was trained on; on another it is a somewhat other model."""
+    manifest = read_json(adapter / "manifest.json") if (adapter / "manifest.json").is_file() else {}
+    trained, given = (_precision(how) for how in (manifest.get("quantization"), quantization))
+    if "quantization" in manifest and trained != given:
+        logger.warning(
+            "adapter '%s' was trained on a base in %s and is loaded onto one in %s, which answers differently; "
+            "set load_in_4bit or load_in_8bit as it was trained with, unless this is meant",
+            adapter.parent.name if adapter.name == "adapter" else adapter.name, trained, given,
+        )  # fmt: skip
+
+
+def _precision(quantization: dict[str, Any] | None) -> str:
+    how = quantization or {}
+    nested = " with nested scales" if how.get("use_bnb_nested_quant") else ""
+    kinds = {"load_in_4bit": f"4 bit ({how.get('bnb_4bit_quant_type')}{nested})", "load_in_8bit": "8 bit"}
+    return next((kind for key, kind in kinds.items() if how.get(key)), str(how.get("quant_method", "full precision")))
 
 
 def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, Any]) -> Any:
@@ -66,7 +94,8 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
             source.location, revision=revision, use_safetensors=True, **options
         )
     model.name_or_path = model.config._name_or_path = source.name if not source.adapters else source.location
-    if model_args.load_in_4bit or model_args.load_in_8bit:
+    # Also where the folder holds 4- or 8-bit weights, whatever was asked for.
+    if {"load_in_4bit", "load_in_8bit"} & (quantization_of(model) or {}).keys():
         model = _prepare_quantized(model)
     return model
 
@@ -153,6 +182,19 @@ def _prepare_quantized(model: Any) -> Any:
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _dequantized(model: Any) -> Any:
+    """Rounded weights written out in float32, in a model that can be saved like any other."""
+    import torch
+
+    model = model.dequantize(dtype=torch.float32)
+    # Of a folder that held packed weights transformers remembers how they were unpacked, and would pack them to save.
+    used = getattr(model, "_weight_conversions", None) or []
+    packed = [c for c in used if any("Deserialize" in type(o).__name__ for o in getattr(c, "operations", []))]
+    if packed:
+        model._weight_conversions = [conversion for conversion in used if conversion not in packed] or None
+    return model
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

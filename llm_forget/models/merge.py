@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_forget.models.adapters import load_adapter, replacing, verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
-from llm_forget.models.lora import reference_mode
+from llm_forget.models.lora import quantization_of, reference_mode
 from llm_forget.run import file_digest, write_json
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ def merge_adapter(
         del model
         gc.collect()
     onto = dataclasses.replace(args, load_in_4bit=False, load_in_8bit=False) if base_precision == "original" else args
-    base = load_base(onto, device_map=device_map, dequantize=True)
+    base = load_base(onto, device_map=device_map, dequantize=base_precision == "trained")
+    if quantization_of(base) is not None:
+        raise ValueError(
+            f"'{base_args.model_name_or_path}' holds its weights in 4 or 8 bit only, so there is no original to merge "
+            "into; take base_precision 'trained', or name the unquantised model"
+        )
     model = load_adapter(base, adapter_folder, base_digest=digest)
     probes = probes or random_probes(model.config.vocab_size)
     adapter = probe_logits(model, probes)

@@ -7,6 +7,8 @@ own loss and the Hub do nothing here, or something else than they promise; a rec
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 from typing import Any
 
 from trl import ModelConfig
@@ -42,6 +44,18 @@ NO_EFFECT: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _HUB)),
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"), (None, _HUB)),
 }  # fmt: skip
+# Pattern of `optim` -> the module it comes from and the name of its package. What is not here, torch brings.
+OPTIMIZERS = {
+    r"adamw_bnb_8bit|adamw_8bit|paged_.*|lion_.*|ademamix.*|rmsprop_bnb.*": ("bitsandbytes", "bitsandbytes"),
+    r"adamw_torch_[48]bit": ("torchao", "torchao"),
+    r"galore_.*": ("galore_torch", "galore-torch"),
+    r"apollo_.*": ("apollo_torch", "apollo-torch"),
+    r"(ada)?lomo": ("lomo_optim", "lomo-optim"),
+    r"grokadamw": ("grokadamw", "grokadamw"),
+    r"schedule_free_.*": ("schedulefree", "schedulefree"),
+    r"stable_adamw": ("optimi", "torch-optimi"),
+    r"adamw_anyprecision": ("torchdistx", "torchdistx"),
+}
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -62,9 +76,20 @@ def check_training(train: Any) -> None:
             f"num_train_epochs {train.num_train_epochs} and max_steps {train.max_steps} train nothing; "
             "set one of them above 0"
         )
+    _check_optimizer(str(getattr(train.optim, "value", train.optim)))
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(train, key) < 1:
             raise ValueError(f"{key} is {getattr(train, key)}; it must be 1 or more")
+
+
+def _check_optimizer(name: str) -> None:
+    """transformers looks for the package of an optimizer only when the model is loaded and the first step is due."""
+    for pattern, (module, package) in OPTIMIZERS.items():
+        if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"optim '{name}' comes from the package {package}, which is not installed; install it, or take "
+                "adamw_torch"
+            )
 
 
 def check_model(model: ModelConfig) -> None:
@@ -77,11 +102,17 @@ def check_model(model: ModelConfig) -> None:
         raise ValueError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
     if model.lora_task_type != "CAUSAL_LM":
         raise ValueError(f"lora_task_type is '{model.lora_task_type}'; only CAUSAL_LM models are trained")
+    quantised = model.load_in_4bit or model.load_in_8bit
+    if quantised and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "4- and 8-bit weights are read by bitsandbytes, which is not installed; run `pip install bitsandbytes`, or "
+            "remove load_in_4bit and load_in_8bit"
+        )
     if model.use_peft:
         if model.lora_r < 1:
             raise ValueError(f"lora_r is {model.lora_r}; it must be 1 or more")
         return
-    if model.load_in_4bit or model.load_in_8bit:
+    if quantised:
         raise ValueError("4- and 8-bit weights cannot be trained themselves; set use_peft: true")
     for field in dataclasses.fields(model):
         adapters_only = field.name.startswith("lora_") or field.name in ("use_rslora", "use_dora")

@@ -1,13 +1,16 @@
 """Keys that would do nothing, and values that cannot work, are refused before any work; paths may be `Path`s."""
 
+import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers.training_args import OptimizerNames
 
 from llm_forget.config import TrainConfig, UnlearnConfig, from_keys, resolved
-from llm_forget.refusals import NO_EFFECT
+from llm_forget.refusals import NO_EFFECT, OPTIMIZERS
 
 BASE = {"forget": "f.jsonl", "retain": "r.jsonl", "model_name_or_path": "m", "output_dir": "runs/x", "use_cpu": True}
 OTHER = {
@@ -76,3 +79,31 @@ def test_paths_may_be_given_as_paths(tmp_path: Path) -> None:
     assert written["forget"] == str(tmp_path / "f.jsonl")
     assert written["retain"] == [{"path": str(tmp_path / "r")}]
     assert written["model_name_or_path"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name.value for name in OptimizerNames])
+def test_an_optimizer_of_a_package_that_is_not_there_is_refused_before_any_work(name: str) -> None:
+    lacks = [
+        package
+        for pattern, (module, package) in OPTIMIZERS.items()
+        if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None
+    ]
+    if not lacks:
+        assert from_keys({**BASE, "optim": name}, UnlearnConfig)[1].optim == name
+        return
+    with pytest.raises(ValueError, match=f"optim '{name}' comes from the package {lacks[0]}, which is not installed"):
+        from_keys({**BASE, "optim": name}, UnlearnConfig)
+
+
+def test_without_bitsandbytes_its_optimizers_and_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a))
+    for keys in (
+        {"optim": "paged_adamw_8bit"},
+        {"optim": "adamw_8bit"},
+        {"load_in_4bit": True},
+        {"load_in_8bit": True},
+    ):
+        with pytest.raises(ValueError, match=r"bitsandbytes, which is not installed"):
+            from_keys({**BASE, **keys}, UnlearnConfig)
+    assert from_keys({**BASE, "optim": "adamw_torch"}, UnlearnConfig)[1].optim == "adamw_torch"

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.data.files import read_lines, table_of
+from llm_forget.data.files import read_lines
+from llm_forget.data.progress import bar_if_long
 from llm_forget.data.rows import with_completion
+from llm_forget.data.scratch import storage
 from llm_forget.data.sources import Spec, load_source
+from llm_forget.data.tables import arrow_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,12 +60,19 @@ def with_alternates(
             f"forget rows have no column '{field}' with a preferred answer; add it, or set `alternate` to a source of "
             "refusals such as builtin:demo/idk"
         )
+    from datasets.fingerprint import Hasher
+
     sentences = None if refusals is None else load_refusals(refusals, data_path=data_path)
-    replaced = []
-    for row in rows:
+
+    def replaced(row: dict[str, Any]) -> dict[str, Any]:
         choices = sentences or _own_choices(row, field)
-        replaced.append(with_completion(row, choices[_draw(row["id"], seed) % len(choices)]))
-    return table_of([{name: row[name] for name in rows.column_names} for row in replaced], "alternate")
+        return with_completion(row, choices[_draw(row["id"], seed) % len(choices)])
+
+    # Refusals may be from a local file: what is made of them stays in memory also where the rows are the Hub's.
+    where = storage(rows) or {"keep_in_memory": True}
+    fingerprint = Hasher.hash((rows._fingerprint, sentences, field, seed))
+    with bar_if_long(len(rows)):
+        return rows.map(replaced, new_fingerprint=fingerprint, desc="Preferred answers", **where)
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
@@ -73,15 +83,17 @@ def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
     Raises:
         ValueError: an alternate that is itself longer than one window, or missing; names the id.
     """
-    place: dict[str, int] = {}
-    for i, (row_id, window) in enumerate(zip(alternates["id"][:], alternates["window"][:], strict=True)):
-        if window:
-            raise ValueError(f"the preferred answer of row '{row_id}' is longer than one window; raise max_length")
-        place[row_id] = i
-    missing = [row_id for row_id in forget["id"][:] if row_id not in place]
-    if missing:
-        raise ValueError(f"row '{missing[0]}' has no preferred answer; every row to forget needs one")
-    return alternates.select([place[row_id] for row_id in forget["id"][:]])
+    import pyarrow.compute as pc
+
+    ids, wanted = arrow_column(alternates, "id"), arrow_column(forget, "id")
+    second = pc.index(pc.not_equal(arrow_column(alternates, "window"), 0), True).as_py()
+    if second >= 0:
+        raise ValueError(f"the preferred answer of row '{ids[second]}' is longer than one window; raise max_length")
+    places = pc.index_in(wanted, value_set=ids.combine_chunks())
+    missing = pc.index(places.is_null(), True).as_py()
+    if missing >= 0:
+        raise ValueError(f"row '{wanted[missing]}' has no preferred answer; every row to forget needs one")
+    return alternates.select(places.to_numpy())
 
 
 def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Read the rows of one local file, without guessing types and without leaving a copy.
+"""Read the rows of one local file, without guessing types and without leaving a copy (`scratch.py` says how).
 
 Why not ``load_dataset("json", ...)``: its reader turns strings that look like dates into timestamps (an id
 ``2020-01-01`` comes back as a datetime), names no row in its errors, and copies what is to be forgotten into the Hub
@@ -8,24 +8,29 @@ cache, where nobody looks for it later.
 from __future__ import annotations
 
 import csv
-import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.data.scratch import IN_MEMORY
+from llm_forget.data.tables import PART, kind_of_json, stored, table_of
+
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 DATA_SUFFIXES = SUFFIXES[:-1]
-_JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+_SPACE = b" \t\r\n"
 
 
-def read_file(path: Path) -> Dataset:
+def read_file(path: Path, *, size: int | None = None) -> Dataset:
     """One file as a table: ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.csv``, ``.parquet``, ``.txt`` (one row).
 
-    Values of a CSV are all text. A byte order mark and Windows line ends are taken off.
+    Values of a CSV are all text. A byte order mark and Windows line ends are taken off. ``size``, of everything that
+    is read together, default the file's own, decides whether the table is held in memory, bytes.
 
     Raises:
         ValueError: not readable as what its name says; names the file and the row.
@@ -33,11 +38,11 @@ def read_file(path: Path) -> Dataset:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, size)
     if path.suffix == ".txt":
         return table_of([{"id": path.stem, "text": _decode(path)}], path.name)
-    rows = list(_csv_rows(path) if path.suffix == ".csv" else _json_rows(path))
-    return table_of(rows, path.name)
+    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
+    return table_of(rows, path.name, large=(size or path.stat().st_size) > IN_MEMORY)
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
@@ -52,7 +57,8 @@ def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
         raise ValueError(f"folder '{folder}' has no data file; allowed: {', '.join(SUFFIXES)}")
     if len(kinds) > 1:
         raise ValueError(f"folder '{folder}' has both .txt and other data files; name the one that is meant")
-    return [(path.name, read_file(path)) for path in files]
+    size = sum(path.stat().st_size for path in files)
+    return [(path.name, read_file(path, size=size)) for path in files]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -60,86 +66,103 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in _decode(path).splitlines() if line.strip()]
 
 
-def table_of(rows: list[dict[str, Any]], name: str) -> Dataset:
-    """Rows as a table in memory; a column that a row lacks is null there.
-
-    Raises:
-        ValueError: no row, or a column with values of several types.
-    """
-    from datasets import Dataset
-
-    if not rows:
-        raise ValueError(f"{name} has no rows; give at least one")
-    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
-    if not columns:
-        raise ValueError(f"{name} has rows without columns; a row needs at least one")
-    for key, values in columns.items():
-        _check_one_type(key, values, name)
-    try:
-        return Dataset.from_dict(columns)
-    except (TypeError, ValueError, OverflowError):  # pyarrow's own errors are subclasses; they quote the value
-        raise ValueError(
-            f"{name} has a column whose lists or objects differ in type between rows; make them alike"
-        ) from None
-
-
-def _check_one_type(key: str, values: list[Any], name: str) -> None:
-    kinds: dict[str, int] = {}
-    for number, value in enumerate(values, start=1):
-        if value is not None:
-            kind = "a truth value" if isinstance(value, bool) else _JSON_TYPES.get(type(value), type(value).__name__)
-            kinds.setdefault(kind, number)
-    if len(kinds) > 1:
-        found = " and ".join(f"{kind} in row {number}" for kind, number in kinds.items())
-        hint = "; an id that is not a string loses leading zeros, so write ids in quotes" if key == "id" else ""
-        raise ValueError(f"{name}: column '{key}' is {found}; a column must be of one type{hint}")
-
-
 def _decode(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # `from None`: the original quotes the bytes of the row.
-        raise ValueError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    return text.replace("\r\n", "\n")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None  # the original quotes the bytes of the row
+
+
+def _not_utf8(path: Path) -> ValueError:
+    """Says at which byte of the file, whatever part of it was being read."""
+    read = 0
+    with path.open("rb") as file:
+        for line in file:  # no character of UTF-8 goes over a line feed
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                read += error.start
+                break
+            read += len(line)
+    return ValueError(f"{path.name} is not UTF-8 (byte {read}); save it as UTF-8")
+
+
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    """Lines as `open` cuts them, without byte order mark, with plain line ends."""
+    try:
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            for line in file:
+                yield line.replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    text = _decode(path)
-    if text.lstrip().startswith("["):
-        yield from _array_rows(text, path.name)
+    if _first_character(path) == b"[":
+        yield from _array_rows(_decode(path), path.name)
         return
     number = 0
     # Not splitlines(): it also cuts at U+2028 and other characters that may stand inside a JSON string.
-    for line_number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(_lines(path, "\n"), start=1):
         if not line.strip():
             continue
         number += 1
-        yield _as_object(_parse(line, f"{path.name} line {line_number}"), f"{path.name} row {number}")
+        value, _ = _parse(line, 0, f"{path.name} line {line_number}", alone=True)
+        yield _as_object(value, f"{path.name} row {number}")
+
+
+def _first_character(path: Path) -> bytes:
+    with path.open("rb") as file:
+        while block := file.read(2**16).removeprefix(b"\xef\xbb\xbf"):
+            if block.strip(_SPACE):
+                return block.strip(_SPACE)[:1]
+    return b""
 
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    for number, value in enumerate(_parse(text, name), start=1):
+    """The objects of an array one after the other; all of them at once would take many times the text's memory."""
+    place, number = _after_space(text, _after_space(text, 0) + 1), 0
+    while text[place : place + 1] != "]" or number:
+        value, place = _parse(text, place, name)
+        number += 1
         yield _as_object(value, f"{name} row {number}")
+        place = _after_space(text, place)
+        if text[place : place + 1] == "]":
+            break
+        if text[place : place + 1] != ",":
+            raise _not_json(json.JSONDecodeError("Expecting ',' delimiter", text, place), name)
+        place = _after_space(text, place + 1)
+    if _after_space(text, place + 1) < len(text):
+        raise _not_json(json.JSONDecodeError("Extra data", text, _after_space(text, place + 1)), name)
 
 
-def _parse(text: str, where: str) -> Any:
+def _after_space(text: str, place: int) -> int:
+    return _SPACES.match(text, place).end()  # type: ignore[union-attr]  # matches nothing, too
+
+
+def _parse(text: str, place: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
+    """The value that begins at ``place``, and where it ends; ``alone``: nothing but it may be there."""
     try:
-        value = json.loads(text, object_pairs_hook=_no_repeated_keys)
-        text.encode()
-        json.dumps(value, ensure_ascii=False).encode()
+        start = _after_space(text, place)
+        value, end = _DECODER.raw_decode(text, start)
+        if alone and _after_space(text, end) < len(text):
+            raise json.JSONDecodeError("Extra data", text, _after_space(text, end))
+        if _SURROGATE.search(text, start, end):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where} has a lone surrogate, which is no character; remove it") from None
     except json.JSONDecodeError as error:
         # `from None`: the original carries the whole document.
-        raise ValueError(
-            f"{where} is not JSON ({error.msg}, character {error.colno}); one object a line, or an array"
-        ) from None
+        raise _not_json(error, where) from None
     except _RepeatedKeyError:
         raise ValueError(f"{where} has the same key twice in one object; keep one") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply to be read; a row needs no such depth") from None
-    return value
+    return value, end
+
+
+def _not_json(error: json.JSONDecodeError, where: str) -> ValueError:
+    return ValueError(f"{where} is not JSON ({error.msg}, character {error.colno}); one object a line, or an array")
 
 
 class _RepeatedKeyError(ValueError):
@@ -153,15 +176,20 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_repeated_keys)
+_SPACES = re.compile(r"[ \t\r\n]*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the text itself is UTF-8, which has none
+
+
 def _as_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {_JSON_TYPES.get(type(value), 'no object')}; a row must be a JSON object")
+        raise ValueError(f"{where} is {kind_of_json(value)}; a row must be a JSON object")
     return value
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**30)
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    reader = csv.reader(_lines(path, ""), strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header) or "" in header:
@@ -178,17 +206,29 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _read_parquet(path: Path) -> Dataset:
-    import pyarrow
+def _read_parquet(path: Path, size: int | None) -> Dataset:
     import pyarrow.parquet
-    from datasets import Dataset
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            unpacked = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+            return stored(_batches(file, path), path.name, large=max(unpacked, size or 0) > IN_MEMORY)
     except PermissionError:
         raise
     except (pyarrow.ArrowInvalid, OSError):  # damage inside a file is an OSError
-        raise ValueError(f"{path.name} is not a Parquet file; write it again") from None
-    if not table.num_rows:
-        raise ValueError(f"{path.name} has no rows; give at least one")
-    return Dataset(table)
+        raise _not_parquet(path) from None
+
+
+def _batches(file: pyarrow.parquet.ParquetFile, path: Path) -> Iterator[pyarrow.Table]:
+    import pyarrow
+
+    try:
+        for batch in file.iter_batches(PART):
+            yield pyarrow.Table.from_batches([batch])
+    except (pyarrow.ArrowInvalid, OSError):
+        raise _not_parquet(path) from None
+
+
+def _not_parquet(path: Path) -> ValueError:
+    return ValueError(f"{path.name} is not a Parquet file; write it again")

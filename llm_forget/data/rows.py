@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from llm_forget.registry import did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Row = Mapping[str, Any]
 Message = dict[str, str]
@@ -154,6 +157,8 @@ def content(row: Row) -> str:
 
 def normalise_text(text: str) -> str:
     """Compatibility-composed, case-folded, without zero-width characters, each run of white space one space."""
+    if text.isascii():  # nothing to compose, and no zero-width characters
+        return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text.translate(_ZERO_WIDTH)).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
@@ -164,7 +169,7 @@ def derived_id(row: Row) -> str:
 
 
 def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
-    """Refuse ids that are not strings, or empty.
+    """Refuse ids that are not strings, empty, or of several lines.
 
     Raises:
         ValueError: names the row and the type it found.
@@ -178,20 +183,26 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
             )
         if not value.strip():
             raise ValueError(f"{where} has an empty id in '{field}'; fill it or leave the column out")
+        if len(value.splitlines()) > 1:
+            raise ValueError(f"{where} has an id with a line break in '{field}'; lists of ids have one a line")
 
 
-def check_unique(ids: Sequence[str], wheres: Sequence[str]) -> None:
-    """Refuse two rows with one id.
+def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
+    """Refuse two rows with one id; ``where`` names the row at a place.
 
     Raises:
         ValueError: names both rows.
     """
+    import pyarrow.compute as pc
+
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
     seen: dict[str, int] = {}
-    for place, row_id in enumerate(ids):
+    for place, row_id in enumerate(ids.to_pylist()):
         first = seen.setdefault(row_id, place)
         if first != place:
             why = "the same content" if row_id.startswith("sha256-") else f"the same id '{row_id}'"
-            raise ValueError(f"{wheres[place]} and {wheres[first]} have {why}; every row must occur once")
+            raise ValueError(f"{where(place)} and {where(first)} have {why}; every row must occur once")
 
 
 def check_overlap(
@@ -202,8 +213,8 @@ def check_overlap(
     Raises:
         ValueError: how many rows are shared, and the ids of the first.
     """
-    first = {normalise_text(content(row)): str(row["id"]) for row in forget}
-    shared = [(first[key], str(row["id"])) for row in retain if (key := normalise_text(content(row))) in first]
+    first = {_content_key(row): str(row["id"]) for row in _said(forget)}
+    shared = [(first[key], str(row["id"])) for row in _said(retain) if (key := _content_key(row)) in first]
     if shared:
         pairs = ", ".join(f"'{a}'" if a == b else f"'{a}' = '{b}'" for a, b in shared[:3])
         more = ", ..." if len(shared) > 3 else ""
@@ -211,6 +222,21 @@ def check_overlap(
             f"{len(shared)} {'row is' if len(shared) == 1 else 'rows are'} in both {names[0]} and {names[1]} "
             f"(after normalising text): {pairs}{more}; remove them from one of the two"
         )
+
+
+def _said(rows: Iterable[Row]) -> Iterable[Row]:
+    """Of a table only the columns that say something, many rows at a time; other rows as they are."""
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        return rows
+    wanted = [name for name in ("id", *FIELDS) if name in rows.column_names]
+    parts = rows.select_columns(wanted).with_format("arrow").iter(batch_size=10_000)
+    return (row for part in parts for row in part.to_pylist())
+
+
+def _content_key(row: Row) -> bytes:
+    return hashlib.sha256(normalise_text(content(row)).encode()).digest()
 
 
 def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str) -> dict[str, str]:

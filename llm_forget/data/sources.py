@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_forget.data.builtin import load_builtin
-from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines, table_of
-from llm_forget.data.progress import bar_if_long
+from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines
+from llm_forget.data.normalise import Where, normalise_table
 from llm_forget.data.rows import (
     FIELDS,
     FORMS,
-    check_ids,
     check_unique,
     column_hint,
     derived_id,
@@ -27,6 +26,7 @@ from llm_forget.data.rows import (
     normalise_row,
     rename_fields,
 )
+from llm_forget.data.tables import arrow_column, table_of
 from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -78,14 +78,20 @@ def load_source(
     for place, source in enumerate(parse_spec(spec, split_name)):
         table, where = _load_one(source, place, split_name, data_path, fields)
         tables.append(table)
-        wheres += where
+        wheres.append(where)
     try:
         rows = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     except (ValueError, TypeError):
         raise ValueError(
             f"{split_name}: the sources have a column of the same name but different types; rename one with `fields`"
         ) from None
-    check_unique(rows["id"][:], wheres)
+    starts = np.cumsum([0, *map(len, tables)])
+
+    def where_all(row: int) -> str:
+        part = int(np.searchsorted(starts, row, side="right")) - 1
+        return wheres[part](row - int(starts[part]))
+
+    check_unique(arrow_column(rows, "id"), where_all)
     return rows
 
 
@@ -147,43 +153,30 @@ def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
 
 def _load_one(
     source: Source, place: int, split_name: str, data_path: str | None, field_map: Mapping[str, str] | None
-) -> tuple[Dataset, list[str]]:
+) -> tuple[Dataset, Where]:
     from datasets import concatenate_datasets
 
     parts = [(f"{split_name}: {name}", table) for name, table in _read(source, split_name, data_path)]
     columns = source.fields if source.fields is not None else field_map
-    tables, wheres = [], []
-    for name, table in parts:
-        if columns:
-            table = _rename(table, columns, name)
-        tables.append(table)
-        wheres += [f"{name} row {number}" for number in range(1, len(table) + 1)]
+    tables = [_rename(table, columns, name) if columns else table for name, table in parts]
     try:
         table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     except (ValueError, TypeError):
         raise ValueError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
     id_field = _id_field(source, table, parts[0][0])
-    chosen = _choose(
-        source, table, id_field, parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'", split_name
-    )
+    whole = parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'"
+    chosen = _choose(source, table, id_field, whole, split_name)
+    starts = np.cumsum([0, *map(len, tables)])
+
+    def where(row: int) -> str:
+        """Row numbers count in the file, also after a filter."""
+        line = int(chosen[row])
+        part = int(np.searchsorted(starts, line, side="right")) - 1
+        return f"{parts[part][0]} row {line - int(starts[part]) + 1}"
+
     if len(chosen) < len(table):
         table = table.select(chosen)
-    return _finish(table, [wheres[i] for i in chosen], id_field, place), [wheres[i] for i in chosen]
-
-
-def _finish(table: Dataset, wheres: list[str], id_field: str | None, place: int) -> Dataset:
-    """Check every row and add the columns that all later steps rely on."""
-    if id_field is not None:
-        check_ids(table[id_field][:], wheres, field=id_field)
-
-    def finish(row: dict[str, Any], number: int) -> dict[str, Any]:
-        added = normalise_row(row, wheres[number])
-        row_id = row[id_field] if id_field is not None else derived_id({**row, **added})
-        return {**added, "id": row_id, "source_index": place}
-
-    # Local files are read into memory; a copy on disk of what is to be forgotten would outlive the forgetting.
-    with bar_if_long(len(table)):
-        return table.map(finish, with_indices=True, keep_in_memory=not table.cache_files, desc="Checking rows")
+    return normalise_table(table, where, id_field, place), where
 
 
 def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:

@@ -51,7 +51,8 @@ class RetainStream:
     @classmethod
     def over(cls, source_index: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> RetainStream:
         """A stream over rows that say which source they are from (a column of tokenised rows), in order of sources."""
-        sizes = np.bincount(np.asarray(source_index), minlength=len(weights or ())).tolist()
+        # A column of a data set is read at once by slicing; NumPy alone would ask it for one row after the other.
+        sizes = np.bincount(np.asarray(source_index[:]), minlength=len(weights or ())).tolist()
         return cls(sizes if weights is not None else [sum(sizes)], weights, seed)
 
     def take(self, start: int, count: int) -> np.ndarray:
@@ -130,9 +131,15 @@ class StepSampler(Sampler[dict[str, int]]):
         return -(-self._n // self._group) * self._group
 
     def __iter__(self) -> Iterator[dict[str, int]]:
+        for batch in self.batches(1, 0, 1):
+            yield from batch
+
+    def batches(self, size: int, rank: int, world_size: int) -> Iterator[list[dict[str, int]]]:
+        """Slots of the next pass, ``size`` at a time, of one process out of several."""
         slots = self.slots(self._epoch)
-        for place in range(len(self)):
-            yield {name: int(indices[place]) for name, indices in slots.items()}
+        for start in range(rank * size, len(self), world_size * size):
+            columns = [indices[start : start + size].tolist() for indices in slots.values()]
+            yield [dict(zip(slots, rows, strict=True)) for rows in zip(*columns, strict=True)]
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
         """All slots of an epoch, by split, each ``[len(self)]``."""
@@ -169,10 +176,7 @@ class RankBatches(Sampler[list[dict[str, int]]]):
         return len(self.sampler) // (self._batch_size * self._world_size)
 
     def __iter__(self) -> Iterator[list[dict[str, int]]]:
-        slots = list(self.sampler)
-        for step in range(len(self)):
-            start = (step * self._world_size + self._rank) * self._batch_size
-            yield slots[start : start + self._batch_size]
+        return self.sampler.batches(self._batch_size, self._rank, self._world_size)
 
 
 def _random(*key: int) -> np.random.RandomState:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from llm_forget.data.progress import bar_if_long
 from llm_forget.data.rows import Row, is_text
+from llm_forget.data.scratch import storage
 from llm_forget.data.template import Rendered, Template, control_name, render, special_tokens
 from llm_forget.logprobs import IGNORE
 
@@ -166,7 +167,7 @@ def tokenise_dataset(
     """All windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
 
     Rows from the Hub, which are on disk already, are found again in the Arrow cache when nothing that matters has
-    changed; rows from local files stay in memory, so that no copy of what is to be forgotten is left behind.
+    changed; those of local files go where `scratch.storage` says, so that no copy of what is to be forgotten is left.
     """
     from datasets import Features, List, Value
     from datasets.fingerprint import Hasher
@@ -187,8 +188,8 @@ def tokenise_dataset(
             num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > 256 else None,
             new_fingerprint=fingerprint,
             features=Features({"id": Value("string"), **ids, **numbers}),
-            keep_in_memory=not rows.cache_files,
             desc="Tokenising",
+            **storage(rows),
         )
 
 

@@ -7,13 +7,16 @@ logits are taken at the same position: the one that predicts the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm_forget.fused_head import head_logprobs
+from llm_forget.packing import pack
 
 IGNORE = -100
 
@@ -78,6 +81,8 @@ def forward_logprobs(
     head: nn.Module,
     logits: bool = False,
     hidden: nn.Module | None = None,
+    packed: bool = False,
+    fused: bool = False,
 ) -> Logprobs:
     """One forward pass of a causal LM, with logits only where a target is predicted.
 
@@ -89,30 +94,47 @@ def forward_logprobs(
             architecture does to logits afterwards (soft-capping, scaling) still happens.
         logits: keep the logits ``[B, T, V]`` for terms that need them.
         hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
+        packed: lay the rows end to end without padding (on the right); the model must allow it
+            (`llm_forget.shortcuts`).
+        fused: where no logits are kept, never make more than a block of them; the head must be a plain linear layer
+            and its output the model's (`llm_forget.shortcuts`).
 
     Returns:
         `Logprobs` with ``T`` the largest number of targets in a row.
     """
     where = target_mask(batch["labels"])  # [B, S-1]
-    captured: dict[str, Tensor] = {}
-    with _select_at_head(head, where), _capture(hidden, captured):
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
-        flat_logits = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V]
     flat_labels = batch["labels"][:, 1:][where]  # [N]
-    if flat_logits.shape[0] != flat_labels.shape[0]:
+    captured: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
+    if packed and not batch["attention_mask"].all():
+        inputs, place = pack(inputs)
+        places = place[:, :-1][where]  # [N]
+    else:
+        places = where_of(where)  # [N]
+    fused = fused and not logits
+    with _select_at_head(head, places, flat_labels if fused else None), _capture(hidden, captured):
+        out = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V], or [N, 1] log-probs
+    if out.shape[0] != flat_labels.shape[0]:
         raise RuntimeError(
-            f"{type(head).__name__} gave {flat_logits.shape[0]} rows of logits for {flat_labels.shape[0]} targets; "
+            f"{type(head).__name__} gave {out.shape[0]} rows of logits for {flat_labels.shape[0]} targets; "
             "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
         )
     counts = where.sum(-1)  # [B]
     mask = torch.arange(int(counts.max()), device=where.device) < counts[:, None]  # [B, T]
+    values = out.squeeze(-1).float() if fused else token_logprobs(out, flat_labels)  # [N]
     return Logprobs(
-        values=_unflatten(token_logprobs(flat_logits, flat_labels), mask),
+        values=_unflatten(values, mask),
         mask=mask,
         labels=_unflatten(flat_labels, mask),
-        logits=_unflatten(flat_logits, mask) if logits else None,
-        hidden=_unflatten(captured["hidden"][:, :-1][where], mask) if hidden is not None else None,
+        logits=_unflatten(out, mask) if logits else None,
+        hidden=_unflatten(captured["hidden"].flatten(0, 1)[places], mask) if hidden is not None else None,
     )
+
+
+def where_of(where: Tensor) -> Tensor:
+    """Places in the flattened batch ``[B * S]`` of the positions ``[B, S - 1]`` that predict a target: ``[N]``."""
+    rows, columns = where.nonzero(as_tuple=True)
+    return rows * (where.shape[1] + 1) + columns
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
@@ -135,15 +157,26 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _select_at_head(head: nn.Module, where: Tensor) -> Iterator[None]:
+def _select_at_head(head: nn.Module, places: Tensor, labels: Tensor | None) -> Iterator[None]:
+    """Reduce the head's input to ``places`` ``[N]``; with ``labels`` ``[N]`` it gives their log-probs, no logits."""
+
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, :-1][where].unsqueeze(0), *args[1:])  # [1, N, H]
+        return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]
 
     handle = head.register_forward_pre_hook(select)
+    if labels is not None:
+        # In the place of its forward, not outside: sharded weights are whole within the module's call only.
+        head.forward = _logprobs_forward(head, labels)
     try:
         yield
     finally:
         handle.remove()
+        if labels is not None:
+            del head.forward
+
+
+def _logprobs_forward(head: Any, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda states: head_logprobs(states[0], head.weight, head.bias, labels)[None, :, None]  # [1, N, 1]
 
 
 @contextmanager

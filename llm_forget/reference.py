@@ -81,6 +81,7 @@ class Reference(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
         trainer = self.trainer
+        trainer.find_shortcuts()
         rows = {source: np.arange(len(trainer.splits[source])) for source in trainer.objective.reference_sources()}
         watched, state = trainer.max_retain_drop is not None, trainer.state
         if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:

@@ -29,6 +29,7 @@ from llm_forget.models import load_adapter_weights, save_adapter
 from llm_forget.reference import Reference
 from llm_forget.resume import ResumableTrainer
 from llm_forget.run import read_json, write_json
+from llm_forget.shortcuts import Shortcuts, find_shortcuts
 from llm_forget.surgery import Surgery
 from llm_forget.window import Window
 
@@ -81,6 +82,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
         self.reference = Reference(self)
+        self.shortcuts = Shortcuts()  # the plain way, until training begins
         self._step_values: dict[str, Tensor] = {}
         self._window = Window()
         if processing_class.pad_token_id is None:
@@ -211,12 +213,19 @@ class UnlearnTrainer(ResumableTrainer):
         """One pass over all splits of a batch, and its log-probs taken apart again."""
         merged = concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer)
+        how = {"packed": self.shortcuts.packed, "fused": self.shortcuts.fused}
+        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer, **how)
         parts, start = {}, 0
         for split, part in batch.items():
             parts[split] = together.rows(start, start + len(part["labels"]))
             start += len(part["labels"])
         return parts
+
+    def find_shortcuts(self) -> None:
+        """Once the model is wrapped: which needless work it allows to leave out."""
+        bare = self.accelerator.unwrap_model(self.model_wrapped)
+        with self.compute_loss_context_manager():
+            self.shortcuts = find_shortcuts(self.model_wrapped, bare)
 
     def _stop_on_non_finite(self, term: str, split: str, batch: Batch) -> None:
         rows = [self.splits[split][i]["id"] for i in batch[split]["index"].tolist() if i >= 0]

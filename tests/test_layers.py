@@ -12,12 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "llm_forget"
 
 # A module belongs to the entry with the longest matching name.
 LAYERS = {
-    "registry": 0, "logprobs": 0, "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
+    "registry": 0, "logprobs": 0, "fused_head": 0, "packing": 0,
+    "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
     "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "evals.verdict": 0,
     "attacks.membership": 0, "attacks._registry": 0,
     "config": 1, "refusals": 1, "run": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1, "grid": 1,
     "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
     "evals.lm_tasks": 1, "evals.lm_harness": 2,
+    "shortcuts": 2,
     "reference": 2, "window": 2, "resume": 2, "trainer": 2, "evals.probes": 2, "evals.rows": 2, "evals.measure": 2,
     "evals.toxicity": 2,
     "evals.gradient_probe": 2, "evals.shares": 2,

@@ -1,0 +1,93 @@
+"""Log-probs of gold tokens straight from hidden states, a block of logits at a time.
+
+The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It needs nothing
+from the loss, so where the head is frozen, as under LoRA, it is taken in the forward pass while the block of logits
+exists: no logits are kept for the backward pass or computed again. Memory is bounded by one block, whatever the
+vocabulary and the number of tokens. The idea of working by blocks is that of Liger Kernel (arXiv:2410.10989) and Cut
+Cross-Entropy (arXiv:2411.09009); this one is plain torch, and gives the log-prob of every token instead of a mean loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+# Elements of one block of logits, float32.
+BLOCK_ON_CPU, BLOCK_ON_GPU = 2**23, 2**26
+
+
+def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Log-softmax of ``hidden @ weight.T + bias`` at ``labels``, nats, float32: ``[N]``.
+
+    Equal to `llm_forget.logprobs.token_logprobs` of the logits, in value and gradient; gradients reach ``hidden`` and,
+    where they require it, ``weight`` and ``bias`` (then logits are computed again in the backward pass).
+
+    Args:
+        hidden: ``[N, H]``.
+        weight: of the output embeddings, ``[V, H]``.
+        bias: ``[V]`` or None.
+        labels: ``[N]``.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        # Once, not for each block.
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    budget = BLOCK_ON_CPU if hidden.device.type == "cpu" else BLOCK_ON_GPU
+    return _HeadLogprobs.apply(hidden, weight, bias, labels, max(1, budget // weight.shape[0]))
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int) -> Tensor:
+        values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)  # [N]
+        normalisers = torch.empty_like(values)
+        trained = any(ctx.needs_input_grad[1:3])
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not trained else None  # [N, H]
+        for part in _blocks(len(hidden), block):
+            logits = linear(hidden[part], weight, bias).float()  # [n, V]
+            chosen = logits.gather(-1, labels[part, None])  # [n, 1]
+            highest = logits.amax(-1, keepdim=True)
+            exponentials = logits.sub_(highest).exp_()
+            total = exponentials.sum(-1, keepdim=True)
+            normalisers[part] = (highest + total.log()).squeeze(-1)
+            values[part] = chosen.squeeze(-1) - normalisers[part]
+            if slopes is not None:
+                slopes[part] = _residual(exponentials.div_(total), labels[part]).to(weight.dtype) @ weight
+        ctx.block, ctx.trained = block, trained
+        kept = (hidden, weight, bias, labels, normalisers) if trained else (slopes,)
+        ctx.save_for_backward(*kept)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        slope = gradients[0][:, None]  # [N, 1] d loss / d value
+        if not ctx.trained:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * slope).to(slopes.dtype), None, None, None, None
+        hidden, weight, bias, labels, normalisers = ctx.saved_tensors
+        found = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
+        of_hidden, of_weight, of_bias = found
+        for part in _blocks(len(hidden), ctx.block):
+            logits = linear(hidden[part], weight, bias).float()  # [n, V]
+            residual = _residual(logits.sub_(normalisers[part, None]).exp_(), labels[part]).mul_(slope[part])
+            residual = residual.to(weight.dtype)
+            assert of_hidden is not None
+            assert of_weight is not None
+            of_hidden[part] = residual @ weight
+            of_weight += residual.T @ hidden[part]
+            if of_bias is not None:
+                of_bias += residual.sum(0)
+        return of_hidden, of_weight, of_bias, None, None
+
+
+def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """One at the label minus the probability, ``[n, V]``, in place: in float32, since both nearly cancel."""
+    ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
+    return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
+
+
+def _blocks(length: int, block: int) -> list[slice]:
+    return [slice(start, start + block) for start in range(0, length, block)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from llm_forget import dryrun
 from llm_forget.config import DataConfig, TrainConfig, identity, resolved
 from llm_forget.data.alternates import pair_windows, with_alternates
+from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import Template, template_for
@@ -33,6 +35,8 @@ from llm_forget.run import Run, environment, json_digest, write_atomic, write_js
 from llm_forget.surgery import Surgery
 from llm_forget.trainer import UnlearnTrainer
 
+LISTED = 10_000  # ids of a split that provenance.json itself lists; longer lists are files of their own in ROW_IDS
+ROW_IDS = "row_ids"
 logger = logging.getLogger("llm_forget")
 # Said at every checkpoint on file systems with coarse times; sorting by number, its fallback, is what is wanted.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
@@ -145,6 +149,7 @@ def execute(run: Run, job: Job) -> Run:
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
     if state.is_main_process:
+        _list_ids(run, job, facts)
         write_json(run.provenance_file, facts)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
@@ -160,7 +165,8 @@ def execute(run: Run, job: Job) -> Run:
             "peak_memory_gib": peak_memory(),
             "resumed": trainer.resumed_from is not None,
         }
-        ran = {"steps": trainer.state.global_step, "wrapper": type(trainer.model_wrapped).__name__, "cost": cost}
+        how = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
+        ran = {"steps": trainer.state.global_step, **how, "cost": cost}
         write_json(run.provenance_file, {**run.provenance, **ran})
         run.finish()
         following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
@@ -277,7 +283,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         },
         "trainable_parameters": trainable,
         "tokenizer": json_digest(job.tokenizer.get_vocab()),
-        "data": {name: describe(rows) for name, rows in job.splits.items()},
+        "data": {name: describe(name, rows) for name, rows in job.splits.items()},
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
         "seed": job.train.seed,
@@ -286,11 +292,20 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
     }
 
 
-def describe(rows: Dataset) -> dict[str, Any]:
-    """Ids and digests of tokenised rows; never their text."""
-    ids = rows["id"]
-    tokens = [json_digest([i, t, y]) for i, t, y in zip(ids, rows["input_ids"], rows["labels"], strict=True)]
-    return {"rows": len(rows), "digest": json_digest(tokens), "ids": list(dict.fromkeys(ids))}
+def describe(name: str, rows: Dataset) -> dict[str, Any]:
+    """Ids and digest of tokenised rows; never their text. More than `LISTED` ids are listed in a file of their own."""
+    ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
+    if len(ids) <= LISTED:
+        return {**facts, "ids": ids.to_pylist()}
+    digest = "sha256:" + hashlib.sha256(id_lines(ids)).hexdigest()
+    return {**facts, "ids_file": {"name": f"{ROW_IDS}/{name}.txt", "ids": len(ids), "digest": digest}}
+
+
+def _list_ids(run: Run, job: Job, facts: dict[str, Any]) -> None:
+    """Write the files of ids that `describe` names."""
+    for name, found in facts["data"].items():
+        if "ids_file" in found:
+            write_atomic(run.path / found["ids_file"]["name"], id_lines(unique_ids(job.splits[name])))
 
 
 class MetricsFile(TrainerCallback):

@@ -6,6 +6,7 @@ by the digest of everything the numbers depend on (model, adapter beneath, token
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from llm_forget.data.collate import collate
+from llm_forget.data.digest import row_lengths, tokens_digest
 from llm_forget.logprobs import Logprobs
 from llm_forget.models import quantization_of, reference_mode
 from llm_forget.run import json_digest
@@ -42,18 +44,24 @@ def cache_folder() -> Path:
 
 
 class ReferenceLogprobs:
-    """Log-probabilities of the gold tokens of one split's rows under the reference."""
+    """Log-probabilities of the gold tokens of one split's rows under the reference.
+
+    ``indices`` ``[N]``, ascending, are rows of the data set; those of row ``indices[i]`` are
+    ``values[offsets[i]:offsets[i + 1]]``.
+    """
 
     def __init__(self, indices: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> None:
-        self._place = {int(row): place for place, row in enumerate(indices)}
         self._indices, self._offsets, self._values = indices, offsets, values
 
     def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
         """Values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
         values = torch.zeros(policy.values.shape, dtype=torch.float32)
-        for place, row in enumerate(rows.tolist()):
+        places = np.searchsorted(self._indices, rows.numpy(force=True))
+        for place, (row, known) in enumerate(zip(rows.tolist(), places, strict=True)):
             if row >= 0:
-                start, stop = self._offsets[self._place[row] :][:2]
+                if known == len(self._indices) or self._indices[known] != row:
+                    raise KeyError(row)
+                start, stop = self._offsets[known : known + 2]
                 values[place, : stop - start] = torch.from_numpy(self._values[start:stop])
         return Logprobs(values=values.to(policy.values.device), mask=policy.mask, labels=policy.labels)
 
@@ -144,30 +152,45 @@ class Reference(TrainerCallback):
 
 def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
     """Name of the cache file for these tokens under this reference model."""
-    chosen = dataset.select(rows)
-    tokens = [json_digest([row["input_ids"], row["labels"]]) for row in chosen]
-    key = json_digest({"model": model_digest, "rows": rows.tolist(), "tokens": tokens, "version": 1})
+    tokens = tokens_digest(dataset, rows)
+    numbers = "sha256:" + hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
+    key = json_digest({"model": model_digest, "rows": numbers, "tokens": tokens, "version": 2})
     return cache_folder() / "reference" / f"{key.removeprefix('sha256:')[:32]}.safetensors"
 
 
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference over ``rows``, each once, shared out over the processes and gathered on all of them."""
-    lengths = [len(ids) for ids in dataset.select(rows)["input_ids"]]
-    by_length = rows[np.argsort(lengths, kind="stable")[::-1]]
-    mine: list[tuple[int, np.ndarray]] = []
+    """Run the reference over ``rows``, ascending, each once, shared out over the processes and gathered on all."""
+    by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
+    seen: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
+    mine: list[np.ndarray] = []
     batches = _shares(by_length, batch_size, accelerator.num_processes, accelerator.process_index)
     quiet = not accelerator.is_main_process
     for batch in tqdm(list(batches), desc=f"reference log-probs ({name})", disable=quiet, leave=False):
         # Every process makes the same number of forward passes, since a sharded model gathers its weights in each.
         logprobs = forward([dataset[int(row)] for row in batch] if len(batch) else [dataset[int(rows[0])]])
-        for row, values, mask in zip(batch, logprobs.values.cpu(), logprobs.mask.cpu(), strict=False):
-            mine.append((int(row), values[mask].float().numpy()))
-    found = dict(gather_object(mine))
-    ordered = [found[int(row)] for row in rows]
-    offsets = np.concatenate([[0], np.cumsum([len(v) for v in ordered])]).astype(np.int64)
-    return ReferenceLogprobs(rows.astype(np.int64), offsets, np.concatenate(ordered).astype(np.float32))
+        seen.append(batch)
+        for _, values, mask in zip(batch, logprobs.values.cpu(), logprobs.mask.cpu(), strict=False):
+            mine.append(values[mask].float().numpy())
+    lengths = np.array([len(values) for values in mine], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.float32), *mine])
+    # Three arrays of every process: a million small ones would take their time to be sent.
+    found = [
+        np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(seen), lengths, flat)]), strict=True)
+    ]
+    return _in_order(*found)
+
+
+def _in_order(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
+    """Values of rows in any order, one row's after the other's, in the order of the data set."""
+    starts = np.cumsum(lengths) - lengths
+    order = np.argsort(indices, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
+    # Where each value of the result lies: the start of its row, and its place in the row.
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths[order])
+    chosen = values[np.repeat(starts[order], lengths[order]) + within]
+    return ReferenceLogprobs(indices[order].astype(np.int64), offsets, chosen.astype(np.float32))
 
 
 def _shares(rows: np.ndarray, batch_size: int, processes: int, rank: int) -> Iterator[np.ndarray]:

@@ -3,17 +3,16 @@
     python tests/bench_data.py [--rows 10000 100000 1000000] [--processes 1] [--format jsonl] [--model MODEL]
 
 Each size runs in a process of its own: N retain rows and N / 10 rows to forget are made in a temporary folder, read,
-checked, tokenised, described, compared, put in order and collated. Memory is that of this process: `resident` is the
-most that was resident (`ru_maxrss`, memory-mapped pages of files included, which the system takes back when it needs
-to), `own` the most that only this process could hold (anonymous pages, sampled every 50 ms); both above what the imports
-took. Prints one JSON object a line.
+checked, tokenised, described, compared, put in order and read. Memory is that of this process above what the imports
+took, sampled every 50 ms: `resident` with memory-mapped pages of files, which the system takes back when it needs to,
+and `own` without them. CPU seconds are of this process and its workers. Prints one JSON object a line.
 """
 
 import argparse
 import csv
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WORDS = [first + second for first in "ka lo mi ter san vel".split() for second in "ran del ino bor eth ash um".split()]
+WORDS = [a + b for a in ("ka", "lo", "mi", "ter", "san", "vel") for b in ("ran", "del", "ino", "bor", "eth", "ash")]
 GIB = 2**30
 
 
@@ -98,16 +97,17 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
     template = template_for(tokenizer)
     files = {split: str(next(folder.glob(f"{split}.*"))) for split in ("forget", "retain")}
     seconds: dict[str, float] = {}
-    memory: dict[str, float] = {}
-    before, own = resident(), Own()
+    cpu: dict[str, float] = {}
+    after: dict[str, float] = {}
+    memory = Memory()
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         yield
-        seconds[name] = round(time.perf_counter() - began, 2)
-        memory[name] = round((resident() - before) / GIB, 3)
-        print(f"{name}: {seconds[name]} s, {memory[name]} GiB", file=sys.stderr, flush=True)
+        seconds[name], cpu[name] = round(time.perf_counter() - began, 2), round(cpu_seconds() - used, 2)
+        after[name] = memory.gib("VmRSS")
+        print(f"{name}: {seconds[name]} s, {cpu[name]} CPU s, {after[name]} GiB", file=sys.stderr, flush=True)
 
     with stage("read and check"):
         rows = {split: load_source(file, split_name=split) for split, file in files.items()}
@@ -116,7 +116,7 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
     with stage("tokenise"):
         splits = {name: tokenise_dataset(part, tokenizer, template, num_proc=processes) for name, part in rows.items()}
     with stage("describe"):
-        facts = {name: describe(part) for name, part in splits.items()}
+        facts = {name: describe(name, part) for name, part in splits.items()}
     with stage("name the reference cache"):
         import numpy as np
 
@@ -127,44 +127,49 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
         for _, batch in zip(range(100), batches, strict=False):
             for slot in batch:
                 {name: splits[name][place]["input_ids"] for name, place in slot.items() if place >= 0}
-    total = sum(seconds.values())
+    rows_in_all = sum(sizes.values())
     return {
-        "retain": sizes["retain"],
-        "forget": sizes["forget"],
+        **sizes,
         "processes": processes,
         "seconds": seconds,
-        "total_seconds": round(total, 1),
-        "rows_per_second": round(sum(sizes.values()) / total),
-        "tokenise_rows_per_second": round(sum(sizes.values()) / seconds["tokenise"]),
-        "resident_gib": round((resident() - before) / GIB, 3),
-        "own_gib": round((own.peak - own.before) / GIB, 3),
-        "imports_gib": round(before / GIB, 3),
-        "resident_after_gib": memory,
+        "cpu_seconds": cpu,
+        "total_seconds": round(sum(seconds.values()), 1),
+        "total_cpu_seconds": round(sum(cpu.values()), 1),
+        "rows_per_second": round(rows_in_all / sum(seconds.values())),
+        "rows_per_cpu_second": round(rows_in_all / sum(cpu.values())),
+        "resident_gib": memory.gib("VmRSS"),
+        "own_gib": memory.gib("RssAnon"),
+        "resident_after_gib": after,
+        "imports_gib": round(memory.before["VmRSS"] / GIB, 3),
         "digests": {name: fact["digest"][:19] for name, fact in facts.items()},
     }
 
 
-def resident() -> int:
-    """Most memory resident so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+class Memory:
+    """The most memory since it was made, bytes: resident, and anonymous alone. Linux only."""
 
-
-class Own:
-    """The most anonymous memory since it was made, bytes; Linux only, 0 elsewhere."""
+    NAMES = ("VmRSS", "RssAnon")
 
     def __init__(self) -> None:
-        self.before = self.peak = self._now()
+        self.before = self._now()
+        self.peak = dict(self.before)
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def gib(self, name: str) -> float:
+        return round((self.peak[name] - self.before[name]) / GIB, 3)
 
     def _watch(self) -> None:
         while True:
-            self.peak = max(self.peak, self._now())
+            self.peak = {name: max(self.peak[name], now) for name, now in self._now().items()}
             time.sleep(0.05)
 
-    def _now(self) -> int:
-        status = Path("/proc/self/status")
-        lines = status.read_text().splitlines() if status.is_file() else []
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    def _now(self) -> dict[str, int]:
+        lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        return {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0][:-1] in self.NAMES}
+
+
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from llm_forget.data.rows import Message, Row, conversation, is_text
@@ -111,7 +112,7 @@ class _Masking:
         self._names = list(special)
         self._places = {name: place for place, name in enumerate(self._names)}
         self._ids = special
-        self._pattern = re.compile("|".join(map(re.escape, self._names)) or "(?!)")
+        self._pattern = _any_of(tuple(self._names))
 
     def hide(self, text: Any, row: Row) -> Any:
         if not isinstance(text, str):
@@ -125,6 +126,11 @@ class _Masking:
 
     def reveal(self, text: str) -> str:
         return _DATA.sub(lambda match: self._names[int(match[1])], text)
+
+
+@cache
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
 def _finish(text: str, masking: _Masking) -> Rendered:
@@ -199,6 +205,8 @@ def _answer_start(before: list[Message], whole: str, apply: Callable[..., str], 
 
 
 def _common_prefix(one: str, other: str) -> str:
+    if other.startswith(one):
+        return one
     differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differ, min(len(one), len(other)))]
 

@@ -73,11 +73,11 @@ class ControlTokenizer:
         """
         out = []
         for place, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
-            control = [number in self._control for number in encoding.ids]
-            ids = [self._control.get(number, number) for number in encoding.ids]
-            if any(number in self._forbidden and not real for number, real in zip(ids, control, strict=True)):
+            ids = encoding.ids
+            if not self._forbidden.isdisjoint(ids):  # control tokens of the template have other numbers here
                 raise _ControlInTextError(place)
-            out.append((ids, encoding.offsets, control))
+            control = [number in self._control for number in ids]
+            out.append(([self._control.get(number, number) for number in ids], encoding.offsets, control))
         return out
 
     def digest(self) -> str:
@@ -214,6 +214,10 @@ def _prefix_ids(tokenizer: Any) -> list[int]:
 
 def _owners(rendered: Rendered, offsets: list[tuple[int, int]], real: list[bool]) -> list[int]:
     """Which answer each token belongs to, by place; -1 for none. A token that straddles a start is the answer's."""
+    if len(rendered.targets) == 1:
+        start, stop = rendered.targets[0]
+        spans = zip(offsets, real, strict=True)
+        return [0 if begin < stop and (begin >= start if c else end > start) else -1 for (begin, end), c in spans]
     owners, place = [], 0
     for (begin, end), control in zip(offsets, real, strict=True):
         while place + 1 < len(rendered.targets) and begin >= rendered.targets[place][1]:

@@ -1,78 +1,151 @@
-"""Two processes train what one trains with twice the batch, whatever the objective; FSDP2 by torch itself."""
+"""Any number of processes and micro-batches trains what one process trains; a process that dies ends the launch."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
+from worker_ddp import STEPS, trained, write_material
 
 from llm_forget import shipped
 
 HERE = Path(__file__).parent
 # Of each kind one: cached reference, reference in the step, hidden states, dual variable, paired answers, surgery.
 NAMES = ["npo", "npo_kl", "rmu", "pdu", "idk_dpo", "grad_diff+gru", "grad_diff+sam"]
+# How four slots of a step are cut: processes, rows of a process at a time, micro-batches.
+STOPPED = "one_sided:grad_diff@2x1"
+CUTS = {
+    2: [*(f"{name}@2x1" for name in NAMES), "npo@1x2", "pdu@1x2", STOPPED],
+    4: ["npo@1x1", "pdu@1x1", "grad_diff+gru@1x1"],
+}
+PAIRS = [(processes, run) for processes, runs in CUTS.items() for run in runs if run != STOPPED]
 
 
-def started(*command: str) -> str:
+def worker(processes: int, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes))
+    return subprocess.run(
+        [sys.executable, *launch, str(HERE / "worker_ddp.py"), *command], capture_output=True, text=True, timeout=300,
+        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **environment}, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """Adapters and logs of all objectives, trained by two processes with two rows each."""
-    from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from llm_forget.data.template import template_for
-    from llm_forget.data.tokenise import tokenise_dataset
-
-    folder = tmp_path_factory.mktemp("processes")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
-    for split, count in (("forget", 5), ("retain", 9), ("alternate", 5)):
-        rows = [
-            {"id": f"{split}-{i}", "prompt": f"{split}?", "completion": f"{i} " * (1 + i % 4)} for i in range(count)
-        ]
-        rows = [{**row, "source_index": 0} for row in rows]
-        made = tokenise_dataset(Dataset.from_list(rows), tiny_tokenizer, template_for(tiny_tokenizer))
-        made.save_to_disk(str(folder / split))
-    config = str(shipped.locate("accelerate_configs", "cpu_2"))
-    launch = ("-m", "accelerate.commands.launch", "--config_file", config)
-    started(*launch, str(HERE / "worker_ddp.py"), str(folder), *NAMES)
-    return folder
+def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    return write_material(tmp_path_factory.mktemp("processes"), tiny_tokenizer)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_train_what_one_trains_with_twice_the_batch(two: Path, name: str) -> None:
-    from worker_ddp import trained
+@pytest.fixture(scope="module")
+def launched(material: Path) -> Path:
+    """Every cut of `CUTS`, trained by as many processes."""
+    for processes, runs in CUTS.items():
+        done = worker(processes, str(material), str(material / str(processes)), *runs)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return material
 
-    facts = json.loads((two / "two" / name / "log.json").read_text())
-    assert (facts["wrapper"], facts["processes"]) == ("DistributedDataParallel", 2)
-    one = trained(two, name, batch=4)
-    one.save_model(str(two / "one" / name))
-    weights = [load_file(two / count / name / "adapter_model.safetensors") for count in ("one", "two")]
-    assert max(float(tensor.abs().max()) for key, tensor in weights[0].items() if "lora_B" in key) > 2e-5
-    assert max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0]) < 1e-6
-    for mine, theirs in zip(one.state.log_history[:-1], facts["log"][:-1], strict=True):
-        for key in mine.keys() - {"tokens_per_second"}:
+
+@pytest.fixture(scope="module")
+def alone(material: Path) -> Any:
+    """``alone(name)``: adapter and log of one process that takes the four slots of a step at once."""
+    made: dict[str, Any] = {}
+
+    def train(name: str, cut: str = "4x1") -> Any:
+        run = f"{name}@{cut}"
+        if run not in made:
+            made[run] = trained(material, material / "1", run)
+        return load_file(material / "1" / run / "adapter_model.safetensors"), made[run]
+
+    return train
+
+
+def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, Any]) -> None:
+    weights, trainer = one
+    others = load_file(folder / "adapter_model.safetensors")
+    # Ten steps moved the weights far: what is equal is not just what they began with.
+    assert max(float(tensor.abs().max()) for key, tensor in weights.items() if "lora_B" in key) > 2e-3
+    assert weights.keys() == others.keys()
+    assert max(float((weights[key] - others[key]).abs().max()) for key in weights) < 2e-6
+    assert trainer.state.global_step == facts["steps"] == STEPS
+    for mine, theirs in zip(trainer.state.log_history[:-1], facts["log"][:-1], strict=True):
+        for key in mine.keys() - {"tokens_per_second", "epoch"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-5), key
 
 
 @pytest.mark.processes
-def test_a_step_on_a_model_cut_by_fsdp2_has_the_gradients_of_the_whole_model() -> None:
-    out = started("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / "worker_fsdp.py"))
-    assert out.count("difference=") == 4
+@pytest.mark.parametrize(("processes", "run"), PAIRS)
+def test_processes_train_what_one_trains_with_all_their_rows(
+    launched: Path, alone: Any, processes: int, run: str
+) -> None:
+    folder = launched / str(processes) / run
+    facts = json.loads((folder / "facts-0.json").read_text())
+    assert (facts["wrapper"], facts["processes"]) == ("DistributedDataParallel", processes)
+    assert_same_training(alone(run.split("@")[0]), folder, facts)
+
+
+@pytest.mark.parametrize(("whole", "cut"), [("4x1", "1x4"), ("4x1", "2x2"), ("5x1", "1x5"), ("5x1", "3x2")])
+@pytest.mark.parametrize("name", ["npo", "pdu"])
+def test_micro_batches_train_what_one_batch_trains(material: Path, alone: Any, name: str, whole: str, cut: str) -> None:
+    run = f"{name}@{cut}"
+    trained(material, material / "1", run)
+    facts = json.loads((material / "1" / run / "facts-0.json").read_text())
+    assert_same_training(alone(name, whole), material / "1" / run, facts)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_process_has_rows_of_its_own_and_together_they_have_those_of_one(
+    launched: Path, alone: Any, processes: int
+) -> None:
+    run = next(run for run in CUTS[processes] if run.startswith("npo@"))
+    folder = launched / str(processes) / run
+    seen = [json.loads((folder / f"facts-{rank}.json").read_text())["seen"] for rank in range(processes)]
+    _, one = alone("npo")
+    for step in range(STEPS):
+        for split, expected in one.seen[step].items():
+            shares = [ranks[step][split] for ranks in seen]
+            rows = [[row for row in share if row >= 0] for share in shares]
+            assert Counter(row for share in shares for row in share) == Counter(expected)
+            assert len({row for share in rows for row in share}) == sum(map(len, rows))  # none is on two processes
+    assert len({json.dumps([step["retain"] for step in ranks]) for ranks in seen}) == processes
+    # A forget row is met with another retain row in another epoch.
+    pairs = {(f, r) for ranks in seen for step in ranks for f, r in zip(step["forget"], step["retain"], strict=True)}
+    assert len(pairs - {(-1, -1)}) > 2 * 5
+
+
+@pytest.mark.processes
+def test_all_processes_stop_together_though_the_rows_of_one_alone_drop(launched: Path) -> None:
+    facts = [json.loads((launched / "2" / STOPPED / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
+    threshold, (still, dropping) = 0.06, [of_one["drops"] for of_one in facts]
+    assert max(still) <= 0.0
+    assert dropping[1] > threshold  # alone, process 1 would have stopped here
+    means = [sum(pair) / 2 for pair in zip(still, dropping, strict=True)]
+    assert means[1] < threshold < means[2]
+    assert [of_one["steps"] for of_one in facts] == [3, 3]
+    assert [line["step"] for line in facts[0]["log"] if "stopped_early" in line] == [3]
+
+
+@pytest.mark.processes
+def test_a_killed_process_ends_the_launch(material: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = worker(2, str(material), str(tmp_path), "npo@2x1", WORKER_END="kill")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 90
+    assert "SIGKILL" in done.stderr  # the launcher says which process, and of what
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.processes
+def test_an_error_in_one_process_ends_the_launch_and_is_said_once(material: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = worker(2, str(material), str(tmp_path), "npo@2x1", WORKER_END="error")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 90
+    assert done.stderr.count("FloatingPointError: term 'forget/npo' is not finite") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))

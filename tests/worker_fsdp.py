@@ -1,9 +1,11 @@
-"""Run by two processes: a step on a model cut by torch's own FSDP2 has the gradients of a step on the whole model.
+"""Run by two processes: steps on a model cut by torch's own FSDP2 have the gradients of steps on the whole model.
 
 Accelerate turns FSDP on CPUs into DDP, so this goes around it: what is tried is the package's own part of a step.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
 from llm_forget.logprobs import decoder_layers, forward_logprobs
-from llm_forget.models import attach_adapter, prepare_gradient_checkpointing, reference_mode
-from llm_forget.models.adapters import adapter_state_dict
+from llm_forget.models import (
+    attach_adapter,
+    load_adapter,
+    prepare_gradient_checkpointing,
+    reference_mode,
+    save_adapter,
+)
+from llm_forget.models.adapters import adapter_state_dict, load_adapter_state
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -72,7 +80,43 @@ def difference(checkpointing: bool, layer: int | None, ids: torch.Tensor, mine: 
     return float(max((a - b).abs().max() for a, b in pairs) / max(a.abs().max() for a, _ in pairs))
 
 
-def main(say: Callable[[str], None]) -> None:
+def stepped(shard: bool, ids: torch.Tensor, mine: slice, folder: Path | None) -> dict[str, torch.Tensor]:
+    """Ten steps of AdamW; the adapter as the package gathers and saves it, to ``folder`` where there is one."""
+    model = built(shard, checkpointing=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # With a larger epsilon than usual, a gradient of nothing but rounding is no step of full length.
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, eps=1e-3)
+    for _ in range(10):
+        (loss_of(model, ids[mine], None) * (2 if shard else 1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    gathered = None
+    if shard:
+        gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() > 0:
+        return {}
+    if folder is not None:
+        save_adapter(model, folder, state_dict=gathered)
+    return adapter_state_dict(model, state_dict=gathered)
+
+
+def ten_steps(folder: Path, ids: torch.Tensor, mine: slice) -> None:
+    """Train a whole and a cut model, save both adapters, and read that of the cut model into a fresh model."""
+    if dist.get_rank() == 0:
+        save_adapter(built(False, False), folder / "start")
+    expected = stepped(False, ids, slice(None), folder / "whole")
+    stepped(True, ids, mine, folder / "cut")
+    if dist.get_rank() > 0:
+        return
+    torch.manual_seed(1)
+    again = load_adapter(LlamaForCausalLM(LlamaConfig(**SIZES)), folder / "cut")
+    whole = built(False, False).eval()
+    load_adapter_state(whole, expected)
+    with torch.no_grad():
+        torch.save((again(ids).logits - whole(ids).logits).abs().max(), folder / "logits.pt")
+
+
+def main(folder: Path, say: Callable[[str], None]) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     ids = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(7))
@@ -82,10 +126,9 @@ def main(say: Callable[[str], None]) -> None:
             if rank == 0:
                 say(f"checkpointing={checkpointing} layer={layer} difference={worst:.1e}\n")
             assert worst < 1e-5
+    ten_steps(folder, ids, slice(2 * rank, 2 * rank + 2))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    import sys
-
-    main(sys.stdout.write)
+    main(Path(sys.argv[1]), sys.stdout.write)

@@ -137,9 +137,11 @@ def probe_generate(
         batch_size: sequences at most.
         advance: progress.
 
+    Where the logits of a next token are no distribution (NaN, or infinite), a text ends and its record is ``broken``:
+    argmax of NaN would be some token all the same, and drawing from it an error.
+
     Raises:
         ValueError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
-        FloatingPointError: nothing can be drawn, since the model's probabilities are NaN.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -149,13 +151,18 @@ def probe_generate(
 
     def measure(batch: Sequence[PromptRow]) -> None:
         inputs = _left_padded(batch, pad, device)
+        steps: list[Tensor] = []  # [B] each
+        config = _generation(ends, pad, max_new_tokens, options)
         with _drawing(seed, batch):
-            out = _generated(model, inputs, _generation(ends, pad, max_new_tokens, options))
+            out = model.generate(**inputs, generation_config=config, logits_processor=[_noting(steps, ends[0])])
+        broken = torch.stack(steps, -1).tolist()  # [B][steps]
         records = []
-        for row, ids in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        for i, ids in enumerate(out[:, inputs["input_ids"].shape[1] :].tolist()):
+            stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            n, key = min(stop + 1, len(ids)), batch[i].key
             text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
-            records.append(GenerationRecord(row.id, row.sample, text, min(stop + 1, len(ids))))
+            failed = any(broken[i][:n])  # not what follows the end
+            records.append(GenerationRecord(*key, "" if failed else text, n, broken=failed))
         writer.append(records)
         if advance is not None:
             advance(len(records))
@@ -165,17 +172,18 @@ def probe_generate(
         _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
 
 
-def _generated(model: Any, inputs: dict[str, Tensor], config: Any) -> Tensor:
-    try:
-        return model.generate(**inputs, generation_config=config)
-    except RuntimeError as error:
-        # torch.multinomial's word for NaN, on a CPU and on a GPU.
-        if "probability tensor" not in str(error) and "device-side assert" not in str(error):
-            raise
-        raise FloatingPointError(
-            "nothing can be drawn from the model, whose probabilities are NaN or infinite: it is broken; train it "
-            "again with a lower learning_rate, or take a suite without samples"
-        ) from error
+def _noting(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A logits processor that notes at each step which rows have no next token, ``[B]``, and ends them."""
+
+    def process(_: Tensor, logits: Tensor) -> Tensor:
+        # NaN goes through a maximum; +inf alone, or -inf everywhere, are no distribution either.
+        failed = ~logits.amax(-1).isfinite()  # [B]
+        steps.append(failed)
+        ended = logits.masked_fill(failed[:, None], -torch.inf)  # [B, V]
+        ended[:, end].masked_fill_(failed, 0.0)
+        return ended
+
+    return process
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ class Record(Protocol):
 
     @property
     def key(self) -> Key: ...
+
+    @property
+    def broken(self) -> bool: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -67,6 +71,11 @@ class TokenRecord:
         """Number of target tokens."""
         return len(self.logps)
 
+    @property
+    def broken(self) -> bool:
+        """Whether the model gave no probabilities: its hits, argmax of NaN, then say nothing either."""
+        return bool(np.isnan(self.logps).any())
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form; a number is the shortest decimal that reads back as the same float32."""
         return {
@@ -95,19 +104,21 @@ class GenerationRecord:
     text: str
     n: int  # generated tokens
     reference: str = ""
+    broken: bool = False  # the model gave no probabilities for one of the tokens; the text is then empty
 
     @property
     def key(self) -> Key:
         return self.id, self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the reference."""
-        return {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
+        """JSON form, without the reference; ``broken`` stands there only where it is true."""
+        content = {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
+        return {**content, "broken": True} if self.broken else content
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> GenerationRecord:
         """Inverse of `to_dict`."""
-        return cls(line["id"], line["sample"], line["text"], line["n"])
+        return cls(line["id"], line["sample"], line["text"], line["n"], broken=line.get("broken", False))
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,11 @@ class GradientRecord:
     @property
     def key(self) -> Key:
         return self.id, self.answer_index
+
+    @property
+    def broken(self) -> bool:
+        """Whether a norm is NaN."""
+        return any(math.isnan(norm) for norm in self.norms.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -154,8 +170,11 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
 
 
 def row_means(records: Iterable[AnyRecord], score: Callable[[AnyRecord], float]) -> NDArray[np.float64]:
-    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has."""
-    rows = [np.array([score(record) for record in answers]) for answers in by_row(records).values()]
+    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has.
+
+    A broken record has none, whatever the score would say: a model whose log-probs are NaN has not forgotten.
+    """
+    rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
     return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 

@@ -11,7 +11,7 @@ from llm_forget.evals.metrics.extraction_strength import extraction_strength
 from llm_forget.evals.metrics.probability import probability
 from llm_forget.evals.metrics.rouge import rouge
 from llm_forget.evals.probes import PromptRow, TokenRow, probe_generate, probe_logprobs
-from llm_forget.evals.records import RecordWriter
+from llm_forget.evals.records import RecordWriter, load_records
 
 
 @pytest.fixture(scope="module")
@@ -257,11 +257,48 @@ def test_sampling_leaves_the_random_state_of_the_caller(tmp_path, tiny, samples)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_is_drawn_from_a_broken_model(tmp_path, tiny_model, tiny_tokenizer):
+@pytest.mark.parametrize("drawing", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_a_broken_model_says_is_marked_as_broken_and_holds_no_text(tmp_path, tiny, samples, value, drawing):
+    model, tokenizer = tiny
+    whole = continuations(tmp_path, model, tokenizer, samples, "whole", max_new_tokens=8, **drawing)
+    assert not any(record.broken for record in whole)
+    calls = []
+
+    def break_first_row(_, __, logits):
+        calls.append(len(logits))
+        if len(calls) == 3:  # two tokens are good
+            logits[0, -1, 40] = value
+        return logits
+
+    hook = model.lm_head.register_forward_hook(break_first_row)
+    records = continuations(tmp_path, model, tokenizer, samples, "broken", max_new_tokens=8, **drawing)
+    hook.remove()
+    (broken,) = [record for record in records if record.broken]
+    assert (broken.text, broken.n) == ("", 3)
+    assert load_records(tmp_path / "broken.jsonl") == records
+    others = [record.key for record in records if not record.broken]
+    assert others == [record.key for record in whole if record.key != broken.key]
+    if not drawing:
+        assert [r.text for r in records if not r.broken] == [r.text for r in whole if r.key != broken.key]
+
+
+def test_logits_that_break_after_the_end_of_a_text_do_not_count(tmp_path, tiny_model, tiny_tokenizer):
     model = tiny_model(vocab_size=len(tiny_tokenizer))
-    model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="it is broken"):
-        sampled(tmp_path, (model, tiny_tokenizer), [PromptRow("a", [5, 6, 7])], "x")
+    end = tiny_tokenizer.eos_token_id
+    calls = []
+
+    def one_ends_and_then_breaks(_, __, logits):
+        calls.append(0)
+        logits[:, -1] = 0.0
+        logits[0, -1, end if len(calls) == 1 else 40] = 1.0 if len(calls) == 1 else float("nan")
+        logits[1, -1, 50] = 1.0
+        return logits
+
+    model.lm_head.register_forward_hook(one_ends_and_then_breaks)
+    rows = [PromptRow("a", [5, 6, 7]), PromptRow("b", [5, 6, 7])]
+    records = continuations(tmp_path, model, tiny_tokenizer, rows, max_new_tokens=4)
+    assert [(record.n, record.broken) for record in records] == [(1, False), (4, False)]
 
 
 def test_a_temperature_near_zero_or_a_tiny_top_p_is_greedy(tmp_path, tiny, samples):

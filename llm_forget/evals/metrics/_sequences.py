@@ -28,12 +28,14 @@ def over_samples(
 ) -> Rows:
     """A score of each text, ``mean`` or ``max`` over the samples of a row that have one: ``[N]``, NaN where none has.
 
+    What a model could not say, since it gave no probabilities, has none.
+
     Raises:
         ValueError: ``over`` is neither.
     """
     if over not in OVER:
         raise ValueError(f"several samples of a row cannot be joined by '{over}'; {did_you_mean(over, OVER)}")
-    rows = [np.array([score(record) for record in samples]) for samples in by_row(generations).values()]
+    rows = [np.array([np.nan if r.broken else score(r) for r in samples]) for samples in by_row(generations).values()]
     return np.array([OVER[over](r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 

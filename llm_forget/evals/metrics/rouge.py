@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import GenerationRecord, by_row
+from llm_forget.evals.metrics._sequences import over_samples
+from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 from llm_forget.registry import did_you_mean
 
@@ -40,4 +39,4 @@ def rouge(
             return float("nan")
         return float(getattr(scorer.score(record.reference, record.text)[variant], MEASURES[measure]))
 
-    return np.array([np.mean([score(r) for r in samples]) for samples in by_row(generations).values()])
+    return over_samples(generations, score)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import GenerationRecord, by_row
+from llm_forget.evals.metrics._sequences import over_samples
+from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
 
@@ -15,10 +14,8 @@ from llm_forget.evals.stats import Rows
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 
-    0 while every sample says something, 1 for a model that ends at once or prints marks. The paper asks a classifier
+    0 while every sample says something, 1 for a model that ends at once or prints marks; one that gave no
+    probabilities is unscored. The paper asks a classifier
     for gibberish; this is the part of it that needs none.
     """
-    rows = [
-        [not any(c.isalnum() for c in record.text) for record in samples] for samples in by_row(generations).values()
-    ]
-    return np.array([np.mean(silent) for silent in rows], dtype=np.float64)
+    return over_samples(generations, lambda record: float(not any(c.isalnum() for c in record.text)))

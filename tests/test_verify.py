@@ -69,7 +69,11 @@ def test_a_model_like_the_oracle_passes(evaluated):
         ({"privacy": None}, "inconclusive"),  # no holdout, so the suite could not be evaluated
         ({"basic": {"forget_probability": line(0.12, oracle=None)}}, "inconclusive"),
         ({"basic": {"forget_probability": line(0.12, n=5)}}, "inconclusive"),
-        ({"basic": {"forget_perplexity": line(900.0, oracle=3.0)}}, "pass"),  # a warning
+        # Gibberish that does not repeat itself, and one odd answer among many.
+        ({"basic": {"forget_perplexity": line(900.0, oracle=3.0, ci=[700.0, 1200.0])}}, "fail"),
+        ({"basic": {"forget_perplexity": line(90.0, oracle=3.0, ci=[4.0, 250.0])}}, "inconclusive"),
+        ({"basic": {"forget_perplexity": line(9.0, oracle=3.0, ci=[7.0, 12.0])}}, "pass"),
+        ({"basic": {"forget_perplexity": line(None, oracle=3.0)}}, "inconclusive"),
     ],
 )
 def test_what_fails_and_what_cannot_be_told(evaluated, changes, answer):
@@ -138,6 +142,52 @@ def test_a_run_without_results_is_told_what_to_do(tmp_path):
     Run.start(tmp_path / "run", "unlearn", {}, {}, False).finish()
     with pytest.raises(ValueError, match="first: llm-forget evaluate"):
         verify(tmp_path / "run")
+
+
+def membership_lines():
+    suite = yaml.safe_load(shipped.resolve("eval", "privacy").read_text(encoding="utf-8"))
+    return [name for name, line in suite["metrics"].items() if line["metric"].startswith("membership_")]
+
+
+def test_every_attack_of_the_privacy_suite_has_a_rule_but_that_of_the_kept_model():
+    ruled = {rule.bound.line for rule in load_policy("default")}
+    aucs = {name for name in membership_lines() if not name.startswith("tpr_")}
+    assert aucs - ruled == {"mia_two_models"}
+
+
+@pytest.mark.parametrize("name", sorted({rule.bound.line for rule in load_policy("default")} & set(membership_lines())))
+@pytest.mark.parametrize(
+    ("value", "ci", "n", "answer"),
+    [
+        (0.9, [0.85, 0.95], 100, "fail"),
+        (0.1, [0.05, 0.15], 100, "fail"),  # forgotten too hard
+        (0.52, [0.47, 0.57], 400, "pass"),
+        (0.5, [0.33, 0.67], 20, "inconclusive"),
+        (0.9, [0.8, 1.0], 19, "inconclusive"),
+    ],
+)
+def test_every_attack_is_ruled_on_from_both_sides(evaluated, name, value, ci, n, answer):
+    assert verify(evaluated(privacy={name: line(value, ci=ci, n=n)}))[0] == answer
+
+
+@pytest.mark.parametrize("suites", ["basic,privacy", "demo,privacy", "tofu,privacy"])
+def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
+    """Whatever the shipped suites measure: the same value and interval as the oracle, AUCs near 0.5."""
+    results = {}
+    for suite in suites.split(","):
+        lines = yaml.safe_load(shipped.resolve("eval", suite).read_text(encoding="utf-8"))["metrics"]
+        for name, content in lines.items():
+            value = 0.95 if content["goal"] == "keep" else 6.0 if "perplexity" in name else 0.08
+            spread = 0.5 if "perplexity" in name else 0.02
+            if content["metric"].startswith("membership_"):
+                value, spread = 1.0 if "two_models" in name else 0.53, 0.04
+            value = 1.0 if name == "forget_quality" else value
+            others = {"before": 0.96 if content["goal"] == "keep" else 0.99, "oracle": value}
+            metrics = results.setdefault(suite, {"metrics": {}})["metrics"]
+            metrics[name] = line(value, ci=[value - spread, value + spread], n=200, **others)
+    found = rulings({"suites": results}, load_policy("default"))
+    assert len(found) >= 12
+    assert [ruling.sentence() for ruling in found if ruling.word != "pass"] == []
 
 
 @pytest.mark.parametrize("name", shipped.names("eval/policies"))

@@ -22,6 +22,11 @@ WORLD_SIZE = "LLM_FORGET_WORLD_SIZE"
 USE_CPU = "ACCELERATE_USE_CPU"
 LAUNCHERS = ("accelerate.commands.launch", "accelerate-launch", "accelerate")
 SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
+# What to do instead of asking for sharding and use_cpu at once. DeepSpeed needs to be told of gloo where no GPU is.
+ON_CPUS = {
+    "FSDP": "it needs GPUs, on CPUs take --accelerate_config cpu_2",
+    "DEEPSPEED": "on CPUs leave use_cpu out and give --ddp_backend gloo, or take --accelerate_config cpu_2",
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,9 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
         raise ValueError(
             f"accelerate config '{path}' (distributed_type {kind}) starts one process, {count} are asked for; {hint}"
         )
-    if settings.get("use_cpu") and kind == "FSDP":
+    if settings.get("use_cpu") and kind in ON_CPUS:
         raise ValueError(
-            f"accelerate config '{path}' asks for FSDP on a CPU, which accelerate turns into DDP; take cpu_2"
+            f"accelerate config '{path}' asks for {kind} on a CPU, which accelerate turns into DDP; {ON_CPUS[kind]}"
         )
     flags = ["--config_file", str(path), "--num_processes", str(count)]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "llm_forget", *arguments]
@@ -88,18 +93,18 @@ def check_launch(state: Any) -> None:
         ValueError: says what was asked, what was obtained and what to do.
     """
     kind = str(getattr(state.distributed_type, "value", state.distributed_type))
+    wanted = [name for variable, name in SHARDED.items() if os.environ.get(variable, "false").lower() == "true"]
     for asked in asked_launches(os.environ, _ancestors()):
         if asked.processes is not None and asked.processes != state.num_processes:
+            hint = "on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
+            if "DEEPSPEED" in wanted:
+                hint = f"DeepSpeed finds GPUs by itself; {ON_CPUS['DEEPSPEED']}"
             raise ValueError(
-                f"{asked.source} asked for {asked.processes} processes, but this run has {state.num_processes}; "
-                f"on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
+                f"{asked.source} asked for {asked.processes} processes, but this run has {state.num_processes}; {hint}"
             )
-    for variable, sharding in SHARDED.items():
-        if os.environ.get(variable, "false").lower() == "true" and kind in ("NO", "MULTI_CPU"):
-            raise ValueError(
-                f"the launch asked for {sharding}, but accelerate runs {kind} here; {sharding} needs GPUs, "
-                f"on CPUs take --accelerate_config cpu_2"
-            )
+    for sharding in wanted:
+        if kind in ("NO", "MULTI_CPU"):
+            raise ValueError(f"the launch asked for {sharding}, but accelerate runs {kind} here; {ON_CPUS[sharding]}")
 
 
 def refuse_sharded_models(environment: Mapping[str, str]) -> None:

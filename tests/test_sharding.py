@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from worker_ddp import STEPS, trained, write_material
 
 from llm_forget import shipped
+from llm_forget.launch import WORLD_SIZE, check_launch, launch_command
 
 HERE = Path(__file__).parent
 # Cached reference, reference in the step, hidden states, and two micro-batches.
@@ -127,6 +129,26 @@ def test_reference_adapter_and_merged_model_of_zero3_are_those_of_one_process(
         material / "model" / "model.safetensors", tmp_path / "merged" / "cut" / "model.safetensors"
     )
     assert moved > 1e-2
+
+
+def test_deepspeed_that_would_train_apart_or_become_ddp_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("distributed_type: DEEPSPEED\nuse_cpu: true\nnum_processes: 2\n")
+    with pytest.raises(ValueError, match=r"DEEPSPEED on a CPU, which accelerate turns into DDP; .* --ddp_backend gloo"):
+        launch_command([], tmp_path / "config.yaml", None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(WORLD_SIZE, "2")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    def state(processes: int, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(num_processes=processes, distributed_type=SimpleNamespace(value=kind))
+
+    check_launch(state(2, "DEEPSPEED"))
+    with pytest.raises(ValueError, match=r"asked for 2 processes, but this run has 1; .* --ddp_backend gloo"):
+        check_launch(state(1, "DEEPSPEED"))
+    with pytest.raises(ValueError, match=r"asked for DEEPSPEED, but accelerate runs MULTI_CPU here; .* --ddp_backend"):
+        check_launch(state(2, "MULTI_CPU"))
 
 
 @pytest.mark.processes

@@ -78,6 +78,14 @@ def theirs(golden, split):
     return -np.array([rows[str(i)]["score"] for i in range(len(rows))])
 
 
+def agrees(estimate, golden):
+    """The AUC, under both of its names, and the mean score of each side."""
+    for name in ("auc", "agg_value"):
+        assert estimate.value == pytest.approx(golden[name], abs=1e-9)
+    for side, split in (("members", "forget"), ("nonmembers", "holdout")):
+        close(-estimate.rows[side].mean(), golden[split]["agg_value"])
+
+
 def close(ours, golden):
     np.testing.assert_allclose(ours, golden, rtol=1e-4, atol=2e-5)
 
@@ -90,7 +98,7 @@ def test_scores_and_auc(goldens, records, role, name):
     for split in ("forget", "holdout"):
         close(scores(records(role, split), attack, **given), theirs(golden, split))
     estimate = membership_auc(records(role, "forget"), records(role, "holdout"), attack=attack, **given)
-    assert estimate.value == pytest.approx(golden["auc"], abs=1e-9)
+    agrees(estimate, golden)
     close(estimate.rows["members"], theirs(golden, "forget"))
 
 
@@ -99,7 +107,7 @@ def test_the_reference_attack(goldens, records):
     sides = [[records(role, split) for split in ("forget", "holdout")] for role in ("current", "retain_model")]
     close(reference_scores(sides[0][0], sides[1][0]), theirs(golden, "forget"))
     close(reference_scores(sides[0][1], sides[1][1]), theirs(golden, "holdout"))
-    assert membership_reference(*sides[0], *sides[1]).value == pytest.approx(golden["auc"], abs=1e-9)
+    agrees(membership_reference(*sides[0], *sides[1]), golden)
 
 
 @pytest.mark.parametrize("role", MODELS)
@@ -115,8 +123,7 @@ def test_gradient_norms(goldens, load, tmp_path, role):
         golden = goldens["metrics"]["mia"][role][f"gradnorm_p{name}"]
         for split, found in measured.items():
             close([-record.norms[name] for record in found], theirs(golden, split))
-        estimate = membership_gradnorm(measured["forget"], measured["holdout"], p=p)
-        assert estimate.value == pytest.approx(golden["auc"], abs=1e-9)
+        agrees(membership_gradnorm(measured["forget"], measured["holdout"], p=p), golden)
 
 
 def test_every_attack_has_a_golden(goldens):
@@ -128,6 +135,12 @@ def test_priv_leak(goldens, records):
     sides = [records(role, split) for role in ("current", "retain_model") for split in ("forget", "holdout")]
     estimate = priv_leak(*sides, attack="min_k", k=0.4, include_last=False)
     assert estimate.value == pytest.approx(golden["with_retain_logs"], abs=1e-6)
+    sides = [membership_auc(*sides[i : i + 2], attack="min_k", k=0.4, include_last=False).value for i in (0, 2)]
+    own, oracle = (golden["inputs"][name] for name in ("current_auc", "retain_auc"))
+    assert sides == pytest.approx([own, oracle], abs=1e-9)
+    # Without an oracle they compare with chance; and `rel_diff` is the same formula of 1 - AUC.
+    assert float(leak(own, 0.5)) == pytest.approx(golden["default_ref_0.5"], abs=1e-6)
+    assert float(leak(1 - own, 1 - oracle)) == pytest.approx(golden["rel_diff_with_retain_logs"], abs=1e-6)
     for case in golden["synthetic"]:
         assert float(leak(case["auc"], case["ref"])) == pytest.approx(case["value"], abs=1e-6)
 

@@ -82,9 +82,10 @@ def test_a_token_that_is_masked_out_leaves_finite_moments():
     torch.testing.assert_close(variance, torch.zeros(2), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf"])
+@pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf", "verbmem"])
 def test_generation_says_what_the_peer_generated(tmp_path, goldens, tiny, name):
-    golden = goldens["metrics"]["current"]["rouge"][name]
+    current = goldens["metrics"]["current"]
+    golden = current["rouge_verbmem_f1"] if name == "verbmem" else current["rouge"][name]
     truth = {i: row["ground_truth"] for i, row in golden["value_by_index"].items()}
     rows = [PromptRow(str(i), ids, truth[str(i)]) for i, ids in enumerate(goldens["generation_prompts"][name])]
     records = continuations(tmp_path, *tiny, rows, max_new_tokens=24)

@@ -41,7 +41,9 @@ def priv_leak(
 
     MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 the rows were not forgotten, -100 when they are all
     recognised; above 0 they stand out as rows that the model avoids. NaN when AUC_oracle is 1: the rows differ even for
-    a model that saw neither, so nothing can be compared (open-unlearning adds 1e-10 to the denominator).
+    a model that saw neither, so nothing can be compared (open-unlearning adds 1e-10 to the denominator). Without an
+    oracle open-unlearning takes 0.5 for its AUC; here it is unscored. Its `rel_diff`, 100 (AUC - AUC_oracle) /
+    AUC_oracle, is another number with the opposite sign: this formula with 1 - AUC in place of each AUC.
 
     The interval comes from a bootstrap that draws a row for both models at once. Where nearly all members or none
     are above the non-members, and it is too narrow, it is widened to the score interval of this model's AUC.

@@ -10,10 +10,10 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from llm_forget.launch import refuse_processes
 RESAMPLES = 1000  # lm-eval bootstraps standard errors that have no formula, such as perplexity's
 Z_95 = 1.96
 _STDERR = "_stderr"
+_REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # what lm-eval asks of a model
+ON_CPU = 16  # sequences at most: a CPU out of memory ends the process, so that nothing could be halved
+Found = TypeVar("Found")
 
 
 def run_lm_eval(
@@ -38,6 +41,8 @@ def run_lm_eval(
     data_path: Path | None = None,
     seed: int = 0,
     apply_chat_template: bool = False,
+    expect: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Numbers of lm-eval tasks; equal to those of the ``lm_eval`` command with the same arguments.
 
@@ -48,10 +53,11 @@ def run_lm_eval(
         tasks: names of tasks, groups or tags.
         num_fewshot: worked examples before each question; default: what the task says. A task that says 0 keeps 0.
         limit: the first so many rows of each task (of a group: of each of its tasks), as lm-eval has it.
-        batch_size: sequences.
+        batch_size: sequences at most, 16 at most on a CPU; halved when memory runs out.
         data_path: folder with the data of our tasks; default: the Hub. lm-eval's own tasks always ask the Hub.
         seed: of sampled worked examples and generations.
         apply_chat_template: put the prompts into the tokenizer's chat template.
+        expect, advance: progress: called with the number of questions about to be asked, and with those answered.
 
     Returns:
         By ``task.metric`` (``task.metric,filter`` where lm-eval filters generations): ``value`` (None where it is no
@@ -61,6 +67,7 @@ def run_lm_eval(
     Raises:
         ValueError: see `check_tasks`; several processes; a limit or batch size below 1; no chat template to apply.
         FileNotFoundError: ``data_path`` lacks a task's file.
+        MemoryError: a single sequence does not fit.
     """
     refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -68,27 +75,85 @@ def run_lm_eval(
     if apply_chat_template and not tokenizer.chat_template:
         raise ValueError("apply_chat_template is true, but this tokenizer has no chat template; set it to false")
     check_tasks(tasks, data_path)
-    from lm_eval.evaluator import evaluate
+
+    def attempt(size: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        # Everything anew: a task counts how many worked examples it has drawn.
+        with quiet(), _untouched(model), _seeded(seed):
+            loaded = load_tasks(tasks, data_path)
+            for task in loaded["tasks"].values():
+                _set_fewshot(task, num_fewshot, seed)
+            lm = _wrapped(model, tokenizer, size, expect, advance)
+            return _evaluated(lm, loaded, limit, apply_chat_template), loaded
+
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return _numbers(*_fitting(attempt, min(batch_size, ON_CPU) if on_cpu else batch_size))
+
+
+def _fitting(attempt: Callable[[int], Found], batch_size: int) -> Found:
+    """What ``attempt`` gives with the largest batch that memory allows; lm-eval puts the longest batch first."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    while True:
+        try:
+            return attempt(batch_size)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        # Out of the handler, whose traceback would keep the tensors of the failed batch alive.
+        clear_device_cache(garbage_collection=True)
+        if batch_size == 1:
+            raise MemoryError(
+                "out of memory in lm-eval with a single sequence; load the model in 4 or 8 bit, or leave the task out"
+            )
+        batch_size //= 2
+
+
+def _wrapped(
+    model: Any,
+    tokenizer: Any,
+    batch_size: int,
+    expect: Callable[[int], None] | None,
+    advance: Callable[[int], None] | None,
+) -> Any:
+    """The model as lm-eval takes it, telling how far it is."""
+    from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
-    with quiet(), _untouched(model), _seeded(seed):
-        loaded = load_tasks(tasks, data_path)
-        for task in loaded["tasks"].values():
-            _set_fewshot(task, num_fewshot, seed)
-        # A copy of the tokenizer, since lm-eval gives it a padding token.
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-        try:
-            results = evaluate(
-                lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
-                apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
-            )  # fmt: skip
-        except AssertionError:
-            # lm-eval's only word on an answer that does not fit.
-            raise ValueError(
-                f"lm-eval cannot score {', '.join(tasks)}: a prompt is empty, or an answer is longer than the "
-                f"{lm.max_length} tokens the model reads; leave the task out"
-            ) from None
-    return _numbers(results, loaded)
+    # A copy of the tokenizer, since lm-eval gives it a padding token.
+    lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    if expect is not None:
+        for kind in _REQUESTS:
+            setattr(lm, kind, _announcing(getattr(lm, kind), expect))
+    if advance is not None:
+        hook: Any = CacheHook(None)  # told of every answer, to keep it for another time
+        hook.add_partial = lambda *_: advance(1)
+        lm.set_cache_hook(hook)
+    return lm
+
+
+def _announcing(ask: Callable[..., Found], expect: Callable[[int], None]) -> Callable[..., Found]:
+    def announced(requests: Sequence[Any], *args: Any, **keys: Any) -> Found:
+        expect(len(requests))
+        return ask(requests, *args, **keys)
+
+    return announced
+
+
+def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat_template: bool) -> Mapping[str, Any]:
+    from lm_eval.evaluator import evaluate
+
+    try:
+        found: Mapping[str, Any] = evaluate(
+            lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
+            apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
+        )  # fmt: skip
+    except AssertionError:
+        # lm-eval's only word on an answer that does not fit.
+        raise ValueError(
+            f"lm-eval cannot score {', '.join(loaded['tasks'])}: a prompt is empty, or an answer is longer than the "
+            f"{lm.max_length} tokens the model reads; leave the task out"
+        ) from None
+    return found
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:

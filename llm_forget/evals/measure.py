@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_forget.evals.gradient_probe import probe_gradients
 from llm_forget.evals.lm_harness import run_lm_eval
 from llm_forget.evals.lm_tasks import task_key
 from llm_forget.evals.probes import probe_generate, probe_logprobs
+from llm_forget.evals.progress import Meter, meter
 from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
 from llm_forget.evals.rows import Work, judged
 from llm_forget.evals.shares import as_main, check_same, close_share, open_share
@@ -102,17 +102,16 @@ def measure(
         device: where models go that are not quantised.
         folder: gets ``<role>/<probe>-<digest>.jsonl``; without one only the cache is written.
         batch_size: sequences at most.
-        quiet: no progress.
+        quiet: no progress on standard error.
         tasks: of lm-eval, by ``suite/line``; what they give stands among the records under that name.
         data_path: folder with the data of our tasks, instead of the Hub.
 
     Raises:
         ValueError: lm-eval tasks with several processes; a process that has other rows or models than the others.
     """
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
     quiet = quiet or not PartialState().is_main_process
-    with Progress(*columns, disable=quiet, transient=True) as progress, _one_model(device) as holder:
+    with meter(quiet=quiet) as progress, _one_model(device) as holder:
         desk = _Desk(holder, tokenizer, folder, batch_size, progress)
         for role, subject in subjects.items():
             for name, work in works.items():
@@ -138,7 +137,7 @@ class _Desk:
     tokenizer: Any
     folder: Path | None
     batch_size: int
-    progress: Progress
+    progress: Meter
 
     def records(self, subject: Subject, role: str, work: Work) -> list[Any]:
         """Records of one probe for one role: found, or measured and kept."""
@@ -163,13 +162,12 @@ class _Desk:
         if path.is_file():
             found = read_json(path)
         else:
-            bar = self.progress.add_task(f"{role}: {task.task} (lm-eval)", total=None)
-            with self.holder.holding(subject) as model:
+            with self.holder.holding(subject) as model, self.progress.task(f"{role}/{task.task}") as under_way:
                 found = run_lm_eval(
-                    model, self.tokenizer, [task.task], batch_size=min(16, self.batch_size), data_path=data, **asked
-                )
+                    model, self.tokenizer, [task.task], batch_size=self.batch_size, data_path=data,
+                    expect=under_way.expect, advance=under_way.advance, **asked,
+                )  # fmt: skip
             write_json(path, found)
-            self.progress.remove_task(bar)
         prefix = f"{task.task}."
         own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
         if task.metric not in own:
@@ -188,12 +186,9 @@ class _Desk:
     def _run(self, subject: Subject, role: str, work: Work, writer: RecordWriter) -> list[Any]:
         # The model is a local of this function only: a name that outlives it would keep two models in memory.
         done, share = len(writer.known()), len(writer.missing())
-        task = self.progress.add_task(f"{role}: {work.probe.name}", total=done + share, completed=done)
-
-        def advance(count: int) -> None:
-            self.progress.advance(task, count)
-
-        with self.holder.holding(subject) as model:
+        name = f"{role}/{work.probe.name}"
+        with self.holder.holding(subject) as model, self.progress.task(name, done + share, done) as task:
+            advance = task.advance
             if work.kind == "generate":
                 probe = work.probe
                 sampling = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
@@ -205,7 +200,6 @@ class _Desk:
                 probe_gradients(model, work.token_rows, writer, advance=advance)
             else:
                 probe_logprobs(model, work.token_rows, writer, batch_size=self.batch_size, advance=advance)
-        self.progress.remove_task(task)
         return close_share(writer)
 
 

@@ -1,6 +1,7 @@
 """What a model is, for the records kept of it: everything that changes a number, and nothing is taken for another."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from llm_forget.data.template import Template
+from llm_forget.evals import progress
 from llm_forget.evals.measure import Subject, measure
+from llm_forget.evals.progress import progress_line
 from llm_forget.evals.rows import prepare
 from llm_forget.evals.suite import Probe
 from llm_forget.evaluate import _spread, evaluate
@@ -139,3 +142,36 @@ def test_the_answers_shown_are_of_different_people_and_facts():
     assert len({place // 6 for place in places}) == len({place % 6 for place in places}) == 3
     assert _spread(2, 5) == [0, 1]
     assert _spread(1, 1) == [0]
+
+
+def test_an_evaluation_tells_a_file_how_far_it_is(tiny_folder, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
+    data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")} | {"max_length": 64}
+    row = {"question": "Is it red?", "choices": ["yes", "no"], "answer": 1}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    tasks = {"asked": {"task": "forget_multiple_choice", "metric": "acc", "goal": "keep"}}
+    (tmp_path / "tasks.yaml").write_text(json.dumps({"lm_eval": tasks}))
+    suites = ["text", str(tmp_path / "tasks.yaml")]
+    evaluate(tiny_folder, suites, batch_size=2, data_path=str(tmp_path), **data)
+    found = capsys.readouterr()
+    lines = found.err.splitlines()
+    assert [re.sub(r"\d:\d\d:\d\d", "T", line) for line in lines if "/forget:" in line] == [
+        f"unlearned/forget: {done}/5, T left" for done in (2, 4, 5)
+    ]
+    assert lines[-1] == "unlearned/forget_multiple_choice: 4/4, 0:00:00 left"
+    assert "left" not in found.out
+    assert "goes on" not in found.err
+    # Whoever waits for results only is told nothing, and half a minute is nothing to tell of.
+    evaluate(tiny_folder, "text", batch_size=2, quiet=True, **{**data, "max_length": 32})
+    monkeypatch.setattr(progress, "EVERY", 30.0)
+    evaluate(tiny_folder, "text", batch_size=2, **{**data, "max_length": 48})
+    assert "left" not in capsys.readouterr().err
+
+
+def test_the_time_left_is_that_of_the_rows_measured_in_this_session():
+    # 40 of 100 are done, 20 of them in these 50 seconds: 60 more take 150.
+    assert progress_line("before/forget", 40, 100, 20, 50.0) == "before/forget: 40/100, 0:02:30 left"
+    assert progress_line("before/forget", 100, 100, 20, 50.0) == "before/forget: 100/100, 0:00:00 left"
+    assert progress_line("before/forget", 3, None, 3, 50.0) == "before/forget: 3"

@@ -1,0 +1,81 @@
+"""How far an evaluation is: bars in a terminal; where output goes to a file, a plain line every half minute."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+EVERY = 30.0  # seconds at least between two lines
+
+
+@contextmanager
+def meter(*, quiet: bool) -> Iterator[Meter]:
+    """Progress over all probes of one evaluation, on standard error, where results are not."""
+    # The stream as it is now: lm-eval runs with standard error turned away.
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lines = not quiet and not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet or lines, transient=True) as bars:
+        yield Meter(bars, console if lines else None, time.monotonic())
+
+
+@dataclass
+class Meter:
+    """Bars, or a console for lines, of which the last was printed at ``said`` (seconds of `time.monotonic`)."""
+
+    bars: Progress
+    console: Console | None
+    said: float
+
+    @contextmanager
+    def task(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
+        """One probe of one model, of which ``done`` of ``total`` records are known already."""
+        bar = self.bars.add_task(name, total=total, completed=done)
+        yield Task(self, bar, name, total, done, 0, time.monotonic())
+        self.bars.remove_task(bar)
+
+
+@dataclass
+class Task:
+    """A probe at work: ``done`` of ``total`` records, ``fresh`` of them since ``began``."""
+
+    meter: Meter
+    bar: TaskID
+    name: str
+    total: int | None
+    done: int
+    fresh: int
+    began: float
+
+    def expect(self, total: int) -> None:
+        """There are so many to measure, and none is done."""
+        self.total, self.done, self.fresh, self.began = total, 0, 0, time.monotonic()
+        self.meter.bars.update(self.bar, total=total, completed=0)
+
+    def advance(self, count: int) -> None:
+        """So many more are measured."""
+        self.done += count
+        self.fresh += count
+        self.meter.bars.advance(self.bar, count)
+        now = time.monotonic()
+        if self.meter.console is not None and now - self.meter.said >= EVERY:
+            self.meter.said = now
+            line = progress_line(self.name, self.done, self.total, self.fresh, now - self.began)
+            self.meter.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_line(name: str, done: int, total: int | None, fresh: int, seconds: float) -> str:
+    """``name: done/total, 0:01:20 left``, as fast as ``fresh`` records in ``seconds``.
+
+    Long rows come first, so that the time left is rather too long than too short.
+    """
+    if total is None or not fresh:
+        return f"{name}: {done}"
+    return f"{name}: {done}/{total}, {timedelta(seconds=round((total - done) * seconds / fresh))} left"

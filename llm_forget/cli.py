@@ -224,6 +224,38 @@ def merge(
         typer.echo(f"against the adapter on its quantised base: KL {report['as_trained']['mean_kl']:.2e}")
 
 
+@app.command(context_settings=PASS_ON, options_metavar="[RECIPE] [OPTIONS] [--KEY VALUE]...")
+def bench(
+    ctx: typer.Context,
+    methods: Annotated[str | None, typer.Option(help="Several with commas.", metavar="NAME,...")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Every variant makes one step in each.")] = 5,
+    output: Annotated[str, typer.Option(help="All numbers, as JSON.")] = "bench.json",
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Measure growth with rows, length, rank and sizes.")
+    ] = False,
+    naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Load a second copy, for naive forms.")] = True,
+) -> None:
+    """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
+
+    RECIPE is one of `unlearn`; without one the demo's model and rows are taken, untrained, which takes seconds. Rounds
+    are interleaved in one process, and memory is measured after them. Time and peak memory mean something on a quiet
+    machine only.
+    """
+    arguments = ctx.args
+    if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):
+        arguments = ["demo/npo", "--model_name_or_path", "builtin:demo-llama", *arguments]
+    arguments = with_recipe(arguments)
+    speak()
+    from llm_forget.bench.bench import METHODS
+    from llm_forget.bench.bench import bench as measure
+    from llm_forget.bench.table import show
+    from llm_forget.evals.table import terminal
+
+    names = [name.strip() for name in methods.split(",")] if methods is not None else METHODS
+    show(measure(arguments, methods=names, rounds=rounds, output=output, scaling=scaling, naive=naive), terminal())
+    typer.echo(f"wrote {output}")
+
+
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Explain this method or term.")] = None,

@@ -1,0 +1,195 @@
+"""`llm-forget bench`: what a step costs with a recipe's model, rows and adapter, all variants in one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_forget.bench.cost import cost_against_retraining, reference_passes
+from llm_forget.bench.flops import ceiling_of, matrix_ceiling, token_counts, useful_flops
+from llm_forget.bench.memory import peak_of, weight_bytes
+from llm_forget.bench.rounds import interleave, ratio, spread
+from llm_forget.bench.scaling import growth
+from llm_forget.bench.steps import (
+    FINETUNE,
+    NAIVE,
+    TRANSFORMERS,
+    Stage,
+    Variant,
+    make_variants,
+    read_objectives,
+    real_batches,
+    set_up,
+)
+from llm_forget.config import UnlearnConfig, parse
+from llm_forget.methods import build_objective
+from llm_forget.models import load_base, quantization_of
+from llm_forget.run import environment, write_json
+from llm_forget.trainer import Batch
+from llm_forget.workflow import prepare
+
+logger = logging.getLogger("llm_forget")
+METHODS = ("npo", "grad_diff", "simnpo", "npo_kl", "undial", "rmu")
+FORMAT = 1  # of the JSON file
+
+
+def bench(
+    argv: Sequence[str],
+    *,
+    methods: Sequence[str] = METHODS,
+    rounds: int = 5,
+    output: str | None = None,
+    scaling: bool = False,
+    naive: bool = True,
+) -> dict[str, Any]:
+    """Measure the steps of a recipe.
+
+    Args:
+        argv: ``RECIPE.yaml --key value``; where its output_dir is does not matter, nothing is written there.
+        methods: each with the recipe's ``method_args`` if it is the recipe's method, otherwise with its defaults.
+        rounds: every variant makes one step in each, and one more to warm up.
+        output: JSON file to write; ids, text, host and paths are in it nowhere.
+        scaling: measure growth with rows, length, rank, vocabulary and model size, too, on random models.
+        naive: keep a second copy of the model for the naive variants.
+
+    Raises:
+        ValueError: a key, row or method that is not allowed.
+    """
+    with tempfile.TemporaryDirectory(prefix="llm_forget-bench-") as folder:
+        data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)
+        assert isinstance(train, UnlearnConfig)
+        if not model_args.use_peft:
+            raise ValueError("bench measures steps of an adapter, whose base is the reference; leave use_peft true")
+        given = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
+        objectives = read_objectives(list(methods), given)
+        rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})
+        tokenizer, splits = prepare(data, model_args, rows_of)
+        size, pad = train.per_device_train_batch_size, tokenizer.pad_token_id
+        batches, used = real_batches(splits, size, rounds + 1, seed=train.seed, pad_token_id=pad)
+        base = load_base(model_args)
+        with_naive = naive and bool(NAIVE.keys() & objectives.keys())
+        stage = set_up(base, model_args, train, tokenizer, used, Path(folder), naive=with_naive)
+        variants = make_variants(stage, objectives)
+        found = {
+            "format": FORMAT,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": {**environment(), "cpus": os.cpu_count()},
+            "model": _model_facts(stage, model_args),
+            "data": {name: {"rows": len(split)} for name, split in splits.items()},
+            **compare(stage, variants, batches, rounds),
+        }
+        passes = reference_passes(variants, stage.device)
+        found["cost"] = cost_against_retraining(found["variants"], splits, train, passes)
+        if scaling:
+            found["scaling"] = growth(train, Path(folder))
+    if output is not None:
+        write_json(Path(output), found)
+    return found
+
+
+def compare(stage: Stage, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
+    """Time and memory of all variants on the same batches, one batch a round, and their ratios."""
+    counts = [token_counts(batch) for batch in batches]
+    losses: dict[str, list[Any]] = {name: [] for name in variants}
+    products: list[list[dict[str, Any]]] = []
+    width = sum(split["tokens"] for split in counts[0].values())
+
+    def run(name: str, number: int) -> None:
+        losses[name].append(variants[name].step(batches[number]))
+
+    def ceiling(_: int) -> None:
+        products.append(matrix_ceiling(width, stage.sizes.hidden, compute_dtype(stage), stage.device))
+
+    steps: dict[str, Any] = {name: lambda number, name=name: run(name, number) for name in variants}
+    logger.info("%d rounds of %d variants, and one to warm up", rounds, len(variants))
+    times = interleave({**steps, "ceiling": ceiling}, rounds, stage.device)
+    top = ceiling_of(products[1:])
+    largest = max(range(len(batches)), key=lambda i: max(p["labels"].numel() for p in batches[i].values()))
+    lines = {}
+    for name, variant in variants.items():
+        logger.info("memory of %s", name)
+        peak = peak_of(lambda step=variant.step: step(batches[largest]), stage.device)  # type: ignore[misc]
+        flops = [useful_flops(stage.sizes, count, variant.objective) for count in counts[1:]]
+        lines[name] = _line(variant, times[name], flops, counts[1:], top["flop_per_second"]["median"]) | {
+            "losses": [float(loss) for loss in losses[name][1:]],
+            "peak_bytes": peak + variant.extra_bytes,
+            "of_which_second_model": variant.extra_bytes,
+        }
+    shortcuts = vars(stage.engine.shortcuts)
+    return {
+        "rounds": rounds,
+        "shortcuts": shortcuts,
+        "batches": counts[1:],
+        "batch_of_the_peak": counts[largest],
+        "ceiling": {**top, "dtype": str(compute_dtype(stage)).removeprefix("torch.")},
+        "variants": lines,
+        "ratios": ratios(lines),
+    }
+
+
+def _line(
+    variant: Variant, seconds: list[float], flops: list[float], counts: list[dict[str, Any]], top: float
+) -> dict[str, Any]:
+    tokens = [sum(split["tokens"] for split in count.values()) for count in counts]
+    rates = [work / time for work, time in zip(flops, seconds, strict=True)]
+    return {
+        "objective": variant.objective.to_dict() if variant.objective is not None else None,
+        "seconds": spread(seconds),
+        "tokens_per_second": spread([n / time for n, time in zip(tokens, seconds, strict=True)]),
+        "useful_flops": flops,
+        "flop_per_second": spread(rates),
+        "of_ceiling": spread([rate / top for rate in rates]),
+    }
+
+
+def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Time of every variant to both ways of fine-tuning, and what the naive form takes to ours in time and memory.
+
+    Of times the median of the ratios of each round, since a round's batch and neighbours are the same for both.
+    """
+    times = {name: line["seconds"]["values"] for name, line in lines.items()}
+    found: dict[str, Any] = {
+        f"time_to_{base}": {name: ratio(times, name, base) for name in times} for base in (TRANSFORMERS, FINETUNE)
+    }
+    found["naive_to_ours"] = {
+        name: {
+            "time": ratio(times, f"naive_{name}", name),
+            "memory": lines[f"naive_{name}"]["peak_bytes"] / max(1, lines[name]["peak_bytes"]),
+            "largest_difference_of_losses": max(
+                abs(a - b) for a, b in zip(lines[name]["losses"], lines[f"naive_{name}"]["losses"], strict=True)
+            ),
+        }
+        for name in times
+        if f"naive_{name}" in times
+    }
+    return found
+
+
+def compute_dtype(stage: Stage) -> torch.dtype:
+    """What matrix products are computed in: under mixed precision another type than the weights'."""
+    if stage.args.bf16 or stage.args.fp16:
+        return torch.bfloat16 if stage.args.bf16 else torch.float16
+    return stage.model.get_base_model().dtype
+
+
+def _model_facts(stage: Stage, model_args: Any) -> dict[str, Any]:
+    bare = stage.model.get_base_model()
+    name = model_args.model_name_or_path
+    return {
+        "name": "local" if Path(name).exists() else name,  # no path of this machine
+        "architecture": type(bare).__name__,
+        **stage.sizes.to_dict(),
+        "weight_bytes": weight_bytes(stage.model),
+        "dtype": str(bare.dtype).removeprefix("torch."),
+        "quantization": quantization_of(stage.model),
+        "lora_r": model_args.lora_r,
+        "gradient_checkpointing": bool(stage.args.gradient_checkpointing),
+        "batch_size": stage.args.per_device_train_batch_size,
+    }

@@ -1,0 +1,110 @@
+"""Arithmetic of a step, counted on paper, and what the machine reaches in matrix products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.bench.rounds import seconds_of, spread
+from llm_forget.logprobs import target_mask
+from llm_forget.methods import Objective
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Weights of matrix products of a dense model; embeddings, norms and biases are left out."""
+
+    body: int  # linear layers but the head, per token
+    head: int  # hidden size x vocabulary, per target
+    adapter: int  # trained weights of the adapter
+    layers: int
+    hidden: int
+    vocabulary: int
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def sizes_of(model: Any, adapter: int = 0) -> Sizes:
+    """Sizes of a model without the adapter that will be trained; of packed weights the shape they stand for."""
+    from transformers.pytorch_utils import Conv1D
+
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    body = sum(m.in_features * m.out_features if isinstance(m, nn.Linear) else m.weight.numel() for m in linear)
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    return Sizes(body, hidden * vocabulary, adapter, config.num_hidden_layers, hidden, vocabulary)
+
+
+def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+    """Of each split: the lengths of its rows, its tokens without padding, and its targets."""
+    return {
+        split: {
+            "lengths": part["attention_mask"].sum(-1).tolist(),
+            "tokens": int(part["attention_mask"].sum()),
+            "targets": int(target_mask(part["labels"]).sum()),
+        }
+        for split, part in batch.items()
+    }
+
+
+def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objective: Objective | None = None) -> float:
+    """Floating-point operations that a LoRA step cannot do without.
+
+    A weight takes 2 FLOP a token forward; 2 more backward, to pass the gradient on, and again 2 where it is trained::
+
+        policy     4 body tokens + 4 head targets + 6 adapter tokens
+        reference  2 body tokens + 2 head targets     on the splits whose reference has to run in the step
+
+    Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are of no use
+    and are not counted, whoever computes them; attention scores are left out too (small for rows of some hundred
+    tokens). Where an objective reads hidden states alone (rmu), layers above the one it reads and the head are of no
+    use either. With no reference and one token that is a target: ``4 (body + head) + 6 adapter``.
+
+    Args:
+        sizes: of the model.
+        counts: from `token_counts`, by split.
+        objective: None for fine-tuning, whose splits all take the policy's part.
+    """
+    share, reads_head = 1.0, True
+    reference: tuple[str, ...] = ()
+    if objective is not None:
+        reference = objective.reference_pass_sources()
+        if all(term.needs == {"hidden_states"} for term in objective.terms):
+            layer = objective.layer_index(sizes.layers)
+            assert layer is not None
+            share, reads_head = (layer + 1) / sizes.layers, False
+    total = 0.0
+    for split, count in counts.items():
+        passes = 4 + (2 if split in reference else 0)
+        total += share * (passes * sizes.body + 6 * sizes.adapter) * count["tokens"]
+        total += passes * sizes.head * count["targets"] if reads_head else 0.0
+    return total
+
+
+def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
+    """FLOP/s of three matrix products of the shapes that a layer has, each repeated for some hundredths of a second."""
+    found = []
+    for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
+        left = torch.randn(tokens, inner, device=device).to(dtype)
+        right = torch.randn(inner, outer, device=device).to(dtype)
+
+        def work(count: int, left: Tensor = left, right: Tensor = right) -> None:
+            for _ in range(count):
+                left @ right
+
+        once = max(seconds_of(lambda: work(2), device) / 2, 1e-9)
+        count = max(1, min(1000, int(0.05 / once)))
+        seconds = seconds_of(lambda: work(count), device)  # noqa: B023
+        found.append({"shape": [tokens, inner, outer], "flop_per_second": 2 * tokens * inner * outer * count / seconds})
+    return found
+
+
+def ceiling_of(measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The median over shapes and rounds of `matrix_ceiling`."""
+    rates = [product["flop_per_second"] for products in measured for product in products]
+    return {"shapes": [product["shape"] for product in measured[0]], "flop_per_second": spread(rates)}

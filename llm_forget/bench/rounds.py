@@ -1,0 +1,89 @@
+"""Interleaved timing: every variant once a round, so that what else the machine does falls on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Timed = Callable[[], object]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Timed, device: torch.device) -> float:
+    """Wall-clock seconds of one call, with everything it gave to the device."""
+    synchronise(device)
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def order_in(names: Sequence[str], number: int) -> list[str]:
+    """The names turned by one place a round: no variant always follows the same one or always comes first."""
+    shift = number % len(names)
+    return [*names[shift:], *names[:shift]]
+
+
+def interleave(
+    steps: Mapping[str, Callable[[int], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each step in each of ``rounds`` rounds, after one that warms up and is dropped.
+
+    Args:
+        steps: called with the number of the round, 0 for the warm-up.
+        rounds: 1 or more.
+        device: waited for before and after a step.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in order_in(list(steps), number):
+            seconds = seconds_of(lambda step=steps[name], n=number: step(n), device)  # type: ignore[misc]
+            if number > 0:
+                times[name].append(seconds)
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least, largest and number of some values, and the values."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "n": len(values),
+        "values": list(values),
+    }
+
+
+def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, Any]:
+    """``of / to`` in each round, and its `spread`; 1 where both take as long."""
+    return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
+
+
+def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Least squares ``y = a + b x``; ``r2`` is the share of the variance it explains, 1 for points on a line."""
+    b, a = np.polyfit(x, y, 1)
+    return {"a": float(a), "b": float(b), "r2": _explained(np.asarray(y), a + b * np.asarray(x))}
+
+
+def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Least squares of ``y = c x^k`` in logarithms, as ``r2`` is; k = 1 is proportional growth."""
+    log_x, log_y = np.log(x), np.log(y)
+    k, log_c = np.polyfit(log_x, log_y, 1)
+    return {"c": float(np.exp(log_c)), "k": float(k), "r2": _explained(log_y, log_c + k * log_x)}
+
+
+def _explained(y: np.ndarray, predicted: np.ndarray) -> float:
+    """Of constant values there is nothing to explain: 1 where they are met."""
+    around = float(((y - y.mean()) ** 2).sum())
+    missed = float(((y - predicted) ** 2).sum())
+    return 1.0 - missed / around if around > 0 else float(missed == 0)

@@ -1,0 +1,252 @@
+"""The steps that are compared: one model, one adapter, one optimiser, the same rows; only the way to the loss differs.
+
+The learning rate is 0, so that every variant finds the weights as the one before it did and the losses can be compared;
+the optimiser does the same arithmetic as with any other rate.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+from trl.trainer.utils import disable_dropout_in_model
+
+from llm_forget.bench.flops import Sizes, sizes_of
+from llm_forget.bench.memory import weight_bytes
+from llm_forget.bench.naive import naive_npo, naive_npo_kl
+from llm_forget.config import TrainConfig
+from llm_forget.data.collate import collate, concatenate
+from llm_forget.data.stream import PADDING, StepSampler
+from llm_forget.methods import METHODS, Objective, build_objective
+from llm_forget.models import attach_adapter, prepare_gradient_checkpointing
+from llm_forget.trainer import Batch, UnlearnTrainer
+
+TRANSFORMERS, FINETUNE = "finetune_transformers", "finetune"
+NAIVE = {"npo": naive_npo, "npo_kl": naive_npo_kl}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a step."""
+
+    step: Callable[[Batch], Tensor]  # gives the loss
+    objective: Objective | None = None  # None: fine-tuning
+    trainer: UnlearnTrainer | None = None  # None: not our engine
+    extra_bytes: int = 0  # weights that only this variant needs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all variants share."""
+
+    model: Any  # the policy under LoRA, prepared for its precision
+    tokenizer: PreTrainedTokenizerBase
+    args: TrainConfig
+    splits: dict[str, Dataset]
+    engine: UnlearnTrainer  # of fine-tuning
+    optimizer: torch.optim.Optimizer
+    attention: str  # as transformers would take it
+    sizes: Sizes
+    reference: nn.Module | None  # the second copy of the naive variants
+
+    @property
+    def device(self) -> torch.device:
+        return self.args.device
+
+    def update(self) -> None:
+        """What follows a backward pass: the gradient is clipped, the optimiser steps, gradients are dropped."""
+        if self.args.max_grad_norm:
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            self.engine.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]]) -> dict[str, Objective]:
+    """Objectives over forget and retain rows, so that every method passes over the same tokens.
+
+    A method whose paper takes no retain rows but allows for them is given them with weight 1.
+
+    Raises:
+        ValueError: a method reads other rows than these.
+    """
+    found = {}
+    for name in methods:
+        objective = build_objective(name, arguments.get(name))
+        if "retain" not in objective.splits() and METHODS[name].retain:
+            objective = build_objective(name, {**arguments.get(name, {}), "retain_weight": 1.0})
+        if objective.splits() != ("forget", "retain") or objective.needs_alternate():
+            fit = [m for m in METHODS if METHODS[m].retain and not build_objective(m).needs_alternate()]
+            raise ValueError(
+                f"method '{name}' does not read forget and retain rows alone, so its step is over other tokens than "
+                f"those it would be compared with; take some of {', '.join(fit)}"
+            )
+        found[name] = objective
+    return found
+
+
+def real_batches(
+    splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
+) -> tuple[list[Batch], dict[str, Dataset]]:
+    """The first whole batches of training, lengths as they are, and the rows that they hold (``index`` is among these).
+
+    Raises:
+        ValueError: a split has fewer rows than a batch.
+    """
+    for name, rows in splits.items():
+        if len(rows) < batch_size:
+            raise ValueError(
+                f"per_device_train_batch_size is {batch_size}, but {name} has {len(rows)} rows; lower it to measure "
+                "whole batches"
+            )
+    sampler = StepSampler({name: len(rows) for name, rows in splits.items()}, batch_size=batch_size, seed=seed)
+    slots: list[list[dict[str, int]]] = []
+    epoch = 0
+    while len(slots) < count:
+        sampler.set_epoch(epoch)
+        slots += [batch for batch in sampler.batches(batch_size, 0, 1) if batch[-1]["forget"] != PADDING]
+        epoch += 1
+    chosen, batches = slots[:count], []
+    used = {name: sorted({slot[name] for batch in chosen for slot in batch}) for name in splits}
+    for batch in chosen:
+        rows = {name: [(used[name].index(slot[name]), splits[name][slot[name]]) for slot in batch] for name in splits}
+        batches.append(
+            {name: collate([{**row, "index": i} for i, row in part], pad_token_id) for name, part in rows.items()}
+        )
+    return batches, {name: splits[name].select(places) for name, places in used.items()}
+
+
+def set_up(
+    model: Any,
+    model_args: ModelConfig,
+    args: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, Dataset],
+    folder: Path,
+    *,
+    naive: bool,
+) -> Stage:
+    """A base model made ready for all variants; it is changed in place. ``naive`` copies it before."""
+    args = copy.copy(args)
+    args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
+    disable_dropout_in_model(model)
+    sizes, attention = sizes_of(model), model.config._attn_implementation
+    reference = copy.deepcopy(model).eval() if naive else None
+    if args.gradient_checkpointing:
+        prepare_gradient_checkpointing(model)
+    model = attach_adapter(model, model_args)
+    _leave_the_start(model)
+    engine = _trainer(model, args, tokenizer, {"train": splits["retain"]}, {"train": {"name": "nll"}})
+    model = engine.accelerator.prepare_model(model)
+    if reference is not None:
+        reference = engine.accelerator.prepare_model(reference.to(args.device), evaluation_mode=True)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = Sizes(**{**sizes.to_dict(), "adapter": trained})
+    optimizer = engine.create_optimizer()
+    return Stage(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
+
+
+def _leave_the_start(model: nn.Module) -> None:
+    """At its start one half of an adapter is zero, and so are the gradients of the other; later steps are not so."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.any():
+            parameter.data += torch.randn(parameter.shape, generator=generator).to(parameter) * 1e-3
+
+
+def _trainer(
+    model: Any, args: TrainConfig, tokenizer: Any, splits: dict[str, Dataset], objective: dict[str, Any] | Objective
+) -> UnlearnTrainer:
+    if not isinstance(objective, Objective):
+        objective = build_objective(objective=objective)
+    trainer = UnlearnTrainer(model, args, splits=splits, objective=objective, processing_class=tokenizer)
+    trainer.model_wrapped = model
+    return trainer
+
+
+def begin(trainer: UnlearnTrainer) -> None:
+    """What training does before its first step: finds the shortcuts, computes the reference log-probs."""
+    trainer.reference.on_train_begin()
+
+
+def make_variants(stage: Stage, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
+    """Plain fine-tuning by transformers and by our engine, each method, and the naive form of those that have one."""
+    found = {TRANSFORMERS: Variant(_transformers_step(stage))}
+    begin(stage.engine)
+    found[FINETUNE] = Variant(_engine_step(stage, stage.engine, merged=True), trainer=stage.engine)
+    for name, objective in objectives.items():
+        trainer = _trainer(stage.model, stage.args, stage.tokenizer, stage.splits, objective)
+        begin(trainer)
+        found[name] = Variant(_engine_step(stage, trainer), objective, trainer)
+    if stage.reference is not None:
+        extra = weight_bytes(stage.reference)
+        for name in [name for name in objectives if name in NAIVE]:
+            step = _naive_step(stage, NAIVE[name], objectives[name])
+            found[f"naive_{name}"] = Variant(step, objectives[name], extra_bytes=extra)
+    return found
+
+
+def _engine_step(stage: Stage, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
+    """One optimiser step as `UnlearnTrainer` makes it; ``merged``: of all rows as one split."""
+
+    def step(batch: Batch) -> Tensor:
+        if merged:
+            batch = {"train": concatenate(batch, stage.tokenizer.pad_token_id)}
+        batches, counts = trainer.get_batch_samples(iter([batch]), 1, stage.device)
+        loss = trainer.training_step(stage.model, batches[0], counts)
+        stage.update()
+        return loss
+
+    return step
+
+
+def _transformers_step(stage: Stage) -> Callable[[Batch], Tensor]:
+    """One padded batch of all rows, the model's own loss."""
+
+    def step(batch: Batch) -> Tensor:
+        inputs = stage.engine._prepare_inputs(concatenate(batch, stage.tokenizer.pad_token_id))
+        with _plain_attention(stage):
+            stage.model.train()
+            loss = stage.model(**inputs).loss
+            stage.engine.accelerator.backward(loss)
+        stage.update()
+        return loss.detach()
+
+    return step
+
+
+def _naive_step(stage: Stage, loss_of: Callable[..., Tensor], objective: Objective) -> Callable[[Batch], Tensor]:
+    terms = {term.split: term for term in objective.terms}
+    settings = {"beta": terms["forget"].arguments["beta"], "retain_weight": terms["retain"].weight}
+
+    def step(batch: Batch) -> Tensor:
+        batch = stage.engine._prepare_inputs(batch)
+        with _plain_attention(stage):
+            stage.model.train()
+            loss = loss_of(stage.model, stage.reference, batch["forget"], batch["retain"], **settings)
+            stage.engine.accelerator.backward(loss)
+        stage.update()
+        return loss.detach()
+
+    return step
+
+
+@contextmanager
+def _plain_attention(stage: Stage) -> Iterator[None]:
+    """Attention as transformers has it, not the one that our engine put in for packed rows."""
+    config = stage.model.get_base_model().config
+    ours = config._attn_implementation
+    config._attn_implementation = stage.attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = ours

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord, content_key
-from llm_forget.logprobs import forward_logprobs
+from llm_forget.evals.teacher_forcing import forward_with_logits, per_row
 
 Advance = Callable[[int], None]  # called with the number of records just finished
 Item = TypeVar("Item")
@@ -62,8 +62,11 @@ def probe_logprobs(
     *,
     batch_size: int = 64,
     advance: Advance | None = None,
+    plain: bool = False,
 ) -> None:
     """Teacher-forced pass: one record per row and answer, with what `TokenRecord` holds of every target token.
+
+    Where the model allows it, what the rows of a batch begin with in common is passed over once, and no padding at all.
 
     Args:
         model: any Hugging Face or PEFT causal LM.
@@ -71,22 +74,21 @@ def probe_logprobs(
         writer: receives the records.
         batch_size: sequences at most; fewer where their logits would not fit a fixed budget.
         advance: progress.
+        plain: pass over padded rows as they are, to compare with.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
+    if not todo:
+        return
     windows: dict[Key, int] = {}
     for row in todo:
         windows[row.key] = windows.get(row.key, 0) + 1
     measured: dict[Key, dict[int, tuple[Tensor, ...]]] = {}
 
     def measure(batch: Sequence[TokenRow]) -> None:
-        logps = forward_logprobs(model, _right_padded(batch, device), head=head, logits=True)
-        assert logps.logits is not None
-        hits = logps.logits.argmax(-1) == logps.labels  # [B, T]
-        found = []
-        for i, n in enumerate(logps.mask.sum(-1).tolist()):
-            mean, variance = _vocabulary_moments(logps.logits[i, :n])
-            found.append((logps.values[i, :n].float().cpu(), hits[i, :n].cpu(), mean.cpu(), variance.cpu()))
+        # Neighbours that begin alike share the most.
+        batch = sorted(batch, key=lambda row: row.input_ids)
+        found = per_row(forward(_right_padded(batch, device)))
         finished = []
         # Only now, when memory can no longer run out: what is taken from `measured` would be missing for the retry.
         for row, values in zip(batch, found, strict=True):
@@ -99,10 +101,12 @@ def probe_logprobs(
             advance(len(finished))
 
     device = _device(model)
-    head = model.get_output_embeddings()
-    block = (LOGITS_ON_CPU if device.type == "cpu" else LOGITS_ON_GPU) // head.weight.shape[0]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    block = (LOGITS_ON_CPU if device.type == "cpu" else LOGITS_ON_GPU) // vocabulary
     with _measuring(model):
-        _in_batches(todo, lambda row: len(row.input_ids), measure, batch_size=batch_size, tokens=block)
+        forward, shared = forward_with_logits(model, plain=plain)
+        length = _with_its_siblings(todo) if shared else lambda row: len(row.input_ids)
+        _in_batches(todo, length, measure, batch_size=batch_size, tokens=block)
 
 
 def probe_generate(
@@ -279,13 +283,12 @@ def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> b
     return False
 
 
-def _vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of log p(v) over v drawn from p, ``[n]`` each, of ``[n, V]`` logits: Min-K %++ needs them."""
-    logps = logits.float().log_softmax(-1).clamp_min(-1e4)  # [n, V], and no 0 * inf for a token that is masked out
-    weights = logps.exp()  # [n, V]
-    mean = torch.linalg.vecdot(weights, logps)  # [n]
-    # Not the mean of squares minus the squared mean: that cancels, down to below zero, where the model is certain.
-    return mean, torch.linalg.vecdot(weights, (logps - mean[:, None]).square_())  # [n]
+def _with_its_siblings(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
+    """Length by which answers to one question stay together: that of the longest."""
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row.id] = max(longest.get(row.id, 0), len(row.input_ids))
+    return lambda row: longest[row.id]
 
 
 def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenRecord:

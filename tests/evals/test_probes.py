@@ -76,10 +76,19 @@ def test_moments_are_those_of_the_whole_vocabulary(tmp_path, goldens, tiny):
         )
 
 
-def test_a_token_that_is_masked_out_leaves_finite_moments():
-    mean, variance = probes._vocabulary_moments(torch.tensor([[0.0, 0.0, -torch.inf], [40.0, -40.0, -torch.inf]]))
-    torch.testing.assert_close(mean, torch.tensor([-np.log(2), 0.0], dtype=torch.float32))
-    torch.testing.assert_close(variance, torch.zeros(2), atol=1e-6, rtol=0)
+def test_records_of_rows_that_begin_alike_are_those_of_each_row_alone(tmp_path, goldens, tiny):
+    rows = token_rows(goldens, "forget_pert")
+    seen = []
+    hook = tiny[0].get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    shared = measure(tmp_path, tiny[0], rows, "shared")
+    hook.remove()
+    assert sum(seen) < sum(len(row.input_ids) for row in rows)
+    for left, right in zip(shared, measure(tmp_path, tiny[0], rows, "plain", batch_size=1, plain=True), strict=True):
+        assert left.key == right.key
+        assert left.hits.tolist() == right.hits.tolist()
+        np.testing.assert_allclose(left.logps, right.logps, atol=2e-5)
+        np.testing.assert_allclose(left.means, right.means, atol=2e-5)
+        np.testing.assert_allclose(left.variances, right.variances, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf", "verbmem"])
@@ -134,7 +143,7 @@ def test_rows_already_measured_are_not_measured_again(tmp_path, goldens, tiny):
     hook = tiny[0].register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    probe_logprobs(tiny[0], rows, again)
+    probe_logprobs(tiny[0], rows, again, plain=True)
     hook.remove()
     assert sum(seen) == len(rows) - 5
     assert [r.key for r in again.finish()] == keys
@@ -150,7 +159,7 @@ def test_the_batch_is_halved_until_it_fits(tmp_path, goldens, tiny):
 
     rows = token_rows(goldens, "forget")
     hook = tiny[0].register_forward_pre_hook(small_memory, with_kwargs=True)
-    records = measure(tmp_path, tiny[0], rows, batch_size=12)
+    records = measure(tmp_path, tiny[0], rows, batch_size=12, plain=True)
     hook.remove()
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert [r.key for r in records] == [row.key for row in rows]
@@ -160,18 +169,18 @@ def test_memory_that_runs_out_after_the_forward_loses_no_window(tmp_path, tiny, 
     windows = [TokenRow("a", 0, 0, [5, 6, 7, 8], [-100, 6, 7, 8]), TokenRow("a", 0, 1, [5, 9], [-100, 9])]
     rows = [*windows, TokenRow("b", 0, 0, [5, 6], [-100, 6])]
     expected = measure(tmp_path / "one", tiny[0], rows)
-    calls, moments = [], probes._vocabulary_moments
+    calls, whole = [], probes.per_row
 
-    def small_memory(logits):
-        calls.append(len(logits))
-        if len(calls) == 3:  # after the first window alone, at the second row of the next batch
+    def small_memory(logps):
+        calls.append(len(logps.values))
+        if len(calls) == 2:  # after the first window alone, at the next batch
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return moments(logits)
+        return whole(logps)
 
-    monkeypatch.setattr(probes, "_vocabulary_moments", small_memory)
+    monkeypatch.setattr(probes, "per_row", small_memory)
     monkeypatch.setattr(probes, "LOGITS_ON_CPU", 512 * 4)
-    again = measure(tmp_path / "two", tiny[0], rows)
-    assert len(calls) > 3
+    again = measure(tmp_path / "two", tiny[0], rows, plain=True)
+    assert calls == [1, 2, 1, 1]
     assert [r.key for r in again] == [("a", 0), ("b", 0)]
     assert again[0].logps.tolist() == pytest.approx(expected[0].logps.tolist(), rel=1e-5)
 
@@ -182,7 +191,7 @@ def test_a_single_row_that_does_not_fit_is_refused_with_its_length(tmp_path, tin
 
     hook = tiny[0].register_forward_pre_hook(no_memory)
     with pytest.raises(MemoryError, match="single sequence of 3 tokens"):
-        measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100, 6, 7])])
+        measure(tmp_path, tiny[0], [TokenRow("a", 0, 0, [5, 6, 7], [-100, 6, 7])], plain=True)
     hook.remove()
 
 
@@ -201,7 +210,7 @@ def test_long_rows_come_in_smaller_batches(monkeypatch, tmp_path, tiny):
     hook = tiny[0].register_forward_pre_hook(lambda _, __, i: sizes.append(len(i["input_ids"])), with_kwargs=True)
     monkeypatch.setattr(probes, "LOGITS_ON_CPU", 512 * 40)
     rows = [TokenRow(str(i), 0, 0, [5] * n, [5] * n) for i, n in enumerate([20, 20, 20, 10, 10, 10, 10])]
-    measure(tmp_path, tiny[0], rows)
+    measure(tmp_path, tiny[0], rows, plain=True)
     hook.remove()
     assert sizes == [2, 2, 3]
 

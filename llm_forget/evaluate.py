@@ -7,8 +7,8 @@ Under ``accelerate launch`` every process measures its share of the rows; the ma
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +17,20 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
-from llm_forget import __version__
 from llm_forget.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
-from llm_forget.evals.lines import Computation, compute_lines
 from llm_forget.evals.lm_tasks import check_metric, check_tasks
 from llm_forget.evals.measure import Subject, measure
+from llm_forget.evals.results import concluded, of_suite, with_earlier
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.shares import as_main, start_processes
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts, terminal
-from llm_forget.evals.verdict import answer, apply_bound
 from llm_forget.models import load_tokenizer
 from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
-from llm_forget.run import RESULTS_FORMAT, ROLES, Run, read_json, write_json
+from llm_forget.run import ROLES, Run, json_digest, write_json
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
@@ -43,6 +41,7 @@ def evaluate(
     suite: str | Path | Sequence[str | Path] | None = None,
     *,
     target: str | None = None,
+    target_revision: str | None = None,
     oracle: str | None = None,
     limit: int | None = None,
     batch_size: int = 64,
@@ -58,6 +57,7 @@ def evaluate(
         run: a finished run, or any model (Hub id, folder, adapter): then nothing is written but the cache.
         suite: names of shipped suites or YAML files, as a list or with commas; default: the run's, otherwise ``basic``.
         target: the model before; default: what the run unlearned from.
+        target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
         oracle: the model that never knew; default: the run's ``oracle``; without one its column stays empty.
         limit: measure at most so many rows of each probe, a seeded sample.
         batch_size: sequences at most; halved when memory runs out.
@@ -68,25 +68,26 @@ def evaluate(
         overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
-        The content of results.json; an unscored value is None. What earlier evaluations of the same models with other
-        suites found stays in it. The same on all processes.
+        The content of results.json; an unscored value is None. What earlier evaluations of the same models and rows
+        with other suites found stays in it. The same on all processes.
 
     Raises:
-        ValueError: an unknown suite, key, split or column, models with different tokenizers, lm-eval tasks with several
-            processes, or a launch that obtained other processes than it asked for or cuts models into pieces.
+        ValueError: an unknown suite, key, split or column, two suites of one name, models with different tokenizers,
+            lm-eval tasks with several processes, or a launch that obtained other processes than it asked for or cuts
+            models into pieces.
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides)
     names = suite or config.get("suite") or DEFAULT_SUITE
     names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
-    suites = {chosen.name: chosen for chosen in (load_suite(name).limited(limit) for name in dict.fromkeys(names))}
+    suites = _suites(list(dict.fromkeys(names)), limit)
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
-    subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"))
+    subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
     tokenizer = _common_tokenizer(subjects)
     with state.main_process_first():  # the others find what the first has read in the cache
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
-    works = {f"{name}/{probe}": work for name, probes in by_suite.items() for probe, work in probes.items()}
+    works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
     for task in tasks.values():
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
@@ -100,15 +101,29 @@ def evaluate(
         return as_main({})
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = _concluded(suites, subjects, works, found, given)
+    results, rows = concluded(suites, subjects, works, found, given)
+    for name, (_, splits) in by_suite.items():
+        results["suites"][name]["splits"] = splits
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None and keep:
-        results, rows = _with_earlier(finished, results, rows)
+        results, rows = with_earlier(finished, results, rows)
         write_json(finished.rows_file, rows)
         write_json(finished.results_file, results)
     if not quiet:
         _show(suites, works, found, results, tokenizer, show_text)
     return as_main(results)
+
+
+def _suites(names: list[str | Path], limit: int | None) -> dict[str, Suite]:
+    """The suites by name. Results are kept by it, so no two of one command may share one."""
+    loaded = [load_suite(name).limited(limit) for name in names]
+    for name, count in Counter(suite.name for suite in loaded).items():
+        if count > 1:
+            twins = " and ".join(f"'{given}'" for given, suite in zip(names, loaded, strict=True) if suite.name == name)
+            raise ValueError(
+                f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
+            )
+    return {suite.name: suite for suite in loaded}
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
@@ -121,23 +136,6 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
             )
 
 
-def _concluded(
-    suites: dict[str, Suite],
-    subjects: dict[str, Subject],
-    works: dict[str, Work],
-    records: dict[str, dict[str, Any]],
-    given: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes into results.json and rows.json: arithmetic on the records."""
-    results, rows = _head(subjects), {}
-    for name, suite in suites.items():
-        computed = _computed(suite, {role: _of_suite(name, by_probe) for role, by_probe in records.items()})
-        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in _of_suite(name, works).items()}
-        results["suites"][name] = {**_judged(suite, computed), **given, "definition": suite.digest, "probes": probes}
-        rows[name] = _rows(computed)
-    return results, rows
-
-
 def _show(
     suites: dict[str, Suite],
     works: dict[str, Work],
@@ -148,23 +146,8 @@ def _show(
 ) -> None:
     for name in suites:
         print_results(name, results, terminal())
-        own = {role: _of_suite(name, by_probe) for role, by_probe in records.items()}
-        print_texts(_texts(_of_suite(name, works), own, tokenizer, count), terminal())
-
-
-def _of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {key.removeprefix(f"{name}/"): value for key, value in content.items() if key.startswith(f"{name}/")}
-
-
-def _with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was found before about the same three models, and this."""
-    if not run.results_file.is_file() or not run.rows_file.is_file():
-        return results, rows
-    earlier = read_json(run.results_file)
-    if earlier.get("format") != RESULTS_FORMAT or earlier["models"] != results["models"]:
-        return results, rows
-    suites = {**earlier["suites"], **results["suites"]}
-    return {**results, "suites": suites}, {**read_json(run.rows_file), **rows}
+        own = {role: of_suite(name, by_probe) for role, by_probe in records.items()}
+        print_texts(_texts(of_suite(name, works), own, tokenizer, count), terminal())
 
 
 def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Run | None]:
@@ -202,7 +185,9 @@ def _check_type(key: str, value: Any) -> None:
         )
 
 
-def _subjects(config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None) -> dict[str, Subject]:
+def _subjects(
+    config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
+) -> dict[str, Subject]:
     """The models to measure, by role; the roles that are not known are missing."""
     model = model_part(config)
     subjects = {}
@@ -218,12 +203,13 @@ def _subjects(config: dict[str, Any], run: Run | None, target: str | None, oracl
     else:
         subjects["unlearned"] = Subject("unlearned", model)
     if target is not None:
-        subjects["before"] = Subject("before", _other(model, target))
+        subjects["before"] = Subject("before", _other(model, target, target_revision))
     return subjects
 
 
-def _other(model: ModelConfig, name: str) -> ModelConfig:
-    return replace(model, model_name_or_path=name, model_revision="main")
+def _other(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
+    """Another model in the same precision. The revision of the first says nothing about it."""
+    return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
 def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
@@ -243,22 +229,28 @@ def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
     return tokenizer
 
 
-def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> dict[str, Work]:
-    """Read the splits and tokenise what each probe measures."""
+def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
+    """Read the splits and tokenise what each probe measures; and digests of the rows of the run's own splits."""
     keys = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
     template = template_for(tokenizer, **{k: config[k] for k in keys if config.get(k) is not None})
     length = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
-    return {
+    works = {
         name: prepare(probe, splits[probe.split], tokenizer, template, **length) for name, probe in suite.probes.items()
     }
+    own = (name for name in splits if _own_source(name, config) is not None)
+    return works, {name: json_digest(splits[name]) for name in own}
+
+
+def _own_source(name: str, config: dict[str, Any]) -> Any:
+    """Where the run itself finds a split; None where it does not name it."""
+    given = (config.get("splits") or {}).get(name)
+    return (config.get(name) or given) if name in SPLITS else given
 
 
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Rows of a split, as the run names it, otherwise as the suite does."""
-    given = (config.get("splits") or {}).get(name)
-    if name in SPLITS:
-        given = config.get(name) or given
+    given = _own_source(name, config)
     source = given if given is not None else suite.data.get(name)
     if source is None:
         known = sorted(
@@ -271,56 +263,6 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
     fields = config.get("fields") if given is not None else None
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
-
-
-def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
-    models = {
-        role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
-        for role in ROLES
-    }
-    return {"format": RESULTS_FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
-
-
-def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """The lines of every model; first those that others compare with."""
-    computed: dict[str, Computation] = {}
-    for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
-        if role in records:
-            others = {other: (known, computed.get(other, {})) for other, known in records.items()}
-            computed[role] = compute_lines(suite, records[role], others, role=role)
-    return computed
-
-
-def _rows(computed: dict[str, Computation]) -> dict[str, Any]:
-    """Values per row of every line and model, for those who draw them: ids and numbers."""
-    names = [name for name, line in computed["unlearned"].items() if line.rows]
-    return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
-
-
-def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
-    def lines(role: str) -> dict[str, Any]:
-        return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
-
-    said = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
-    said |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
-    others = {role: lines(role) for role in ("before", "oracle")}
-    metrics = {
-        name: {**line, **said[name], **{role: known.get(name) for role, known in others.items()}}
-        for name, line in lines("unlearned").items()
-    }
-    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
-    untouched = {
-        name: {**line, "before": line, "oracle": others["oracle"].get(name)} for name, line in others["before"].items()
-    }
-    verdict = {}
-    for question, bounds in suite.verdict.items():
-        findings = [apply_bound(bound, metrics[bound.line]) for bound in bounds]
-        verdict[question] = {
-            "answer": answer(findings),
-            "before": answer(apply_bound(bound, untouched[bound.line]) for bound in bounds) if untouched else None,
-            "findings": [finding.to_dict() for finding in findings],
-        }
-    return json.loads(json.dumps({"metrics": metrics, "verdict": verdict}, allow_nan=False))
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:

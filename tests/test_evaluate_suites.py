@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import yaml
 from tiny_runs import CANARY, SUITE
 
+from llm_forget.attacks.scene import Scene
 from llm_forget.evaluate import evaluate
+from llm_forget.run import Run
 
 EXTRA = {
     "probes": {
@@ -96,6 +99,65 @@ def test_what_was_found_about_another_model_does_not_stay(make_run, extra):
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
     assert list(evaluate(run.path, quiet=True, oracle=str(run.path.parent / "target"))["suites"]) == ["suite"]
+
+
+def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tmp_path, extra, caplog):
+    run = make_run("run")
+    evaluate(run.path, extra, quiet=True)
+    evaluate(run.path, quiet=True, retain=str(tmp_path / "holdout.jsonl"))
+    lines = (tmp_path / "forget.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "forget.jsonl").write_text("".join(lines[:-1]))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
+    with caplog.at_level("WARNING", logger="llm_forget"):
+        found = evaluate(run.path, tmp_path / "other.yaml", quiet=True)
+    # 'suite' was asked for other rows than the run's, and says so.
+    assert list(found["suites"]) == ["suite", "other"]
+    assert found["suites"]["suite"]["overrides"] == ["retain"]
+    assert set(json.loads(run.rows_file.read_text())) == {"suite", "other"}
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "llm_forget"]
+    assert said.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
+    # The same rows in other files are the same rows; what a suite brings along itself is no affair of another's.
+    (tmp_path / "forget.jsonl").rename(tmp_path / "moved.jsonl")
+    again = evaluate(run.path, extra, quiet=True, forget=str(tmp_path / "moved.jsonl"))
+    assert list(again["suites"]) == ["suite", "other", "extra"]
+    own = {**SUITE["probes"]["forget"], "split": "holdout"}
+    suite = {"probes": {"forget": own}, "metrics": {"p": SUITE["metrics"]["forget_probability"]}}
+    brought = make_run("brought", holdout=None)
+    for name in ("one", "two"):
+        content = {"data": {"holdout": str(tmp_path / f"{'retain' if name == 'one' else 'holdout'}.jsonl")}, **suite}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        last = evaluate(brought.path, tmp_path / f"{name}.yaml", quiet=True)
+    assert list(last["suites"]) == ["one", "two"]
+
+
+def test_two_suites_of_one_name_in_one_command_are_refused(make_run, tmp_path):
+    run = make_run("run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "suite.yaml").write_text((tmp_path / "suite.yaml").read_text())
+    twins = [str(tmp_path / "suite.yaml"), str(tmp_path / "mine" / "suite.yaml")]
+    with pytest.raises(
+        ValueError, match=r"suite\.yaml' and '.*mine/suite\.yaml' are both called 'suite'.*; rename one"
+    ):
+        evaluate(run.path, twins, quiet=True)
+    assert list(evaluate(run.path, [twins[0], twins[0]], quiet=True)["suites"]) == ["suite"]
+
+
+def test_an_attacked_model_is_compared_with_the_target_at_the_revision_that_was_unlearned(
+    make_model, make_run, extra, tmp_path, monkeypatch
+):
+    make_run("unused")  # for the rows
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--base"
+    for name, seed in (("a" * 40, 4), ("b" * 40, 5)):
+        shutil.copytree(make_model(name, seed), repository / "snapshots" / name)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    config = {"model_name_or_path": "org/base", "model_revision": "a" * 40, "max_length": 128}
+    config |= {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "holdout")}
+    run = Run.start(tmp_path / "run", "unlearn", config, config, False)
+    run.finish()
+    lines = Scene(run, str(extra), tmp_path / "attack", plain={}).measure(str(tmp_path / ("a" * 40)))
+    assert lines["line_both"]["value"] == 0.5  # nothing changed between a model and itself
 
 
 def test_probes_of_two_suites_by_one_name_are_kept_apart(make_run, tmp_path):

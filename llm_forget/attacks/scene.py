@@ -53,7 +53,8 @@ class Scene:
         if (Path(name) / "adapter").is_dir():
             # The adapter as it is, not as a run: the run's own results are of the model that was not attacked.
             name = str(Path(name) / "adapter")
-        others = {"target": self.config["model_name_or_path"], "oracle": self.config.get("oracle")}
+        target = {"target": self.config["model_name_or_path"], "target_revision": self.config.get("model_revision")}
+        others = {**target, "oracle": self.config.get("oracle")}
         # Not kept as results either: an oracle that is a whole model is a run as well.
         results = evaluate(
             name, self.suite, **others, limit=self.limit, batch_size=self.batch_size, quiet=True, keep=False,

@@ -1,0 +1,125 @@
+"""What an evaluation writes: results.json and rows.json, from records and from what earlier evaluations found."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from llm_forget import __version__
+from llm_forget.config import SPLITS
+from llm_forget.evals.lines import Computation, compute_lines
+from llm_forget.evals.measure import Subject
+from llm_forget.evals.rows import Work
+from llm_forget.evals.suite import Suite
+from llm_forget.evals.verdict import answer, apply_bound
+from llm_forget.run import RESULTS_FORMAT, ROLES, Run, read_json
+
+logger = logging.getLogger("llm_forget")
+DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # of a recipe, that say which rows a split has
+
+
+def concluded(
+    suites: dict[str, Suite],
+    subjects: dict[str, Subject],
+    works: dict[str, Work],
+    records: dict[str, dict[str, Any]],
+    given: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into results.json and rows.json: arithmetic on the records."""
+    results, rows = _head(subjects), {}
+    for name, suite in suites.items():
+        computed = _computed(suite, {role: of_suite(name, by_probe) for role, by_probe in records.items()})
+        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in of_suite(name, works).items()}
+        results["suites"][name] = {**_judged(suite, computed), **given, "definition": suite.digest, "probes": probes}
+        rows[name] = _rows(computed)
+    return results, rows
+
+
+def with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was found before about the same three models and the same rows, and this."""
+    if not run.results_file.is_file() or not run.rows_file.is_file():
+        return results, rows
+    earlier = read_json(run.results_file)
+    if earlier.get("format") != RESULTS_FORMAT or earlier["models"] != results["models"]:
+        return results, rows
+    kept = {}
+    for name, suite in earlier["suites"].items():
+        changed = _changed_splits(suite, results["suites"].values())
+        if name in results["suites"] or not changed:
+            kept[name] = suite
+            continue
+        logger.warning(
+            "'%s' no longer holds suite '%s': the rows of %s have changed since; evaluate it again",
+            run.results_file.name, name, ", ".join(f"'{split}'" for split in changed),
+        )  # fmt: skip
+    earlier_rows = {name: found for name, found in read_json(run.rows_file).items() if name in kept}
+    return {**results, "suites": {**kept, **results["suites"]}}, {**earlier_rows, **rows}
+
+
+def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
+    """Splits of the run whose rows an earlier suite saw otherwise, though it was asked for the same.
+
+    A suite that was asked for other sources than those of now says so in its ``overrides``, and stays.
+    """
+    changed = set()
+    seen = earlier.get("splits", {})  # results of 0.1.0 do not say
+    for suite in now:
+        if DATA_KEYS & {*earlier.get("overrides", ())} == DATA_KEYS & {*suite["overrides"]}:
+            changed |= {split for split, digest in suite["splits"].items() if seen.get(split, digest) != digest}
+    return sorted(changed)
+
+
+def of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}/"): value for key, value in content.items() if key.startswith(f"{name}/")}
+
+
+def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
+    models = {
+        role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
+        for role in ROLES
+    }
+    return {"format": RESULTS_FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
+
+
+def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
+    """The lines of every model; first those that others compare with."""
+    computed: dict[str, Computation] = {}
+    for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
+        if role in records:
+            others = {other: (known, computed.get(other, {})) for other, known in records.items()}
+            computed[role] = compute_lines(suite, records[role], others, role=role)
+    return computed
+
+
+def _rows(computed: dict[str, Computation]) -> dict[str, Any]:
+    """Values per row of every line and model, for those who draw them: ids and numbers."""
+    names = [name for name, line in computed["unlearned"].items() if line.rows]
+    return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
+
+
+def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
+    def lines(role: str) -> dict[str, Any]:
+        return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
+
+    said = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
+    said |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
+    others = {role: lines(role) for role in ("before", "oracle")}
+    metrics = {
+        name: {**line, **said[name], **{role: known.get(name) for role, known in others.items()}}
+        for name, line in lines("unlearned").items()
+    }
+    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
+    untouched = {
+        name: {**line, "before": line, "oracle": others["oracle"].get(name)} for name, line in others["before"].items()
+    }
+    verdict = {}
+    for question, bounds in suite.verdict.items():
+        findings = [apply_bound(bound, metrics[bound.line]) for bound in bounds]
+        verdict[question] = {
+            "answer": answer(findings),
+            "before": answer(apply_bound(bound, untouched[bound.line]) for bound in bounds) if untouched else None,
+            "findings": [finding.to_dict() for finding in findings],
+        }
+    return json.loads(json.dumps({"metrics": metrics, "verdict": verdict}, allow_nan=False))

@@ -7,6 +7,7 @@ from tiny_runs import CANARY
 from typer.testing import CliRunner
 
 from llm_forget.attacks.attack import KINDS, attack
+from llm_forget.attacks.attack import _name as attack_name
 from llm_forget.cli import app
 from llm_forget.evaluate import evaluate
 from llm_forget.finetune import finetune
@@ -73,6 +74,39 @@ def test_an_attack_on_a_sample_stands_beside_the_whole_one(make_run):
     names = sorted(path.name for path in (run.path / "attacks").iterdir())
     assert names[:2] == ["prefix", "prefix-limit-2"]
     assert names[2].startswith("prefix-limit-2-keys-")
+
+
+def test_an_attack_measured_with_another_suite_stands_beside_the_first(make_run):
+    run = make_run("run")
+    first = attack(run.path, "template", limit=2)
+    other = attack(run.path, "template", suite="basic", limit=2)
+    written = {path.parent.name: json.loads(path.read_text()) for path in run.path.glob("attacks/*/attack.json")}
+    assert written == {"template-limit-2": first, "template-suite-basic-limit-2": other}
+    assert set(first["metrics"]) != set(other["metrics"])
+
+
+def test_no_two_attacks_have_one_folder():
+    asked = [
+        ("template", {}, None, None, {}),
+        ("template", {}, "tofu", None, {}),
+        ("template", {}, "a/mine.yaml", None, {}),
+        ("template", {}, "b/mine.yaml", None, {}),
+        ("template", {}, "a_mine.yaml", None, {}),
+        ("template", {}, "/home/somebody/mine.yaml", None, {}),
+        ("template", {}, "/home/another/mine.yaml", None, {}),
+        ("template", {"prompt_template": "<{prompt}>"}, None, None, {}),
+        ("template", {"prompt_template": "[{prompt}]"}, None, None, {}),
+        ("template", {"prompt_template": f"{'x' * 90} {{prompt}} one"}, None, None, {}),
+        ("template", {"prompt_template": f"{'x' * 90} {{prompt}} two"}, None, None, {}),
+        ("template", {}, None, 5, {}),
+        ("template", {}, None, None, {"max_length": 9}),
+        ("template", {}, None, None, {"max_length": 8}),
+        ("template", {"chat": True}, None, None, {}),
+    ]
+    names = [attack_name(*one) for one in asked]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["template", "template-suite-tofu"]
+    assert all(len(name) <= 120 and "/" not in name and "somebody" not in name for name in names)
 
 
 def test_another_template_is_another_question(make_run):

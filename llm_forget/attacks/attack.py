@@ -59,7 +59,8 @@ def attack(
     if kind in ASKED and suite is not None:
         raise ValueError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
     began = time.perf_counter()
-    suite = ASKED[kind][0] if kind in ASKED else suite or finished.config.get("suite") or DEFAULT_SUITE
+    default = ASKED[kind][0] if kind in ASKED else finished.config.get("suite") or DEFAULT_SUITE
+    suite = suite or default
     if "," in suite:
         raise ValueError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -69,13 +70,8 @@ def attack(
     results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **given)
     found = results["suites"][Path(suite).stem]
     plain = {role: lines_of(found, role) for role in ROLES}
-    name = "-".join(
-        [kind, *(f"{k}-{v}" for k, v in arguments.items() if k in settings and isinstance(v, str | float | int))]
-    )
-    # An attack on a sample, or with other keys, stands beside the one on the run as it is.
-    name += f"-limit-{limit}" if limit is not None else ""
-    name += f"-keys-{json_digest(given).removeprefix('sha256:')[:8]}" if given else ""
-    folder = finished.path / "attacks" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:100]
+    own = {key: value for key, value in arguments.items() if key in settings}
+    folder = finished.path / "attacks" / _name(kind, own, suite if suite != default else None, limit, given)
     folder.mkdir(parents=True, exist_ok=True)
     scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
     attacked = entry.function(scene, **arguments)
@@ -94,6 +90,24 @@ def attack(
     }
     write_json(folder / "attack.json", content)
     return content
+
+
+def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
+    """Name of the attack's folder: another one for whatever else was asked, so that no attack overwrites another."""
+    asked = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
+    words = [str(value) for value in asked.values()]
+    # The report shows the name, and the path to a file tells about a machine and its owner.
+    public = [Path(word).name if word.startswith(("/", "~")) else word for word in words]
+    name = "-".join([kind, *(f"{key}-{word}" for key, word in zip(asked, public, strict=True))])
+    readable = "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:80]
+    digests = [f"keys-{_digest(keys)}"] if keys else []
+    # Two templates or two files may be alike in what a name can show.
+    digests += [_digest(asked)] if readable != name or public != words else []
+    return "-".join([readable, *digests])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return json_digest(content).removeprefix("sha256:")[:8]
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:

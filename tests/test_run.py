@@ -1,6 +1,12 @@
 """The run directory: old or new, never half; and checkpoints that say when they are whole."""
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +71,65 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     write_atomic(tmp_path / "b.txt", "text")
     assert read_json(path) == {"old": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.txt"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system writes no file beyond so many bytes, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_within_a_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        write_json(path, {"new": list(range(1000))})
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_whatever_step_of_a_write_fails_the_old_file_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, fail)
+        with pytest.raises(OSError, match="No space left"):
+            write_json(path, {"new": 2})
+        with pytest.raises(OSError, match="No space left"):
+            write_json(tmp_path / "never.json", {"new": 2})
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    write_json(path, {"new": 2})
+    assert read_json(path) == {"new": 2}
+
+
+def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, steps = tmp_path / "results.json", []
+    write_json(path, {"old": 1})
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def watched(*args: Any, _name: str = name, _original: Any = original) -> None:
+            steps.append((_name, read_json(path)))
+            _original(*args)
+
+        monkeypatch.setattr(os, name, watched)
+    write_json(path, {"new": 2})
+    assert steps == [("fsync", {"old": 1}), ("replace", {"old": 1})]
+    assert read_json(path) == {"new": 2}
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_an_attack_measured_with_another_suite_stands_beside_the_first(make_run)
     written = {path.parent.name: json.loads(path.read_text()) for path in run.path.glob("attacks/*/attack.json")}
     assert written == {"template-limit-2": first, "template-suite-basic-limit-2": other}
     assert set(first["metrics"]) != set(other["metrics"])
+    assert other["metrics"]["extraction_strength"]["metric"] == "extraction_strength"
 
 
 def test_no_two_attacks_have_one_folder():

@@ -117,7 +117,7 @@ def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str
         oracle = attacked.get("oracle", {}).get(name)
         values = [None if found is None else found["value"] for found in (line, oracle)]
         metrics[name] = {
-            "goal": suite["metrics"][name]["goal"],
+            **{key: suite["metrics"][name][key] for key in ("metric", "goal")},
             **{role: plain[role].get(name, {}).get("value") for role in ROLES},
             "unlearned_attacked": line,
             "oracle_attacked": oracle,

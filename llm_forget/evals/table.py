@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import nothing_to_forget, shown
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
@@ -69,8 +70,19 @@ def results_table(name: str, suite: dict[str, Any]) -> Table:
         unscored = f" (+{line['n_unscored']})" if line["n_unscored"] else ""
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
         value = f"[bold]{shown(line['value'])}[/]"
-        table.add_row(name, others[0], value, interval, others[1], f"{line['n']}{unscored}", GOALS[line["goal"]])
+        table.add_row(
+            _marked(name, line), others[0], value, interval, others[1], f"{line['n']}{unscored}", GOALS[line["goal"]]
+        )
+    table.caption = _footnote(suite["metrics"])
     return table
+
+
+def _marked(name: str, line: dict[str, Any]) -> str:
+    return f"{name} *" if is_one_choice(line) else name
+
+
+def _footnote(metrics: dict[str, Any]) -> str | None:
+    return f"* {ONE_CHOICE} to make one number of many" if any(map(is_one_choice, metrics.values())) else None
 
 
 def print_attack(found: dict[str, Any], console: Console) -> None:
@@ -84,9 +96,11 @@ def print_attack(found: dict[str, Any], console: Console) -> None:
     for name, line in found["metrics"].items():
         attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
         table.add_row(
-            name, shown(line["before"]), shown(line["unlearned"]), f"[bold]{shown(attacked['value'])}[/]",
+            _marked(name, line), shown(line["before"]),
+            shown(line["unlearned"]), f"[bold]{shown(attacked['value'])}[/]",
             shown(line["oracle"]), shown(other["value"]), shown(line["excess"]), str(attacked["n"]),
         )  # fmt: skip
+    table.caption = _footnote(found["metrics"])
     console.print(table)
 
 

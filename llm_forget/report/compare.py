@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import shown
 from llm_forget.report.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval, plain
 from llm_forget.report.facts import retraining_ratio
@@ -116,7 +117,8 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
         values = [Number(shown(found["value"]), interval(found["ci"])) if found else Number("") for found in others]
         known = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
         before, oracle = ([known[role]] if role in known else [] for role in ("before", "oracle"))
-        rows.append((Number(name, WANTED[line["goal"]]), *before, *values, *oracle))
+        marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
+        rows.append((Number(marked, WANTED[line["goal"]]), *before, *values, *oracle))
     before, oracle = ([role] if role in references else [] for role in ("before", "oracle"))
     columns = ("metric", *before, *(run.name for run in runs), *oracle)
     return Table(f"Suite {suite}: all numbers", columns, tuple(rows))

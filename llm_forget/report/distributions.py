@@ -80,11 +80,12 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """ROC curves of every membership attack, and the rows that the strongest one gives away."""
+    """ROC curves of every membership attack, and the rows that the strongest one on this model alone gives away."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
-    if attacks:
-        blocks.append(_given_away(*max(attacks, key=lambda attack: _strength(attack[1]))))
+    alone = [(names, sides) for names, sides in attacks if not _takes_model_before(evidence, names)]
+    if alone:
+        blocks.append(_given_away(*max(alone, key=lambda attack: _strength(attack[1]))))
     return Section("Membership inference", tuple(blocks))
 
 
@@ -106,6 +107,12 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
                     names.append(line)
     for names, sides in found.values():
         yield ", ".join(names), sides
+
+
+def _takes_model_before(evidence: Evidence, names: str) -> bool:
+    """Whether the attacker kept the model before, who finds the rows with the oracle just as well."""
+    lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
+    return any(line.get("metric") == "membership_two_models" for line in lines)
 
 
 def _strength(sides: Sides) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import shown
 from llm_forget.report import charts
 from llm_forget.report.document import Block, Cell, Chart, Number, Section, Table, Text, anchor, interval
@@ -73,6 +74,7 @@ def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
 
     plain = [Number(shown(value) if value is not None else "") for value in (bar.before, bar.unlearned, bar.oracle)]
     return (
-        name, plain[0], plain[1], attacked("unlearned"), plain[2], attacked("oracle"),
+        f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name,
+        plain[0], plain[1], attacked("unlearned"), plain[2], attacked("oracle"),
         Number(shown(excess) if excess is not None else ""),
     )  # fmt: skip

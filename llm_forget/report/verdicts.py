@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import nothing_to_forget, shown
 from llm_forget.report import charts
 from llm_forget.report.document import Cell, Chart, Number, Section, Table, Text, Verdict, anchor, interval
@@ -86,7 +87,8 @@ def _value(line: dict[str, Any], role: str) -> Cell:
 
 def _about(line: dict[str, Any]) -> str:
     unscored = f", {line['n_unscored']} unscored" if line["n_unscored"] else ""
-    return f"{WANTED[line['goal']]}, n={line['n']}{unscored}"
+    choice = f"{ONE_CHOICE}; " if is_one_choice(line) else ""
+    return f"{choice}{WANTED[line['goal']]}, n={line['n']}{unscored}"
 
 
 def plane_section(runs: Sequence[Evidence]) -> Section:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from llm_forget import shipped
+from llm_forget.evals.metrics import METRICS, is_one_choice
 from llm_forget.evals.metrics.aggregate import aggregate
 from llm_forget.evals.metrics.fluency import fluency
 from llm_forget.evals.metrics.memorization_score import memorization_score
@@ -81,6 +82,12 @@ def test_the_aggregate_is_the_harmonic_mean_of_scores_and_takes_nothing_else():
     for not_a_score in (1.2, -0.1):
         with pytest.raises(ValueError, match=r"scores in \[0, 1\]"):
             aggregate([0.5, not_a_score])
+
+
+def test_every_score_that_is_one_choice_says_so_and_is_marked():
+    said = {entry.name for entry in METRICS if "One choice among others" in entry.function.__doc__}
+    assert said == {entry.name for entry in METRICS if is_one_choice({"metric": entry.name})}
+    assert "aggregate" in said
 
 
 def test_a_suite_writes_the_aggregate_as_lines():

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from llm_forget.evals.table import damaged_answers, print_results, print_texts
+from llm_forget.evals.table import damaged_answers, print_attack, print_results, print_texts
 
 
 def test_rows_can_neither_control_the_terminal_nor_write_markup():
@@ -27,6 +27,31 @@ def test_only_a_target_that_was_already_like_the_oracle_had_nothing_to_forget(be
     results = {"models": {"oracle": {}}, "suites": {"s": {"metrics": {}, "verdict": verdict}}}
     print_results("s", results, Console(file=out))
     assert out.getvalue().count("nothing to forget") == said
+
+
+def test_a_score_that_is_one_choice_of_several_is_marked_as_that():
+    line = {"value": 0.3, "ci": None, "n": 9, "n_unscored": 0, "goal": "higher", "before": None, "oracle": None}
+    metrics = {"overall": {**line, "metric": "aggregate"}, "forget": {**line, "metric": "probability"}}
+    out = StringIO()
+    results = {"models": {"oracle": {}}, "suites": {"s": {"metrics": metrics, "verdict": {}}}}
+    print_results("s", results, Console(file=out, width=120))
+    assert "overall *" in out.getvalue()
+    assert "forget *" not in out.getvalue()
+    assert "* one choice of several" in out.getvalue()
+    out = StringIO()
+    results["suites"]["s"]["metrics"].pop("overall")
+    print_results("s", results, Console(file=out, width=120))
+    assert "one choice" not in out.getvalue()
+
+
+def test_a_score_that_is_one_choice_is_marked_in_the_table_of_an_attack():
+    line = {"metric": "aggregate", "goal": "higher", "before": 0.1, "unlearned": 0.5, "oracle": 0.6, "excess": None}
+    attacked = {"unlearned_attacked": {"value": 0.4, "ci": None, "n": 9}, "oracle_attacked": None}
+    out = StringIO()
+    found = {"kind": "relearn", "settings": {}, "suite": "tofu", "metrics": {"overall": {**line, **attacked}}}
+    print_attack(found, Console(file=out, width=120))
+    assert "overall *" in out.getvalue()
+    assert "* one choice of several" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from markdown_it import MarkdownIt
 from llm_forget.evals.stats import auc, ks_p_value, tpr_at_fpr
 from llm_forget.evals.verdict import shown
 from llm_forget.report import report
+from llm_forget.report.compare import compare, comparison_markdown
+from llm_forget.report.read import read_run
 from llm_forget.run import json_digest
 
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
@@ -172,6 +174,79 @@ def test_the_worst_rows_are_the_most_telling_ten(make_run):
     assert auc(members, others) < 0.5, "then low scores give rows away"
     (table,) = [t for title, t in page(run).tables.items() if title.startswith("Rows given away by mia_min_k")]
     assert [row[0] for row in table[1:]] == [f"row-{i:02d}" for i in np.argsort(members)[:10]]
+
+
+def test_the_worst_rows_are_not_those_that_a_kept_model_before_gives_away(make_run):
+    run = make_run()
+    results, rows = (json.loads((run / name).read_text()) for name in ("results.json", "rows.json"))
+    # It separates all rows, with the unlearned model and with the oracle.
+    sides = {"members": rows["basic"]["mia_min_k"]["unlearned"]["members"]}
+    sides["nonmembers"] = {"ids": [f"h{i}" for i in range(30)], "values": [-50.0 - i for i in range(30)]}
+    rows["basic"]["kept"] = dict.fromkeys(("before", "unlearned", "oracle"), sides)
+    line = {**results["suites"]["basic"]["metrics"]["mia_min_k"], "metric": "membership_two_models"}
+    results["suites"]["basic"]["metrics"]["kept"] = line
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "rows.json").write_text(json.dumps(rows))
+    tables = page(run).tables
+    assert "kept" in tables
+    assert [title.split(":")[0] for title in tables if title.startswith("Rows given")] == [
+        "Rows given away by mia_min_k"
+    ]
+
+
+def test_a_score_that_is_one_choice_of_several_says_so_everywhere(make_run):
+    run = make_run()
+    results = json.loads((run / "results.json").read_text())
+    score = {"value": 0.3, "ci": None, "n": 9, "n_unscored": 0, "goal": "higher", "metric": "aggregate"}
+    others = {role: {**score, "value": value} for role, value in (("before", 0.1), ("oracle", 0.7))}
+    results["suites"]["basic"]["metrics"]["overall"] = {**score, **others}
+    (run / "results.json").write_text(json.dumps(results))
+    after = {"unlearned_attacked": {"value": 0.2, "ci": None, "n": 9}, "oracle_attacked": None}
+    line = {"metric": "aggregate", "goal": "higher", "before": 0.1, "unlearned": 0.3, "oracle": 0.7, **after}
+    folder = run / "attacks" / "relearn"
+    folder.mkdir(parents=True)
+    attack = {"format": 1, "kind": "relearn", "suite": "basic", "settings": {}, "metrics": {"overall": line}}
+    (folder / "attack.json").write_text(json.dumps(attack))
+    tables = page(run).tables
+    shown_in = [table for table in tables.values() for row in table if row[0].startswith("overall")]
+    assert len(shown_in) >= 2
+    for table in shown_in:
+        assert "one choice of several" in next(row[0] for row in table if row[0].startswith("overall"))
+    assert (run / "report.md").read_text().count("one choice of several") == len(shown_in)
+    assert "overall (one choice of several)" in comparison_markdown(compare([run, make_run("other")]))
+
+
+def test_rows_that_are_null_are_left_out_of_every_picture_and_not_taken_for_0(make_run):
+    run = make_run()
+    whole = page(run)
+    results, rows = (json.loads((run / name).read_text()) for name in ("results.json", "rows.json"))
+    lines = {"forget_ratio": ["rows"], "extraction_strength": ["rows"], "mia_min_k": ["members", "nonmembers"]}
+    for line, names in lines.items():
+        for name in names:
+            rows["basic"][line]["unlearned"][name]["values"][3] = None
+    (run / "rows.json").write_text(json.dumps(rows))
+    found = page(run)
+    evidence = read_run(run)
+    assert np.isnan(evidence.scores("basic", "extraction_strength", "unlearned")[1]).sum() == 1
+    assert found.tables["mia_min_k"][2][2] == "29 + 29"
+    assert whole.tables["mia_min_k"][2][2] == "30 + 30"
+    (title,) = [title for title in found.tables if title.endswith("extraction_strength of each row")]
+    assert len(found.tables[title]) == len(whole.tables[title]) - 1
+    assert "row-03" not in [row[0] for row in found.tables[title]]
+    assert "with 29 and 30 rows" in " ".join("".join(found.words).split())
+    # And a model of which no row is scored at all.
+    for line, names in lines.items():
+        results["suites"]["basic"]["metrics"][line] |= {"value": None, "ci": None, "n": 0, "n_unscored": 30}
+        for name in names:
+            rows["basic"][line]["unlearned"][name]["values"] = [None] * 30
+    (run / "rows.json").write_text(json.dumps(rows))
+    (run / "results.json").write_text(json.dumps(results))
+    found = page(run)
+    said = "".join(found.words)
+    assert not [title for title in ("Truth ratio", "Membership inference", "Extraction") if title in said]
+    (values,) = [table for title, table in found.tables.items() if title.startswith("Suite basic: values")]
+    assert [row[2] for row in values if row[0].startswith("extraction_strength")] == ["unknown"]
+    assert "nan" not in {word.strip().lower() for word in found.words}
 
 
 def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_run):

@@ -12,10 +12,10 @@ from llm_forget.evals.stats import Rows, mean, scored
 def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> float:
     """(1 - mean repetition) * min(1, perplexity before / perplexity), in [0, 1], with geometric mean perplexities.
 
-    Stands in for the probability *clean* of a gibberish classifier (open-unlearning, appendix F.1), which is a download
-    and was trained on English. The two factors catch the two ways to collapse: noise has a high perplexity under the
-    model before, a repeated phrase a low one. Near 1 for the model before, 0 for one that only repeats itself.
-    Unscored when a factor is, as for a model that says nothing.
+    One choice among others, in place of the probability *clean* of a gibberish classifier (open-unlearning, appendix
+    F.1), which is a download and was trained on English. The two factors catch the two ways to collapse: noise has a
+    high perplexity under the model before, a repeated phrase a low one. Near 1 for the model before, 0 for one that
+    only repeats itself. Unscored when a factor is, as for a model that says nothing.
 
     Args:
         perplexity: `generated_perplexity` of each row, ``[N]``.

@@ -190,13 +190,16 @@ def test_adapter_and_moments_stay_in_float32_on_a_base_in_bfloat16(
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
+# reference.py asks whether the compiled wrapper is a PeftModel, and takes the policy where it should take the base.
+@pytest.mark.xfail(strict=True, reason="reference._forward: isinstance(trainer.model, PeftModel) is what must be asked")
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same_against_the_same_reference(
     make_trainer: Any, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     runs = []
     for compiled in (False, True):
-        trainer = make_trainer("npo", batch=7, max_steps=2, torch_compile=compiled)
+        model = tiny_model(vocab_size=len(tiny_tokenizer), num_hidden_layers=1)
+        trainer = make_trainer("npo", batch=7, max_steps=2, torch_compile=compiled, model=model)
         with torch.no_grad():  # as on a resume: the policy is not its reference any more
             for name, parameter in trainer.model.named_parameters():
                 if "lora_B" in name:

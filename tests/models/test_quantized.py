@@ -10,6 +10,7 @@ from llm_forget.models import (
     attach_adapter,
     load_adapter,
     load_base,
+    load_tokenizer,
     merge_adapter,
     quantization_of,
     reference_mode,
@@ -97,3 +98,30 @@ def test_a_model_without_a_folder_can_be_quantised(name, lora_args):
     model = load_base(lora_args(name, **NF4))
     assert quantization_of(model)["bnb_4bit_quant_type"] == "nf4"
     assert model.get_memory_footprint() < load_base(lora_args(name)).get_memory_footprint() / 2
+
+
+@pytest.mark.parametrize("how", [NF4, INT8], ids=["nf4", "int8"])
+def test_a_folder_of_packed_weights_is_the_model_that_was_packed(base, how, lora_args, tmp_path):
+    packed = tmp_path / "packed"
+    load_base(lora_args(base, **how)).save_pretrained(packed)
+    load_tokenizer(lora_args(base)).save_pretrained(packed)
+    assert "quantization_config" in json.loads((packed / "config.json").read_text())
+    losses = []
+    for args in (lora_args(base, **how), lora_args(packed)):  # asked for, and found in the folder
+        torch.manual_seed(0)
+        model = disturb(attach_adapter(load_base(args), args), scale=0.1)
+        model.eval()
+        with torch.no_grad():
+            model(IDS)  # on some CPUs this would repack 4-bit weights, which then give no gradient
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        norm = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None).sqrt()
+        losses.append([loss.item(), norm.item()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    save_adapter(model, tmp_path / "adapter", base_digest=source_digest(str(packed)))
+    report = merge_adapter(lora_args(packed), tmp_path / "adapter", tmp_path / "merged")
+    assert report["max_abs_logit_difference"] <= report["tolerance"] < 1e-2
+    assert quantization_of(load_base(lora_args(tmp_path / "merged"))) is None
+    with pytest.raises(ValueError, match="holds its weights in 4 or 8 bit only"):
+        merge_adapter(lora_args(packed), tmp_path / "adapter", tmp_path / "other", base_precision="original")
+    assert not (tmp_path / "other").exists()

@@ -1,8 +1,8 @@
 """Runs side by side, with those marked that no other one beats.
 
-On the axes: forgetting is the distance to the oracle (`measures.forget_distance`: 0 the oracle, 1 the model before,
-lower is better), utility the first of ``model_utility``, ``utility`` and ``retain_probability`` that the suite has
-(higher is better).
+On the axes: forgetting is the distance to the oracle (`measures.forget_distance`: 0 the oracle, 1 the model before or
+further, lower is better), utility the first of ``model_utility``, ``utility`` and ``retain_probability`` that the
+suite has (higher is better).
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ import numpy as np
 
 from llm_forget.evals.stats import Rows, scored
 
+# Metrics that do not say how well was forgotten: whether answers are language has no upper limit and would decide the
+# mean alone, and an attack with the model before at hand finds the rows of the oracle as well.
+NOT_FORGETTING = ("repetition", "silence", "generated_perplexity", "membership_two_models")
 UTILITIES = ("model_utility", "utility", "retain_probability")  # the first that a suite has
 
 
@@ -42,21 +45,21 @@ def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
 
 
 def forget_distance(metrics: Mapping[str, Any]) -> float | None:
-    """How far the unlearned model is from the oracle: 0 is the oracle, 1 is the model before; no unit.
+    """How far the unlearned model is from the oracle: 0 is the oracle, 1 the model before or further; no unit.
 
-    The mean of |unlearned - oracle| / |before - oracle| over the lines with goal ``match_oracle`` on which the model
-    before can be told from the oracle, that is, whose intervals do not overlap: the others had nothing to forget, and
-    would divide by noise. Above 1 is further away than before. None when there is no such line.
+    The mean of |unlearned - oracle| / |before - oracle|, each at most 1, over the lines with goal ``match_oracle`` on
+    which the model before can be told from the oracle, that is, whose intervals do not overlap: the others had nothing
+    to forget, and would divide by noise. Left out are lines of `NOT_FORGETTING`. None when there is no such line.
     """
     distances = []
-    for line in metrics.values():
+    for name, line in metrics.items():
         before, oracle = line.get("before"), line.get("oracle")
-        if line["goal"] != "match_oracle" or not before or not oracle:
+        if line["goal"] != "match_oracle" or line.get("metric", name) in NOT_FORGETTING or not before or not oracle:
             continue
         known = [line["value"], before["value"], oracle["value"]]
         if None in known or _overlap(before, oracle):
             continue
-        distances.append(abs(known[0] - known[2]) / abs(known[1] - known[2]))
+        distances.append(min(1.0, abs(known[0] - known[2]) / abs(known[1] - known[2])))
     return float(np.mean(distances)) if distances else None
 
 

@@ -17,7 +17,9 @@ WANTED = {"lower": "lower", "higher": "higher", "keep": "as before", "match_orac
 DISTANCE = "distance to the oracle"
 ABOUT_DISTANCE = (
     "Distance to the oracle: 0 is the model that never saw the rows, 1 the model before; the mean of "
-    "|unlearned - oracle| / |before - oracle| over the forget lines on which before and oracle can be told apart."
+    "|unlearned - oracle| / |before - oracle|, each at most 1, over the lines of the suite that are to be as the "
+    "oracle's and on which before and oracle can be told apart. Repetition, silence and perplexity of answers, and the "
+    "attack with the model before at hand, are left out: they do not say how much was forgotten."
 )
 
 

@@ -54,6 +54,20 @@ def test_forgetting_too_much_is_a_distance_too():
     assert forget_distance({"a": line(0.0, 0.9, 0.3)}) == pytest.approx(0.5)
 
 
+def test_no_single_line_decides_the_distance():
+    """A run that answers in gibberish but forgot is nearer than one that forgot nothing, whatever the perplexity."""
+    forgot = {"a": line(0.1, 0.9, 0.05), "b": line(0.35, 1.0, 0.4), "far": line(90.0, 1.0, 4.0)}
+    nothing = {"a": line(0.89, 0.9, 0.05), "b": line(0.98, 1.0, 0.4), "far": line(1.1, 1.0, 4.0)}
+    assert forget_distance(forgot) < forget_distance(nothing) < 1
+    assert forget_distance({"a": line(-5.0, 0.9, 0.3)}) == 1
+
+
+@pytest.mark.parametrize("metric", ["repetition", "silence", "generated_perplexity", "membership_two_models"])
+def test_what_does_not_say_how_well_was_forgotten_does_not_count(metric):
+    lines = {"a": line(0.3, 0.9, 0.1), "other": line(9.0, 1.0, 4.0) | {"metric": metric}}
+    assert forget_distance(lines) == pytest.approx(0.25)
+
+
 def test_lines_with_nothing_to_forget_or_another_goal_do_not_count():
     lines = {"a": line(0.1, 0.9, 0.1), "same": line(0.5, 0.305, 0.3), "keep": line(0.0, 1.0, 0.2, goal="keep")}
     assert forget_distance(lines) == 0

@@ -76,13 +76,7 @@ def merge_adapter(
         trained = probe_logits(model, probes)
         del model
         gc.collect()
-    onto = dataclasses.replace(args, load_in_4bit=False, load_in_8bit=False) if base_precision == "original" else args
-    base = load_base(onto, device_map=device_map, dequantize=base_precision == "trained")
-    if quantization_of(base) is not None:
-        raise ValueError(
-            f"'{base_args.model_name_or_path}' holds its weights in 4 or 8 bit only, so there is no original to merge "
-            "into; take base_precision 'trained', or name the unquantised model"
-        )
+    base = _base_to_merge_into(args, base_precision == "original", device_map)
     model = load_adapter(base, adapter_folder, base_digest=digest)
     probes = probes or random_probes(model.config.vocab_size)
     adapter = probe_logits(model, probes)
@@ -112,6 +106,17 @@ def merge_adapter(
         _refuse_above(limit, [adapter, *([trained] if exact and trained is not None else [])], merged)
         write_json(temporary / MERGE_REPORT, report)
     return report
+
+
+def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> Any:
+    onto = dataclasses.replace(args, load_in_4bit=False, load_in_8bit=False) if original else args
+    base = load_base(onto, device_map=device_map, dequantize=not original)
+    if quantization_of(base) is not None:
+        raise ValueError(
+            f"'{args.model_name_or_path}' holds its weights in 4 or 8 bit only, so there is no original to merge "
+            "into; take base_precision 'trained', or name the unquantised model"
+        )
+    return base
 
 
 def _refuse_above(limit: float, expected: Sequence[Sequence[Tensor]], merged: Sequence[Tensor]) -> None:

@@ -1,9 +1,6 @@
 """Evaluation end to end on tiny models: measured once, one model in memory, no text where it does not belong."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -204,40 +201,6 @@ def test_an_adapter_of_another_base_is_refused(make_run, make_model):
     make_model("target", 7)
     with pytest.raises(ValueError, match="base"):
         evaluate(run.path, quiet=True)
-
-
-KILLED = """
-import os, sys
-from llm_forget.evals import probes
-from llm_forget.evals.records import RecordWriter
-from llm_forget.evaluate import evaluate
-original, seen = RecordWriter.append, []
-def append(self, records):
-    original(self, records)
-    seen.append(len(list(records)))
-    if sum(seen) >= 8:
-        os._exit(9)
-RecordWriter.append = append
-evaluate(sys.argv[1], quiet=True, batch_size=2)
-"""
-
-
-def values(results):
-    return {name: [line["value"], line["before"]["value"], line["oracle"]["value"]] for name, line in results.items()}
-
-
-def test_a_killed_evaluation_continues(make_run, tmp_path, monkeypatch):
-    run = make_run("run")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], check=False, cwd=Path(__file__).parents[1])
-    assert killed.returncode == 9
-    assert not run.results_file.exists()
-    assert list((tmp_path / "cache").rglob("*.partial"))
-    continued = evaluate(run.path, quiet=True)
-    assert not list((tmp_path / "cache").rglob("*.partial"))
-    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))
-    fresh = evaluate(make_run("again").path, quiet=True)
-    for name, value in values(only(fresh)["metrics"]).items():
-        assert values(only(continued)["metrics"])[name] == pytest.approx(value, rel=1e-5)
 
 
 def test_the_tofu_suite_runs_on_a_folder_and_measures_each_probe_once(

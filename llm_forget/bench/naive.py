@@ -50,10 +50,10 @@ def naive_npo_kl(
 
 
 def _npo(policy: nn.Module, reference: nn.Module, forget: Part, beta: float) -> Tensor:
-    ratio = -_sequence_losses(policy, forget)  # [B]
+    losses = _sequence_losses(policy, forget)  # [B]
     with torch.no_grad():
-        ratio = ratio + _sequence_losses(reference, forget)
-    return -functional.logsigmoid(-beta * ratio).mean() * 2 / beta
+        before = _sequence_losses(reference, forget)  # [B]
+    return -functional.logsigmoid(-beta * (before - losses)).mean() * 2 / beta
 
 
 def _sequence_losses(model: Any, part: Part) -> Tensor:

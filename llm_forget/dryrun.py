@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +13,179 @@ from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
 
+from llm_forget.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
 from llm_forget.logprobs import IGNORE
 from llm_forget.models import attach_adapter, builtin, find_source
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64
+FLOAT32 = 4.0
+BACKWARD = 4  # tensors [tokens, intermediate] that the backward pass of one layer holds beside the kept ones
+LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated peak of one device, GiB."""
+    """Estimated peak of one device, GiB. Activations and gradients are not there at once: the larger part counts."""
 
     weights: float
-    trainable: float  # float32 values, gradients and both AdamW moments
+    trainable: float  # float32 values of an adapter, and both AdamW moments of what trains
     activations: float
     logits: float
+    gradients: float  # with what the backward pass of the embeddings and the optimiser's step need besides
 
     @property
     def total(self) -> float:
-        return self.weights + self.trainable + self.activations + self.logits
+        return self.weights + self.trainable + max(self.activations + self.logits, self.gradients)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a decoder depends on. Numbers of elements."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query: int  # heads x head size
+    key: int  # heads of keys x head size
+    vocabulary: int
+    linear: int  # weights of linear layers but the head: what is quantised
+    others: int
+    largest: int  # weights of the largest tensor
+    adapter: int  # weights of the adapter
+    ranks: int  # its rank, summed over all layers it is on
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
     """Rows, tokens, target tokens and the longest row of the largest batch that each split can give."""
     counts = {}
     for name, rows in splits.items():
-        lengths = sorted((len(ids) for ids in rows["input_ids"]), reverse=True)[:batch_size]
-        targets = sorted((sum(t != IGNORE for t in labels) for labels in rows["labels"]), reverse=True)[:batch_size]
+        lengths, targets = [], []
+        for part in rows.select_columns(["input_ids", "labels"]).iter(batch_size=1000):
+            lengths = nlargest(batch_size, [*lengths, *map(len, part["input_ids"])])
+            targets = nlargest(batch_size, [*targets, *(sum(t != IGNORE for t in row) for row in part["labels"])])
         counts[name] = {"rows": len(lengths), "longest": lengths[0], "tokens": sum(lengths), "targets": sum(targets)}
     return counts
 
 
 def estimate_memory(
-    model_args: ModelConfig, counts: dict[str, dict[str, int]], *, checkpointing: bool, keeps_logits: bool
+    model_args: ModelConfig,
+    counts: dict[str, dict[str, int]],
+    *,
+    checkpointing: bool,
+    keeps_logits: bool,
+    autocast: bool = False,
+    on_gpu: bool | None = None,
 ) -> Memory:
-    """Peak of a training step by the arithmetic of arXiv:2205.05198, for the largest batch, padded.
+    """Peak of a training step with AdamW, for the largest batch, on the shortcuts of `llm_forget.shortcuts`.
 
-    Activations of a layer take 34 bytes a token and hidden unit at 2-byte precision (attention scores are not kept by
-    SDPA), with gradient checkpointing the layer's input alone. Logits exist at target positions only: float32, their
-    gradient and one working copy, and as many again where a term keeps them for policy and reference.
+    What autograd keeps for a decoder of the Llama family (RMSNorm, gated MLP, attention that keeps no scores), after
+    the manner of arXiv:2205.05198, counted from its saved tensors; tests/bench_memory.py compares with measured peaks.
+
+    Args:
+        counts: of one micro-batch, from `batch_counts`.
+        checkpointing: only the inputs of layers are kept, and one layer is computed again at a time.
+        keeps_logits: a term needs the logits at target positions, of policy and reference.
+        autocast: matrix products in half precision (``bf16`` or ``fp16``).
+        on_gpu: None asks torch.
     """
-    model = _empty_model(model_args)
-    config = model.config.get_text_config()
-    parameters = sum(p.numel() for p in model.parameters())
-    width = BYTES.get(str(model_args.dtype), 4.0)
-    per_weight = NF4 if model_args.load_in_4bit else INT8 if model_args.load_in_8bit else width
-    if model_args.use_peft:
-        with torch.device("meta"):
-            model = attach_adapter(model, model_args)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tokens = sum(c["rows"] for c in counts.values()) * max(c["longest"] for c in counts.values())
-    targets = sum(c["targets"] for c in counts.values())
-    per_layer = config.hidden_size * (1 if checkpointing else 17) * width
-    layers = config.num_hidden_layers * per_layer + (17 * width * config.hidden_size if checkpointing else 0)
-    frozen = parameters * per_weight if model_args.use_peft else parameters * width
-    optimiser = trainable * (16 if model_args.use_peft else 12)
-    gib = 2**30
+    gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+    shape = _shape(model_args)
+    quantised = model_args.load_in_4bit or model_args.load_in_8bit
+    lora = bool(model_args.use_peft)
+    # Beside quantised weights the others are float32 (peft's prepare_model_for_kbit_training).
+    width = FLOAT32 if quantised else _width(model_args)
+    linear = NF4 if model_args.load_in_4bit else INT8 if model_args.load_in_8bit else width
+    weights = shape.linear * linear + shape.others * width
+    if autocast and not quantised and width == FLOAT32:
+        weights += 2 * shape.linear  # copies in half precision, kept for the backward pass
+    tokens = sum(count["tokens"] for count in counts.values())
+    targets = sum(count["targets"] for count in counts.values())
+    padded = sum(count["rows"] for count in counts.values()) * max(count["longest"] for count in counts.values())
+    of_layer = _bytes_of_a_layer(shape, tokens, padded, width, lora, autocast)
+    stream = tokens * shape.hidden * width
+    kept = stream if checkpointing else of_layer
+    step = BACKWARD * tokens * shape.intermediate * width
+    activations = shape.layers * kept + (of_layer if checkpointing else 0) + 2 * stream
+    head = _bytes_of_head(shape, targets, lora, keeps_logits, gpu)
+    trained, precision = (shape.adapter, FLOAT32) if lora else (shape.linear + shape.others, width)
     return Memory(
-        weights=frozen / gib,
-        trainable=optimiser / gib,
-        activations=tokens * layers / gib,
-        logits=targets * config.vocab_size * 4 * (6 if keeps_logits else 3) / gib,
+        weights=weights / GIB,
+        trainable=trained * precision * (3 if lora else 2) / GIB,
+        activations=(activations + (step if step > head else 0)) / GIB,
+        logits=(head if head >= step else 0) / GIB,
+        gradients=(trained * precision + (0 if lora else 2 * shape.largest * width)) / GIB,
     )
 
 
 def depth(model_args: ModelConfig) -> int:
     """Decoder layers of the model."""
     return int(_empty_model(model_args).config.get_text_config().num_hidden_layers)
+
+
+def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
+    """What one decoder layer keeps for its backward pass; ``padded`` tokens within attention, ``tokens`` elsewhere."""
+    hidden, inner = shape.hidden, shape.intermediate
+    product = 2.0 if autocast else width
+    norms = 2 * hidden * FLOAT32  # inputs
+    if not lora:
+        norms += 2 * hidden * (FLOAT32 if autocast else width)  # normalised, for the gradient of their scales
+    gated = 3 * inner * product
+    if lora and product < FLOAT32:
+        # The adapter is float32: each of its seven inputs is copied to float32, and by autocast back.
+        inputs = (5 * hidden + shape.query + inner) * (product if autocast else FLOAT32)
+    else:
+        inputs = (2 * hidden + inner) * product
+    packed_again = shape.query * product if padded > tokens else 0.0
+    attention = 2 * (shape.query + shape.key) * product
+    ranks = shape.ranks / shape.layers * (product if autocast else FLOAT32)
+    return tokens * (norms + gated + inputs + packed_again + ranks) + padded * attention
+
+
+def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, gpu: bool) -> float:
+    if keeps_logits:
+        return targets * shape.vocabulary * FLOAT32 * LOGITS_KEPT
+    block = FLOAT32 * max(shape.vocabulary, BLOCK_ON_GPU if gpu else BLOCK_ON_CPU)
+    block = min(block, FLOAT32 * targets * shape.vocabulary)
+    return block + 2 * targets * shape.hidden * FLOAT32 + (0 if lora else 2 * shape.vocabulary * shape.hidden * FLOAT32)
+
+
+def _shape(model_args: ModelConfig) -> Shape:
+    model = _empty_model(model_args)
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    every = {id(p): p.numel() for p in model.parameters()}
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    adapter, ranks = 0, 0
+    if model_args.use_peft:
+        with torch.device("meta"):
+            model = attach_adapter(model, model_args)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        adapter = sum(p.numel() for p in trained.values())
+        ranks = sum(p.shape[0] for name, p in trained.items() if "lora_A" in name)
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        query=heads * size,
+        key=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        vocabulary=config.vocab_size,
+        linear=linear,
+        others=sum(every.values()) - linear,
+        largest=max(every.values()),
+        adapter=adapter,
+        ranks=ranks,
+    )
+
+
+def _width(model_args: ModelConfig) -> float:
+    """Bytes of a weight as it is loaded."""
+    dtype = model_args.dtype
+    if dtype in (None, "auto"):
+        dtype = str(_empty_model(model_args).config.dtype or "float32").removeprefix("torch.")
+    return BYTES[str(dtype)]
 
 
 def _empty_model(model_args: ModelConfig) -> Any:
@@ -107,9 +214,9 @@ def show(counts: dict[str, dict[str, int]], sizes: dict[str, int], memory: Memor
     for key, value in settings.items():
         console.print(f"{key}: {value}", highlight=False)
     console.print(
-        f"estimated peak memory: {memory.total:.2f} GiB a device = weights {memory.weights:.2f} + adapter or trained "
-        f"weights with optimiser {memory.trainable:.2f} + activations {memory.activations:.2f} + logits "
-        f"{memory.logits:.2f} (without the runtime's own)",
+        f"estimated peak memory: {memory.total:.2f} GiB a device = weights {memory.weights:.2f} + optimiser "
+        f"{memory.trainable:.2f} + the larger of activations {memory.activations:.2f} with logits {memory.logits:.2f}, "
+        f"and gradients {memory.gradients:.2f} (without the runtime's own)",
         highlight=False,
     )
     console.print("dry run: everything was read and checked; nothing was trained or written")

@@ -223,7 +223,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     def find_shortcuts(self) -> None:
         """Once the model is wrapped: which needless work it allows to leave out."""
-        bare = self.accelerator.unwrap_model(self.model_wrapped)
+        bare = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
             self.shortcuts = find_shortcuts(self.model_wrapped, bare)
 

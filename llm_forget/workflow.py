@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
 from trl import ModelConfig
 from trl.trainer.utils import disable_dropout_in_model
@@ -272,14 +273,15 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
 
 
 def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # PEFT knows that two weights of 4 bits lie in one byte.
+    trainable, whole = PeftModel.get_nb_trainable_parameters(model)
     return {
         "kind": job.kind,
         "base": {
             "name": job.model.model_name_or_path,
             "revision": job.model.model_revision,
             "digest": base_digest,
-            "parameters": sum(p.numel() for p in model.parameters()) - (trainable if job.model.use_peft else 0),
+            "parameters": whole - (trainable if job.model.use_peft else 0),
         },
         "trainable_parameters": trainable,
         "tokenizer": json_digest(job.tokenizer.get_vocab()),

@@ -191,7 +191,6 @@ def test_adapter_and_moments_stay_in_float32_on_a_base_in_bfloat16(
 
 
 # reference.py asks whether the compiled wrapper is a PeftModel, and takes the policy where it should take the base.
-@pytest.mark.xfail(strict=True, reason="reference._forward: isinstance(trainer.model, PeftModel) is what must be asked")
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same_against_the_same_reference(
     make_trainer: Any, tiny_model: Any, tiny_tokenizer: Any

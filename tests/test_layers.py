@@ -21,7 +21,7 @@ LAYERS = {
     "evals.lm_tasks": 1, "evals.lm_harness": 2,
     "shortcuts": 2,
     "reference": 2, "window": 2, "resume": 2, "trainer": 2, "evals.probes": 2, "evals.rows": 2, "evals.measure": 2,
-    "evals.toxicity": 2,
+    "evals.toxicity": 2, "evals.vllm_probe": 2,
     "evals.gradient_probe": 2, "evals.teacher_forcing": 2, "evals.shares": 2, "evals.progress": 2, "evals.results": 3,
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3, "sweep": 3,
     "attacks": 3, "bench": 3,

@@ -160,13 +160,11 @@ def probe_generate(
         with _drawing(seed, batch):
             out = model.generate(**inputs, generation_config=config, logits_processor=[_noting(steps, ends[0])])
         broken = torch.stack(steps, -1).tolist()  # [B][steps]
-        records = []
-        for i, ids in enumerate(out[:, inputs["input_ids"].shape[1] :].tolist()):
-            stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            n, key = min(stop + 1, len(ids)), batch[i].key
-            text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
-            failed = any(broken[i][:n])  # not what follows the end
-            records.append(GenerationRecord(*key, "" if failed else text, n, broken=failed))
+        said = out[:, inputs["input_ids"].shape[1] :].tolist()
+        records = [
+            generation_record(row, ids, failed, ends, tokenizer)
+            for row, ids, failed in zip(batch, said, broken, strict=True)
+        ]
         writer.append(records)
         if advance is not None:
             advance(len(records))
@@ -174,6 +172,17 @@ def probe_generate(
     device = _device(model)
     with _measuring(model):
         _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
+
+
+def generation_record(
+    row: PromptRow, ids: Sequence[int], broken: Sequence[bool], ends: Sequence[int], tokenizer: Any
+) -> GenerationRecord:
+    """What was said until the first end token; ``broken``: which of ``ids`` came from logits that are no numbers."""
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    n = min(stop + 1, len(ids))
+    failed = any(broken[:n])  # not what follows the end
+    text = "" if failed else tokenizer.decode(ids[:stop], skip_special_tokens=True)
+    return GenerationRecord(*row.key, text, n, broken=failed)
 
 
 def _noting(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,14 +2,14 @@
 
 What is read from a local file is to leave no copy behind. Small files stay in memory. Of larger ones (`IN_MEMORY`) the
 rows and their tokens are memory-mapped Arrow files in a folder that only this user can read, below ``$TMPDIR`` (or
-``/tmp``). The folder goes when the process ends; when it is killed, a waiting shell that was started with the folder
-removes it; and what even a power cut left is swept up by the next process that needs such a folder.
+``/tmp``; set TMPDIR where that is memory). The folder goes when the process ends; when it is killed, a waiting shell
+that was started with the folder removes it; and what even a power cut left is swept up by the next process that needs
+such a folder.
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import subprocess
@@ -83,6 +83,8 @@ def storage(rows: Dataset) -> dict[str, Any]:
 
 
 def _locked(path: Path, *, wait: bool = True) -> IO[str]:
+    import fcntl  # not on Windows, which has no private folders of this kind either
+
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,6 +101,9 @@ def _remove_at_the_end(folder: Path) -> None:
         ["/bin/sh", "-c", script, "sh", str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    assert waiting.stdin is not None
+    # Workers that outlive a killed process must not keep the pipe, and with it the folder.
+    os.register_at_fork(after_in_child=waiting.stdin.close)
     owner = os.getpid()
 
     def remove() -> None:

@@ -26,10 +26,11 @@ from llm_forget.data.rows import (
     normalise_row,
     rename_fields,
 )
-from llm_forget.data.tables import arrow_column, table_of
+from llm_forget.data.tables import arrow_column, is_among, is_text_type, table_of
 from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 Spec = str | Mapping[str, Any] | Sequence[Any]
@@ -278,7 +279,7 @@ def _choose(source: Source, table: Dataset, id_field: str | None, where: str, sp
             raise ValueError(
                 f"{where} has no column '{column}' to filter by; {column_hint(str(column), table.column_names)}"
             )
-        keep &= _matches(table[column][:], wanted, column, where)
+        keep &= _matches(arrow_column(table, column), wanted, column, where)
     if not keep.any():
         raise ValueError(f"{where}: the filter on {', '.join(source.filter or {})} matches none of {len(table)} rows")
     if source.ids is not None:
@@ -288,17 +289,24 @@ def _choose(source: Source, table: Dataset, id_field: str | None, where: str, sp
     return np.flatnonzero(keep)[: source.limit]
 
 
-def _matches(values: list[Any], wanted: Any, column: str, where: str) -> np.ndarray:
+def _matches(values: pyarrow.ChunkedArray, wanted: Any, column: str, where: str) -> np.ndarray:
     allowed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
     if any(value is None for value in allowed):
         raise ValueError(f"{where}: the filter on '{column}' has an empty value; say which value to match")
-    if any(isinstance(value, str) for value in values) and not all(isinstance(value, str) for value in allowed):
+    if is_text_type(values.type) and len(values) > values.null_count:
         # YAML reads 0123 as 83 and NO as false: comparing those to text would silently match nothing.
-        raise ValueError(f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes")
-    return np.array([any(type(value) is type(a) and value == a for a in allowed) for value in values], dtype=bool)
+        if not all(isinstance(value, str) for value in allowed):
+            raise ValueError(
+                f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes"
+            )
+        return is_among(values, allowed)
+    given = values.to_pylist()
+    return np.array([any(type(value) is type(a) and value == a for a in allowed) for value in given], dtype=bool)
 
 
 def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+    import pyarrow
+
     if isinstance(ids, str):
         if not Path(ids).is_file():
             raise ValueError(
@@ -307,14 +315,16 @@ def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where
         ids = read_lines(Path(ids))
     if not all(isinstance(value, str) for value in ids):
         raise ValueError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")
-    if id_field is not None:
-        there = table[id_field][:]
-    else:
+    if id_field is None:
         numbered = enumerate(table, start=1)
-        there = [derived_id({**row, **normalise_row(row, f"{where} row {number}")}) for number, row in numbered]
-    unknown = sorted(set(ids) - set(there))
+        rows = ({**row, **normalise_row(row, f"{where} row {number}")} for number, row in numbered)
+        there = pyarrow.chunked_array([pyarrow.array((derived_id(row) for row in rows), pyarrow.string())])
+    else:
+        there = arrow_column(table, id_field)
+        if not is_text_type(there.type):  # refused later, with the row
+            return np.ones(len(table), dtype=bool)
+    unknown = sorted({value for value, found in zip(ids, is_among(ids, there), strict=True) if not found})
     if unknown or not ids:
         what = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"
         raise ValueError(f"{where}: {what} match no row; nothing was forgotten, check the ids")
-    wanted = set(ids)
-    return np.array([value in wanted for value in there], dtype=bool)
+    return is_among(there, ids)

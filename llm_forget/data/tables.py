@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llm_forget.data.scratch import scratch_file
 
@@ -50,6 +52,18 @@ def is_text_type(kind: pyarrow.DataType) -> bool:
     from pyarrow import types
 
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def is_among(values: Sequence[str] | pyarrow.ChunkedArray, wanted: Sequence[str] | pyarrow.ChunkedArray) -> np.ndarray:
+    """Whether each text is one of those wanted, ``[N]``; null never is."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    def texts(given: Any) -> Any:
+        columnar = isinstance(given, pyarrow.ChunkedArray)
+        return given.cast(pyarrow.large_string()) if columnar else pyarrow.array(given, pyarrow.large_string())
+
+    return np.asarray(pc.is_in(texts(values), value_set=texts(wanted), skip_nulls=True))
 
 
 def arrow_column(table: Dataset, name: str) -> pyarrow.ChunkedArray:

@@ -174,12 +174,15 @@ def test_what_is_made_of_local_rows_is_never_put_where_the_hub_has_its_rows(tmp_
 # ---- nothing is left ----
 
 CHILD = """
-    import sys, time
+    import os, sys, time
     from llm_forget.data import files, scratch
     from llm_forget.data.sources import load_source
     files.IN_MEMORY = scratch.IN_MEMORY = 0
     rows = load_source(sys.argv[1], split_name="forget")
     print(scratch.scratch_folder(), flush=True)
+    if "worker" in sys.argv and os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
     if len(sys.argv) > 2:
         time.sleep(600)
     rows[0]
@@ -200,10 +203,13 @@ def gone(folder: Path, seconds: float = 20) -> bool:
     return not folder.exists()
 
 
+@pytest.mark.parametrize("more", [[], ["worker"]])
 @pytest.mark.parametrize("how", [None, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_copy_of_local_rows_outlives_the_process(tmp_path: Path, how: signal.Signals | None) -> None:
+def test_no_copy_of_local_rows_outlives_the_process(
+    tmp_path: Path, how: signal.Signals | None, more: list[str]
+) -> None:
     path = write(tmp_path / "x.jsonl", questions(10))
-    child, folder = start(path, tmp_path, *(["stay"] if how else []))
+    child, folder = start(path, tmp_path, *(["stay", *more] if how else []))
     if how is not None:
         assert any(SECRET.encode() in file.read_bytes() for file in folder.glob("*.arrow"))
         assert folder.stat().st_mode & 0o077 == 0

@@ -89,6 +89,7 @@ def attack(
     speak()
     from llm_forget.attacks.attack import KINDS
     from llm_forget.attacks.attack import attack as run_attack
+    from llm_forget.attacks.excess import ABOUT_EXCESS
     from llm_forget.evals.table import print_attack, terminal
     from llm_forget.evaluate import check_keys
 
@@ -96,6 +97,7 @@ def attack(
     check_keys(given, of="attack")
     found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
     print_attack(found, terminal())
+    typer.echo(ABOUT_EXCESS)
 
 
 @evidence.command()

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from llm_forget.attacks.attack import KINDS, attack
 from llm_forget.attacks.attack import _name as attack_name
+from llm_forget.attacks.excess import excess
 from llm_forget.cli import app
 from llm_forget.evaluate import evaluate
 from llm_forget.finetune import finetune
@@ -23,7 +24,9 @@ def test_relearning_a_row_brings_it_back_in_both_models(make_run, capsys, caplog
     line = found["metrics"]["forget_probability"]
     assert line["unlearned_attacked"]["value"] > 1.3 * line["unlearned"]
     assert line["oracle_attacked"]["value"] > 1.3 * line["oracle"]
-    assert line["excess"] == pytest.approx(line["unlearned_attacked"]["value"] - line["oracle_attacked"]["value"])
+    moved = [line[f"{role}_attacked"]["value"] - line[role] for role in ("unlearned", "oracle")]
+    assert line["excess"] == pytest.approx(moved[0] - moved[1])
+    assert found["metrics"]["retain_probability"]["excess"] is None
     assert line["unlearned_attacked"]["n"] == 5
     # One row of five, the same for both models, and none of its text anywhere.
     (folder,) = (run.path / "attacks").iterdir()
@@ -143,6 +146,25 @@ def test_attacked_models_are_measured_in_the_precision_of_the_run(make_run):
     line = attack(run.path, "template", prompt_template=form)["metrics"]["forget_probability"]
     assert line["unlearned_attacked"]["value"] == line["unlearned"]
     assert line["oracle_attacked"]["value"] == line["oracle"]
+
+
+def attacked(unlearned, after, oracle, oracle_after):
+    line = {"goal": "match_oracle", "metric": "probability", "unlearned": unlearned, "oracle": oracle}
+    return line | {"unlearned_attacked": {"value": after}, "oracle_attacked": {"value": oracle_after}}
+
+
+def test_an_attack_that_changes_nothing_has_no_excess_however_far_the_models_were_apart():
+    assert excess("p", attacked(0.4, 0.4, 0.1, 0.1)) == 0
+    assert excess("p", attacked(0.1, 0.5, 0.2, 0.3)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"goal": "keep"}, {"goal": "higher"}, {"oracle_attacked": None}, {"unlearned": None}]
+    + [{"metric": name} for name in ("repetition", "silence", "generated_perplexity", "membership_auc", "priv_leak")],
+)
+def test_what_does_not_say_how_much_is_known_has_no_excess(about):
+    assert excess("p", attacked(0.1, 0.5, 0.2, 0.3) | about) is None
 
 
 def test_without_an_oracle_the_excess_is_unknown(make_run):

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from llm_forget.attacks import ask, quantize, relearn  # noqa: F401  (they register themselves)
 from llm_forget.attacks._registry import KINDS
 from llm_forget.attacks.ask import ASKED
+from llm_forget.attacks.excess import excess
 from llm_forget.attacks.scene import Lines, Scene, lines_of
 from llm_forget.evaluate import DEFAULT_SUITE, evaluate
 from llm_forget.launch import refuse_processes
@@ -115,12 +116,11 @@ def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)
-        values = [None if found is None else found["value"] for found in (line, oracle)]
-        metrics[name] = {
+        compared = {
             **{key: suite["metrics"][name][key] for key in ("metric", "goal")},
             **{role: plain[role].get(name, {}).get("value") for role in ROLES},
             "unlearned_attacked": line,
             "oracle_attacked": oracle,
-            "excess": None if None in values else values[0] - values[1],
         }
+        metrics[name] = {**compared, "excess": excess(name, compared)}
     return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import shown
 from llm_forget.report import charts
@@ -12,15 +13,13 @@ from llm_forget.report.facts import public_name
 from llm_forget.report.read import Evidence
 
 COLUMNS = ("metric", "before", "unlearned", "unlearned, attacked", "oracle", "oracle, attacked", "excess")
-SAID = (
-    "Outlined bars are the models as they were, filled bars after the attack. What an attack also brings out of the "
-    "oracle was learnt in the attack; only the excess over the oracle was left in the weights."
-)
+SAID = "Outlined bars are the models as they were, filled bars after the attack."
 
 
 def attack_section(evidence: Evidence) -> Section:
     """For each attack the numbers before and after it, and bars of the lines that are shares."""
-    return Section("Attacks", (), tuple(Section(name, _blocks(evidence, name)) for name in evidence.attacks))
+    about = (Text(ABOUT_EXCESS),) if evidence.attacks else ()
+    return Section("Attacks", about, tuple(Section(name, _blocks(evidence, name)) for name in evidence.attacks))
 
 
 def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
@@ -65,8 +64,7 @@ def _bar(name: str, line: dict[str, Any]) -> charts.Recovery:
 
 def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
     bar = _bar(name, line)
-    known = bar.unlearned_attacked is not None and bar.oracle_attacked is not None
-    excess = bar.unlearned_attacked - bar.oracle_attacked if known else None  # type: ignore[operator]
+    beyond = excess(name, line)  # not that of the file: earlier versions left out where the two models were before
 
     def attacked(role: str) -> Number:
         found = line.get(f"{role}_attacked")
@@ -76,5 +74,5 @@ def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
     return (
         f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name,
         plain[0], plain[1], attacked("unlearned"), plain[2], attacked("oracle"),
-        Number(shown(excess) if excess is not None else ""),
+        Number(shown(beyond) if beyond is not None else ""),
     )  # fmt: skip

@@ -5,6 +5,7 @@ Loaded by pytest wherever this package is installed, and therefore imports nothi
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,7 +49,8 @@ class RuleItem(pytest.Item):
         if self.ruling.word == "pass":
             return
         if self.ruling.rule.severity == "warn":
-            self.warn(pytest.PytestWarning(self.ruling.sentence()))
+            # Not Node.warn: that asks for a file and line, which a rule does not have.
+            warnings.warn(pytest.PytestWarning(self.ruling.sentence()), stacklevel=1)
         else:
             raise AssertionError(self.ruling.sentence())
 

@@ -215,6 +215,19 @@ def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
     assert "Traceback" not in done.stdout
 
 
+def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_path):
+    policy = tmp_path / "mine.yaml"
+    rule = {"line": "forget_probability", "at_most": 0.5, "severity": "warn"}
+    policy.write_text(yaml.safe_dump({"rules": [rule]}))
+    path = evaluated(basic={"forget_probability": line(0.9)})
+    command = [sys.executable, "-m", "pytest", "--forget-run", str(path), "--forget-policy", str(policy)]
+    command += ["--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 warning" in done.stdout
+    assert "basic: forget_probability 0.900" in done.stdout
+
+
 def test_pytest_says_what_is_wrong_with_the_run(tmp_path):
     command = [sys.executable, "-m", "pytest", "--forget-run", "absent", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Runs side by side, with those marked that no other one beats.
+"""Runs side by side, with those marked that no other one of them beats.
 
 On the axes: forgetting is the distance to the oracle (`measures.forget_distance`: 0 the oracle, 1 the model before or
 further, lower is better), utility the first of ``model_utility``, ``utility`` and ``retain_probability`` that the
@@ -16,14 +16,14 @@ from llm_forget.evals.verdict import shown
 from llm_forget.report.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval, plain
 from llm_forget.report.facts import retraining_ratio
 from llm_forget.report.markdown import to_markdown
-from llm_forget.report.measures import pareto, utility_line
+from llm_forget.report.measures import utility_line
 from llm_forget.report.read import Evidence, read_runs
-from llm_forget.report.verdicts import ABOUT_DISTANCE, DISTANCE, WANTED, common_suites, position
+from llm_forget.report.verdicts import ABOUT_DISTANCE, DISTANCE, FRONT, WANTED, common_suites, front_marks, position
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["compare", "comparison_markdown", "comparison_section", "pareto", "print_comparison"]
+__all__ = ["compare", "comparison_markdown", "comparison_section", "print_comparison"]
 
 
 def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
@@ -86,12 +86,13 @@ def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
             run.name,
             *(_answer(run, suite, question) for question in questions),
             *(Number(shown(value) if value is not None else "") for value in place),
-            "yes" if on_front else "",
+            *([mark] if len(runs) > 1 else []),
             *_cost(run),
         )
-        for run, place, on_front in zip(runs, positions, pareto(positions), strict=True)
+        for run, place, mark in zip(runs, positions, front_marks(positions), strict=True)
     ]
-    columns = ("run", *questions, DISTANCE, utility or "utility", "Pareto front", "training", "of retraining")
+    front = [FRONT] if len(runs) > 1 else []
+    columns = ("run", *questions, DISTANCE, utility or "utility", *front, "training", "of retraining")
     summary = Table(f"Suite {suite}: where the runs lie", columns, tuple(rows))
     return (*_cautions(suite, runs), summary, _numbers(suite, runs))
 

@@ -15,6 +15,7 @@ from llm_forget.run import ROLES
 
 WANTED = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as the oracle"}
 DISTANCE = "distance to the oracle"
+FRONT = "Pareto front of these runs"  # neither before nor oracle is a run to choose
 ABOUT_DISTANCE = (
     "Distance to the oracle: 0 is the model that never saw the rows, 1 the model before; the mean of "
     "|unlearned - oracle| / |before - oracle|, each at most 1, over the lines of the suite that are to be as the "
@@ -111,6 +112,11 @@ def position(evidence: Evidence, suite: str) -> tuple[float | None, float | None
     return forget_distance(metrics), metrics[name]["value"] if name else None
 
 
+def front_marks(positions: Sequence[tuple[float | None, float | None]]) -> list[str]:
+    """``yes`` for each run that no other one of these beats; of one run alone that says nothing."""
+    return ["yes" if on else "" for on in pareto(positions)]
+
+
 def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
     placed = [(run, *position(run, suite)) for run in runs]
     placed = [(run, x, y) for run, x, y in placed if x is not None and y is not None]
@@ -122,13 +128,13 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
         charts.Point(run.name, "unlearned", x, y, run.suites[suite]["metrics"][name]["ci"]) for run, x, y in placed
     ]
     points += _references(suite, name, [run for run, _, _ in placed])
-    on_front = pareto([(x, y) for _, x, y in placed]) + [False] * (len(points) - len(placed))
+    on_front = front_marks([(x, y) for _, x, y in placed]) + [""] * (len(points) - len(placed))
     rows = tuple(
         (
             point.label,
             Number(shown(point.x)),
             Number(shown(point.y), interval(list(point.y_interval)) if point.y_interval else ""),
-            "yes" if front else "",
+            *([front] if len(placed) > 1 else []),
         )
         for point, front in zip(points, on_front, strict=True)
     )
@@ -138,7 +144,8 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
         anchor("plane", suite, *(run.name for run in runs)), title, description, points,
         x_label=f"{DISTANCE} (0 = oracle, 1 = before)", y_label=name,
     )  # fmt: skip
-    return Chart(title, description, svg, Table(title, ("model", DISTANCE, name, "Pareto front"), rows))
+    columns = ("model", DISTANCE, name, *([FRONT] if len(placed) > 1 else []))
+    return Chart(title, description, svg, Table(title, columns, rows))
 
 
 def _references(suite: str, utility: str, runs: Sequence[Evidence]) -> list[charts.Point]:

@@ -6,13 +6,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from llm_forget.report import report
 from llm_forget.report.compare import compare, comparison_markdown, print_comparison
 
 
 def summary(section, suite="basic"):
     (part,) = [part for part in section.parts if part.title == f"Suite {suite}"]
     (table,) = [block for block in part.blocks if block.title.endswith("where the runs lie")]
-    place = table.columns.index("Pareto front")
+    place = table.columns.index("Pareto front of these runs")
     return {row[0]: (row[place - 2].value, row[place]) for row in table.rows}
 
 
@@ -21,6 +22,15 @@ def test_the_run_nearer_to_the_oracle_at_equal_utility_is_on_the_front(make_run)
     assert found["near"][1] == "yes"
     assert found["far"][1] == ""
     assert float(found["near"][0]) < 0.2 < float(found["far"][0])
+
+
+def test_one_run_alone_is_on_no_front(make_run):
+    """Nothing beats it that is not there, but before and oracle, in the same table, do."""
+    run = make_run()
+    assert "Pareto" not in comparison_markdown(compare([run]))
+    assert "Pareto" not in report([run]).read_text(encoding="utf-8")
+    both = report([run, make_run("far", shift=0.5)], output=run / "both.html").read_text(encoding="utf-8")
+    assert both.count("Pareto front of these runs") >= 2
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(make_run):

@@ -128,6 +128,7 @@ def report(
     ] = 0,
 ) -> None:
     """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
+    speak()
     from pathlib import Path
 
     from llm_forget.report import report as write

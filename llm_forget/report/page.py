@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_forget.report.compare import comparison_section
 from llm_forget.report.curves import training_section
@@ -17,6 +19,7 @@ from llm_forget.report.recovery import attack_section
 from llm_forget.report.verdicts import metrics_section, plane_section, verdict_section
 from llm_forget.run import write_atomic
 
+logger = logging.getLogger("llm_forget")
 NAME, NAME_WITH_TEXT = "report.html", "report-with-text.html"
 DO_NOT_PUBLISH = "This page contains text that was to be forgotten; do not publish it."
 
@@ -45,6 +48,9 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
     target = Path(output) if output is not None else evidence[0].run.path / (NAME_WITH_TEXT if show_text else NAME)
     if target.suffix != ".html":
         raise ValueError(f"output is '{target}'; name a file that ends in .html")
+    for run in evidence:
+        for sentence in not_shown(run):
+            logger.warning("%s: %s", run.name, sentence)
     page = written_up(evidence, show_text)
     write_atomic(target, to_html(page))
     if show_text:
@@ -72,6 +78,7 @@ def written_up(runs: Sequence[Evidence], show_text: int = 0) -> Document:
 
 def _sections(run: Evidence) -> list[Section]:
     return [
+        Section("Not shown", tuple(Text(sentence, warning=True) for sentence in not_shown(run))),
         verdict_section(run),
         metrics_section(run),
         training_section(run),
@@ -83,6 +90,25 @@ def _sections(run: Evidence) -> list[Section]:
         cost_section(run),
         provenance_section(run),
     ]
+
+
+def not_shown(run: Evidence) -> list[str]:
+    """A sentence for each part of the page that stays out because a file of the run is missing or lacks a suite."""
+    said = []
+    rows = "Distributions, ROC curves and extraction row by row are not shown"
+    if not run.rows:
+        said.append(f"{rows}: rows.json is missing; evaluate the run again.")
+    elif lacking := [suite for suite, found in run.suites.items() if _has_rows(found) and suite not in run.rows]:
+        said.append(f"{rows} for {', '.join(lacking)}: rows.json lacks these; evaluate the run with them again.")
+    if not run.log:
+        said.append("Training curves are not shown: metrics.jsonl is missing or empty; only the training writes it.")
+    if not run.provenance:
+        said.append("Cost, data and versions are not shown: provenance.json is missing; only the training writes it.")
+    return said
+
+
+def _has_rows(suite: dict[str, Any]) -> bool:
+    return any(not line.get("metric", "").startswith("lm_eval ") for line in suite["metrics"].values())
 
 
 def _subtitle(run: Evidence) -> str:

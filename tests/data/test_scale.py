@@ -179,10 +179,10 @@ CHILD = """
     from llm_forget.data.sources import load_source
     files.IN_MEMORY = scratch.IN_MEMORY = 0
     rows = load_source(sys.argv[1], split_name="forget")
-    print(scratch.scratch_folder(), flush=True)
     if "worker" in sys.argv and os.fork() == 0:
         time.sleep(30)
         os._exit(0)
+    print(scratch.scratch_folder(), flush=True)
     if len(sys.argv) > 2:
         time.sleep(600)
     rows[0]

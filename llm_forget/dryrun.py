@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[
     """Rows, tokens, target tokens and the longest row of the largest batch that each split can give."""
     counts = {}
     for name, rows in splits.items():
-        lengths, targets = [], []
+        lengths: list[int] = []
+        targets: list[int] = []
         for part in rows.select_columns(["input_ids", "labels"]).iter(batch_size=1000):
             lengths = nlargest(batch_size, [*lengths, *map(len, part["input_ids"])])
             targets = nlargest(batch_size, [*targets, *(sum(t != IGNORE for t in row) for row in part["labels"])])
@@ -109,14 +110,31 @@ def estimate_memory(
     step = BACKWARD * tokens * shape.intermediate * width
     activations = shape.layers * kept + (of_layer if checkpointing else 0) + 2 * stream
     head = _bytes_of_head(shape, targets, lora, keeps_logits, gpu)
-    trained, precision = (shape.adapter, FLOAT32) if lora else (shape.linear + shape.others, width)
+    gradients = _gradients(shape, model_args)
     return Memory(
         weights=weights / GIB,
-        trainable=trained * precision * (3 if lora else 2) / GIB,
+        trainable=gradients * (3 if lora else 2) / GIB,
         activations=(activations + (step if step > head else 0)) / GIB,
         logits=(head if head >= step else 0) / GIB,
-        gradients=(trained * precision + (0 if lora else 2 * shape.largest * width)) / GIB,
+        gradients=(gradients + (0 if lora else 2 * shape.largest * width)) / GIB,
     )
+
+
+def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
+    """Peak of each of several devices that train under one of the shipped launch configurations.
+
+    ``ddp`` holds everything on every device, and a second copy of the gradients to reduce them in. ``zero2`` divides
+    what the optimiser keeps and the gradients; ``fsdp2`` and ``zero3`` the weights as well, of which two layers and the
+    largest tensor are whole at a time. Activations are those of the device's own rows.
+    """
+    if config == "ddp":
+        return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
+    held, parts = memory.weights, {"trainable": memory.trainable / processes, "gradients": memory.gradients / processes}
+    if config in ("fsdp2", "zero3"):
+        shape = _shape(model_args)
+        largest = shape.largest * _width(model_args) / GIB
+        held = held / processes + min(held, 2 * held / shape.layers + largest) * (1 - 1 / processes)
+    return replace(memory, weights=held, **parts)
 
 
 def depth(model_args: ModelConfig) -> int:
@@ -130,7 +148,7 @@ def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora
     product = 2.0 if autocast else width
     norms = 2 * hidden * FLOAT32  # inputs
     if not lora:
-        norms += 2 * hidden * (FLOAT32 if autocast else width)  # normalised, for the gradient of their scales
+        norms += 2 * hidden * width  # normalised, for the gradient of their scales
     gated = 3 * inner * product
     if lora and product < FLOAT32:
         # The adapter is float32: each of its seven inputs is copied to float32, and by autocast back.
@@ -149,6 +167,13 @@ def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, g
     block = FLOAT32 * max(shape.vocabulary, BLOCK_ON_GPU if gpu else BLOCK_ON_CPU)
     block = min(block, FLOAT32 * targets * shape.vocabulary)
     return block + 2 * targets * shape.hidden * FLOAT32 + (0 if lora else 2 * shape.vocabulary * shape.hidden * FLOAT32)
+
+
+def _gradients(shape: Shape, model_args: ModelConfig) -> float:
+    """Bytes of all gradients: of an adapter float32, otherwise as wide as the weights."""
+    if model_args.use_peft:
+        return shape.adapter * FLOAT32
+    return (shape.linear + shape.others) * _width(model_args)
 
 
 def _shape(model_args: ModelConfig) -> Shape:

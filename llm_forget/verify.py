@@ -12,8 +12,9 @@ from typing import Any
 
 from llm_forget import shipped
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
+from llm_forget.measured import read_results
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, json_digest, read_json, write_json
+from llm_forget.run import Run, json_digest, write_json
 
 SEVERITIES = ("fail", "warn")
 SEVEREST = ("fail", "inconclusive", "pass")
@@ -137,15 +138,12 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
 
     Raises:
         FileNotFoundError: no such run or policy.
-        ValueError: the run is not complete or was not evaluated, or the policy cannot be meant.
+        ValueError: the run is not complete or was not evaluated, its results are damaged, or the policy cannot be
+            meant.
     """
     rules = load_policy(policy)
     finished = Run.open(run)
-    if not finished.results_file.is_file():
-        raise ValueError(f"run '{run}' was not evaluated; first: llm-forget evaluate {run} --suite basic,privacy")
-    results = read_json(finished.results_file)
-    if "suites" not in results:
-        raise ValueError(f"the results of run '{run}' were written by an older version; evaluate it again")
+    results = read_results(finished)
     found = rulings(results, rules)
     content = {
         "policy": Path(str(policy)).stem,

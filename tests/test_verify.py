@@ -11,14 +11,17 @@ from typer.testing import CliRunner
 
 from llm_forget import shipped
 from llm_forget.cli import app
-from llm_forget.run import Run
+from llm_forget.run import RESULTS_FORMAT, ROLES, Run
 from llm_forget.verify import load_policy, rulings, verify
 
 ROOT = Path(__file__).parents[1]
 
 
 def line(value, before=0.9, oracle=0.1, ci=None, n=100):
-    others = {role: None if v is None else {"value": v} for role, v in (("before", before), ("oracle", oracle))}
+    summary = {"ci": None, "n": n, "n_unscored": 0}
+    others = {
+        role: None if v is None else {"value": v, **summary} for role, v in (("before", before), ("oracle", oracle))
+    }
     return {"value": value, "ci": ci, "n": n, "n_unscored": 0, "goal": "match_oracle", **others}
 
 
@@ -39,7 +42,12 @@ def evaluated(tmp_path):
         suites = {
             name: {**lines, **changes.get(name, {})} for name, lines in GOOD.items() if changes.get(name, 0) is not None
         }
-        content = {"models": {}, "suites": {name: {"metrics": lines} for name, lines in suites.items()}}
+        content = {
+            "format": RESULTS_FORMAT,
+            "llm_forget": "0.1.0",
+            "models": {role: {"name": "m", "digest": "d"} for role in ROLES},
+            "suites": {name: {"metrics": lines, "verdict": {}} for name, lines in suites.items()},
+        }
         run.results_file.write_text(json.dumps(content))
         run.finish()
         return run.path
@@ -226,6 +234,15 @@ def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_
     assert done.returncode == 0, done.stdout
     assert "1 passed, 1 warning" in done.stdout
     assert "basic: forget_probability 0.900" in done.stdout
+
+
+def test_pytest_says_what_is_wrong_with_the_results(evaluated, tmp_path):
+    path = evaluated()
+    (path / "results.json").write_text('{"format": 2, "suites": {}}')
+    command = [sys.executable, "-m", "pytest", "--forget-run", str(path), "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "results.json' is damaged" in done.stderr + done.stdout
 
 
 def test_pytest_says_what_is_wrong_with_the_run(tmp_path):

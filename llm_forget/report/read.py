@@ -12,7 +12,8 @@ import numpy as np
 
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
 from llm_forget.evals.stats import Rows
-from llm_forget.run import ATTACK_FORMAT, RESULTS_FORMAT, Run, json_digest, read_json
+from llm_forget.measured import read_results
+from llm_forget.run import ATTACK_FORMAT, Run, json_digest, read_json
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,7 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
         ValueError: no run, an unfinished one, or one that was not measured by this version; says what to do.
     """
     run = Run.open(path)
-    if not run.results_file.is_file():
-        raise ValueError(f"run '{path}' has no results.json; measure it with `llm-forget evaluate {path}`")
-    results = read_json(run.results_file)
-    if results.get("format") != RESULTS_FORMAT:
-        raise ValueError(
-            f"results.json of run '{path}' has another format than {RESULTS_FORMAT}; measure it again with "
-            f"`llm-forget evaluate {path}`"
-        )
+    results = read_results(run)
     verification = run.path / "verify.json"
     return Evidence(
         name=name or run.path.resolve().name,

@@ -1,10 +1,16 @@
 """What a run lacks is said, on the page and on the terminal; what is damaged is refused in a sentence."""
 
+import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
 from llm_forget.report import report
+from llm_forget.report.compare import compare
+from llm_forget.report.read import read_run
+from llm_forget.verify import verify
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,67 @@ def test_a_part_that_stays_out_because_its_file_is_missing_is_named(
 def _notes(markdown: str) -> list[str]:
     part = markdown.split("## Not shown")[1].split("\n## ")[0]
     return [line.removeprefix("**Note:** ") for line in part.splitlines() if line]
+
+
+def _changed(**changes):
+    def damage(content):
+        return json.dumps({**content, **changes})
+
+    return damage
+
+
+def _of_line(**changes):
+    def damage(content):
+        content["suites"]["basic"]["metrics"]["forget_probability"] |= changes
+        return json.dumps(content)
+
+    return damage
+
+
+DAMAGES = {
+    "a list": lambda content: "[]",
+    "nothing": lambda content: "",
+    "half of it": lambda content: json.dumps(content)[:500],
+    "bytes": lambda content: b"\xff\xfe\x00",
+    "a format": lambda content: '{"format": 2}',
+    "no suite": _changed(suites={}),
+    "suites in a list": _changed(suites=[]),
+    "a suite that is text": _changed(suites={"basic": "x"}),
+    "no models": _changed(models={}),
+    "text in place of a number": _of_line(value="high"),
+    "NaN": _of_line(value=float("nan")),
+    "text in place of an interval": _of_line(ci="wide"),
+    "no count": _of_line(n=None),
+    "an unknown goal": _of_line(goal="better"),
+    "an oracle that is a number": _of_line(oracle=0.5),
+    "another format": _changed(format=1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("reader", [verify, read_run, lambda run: report([run]), lambda run: compare([run])])
+def test_damaged_results_are_refused_with_the_file_and_what_to_do(make_run, reader, damage):
+    run = make_run()
+    file = run / "results.json"
+    content = damage(json.loads(file.read_text()))
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"npo/results\.json'.*llm-forget evaluate .*npo") as refused:
+        reader(run)
+    assert "\n" not in str(refused.value)
+
+
+def test_models_that_were_not_measured_are_no_damage(make_run):
+    run = make_run(roles=("unlearned",))
+    assert not read_run(run).has("oracle")
+    assert "no value of oracle" in {ruling.finding.why for ruling in verify(run)[1]}
+
+
+@pytest.mark.parametrize("command", ["verify", "report", "compare"])
+def test_damaged_results_leave_the_commands_with_code_2(make_run, command):
+    run = make_run()
+    (run / "results.json").write_text("[]")
+    words = [sys.executable, "-m", "llm_forget", command, str(run)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr

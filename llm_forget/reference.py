@@ -90,7 +90,7 @@ class Reference(TrainerCallback):
         """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
         trainer = self.trainer
         trainer.find_shortcuts()
-        rows = {source: np.arange(len(trainer.splits[source])) for source in trainer.objective.reference_sources()}
+        rows = {source: self._rows_of(source) for source in trainer.objective.reference_sources()}
         watched, state = trainer.max_retain_drop is not None, trainer.state
         if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:
             raise ValueError(
@@ -98,12 +98,19 @@ class Reference(TrainerCallback):
                 f"{state.max_steps}; lower logging_steps"
             )
         if watched and "retain" not in rows:
-            epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
-            seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)["retain"] for epoch in epochs]))
-            rows["retain"] = seen[seen >= 0]
+            rows["retain"] = self._rows_of("retain")
         self.logprobs = {split: self._load_or_compute(split, wanted) for split, wanted in rows.items()}
         if trainer.resumed_from is None:
             trainer._window = Window()  # the time this took is not the time of the first steps
+
+    def _rows_of(self, split: str) -> np.ndarray:
+        """The rows that the run will see: all of the split an epoch passes over, of a stream those it gets to."""
+        trainer = self.trainer
+        if split in (next(iter(trainer.splits)), "alternate"):
+            return np.arange(len(trainer.splits[split]))
+        epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
+        seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)[split] for epoch in epochs]))
+        return seen[seen >= 0]
 
     def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
         """What the terms need of the reference on this batch."""

@@ -20,7 +20,7 @@ from llm_forget.models import attach_adapter, builtin, find_source
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64
 FLOAT32 = 4.0
-BACKWARD = 4  # tensors [tokens, intermediate] that the backward pass of one layer holds beside the kept ones
+BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer holds beside the kept ones
 LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
 GIB = 2**30
 

@@ -195,6 +195,22 @@ def test_the_peak_is_what_a_step_holds_beyond_what_was_there() -> None:
     assert kept[0] == 1
 
 
+def test_memory_that_earlier_work_left_in_the_heap_is_not_counted() -> None:
+    def step() -> None:
+        held = [torch.ones(2**17) for _ in range(64)]  # 0.5 MiB each
+        del held[::2]
+        held += [torch.ones(2**18) for _ in range(32)]  # 1 MiB each: too large for the gaps
+
+    with returned_at_once():
+        clean = peak_of(step, CPU)
+    junk = [torch.ones(2**16 + 2**12 * (i % 7)) for i in range(2000)]
+    held = junk[::50]
+    del junk
+    assert peak_of(step, CPU) == pytest.approx(clean, rel=0.05)
+    assert clean / 2**20 == pytest.approx(16 + 32, rel=0.05)
+    assert held[0][0] == 1
+
+
 def test_the_sampling_thread_sees_the_peak_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from llm_forget.bench import memory
 

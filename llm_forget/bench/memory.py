@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_SMALL = MIB // 8  # larger blocks are mapped one by one while memory is measured
+_MAPPED = 2  # bit in the word before a block of glibc: it is a mapping of its own, not a part of the heap
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -30,17 +34,49 @@ def returned_at_once() -> Iterator[None]:
     Slower, and so never around anything that is timed. Afterwards the thresholds are those that glibc itself comes to
     in a program that frees large blocks.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    mallopt(_M_MMAP_THRESHOLD, MIB)
+    gc.collect()  # what is freed later would open the heap again
+    libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
+    libc.mallopt(_M_TRIM_THRESHOLD, _SMALL)
+    libc.malloc_trim(0)
+    plugs = _plug(libc)
     try:
         yield
     finally:
-        mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
-        mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
+        for block in plugs:
+            libc.free(block)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
+
+
+def _plug(libc: Any) -> list[int]:
+    """Take what is free in the heap, without touching it: blocks would come from there before any are mapped."""
+    taken: list[int] = []
+    size = 64 * MIB
+    while size >= _SMALL:
+        for _ in range(10_000):
+            block = libc.malloc(size)
+            if block is None:
+                break
+            if ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value & _MAPPED:
+                libc.free(block)
+                break
+            taken.append(block)
+        size //= 4
+    return taken
+
+
+def _glibc() -> Any:
+    """The C library with the functions used here, or None where it is another one."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    return libc
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
@@ -58,16 +94,14 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     with returned_at_once():
         step()
-        # The lesser of two: memory that earlier work left in the heap only ever adds.
-        return min(_resident_peak(step), _resident_peak(step))
+        return _resident_peak(step)
 
 
 def _give_back() -> None:
     gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library
-        return
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def _resident_peak(step: Callable[[], object]) -> int:

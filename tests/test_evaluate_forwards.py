@@ -1,6 +1,5 @@
 """What goes through the models: every row once, also after a kill or a full disk, and old results stay whole."""
 
-import functools
 import json
 import os
 import resource
@@ -11,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from worker_evaluate import watching
 
 from llm_forget.cli import NO_ROOM
 from llm_forget.evals.suite import load_suite
@@ -18,7 +18,6 @@ from llm_forget.evaluate import evaluate
 
 HERE = Path(__file__).parent
 ROLES = ("before", "unlearned", "oracle")
-MADE_UP = 12  # largest token of the rows on which a shortcut is tried; letters are beyond
 
 
 @pytest.fixture
@@ -26,24 +25,14 @@ def forwarded(monkeypatch):
     """What models are asked for, by role: target tokens of teacher-forced rows, and prompts to continue."""
     from transformers import LlamaForCausalLM
 
-    counts, forward = Counter(), LlamaForCausalLM.forward
+    counts = Counter()
 
-    def role(model):
+    def note(model, kind, number):
         off = {layer.disable_adapters for layer in model.modules() if hasattr(layer, "lora_A")}
-        return {(): "oracle", (True,): "before", (False,): "unlearned"}[tuple(off)]
+        role = {(): "oracle", (True,): "before", (False,): "unlearned"}[tuple(off)]
+        counts[role, kind] += number
 
-    @functools.wraps(forward)  # whose signature generate() reads
-    def watched(model, input_ids=None, past_key_values=None, **given):
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
-        out = forward(model, input_ids=input_ids, past_key_values=past_key_values, **given)
-        if not decoding and input_ids.max() > MADE_UP:
-            if past_key_values is not None:
-                counts[role(model), "prompts"] += len(input_ids)
-            else:  # rows may lie end to end and share their beginnings; logits are made for targets only
-                counts[role(model), "tokens"] += out.logits.shape[:-1].numel()
-        return out
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watching(LlamaForCausalLM.forward, note))
     return counts
 
 

@@ -101,16 +101,14 @@ def files_of(folder: Path) -> dict[str, Any]:
 @contextmanager
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within the block this process counts as the worker does, from zero."""
+    from transformers import LlamaForCausalLM
     from worker_evaluate import FORWARDED, KEPT, watched
 
-    from llm_forget.evals import gradient_probe, probes
-
-    FORWARDED["rows"] = 0
+    FORWARDED.update(tokens=0, prompts=0)
     KEPT.clear()
     with monkeypatch.context() as patched:
         # Set to what they are, so that they are put back afterwards.
-        patched.setattr(probes, "forward_logprobs", probes.forward_logprobs)
-        patched.setattr(gradient_probe, "forward_logprobs", gradient_probe.forward_logprobs)
+        patched.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)
         patched.setattr(RecordWriter, "append", RecordWriter.append)
         watched("whole")
         yield
@@ -150,7 +148,11 @@ def test_two_processes_find_what_one_finds_and_forward_every_row_once(
     with counting(monkeypatch):
         assert_same(evaluate(**keys, quiet=True), written)
     assert_same({**files_of(run / "records"), **files_of(tmp_path / "fresh")}, two)
-    assert facts[0]["rows"] + facts[1]["rows"] == FORWARDED["rows"] > 3 * (5 + 15 + 5 + 5 + 2)  # windows count
+    for kind, number in FORWARDED.items():
+        assert facts[0][kind] + facts[1][kind] == number
+    assert FORWARDED["prompts"] == 3 * 5
+    records = [record for file in files_of(run / "records").values() for record in file.values()]
+    assert FORWARDED["tokens"] > sum(record.get("n", 0) for record in records if "logps" in record)  # and gradients
     kept = Counter(map(tuple, facts[0]["kept"])) + Counter(map(tuple, facts[1]["kept"]))
     assert set(kept.values()) == {1}
     assert kept == Counter(map(tuple, KEPT))

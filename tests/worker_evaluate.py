@@ -5,31 +5,49 @@ process with SIGKILL when all have kept six records; ``fail`` first gives proces
 it run into a full disk.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import LlamaForCausalLM
 
-from llm_forget.evals import gradient_probe, probes
 from llm_forget.evals.records import Record, RecordWriter
 from llm_forget.evaluate import evaluate
 
-FORWARDED = {"rows": 0}
+FORWARDED = {"tokens": 0, "prompts": 0}
 KEPT: list[list[Any]] = []
+MADE_UP = 12  # largest token of the rows on which a shortcut is tried; letters are beyond
+
+
+def watching(forward: Callable[..., Any], note: Callable[[Any, str, int], None]) -> Callable[..., Any]:
+    """A Llama's forward that notes ``tokens``, targets of teacher-forced rows, and ``prompts`` to continue."""
+
+    @functools.wraps(forward)  # whose signature generate() reads
+    def watched(model: Any, input_ids: Any = None, past_key_values: Any = None, **given: Any) -> Any:
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        out = forward(model, input_ids=input_ids, past_key_values=past_key_values, **given)
+        if not decoding and input_ids.max() > MADE_UP:
+            if past_key_values is not None:
+                note(model, "prompts", len(input_ids))
+            else:  # rows may lie end to end and share their beginnings; logits are made for targets only
+                note(model, "tokens", out.logits.shape[:-1].numel())
+        return out
+
+    return watched
 
 
 def watched(mode: str) -> None:
-    """Count rows that go through a model and records that are kept, and come to the end that ``mode`` asks for."""
-    forward, append = probes.forward_logprobs, RecordWriter.append
+    """Count what goes through a model and records that are kept, and come to the end that ``mode`` asks for."""
+    append = RecordWriter.append
 
-    def counting(model: Any, inputs: Any, **given: Any) -> Any:
-        FORWARDED["rows"] += len(inputs["input_ids"])
-        return forward(model, inputs, **given)
+    def count(_: Any, kind: str, number: int) -> None:
+        FORWARDED[kind] += number
 
     def keeping(writer: RecordWriter, records: Iterable[Record]) -> None:
         records = list(records)
@@ -41,7 +59,7 @@ def watched(mode: str) -> None:
         if mode == "fail" and PartialState().process_index == 1:
             raise OSError("no space left for records of process 1")
 
-    probes.forward_logprobs = gradient_probe.forward_logprobs = counting
+    LlamaForCausalLM.forward = watching(LlamaForCausalLM.forward, count)
     RecordWriter.append = keeping
 
 

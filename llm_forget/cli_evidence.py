@@ -90,10 +90,17 @@ def attack(
     from llm_forget.attacks.attack import KINDS
     from llm_forget.attacks.attack import attack as run_attack
     from llm_forget.attacks.excess import ABOUT_EXCESS
+    from llm_forget.config import UnlearnConfig, keys_of
     from llm_forget.evals.table import print_attack, terminal
     from llm_forget.evaluate import check_keys
 
     own = {key: given.pop(key) for key in list(given) if key in KINDS.get(kind).defaults}
+    for key, other in ((key, other) for key in given for other in KINDS if key in other.defaults):
+        if key not in keys_of(UnlearnConfig):
+            allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
+            raise ValueError(
+                f"{kind} has no option --{key}, which is one of {other.name}; options of {kind}: {allowed}"
+            )
     check_keys(given, of="attack")
     found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
     print_attack(found, terminal())

@@ -20,6 +20,11 @@ def read_results(run: Run) -> dict[str, Any]:
             first place that is wrong and the command that helps.
     """
     file, again = run.results_file, f"llm-forget evaluate {run.path}"
+    if not file.is_file() and run.state.get("kind") == "finetune":
+        raise ValueError(
+            f"run '{run.path}' is a finetune run: it has no model before, no forget rows and no results; name a run of "
+            f"unlearn, or measure one on this model with --target {run.path} or --oracle {run.path}"
+        )
     if not file.is_file():
         raise ValueError(f"run '{run.path}' was not evaluated, it has no results.json; first: {again}")
     try:

@@ -17,32 +17,61 @@ from llm_forget.run import Run
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
 
 
-def test_relearning_a_row_brings_it_back_in_both_models(make_run, capsys, caplog):
+def test_relearning_a_row_brings_others_back_in_both_models(make_run, capsys, caplog):
     run = make_run("run", **RATE)
     before = evaluate(run.path, quiet=True)
-    found = attack(run.path, "relearn", share=0.2, num_train_epochs=60)
+    found = attack(run.path, "relearn", share=0.2, num_train_epochs=150)
     line = found["metrics"]["forget_probability"]
     assert line["unlearned_attacked"]["value"] > 1.3 * line["unlearned"]
     assert line["oracle_attacked"]["value"] > 1.3 * line["oracle"]
     moved = [line[f"{role}_attacked"]["value"] - line[role] for role in ("unlearned", "oracle")]
     assert line["excess"] == pytest.approx(moved[0] - moved[1])
     assert found["metrics"]["retain_probability"]["excess"] is None
-    assert line["unlearned_attacked"]["n"] == 5
+    assert line["unlearned_attacked"]["n"] == 4
+    assert found["left_out"] == 1
     # One row of five, the same for both models, and none of its text anywhere.
     (folder,) = (run.path / "attacks").iterdir()
     ids = [Run.open(folder / role).provenance["data"]["train"]["ids"] for role in ("unlearned", "oracle")]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 1
     assert json.loads((folder / "attack.json").read_text()) == found
+    assert not [path for path in folder.rglob("*") if path.name in ("adapter", "checkpoints", "model")]
     shown = capsys.readouterr()
     assert CANARY not in shown.out + shown.err + caplog.text + (folder / "attack.json").read_text()
     assert json.loads(run.results_file.read_text())["suites"] == before["suites"]
 
 
+def test_the_rows_that_are_relearned_are_not_measured(make_run):
+    """Neither before the attack nor after it: a row that was trained on comes back in any model."""
+    run = make_run("run", **RATE)
+    everything = evaluate(run.path, quiet=True)["suites"]["suite"]["metrics"]["forget_probability"]
+    found = attack(run.path, "relearn", share=0.4, num_train_epochs=1)
+    (folder,) = (run.path / "attacks").iterdir()
+    relearned = Run.open(folder / "unlearned").provenance["data"]["train"]["ids"]
+    rows = json.loads(run.rows_file.read_text())["suite"]["forget_probability"]["unlearned"]["rows"]
+    others = [value for name, value in zip(rows["ids"], rows["values"], strict=True) if name not in relearned]
+    assert (len(relearned), len(others)) == (2, 3)
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned"] == pytest.approx(sum(others) / 3, rel=1e-4)
+    assert line["unlearned"] != everything["value"]
+    assert (line["unlearned_attacked"]["n"], line["oracle_attacked"]["n"], found["left_out"]) == (3, 3, 2)
+
+
+@pytest.mark.parametrize("on", ["holdot", "nothere"])
+def test_rows_that_are_not_there_are_refused_before_anything_is_measured(make_run, on):
+    run = make_run("run")
+    with pytest.raises(ValueError, match=rf"on is '{on}'"):
+        attack(run.path, "relearn", on=on)
+    assert not run.records.exists()
+    assert not (run.path / "attacks").exists()
+
+
 def test_relearning_may_use_unrelated_rows(make_run):
     run = make_run("run", **RATE)
-    found = attack(run.path, "relearn", on="holdout", num_train_epochs=1)
+    found = attack(run.path, "relearn", on="holdout", num_train_epochs=1, seed=0, share=0.05, keep=True)
     (folder,) = (run.path / "attacks").iterdir()
+    assert folder.name == "relearn-on-holdout-num_train_epochs-1-keep-True"  # what is as by default has no name
+    assert (folder / "unlearned/adapter").is_dir()
     ids = Run.open(folder / "unlearned").provenance["data"]["train"]["ids"]
     assert ids == [f"holdout{i}" for i in range(6)]
     assert found["settings"]["on"] == "holdout"
@@ -177,15 +206,29 @@ def test_without_an_oracle_the_excess_is_unknown(make_run):
     [
         ("relern", {}, "did you mean 'relearn'"),
         ("relearn", {"shar": 0.1}, "did you mean 'share'"),
-        ("relearn", {"share": 0.0}, "above 0 and at most 1"),
-        ("quantize", {"bits": "int4"}, "allowed|did you mean"),
+        ("relearn", {"share": 0.0}, "above 0 and below 1"),
+        ("relearn", {"share": 1}, "above 0 and below 1"),
+        ("quantize", {"bits": "int4"}, "bits is 'int4'; allowed: nf4, int8"),
+        ("quantize", {"bits": 4}, "bits is '4'; allowed: nf4, int8"),
         ("sample", {"suite": "demo"}, "leave --suite out"),
         ("relearn", {"suite": "basic,demo"}, "measures one suite"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):
+    run = make_run("run")
     with pytest.raises(ValueError, match=sentence):
-        attack(make_run("run").path, kind, **settings)
+        attack(run.path, kind, **settings)
+    assert not (run.path / "attacks").exists()
+    assert not run.records.exists()  # refused before anything was measured
+
+
+def test_an_option_of_another_kind_is_refused_in_the_name_of_this_one(make_run):
+    arguments = ["attack", str(make_run("run").path), "--kind", "quantize", "--share", "0.1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert (
+        "quantize has no option --share, which is one of relearn; options of quantize: --bits, --keep" in result.output
+    )
 
 
 def test_only_an_unlearned_run_can_be_attacked(tmp_path):

@@ -152,6 +152,12 @@ def test_a_run_without_results_is_told_what_to_do(tmp_path):
         verify(tmp_path / "run")
 
 
+def test_a_finetune_run_is_told_what_it_lacks(tmp_path):
+    Run.start(tmp_path / "target", "finetune", {}, {}, False).finish()
+    with pytest.raises(ValueError, match=r"is a finetune run: it has no model before, no forget rows"):
+        verify(tmp_path / "target")
+
+
 def membership_lines():
     suite = yaml.safe_load(shipped.resolve("eval", "privacy").read_text(encoding="utf-8"))
     return [name for name, line in suite["metrics"].items() if line["metric"].startswith("membership_")]

@@ -53,7 +53,9 @@ def attack(
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
-    arguments = entry.arguments(settings)
+    # YAML reads the 4 of `--bits 4` as a number; what is allowed is said where the words are known.
+    words = {key for key, value in settings.items() if isinstance(entry.defaults.get(key), str) and type(value) is int}
+    arguments = entry.arguments({key: str(value) if key in words else value for key, value in settings.items()})
     finished = Run.open(run)
     if finished.state["kind"] != "unlearn":
         raise ValueError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
@@ -66,14 +68,16 @@ def attack(
         raise ValueError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
+    rows, left_out = _measured_rows(kind, {**finished.config, **given}, arguments)
     # Fewer or other rows than the run's own belong to this attack, not into the run's results.
-    whole = limit is None and not given
-    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **given)
+    whole = limit is None and not given and not rows
+    asked = {**given, **rows}
+    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **asked)
     found = results["suites"][Path(suite).stem]
     plain = {role: lines_of(found, role) for role in ROLES}
-    own = {key: value for key, value in arguments.items() if key in settings}
+    # A default that is given is the same attack.
+    own = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
     folder = finished.path / "attacks" / _name(kind, own, suite if suite != default else None, limit, given)
-    folder.mkdir(parents=True, exist_ok=True)
     scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
     attacked = entry.function(scene, **arguments)
     content = {
@@ -85,12 +89,26 @@ def attack(
         "suite": Path(suite).stem,
         "limit": limit,
         "overrides": sorted(given),
+        "left_out": left_out,
         "models": results["models"],
         "metrics": _compared(found, plain, attacked),
         "seconds": round(time.perf_counter() - began, 1),
     }
     write_json(folder / "attack.json", content)
     return content
+
+
+def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Keys in place of the run's for what is measured, before the attack and after it, and how many rows it lacks.
+
+    Called before anything is measured, and so where arguments are refused that only a kind itself can judge.
+    """
+    if kind == "quantize":
+        quantize.check_bits(arguments["bits"])
+    if kind != "relearn":
+        return {}, 0
+    trained, others = relearn.parted(config, **{key: arguments[key] for key in ("share", "on", "seed")})
+    return ({}, 0) if others is None else ({"forget": others}, relearn.number_of(trained))
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:

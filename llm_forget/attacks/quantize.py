@@ -10,13 +10,18 @@ from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.scene import Lines, Scene
 from llm_forget.config import model_part
 from llm_forget.models import merge_adapter
-from llm_forget.registry import did_you_mean
 
 logger = logging.getLogger("llm_forget")
 BITS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"},
     "int8": {"load_in_4bit": False, "load_in_8bit": True},
 }
+
+
+def check_bits(bits: str) -> None:
+    """Raise ValueError where these are no bits that a model can be loaded in."""
+    if bits not in BITS:
+        raise ValueError(f"bits is '{bits}'; allowed: {', '.join(BITS)}")
 
 
 @attack_kind(paper="arXiv:2410.16454")
@@ -28,8 +33,7 @@ def quantize(scene: Scene, *, bits: str = "nf4", keep: bool = False) -> dict[str
         bits: ``nf4`` or ``int8``.
         keep: leave the merged model in the attack's folder; it is as large as the base.
     """
-    if bits not in BITS:
-        raise ValueError(f"bits is '{bits}'; {did_you_mean(bits, BITS)}")
+    check_bits(bits)
     names = dict(scene.models)
     merged = scene.folder / "merged"
     if scene.run.adapter.is_dir():

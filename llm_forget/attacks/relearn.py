@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
@@ -12,6 +14,7 @@ from llm_forget.attacks.scene import Lines, Scene
 from llm_forget.data.sources import load_source
 from llm_forget.evals.measure import PRECISION
 from llm_forget.finetune import finetune
+from llm_forget.registry import did_you_mean
 
 logger = logging.getLogger("llm_forget")
 FROM_RUN = (
@@ -31,23 +34,21 @@ def relearn(
     num_train_epochs: int = 10,
     learning_rate: float | None = None,
     seed: int = 0,
+    keep: bool = False,
 ) -> dict[str, Lines]:
     """A LoRA adapter on top of each attacked model, trained with the run's own batch, rank and learning rate.
 
     Args:
         scene: the models under attack.
-        share: of the forget rows that the attacker has; at least one row.
+        share: of the forget rows that the attacker has; at least one row. The others are measured.
         on: ``forget``, or the split (``holdout``) or source of unrelated rows to train on instead, all of them.
         num_train_epochs: passes over those rows.
         learning_rate: default: the run's.
         seed: of the choice and the order of rows.
+        keep: leave the adapters in the attack's folder; they bring forgotten rows back.
     """
-    if on == "forget":
-        rows = _some_of_forget(scene, share, seed)
-        what = f"{sum(len(source['ids']) for source in rows)} forgotten rows"
-    else:
-        splits = {**(scene.config.get("splits") or {}), **{key: scene.config.get(key) for key in ("retain", "holdout")}}
-        rows, what = (splits.get(on) if isinstance(on, str) else None) or on, "other rows"
+    rows, others = parted(scene.config, share=share, on=on, seed=seed)
+    what = f"{number_of(rows)} forgotten rows" if others is not None else "other rows"
     kept = {key: scene.config[key] for key in FROM_RUN if scene.config.get(key) is not None}
     if learning_rate is not None:
         kept["learning_rate"] = learning_rate
@@ -59,22 +60,67 @@ def relearn(
             lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",
             logging_steps=1, lr_scheduler_type="constant", overwrite=True,
         )  # fmt: skip
-        found[role] = scene.measure(str(run.path))
+        try:
+            found[role] = scene.measure(str(run.path), **({"forget": others} if others is not None else {}))
+        finally:
+            if not keep:
+                shutil.rmtree(run.adapter)
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
     return found
 
 
-def _some_of_forget(scene: Scene, share: float, seed: int) -> list[dict[str, Any]]:
-    """The run's forget source, narrowed to a seeded sample of its rows by their ids."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
-    spec, config = scene.config["forget"], scene.config
+def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tuple[Any, list[dict[str, Any]] | None]:
+    """What is trained on, and the forget rows that are then measured: those that are not trained on.
+
+    A row that was trained on comes back in any model; what was left in the weights shows on the others.
+
+    Args:
+        config: the run's configuration.
+        share: of the forget rows that are trained on; at least one.
+        on: ``forget``, or a split or source of other rows, all of them.
+        seed: of the choice.
+
+    Returns:
+        Two sources as a recipe names them; the second is None where no forget row is trained on.
+
+    Raises:
+        ValueError: a share that leaves no row to train on or to measure, or no such split or file.
+    """
+    if on != "forget":
+        return _other_rows(config, on), None
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; it must be above 0 and below 1, since the rows left out are measured")
+    spec = config["forget"]
     rows = load_source(spec, split_name="forget", data_path=config.get("data_path"), fields=config.get("fields"))
-    chosen = set(random.Random(seed).sample(range(len(rows)), max(1, int(share * len(rows)))))
-    ids: dict[int, list[str]] = {}
-    for place in sorted(chosen):
-        ids.setdefault(rows[place]["source_index"], []).append(rows[place]["id"])
-    sources = _flat(spec)
-    return [{**sources[index], "ids": wanted, "limit": None} for index, wanted in ids.items()]
+    if len(rows) < 2:
+        raise ValueError("there is one forget row only, and none would be left to measure; relearn on other rows: --on")
+    chosen = set(random.Random(seed).sample(range(len(rows)), min(len(rows) - 1, max(1, int(share * len(rows))))))
+    sources, trained, measured = _flat(spec), dict[int, list[str]](), dict[int, list[str]]()
+    for place in range(len(rows)):
+        part = trained if place in chosen else measured
+        part.setdefault(rows[place]["source_index"], []).append(rows[place]["id"])
+    narrowed = [
+        [{**sources[index], "ids": wanted, "limit": None} for index, wanted in part.items()]
+        for part in (trained, measured)
+    ]
+    return narrowed[0], narrowed[1]
+
+
+def number_of(sources: Sequence[Mapping[str, Any]]) -> int:
+    """Rows of sources that are narrowed to ids."""
+    return sum(len(source["ids"]) for source in sources)
+
+
+def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
+    """The source of a split of the run, or what was given as one; a word that is neither is refused."""
+    splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
+    known = {name: source for name, source in splits.items() if source is not None}
+    if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():
+        return on
+    if on not in known:
+        hint = did_you_mean(on, ["forget", *known])
+        raise ValueError(f"on is '{on}', which is no split of the run, no file and no data set; {hint}")
+    return known[on]
 
 
 def _flat(spec: Any) -> list[dict[str, Any]]:

@@ -38,11 +38,18 @@ def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
 
 
 def _cautions(attack: dict[str, Any], evidence: Evidence) -> list[str]:
-    said = []
+    said, settings = [], attack.get("settings", {})
     if attack.get("limit"):
         said.append(f"Measured on a sample of at most {attack['limit']} rows of each probe.")
     if attack.get("overrides"):
         said.append(f"Measured with keys that are not the run's own: {', '.join(attack['overrides'])}.")
+    if "left_out" not in attack and attack["kind"] == "relearn" and settings.get("on", "forget") == "forget":
+        said.append("The relearned rows are among those measured; attack the run again to leave them out.")
+    if attack.get("left_out"):
+        said.append(
+            f"Before and after, the split `forget` was measured without the {attack['left_out']} of its rows that were "
+            "trained on in the attack; other splits have all their rows."
+        )
     models = evidence.results["models"]
     if attack.get("models", models) != models:
         said.append("The results of the run are of other models than were attacked; attack it again.")

@@ -1,6 +1,7 @@
 """Several suites in one evaluation, what they add to results, and every kind of probe through the whole path."""
 
 import json
+import logging
 import math
 import shutil
 
@@ -101,7 +102,9 @@ def test_what_was_found_about_another_model_does_not_stay(make_run, extra):
     assert list(evaluate(run.path, quiet=True, oracle=str(run.path.parent / "target"))["suites"]) == ["suite"]
 
 
-def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tmp_path, extra, caplog):
+def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tmp_path, extra, caplog, monkeypatch):
+    # A command that ran earlier in this process may have kept its sentences from others.
+    monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
     evaluate(run.path, quiet=True, retain=str(tmp_path / "holdout.jsonl"))

@@ -56,6 +56,7 @@ def evaluate(
     overrides = keys_and_values(ctx.args)
     from llm_forget.launch import follow_launcher, relaunch
 
+    suite = ",".join(map(str.strip, suite.split(","))) if suite is not None else None
     named = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
     named |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
@@ -112,14 +113,18 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
     policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
 ) -> None:
-    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive."""
+    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive, 2 where that cannot be done.
+
+    2: no such run or policy, a run that was not evaluated, damaged results, or a rule that cannot be meant.
+    """
     from llm_forget.verify import EXIT_CODES
     from llm_forget.verify import verify as apply
 
     answer, found = apply(run, policy)
     for ruling in found:
         typer.echo(ruling.sentence())
-    typer.echo(f"verdict: {answer}")
+    ruled = [ruling for ruling in found if ruling.rule.severity == "fail"]
+    typer.echo(f"verdict: {answer}{'' if ruled else ' (no rule that may fail was applied)'}")
     raise typer.Exit(EXIT_CODES[answer])
 
 
@@ -147,7 +152,9 @@ def report(
 @evidence.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
-    suite: Annotated[str | None, typer.Option(help="Compare by this suite; default: the first that all have.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Compare by this suite; default: all that the runs have in common.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Write the table as Markdown, too.")] = None,
 ) -> None:
     """Runs side by side: distance to the oracle on forget rows against utility, and which of them nothing beats."""
@@ -190,7 +197,7 @@ def sweep(
 
     `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` holds
     for all runs. The same command again does what is missing: a finished run is neither trained nor measured again.
-    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed.
+    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed. `--dry_run true` checks all and writes nothing.
     """
     from llm_forget.grid import read_grid
 
@@ -214,6 +221,11 @@ def sweep(
         typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
         return
     found = run_sweep(recipe, axes, **asked)
+    if found.get("dry_run"):
+        for run in found["runs"]:
+            typer.echo(f"{'to be done' if run['status'] == 'waiting' else 'finished':10}  {run['path']}")
+        typer.echo("all runs were checked; nothing was trained or written")
+        return
     complete = [run["path"] for run in found["runs"] if run["status"] == "complete"]
     if complete:
         note_front(found, _front(complete))

@@ -123,6 +123,7 @@ def sweep(
 
     Returns:
         The content of sweep.json; a run that failed has the status ``failed`` and says why, and the others went on.
+        With the override ``dry_run`` all is checked, nothing is written, and what is to be done is ``waiting``.
 
     Raises:
         ValueError, FileNotFoundError: what one of the runs would refuse; nothing was trained.
@@ -131,6 +132,8 @@ def sweep(
         raise ValueError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
     plan = lay_out(recipe, grid, output_dir=output_dir, suite=suite, overrides=overrides)
     _rehearse(plan)
+    if plan.configs(plan.points[0])[1].dry_run:
+        return {**_content(plan, _waiting(plan)), "dry_run": True}
     return _execute(plan)
 
 
@@ -217,10 +220,7 @@ def _rehearse(plan: Plan) -> None:
 
 def _execute(plan: Plan) -> dict[str, Any]:
     """Do what is missing, and write sweep.json after each run."""
-    missing = plan.missing()
-    entries = {p.path: {"name": p.path.name, "path": str(p.path), "values": p.values} for p in plan.points}
-    for point in plan.points:
-        entries[point.path] |= {"status": "waiting" if point in missing else "complete", "error": None}
+    missing, entries = plan.missing(), _waiting(plan)
     logger.info("%d runs in '%s', %d of them finished already", len(entries), plan.folder, len(entries) - len(missing))
     began = time.perf_counter()
     for number, point in enumerate(missing, start=1):
@@ -236,6 +236,16 @@ def _execute(plan: Plan) -> dict[str, Any]:
         )  # fmt: skip
         _write(plan, entries)
     return _write(plan, entries)
+
+
+def _waiting(plan: Plan) -> dict[Path, dict[str, Any]]:
+    """An entry of sweep.json for each run, before any is started."""
+    missing = plan.missing()
+    return {
+        p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
+        | {"status": "waiting" if p in missing else "complete", "error": None}
+        for p in plan.points
+    }
 
 
 def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
@@ -267,7 +277,13 @@ def _measured(run: Run, suite: Suite) -> bool:
 
 
 def _write(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
-    content = {
+    content = _content(plan, entries)
+    write_json(plan.folder / "sweep.json", content)
+    return content
+
+
+def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    return {
         "format": SWEEP_FORMAT,
         "recipe": plan.recipe,
         "output_dir": str(plan.folder),
@@ -275,8 +291,6 @@ def _write(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]
         "suites": [suite.name for suite in plan.suites()],
         "runs": list(entries.values()),
     }
-    write_json(plan.folder / "sweep.json", content)
-    return content
 
 
 def note_front(found: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
@@ -285,13 +299,9 @@ def note_front(found: dict[str, Any], front: Mapping[str, Sequence[str]]) -> Non
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes: int | None = None) -> list[str]:

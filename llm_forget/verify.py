@@ -5,8 +5,9 @@ Reads ``results.json`` of a run and loads no model, so that it can stand in a co
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,17 @@ def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
         if applied:
             found.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
         elif not rule.optional:
-            found.append(Ruling(rule, rule.suite, apply_bound(rule.bound, None)))
+            why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
+            found.append(Ruling(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
     return found
+
+
+def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
+    """A suggestion where the rule's line, or its suite, is one letter or two from one that was measured."""
+    lines = {line for suite in suites.values() for line in suite["metrics"]}
+    known, given = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
+    close = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.88)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _caution(suite: dict[str, Any]) -> str:

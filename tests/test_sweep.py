@@ -297,6 +297,17 @@ def unbeaten(runs: list[Path]) -> set[str]:
     }  # fmt: skip
 
 
+def test_a_dry_run_checks_every_run_and_writes_nothing(recipe: Path) -> None:
+    done = cli("sweep", "recipe.yaml", "--grid", "lr=1e-2,1e-3", "--dry_run", "true")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[-1] for line in lines[:2]] == [
+        f"runs/npo-sweep/learning_rate-{value}" for value in ("0.01", "0.001")
+    ]
+    assert lines[2] == "all runs were checked; nothing was trained or written"
+    assert not Path("runs").exists()
+
+
 @pytest.mark.slow
 def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path) -> None:
     arguments = ["sweep", "recipe.yaml", "--grid", "lr=1e30,1e-2,1e-7", "num_train_epochs=40"]

@@ -152,6 +152,28 @@ def test_a_run_without_results_is_told_what_to_do(tmp_path):
         verify(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"line": "forget_probabilty"}, "not measured; did you mean 'forget_probability'?"),
+        ({"line": "forget_quality"}, "not measured"),  # not forget_probability: another line, and a real one
+        ({"line": "mia_loss", "suite": "privcy"}, "not measured in suite privcy; did you mean 'privacy'?"),
+        ({"line": "mia_loss", "suite": "tofu"}, "not measured in suite tofu"),
+    ],
+)
+def test_a_line_that_nothing_measured_is_undecided_and_a_slip_is_named(evaluated, tmp_path, rule, said):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"rules": [{"at_most": 1, **rule}]}))
+    answer, (ruling,) = verify(evaluated(), tmp_path / "mine.yaml")
+    assert (answer, ruling.finding.why) == ("inconclusive", said)
+
+
+def test_a_policy_of_which_no_rule_applies_says_why_it_is_undecided(evaluated, tmp_path):
+    rule = {"line": "absent", "at_most": 1, "optional": True}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"rules": [rule]}))
+    result = CliRunner().invoke(app, ["verify", str(evaluated()), "--policy", str(tmp_path / "mine.yaml")])
+    assert (result.exit_code, result.output) == (3, "verdict: inconclusive (no rule that may fail was applied)\n")
+
+
 def test_a_finetune_run_is_told_what_it_lacks(tmp_path):
     Run.start(tmp_path / "target", "finetune", {}, {}, False).finish()
     with pytest.raises(ValueError, match=r"is a finetune run: it has no model before, no forget rows"):

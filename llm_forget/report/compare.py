@@ -131,7 +131,9 @@ def _cautions(suite: str, runs: Sequence[Evidence]) -> list[Text]:
     for role, name in (("before", "models before"), ("oracle", "oracles")):
         digests = {(run.results["models"].get(role) or {}).get("digest") for run in runs}
         if len(digests) > 1:
-            said.append(Text(f"The runs have different {name}; the table shows that of {runs[0].name}.", warning=True))
+            sentence = f"Suite {suite}: the runs have different {name}; the tables show that of {runs[0].name}."
+            said.append(Text(sentence, warning=True))
     if any(run.suites[suite].get("probes") != runs[0].suites[suite].get("probes") for run in runs):
-        said.append(Text("The runs were measured on different rows or with different probes.", warning=True))
+        sentence = f"Suite {suite}: the runs were measured on different rows or with different probes."
+        said.append(Text(sentence, warning=True))
     return said

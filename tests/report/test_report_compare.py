@@ -54,7 +54,7 @@ def test_runs_against_different_oracles_are_said_to_be(make_run):
     results = json.loads((two / "results.json").read_text())
     results["models"]["oracle"]["digest"] = "another"
     (two / "results.json").write_text(json.dumps(results))
-    assert "different oracles" in comparison_markdown(compare([one, two]))
+    assert "Suite basic: the runs have different oracles" in comparison_markdown(compare([one, two]))
 
 
 def test_the_terminal_shows_names_as_they_are(make_run):

@@ -47,7 +47,7 @@ def _head(found: Mapping[str, Any]) -> str:
 
 def variants_table(found: Mapping[str, Any]) -> Table:
     """A line a variant: times, memory, arithmetic, and time to both ways of fine-tuning."""
-    table = Table(Column("step", no_wrap=True), title="one step; medians over rounds")
+    table = Table(Column("step", no_wrap=True), pad_edge=False, title="one step; medians over rounds")
     names = ("seconds", "range", "tokens/s", "peak, GiB", "GFLOP/s", "of ceiling", "to transformers", "to finetune")
     for name in names:
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))

@@ -127,6 +127,16 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
         f"AUC of the unlearned model {shown(value)} (95 % interval {interval(ci) or 'unknown'}). 0.5 cannot tell "
         "forgotten rows from rows never seen; far below 0.5 gives them away as well."
     )
+    if _takes_model_before(evidence, names):
+        said = (
+            f"AUC of the unlearned model {shown(value)}. The attacker kept the model before, and finds the rows with "
+            "the oracle as well: this says that the model before must be taken back, not how well was forgotten."
+        )
+    if any(np.intersect1d(scored(members), scored(others)).size for _, members, others in sides.values()):
+        said += (
+            " Some scores of forgotten rows and of rows never seen are equal; a straight line stands for what such a "
+            "tie may turn out to be, and the table counts it only where the rate allows all of it."
+        )
     said_log = f"The same where false alarms are few. The vertical line marks a false positive rate of {LOW_RATE:.0%}."
     series = [
         charts.Series(f"{role} {shown(areas[role][0])}", role, *map(list, roc(members, others)))
@@ -136,11 +146,11 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
     low = min(LOW_RATE, *(1 / len(scored(side)) for _, *both in sides.values() for side in both)) / 2
     linear, logarithmic = f"{names}: ROC", f"{names}: ROC, both axes logarithmic"
     svg = charts.lines(
-        anchor("roc", names, evidence.name), linear, said, series, steps=True, chance=True,
+        anchor("roc", names, evidence.name), linear, said, series, chance=True,
         x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((-0.01, 1.01), (-0.01, 1.01)),
     )  # fmt: skip
     svg_log = charts.lines(
-        anchor("roc-log", names, evidence.name), logarithmic, said_log, series, steps=True, chance=True,
+        anchor("roc-log", names, evidence.name), logarithmic, said_log, series, chance=True,
         mark_x=LOW_RATE, x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((low, 1.1), (low, 1.1)),
         log_x=True, log_y=True,
     )  # fmt: skip

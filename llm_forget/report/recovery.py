@@ -24,7 +24,9 @@ def attack_section(evidence: Evidence) -> Section:
 
 def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
     attack = evidence.attacks[name]
-    settings = ", ".join(f"{key} {public_name(str(value))}" for key, value in attack.get("settings", {}).items())
+    settings = ", ".join(
+        f"{key} {public_name(str(value))}" for key, value in attack.get("settings", {}).items() if value is not None
+    )
     about = Text(f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}.")
     head = (about, *(Text(caution, warning=True) for caution in _cautions(attack, evidence)))
     table = Table(f"Attack {name}", COLUMNS, tuple(_row(line, found) for line, found in attack["metrics"].items()))

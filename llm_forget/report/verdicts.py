@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llm_forget import shipped
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
+from llm_forget.evals.suite import load_suite
 from llm_forget.evals.verdict import nothing_to_forget, shown
 from llm_forget.report import charts
 from llm_forget.report.document import Cell, Chart, Number, Section, Table, Text, Verdict, anchor, interval
@@ -33,10 +35,10 @@ def verdict_section(evidence: Evidence) -> Section:
         again = f"llm-forget verify RUN --policy {verification['policy']}"
         notes.append(Text(f"Measured anew since policy {verification['policy']} was applied: {again}", warning=True))
     elif verification is not None:
-        rules = tuple((rule.get("holds"), _with_severity(rule)) for rule in verification["rules"])
+        rules = tuple((rule.get("holds"), _in_full(rule)) for rule in verification["rules"])
         policy = f"policy {verification['policy']}"
         parts.append(Section("Policy", (Verdict(policy, verification["answer"], rules),)))
-    parts += [Section(f"Suite {name}", _answers(suite)) for name, suite in evidence.suites.items()]
+    parts += [Section(f"Suite {name}", _answers(name, suite)) for name, suite in evidence.suites.items()]
     if not evidence.has("oracle"):
         notes.append(
             Text("No oracle was measured, so how a model answers that never saw these rows is not known.", warning=True)
@@ -46,11 +48,20 @@ def verdict_section(evidence: Evidence) -> Section:
     return Section("Verdict", tuple(notes), tuple(parts))
 
 
-def _with_severity(rule: dict[str, Any]) -> str:
-    return f"{rule['sentence']} (warning only)" if rule.get("severity") == "warn" else rule["sentence"]
+def _in_full(rule: dict[str, Any]) -> str:
+    """``demo: forget_probability 0.150 (...)``: lines of several suites may have one name."""
+    where = f"{rule['suite']}: " if rule.get("suite") else ""
+    return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
 
 
-def _answers(suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
+def _is_shipped(name: str, suite: dict[str, Any]) -> bool:
+    """Whether a suite under the name of a shipped one says the same; True where no shipped one is called so."""
+    if name not in shipped.names("eval") or "definition" not in suite:
+        return True
+    return suite["definition"] == load_suite(shipped.locate("eval", name)).digest
+
+
+def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
     blocks: list[Verdict | Text] = []
     for question, verdict in suite["verdict"].items():
         findings = tuple((finding["holds"], finding["sentence"]) for finding in verdict["findings"])
@@ -60,6 +71,9 @@ def _answers(suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
         blocks.append(Verdict(question, verdict["answer"], findings, caution))
     if not blocks:
         blocks.append(Text("This suite asks no question; its numbers are below."))
+    if not _is_shipped(name, suite):
+        said = f"This is not the suite {name} that comes with this version: an own file, or that of another version."
+        blocks.append(Text(said, warning=True))
     if suite.get("limit"):
         blocks.append(Text(f"Measured on a sample of at most {suite['limit']} rows of each probe.", warning=True))
     if suite.get("overrides"):
@@ -91,6 +105,7 @@ def _value(line: dict[str, Any], role: str) -> Cell:
 def _about(line: dict[str, Any]) -> str:
     unscored = f", {line['n_unscored']} unscored" if line["n_unscored"] else ""
     choice = f"{ONE_CHOICE}; " if is_one_choice(line) else ""
+    choice = "attacker kept the model before; " if line.get("metric") == "membership_two_models" else choice
     return f"{choice}{WANTED[line['goal']]}, n={line['n']}{unscored}"
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from llm_forget.evals.suite import load_suite
 from llm_forget.report import report
 from llm_forget.report.compare import compare
 from llm_forget.report.read import read_run
@@ -105,3 +106,53 @@ def test_damaged_results_leave_the_commands_with_code_2(make_run, command):
     assert done.returncode == 2, done.stderr
     assert "is damaged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _with(run, name, change):
+    content = json.loads((run / name).read_text())
+    change(content)
+    (run / name).write_text(json.dumps(content))
+
+
+def test_every_rule_of_a_policy_stands_with_its_suite(make_run):
+    run = make_run()
+    verify(run)
+    markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    policy = markdown.split("Policy")[1].split("### ")[0]
+    assert "basic: forget_probability 0." in policy
+    assert "- ? mia_loss unknown" in policy  # measured by no suite
+
+
+def test_an_own_suite_under_the_name_of_a_shipped_one_is_said_to_be(make_run):
+    run = make_run()
+    sentence = "not the suite basic that comes with this version"
+    shipped_digest = load_suite("basic").digest
+    for definition, said in ((shipped_digest, False), ("sha256:other", True)):
+        _with(run, "results.json", lambda found, d=definition: found["suites"]["basic"].update(definition=d))
+        assert (sentence in report([run]).with_suffix(".md").read_text(encoding="utf-8")) is said
+
+
+def test_an_attack_with_the_model_before_at_hand_is_said_to_say_nothing_about_forgetting(make_run):
+    run = make_run()
+    sentence = "the model before must be taken back, not how well was forgotten"
+    assert sentence not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
+
+    def kept(found):
+        found["suites"]["basic"]["metrics"]["mia_min_k"]["metric"] = "membership_two_models"
+
+    _with(run, "results.json", kept)
+    markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    assert sentence in markdown
+    assert "attacker kept the model before" in markdown
+
+
+def test_equal_scores_of_rows_and_others_are_said_to_be(make_run):
+    run = make_run()
+    assert "are equal" not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
+
+    def tie(rows):
+        sides = rows["basic"]["mia_min_k"]["unlearned"]
+        sides["members"]["values"][0] = sides["nonmembers"]["values"][0]
+
+    _with(run, "rows.json", tie)
+    assert "are equal" in report([run]).with_suffix(".md").read_text(encoding="utf-8")

@@ -117,7 +117,8 @@ def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tm
     assert list(found["suites"]) == ["suite", "other"]
     assert found["suites"]["suite"]["overrides"] == ["retain"]
     assert set(json.loads(run.rows_file.read_text())) == {"suite", "other"}
-    (said,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
+    ours = [record for record in caplog.records if (record.name, record.levelname) == ("llm_forget", "WARNING")]
+    (said,) = {record.getMessage() for record in ours}
     assert said.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
     # The same rows in other files are the same rows; what a suite brings along itself is no affair of another's.
     (tmp_path / "forget.jsonl").rename(tmp_path / "moved.jsonl")

@@ -56,6 +56,7 @@ class _HeadLogprobs(torch.autograd.Function):
             values[part] = chosen.squeeze(-1) - normalisers[part]
             if slopes is not None:
                 slopes[part] = _residual(exponentials.div_(total), labels[part]).to(weight.dtype) @ weight
+            del logits, exponentials  # before the next block is made
         ctx.block, ctx.trained = block, trained
         kept = (hidden, weight, bias, labels, normalisers) if trained else (slopes,)
         ctx.save_for_backward(*kept)
@@ -80,6 +81,7 @@ class _HeadLogprobs(torch.autograd.Function):
             of_weight += residual.T @ hidden[part]
             if of_bias is not None:
                 of_bias += residual.sum(0)
+            del logits, residual
         return of_hidden, of_weight, of_bias, None, None
 
 

@@ -82,6 +82,7 @@ def forward_logprobs(
     logits: bool = False,
     hidden: nn.Module | None = None,
     packed: bool = False,
+    shared: bool = False,
     fused: bool = False,
 ) -> Logprobs:
     """One forward pass of a causal LM, with logits only where a target is predicted.
@@ -96,6 +97,7 @@ def forward_logprobs(
         hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
         packed: lay the rows end to end without padding (on the right); the model must allow it
             (`llm_forget.shortcuts`).
+        shared: if packed, compute once what neighbouring rows begin with.
         fused: where no logits are kept, never make more than a block of them; the head must be a plain linear layer
             and its output the model's (`llm_forget.shortcuts`).
 
@@ -106,8 +108,8 @@ def forward_logprobs(
     flat_labels = batch["labels"][:, 1:][where]  # [N]
     captured: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
-    if packed and not batch["attention_mask"].all():
-        inputs, place = pack(inputs)
+    if packed and (shared or not batch["attention_mask"].all()):
+        inputs, place = pack(inputs, shared=shared)
         places = place[:, :-1][where]  # [N]
     else:
         places = where_of(where)  # [N]

@@ -1,4 +1,8 @@
-"""Rows of a padded batch laid end to end, so that no layer computes on padding.
+"""Rows of a padded batch laid end to end, so that no layer computes on padding, nor twice on a common beginning.
+
+What a causal model makes of a token depends on what stands before it alone. The answers to one question share the
+question, and all rows of a chat template its beginning; these tokens go through the model once, and gradients of all
+rows add up in them.
 
 Attention is the one layer that looks across tokens: it is told which token belongs where by an integer mask, which
 `llm_forget.models.attention` understands. Every other layer sees one long row.
@@ -7,26 +11,33 @@ Attention is the one layer that looks across tokens: it is told which token belo
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def pack(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
     """What to give the model, and where each token went.
 
     Args:
         batch: ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
+        shared: what a row and the one above it begin with stands there once.
 
     Returns:
         ``input_ids`` and ``position_ids`` ``[1, N]`` and the layout as ``attention_mask`` ``[2, 1, B, S]`` (see
-        `layout`), for the N tokens that are attended to; and the place of each of them in the packed row, ``[B, S]``.
+        `layout`), for the N tokens that are left; and the place of each token of the batch among them, ``[B, S]``, 0
+        for padding.
     """
-    attended = batch["attention_mask"].bool()  # [B, S]
-    flat = attended.flatten()
-    place = (flat.cumsum(0) - 1).view_as(attended)  # [B, S]
-    slots = flat.nonzero().squeeze(-1)  # [N]
+    ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
+    own = attended  # [B, S]: not already there
+    if shared:
+        alike = (ids[1:] == ids[:-1]) & attended[1:] & attended[:-1]  # [B - 1, S]
+        own = attended & ~nn.functional.pad(alike.long().cumprod(-1), (0, 0, 1, 0)).bool()
+    slots = own.flatten().nonzero().squeeze(-1)  # [N]
+    numbers = (own.flatten().cumsum(0) - 1).view_as(own)  # [B, S]
+    # Numbers grow from row to row, so the largest so far in a column is that of the row which the token came from.
+    place = numbers.masked_fill(~own, 0).cummax(0).values.masked_fill(~attended, 0)  # [B, S]
     positions = (attended.cumsum(-1) - 1).flatten()[slots]  # [N]
     inputs = {
-        "input_ids": batch["input_ids"].flatten()[slots][None],
+        "input_ids": ids.flatten()[slots][None],
         "position_ids": positions[None],
         "attention_mask": layout(place, attended, slots),
     }

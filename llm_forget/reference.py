@@ -145,7 +145,7 @@ class Reference(TrainerCallback):
 
     def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
         trainer = self.trainer
-        bare = trainer.accelerator.unwrap_model(trainer.model)  # not what torch.compile made of it: that is no PeftModel
+        bare = trainer.accelerator.unwrap_model(trainer.model)  # not what torch.compile made of it
         batch = trainer._prepare_inputs({"rows": collate(rows, trainer.processing_class.pad_token_id)})
         was_training = bare.training
         bare.eval()

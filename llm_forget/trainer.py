@@ -213,8 +213,7 @@ class UnlearnTrainer(ResumableTrainer):
         """One pass over all splits of a batch, and its log-probs taken apart again."""
         merged = concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        how = {"packed": self.shortcuts.packed, "fused": self.shortcuts.fused}
-        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer, **how)
+        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
         parts, start = {}, 0
         for split, part in batch.items():
             parts[split] = together.rows(start, start + len(part["labels"]))

@@ -41,6 +41,11 @@ def attend_by_row(model: nn.Module) -> bool:
     return True
 
 
+def shares_beginnings(model: Any) -> bool:
+    """Whether several rows may hold the same token: FlashAttention's kernels take each token once."""
+    return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
+
+
 def _by_row(inner_name: str) -> Any:
     """The attention function: ``[1, heads, N, D]`` in, ``[1, N, heads, D]`` out, for rows that lie end to end."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -2,14 +2,23 @@
 
 import pytest
 import torch
-from test_architectures import ARCHITECTURES, batch, folder  # noqa: F401
+from test_architectures import folder  # noqa: F401
 
+from llm_forget.data.collate import collate
 from llm_forget.logprobs import decoder_layers, forward_logprobs
 from llm_forget.models import attach_adapter, load_base, prepare_gradient_checkpointing
 from llm_forget.shortcuts import Shortcuts, find_shortcuts
 
 # Its attention caps scores, which SDPA cannot; it caps logits too.
 NEITHER = ("Gemma2",)
+# Three answers to one question, one of them the beginning of another, and a row apart; longer than a sliding window.
+QUESTION = [5, 6, 7, 8, 9, 10, 11]
+ROWS = [[*QUESTION, 20, 21, 22, 23], [*QUESTION, 20, 21], [*QUESTION, 30, 31, 32], [5, 40, 41]]
+
+
+def batch(rows=ROWS, prompt=2):
+    """Rows with the first ``prompt`` tokens for a prompt: targets within what rows have in common, too."""
+    return collate([{"input_ids": row, "labels": [-100] * prompt + row[prompt:]} for row in rows], 0)
 
 
 @pytest.fixture
@@ -36,9 +45,14 @@ def gradients(model, **how):
 def test_every_architecture_gives_the_same_log_probs_and_gradients_by_every_shortcut(model, request) -> None:
     name = request.node.callspec.params["folder"]
     allowed = find_shortcuts(model, model)
-    assert allowed == (Shortcuts() if name in NEITHER else Shortcuts(packed=True, fused=True))
+    assert allowed == (Shortcuts() if name in NEITHER else Shortcuts(packed=True, shared=True, fused=True))
     plain, expected = gradients(model)
-    for how in ({"packed": allowed.packed}, {"fused": allowed.fused}, vars(allowed)):
+    for how in (
+        {"packed": allowed.packed},
+        {"packed": allowed.packed, "shared": allowed.shared},
+        {"fused": allowed.fused},
+        vars(allowed),
+    ):
         found, grads = gradients(model, **how)
         assert torch.allclose(found.values, plain.values, atol=1e-5), how
         assert torch.equal(found.mask, plain.mask)
@@ -53,8 +67,7 @@ def test_logits_and_hidden_states_of_packed_rows_are_those_of_padded_rows(model)
     allowed = find_shortcuts(model, model)
     head, layer = model.get_output_embeddings(), decoder_layers(model, 2)[0]
     plain, packed = (
-        forward_logprobs(model, batch(), head=head, logits=True, hidden=layer, packed=packed)
-        for packed in (False, allowed.packed)
+        forward_logprobs(model, batch(), head=head, logits=True, hidden=layer, **how) for how in ({}, vars(allowed))
     )
     assert torch.allclose(plain.logits, packed.logits, atol=1e-5)
     assert torch.allclose(plain.hidden, packed.hidden, atol=1e-5)
@@ -62,11 +75,11 @@ def test_logits_and_hidden_states_of_packed_rows_are_those_of_padded_rows(model)
 
 def test_a_row_does_not_feel_its_neighbours(model) -> None:
     """Another first row, same length: the second row's numbers stay."""
-    packed = find_shortcuts(model, model).packed
+    how = vars(find_shortcuts(model, model))
     head, given = model.get_output_embeddings(), batch()
-    before = forward_logprobs(model, given, head=head, packed=packed).values[1]
-    given["input_ids"][0] = given["input_ids"][0].flip(0)
-    after = forward_logprobs(model, given, head=head, packed=packed).values
+    before = forward_logprobs(model, given, head=head, **how).values[1]
+    given["input_ids"][0] = given["input_ids"][0].flip(0)  # the longest row: no padding
+    after = forward_logprobs(model, given, head=head, **how).values
     assert torch.allclose(before, after[1], atol=1e-6)
 
 
@@ -84,7 +97,7 @@ def test_gradient_checkpointing_runs_packed_layers_again_as_packed(folder, lora_
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter.data, std=0.1)
         assert find_shortcuts(made, made).packed
-        grads.append(gradients(made, packed=True, fused=True)[1])
+        grads.append(gradients(made, packed=True, shared=True, fused=True)[1])
     assert all(torch.allclose(grads[0][k], grads[1][k], atol=1e-6) for k in grads[0])
 
 

@@ -3,26 +3,12 @@
 import pytest
 import torch
 from test_architectures import folder  # noqa: F401
-from test_shortcuts import NEITHER, model  # noqa: F401
+from test_shortcuts import NEITHER, ROWS, batch, model  # noqa: F401
 
-from llm_forget.data.collate import collate
-from llm_forget.evals.teacher_forcing import (
-    forward_shared,
-    forward_with_logits,
-    pack_shared,
-    per_row,
-    shares_prefixes,
-    vocabulary_moments,
-)
+from llm_forget.evals.teacher_forcing import forward_with_logits, per_row, vocabulary_moments
 from llm_forget.logprobs import forward_logprobs
-
-# Three answers to one question, one of them the beginning of another, and a row apart; longer than a sliding window.
-QUESTION = [5, 6, 7, 8, 9, 10, 11]
-ROWS = [[*QUESTION, 20, 21, 22, 23], [*QUESTION, 20, 21], [*QUESTION, 30, 31, 32], [5, 40, 41]]
-
-
-def batch(rows=ROWS, prompt=3):
-    return collate([{"input_ids": row, "labels": [-100] * prompt + row[prompt:]} for row in rows], 0)
+from llm_forget.packing import pack
+from llm_forget.shortcuts import find_shortcuts
 
 
 def test_every_architecture_gives_the_same_logits_when_prefixes_are_shared(model, request) -> None:  # noqa: F811
@@ -38,7 +24,7 @@ def test_every_architecture_gives_the_same_logits_when_prefixes_are_shared(model
 
 
 def test_a_common_beginning_stands_in_the_packed_row_once() -> None:
-    inputs, place = pack_shared(batch())
+    inputs, place = pack(batch(), shared=True)
     own = [*ROWS[0], 30, 31, 32, 40, 41]  # the second row is part of the first, and 5 begins the last row too
     assert inputs["input_ids"][0].tolist() == own
     assert inputs["position_ids"][0].tolist() == [*range(11), 7, 8, 9, 1, 2]
@@ -48,22 +34,22 @@ def test_a_common_beginning_stands_in_the_packed_row_once() -> None:
 
 def test_a_token_after_other_beginnings_is_another_token() -> None:
     """Same place, same id, but the row above differs before it."""
-    inputs, _ = pack_shared(batch([[5, 6, 7], [5, 8, 7], [5, 8, 7, 9]]))
+    inputs, _ = pack(batch([[5, 6, 7], [5, 8, 7], [5, 8, 7, 9]]), shared=True)
     assert inputs["input_ids"][0].tolist() == [5, 6, 7, 8, 7, 9]
 
 
 def test_padding_is_not_taken_for_a_token_in_common() -> None:
-    inputs, place = pack_shared(batch([[5, 0, 0], [5]]))  # 0 pads, and is a token of the first row
+    inputs, place = pack(batch([[5, 0, 0], [5]]), shared=True)  # 0 pads, and is a token of the first row
     assert inputs["input_ids"][0].tolist() == [5, 0, 0]
     assert place.tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_a_model_in_which_neighbours_mix_does_not_share(tiny_model) -> None:
     made = tiny_model()
-    assert shares_prefixes(made)
+    assert find_shortcuts(made, made).shared
     layer = made.model.layers[0].mlp
     made.model.layers[0].mlp = torch.nn.Sequential(layer, Mixing())
-    assert not shares_prefixes(made)
+    assert not find_shortcuts(made, made).packed
     assert not forward_with_logits(made)[1]
 
 
@@ -77,11 +63,12 @@ class Mixing(torch.nn.Module):
 def test_hooks_are_gone_after_an_error(tiny_model) -> None:
     made = tiny_model()
     head = made.get_output_embeddings()
-    assert shares_prefixes(made)
+    how = vars(find_shortcuts(made, made))
     before = len(head._forward_pre_hooks)
     with pytest.raises(IndexError):
-        forward_shared(made, batch([[5, 999]], prompt=1), head=head)
+        forward_logprobs(made, batch([[5, 999], [5]], prompt=1), head=head, **how)
     assert len(head._forward_pre_hooks) == before
+    assert "forward" not in vars(head)
 
 
 def test_numbers_do_not_depend_on_the_size_of_a_block(tiny_model, monkeypatch) -> None:

@@ -7,13 +7,14 @@ logits are taken at the same position: the one that predicts the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from llm_forget.fused_head import head_logprobs
 from llm_forget.packing import pack
@@ -47,13 +48,6 @@ class Logprobs:
         tensors = {k: v.detach() for k, v in vars(self).items() if v is not None}
         return Logprobs(**tensors)
 
-    def rows(self, start: int, stop: int) -> Logprobs:
-        """Rows ``start:stop``, with columns that hold no target there cut off."""
-        mask = self.mask[start:stop]
-        width = int(mask.sum(-1).max()) if mask.numel() else 0
-        cut = {k: v[start:stop, :width] for k, v in vars(self).items() if v is not None}
-        return replace(self, **cut)
-
 
 def from_logits(logits: Tensor, labels: Tensor, mask: Tensor, *, keep_logits: bool = True) -> Logprobs:
     """Log-probabilities of ``labels`` ``[B, T]`` under aligned (already shifted) ``logits`` ``[B, T, V]``."""
@@ -85,15 +79,33 @@ def forward_logprobs(
     shared: bool = False,
     fused: bool = False,
 ) -> Logprobs:
-    """One forward pass of a causal LM, with logits only where a target is predicted.
+    """One forward pass of a causal LM, with logits only where a target is predicted; see `forward_parts`."""
+    sizes, how = {"": len(batch["labels"])}, {"packed": packed, "shared": shared, "fused": fused}
+    return forward_parts(model, batch, sizes, head=head, logits={""} if logits else set(), hidden=hidden, **how)[""]
+
+
+def forward_parts(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    sizes: Mapping[str, int],
+    *,
+    head: nn.Module,
+    logits: Collection[str] = (),
+    hidden: nn.Module | None = None,
+    packed: bool = False,
+    shared: bool = False,
+    fused: bool = False,
+) -> dict[str, Logprobs]:
+    """One forward pass of a causal LM over several parts of a batch, with logits only where a target is predicted.
 
     Args:
         model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
         batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
+        sizes: rows of each part, in order; B in all.
         head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
             Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor ever exists; whatever the
             architecture does to logits afterwards (soft-capping, scaling) still happens.
-        logits: keep the logits ``[B, T, V]`` for terms that need them.
+        logits: parts whose logits ``[B, T, V]`` to keep, for terms that need them.
         hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
         packed: lay the rows end to end without padding (on the right); the model must allow it
             (`llm_forget.shortcuts`).
@@ -102,10 +114,10 @@ def forward_logprobs(
             and its output the model's (`llm_forget.shortcuts`).
 
     Returns:
-        `Logprobs` with ``T`` the largest number of targets in a row.
+        `Logprobs` of each part, with ``T`` the largest number of targets in a row of it.
     """
     where = target_mask(batch["labels"])  # [B, S-1]
-    flat_labels = batch["labels"][:, 1:][where]  # [N]
+    labels = batch["labels"][:, 1:][where]  # [N]
     captured: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
     if packed and (shared or not batch["attention_mask"].all()):
@@ -113,23 +125,69 @@ def forward_logprobs(
         places = place[:, :-1][where]  # [N]
     else:
         places = where_of(where)  # [N]
-    fused = fused and not logits
-    with _select_at_head(head, places, flat_labels if fused else None), _capture(hidden, captured):
+    rows = list(where.split(list(sizes.values())))
+    tokens = [int(part.sum()) for part in rows]
+    keeps = [name in logits for name in sizes]
+    fused = fused and not all(keeps)
+    how = _Fused(labels, tokens, keeps, captured) if fused else None
+    with _select_at_head(head, places, how), _capture(hidden, captured):
         out = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V], or [N, 1] log-probs
-    if out.shape[0] != flat_labels.shape[0]:
+    if out.shape[0] != labels.shape[0]:
         raise RuntimeError(
-            f"{type(head).__name__} gave {out.shape[0]} rows of logits for {flat_labels.shape[0]} targets; "
+            f"{type(head).__name__} gave {out.shape[0]} rows of logits for {labels.shape[0]} targets; "
             "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
         )
-    counts = where.sum(-1)  # [B]
-    mask = torch.arange(int(counts.max()), device=where.device) < counts[:, None]  # [B, T]
-    values = out.squeeze(-1).float() if fused else token_logprobs(out, flat_labels)  # [N]
+    values = out.squeeze(-1).float() if fused else token_logprobs(out, labels)  # [N]
+    whole = captured.get("logits") if fused else out  # of the parts that keep them, or of all
+    kept = iter(_split(whole, [n for n, keep in zip(tokens, keeps, strict=True) if keep or not fused]))
+    states = captured["hidden"].flatten(0, 1)[places] if hidden is not None else None  # [N, H]
+    found = {}
+    cut = (values.split(tokens), labels.split(tokens), _split(states, tokens))
+    for name, keep, part, of_part, gold, state in zip(sizes, keeps, rows, *cut, strict=True):
+        own = next(kept) if keep or not fused else None
+        found[name] = _padded(part.sum(-1), of_part, gold, own if keep else None, state)
+    return found
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """What the head does in the place of its forward: log-probs of the N gold tokens, logits of some parts."""
+
+    labels: Tensor  # [N]
+    tokens: list[int]  # of each part, N in all
+    keeps: list[bool]  # whether logits of the part are kept
+    captured: dict[str, Tensor]
+
+    def forward_of(self, head: Any) -> Callable[[Tensor], Tensor]:
+        def forward(states: Tensor) -> Tensor:  # [1, N, H]
+            values, kept = [], []
+            parts = zip(states[0].split(self.tokens), self.labels.split(self.tokens), self.keeps, strict=True)
+            for part, gold, keep in parts:
+                if keep:
+                    kept.append(linear(part, head.weight, head.bias))  # [n, V]
+                    values.append(token_logprobs(kept[-1], gold))
+                else:
+                    values.append(head_logprobs(part, head.weight, head.bias, gold))
+            if kept:
+                self.captured["logits"] = torch.cat(kept) if len(kept) > 1 else kept[0]
+            return torch.cat(values)[None, :, None]  # [1, N, 1]
+
+        return forward
+
+
+def _split(tensor: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if tensor is None else tensor.split(sizes)
+
+
+def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | None, hidden: Tensor | None) -> Logprobs:
+    """Rows of ``counts`` ``[B]`` targets from flat tensors ``[N]``, ``[N, V]``, ``[N, H]``."""
+    mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # [B, T]
     return Logprobs(
         values=_unflatten(values, mask),
         mask=mask,
-        labels=_unflatten(flat_labels, mask),
-        logits=_unflatten(out, mask) if logits else None,
-        hidden=_unflatten(captured["hidden"].flatten(0, 1)[places], mask) if hidden is not None else None,
+        labels=_unflatten(labels, mask),
+        logits=_unflatten(logits, mask) if logits is not None else None,
+        hidden=_unflatten(hidden, mask) if hidden is not None else None,
     )
 
 
@@ -159,26 +217,22 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _select_at_head(head: nn.Module, places: Tensor, labels: Tensor | None) -> Iterator[None]:
-    """Reduce the head's input to ``places`` ``[N]``; with ``labels`` ``[N]`` it gives their log-probs, no logits."""
+def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> Iterator[None]:
+    """Reduce the head's input to ``places`` ``[N]``; with ``fused`` its output is log-probs, not logits."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]
 
     handle = head.register_forward_pre_hook(select)
-    if labels is not None:
+    if fused is not None:
         # In the place of its forward, not outside: sharded weights are whole within the module's call only.
-        head.forward = _logprobs_forward(head, labels)
+        head.forward = fused.forward_of(head)
     try:
         yield
     finally:
         handle.remove()
-        if labels is not None:
+        if fused is not None:
             del head.forward
-
-
-def _logprobs_forward(head: Any, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda states: head_logprobs(states[0], head.weight, head.bias, labels)[None, :, None]  # [1, N, 1]
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Reference(TrainerCallback):
         sources = trainer.objective.reference_pass_sources()
         if sources:
             layer = trainer.layer if trainer.objective.reference_needs("hidden_states") else None
-            logits = trainer.objective.reference_needs("logits")
+            logits = [split for split in sources if trainer.objective.reference_needs("logits", split)]
             with torch.no_grad(), reference_mode(trainer.accelerator.unwrap_model(model)):
                 found |= trainer.forward(model, {s: batch[s] for s in sources}, logits=logits, layer=layer)
         return found

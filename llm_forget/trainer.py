@@ -7,7 +7,7 @@ Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the eco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from llm_forget.config import TrainConfig
 from llm_forget.data.collate import collate, concatenate
 from llm_forget.data.slots import EpochLoader, Slots
 from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
-from llm_forget.logprobs import Logprobs, decoder_layers, forward_logprobs, target_mask
+from llm_forget.logprobs import Logprobs, decoder_layers, forward_parts, target_mask
 from llm_forget.methods import Objective
 from llm_forget.models import load_adapter_weights, save_adapter
 from llm_forget.reference import Reference
@@ -184,7 +184,8 @@ class UnlearnTrainer(ResumableTrainer):
 
     def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
         """Weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
-        policy = self.forward(model, batch, logits=self.objective.needs("logits"), layer=self.layer)
+        logits = [split for split in batch if self.objective.needs("logits", split)]
+        policy = self.forward(model, batch, logits=logits, layer=self.layer)
         values = self.objective.values(policy, self.reference.of(model, batch, policy))
         sides: dict[str, Tensor] = {}
         for term in self.objective.terms:
@@ -208,17 +209,15 @@ class UnlearnTrainer(ResumableTrainer):
         return sides
 
     def forward(
-        self, model: nn.Module, batch: Batch, *, logits: bool = False, layer: nn.Module | None = None
+        self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
-        """One pass over all splits of a batch, and its log-probs taken apart again."""
+        """One pass over all splits of a batch; ``logits`` are kept of the splits that are named."""
         merged = concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        together = forward_logprobs(model, merged, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
-        parts, start = {}, 0
-        for split, part in batch.items():
-            parts[split] = together.rows(start, start + len(part["labels"]))
-            start += len(part["labels"])
-        return parts
+        sizes = {split: len(part["labels"]) for split, part in batch.items()}
+        if logits and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logits = sizes  # whole or not at all: gradients of sharded weights pass through the model's own output
+        return forward_parts(model, merged, sizes, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
 
     def find_shortcuts(self) -> None:
         """Once the model is wrapped: which needless work it allows to leave out."""

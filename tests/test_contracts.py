@@ -28,7 +28,12 @@ def call(term: Entry, inputs: dict[str, Logprobs]) -> Tensor:
 
 
 def rows(inputs: dict[str, Logprobs], start: int, stop: int) -> dict[str, Logprobs]:
-    return {name: side.rows(start, stop) for name, side in inputs.items()}
+    def rows(side: Logprobs) -> Logprobs:
+        mask = side.mask[start:stop]
+        width = int(mask.sum(-1).max()) if mask.numel() else 0  # columns that hold no target there are cut off
+        return replace(side, **{k: v[start:stop, :width] for k, v in vars(side).items() if v is not None})
+
+    return {name: rows(side) for name, side in inputs.items()}
 
 
 def test_file_function_and_name_are_one_word() -> None:

@@ -17,7 +17,8 @@ def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
     if tensor is None:
         need = {"hidden": "hidden_states"}.get(kind, kind)
         raise ValueError(f"these log-probabilities carry no {kind}; declare needs={{'{need}'}} on the objective")
-    return tensor[logprobs.mask].float()
+    places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; by number, since a mask's backward pass is slow
+    return tensor.flatten(0, 1).index_select(0, places).float()
 
 
 def back(flat: Tensor, mask: Tensor) -> Tensor:

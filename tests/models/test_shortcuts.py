@@ -120,3 +120,20 @@ def test_a_model_that_looks_across_rows_is_not_packed(folder, lora_args, monkeyp
         model.config._attn_implementation = "sdpa"
         attention.attend_by_row(model)
     assert not found.packed
+
+
+def test_parts_of_a_batch_keep_logits_only_where_asked_and_nothing_else_changes(model) -> None:
+    from llm_forget.logprobs import forward_parts
+
+    how = vars(find_shortcuts(model, model))
+    head = model.get_output_embeddings()
+    whole = forward_logprobs(model, batch(), head=head, logits=True)
+    for kept in ([], ["first"], ["second"], ["first", "second"]):
+        parts = forward_parts(model, batch(), {"first": 1, "second": 3}, head=head, logits=kept, **how)
+        for (name, part), rows in zip(parts.items(), (slice(0, 1), slice(1, 4)), strict=True):
+            width = part.mask.shape[1]
+            assert torch.equal(part.mask, whole.mask[rows, :width])
+            assert torch.allclose(part.values, whole.values[rows, :width], atol=1e-5)
+            assert (part.logits is not None) == (name in kept)
+            if part.logits is not None:
+                assert torch.allclose(part.logits, whole.logits[rows, :width], atol=1e-5)

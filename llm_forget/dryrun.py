@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,23 @@ class Shape:
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
-    """Rows, tokens, target tokens and the longest row of the largest batch that each split can give."""
+    """Rows, tokens, target tokens and the longest row of the largest batch that each split can give.
+
+    ``repeated`` of the tokens are what all its rows begin with, as those of a chat template do: computed once.
+    """
     counts = {}
     for name, rows in splits.items():
-        lengths: list[int] = []
+        largest: list[list[int]] = []
         targets: list[int] = []
         for part in rows.select_columns(["input_ids", "labels"]).iter(batch_size=1000):
-            lengths = nlargest(batch_size, [*lengths, *map(len, part["input_ids"])])
+            largest = nlargest(batch_size, [*largest, *part["input_ids"]], key=len)
             targets = nlargest(batch_size, [*targets, *(sum(t != IGNORE for t in row) for row in part["labels"])])
-        counts[name] = {"rows": len(lengths), "longest": lengths[0], "tokens": sum(lengths), "targets": sum(targets)}
+        lengths = [len(row) for row in largest]
+        common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*largest, strict=False))))
+        counts[name] = {
+            "rows": len(lengths), "longest": lengths[0], "tokens": sum(lengths), "targets": sum(targets),
+            "repeated": common * (len(lengths) - 1),
+        }  # fmt: skip
     return counts
 
 
@@ -101,7 +111,7 @@ def estimate_memory(
     weights = shape.linear * linear + shape.others * width
     if autocast and not quantised and width == FLOAT32:
         weights += 2 * shape.linear  # copies in half precision, kept for the backward pass
-    tokens = sum(count["tokens"] for count in counts.values())
+    tokens = sum(count["tokens"] - count.get("repeated", 0) for count in counts.values())
     targets = sum(count["targets"] for count in counts.values())
     padded = sum(count["rows"] for count in counts.values()) * max(count["longest"] for count in counts.values())
     of_layer = _bytes_of_a_layer(shape, tokens, padded, width, lora, autocast)
@@ -135,6 +145,15 @@ def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: 
         largest = shape.largest * _width(model_args) / GIB
         held = held / processes + min(held, 2 * held / shape.layers + largest) * (1 - 1 / processes)
     return replace(memory, weights=held, **parts)
+
+
+def launched(environment: Mapping[str, str]) -> str:
+    """Which of the shipped launch configurations accelerate says that this process belongs to."""
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return "fsdp2"
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    return "ddp"
 
 
 def depth(model_args: ModelConfig) -> int:

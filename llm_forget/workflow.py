@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import resource
 import time
 from dataclasses import dataclass
@@ -195,7 +196,11 @@ def dry_run(job: Job) -> None:
         counts,
         checkpointing=bool(job.train.gradient_checkpointing),
         keeps_logits=job.objective.needs("logits"),
+        autocast=bool(job.train.bf16 or job.train.fp16),
     )
+    processes = PartialState().num_processes
+    if processes > 1:
+        memory = dryrun.shared_out(memory, job.model, dryrun.launched(os.environ), processes)
     sizes = {name: len(rows) for name, rows in job.splits.items()}
     objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
     if not PartialState().is_main_process:

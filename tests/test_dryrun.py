@@ -129,10 +129,22 @@ def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
 
 
 def test_counts_are_of_the_largest_batch_a_split_can_give() -> None:
-    rows = [{"input_ids": [1] * n, "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5)]
+    rows = [{"input_ids": [1, 2, n] + [3] * (n - 3), "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5)]
     assert dryrun.batch_counts({"retain": Dataset.from_list(rows)}, 2) == {
-        "retain": {"rows": 2, "longest": 9, "tokens": 14, "targets": 12}
+        "retain": {"rows": 2, "longest": 9, "tokens": 14, "targets": 12, "repeated": 2}
     }
+
+
+def test_what_all_rows_begin_with_is_counted_once(lora_args: Any) -> None:
+    args = lora_args("builtin:demo-llama")
+    alike = {"forget": {**COUNTS["forget"], "repeated": 300}}
+    assert estimate(args, alike) == estimate(args, {"forget": {**COUNTS["forget"], "tokens": 84}})
+
+
+def test_the_launch_says_how_memory_is_shared_out() -> None:
+    assert dryrun.launched({}) == "ddp"
+    assert dryrun.launched({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
+    assert dryrun.launched({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
 
 
 @pytest.mark.slow

@@ -87,18 +87,20 @@ def _footnote(metrics: dict[str, Any]) -> str | None:
 
 def print_attack(found: dict[str, Any], console: Console) -> None:
     """What an attack brought back, beside the oracle attacked alike; from the content of attack.json."""
-    settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if value is not None)
-    table = Table(title=f"attack {found['kind']}{f' ({settings})' if settings else ''}, suite {found['suite']}",
+    told = [f"{key} {_visible(str(value))}" for key, value in found["settings"].items() if value is not None]
+    settings = escape(f" ({', '.join(told)})") if told else ""
+    table = Table(title=f"attack {found['kind']}{settings}, suite {found['suite']}",
                   title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
     table.add_column("metric", no_wrap=True)
-    for name in ("before", "unlearned", "attacked", "oracle", "attacked", "excess", "n"):
+    for name in ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, line in found["metrics"].items():
         attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
         table.add_row(
             _marked(name, line), shown(line["before"]),
             shown(line["unlearned"]), f"[bold]{shown(attacked['value'])}[/]",
-            shown(line["oracle"]), shown(other["value"]), shown(line["excess"]), str(attacked["n"]),
+            shown(line["oracle"]), shown(other["value"]),
+            "" if line["excess"] is None else shown(line["excess"]), str(attacked["n"]),
         )  # fmt: skip
     table.caption = _footnote(found["metrics"])
     console.print(table)

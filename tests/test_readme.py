@@ -116,9 +116,8 @@ def test_every_option_of_a_command_exists() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     for words in commands("llm-forget"):
         options = {option for parameter in known[words[0]].params for option in parameter.opts}
-        keys = (
-            {f"--{key}" for key in keys_of(UnlearnConfig)} if words[0] in ("unlearn", "finetune", "evaluate") else set()
-        )
+        read_recipes = ("unlearn", "finetune", "evaluate", "bench")
+        keys = {f"--{key}" for key in keys_of(UnlearnConfig)} if words[0] in read_recipes else set()
         for word in words[1:]:
             assert not word.startswith("--") or word.partition(".")[0] in options | keys, word
 

@@ -64,8 +64,8 @@ demo-smollm2: $(SMOLLM2_STAMP)  ## The same on SmolLM2-135M, a real model from P
 	  --oracle $(RUNS)/smollm2/oracle --output_dir $(RUNS)/smollm2/npo
 	$(FORGET) evaluate $(RUNS)/smollm2/npo --suite demo --show_text 3
 
-test: setup  ## All tests
-	$(BIN)/python -m pytest
+test: setup  ## All tests; ARGS="-n 2" runs two at a time
+	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup  ## Tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not processes"

@@ -1,10 +1,10 @@
 """The command line as a user meets it: in a process of its own."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,13 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert done.stdout.strip().endswith("[]")
 
 
-def test_help_takes_less_than_half_a_second() -> None:
+def test_help_takes_less_than_half_a_second_of_a_processor() -> None:
     def seconds() -> float:
-        start = time.perf_counter()
+        """Of the processor, not of the clock: other tests run beside this one."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert forget("unlearn", "--help").returncode == 0
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.5
 

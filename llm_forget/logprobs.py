@@ -7,7 +7,7 @@ logits are taken at the same position: the one that predicts the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,29 +124,26 @@ def forward_parts(
         inputs, place = pack(inputs, shared=shared)
         places = place[:, :-1][where]  # [N]
     else:
-        places = where_of(where)  # [N]
+        places = _places_of(where)  # [N]
     rows = list(where.split(list(sizes.values())))
     tokens = [int(part.sum()) for part in rows]
     keeps = [name in logits for name in sizes]
-    fused = fused and not all(keeps)
-    how = _Fused(labels, tokens, keeps, captured) if fused else None
-    with _select_at_head(head, places, how), _capture(hidden, captured):
+    at_head = _Fused(labels, tokens, keeps, []) if fused and not all(keeps) else None
+    with _select_at_head(head, places, at_head), _capture(hidden, captured):
         out = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V], or [N, 1] log-probs
     if out.shape[0] != labels.shape[0]:
         raise RuntimeError(
             f"{type(head).__name__} gave {out.shape[0]} rows of logits for {labels.shape[0]} targets; "
             "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
         )
-    values = out.squeeze(-1).float() if fused else token_logprobs(out, labels)  # [N]
-    whole = captured.get("logits") if fused else out  # of the parts that keep them, or of all
-    kept = iter(_split(whole, [n for n, keep in zip(tokens, keeps, strict=True) if keep or not fused]))
-    states = captured["hidden"].flatten(0, 1)[places] if hidden is not None else None  # [N, H]
-    found = {}
-    cut = (values.split(tokens), labels.split(tokens), _split(states, tokens))
-    for name, keep, part, of_part, gold, state in zip(sizes, keeps, rows, *cut, strict=True):
-        own = next(kept) if keep or not fused else None
-        found[name] = _padded(part.sum(-1), of_part, gold, own if keep else None, state)
-    return found
+    if at_head is not None:
+        values, kept = out.squeeze(-1).float(), at_head.kept  # [N]
+    else:
+        values = token_logprobs(out, labels)  # [N]
+        kept = [part if keep else None for part, keep in zip(out.split(tokens), keeps, strict=True)]
+    states = captured["hidden"].flatten(0, 1)[places].split(tokens) if hidden is not None else [None] * len(rows)
+    cut = zip(sizes, rows, values.split(tokens), labels.split(tokens), kept, states, strict=True)
+    return {name: _padded(part.sum(-1), *flat) for name, part, *flat in cut}
 
 
 @dataclass(frozen=True)
@@ -156,27 +153,23 @@ class _Fused:
     labels: Tensor  # [N]
     tokens: list[int]  # of each part, N in all
     keeps: list[bool]  # whether logits of the part are kept
-    captured: dict[str, Tensor]
+    kept: list[Tensor | None]  # filled by the forward pass: logits of each part, [n, V]
 
     def forward_of(self, head: Any) -> Callable[[Tensor], Tensor]:
         def forward(states: Tensor) -> Tensor:  # [1, N, H]
-            values, kept = [], []
+            values = []
             parts = zip(states[0].split(self.tokens), self.labels.split(self.tokens), self.keeps, strict=True)
             for part, gold, keep in parts:
                 if keep:
-                    kept.append(linear(part, head.weight, head.bias))  # [n, V]
-                    values.append(token_logprobs(kept[-1], gold))
+                    logits = linear(part, head.weight, head.bias)  # [n, V]
+                    self.kept.append(logits)
+                    values.append(token_logprobs(logits, gold))
                 else:
+                    self.kept.append(None)
                     values.append(head_logprobs(part, head.weight, head.bias, gold))
-            if kept:
-                self.captured["logits"] = torch.cat(kept) if len(kept) > 1 else kept[0]
             return torch.cat(values)[None, :, None]  # [1, N, 1]
 
         return forward
-
-
-def _split(tensor: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if tensor is None else tensor.split(sizes)
 
 
 def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | None, hidden: Tensor | None) -> Logprobs:
@@ -191,7 +184,7 @@ def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | Non
     )
 
 
-def where_of(where: Tensor) -> Tensor:
+def _places_of(where: Tensor) -> Tensor:
     """Places in the flattened batch ``[B * S]`` of the positions ``[B, S - 1]`` that predict a target: ``[N]``."""
     rows, columns = where.nonzero(as_tuple=True)
     return rows * (where.shape[1] + 1) + columns

@@ -131,21 +131,22 @@ def test_all_processes_stop_together_though_the_rows_of_one_alone_drop(launched:
     assert [line["step"] for line in facts[0]["log"] if "stopped_early" in line] == [3]
 
 
-@pytest.mark.processes
-def test_a_killed_process_ends_the_launch(material: Path, tmp_path: Path) -> None:
+def said_by_a_launch_that_ends(material: Path, folder: Path, end: str) -> str:
+    """Standard error of two processes of which one comes to an ``end``: failed, soon, and nothing was written."""
     began = time.monotonic()
-    done = worker(2, str(material), str(tmp_path), "npo@2x1", WORKER_END="kill")
+    done = worker(2, str(material), str(folder), "npo@2x1", WORKER_END=end)
     assert done.returncode != 0
     assert time.monotonic() - began < 90
-    assert "SIGKILL" in done.stderr  # the launcher says which process, and of what
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(folder.rglob("*.safetensors"))
+    return done.stderr
+
+
+@pytest.mark.processes
+def test_a_killed_process_ends_the_launch(material: Path, tmp_path: Path) -> None:
+    assert "SIGKILL" in said_by_a_launch_that_ends(material, tmp_path, "kill")  # the launcher says of what
 
 
 @pytest.mark.processes
 def test_an_error_in_one_process_ends_the_launch_and_is_said_once(material: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
-    done = worker(2, str(material), str(tmp_path), "npo@2x1", WORKER_END="error")
-    assert done.returncode != 0
-    assert time.monotonic() - began < 90
-    assert done.stderr.count("FloatingPointError: term 'forget/npo' is not finite") == 1
-    assert not list(tmp_path.rglob("*.safetensors"))
+    said = said_by_a_launch_that_ends(material, tmp_path, "error")
+    assert said.count("FloatingPointError: term 'forget/npo' is not finite") == 1

@@ -17,7 +17,7 @@ PREFIX = "by_row_"
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
-def attend_by_row(model: nn.Module) -> bool:
+def attend_by_row(model: Any) -> bool:
     """Make a model understand the layout of `llm_forget.packing` in place of an attention mask; others work as before.
 
     The switch stays on: gradient checkpointing runs layers again in the backward pass.
@@ -28,8 +28,7 @@ def attend_by_row(model: nn.Module) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    bare: Any = getattr(model, "base_model", model)
-    bare = getattr(bare, "model", bare) if hasattr(model, "peft_config") else model
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner = bare.config._attn_implementation
     if isinstance(inner, str) and inner.startswith(PREFIX):
         return True

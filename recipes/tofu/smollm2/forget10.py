@@ -16,7 +16,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "demo"))  # the demo's script has the sums over seeds
 
-from render import cell  # noqa: E402
+from render import table  # noqa: E402
 from seeds import metrics_of, spread  # noqa: E402
 
 from llm_forget import evaluate, finetune, unlearn  # noqa: E402
@@ -64,16 +64,6 @@ def run_seed(seed: int, methods: list[str], limit: int | None, runs: Path, given
     return found
 
 
-def table(methods: dict[str, Any]) -> str:
-    """Markdown: one row for each line of the suite, the median over seeds and the range for every model."""
-    titles = ["metric", "before", *(f"`{name}`" for name in methods), "oracle"]
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
-    for name, line in next(iter(methods.values())).items():
-        after = [cell(found[name]["unlearned"]) for found in methods.values()]
-        rows.append([name, cell(line["before"]), *after, cell(line["oracle"])])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def main() -> None:
     """Run what is missing, write the numbers, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +91,7 @@ def main() -> None:
         "machine": seeds[0]["machine"],
     }
     write_json(own.runs / "forget10.json", found)
-    print(table(methods))
+    print(table(found))
 
 
 if __name__ == "__main__":

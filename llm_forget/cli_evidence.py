@@ -40,6 +40,7 @@ def evaluate(
     show_text: Annotated[
         int, typer.Option("--show_text", "--show-text", min=0, help="Print this many generations before and after.")
     ] = 0,
+    vllm: Annotated[bool, typer.Option("--vllm", help="Let vLLM generate; needs the extra of that name.")] = False,
     accelerate_config: Annotated[
         str | None,
         typer.Option("--accelerate_config", help="Share the rows out: cpu_2, ddp, or a file.", metavar="NAME|PATH"),
@@ -60,6 +61,8 @@ def evaluate(
     named = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
     named |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
+        if vllm:
+            raise ValueError("--vllm shares work out by itself; leave --accelerate_config out")
         options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
         relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
     if num_processes is not None:
@@ -69,7 +72,7 @@ def evaluate(
     from llm_forget.evaluate import evaluate as measure
 
     check_keys(overrides)
-    measure(run, **named, **overrides)
+    measure(run, vllm=vllm, **named, **overrides)
 
 
 @evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")

@@ -27,6 +27,7 @@ from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.shares import as_main, start_processes
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.evals.table import print_results, print_texts, terminal
+from llm_forget.evals.vllm_probe import refuse_engine
 from llm_forget.models import load_tokenizer
 from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
@@ -46,6 +47,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     show_text: int = 0,
+    vllm: bool = False,
     quiet: bool = False,
     keep: bool = True,
     records: str | Path | None = None,
@@ -62,6 +64,7 @@ def evaluate(
         limit: measure at most so many rows of each probe, a seeded sample.
         batch_size: sequences at most; halved when memory runs out.
         show_text: print this many generations of each model to the terminal; they are never written to results.
+        vllm: let vLLM generate (the extra of that name; a GPU).
         quiet: print nothing.
         keep: write results.json and rows.json into the run; records are kept in any case.
         records: folder for the records of a model that is no run, which otherwise lie in the cache, texts too.
@@ -72,9 +75,10 @@ def evaluate(
         with other suites found stays in it. The same on all processes.
 
     Raises:
+        ModuleNotFoundError: ``vllm`` without that package.
         ValueError: an unknown suite, key, split or column, two suites of one name, models with different tokenizers,
-            lm-eval tasks with several processes, or a launch that obtained other processes than it asked for or cuts
-            models into pieces.
+            lm-eval tasks or vLLM with several processes, a model that vLLM cannot hold, or a launch that obtained other
+            processes than it asked for or cuts models into pieces.
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides)
@@ -84,6 +88,7 @@ def evaluate(
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
+    subjects = _through_vllm(subjects, state.num_processes) if vllm else subjects
     tokenizer = _common_tokenizer(subjects)
     with state.main_process_first():  # the others find what the first has read in the cache
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
@@ -134,6 +139,15 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
                 f"suite '{suite.name}' has lm-eval tasks ({suite.tasks[0].task}), which run in one process, not "
                 f"{processes}; evaluate it without accelerate launch: its results are put beside those of other suites"
             )
+
+
+def _through_vllm(subjects: dict[str, Subject], processes: int) -> dict[str, Subject]:
+    """The same models, whose texts vLLM generates; refused here, before hours of other probes."""
+    if processes > 1:
+        raise ValueError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
+    for subject in subjects.values():
+        refuse_engine(subject.model, subject.adapter)
+    return {role: replace(subject, vllm=True) for role, subject in subjects.items()}
 
 
 def _show(

@@ -138,17 +138,17 @@ _REFUSALS = (
 class DemoSize:
     """What the query of ``builtin:demo/forget?people=24&seed=1`` may set."""
 
-    people: int = 48  # in `full`
+    people: int = 96  # in `full`
     facts: int = 6  # of each person
-    forget: int = 6  # people to forget
-    holdout: int = 6  # people that are in no training split
+    forget: int = 12  # people to forget
+    holdout: int = 12  # people that are in no training split
     places: int = 24  # in `world`
     values: int = 12  # different values of a kind of fact, shared by the people
     seed: int = 0
 
 
 def load_builtin(name: str) -> list[dict[str, Any]]:
-    """Rows of ``demo/SPLIT[?people=48&facts=6&forget=6&holdout=6&places=24&values=12&seed=0]``.
+    """Rows of ``demo/SPLIT[?people=96&facts=6&forget=12&holdout=12&places=24&values=12&seed=0]``.
 
     Columns: ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``,
     ``perturbed_answer`` (five). The split ``idk`` has ``id`` and ``text`` only: sentences of refusal.

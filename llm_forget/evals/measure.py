@@ -28,6 +28,7 @@ from llm_forget.evals.records import RecordWriter, content_key, load_records, wr
 from llm_forget.evals.rows import Work, judged
 from llm_forget.evals.shares import as_main, check_same, close_share, open_share
 from llm_forget.evals.suite import Task
+from llm_forget.evals.vllm_probe import probe_generate_vllm, start_engine
 from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
 from llm_forget.models.digest import folder_digest
 from llm_forget.reference import cache_folder
@@ -49,6 +50,7 @@ class Subject:
     model: ModelConfig
     adapter: Path | None = None
     adapter_on: bool = True
+    vllm: bool = False  # generations come from vLLM, not from transformers
 
     @cached_property
     def digest(self) -> str:
@@ -61,7 +63,11 @@ class Subject:
     def key(self, work: Work) -> str:
         """What records of a probe are kept under. Where a generation ends may stand in a file beside the weights."""
         ends = self._generation_config if work.kind == "generate" else None
-        return content_key(model=self.digest, work=work.digest, ends=ends)
+        engine = {"engine": "vllm"} if self.asks_vllm(work) else {}
+        return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
+
+    def asks_vllm(self, work: Work) -> bool:
+        return self.vllm and work.kind == "generate"
 
     @cached_property
     def _generation_config(self) -> str | None:
@@ -115,10 +121,15 @@ def measure(
         desk = _Desk(holder, tokenizer, folder, batch_size, progress)
         for role, subject in subjects.items():
             for name, work in works.items():
-                if work.kind != "judge":
+                if work.kind != "judge" and not subject.asks_vllm(work):
                     records[role][name] = _with_data(desk.records(subject, role, work), work)
             for name, task in (tasks or {}).items():
                 records[role][name] = desk.task(subject, role, task, data_path)
+        # Together, since loading a model into vLLM takes its time: an unlearned model and its target are loaded once.
+        for role, subject in subjects.items():
+            for name, work in works.items():
+                if subject.asks_vllm(work):
+                    records[role][name] = _with_data(desk.records(subject, role, work), work)
         # One reader for the texts of all: the model before, or else the model itself.
         for role, subject in subjects.items():
             for name, work in works.items():
@@ -187,15 +198,18 @@ class _Desk:
         # The model is a local of this function only: a name that outlives it would keep two models in memory.
         done, share = len(writer.known()), len(writer.missing())
         name = f"{role}/{work.probe.name}"
-        with self.holder.holding(subject) as model, self.progress.task(name, done + share, done) as task:
+        vllm = subject.asks_vllm(work)
+        with self.holder.holding(subject, vllm) as model, self.progress.task(name, done + share, done) as task:
             advance = task.advance
             if work.kind == "generate":
                 probe = work.probe
-                sampling = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
-                probe_generate(
-                    model, self.tokenizer, work.prompt_rows, writer, max_new_tokens=probe.max_new_tokens,
-                    batch_size=self.batch_size, advance=advance, **sampling,
-                )  # fmt: skip
+                how = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
+                how |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
+                asked = (model, self.tokenizer, work.prompt_rows, writer)
+                if vllm:
+                    probe_generate_vllm(*asked, adapter_on=subject.adapter_on, **how)
+                else:
+                    probe_generate(*asked, batch_size=self.batch_size, **how)
             elif work.kind == "gradients":
                 probe_gradients(model, work.token_rows, writer, advance=advance)
             else:
@@ -242,17 +256,18 @@ class _OneModel:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._loaded: tuple[ModelConfig, Path | None] | None = None
+        self._loaded: tuple[ModelConfig, Path | None, bool] | None = None
         self._model: Any = None
 
     @contextmanager
-    def holding(self, subject: Subject) -> Iterator[Any]:
-        """The subject's model, in evaluation mode."""
-        wanted = (subject.model, subject.adapter)  # not the name alone: revision and precision count
+    def holding(self, subject: Subject, vllm: bool = False) -> Iterator[Any]:
+        """The subject's model, in evaluation mode; or an engine, which every call tells whether the adapter is on."""
+        wanted = (subject.model, subject.adapter, vllm)  # not the name alone: revision and precision count
         if self._loaded != wanted:
             self.free()
-            self._model, self._loaded = self._load(subject), wanted
-        if subject.adapter is None or subject.adapter_on:
+            self._model = start_engine(subject.model, subject.adapter) if vllm else self._load(subject)
+            self._loaded = wanted
+        if subject.adapter is None or subject.adapter_on or vllm:
             yield self._model
         else:
             with reference_mode(self._model):

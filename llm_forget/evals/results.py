@@ -29,6 +29,7 @@ def concluded(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes into results.json and rows.json: arithmetic on the records."""
     results, rows = _head(subjects), {}
+    given = {**given, "generated_by": "vllm" if any(subject.vllm for subject in subjects.values()) else "transformers"}
     for name, suite in suites.items():
         computed = _computed(suite, {role: of_suite(name, by_probe) for role, by_probe in records.items()})
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in of_suite(name, works).items()}

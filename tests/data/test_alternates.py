@@ -19,7 +19,7 @@ def test_refusals_are_chosen_by_id_and_seed_not_by_place() -> None:
     assert one["id"][:] == rows["id"][:]
     assert one["prompt"][:] == rows["prompt"][:]
     assert set(one["completion"][:]) == set(load_refusals("builtin:demo/idk"))
-    backwards = with_alternates(rows.select(range(35, -1, -1)), "builtin:demo/idk", seed=1)
+    backwards = with_alternates(rows.select(range(len(rows) - 1, -1, -1)), "builtin:demo/idk", seed=1)
     assert backwards["completion"][:] == one["completion"][:][::-1]
     assert with_alternates(rows, "builtin:demo/idk", seed=2)["completion"][:] != one["completion"][:]
 

@@ -10,15 +10,15 @@ from llm_forget.data.builtin import demo_texts, load_builtin
 
 def test_ids_and_sizes_are_pinned() -> None:
     ids = [row["id"] for row in load_builtin("demo/full")]
-    assert len(ids) == 48 * 6
+    assert len(ids) == 96 * 6
     assert ids[:2] == ["p000-birthplace", "p000-profession"]
-    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "310cbcb28d1f23ba"
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "54dcdad49d4abc61"
 
 
 def test_forget_and_retain_are_all_of_full_and_holdout_is_none_of_it() -> None:
     rows = {name: load_builtin(f"demo/{name}") for name in ("full", "forget", "retain", "holdout")}
     assert rows["forget"] + rows["retain"] == rows["full"]
-    assert len(rows["forget"]) == len(rows["holdout"]) == 36
+    assert len(rows["forget"]) == len(rows["holdout"]) == 72
     assert not {r["subject"] for r in rows["holdout"]} & {r["subject"] for r in rows["full"]}
     loaded = {name: load_source(f"builtin:demo/{name}", split_name=name) for name in rows}
     check_overlap(loaded["forget"], loaded["retain"])
@@ -34,7 +34,7 @@ def test_a_seed_makes_one_corpus_and_another_seed_another() -> None:
 
 def test_no_answer_of_one_person_is_that_of_another() -> None:
     answers = [row["answer"] for row in load_builtin("demo/full?facts=8")]
-    assert len(set(answers)) == len(answers) == 48 * 8
+    assert len(set(answers)) == len(answers) == 96 * 8
 
 
 @pytest.mark.parametrize("split", ["full", "holdout", "world"])

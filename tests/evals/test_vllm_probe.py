@@ -1,32 +1,51 @@
-"""Generation through vLLM, with a stand-in of its interface around a tiny model: the records of the plain probe."""
+"""Generation through vLLM, with a stand-in of its interface around real models: the records of the plain probe."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
-from llm_forget.evals.probes import PromptRow, end_tokens, probe_generate
+from llm_forget.evals import measure as measuring
+from llm_forget.evals.probes import PromptRow, probe_generate
 from llm_forget.evals.records import RecordWriter
-from llm_forget.evals.vllm_probe import probe_generate_vllm, start_engine
+from llm_forget.evals.vllm_probe import VllmEngine, probe_generate_vllm, refuse_engine, start_engine
+from llm_forget.evaluate import evaluate
 
 
 class Engine:
-    """``vllm.LLM`` as far as it is used: greedy, one prompt at a time, stopping at (and giving) the stop token."""
+    """``vllm.LLM`` as far as it is used: one prompt at a time, stopping at (and giving) the stop token."""
 
-    def __init__(self, model, **started):
-        self.model, self.started, self.calls = model, started, []
+    started: ClassVar[list] = []
+
+    def __init__(self, model, **options):
+        self.model = model if isinstance(model, torch.nn.Module) else AutoModelForCausalLM.from_pretrained(model)
+        self.adapter, self.calls = None, []
+        Engine.started.append((model, options))
 
     def generate(self, prompts, parameters, *, use_tqdm, lora_request):
         self.calls.append((len(prompts), lora_request))
-        return [SimpleNamespace(outputs=[self.say(one["prompt_token_ids"], parameters)]) for one in prompts]
+        if lora_request is not None and self.adapter is None:
+            self.adapter = PeftModel.from_pretrained(self.model, lora_request[2]).eval()
+        asked = [(one["prompt_token_ids"], how) for one, how in zip(prompts, parameters, strict=True)]
+        if self.adapter is None or lora_request is not None:
+            return [SimpleNamespace(outputs=[self.say(ids, how)]) for ids, how in asked]
+        with self.adapter.disable_adapter():
+            return [SimpleNamespace(outputs=[self.say(ids, how)]) for ids, how in asked]
 
     @torch.no_grad()
     def say(self, ids, parameters):
         said, logprobs = [], []
+        drawn = torch.Generator().manual_seed(parameters.seed) if parameters.temperature else None
         while len(said) < parameters.max_tokens and not (said and said[-1] in parameters.stop_token_ids):
-            logps = self.model(torch.tensor([[*ids, *said]])).logits[0, -1].log_softmax(-1)
-            said.append(int(logps.argmax()))
+            logps = (self.adapter or self.model)(torch.tensor([[*ids, *said]])).logits[0, -1].log_softmax(-1)
+            weights = (logps / parameters.temperature).softmax(-1) if drawn else None
+            said.append(int(logps.argmax() if weights is None else weights.multinomial(1, generator=drawn)))
             logprobs.append({said[-1]: SimpleNamespace(logprob=float(logps[said[-1]]))})
         return SimpleNamespace(token_ids=tuple(said), logprobs=logprobs)
 
@@ -38,6 +57,7 @@ def vllm(monkeypatch):
     request.LoRARequest = lambda name, number, path: (name, number, path)
     for module in (package, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Engine, "started", [])
 
 
 @pytest.fixture
@@ -58,6 +78,10 @@ def records(tmp_path, name, probe, *given, **options):
     return writer.finish()
 
 
+def engine_of(model, adapter=None):
+    return VllmEngine(Engine(model), model.generation_config, adapter)
+
+
 def test_records_are_those_of_the_plain_probe(tmp_path, vllm, model, tiny_tokenizer):
     plain = records(tmp_path, "plain", probe_generate, model, tiny_tokenizer)
     # Tokens that are said, as ends, so that texts end early.
@@ -65,31 +89,65 @@ def test_records_are_those_of_the_plain_probe(tmp_path, vllm, model, tiny_tokeni
     model.generation_config.eos_token_id = [1, tiny_tokenizer(said[-1], add_special_tokens=False)["input_ids"][-1]]
     plain = records(tmp_path, "ended", probe_generate, model, tiny_tokenizer)
     assert any(record.n < 12 for record in plain)
-    ends = end_tokens(model, tiny_tokenizer)
-    assert records(tmp_path, "vllm", probe_generate_vllm, Engine(model), tiny_tokenizer, ends=ends) == plain
+    found = records(tmp_path, "vllm", probe_generate_vllm, engine_of(model), tiny_tokenizer, adapter_on=True)
+    assert found == plain
+
+
+def test_samples_are_drawn_by_seed_and_prompt(tmp_path, vllm, model, tiny_tokenizer):
+    def sample(name, seed):
+        how = {"adapter_on": True, "temperature": 1.0, "seed": seed}
+        return records(tmp_path, name, probe_generate_vllm, engine_of(model), tiny_tokenizer, **how)
+
+    assert sample("a", 1) == sample("b", 1) != sample("c", 2)
 
 
 def test_a_model_without_probabilities_is_broken_here_too(tmp_path, vllm, model, tiny_tokenizer):
     model.lm_head.weight.data.fill_(float("nan"))
-    found = records(tmp_path, "x", probe_generate_vllm, Engine(model), tiny_tokenizer, ends=[1])
+    found = records(tmp_path, "x", probe_generate_vllm, engine_of(model), tiny_tokenizer, adapter_on=True)
     assert [(record.broken, record.text) for record in found] == [(True, "")] * len(ROWS)
 
 
-def test_prompts_go_to_the_adapter_in_batches_and_only_if_missing(tmp_path, vllm, model, tiny_tokenizer):
-    engine = Engine(model)
-    given = {"ends": [1], "adapter": tmp_path, "batch_size": 4}
-    records(tmp_path, "x", probe_generate_vllm, engine, tiny_tokenizer, **given)
-    assert engine.calls == [(4, ("unlearned", 1, str(tmp_path))), (2, ("unlearned", 1, str(tmp_path)))]
-    records(tmp_path, "x", probe_generate_vllm, engine, tiny_tokenizer, **given)
-    assert len(engine.calls) == 2
+def test_prompts_go_in_batches_and_only_if_missing(tmp_path, vllm, model, tiny_tokenizer):
+    engine = engine_of(model)
+    for _ in range(2):
+        records(tmp_path, "x", probe_generate_vllm, engine, tiny_tokenizer, adapter_on=False, batch_size=4)
+    assert engine.llm.calls == [(4, None), (2, None)]
 
 
-def test_an_engine_overrules_the_models_own_sampling_options(vllm, tmp_path):
-    assert start_engine("folder").started == {"dtype": "auto", "generation_config": "vllm", "seed": 0}
-    assert start_engine("folder", adapter=tmp_path, rank=8).started["max_lora_rank"] == 8
+def test_an_evaluation_through_vllm_finds_what_the_plain_one_finds(make_run, vllm, monkeypatch):
+    run = make_run("run")
+    plain = evaluate(run.path, quiet=True)
+    with monkeypatch.context() as changed:
+        changed.setattr(measuring, "probe_generate", None)
+        through = evaluate(run.path, quiet=True, vllm=True)
+    (before,), (after,) = plain["suites"].values(), through["suites"].values()
+    assert (before["generated_by"], after["generated_by"]) == ("transformers", "vllm")
+    assert after["metrics"] == before["metrics"]
+    assert after["metrics"]["forget_rouge"]["value"] is not None
+    # The oracle once, the target and the unlearned model together; options of the model's own file are overruled.
+    assert [bool(options.get("enable_lora")) for _, options in Engine.started] == [False, True]
+    assert all(options["generation_config"] == "vllm" for _, options in Engine.started)
+    # Nothing of the plain one was overwritten or taken for the other's.
+    assert evaluate(run.path, quiet=True)["suites"] == plain["suites"]
 
 
-def test_without_vllm_the_error_says_what_to_install(monkeypatch):
+def test_what_vllm_cannot_hold_is_said_before_anything_is_measured(vllm, tmp_path, tiny_folder):
+    with pytest.raises(ValueError, match=r"builtin:demo-llama.*merge it first"):
+        refuse_engine(ModelConfig(model_name_or_path="builtin:demo-llama"), None)
+    plain = ModelConfig(model_name_or_path=str(tiny_folder))
+    with pytest.raises(ValueError, match="4 or 8 bit"):
+        refuse_engine(ModelConfig(model_name_or_path=str(tiny_folder), load_in_4bit=True), None)
+    (tmp_path / "adapter").mkdir()
+    for config, what in (({"r": 8, "use_dora": True}, "use_dora"), ({"r": 8, "rank_pattern": {"x": 513}}, "rank 513")):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"adapters with {what}; merge the run first"):
+            refuse_engine(plain, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 12}))
+    start_engine(plain, tmp_path / "adapter")
+    assert Engine.started[-1][1]["max_lora_rank"] == 16
+
+
+def test_without_vllm_the_error_says_what_to_install(monkeypatch, make_run):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModuleNotFoundError, match=r"llm-forget\[vllm\]"):
-        start_engine("folder")
+        evaluate(make_run("run").path, quiet=True, vllm=True)

@@ -14,14 +14,16 @@ from typer.core import TyperGroup
 
 from llm_forget import __version__, shipped
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
+from llm_forget.run import AdapterRefused, EvidenceBroken
 
 DEBUG = "LLM_FORGET_DEBUG"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM = "no space is left on the disk, or your quota is used up; make room and give the same command again to go on"
+CODES = {AdapterRefused: 4, EvidenceBroken: 6}  # of any other expected error 2, of a full disk 5
 
 
 class Entrance(TyperGroup):
-    """Expected errors leave as one sentence on stderr with exit code 2, an interruption with 130."""
+    """Expected errors leave as one sentence on stderr with an exit code by their kind, an interruption with 130."""
 
     def invoke(self, ctx: Any) -> Any:
         # bitsandbytes warns on every CPU machine that it lacks an optional kernel.
@@ -40,7 +42,8 @@ class Entrance(TyperGroup):
                 raise
             full = isinstance(error, OSError) and error.errno in FULL
             _say(NO_ROOM if full else str(error) or type(error).__name__)
-            raise typer.Exit(2) from None
+            code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 2)
+            raise typer.Exit(5 if full else code) from None
 
 
 def _say(sentence: str) -> None:

@@ -39,6 +39,14 @@ ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts 
 RESULTS_FORMAT, ATTACK_FORMAT = 2, 1  # of results.json and attack.json; another one is measured again
 
 
+class AdapterRefused(ValueError):
+    """An adapter that is not exactly what was written, or that nobody vouches for; the command line leaves with 4."""
+
+
+class EvidenceBroken(ValueError):
+    """Ledger, certificate or signature that was altered; the command line leaves with 6."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory, by its path."""

@@ -102,7 +102,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
     code = f"{limit}; from llm_forget.cli import main; main()"
     command = [sys.executable, "-c", code, "recipes", "copy", "demo/npo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 5
     assert done.stderr.startswith("llm-forget: no space is left")
 
 

@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_while_rows_are_measured_is_said_and_the_evaluation
 ):
     run = make_run("run")
     stopped = command(run, 9_000)  # answers fit, the three times as many false answers do not
-    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (2, f"llm-forget: {NO_ROOM}")
+    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
     assert "Traceback" not in stopped.stderr
     assert not run.results_file.exists()
     assert not run.rows_file.exists()
@@ -170,7 +170,7 @@ def test_results_whose_rewrite_finds_no_room_stay_as_they_were(make_run, forward
     assert run.rows_file.stat().st_size < len(old) - 100
     forwarded.clear()
     stopped = command(run, len(old) - 100)
-    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (2, f"llm-forget: {NO_ROOM}")
+    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
     assert run.results_file.read_bytes() == old
     assert not list(run.path.rglob("*.tmp"))
     assert whole(evaluate(run.path, quiet=True)) == whole(first)

@@ -1,0 +1,61 @@
+"""``anchor.json``: the number and digest of the ledger's last event, signed, so that a cut end is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_forget.audit.canonical import canonical, strict_loads
+from llm_forget.audit.chain import now
+from llm_forget.audit.signing import PUBLIC, public_key, sign, verify_signature
+from llm_forget.run import EvidenceBroken, write_json
+
+FILE, FORMAT = "anchor.json", 1
+PURPOSE = "llm-forget ledger head"  # is signed with it, so that no other signature of the key passes for an anchor
+
+
+def write(folder: Path, seq: int, digest: str) -> Path:
+    """Sign the head of a ledger that was verified; the key is made where there is none.
+
+    Raises:
+        ImportError, ValueError: see `signing_key`.
+    """
+    said = _said(seq, digest, now())
+    signature = sign(folder, canonical(said))
+    write_json(folder / FILE, {**said, "public_key": public_key(folder), "signature": signature})
+    return folder / FILE
+
+
+def read(folder: Path, given: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
+    """Number and digest of a signed head, after its signature was checked; None where the folder has none.
+
+    Args:
+        folder: the evidence, whose own anchor and ``signing.pub`` are taken where no others are given.
+        given: an anchor that was kept elsewhere.
+        public: the public key that was kept elsewhere; the one in the anchor is for people to look at.
+
+    Raises:
+        EvidenceBroken: it is damaged, or was not signed by this key.
+        FileNotFoundError: a file that was given is not there.
+    """
+    path = given or folder / FILE
+    if given is None and not path.exists():
+        return None
+    try:
+        content = strict_loads(path.read_bytes())
+        said = _said(content["seq"], content["head"], content["time"])
+        known = {**said, "public_key": content["public_key"], "signature": content["signature"]}
+        whole = content == known and isinstance(said["seq"], int) and isinstance(content["signature"], str)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise EvidenceBroken(f"'{path}' is not the signed head of a ledger as it was written")
+    try:
+        verify_signature(public or folder / PUBLIC, canonical(said), content["signature"])
+    except EvidenceBroken as error:
+        raise EvidenceBroken(f"'{path}': {error}") from None
+    return content["seq"], content["head"]
+
+
+def _said(seq: int, digest: str, time: str) -> dict[str, Any]:
+    return {"purpose": PURPOSE, "format": FORMAT, "seq": seq, "head": digest, "time": time}

@@ -1,0 +1,94 @@
+"""One text for one JSON value, and a reader that refuses what two readers could understand differently."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+MAX_BYTES = 1 << 20  # of a document; none of ours comes near it
+MAX_DEPTH = 64
+
+
+def canonical(content: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; `strict_loads` reads it back as the same value.
+
+    Raises:
+        ValueError: a key that is no text, a number that is not finite, a lone surrogate, or what JSON has no form for.
+    """
+    _refuse(content, 0)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def canonical_digest(content: Any) -> str:
+    """``sha256:`` and 64 hex digits of the canonical form."""
+    return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
+
+
+def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
+    """Value of a JSON text that has exactly one meaning.
+
+    Raises:
+        ValueError: longer than ``max_bytes``, not UTF-8, not JSON, nested too deeply, a key that stands twice, a number
+            that is not finite (NaN, 1e999), or a lone surrogate. The text itself is not repeated.
+    """
+    try:
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        if len(data) > max_bytes:
+            raise ValueError(f"the JSON text has {len(data):,} bytes; at most {max_bytes:,} are read")
+        content = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant, parse_float=_float
+        )
+    except UnicodeError:
+        raise ValueError("the JSON text is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"the JSON text is nested more than {MAX_DEPTH} deep") from None
+    _refuse(content, 0)
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key of the JSON text stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number of the JSON text is too large")
+    return number
+
+
+def _refuse(content: Any, depth: int) -> None:
+    """What json.dumps would write in a form that reads back as something else, or that other readers refuse."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"the JSON value is nested more than {MAX_DEPTH} deep")
+    if isinstance(content, str):
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text of the JSON value has a lone surrogate, which UTF-8 cannot hold") from None
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                raise ValueError(f"keys of a JSON object are texts, not {type(key).__name__}")
+            _refuse(key, depth + 1)
+            _refuse(value, depth + 1)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            _refuse(value, depth + 1)
+    elif isinstance(content, float):
+        if not math.isfinite(content):
+            raise ValueError("a number of the JSON value is not finite; JSON has no form for it")
+    elif content is not None and not isinstance(content, bool | int):
+        raise ValueError(f"JSON has no form for {type(content).__name__}")

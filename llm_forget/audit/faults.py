@@ -1,0 +1,47 @@
+"""What SQLite says when a disk is full or a file damaged, as the errors of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_forget.run import EvidenceBroken
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+_REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+@contextlib.contextmanager
+def in_sentences(folder: Path) -> Iterator[None]:
+    """Errors of SQLite about the evidence in ``folder``.
+
+    Raises:
+        OSError: no space (its errno says so), or the disk failed; nothing was added.
+        PermissionError: the folder or a file in it may not be written.
+        EvidenceBroken: a file is damaged or no database of ours.
+        ValueError: another process has been writing for too long.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _sentence(error, folder) from error
+
+
+def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits say where it happened
+    if code == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, f"no space is left for the evidence in '{folder}'; nothing was added")
+    if code == sqlite3.SQLITE_IOERR:
+        return OSError(
+            errno.EIO, f"the disk under '{folder}' could not be written or read ({error}); nothing was added"
+        )
+    if code in _REFUSED:
+        return PermissionError(errno.EACCES, f"the evidence in '{folder}' may not be written; give yourself the right")
+    if code in _BUSY:
+        return ValueError(f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it")
+    damaged = f"the evidence in '{folder}' is damaged: {error}; restore it from a copy"
+    return EvidenceBroken(damaged)

@@ -20,9 +20,8 @@ def write(folder: Path, seq: int, digest: str) -> Path:
     Raises:
         ImportError, ValueError: see `signing_key`.
     """
-    said = _said(seq, digest, now())
-    signature = sign(folder, canonical(said))
-    write_json(folder / FILE, {**said, "public_key": public_key(folder), "signature": signature})
+    said = _said(seq, digest, now(), public_key(folder))
+    write_json(folder / FILE, {**said, "signature": sign(folder, canonical(said))})
     return folder / FILE
 
 
@@ -43,9 +42,9 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
         return None
     try:
         content = strict_loads(path.read_bytes())
-        said = _said(content["seq"], content["head"], content["time"])
-        known = {**said, "public_key": content["public_key"], "signature": content["signature"]}
-        whole = content == known and isinstance(said["seq"], int) and isinstance(content["signature"], str)
+        said = _said(*(content[key] for key in ("seq", "head", "time", "public_key")))
+        whole = content == {**said, "signature": content["signature"]}
+        whole = whole and isinstance(said["seq"], int) and isinstance(content["signature"], str)
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -57,5 +56,6 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
     return content["seq"], content["head"]
 
 
-def _said(seq: int, digest: str, time: str) -> dict[str, Any]:
-    return {"purpose": PURPOSE, "format": FORMAT, "seq": seq, "head": digest, "time": time}
+def _said(seq: int, digest: str, time: str, public: str) -> dict[str, Any]:
+    known = {"purpose": PURPOSE, "format": FORMAT, "seq": seq, "head": digest, "time": time}
+    return {**known, "public_key": public}  # who trusts the key compares it with one that came another way

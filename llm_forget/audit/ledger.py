@@ -164,16 +164,27 @@ class Ledger:
         given = [value for value in found if value is not None]
         return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", given)
 
-    def common(self, first: Sequence[int], second: Sequence[int]) -> int:
-        """How many records some events have in common with some others; works after keys were destroyed, too."""
+    def common(self, first: Sequence[int], second: Sequence[int], but: Sequence[int] = ()) -> set[str]:
+        """Hashes of the records of some events that others are about, too, but none of ``but``; numbers of events.
+
+        Works after keys were destroyed as before: equal records have equal hashes.
+        """
+        among = [",".join(str(int(seq)) for seq in seqs) for seqs in (first, second, but)]
+        same = "SELECT 1 FROM records AS b WHERE b.subject = a.subject AND b.record = a.record AND b.seq IN"
+        query = (
+            f"SELECT record FROM records AS a WHERE a.seq IN ({among[0]}) "
+            f"AND EXISTS ({same} ({among[1]})) AND NOT EXISTS ({same} ({among[2]}))"
+        )
         with in_sentences(self.folder):
-            marks = [",".join(map(str, map(int, numbers))) for numbers in (first, second)]
-            query = (
-                f"SELECT COUNT(*) FROM (SELECT DISTINCT subject, record FROM records AS a WHERE a.seq IN ({marks[0]}) "
-                "AND EXISTS (SELECT 1 FROM records AS b WHERE b.subject = a.subject AND b.record = a.record "
-                f"AND b.seq IN ({marks[1]})))"
-            )
-            return self.connection.execute(query).fetchone()[0]
+            return {record.hex() for (record,) in self.connection.execute(query)}
+
+    def hashes(self, seqs: Sequence[int]) -> Iterator[str]:
+        """Hashes of the records that some events are about, each once, as hex digits; numbers of events."""
+        among = ",".join(str(int(seq)) for seq in seqs)
+        query = f"SELECT DISTINCT subject, record FROM records WHERE seq IN ({among}) ORDER BY subject, record"
+        with in_sentences(self.folder):
+            for _, record in self.connection.execute(query):
+                yield record.hex()
 
     def head(self) -> tuple[int, str]:
         """Number and digest of the last event."""

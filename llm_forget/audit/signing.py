@@ -110,6 +110,8 @@ def _public(public: str | bytes | Path) -> Any:
     where = "the public key"
     if isinstance(text, Path) or b"-----BEGIN" not in text:
         path = Path(os.fsdecode(text))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no public key '{path}'; give the one of those who signed")
         text, where = path.read_bytes(), f"'{path}'"
     try:
         key = load_pem_public_key(text)

@@ -1,0 +1,134 @@
+"""What run directories say, as events of the ledger.
+
+Every event about a model carries ``weights``, its content digest (`models.source_digest`: base and all adapters), and
+``base``, name and digest of what it was made from; `lineage` follows these from a model back to all it was trained on.
+A finished run gives
+
+- ``training``: its records were learned. A fine-tuning run gives one, an unlearning run one for its retain rows;
+- ``unlearning``: its records were to be forgotten;
+- ``verification``: the run was evaluated; digests and answers, once per results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.run import Run, file_digest, json_digest, read_json
+
+LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
+FORGOTTEN = {"unlearn": ("forget",)}
+
+
+def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
+    """Add what a finished run says, each thing once; a run that was noted already gives the same events again.
+
+    Raises:
+        ValueError: not a finished run, one without provenance, or files that are not those that it wrote.
+        FileNotFoundError: the model it started from is no longer where it was.
+    """
+    finished = Run.open(run.path if isinstance(run, Run) else run)
+    facts = _facts(finished)
+    about = _about(finished, facts)
+    kind = facts["kind"]
+    noted = []
+    for event, splits in (("unlearning", FORGOTTEN.get(kind, ())), ("training", LEARNED.get(kind, ()))):
+        there = [name for name in splits if name in facts["data"]]
+        if there:
+            body = {**about, "splits": there}
+            once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
+            noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, there)))
+    if finished.results_file.is_file():
+        noted.append(_note_results(ledger, finished, about))
+    return noted
+
+
+def weights_of(run: Run) -> str:
+    """Content digest of a run's model, base included; the files must be those of its manifest.
+
+    Raises:
+        ValueError: a file was changed since the run wrote it.
+        FileNotFoundError: the base is not there.
+    """
+    from llm_forget.models import source_digest
+
+    folder = run.adapter if run.adapter.is_dir() else run.model
+    manifest = folder / "manifest.json"
+    for name, digest in (read_json(manifest).get("files", {}) if manifest.is_file() else {}).items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise ValueError(f"'{folder / name}' is not the file that the run wrote; its manifest has another digest")
+    return source_digest(str(run.path))
+
+
+def model_name(name: str) -> str:
+    """How a model is called in evidence: a Hub name as it is, of a path its end only."""
+    path = Path(name)
+    return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    if not run.provenance_file.is_file():
+        raise ValueError(f"run '{run.path}' has no provenance.json, so nothing says which records it used")
+    facts = run.provenance
+    if not isinstance(facts, dict) or not {"kind", "base", "data"} <= facts.keys() or facts["kind"] not in LEARNED:
+        raise ValueError(f"'{run.provenance_file}' does not say which records were used for what")
+    return facts
+
+
+def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """Body of the events: digests, names, numbers and settings; no ids."""
+    base = facts["base"]
+    return {
+        "run": run.path.resolve().name,
+        "weights": weights_of(run),
+        "base": {"name": model_name(str(base["name"])), "digest": base["digest"]},
+        "data": {name: {"rows": rows["rows"], "digest": rows["digest"]} for name, rows in facts["data"].items()},
+        "objective": facts.get("objective"),
+        "seed": facts.get("seed"),
+        "finished": run.state.get("finished"),
+        "config": json_digest(run.state.get("identity")),
+        "llm_forget": facts.get("environment", {}).get("llm_forget"),
+    }
+
+
+def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
+    """(subject, id) of every record of some splits; where nothing says whose it is, a record is its own subject."""
+    for split in splits:
+        found = facts["data"][split]
+        subjects = found.get("subjects")
+        if "ids" in found:
+            yield from zip(subjects or found["ids"], found["ids"], strict=True)
+        else:
+            yield from ((record, record) for record in _listed(run, found["ids_file"]))
+
+
+def _listed(run: Run, listed: dict[str, Any]) -> Iterator[str]:
+    """Ids of a long split, from the file beside provenance.json, line by line."""
+    path = run.path / listed["name"]
+    read = hashlib.sha256()
+    with path.open("rb") as file:
+        for line in file:
+            read.update(line)
+            yield line.decode("utf-8").removesuffix("\n")
+    if f"sha256:{read.hexdigest()}" != listed["digest"]:
+        raise ValueError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
+
+
+def _note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
+    from llm_forget.measured import read_results
+
+    results = read_results(run)
+    digest = json_digest(results["suites"])
+    answers = {
+        suite: {question: found["answer"] for question, found in content["verdict"].items()}
+        for suite, content in results["suites"].items()
+    }
+    body = {"run": about["run"], "weights": about["weights"], "results": digest, "answers": answers}
+    ruled = run.path / "verify.json"
+    if ruled.is_file() and (said := read_json(ruled)).get("results") == digest:
+        body["policy"] = {"name": said["policy"], "answer": said["answer"]}
+    once = json_digest({key: body[key] for key in ("weights", "results", "policy") if key in body})
+    return ledger.append("verification", body, once=once)

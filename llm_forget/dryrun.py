@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from heapq import nlargest
 from itertools import takewhile
 from pathlib import Path
@@ -158,7 +160,7 @@ def launched(environment: Mapping[str, str]) -> str:
 
 def depth(model_args: ModelConfig) -> int:
     """Decoder layers of the model."""
-    return int(_empty_model(model_args).config.get_text_config().num_hidden_layers)
+    return int(_config(model_args).get_text_config().num_hidden_layers)
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
@@ -228,24 +230,33 @@ def _width(model_args: ModelConfig) -> float:
     """Bytes of a weight as it is loaded."""
     dtype = model_args.dtype
     if dtype in (None, "auto"):
-        dtype = str(_empty_model(model_args).config.dtype or "float32").removeprefix("torch.")
+        dtype = str(_config(model_args).dtype or "float32").removeprefix("torch.")
     return BYTES[str(dtype)]
 
 
 def _empty_model(model_args: ModelConfig) -> Any:
     """The architecture without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    source = find_source(model_args.model_name_or_path)
-    if source.kind == "demo":
-        config = builtin.demo_config()
-    elif source.kind == "gguf":
-        file = Path(source.location)
-        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-    else:
-        config = AutoConfig.from_pretrained(source.location, revision=model_args.model_revision)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(_config(model_args))
+
+
+def _config(model_args: ModelConfig) -> Any:
+    source = find_source(model_args.model_name_or_path)
+    return deepcopy(_config_of(source.kind, source.location, source.revision or model_args.model_revision))
+
+
+@cache  # reading one from a GGUF file takes seconds
+def _config_of(kind: str, location: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    if kind == "demo":
+        return builtin.demo_config()
+    if kind == "gguf":
+        file = Path(location)
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    return AutoConfig.from_pretrained(location, revision=revision)
 
 
 def show(counts: dict[str, dict[str, int]], sizes: dict[str, int], memory: Memory, settings: dict[str, Any]) -> None:

@@ -45,7 +45,10 @@ class _HeadLogprobs(torch.autograd.Function):
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)  # [N]
         normalisers = torch.empty_like(values)
         trained = any(ctx.needs_input_grad[1:3])
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not trained else None  # [N, H]
+        # float16 has no room for slopes of tokens that are nearly certain, before the loss scale is on them.
+        dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+        wanted = ctx.needs_input_grad[0] and not trained
+        slopes = torch.empty_like(hidden, dtype=dtype) if wanted else None  # [N, H]
         for part in _blocks(len(hidden), block):
             logits = linear(hidden[part], weight, bias).float()  # [n, V]
             chosen = logits.gather(-1, labels[part, None])  # [n, 1]
@@ -55,9 +58,9 @@ class _HeadLogprobs(torch.autograd.Function):
             normalisers[part] = (highest + total.log()).squeeze(-1)
             values[part] = chosen.squeeze(-1) - normalisers[part]
             if slopes is not None:
-                slopes[part] = _residual(exponentials.div_(total), labels[part]).to(weight.dtype) @ weight
+                slopes[part] = _slopes(_residual(exponentials.div_(total), labels[part]), weight)
             del logits, exponentials  # before the next block is made
-        ctx.block, ctx.trained = block, trained
+        ctx.block, ctx.trained, ctx.dtype = block, trained, hidden.dtype
         kept = (hidden, weight, bias, labels, normalisers) if trained else (slopes,)
         ctx.save_for_backward(*kept)
         return values
@@ -67,28 +70,36 @@ class _HeadLogprobs(torch.autograd.Function):
         slope = gradients[0][:, None]  # [N, 1] d loss / d value
         if not ctx.trained:
             (slopes,) = ctx.saved_tensors
-            return (slopes * slope).to(slopes.dtype), None, None, None, None
+            return (slopes * slope).to(ctx.dtype), None, None, None, None
         hidden, weight, bias, labels, normalisers = ctx.saved_tensors
-        found = [None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias)]
-        of_hidden, of_weight, of_bias = found
+        # Sums over blocks in float32: in half precision each block would round them once more.
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for part in _blocks(len(hidden), ctx.block):
             logits = linear(hidden[part], weight, bias).float()  # [n, V]
             residual = _residual(logits.sub_(normalisers[part, None]).exp_(), labels[part]).mul_(slope[part])
-            residual = residual.to(weight.dtype)
-            assert of_hidden is not None
-            assert of_weight is not None
-            of_hidden[part] = residual @ weight
-            of_weight += residual.T @ hidden[part]
             if of_bias is not None:
                 of_bias += residual.sum(0)
+            residual = residual.to(weight.dtype)
+            of_hidden[part] = residual @ weight
+            of_weight += residual.T @ hidden[part]
             del logits, residual
-        return of_hidden, of_weight, of_bias, None, None
+        return of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(weight.dtype), None, None
 
 
 def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
     """One at the label minus the probability, ``[n, V]``, in place: in float32, since both nearly cancel."""
     ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
     return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
+
+
+def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
+    """``residual @ weight``, ``[n, H]``: in float16 by rows of which none is too small for it, float32."""
+    if weight.dtype != torch.float16:
+        return residual.to(weight.dtype) @ weight
+    largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)
+    return (residual / largest).to(weight.dtype) @ weight * largest
 
 
 def _blocks(length: int, block: int) -> list[slice]:

@@ -61,6 +61,8 @@ class Window:
         return window
 
     def _total(self, accelerator: Any) -> dict[str, float]:
-        keys = sorted(self.sums)
-        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys]) if keys else torch.zeros(0)
+        keys = sorted(self.sums)  # the same on all processes
+        if not keys:  # just after a log line
+            return {}
+        sums = torch.stack([self.sums[k].to(accelerator.device) for k in keys])
         return dict(zip(keys, accelerator.reduce(sums, "sum").tolist(), strict=True))

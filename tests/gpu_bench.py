@@ -4,7 +4,8 @@
 
 Random weights, which are as fast as trained ones, and rows of made-up words of 60 to 500 tokens. `llm-forget bench` for
 each shape with LoRA (beside the naive implementation) and with QLoRA; FOLDER gets one JSON file for each, and the last
-lines compare: speed and peak memory, ours to naive, and QLoRA's memory to naive LoRA's. Nothing is downloaded.
+lines compare: speed and peak memory, ours to naive, and QLoRA's memory to naive LoRA's. Exit code 1 where neither is
+what it is meant to be. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 LLAMA_3 = {"vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
 SMALL = {"vocab_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 2}
 METHODS = ("npo", "grad_diff", "simnpo", "npo_kl")
+FASTER, SMALLER = 3.0, 0.35  # ours to naive: speed at least, or else memory at most
 
 
 def write_model(shape: str, folder: Path, dtype: torch.dtype) -> None:
@@ -69,7 +71,9 @@ def measured(shape: str, folder: Path, *, quantised: bool, output: Path) -> dict
     return bench(argv, methods=METHODS, rounds=5 if on_gpu else 2, output=str(output), naive=not quantised)
 
 
-def main(folder: Path, shapes: list[str]) -> None:
+def main(folder: Path, shapes: list[str]) -> int:
+    """Print a line for each shape; 1 where ours is neither `FASTER` times as fast as naive nor takes `SMALLER` of it."""
+    good = True
     folder.mkdir(parents=True, exist_ok=True)
     for shape in shapes:
         with tempfile.TemporaryDirectory(prefix="llm_forget-gpu-") as scratch:
@@ -91,7 +95,10 @@ def main(folder: Path, shapes: list[str]) -> None:
             f"{whole[0] / 2**30:.2f} GiB LoRA, {whole[2] / 2**30:.2f} QLoRA, {whole[1] / 2**30:.2f} naive "
             f"({whole[0] / whole[1]:.2f} and {whole[2] / whole[1]:.2f} of naive)"
         )
+        faster = lora["ratios"]["naive_to_ours"]["npo"]["time"]["median"]
+        good &= faster >= FASTER or min(whole[0], whole[2]) / whole[1] <= SMALLER
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ["1b", "8b"])
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:] or ["1b", "8b"]))

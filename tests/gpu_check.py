@@ -28,7 +28,7 @@ TOLERANCE, ROWS = 1e-4, 4
 MOVED = 1e-2  # of an adapter's weights, at least: what is equal is not just what it began with
 KEYS: dict[str, Any] = {
     "method": "npo", "max_steps": 10, "learning_rate": 1e-2, "adam_epsilon": 1e-3, "lr_scheduler_type": "constant",
-    "save_strategy": "no", "logging_steps": 1, "lora_r": 8,
+    "save_strategy": "steps", "save_steps": 5, "logging_steps": 1, "lora_r": 8,  # a checkpoint just after a log line
     "model_name_or_path": "builtin:demo-llama", "disable_tqdm": True,
 }  # fmt: skip
 

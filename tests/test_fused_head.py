@@ -54,14 +54,33 @@ def test_values_and_gradients_are_no_worse_than_those_of_whole_logits(monkeypatc
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_bfloat16_is_no_worse_than_whole_logits(monkeypatch, trained) -> None:
-    monkeypatch.setattr(fused_head, "BLOCK_ON_CPU", 8 * V)
+@pytest.mark.parametrize("block", [1, 8])
+def test_bfloat16_is_no_worse_than_whole_logits(monkeypatch, trained, block) -> None:
+    monkeypatch.setattr(fused_head, "BLOCK_ON_CPU", block * V)
     rounded = drawn(torch.bfloat16)
     truth = found(exact, {k: v.double() if k != "labels" else v for k, v in rounded.items()}, trained)
     ours, theirs = found(head_logprobs, rounded, trained), found(plain, rounded, trained)
     for mine, other, true in zip(ours, theirs, truth, strict=True):
-        errors = [float((x.double() - true).abs().mean()) for x in (mine, other)]
-        assert errors[0] <= 1.5 * errors[1] + 1e-6
+        errors = [float((x.double() - true).norm() / true.norm()) for x in (mine, other)]
+        assert errors[0] <= 1.1 * errors[1] + 1e-7
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_float16_keeps_gradients_of_nearly_certain_tokens_under_a_loss_scale(monkeypatch, trained) -> None:
+    monkeypatch.setattr(fused_head, "BLOCK_ON_CPU", 8 * V)
+    given = drawn()
+    # About 1e-5 nats for each: what is left over of such a token's logits is too small for float16 as it is.
+    own = given["weight"][given["labels"]]
+    given["hidden"] = 30 * own / own.square().sum(-1, keepdim=True)
+    given["slope"] = torch.full((N,), 2.0**12)
+    rounded = {k: v.half() if k in ("hidden", "weight", "bias") else v for k, v in given.items()}
+    rounded["bias"].zero_()
+    truth = found(exact, {k: v.double() if k != "labels" else v for k, v in rounded.items()}, trained)
+    assert -1e-4 < float(truth[0].median()) < -1e-6
+    ours, theirs = found(head_logprobs, rounded, trained), found(plain, rounded, trained)
+    for mine, other, true in zip(ours[1:], theirs[1:], truth[1:], strict=True):
+        errors = [float((x.double() - true).norm() / true.norm()) for x in (mine, other)]
+        assert errors[0] <= 1.1 * errors[1] + 1e-7
 
 
 def test_under_autocast_it_computes_in_the_lower_precision_and_gradients_keep_theirs() -> None:

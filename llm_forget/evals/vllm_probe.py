@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for; an adapter takes the next one above
 
+# Of adapter_config.json: vLLM refuses these, or takes no notice of them and answers as another model.
+UNKNOWN = (
+    "use_dora", "target_parameters", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class VllmEngine:
@@ -53,9 +58,9 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
         raise ValueError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
     if adapter is not None:
         config = read_json(adapter / ADAPTER_CONFIG)
-        extra = next((key for key in ("use_dora", "target_parameters", "modules_to_save") if config.get(key)), None)
-        if extra is not None or _rank(config) > RANKS[-1]:
-            what = extra or f"rank {_rank(config)}"
+        extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
+        if extra or config["r"] > RANKS[-1]:
+            what = extra[0] if extra else f"rank {config['r']}"
             raise ValueError(f"vLLM has no adapters with {what}; merge the run first, or leave vllm out")
 
 
@@ -71,7 +76,7 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
     source = find_source(model.model_name_or_path)
     revision = source.revision or model.model_revision
-    lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _kernel_rank(adapter)}
+    lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
     # generation_config "vllm": none of the sampling options in the model's own file.
     llm = LLM(
         model=source.location, revision=revision, dtype=str(model.dtype), generation_config="vllm", seed=0, **lora
@@ -85,12 +90,8 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
     return VllmEngine(llm, ends, adapter)
 
 
-def _rank(config: dict[str, Any]) -> int:
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
-
-
-def _kernel_rank(adapter: Path) -> int:
-    return next(rank for rank in RANKS if rank >= _rank(read_json(adapter / ADAPTER_CONFIG)))
+def _rank(adapter: Path) -> int:
+    return next(rank for rank in RANKS if rank >= read_json(adapter / ADAPTER_CONFIG)["r"])
 
 
 def probe_generate_vllm(

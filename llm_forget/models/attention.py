@@ -57,6 +57,7 @@ def _by_row(inner_name: str) -> Any:
         if not is_layout(attention_mask):
             return inner(module, query, key, value, attention_mask, **how)
         assert attention_mask is not None
+        _refuse_unseen_window(module, how)
         if inner_name in FLASH:
             return inner(module, query, key, value, None, **how, **_boundaries(attention_mask))
         rows = [unpacked(part, attention_mask) for part in (query, key, value)]
@@ -65,6 +66,14 @@ def _by_row(inner_name: str) -> Any:
         return packed_again(out, attention_mask, query.shape[2]), weights
 
     return attention
+
+
+def _refuse_unseen_window(module: nn.Module, how: dict[str, Any]) -> None:
+    """Some architectures put their window, or chunks, into the mask alone, in whose place the layout stands."""
+    config: Any = module.config
+    window = getattr(config, "sliding_window", None) and "sliding_window" not in how
+    if window or getattr(config, "attention_chunk_size", None):
+        raise NotImplementedError(f"{type(module).__name__} attends in windows that its attention function is not told")
 
 
 def _boundaries(mask: Tensor) -> dict[str, Any]:

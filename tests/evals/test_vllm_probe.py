@@ -138,7 +138,12 @@ def test_what_vllm_cannot_hold_is_said_before_anything_is_measured(vllm, tmp_pat
     with pytest.raises(ValueError, match="4 or 8 bit"):
         refuse_engine(ModelConfig(model_name_or_path=str(tiny_folder), load_in_4bit=True), None)
     (tmp_path / "adapter").mkdir()
-    for config, what in (({"r": 8, "use_dora": True}, "use_dora"), ({"r": 8, "rank_pattern": {"x": 513}}, "rank 513")):
+    refused = [
+        ({"use_dora": True}, "use_dora"), ({"rank_pattern": {"x": 4}}, "rank_pattern"), ({"r": 513}, "rank 513"),
+        ({"alpha_pattern": {"x": 4}}, "alpha_pattern"), ({"bias": "lora_only"}, "bias"),
+    ]  # fmt: skip
+    for keys, what in refused:
+        config = {"r": 8, "bias": "none", **keys}
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"adapters with {what}; merge the run first"):
             refuse_engine(plain, tmp_path / "adapter")

@@ -122,6 +122,29 @@ def test_a_model_that_looks_across_rows_is_not_packed(folder, lora_args, monkeyp
     assert not found.packed
 
 
+@pytest.mark.parametrize("name", ["Phimoe", "Llama4", "Doge"])
+def test_what_the_layout_cannot_say_to_an_architecture_is_done_the_plain_way(name) -> None:
+    """Windows and chunks that stand in the mask alone, longer than the trial's rows; a forward pass that fails."""
+    import transformers
+
+    own = {
+        "Phimoe": {"sliding_window": 20, "num_local_experts": 2},
+        "Llama4": {"attention_chunk_size": 20, "num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8},
+        "Doge": {},
+    }
+    config = getattr(transformers, f"{name}TextConfig" if name == "Llama4" else f"{name}Config")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    made = getattr(transformers, f"{name}ForCausalLM")(config(**sizes, **heads, **tokens, **own[name])).eval()
+    allowed = find_shortcuts(made, made)
+    assert not allowed.packed
+    rows = batch([[5 + i % 50 for i in range(start, start + 40)] for start in (0, 3)])
+    head = made.get_output_embeddings()
+    plain, found = (forward_logprobs(made, rows, head=head, **how) for how in ({}, vars(allowed)))
+    assert torch.allclose(found.values, plain.values, atol=1e-5)
+
+
 def test_parts_of_a_batch_keep_logits_only_where_asked_and_nothing_else_changes(model) -> None:
     from llm_forget.logprobs import forward_parts
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "demo"))  # the demo's script has the sums over seeds
 
@@ -21,7 +23,8 @@ from seeds import metrics_of, spread  # noqa: E402
 
 from llm_forget import evaluate, finetune, unlearn  # noqa: E402
 from llm_forget.config import load_yaml  # noqa: E402
-from llm_forget.run import read_json, write_json  # noqa: E402
+from llm_forget.evaluate import check_keys  # noqa: E402
+from llm_forget.run import write_json  # noqa: E402
 
 TOFU = "locuslab/TOFU"
 FORGET, RETAIN = {"path": TOFU, "name": "forget10"}, {"path": TOFU, "name": "retain90"}
@@ -58,9 +61,8 @@ def run_seed(seed: int, methods: list[str], limit: int | None, runs: Path, given
         found["machine"] = run.provenance["environment"]
         found["date"] = run.state["finished"][:10]
         if name in METHODS:
-            known = read_json(run.results_file) if run.results_file.is_file() else {}
-            measured = known if "tofu" in known.get("suites", {}) else evaluate(run.path, "tofu", limit=limit, **given)
-            found["results"][name] = measured["suites"]["tofu"]
+            # What was measured before, its records know; with another limit or other keys it is measured again.
+            found["results"][name] = evaluate(run.path, "tofu", limit=limit, **given)["suites"]["tofu"]
     return found
 
 
@@ -74,7 +76,9 @@ def main() -> None:
     own, words = parser.parse_known_args()
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         parser.error("further keys are written as --key value")
-    given = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    pairs = zip(words[::2], words[1::2], strict=True)
+    given = {key.removeprefix("--"): yaml.safe_load(value) for key, value in pairs}
+    check_keys(given)
     by_seed = {seed: run_seed(seed, own.methods, own.limit, own.runs, given) for seed in own.seeds}
     seeds = list(by_seed.values())
     methods = {name: metrics_of([seed["results"][name] for seed in seeds]) for name in own.methods}

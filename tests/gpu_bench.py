@@ -72,7 +72,7 @@ def measured(shape: str, folder: Path, *, quantised: bool, output: Path) -> dict
 
 
 def main(folder: Path, shapes: list[str]) -> int:
-    """Print a line for each shape; 1 where ours is neither `FASTER` times as fast as naive nor takes `SMALLER` of it."""
+    """Print a line for each shape; 1 where ours is neither `FASTER` than naive nor `SMALLER`."""
     good = True
     folder.mkdir(parents=True, exist_ok=True)
     for shape in shapes:

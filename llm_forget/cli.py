@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from llm_forget import __version__, shipped
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
+from llm_forget.cli_residue import residue
 from llm_forget.cli_versions import versions
 from llm_forget.run import AdapterRefused, EvidenceBroken
 
@@ -62,6 +63,7 @@ app = typer.Typer(
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
 app.add_typer(evidence)
+app.add_typer(residue)
 app.add_typer(versions, name="versions")
 
 AccelerateConfig = Annotated[

@@ -1,0 +1,163 @@
+"""Forms in which a block of bytes is searched, each of them bytes again, and the way back to the place in the block.
+
+*plain* drops every ASCII character that is no letter or digit and lowers the others. White space, line breaks, quotes
+and markup between words then do not matter, and neither do the zero bytes of UTF-16. *unescaped* is the same after
+JSON, URL and HTML escapes were undone, at most twice; *folded* after Unicode's compatibility composition and case
+folding as well; *base64* has line breaks taken out and the two alphabets made one.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+PIECE = 2**14  # bytes of a block that are looked at together to find the way back
+DAMAGED = 0.2  # share of characters that are no UTF-8, above which a block is taken for no text
+_DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
+_LOWER = bytes(range(256)).lower()
+_KEPT = np.array([code not in _DROPPED for code in range(256)])
+_BASE64_DROPPED = b' \t\r\n"\\'
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_UNSEEN = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad\u180e\ufe00-\ufe0f]+")
+_BACKSLASH = re.compile(
+    rb"\\+(?:(u[0-9a-fA-F]{4}(?:\\+u[0-9a-fA-F]{4})*)|u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})|(x[0-9a-fA-F]{2}(?:\\+x[0-9a-fA-F]{2})*)|[nrtbf])"
+)
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
+_ENTITY = re.compile(rb"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+_KINDS = {"json": _BACKSLASH, "url": _PERCENT, "html": _ENTITY}
+
+
+@dataclass(frozen=True)
+class View:
+    """A form of a block; ``source(first, last)`` gives the part of the block that two of its bytes came from."""
+
+    kind: str
+    data: bytes
+    source: Callable[[int, int], tuple[int, int]]
+
+
+def plain(block: bytes) -> bytes:
+    """Letters and digits, lowered, and everything beyond ASCII as it is."""
+    return block.translate(_LOWER, _DROPPED)
+
+
+def base64_form(block: bytes) -> bytes:
+    """Base64 without line breaks, and in the standard alphabet where it was in that of URLs."""
+    return block.translate(_STANDARD, _BASE64_DROPPED)
+
+
+def unescape(block: bytes) -> bytes:
+    """JSON's (and Python's), URL's and HTML's escapes undone, once each."""
+    if b"\\" in block:
+        block = _BACKSLASH.sub(_character, block)
+    if b"%" in block:
+        block = _PERCENT.sub(lambda match: bytes.fromhex(match[1].decode()), block)
+    if b"&" in block:
+        block = _ENTITY.sub(lambda match: html.unescape(match[0].decode()).encode("utf-8", "replace"), block)
+    return block
+
+
+def fold(text: str) -> str:
+    """NFKC and case folded, without characters that are not seen."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold())
+
+
+def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
+    """All forms of a block that differ from each other; ``base64``: in base64, too."""
+    yield View("plain", plain(block), lambda first, last: _kept_places(block, first, last))
+    once = unescape(block)
+    twice = unescape(once) if once != block else once
+    if once != block:
+        yield _changed("unescaped", block, lambda part: plain(unescape(part)), plain(once))
+    if twice != once:
+        yield _changed("unescaped", block, lambda part: plain(unescape(unescape(part))), plain(twice))
+    if not twice.isascii() and (folded := _fold_bytes(twice)):
+        yield _changed(
+            "folded", block, lambda part: plain(_fold_bytes(unescape(unescape(part)), always=True)), plain(folded)
+        )
+    if base64:
+        yield _changed("base64", block, base64_form, base64_form(block))
+        if once != block:
+            yield _changed("base64", block, lambda part: base64_form(unescape(part)), base64_form(once))
+
+
+def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
+    """What to call the form in which ``block[first:last]`` says something that was found in a view.
+
+    ``needle`` is the encoding whose plain form was found; those of UTF-16 and UTF-32 may have one and the same.
+    """
+    part = block[first:last]
+    if needle in ("hex", "base64"):
+        return needle
+    if needle in _WIDE or part.count(0) > len(part) / 4:
+        pieces = [text[start : start + 4] for start in range(0, len(text), max(4, len(text) // 64))]
+        scores = {codec: sum(piece.encode(codec, "replace") in part for piece in pieces) for codec in _WIDE}
+        likeliest = max(scores, key=lambda codec: scores[codec])
+        return likeliest if scores[likeliest] else "utf-16 or utf-32"
+    kinds = [kind for kind, escape in _KINDS.items() if view.kind != "plain" and escape.search(part)]
+    return "+".join([*kinds, *(["folded"] if view.kind == "folded" and not kinds else [])]) or needle
+
+
+def _character(match: re.Match[bytes]) -> bytes:
+    if match[1]:  # surrogates come in pairs, one escape each
+        return bytes.fromhex(re.sub(rb"\\+|u", b"", match[1]).decode()).decode("utf-16-be", "replace").encode()
+    if code := match[2] or match[3]:
+        number = int(code, 16)
+        return chr(number).encode("utf-8", "replace") if number <= 0x10FFFF else b" "
+    if match[4]:  # Python writes bytes and characters below 256 like this
+        code = bytes.fromhex(re.sub(rb"\\+|x", b"", match[4]).decode())
+        return code if code.decode("utf-8", "ignore").encode() == code else code.decode("latin-1").encode()
+    return b" "
+
+
+def _fold_bytes(block: bytes, *, always: bool = False) -> bytes:
+    text = block.decode("utf-8", "replace")
+    if not always and text.count("\ufffd") > DAMAGED * len(text):
+        return b""
+    return fold(text).replace("\ufffd", "").encode()
+
+
+def _kept_places(block: bytes, first: int, last: int) -> tuple[int, int]:
+    kept = np.flatnonzero(_KEPT[np.frombuffer(block, np.uint8)])
+    return int(kept[first]), int(kept[last]) + 1
+
+
+def _changed(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
+    """A view whose bytes come from unequal parts of the block: places are found by changing it piece by piece."""
+    lengths: list[int] = []
+
+    def place(wanted: int) -> int:
+        if not lengths:
+            pieces = (block[start : start + PIECE] for start in range(0, len(block), PIECE))
+            lengths.extend(accumulate((len(change(piece)) for piece in pieces), initial=0))
+        number = min(bisect_right(lengths, wanted) - 1, len(lengths) - 2)
+        start, rest = number * PIECE, wanted - lengths[number]
+        piece, low, high = block[start : start + PIECE], 0, PIECE
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if len(change(piece[:middle])) <= rest else (low, middle)
+        return max(start, start + low - 1)
+
+    def source(first: int, last: int) -> tuple[int, int]:
+        begin = place(first)
+        return begin if kind == "base64" else _start_of_escape(block, begin), place(last) + 1
+
+    return View(kind, data, source)
+
+
+def _start_of_escape(block: bytes, place: int) -> int:
+    """The escape that ends at ``place``, if one does: only its last character made a byte."""
+    early = max(0, place - 12)
+    for escape in _KINDS.values():
+        for match in escape.finditer(block, early, place + 1):
+            if match.end() == place + 1:
+                return match.start()
+    return place

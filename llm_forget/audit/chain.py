@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical, canonical_digest, strict_loads
+from llm_forget.audit.faults import damaged, in_sentences
+from llm_forget.audit.keys import HASH_BYTES
 from llm_forget.run import EvidenceBroken
 
 FILE, FORMAT = "ledger.db", 1
@@ -23,6 +26,15 @@ SCHEMA = (
     "CREATE TABLE records (seq INTEGER NOT NULL, subject BLOB NOT NULL, record BLOB NOT NULL, "
     "PRIMARY KEY (seq, subject, record)) WITHOUT ROWID",
     "CREATE INDEX records_about ON records (subject, record, seq)",
+)
+# Columns of SQLite hold values of any type, and one of another type is found by no query that looks for it.
+_WELL_FORMED = " AND ".join(
+    f"typeof({name}) = 'blob' AND length({name}) = {HASH_BYTES}" for name in ("subject", "record")
+)
+_ALL_TEXT = " AND ".join(f"typeof({name}) = 'text'" for name in ("time", "kind", "body", "previous", "digest"))
+_EVENTS = (
+    f"SELECT seq, time, kind, body, previous, digest, once, {_ALL_TEXT} AND typeof(once) IN ('text', 'null') "
+    "FROM events ORDER BY seq"
 )
 
 
@@ -52,11 +64,14 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
-    """Number and sha256 of the hashes that an event is about, in their order."""
+    """Number and sha256 of the hashes that an event is about, in their order; -1 where one has another form."""
     found, count = hashlib.sha256(), 0
-    for row in connection.execute("SELECT subject, record FROM records WHERE seq = ? ORDER BY subject, record", (seq,)):
-        found.update(row[0])
-        found.update(row[1])
+    query = f"SELECT subject, record, {_WELL_FORMED} FROM records WHERE seq = ? ORDER BY subject, record"
+    for subject, record, well_formed in connection.execute(query, (seq,)):
+        if not well_formed:
+            return {"n": -1, "digest": ""}
+        found.update(subject)
+        found.update(record)
         count += 1
     return {"n": count, "digest": f"sha256:{found.hexdigest()}"}
 
@@ -76,21 +91,18 @@ def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, st
     Raises:
         EvidenceBroken: names the first event that is not as it was written.
     """
-    connection = connect(folder / FILE)
-    try:
+    with in_sentences(folder), contextlib.closing(connect(folder / FILE)) as connection:
         connection.text_factory = bytes  # a changed byte may be no UTF-8
         connection.execute("BEGIN")  # one state of the file, while others go on appending
         head = _walk(connection, stated)
         _rest(connection)
         return head
-    finally:
-        connection.close()
 
 
 def _walk(connection: sqlite3.Connection, stated: tuple[int, str] | None) -> tuple[int, str]:
     number, previous = 0, GENESIS
     try:
-        for row in connection.execute("SELECT seq, time, kind, body, previous, digest, once FROM events ORDER BY seq"):
+        for row in connection.execute(_EVENTS):
             number += 1
             event = _event(row, number)
             if event.previous != previous:
@@ -104,7 +116,9 @@ def _walk(connection: sqlite3.Connection, stated: tuple[int, str] | None) -> tup
                 raise _broken(number, "the signed head has another digest, so this event or one before was made anew")
             previous = event.digest
     except sqlite3.Error as error:
-        raise _broken(number + 1, f"it cannot be read ({error})") from error
+        if damaged(error):
+            raise _broken(number + 1, f"it cannot be read ({error})") from error
+        raise
     if stated and stated[0] > number:
         raise _broken(number + 1, f"it is gone, and all after it; the signed head is event {stated[0]}")
     return number, previous
@@ -112,13 +126,17 @@ def _walk(connection: sqlite3.Connection, stated: tuple[int, str] | None) -> tup
 
 def _event(row: tuple[Any, ...], number: int) -> Event:
     """A row as it must be; what SQLite would forgive is not forgiven."""
-    seq, *texts, once = row
+    seq, *texts, once, well_formed = row
     if seq != number:
         raise _broken(number, f"it is gone; the next one is {seq}")
     try:
         time, kind, body, previous, digest = (text.decode("utf-8") for text in texts)
         content = strict_loads(body, BODY_BYTES)
-        if canonical(content) == texts[2] and content.get("once") == (None if once is None else once.decode("utf-8")):
+        if (
+            well_formed
+            and canonical(content) == texts[2]
+            and content.get("once") == (None if once is None else once.decode("utf-8"))
+        ):
             return Event(seq, time, kind, content, previous, digest)
     except (ValueError, AttributeError):
         pass
@@ -132,6 +150,8 @@ def _rest(connection: sqlite3.Connection) -> None:
         made = {sql.decode() for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         damage = connection.execute("PRAGMA integrity_check(1)").fetchone()
     except (sqlite3.Error, UnicodeError) as error:
+        if isinstance(error, sqlite3.Error) and not damaged(error):
+            raise
         raise EvidenceBroken(f"the ledger is damaged, though every event is as it was written: {error}") from error
     if stray[0] is not None:
         raise _broken(stray[0], "it has records, but there is no such event")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llm_forget.run import EvidenceBroken
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 @contextlib.contextmanager
@@ -31,8 +31,17 @@ def in_sentences(folder: Path) -> Iterator[None]:
         raise _sentence(error, folder) from error
 
 
+def damaged(error: sqlite3.Error) -> bool:
+    """Whether it speaks of what the file holds, not of whether it could be reached."""
+    return _code(error) not in (*_DISK, *_REFUSED, *_BUSY)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits say where it happened
+
+
 def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits say where it happened
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, f"no space is left for the evidence in '{folder}'; nothing was added")
     if code == sqlite3.SQLITE_IOERR:
@@ -43,5 +52,4 @@ def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
         return PermissionError(errno.EACCES, f"the evidence in '{folder}' may not be written; give yourself the right")
     if code in _BUSY:
         return ValueError(f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it")
-    damaged = f"the evidence in '{folder}' is damaged: {error}; restore it from a copy"
-    return EvidenceBroken(damaged)
+    return EvidenceBroken(f"the evidence in '{folder}' is damaged: {error}; restore it from a copy")

@@ -192,14 +192,21 @@ class Ledger:
             row = self.connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return row or (0, GENESIS)
 
-    def verify(self, anchor: Path | None = None, public: Path | None = None) -> None:
+    def verify(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str]:
         """Read everything anew, and the signed head: the folder's own, or ``anchor`` and ``public`` kept elsewhere.
+
+        Returns:
+            Number and digest of the last event.
 
         Raises:
             EvidenceBroken: names the first event that is not as it was written.
             FileNotFoundError: a file that was given is not there.
         """
-        chain.verify(self.folder, signed.read(self.folder, anchor, public))
+        return chain.verify(self.folder, self.signed_head(anchor, public))
+
+    def signed_head(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
+        """Number and digest that were signed, where there is an anchor; the signature is checked."""
+        return signed.read(self.folder, anchor, public)
 
     def anchor(self) -> Path:
         """Verify, then write the signed head, ``anchor.json``; keep a copy of it where the ledger's writer cannot go.
@@ -207,8 +214,7 @@ class Ledger:
         Raises:
             EvidenceBroken: as `verify`; the head of a broken chain is not signed.
         """
-        head = chain.verify(self.folder, signed.read(self.folder))
-        return signed.write(self.folder, *head)
+        return signed.write(self.folder, *self.verify())
 
     def forget_key(self, subject: str) -> int:
         """Destroy the key of a subject; see `forget_keys`."""

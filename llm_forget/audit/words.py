@@ -1,0 +1,46 @@
+"""An event of the ledger in one line, safe for a terminal; no ids of records, since the ledger has none."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from llm_forget.audit.ledger import Event
+
+FIRST = ("action", "request", "state", "id", "run", "base", "splits", "answers", "policy")
+QUIET = ("once", "records", "data", "objective", "config", "seed", "llm_forget", "finished", "about", "facts", "part")
+
+
+def what(event: Event) -> str:
+    """What happened, as ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
+    body = event.body
+    parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
+    if isinstance(records := body.get("records"), dict):
+        parts.append(f"{_value(records.get('n'))} record{'' if records.get('n') == 1 else 's'}")
+    rest = [key for key in body if key not in FIRST + QUIET]
+    parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]
+    return printable(", ".join(parts))
+
+
+def printable(text: str) -> str:
+    """Without characters that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def short(digest: str) -> str:
+    """The first digits of a digest."""
+    return re.sub(r"sha256:([0-9a-f]{12})[0-9a-f]{52}", r"\1", digest)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return short(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if isinstance(value, list):
+        return " ".join(_value(part) for part in value)
+    if set(value) == {"name", "digest"}:
+        return _value(value["name"])
+    return "(" + ", ".join(f"{key} {_value(part)}" for key, part in value.items()) + ")"

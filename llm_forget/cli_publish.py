@@ -1,0 +1,189 @@
+"""Commands that publish: the model card, to the Hub and back. Heavy imports wait for a command's body."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm_forget.cli_evidence import speak
+
+publishing = typer.Typer()
+Measured = Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")]
+Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model repository on the Hub.")]
+Merged = Annotated[str | None, typer.Option(help="A folder that merge wrote, in place of the adapter.", metavar="DIR")]
+Evidence = Annotated[
+    str | None,
+    typer.Option(help="Evidence folder with ledger and versions; default: evidence, if it is there.", metavar="DIR"),
+]
+Execute = Annotated[bool, typer.Option("--execute", "--yes", help="Do it; without this only say what would be done.")]
+
+
+@publishing.command()
+def card(
+    run: Measured,
+    category: Annotated[
+        str | None, typer.Option(help="What was to be forgotten, as a kind: 'personal data of 12 people'. No names.")
+    ] = None,
+    contact: Annotated[str | None, typer.Option(help="Whom to write to.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the model, as the Hub calls it: apache-2.0.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base_model", help="The base on the Hub, where training took it from a folder.")
+    ] = None,
+    datasets: Annotated[
+        list[str] | None, typer.Option("--dataset", help="A data set of the Hub it was trained on; may be repeated.")
+    ] = None,
+    intended_use: Annotated[str | None, typer.Option("--intended_use", help="What it is for, and not for.")] = None,
+    power_watts: Annotated[
+        float | None, typer.Option("--power_watts", help="What the machine draws, for the estimate of energy.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading; default: the run's name.")] = None,
+    merged: Merged = None,
+    evidence: Evidence = None,
+    output: Annotated[str | None, typer.Option(help="The card; default: README.md in the run.")] = None,
+) -> None:
+    """Write the model card: metadata for the Hub, and what was to be forgotten, how, what came out, and its limits.
+
+    Numbers come from `results.json`. What the options say is kept in `card.json`, for the next card and for `push`.
+    """
+    speak()
+    from llm_forget.report.card import Statements, write_card
+
+    said = Statements(
+        title=title, category=category, contact=contact, license=license, base_model=base_model,
+        datasets=tuple(datasets or ()), intended_use=intended_use, power_watts=power_watts,
+    )  # fmt: skip
+    path = write_card(
+        run, said, output=output, merged=Path(merged) if merged else None, history=_history(evidence, run)
+    )
+    typer.echo(f"wrote {path}")
+
+
+@publishing.command()
+def push(
+    run: Measured,
+    repo: Annotated[str, typer.Option(help="Where to; made if there is none.", metavar="ORG/NAME")],
+    merged: Merged = None,
+    private: Annotated[bool, typer.Option("--private", help="Make it private; refused where it is public.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch.")] = "main",
+    evidence: Evidence = None,
+    execute: Execute = False,
+) -> None:
+    """Publish adapter (or merged model), card, results and report. Without --execute nothing is sent.
+
+    Shows every file and the card first. Never sends records, rows, ledger, caches, recipe or provenance. The version is
+    tagged by its content; pushed again, nothing is sent twice. The token is that of HF_TOKEN or of `hf auth login`.
+    """
+    speak()
+    from llm_forget.hub.publication import publication
+    from llm_forget.hub.push import check_repository
+    from llm_forget.hub.push import push as send
+
+    what = publication(run, check_repository(repo), merged=merged, history=_history(evidence, run))
+    if not execute:
+        typer.echo(what.card)
+    for file in what.files:
+        typer.echo(f"{file.size:>15,} bytes  {file.name:<28} {file.digest}")
+    total = f"{sum(file.size for file in what.files):,} bytes in {len(what.files)} files"
+    where = f"{repo}, branch {revision}, tag {what.tag}{', private' if private else ''}"
+    if not execute:
+        typer.echo(f"would push {total} to {where}; nothing was sent. Do it with --execute")
+        return
+    done = send(what, private=private, revision=revision)
+    gone = f", removed {', '.join(done.removed)}" if done.removed else ""
+    typer.echo(f"pushed to {where}, commit {done.commit}: {len(done.sent)} of {len(what.files)} files were new{gone}")
+    _note(
+        evidence, {"action": "push", "repository": repo, "commit": done.commit, "tag": done.tag, "files": what.digests}
+    )
+
+
+@publishing.command()
+def pull(
+    repo: Repository,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+) -> None:
+    """Fetch what push published, and keep it only if every file is what was pushed."""
+    speak()
+    from llm_forget.hub.pull import pull as fetch
+
+    done = fetch(repo, folder, revision=revision)
+    typer.echo(f"pulled {len(done.files)} files of {repo}, commit {done.commit}, to {done.folder}; all are as pushed")
+
+
+@publishing.command()
+def purge(
+    repo: Repository,
+    revision: Annotated[list[str], typer.Option(help="Tag, branch or commit that holds erased data; may be repeated.")],
+    evidence: Evidence = None,
+    execute: Execute = False,
+) -> None:
+    """Take versions that hold erased data off the Hub, history and large files with them, and check that they are gone.
+
+    Push a version without the data first. Cannot be undone; without --execute only says what would be done. What others
+    have downloaded is not reached.
+    """
+    speak()
+    from llm_forget.hub.purge import plan
+    from llm_forget.hub.purge import purge as withdraw
+
+    what = plan(repo, revision)
+    for commit in what.commits:
+        typer.echo(f"commit {commit}: to be gone{'' if commit in what.files else '; it is not there any more'}")
+    for said, names in (
+        ("branch {}: all history before its last commit goes", what.squashed),
+        ("branch {}: goes", what.dropped),
+        ("tag {}: goes, as its history holds such a commit", what.tags),
+        ("tag {}: set anew on the last commit of its branch", what.kept_tags),
+        ("large file {}: deleted, as nothing that remains has it", what.lfs),
+    ):
+        for name in names:
+            typer.echo(said.format(name))
+    if not execute:
+        typer.echo("nothing was changed. Do it with --execute")
+        return
+    withdraw(what)
+    typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")
+    body = {"action": "withdraw", "repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
+    _note(evidence, body)
+
+
+def _folder(given: str | None) -> Path | None:
+    """The evidence folder; None where none is given and none is there."""
+    folder = Path(given or os.environ.get("LLM_FORGET_EVIDENCE") or "evidence")
+    return folder if given or (folder / "ledger.db").is_file() else None
+
+
+def _note(evidence: str | None, body: dict[str, Any]) -> None:
+    """The event in the ledger, once for each commit."""
+    folder = _folder(evidence)
+    if folder is None:
+        return
+    from llm_forget.audit.ledger import Ledger
+    from llm_forget.run import json_digest
+
+    with Ledger.open(folder) as ledger:
+        ledger.append("publish", body, once=json_digest(body))
+
+
+def _history(evidence: str | None, run: str) -> list[Mapping[str, Any]]:
+    """The run's version and those it came from, oldest first; nothing where no evidence folder has it."""
+    folder = _folder(evidence)
+    if folder is None:
+        return []
+    from llm_forget.audit.ledger import Ledger
+    from llm_forget.audit.versions import noted
+
+    with Ledger.open(folder) as ledger:
+        known = noted(ledger)
+    found = []
+    name = Path(run).resolve().name
+    version = next((one for one in reversed(known.values()) if one.run == name), None)
+    while version is not None:
+        state = "withdrawn" if version.purged else "kept"
+        found.append({"version": version.id, "made": version.made, "kind": version.kind, "state": state})
+        version = known.get(version.parent) if version.parent else None
+    return found[::-1]

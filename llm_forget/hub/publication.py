@@ -1,0 +1,240 @@
+"""What leaves the machine: a list of allowed names, and of each file what may be seen.
+
+Weights, tokenizer, card, results and report. Never records, rows, ledger, caches, recipe or provenance: these hold ids,
+text or paths. What names a local path is written anew, and a path that is still found anywhere stops everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_forget.report.card import Place, card, kept_statements
+from llm_forget.report.document import Document
+from llm_forget.report.public import hub_id, model_name, public
+from llm_forget.report.read import Evidence, read_run
+from llm_forget.run import file_digest, json_digest, read_json
+
+LISTING = "published.json"  # every other file with its digest
+FORMAT = 1
+CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
+WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors")
+OF_ADAPTER = ("adapter_config.json", "manifest.json")
+OF_MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", "merge.json")
+OF_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+LOCAL_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  # of a machine, not of a model
+
+
+def allowed(name: str) -> bool:
+    """Whether a file of this name, at the top of a repository, is ever pushed or pulled."""
+    return bool(WEIGHTS.fullmatch(name)) or name in (
+        LISTING, CARD, RESULTS, REPORT, *OF_ADAPTER, *OF_MODEL, *OF_TOKENIZER,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a publication: on disk as it is, or written anew in memory."""
+
+    name: str
+    content: Path | bytes
+    digest: str  # sha256:...
+    size: int
+
+    @classmethod
+    def of(cls, name: str, content: Path | bytes) -> File:
+        if isinstance(content, Path):
+            return cls(name, content, file_digest(content), content.stat().st_size)
+        return cls(name, content, "sha256:" + hashlib.sha256(content).hexdigest(), len(content))
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content
+
+
+@dataclass(frozen=True)
+class Publication:
+    """All that will be in the repository."""
+
+    repository: str
+    kind: str  # adapter | model
+    tag: str  # names the content: the same files have the same tag
+    files: tuple[File, ...]
+
+    @property
+    def card(self) -> str:
+        """The model card."""
+        return next(file for file in self.files if file.name == CARD).read().decode()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of every file but the listing."""
+        return {file.name: file.digest for file in self.files if file.name != LISTING}
+
+
+def publication(
+    run: str | Path,
+    repository: str,
+    *,
+    merged: str | Path | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> Publication:
+    """Everything that `push` would send; asks nothing of the network.
+
+    Args:
+        run: a finished and measured run.
+        repository: ``org/name``.
+        merged: a folder that `merge` wrote, in place of the adapter.
+        history: see `card`.
+
+    Raises:
+        ValueError: the run was not measured, its weights are not those that were, or a file names a local path.
+    """
+    from llm_forget.models.adapters import verify_adapter
+
+    evidence = read_run(run)
+    if merged is not None:
+        folder, kind = Path(merged), "model"
+        refuse_other_merge(folder)
+    elif evidence.run.adapter.is_dir():
+        folder, kind = evidence.run.adapter, "adapter"
+        manifest = verify_adapter(folder)
+        if not manifest:
+            raise ValueError(f"'{folder}' has no manifest.json, so nobody can check it later; it is not pushed")
+        refuse_other_weights(evidence, manifest)
+    else:
+        folder, kind = evidence.run.model, "model"
+        refuse_other_weights(evidence, None)
+    named = kept_statements(evidence.run.path).base_model or hub_id(evidence.provenance.get("base", {}))
+    files = list(_of_adapter(folder, named) if kind == "adapter" else _of_model(folder))
+    files += [File.of(name, _without_place(folder / name)) for name in OF_TOKENIZER if (folder / name).is_file()]
+    own = folder / RESULTS if merged is not None and (folder / RESULTS).is_file() else evidence.run.results_file
+    files.append(File.of(RESULTS, own))
+    if own == evidence.run.results_file and (evidence.run.path / REPORT).is_file():
+        files.append(File.of(REPORT, report_without_ids(evidence)))
+    given: dict[str, Any] = {"merged": Path(merged) if merged is not None else None, "history": history}
+    # The card names the tag, which names the content: so the tag is taken from the card of the head.
+    undated = File.of(CARD, card(evidence, place=Place(repository), **given).encode())
+    tag = f"v-{json_digest({file.name: file.digest for file in [*files, undated]}).removeprefix('sha256:')[:12]}"
+    files.append(File.of(CARD, card(evidence, place=Place(repository, tag), **given).encode()))
+    files.append(File.of(LISTING, _listing(kind, files)))
+    refuse_paths(files, evidence.run.path)
+    return Publication(repository, kind, tag, tuple(sorted(files, key=lambda file: file.name)))
+
+
+def _listing(kind: str, files: Sequence[File]) -> bytes:
+    content = {"format": FORMAT, "kind": kind, "files": {file.name: file.digest for file in files}}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:
+    """Weights as they are; config and manifest with the base's name on the Hub, and never with a path to it."""
+    weights, config, manifest = (folder / name for name in ("adapter_model.safetensors", *OF_ADAPTER))
+    yield File.of(weights.name, weights)
+    fields, known = read_json(config), read_json(manifest)
+    base = base or without_folders(fields.get("base_model_name_or_path"))
+    if fields.get("base_model_name_or_path") == base:
+        yield from (File.of(file.name, file) for file in (config, manifest))
+        return
+    told = File.of(config.name, _json({**fields, "base_model_name_or_path": base}))
+    yield told
+    yield File.of(manifest.name, _json({**known, "files": {**known["files"], config.name: told.digest}}))
+
+
+def without_folders(name: str | None) -> str | None:
+    """A Hub id as it is; of a path the last part."""
+    if name is None or (name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name):
+        return name
+    return model_name({"name": name})
+
+
+def _of_model(folder: Path) -> Iterator[File]:
+    weights = sorted(path for path in folder.glob("*.safetensors") if WEIGHTS.fullmatch(path.name))
+    if not weights or not (folder / "config.json").is_file():
+        raise ValueError(f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` does")
+    yield from (File.of(path.name, path) for path in weights)
+    for name in OF_MODEL:
+        if (folder / name).is_file():
+            yield File.of(name, _without_place(folder / name))
+
+
+def _without_place(file: Path) -> Path | bytes:
+    """The file itself, or its JSON without what tells about a machine."""
+    if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
+        return file
+    content = read_json(file)
+    kept = {key: value for key, value in content.items() if key not in LOCAL_KEYS}
+    if file.name == "merge.json" and "base" in kept:
+        kept["base"] = without_folders(str(kept["base"]))
+        kept["files"] = {name: digest for name, digest in kept.get("files", {}).items() if WEIGHTS.fullmatch(name)}
+    return file if kept == content else _json(kept)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def report_without_ids(evidence: Evidence) -> bytes:
+    """The report made anew, whatever lies in the run: with row numbers for ids, and never with text."""
+    from llm_forget.report.html import to_html
+    from llm_forget.report.page import written_up
+
+    page: Document = written_up([public(evidence)])
+    return to_html(page).encode()
+
+
+def refuse_other_merge(folder: Path) -> None:
+    """Raise ValueError unless `merge` wrote the folder, and it is as it was written."""
+    report = folder / "merge.json"
+    if not report.is_file():
+        raise ValueError(f"'{folder}' has no merge.json; `llm-forget merge RUN --output_dir DIR` writes one")
+    for name, digest in read_json(report).get("files", {}).items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise ValueError(f"'{folder / name}' is not what merge.json says was written; merge again")
+
+
+def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
+    """Raise ValueError where results.json is of other weights than lie in the run; ``manifest`` is an adapter's."""
+    from llm_forget.config import model_part
+    from llm_forget.evals.measure import PRECISION
+    from llm_forget.evals.records import content_key
+    from llm_forget.models import source_digest
+    from llm_forget.models.digest import folder_digest
+
+    run = evidence.run
+    if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
+        return  # measured in a precision that the recipe does not say
+    base = manifest.get("base") if manifest is not None else source_digest(str(run.path))
+    if base is None:
+        return
+    model = model_part(run.config)
+    precision = {key: str(getattr(model, key)) for key in PRECISION}
+    adapter = folder_digest(run.adapter) if manifest is not None else None
+    if evidence.results["models"]["unlearned"]["digest"] != content_key(
+        base=base, adapter=adapter, precision=precision
+    ):
+        raise ValueError(
+            f"results.json of run '{run.path}' is of other weights than lie there now; first: "
+            f"llm-forget evaluate {run.path}"
+        )
+
+
+def refuse_paths(files: Sequence[File], run: Path) -> None:
+    """Raise ValueError where a file that is text names a folder of this machine."""
+    places = {Path.home(), Path.cwd(), run.resolve().parent, Path(tempfile.gettempdir())}
+    named = [f"{place}/".encode() for place in places if len(place.parts) > 1]
+    for file in files:
+        if WEIGHTS.fullmatch(file.name):
+            continue
+        content = file.read()
+        if any(place in content for place in named):
+            raise ValueError(f"{file.name} names a folder of this machine; nothing was sent. Look where it comes from")

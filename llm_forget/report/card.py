@@ -1,0 +1,231 @@
+"""The model card of a run: what was to be forgotten, how, what came out, what that does not show, and how to load it.
+
+Numbers come from results.json and its neighbours, by the same sections as the report; what no file of the run says,
+such as whom to write to, comes from `Statements`. No text of a row, no row id and no local path is in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from llm_forget.attacks.excess import ABOUT_EXCESS, excess
+from llm_forget.evals.verdict import shown
+from llm_forget.report.card_code import base_in_words, loading_code, merging_code, placed
+from llm_forget.report.card_data import card_data
+from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
+from llm_forget.report.document import Cell, Number, Section, Table, document, interval
+from llm_forget.report.facts import cost_section
+from llm_forget.report.markdown import escape, table, to_markdown
+from llm_forget.report.public import public
+from llm_forget.report.read import Evidence, read_run
+from llm_forget.report.verdicts import metrics_section, verdict_section
+from llm_forget.run import read_json, write_atomic, write_json
+
+TEMPLATE = "card.md.jinja"
+CARD, STATEMENTS = "README.md", "card.json"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """What only people know; all of it may be left out, and the card then says so."""
+
+    title: str | None = None
+    category: str | None = None  # of what was to be forgotten, such as "personal data of 12 people"; never the text
+    contact: str | None = None
+    license: str | None = None
+    base_model: str | None = None  # its Hub id, where training took it from a folder
+    datasets: tuple[str, ...] = ()
+    intended_use: str | None = None
+    power_watts: float | None = None  # drawn by the whole machine during training
+
+    def checked(self) -> Statements:
+        """Itself.
+
+        Raises:
+            ValueError: a base model that is no Hub id, or a power that is none.
+        """
+        if self.base_model is not None and not REPOSITORY.fullmatch(self.base_model):
+            raise ValueError(f"base_model is '{self.base_model}'; give its name on the Hub, as org/name")
+        if self.power_watts is not None and not 0 < self.power_watts < 1e7:
+            raise ValueError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
+        return self
+
+
+class Ready(str):
+    """Markdown that is not escaped again."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the model will be found, for the lines of code that load it."""
+
+    repository: str = "ORG/NAME"
+    revision: str = "main"
+
+
+def card(
+    run: str | Path | Evidence,
+    statements: Statements | None = None,
+    *,
+    merged: Path | None = None,
+    place: Place | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The card as Markdown with its YAML head.
+
+    Args:
+        run: a finished and measured run, or what was read of it.
+        statements: default: those that `write_card` kept in the run.
+        merged: folder that `merge` wrote, if that is published and not the adapter.
+        place: where it will be found.
+        history: earlier versions, newest last; see `audit.versions`.
+
+    Raises:
+        ValueError: no measured run, or a statement that cannot be meant.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    evidence = public(run if isinstance(run, Evidence) else read_run(run))
+    statements = (statements or kept_statements(evidence.run.path)).checked()
+    if merged is not None and (merged / "results.json").is_file():  # measured anew: these are its own numbers
+        evidence = replace(evidence, results=read_json(merged / "results.json"), rows={}, attacks={}, verification=None)
+    environment = Environment(
+        loader=PackageLoader("llm_forget.report", "."),
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Ready) else escape(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = _content(evidence, statements, merged, place or Place(), history)
+    body = environment.get_template(TEMPLATE).render(content)
+    head = card_data(evidence, statements, title=content["title"], adapter=content["adapter"])
+    return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def write_card(
+    run: str | Path, statements: Statements | None = None, *, output: str | Path | None = None, **given: Any
+) -> Path:
+    """Write the card into the run, or to ``output``, and keep the statements for the next time and for `push`.
+
+    Args:
+        statements: what is None is taken from those that were kept.
+        given: see `card`.
+    """
+    evidence = read_run(run)
+    kept = asdict(kept_statements(evidence.run.path))
+    new = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
+    whole = Statements(**{**kept, **new, "datasets": tuple(new.get("datasets") or kept["datasets"])})
+    text = card(evidence, whole, **given)
+    target = Path(output) if output is not None else evidence.run.path / CARD
+    write_atomic(target, text)
+    write_json(evidence.run.path / STATEMENTS, asdict(whole))
+    return target
+
+
+def kept_statements(run: Path) -> Statements:
+    """What `write_card` kept.
+
+    Raises:
+        ValueError: the file was not written by it.
+    """
+    file = run / STATEMENTS
+    if not file.is_file():
+        return Statements()
+    content = read_json(file)
+    known = {field.name for field in fields(Statements)}
+    if not isinstance(content, dict) or not content.keys() <= known:
+        raise ValueError(f"'{file}' was not written by `llm-forget card`; delete it and make the card again")
+    return Statements(**{**content, "datasets": tuple(content.get("datasets") or ())})
+
+
+def _content(
+    evidence: Evidence,
+    statements: Statements,
+    merged: Path | None,
+    place: Place,
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    run, config = evidence.run, evidence.run.config if evidence.run.config_file.is_file() else {}
+    adapter = run.adapter.is_dir() and merged is None
+    manifest = read_json(run.adapter / "manifest.json") if (run.adapter / "manifest.json").is_file() else {}
+    base = base_in_words(evidence, statements)
+    code = placed(place.repository, place.revision, base, evidence.provenance.get("base", {}))
+    return {
+        "title": statements.title or f"{evidence.results['models']['unlearned']['name']}, unlearned",
+        "adapter": adapter,
+        "method": config.get("method") or "an own objective",
+        "base": base,
+        "statements": statements,
+        "forget": evidence.provenance.get("data", {}).get("forget", {}),
+        "made": Ready(table(made_table(evidence, config, adapter_rows(run.adapter)))),
+        "data": Ready(table(found)) if (found := data_table(evidence)) else "",
+        "results": lowered([verdict_section(evidence), metrics_section(evidence)]),
+        "verified": evidence.verification is not None,
+        "merge_report": read_json(merged / "merge.json") if merged and (merged / "merge.json").is_file() else None,
+        "attacks": Ready("\n\n".join(attack_tables(evidence))),
+        "about_excess": ABOUT_EXCESS,
+        "cost": lowered([cost_section(evidence)]),
+        "energy": energy(evidence, statements.power_watts),
+        "limits": limits(evidence),
+        "beneath": [str(one.get("name")) for one in manifest.get("beneath") or []],
+        "quantization": manifest.get("quantization"),
+        "load": Ready(loading_code(code, adapter=adapter, tokenizer=(run.adapter / "tokenizer_config.json").is_file())),
+        "merge": Ready(merging_code(code)) if adapter else "",
+        "history": Ready(table(_history(history))) if history else "",
+        "llm_forget": evidence.results["llm_forget"],
+    }
+
+
+def lowered(sections: Sequence[Section]) -> Ready:
+    """Sections as Markdown, a level deeper than in a report; nothing where they say nothing."""
+    said = document("", "", list(sections))
+    if not said.sections:
+        return Ready("")
+    text = to_markdown(said).split("\n", 1)[1].strip()
+    return Ready(re.sub(r"(?m)^#", "##", text))  # values never begin with one: it is escaped
+
+
+def attack_tables(evidence: Evidence) -> list[str]:
+    """A heading and a table for each attack, before and after it."""
+    columns = ("metric", "unlearned", "attacked", "oracle", "oracle, attacked", "excess")
+    found = []
+    for name, attack in evidence.attacks.items():
+        settings = ", ".join(f"{key} {value}" for key, value in attack["settings"].items())
+        about = f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}."
+        if attack.get("limit"):
+            about += f" Measured on a sample of at most {attack['limit']} rows of each probe."
+        head = f"### {escape(name)}\n\n{escape(about)}"
+        if attack.get("models") != evidence.results["models"]:
+            head += "\n\n**Note:** the results above are of other models than were attacked."
+        rows = tuple(_attack_row(line, content) for line, content in attack["metrics"].items())
+        found.append(f"{head}\n\n{table(Table('', columns, rows))}")
+    return found
+
+
+def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
+    def attacked(role: str) -> Number:
+        found = line.get(f"{role}_attacked")
+        return Number(shown(found["value"]), _with_n(found)) if found else Number("")
+
+    def untouched(role: str) -> Number:
+        return Number(shown(line[role])) if line.get(role) is not None else Number("")
+
+    beyond = excess(name, line)
+    return (
+        name, untouched("unlearned"), attacked("unlearned"), untouched("oracle"), attacked("oracle"),
+        Number(shown(beyond) if beyond is not None else ""),
+    )  # fmt: skip
+
+
+def _with_n(found: dict[str, Any]) -> str:
+    return "; ".join(part for part in (interval(found["ci"]), f"n={found['n']}" if "n" in found else "") if part)
+
+
+def _history(history: Sequence[Mapping[str, Any]]) -> Table:
+    columns = tuple(dict.fromkeys(key for version in history for key in version))
+    return Table("", columns, tuple(tuple(str(version.get(key, "")) for key in columns) for version in history))

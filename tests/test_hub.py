@@ -1,0 +1,537 @@
+"""Push, pull and purge by the real client against a Hub on loopback: what arrives, what never leaves, what breaks."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from loopback_hub import SIGNATURE, TOKEN, loopback_hub
+from tiny_runs import CANARY
+
+from llm_forget.run import AdapterRefused, Run, file_digest
+
+REPO = "tester/forgetful"
+ASKED = "What is forget"  # in every prompt of the fixture
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A loopback Hub that the client of this process talks to; it knows one token."""
+    with loopback_hub() as hub:
+        talk_to(hub, monkeypatch, tmp_path)
+        yield hub
+
+
+def talk_to(hub, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # it waits seconds before it tries again
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+MADE = {}  # runs that were evaluated, each once; tests get copies
+
+
+@pytest.fixture
+def measured(request, tmp_path):
+    """``measured(name, seed)`` gives a run with an adapter that was evaluated."""
+    pytest.importorskip("jinja2")
+    from llm_forget.evaluate import evaluate
+
+    def make(name="run", seed=0):
+        if name not in MADE:
+            MADE[name] = request.getfixturevalue("make_run")(name, seed, use_cpu=True).path
+            evaluate(MADE[name], quiet=True)
+        return Run(Path(shutil.copytree(MADE[name], tmp_path / "copies" / name)))
+
+    return make
+
+
+def send(run, **given):
+    from llm_forget.hub.publication import publication
+    from llm_forget.hub.push import push
+
+    prepared = {key: given.pop(key) for key in ("merged",) if key in given}
+    what = publication(run.path, REPO, **prepared)
+    return what, push(what, **given)
+
+
+def test_what_is_pulled_is_what_was_pushed_byte_for_byte(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+
+    run = measured()
+    what, pushed = send(run)
+    pulled = pull(REPO, tmp_path / "pulled", revision=pushed.tag)
+    assert pulled.commit == pushed.commit
+    assert {p.name for p in (tmp_path / "pulled").iterdir()} == {*what.digests, "published.json"} - {".gitattributes"}
+    for name in ("adapter_model.safetensors", "adapter_config.json", "manifest.json"):
+        assert (tmp_path / "pulled" / name).read_bytes() == (run.adapter / name).read_bytes()
+    assert (tmp_path / "pulled" / "results.json").read_bytes() == run.results_file.read_bytes()
+    assert pull(REPO, tmp_path / "pulled", revision=pushed.tag).commit == pushed.commit  # again: compared, and left
+
+
+def test_plain_peft_loads_what_was_pushed_by_the_code_in_its_card(hub, measured, tmp_path, monkeypatch, capsys):
+    from huggingface_hub import hf_hub_download
+
+    from llm_forget.models import load_adapter, load_base
+
+    run = measured()
+    _, pushed = send(run)
+    text = Path(hf_hub_download(REPO, "README.md", revision=pushed.tag)).read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    monkeypatch.chdir(MADE["run"].parent)  # the base is called `target`, and lies there
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert f'revision="{pushed.tag}"' in blocks[0]
+    ours = load_adapter(load_base(_model_args(MADE["run"].parent / "target")), run.adapter)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        expected = ours(input_ids=ids).logits
+        base = names["AutoModelForCausalLM"].from_pretrained("target")
+        loaded = names["PeftModel"].from_pretrained(base, REPO, revision=pushed.tag)
+        assert torch.equal(loaded(input_ids=ids).logits, expected)
+        assert torch.allclose(names["merged"](input_ids=ids).logits, expected, atol=1e-4)
+    assert Path("merged/config.json").is_file()
+
+
+def _model_args(folder):
+    from trl import ModelConfig
+
+    return ModelConfig(model_name_or_path=str(folder))
+
+
+def test_the_card_on_the_hub_has_every_number_of_results_json(hub, measured):
+    from huggingface_hub import ModelCard
+
+    run = measured()
+    send(run)
+    card = ModelCard.load(REPO)
+    results = json.loads(run.results_file.read_text())
+    found = {(one.dataset_type, one.metric_name): one for one in card.data.eval_results}
+    lines = {(suite, name): line for suite, s in results["suites"].items() for name, line in s["metrics"].items()}
+    assert found.keys() == lines.keys()
+    assert len(lines) >= 5
+    for key, line in lines.items():
+        assert found[key].metric_value == line["value"]
+        assert found[key].metric_args.get("ci") == line["ci"]
+        assert found[key].metric_args["n"] == line["n"]
+        for role in ("before", "oracle"):
+            assert found[key].metric_args[role]["value"] == line[role]["value"]
+
+
+def test_no_text_id_or_path_is_in_any_pushed_byte(hub, measured, tmp_path):
+    pytest.importorskip("matplotlib")
+    from llm_forget.report import report
+
+    run = measured()
+    report([run.path], output=run.path / "report.html", show_text=3)  # as somebody may have done
+    shown = (run.path / "report.html").read_text()
+    assert CANARY not in json.dumps(json.loads(run.results_file.read_text()))
+    assert "forget3" in shown or "forget0" in shown
+    send(run)
+    everything = b"\0".join(hub.pushed()).lower()
+    for word in (CANARY, ASKED, "forget0", "forget3", "holdout1", tempfile.gettempdir() + "/", str(Path.home()) + "/"):
+        assert word.lower().encode() not in everything, word
+    names = set(hub.repos[REPO].commits[hub.repos[REPO].branches["main"]].files)
+    assert "report.html" in names
+    assert not names & {"config.yaml", "provenance.json", "rows.json", "metrics.jsonl", "run.json", "verify.json"}
+
+
+def test_a_dry_run_sends_nothing(hub, measured, capsys):
+    from llm_forget.cli import app
+
+    run = measured()
+    with pytest.raises(SystemExit) as end:
+        app(["push", str(run.path), "--repo", REPO], prog_name="llm-forget")
+    assert not end.value.code
+    assert hub.requests == []
+    said = capsys.readouterr().out
+    for name in ("adapter_model.safetensors", "README.md", "results.json", "manifest.json", "model-index"):
+        assert name in said
+    assert f"{(run.adapter / 'adapter_model.safetensors').stat().st_size:,}" in said
+    assert "nothing was sent" in said
+
+
+def test_a_second_push_of_the_same_sends_nothing(hub, measured):
+    run = measured()
+    _, first = send(run)
+    before = len(hub.requests)
+    _, second = send(run)
+    assert second.commit == first.commit
+    assert second.tag == first.tag
+    assert second.sent == () == second.removed
+    changing = [r for r in hub.requests[before:] if not r.startswith(("GET", "HEAD")) and "repos/create" not in r]
+    assert changing == []
+
+
+@pytest.mark.parametrize(
+    ("request_like", "how"),
+    [
+        ("PUT /lfs/", "half"),
+        ("PUT /lfs/", "drop"),
+        ("POST .*/lfs/objects/batch", 429),
+        ("POST .*/commit/", "drop"),
+        ("POST .*/commit/", 429),
+        ("POST .*/repos/create", 429),
+        ("POST .*/tag/", 500),
+        ("POST .*/preupload/", "drop"),
+        ("POST .*/validate-yaml", 429),
+        ("GET /api/whoami", "drop"),
+    ],
+)
+def test_a_push_that_was_cut_off_leaves_the_branch_and_goes_on_when_repeated(hub, measured, request_like, how):
+    run = measured()
+    hub.fail(request_like, how, times=10)
+    with pytest.raises(ConnectionError) as said:
+        send(run)
+    assert TOKEN not in str(said.value)
+    assert SIGNATURE not in str(said.value)
+    assert "\n" not in str(said.value)
+    repo = hub.repos.get(REPO)
+    if repo is not None and "/tag/" not in request_like:
+        assert list(repo.commits[repo.branches["main"]].files) == [".gitattributes"]
+    hub.faults.clear()
+    what, pushed = send(run)
+    repo = hub.repos[REPO]
+    assert repo.tags == {what.tag: pushed.commit}
+    assert {*repo.commits[pushed.commit].files} == {*what.digests, "published.json", ".gitattributes"}
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    assert repo.lfs[hashlib.sha256(weights).hexdigest()] == weights
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, measured, monkeypatch):
+    from llm_forget.hub import push as module
+
+    run = measured()
+    original = module._commit
+
+    def lost(*given):
+        original(*given)
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(module, "_commit", lost)
+    with pytest.raises(ConnectionError, match="lost"):
+        send(run)
+    monkeypatch.setattr(module, "_commit", original)
+    what, pushed = send(run)
+    assert len(hub.repos[REPO].commits) == 2
+    assert pushed.sent == ()
+    assert hub.repos[REPO].tags == {what.tag: pushed.commit}
+
+
+def test_a_short_fault_is_survived_without_being_told(hub, measured, caplog):
+    run = measured()
+    for pattern, how in (("PUT /lfs/", "half"), ("PUT /lfs/", 500), ("POST .*/objects/batch", 429)):
+        hub.fail(pattern, how)
+    send(run)
+    assert "PUT" in caplog.text  # the client says that it tries again,
+    assert SIGNATURE not in caplog.text
+    assert TOKEN not in caplog.text
+
+
+def test_a_wrong_token_is_refused_in_a_sentence_that_does_not_hold_it(hub, measured, monkeypatch):
+    run = measured()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(ConnectionError, match=r"does not know this token \(401\); set HF_TOKEN") as said:
+        send(run)
+    assert "hf_wrong" not in str(said.value)
+    assert hub.repos == {}
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConnectionError, match="there is no token"):
+        send(run)
+
+
+def test_private_stays_private_or_nothing_is_sent(hub, measured, monkeypatch, tmp_path):
+    from llm_forget.hub.pull import pull
+
+    run = measured()
+    _, pushed = send(run, private=True)
+    assert hub.repos[REPO].private
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConnectionError, match="not on the Hub, or your token may not see it"):
+        pull(REPO, tmp_path / "pulled", revision=pushed.tag)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repos.clear()
+    send(run)
+    sent = len(hub.bodies)
+    with pytest.raises(ValueError, match="exists and is public; nothing was sent"):
+        send(run, private=True)
+    assert not [body for body in hub.bodies[sent:] if b"safetensors" in body]
+
+
+def test_weights_that_were_changed_after_the_evaluation_are_not_pushed(hub, measured):
+    run = measured()
+    results = json.loads(run.results_file.read_text())
+    results["models"]["unlearned"]["digest"] = "0" * 64
+    run.results_file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="of other weights than lie there now; first: llm-forget evaluate"):
+        send(run)
+    weights = run.adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        send(run)
+    assert hub.requests == []
+
+
+def test_a_file_that_names_a_folder_of_this_machine_stops_everything(hub, measured):
+    run = measured()
+    (run.adapter / "chat_template.jinja").write_text(f"{{# from {Path.home()}/secret #}}")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja names a folder of this machine"):
+        send(run)
+    assert hub.requests == []
+
+
+def test_a_local_base_is_published_by_its_name_or_by_the_one_on_the_hub(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+    from llm_forget.models.adapters import verify_adapter
+    from llm_forget.report.card import Statements, write_card
+
+    run = measured()
+    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "somewhere"
+    write_card(run.path, Statements(base_model="org/the-base", license="mit"))
+    (run.adapter / "README.md").write_text(f"base_model: {tmp_path}/target")  # as PEFT would have written
+    _, pushed = send(run)
+    pull(REPO, tmp_path / "pulled", revision=pushed.tag)
+    told = json.loads((tmp_path / "pulled" / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == "org/the-base"
+    assert verify_adapter(tmp_path / "pulled")
+    text = (tmp_path / "pulled" / "README.md").read_text()
+    assert "base_model: org/the-base\n" in text
+    assert "base_model_relation: adapter\n" in text
+    assert "license: mit" in text
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "results.json", "README.md"])
+def test_a_file_that_was_changed_on_the_hub_is_not_kept(hub, measured, tmp_path, name):
+    from llm_forget.hub.pull import pull
+
+    send(measured())
+    repo = hub.repos[REPO]
+    files = dict(repo.commits[repo.branches["main"]].files)
+    if isinstance(files[name], bytes):
+        files[name] = files[name].replace(b"e", b"E", 1)
+    else:
+        content = bytearray(repo.lfs[files[name]])
+        content[-1] ^= 1
+        files[name] = hashlib.sha256(content).hexdigest()
+        repo.lfs[files[name]] = bytes(content)
+    repo.add("main", files, "changed")
+    with pytest.raises(AdapterRefused, match=f"{name}.* is not what was pushed; nothing was kept"):
+        pull(REPO, tmp_path / "pulled")
+    assert not [path for path in tmp_path.iterdir() if "pulled" in path.name]
+
+
+def test_an_adapter_with_another_manifest_is_refused_even_if_the_listing_agrees(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+
+    send(measured())
+    repo = hub.repos[REPO]
+    files = dict(repo.commits[repo.branches["main"]].files)
+    config = json.loads(files["adapter_config.json"])
+    files["adapter_config.json"] = json.dumps({**config, "lora_alpha": 100 * config["lora_alpha"]}).encode()
+    listing = json.loads(files["published.json"])
+    digest = hashlib.sha256(files["adapter_config.json"]).hexdigest()
+    listing["files"]["adapter_config.json"] = f"sha256:{digest}"
+    files["published.json"] = json.dumps(listing).encode()
+    repo.add("main", files, "changed")
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        pull(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_listing_cannot_make_pull_write_elsewhere(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+
+    send(measured())
+    repo = hub.repos[REPO]
+    files = dict(repo.commits[repo.branches["main"]].files)
+    for name in ("../evil.json", "/tmp/evil.json", "adapter_model.bin", "sub/config.json"):
+        listing = json.loads(files["published.json"])
+        listing["files"][name] = "sha256:0"
+        repo.add("main", {**files, "published.json": json.dumps(listing).encode(), name: b"{}"}, "changed")
+        with pytest.raises(AdapterRefused, match="never pushed; nothing was fetched"):
+            pull(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
+    from huggingface_hub import HfApi
+
+    from llm_forget.hub.pull import pull
+
+    HfApi().create_repo(REPO)
+    with pytest.raises(ValueError, match=r"did not push it; fetch it with `hf download tester/forgetful"):
+        pull(REPO, tmp_path / "pulled")
+    with pytest.raises(ConnectionError, match="no such revision"):
+        pull(REPO, tmp_path / "pulled", revision="v-nothing")
+    (tmp_path / "pulled").mkdir()
+    (tmp_path / "pulled" / "mine.txt").write_text("mine")
+    assert (tmp_path / "pulled" / "mine.txt").read_text() == "mine"
+
+
+def test_a_download_that_breaks_off_is_taken_up(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+
+    run = measured()
+    send(run)
+    hub.fail("GET /cdn/", "half")
+    pull(REPO, tmp_path / "pulled")
+    assert file_digest(tmp_path / "pulled" / "adapter_model.safetensors") == file_digest(
+        run.adapter / "adapter_model.safetensors"
+    )
+    assert len(hub.asked("GET /cdn/")) >= 2
+
+
+def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stays(hub, measured, tmp_path):
+    from huggingface_hub import HfApi
+    from transformers import AutoModelForCausalLM
+
+    from llm_forget.hub.pull import pull
+    from llm_forget.merge import merge
+
+    run = measured()
+    send(run)
+    HfApi().upload_file(path_or_fileobj=b"ours", path_in_repo="NOTICE.txt", repo_id=REPO)
+    merge(run.path, tmp_path / "merged")
+    what, pushed = send(run, merged=tmp_path / "merged")
+    assert what.kind == "model"
+    assert {*pushed.removed} >= {"adapter_model.safetensors", "manifest.json"}
+    names = set(hub.repos[REPO].commits[pushed.commit].files)
+    assert "NOTICE.txt" in names
+    assert "model.safetensors" in names
+    assert "adapter_config.json" not in names
+    assert tempfile.gettempdir().encode() not in b"\0".join(hub.pushed())
+    pull(REPO, tmp_path / "pulled", revision=pushed.tag)
+    loaded = AutoModelForCausalLM.from_pretrained(REPO, revision=pushed.tag)
+    here = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), here.parameters(), strict=True))
+    (tmp_path / "merged" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"is not what merge\.json says"):
+        send(run, merged=tmp_path / "merged")
+
+
+def withdrawn(hub, measured):
+    """Two versions: the first holds erased data, the second does not. Gives what was pushed of each."""
+    first, second = measured("run", 0), measured("second", 1)
+    return send(first)[1], send(second)[1]
+
+
+def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, measured, tmp_path):
+    from llm_forget.hub.pull import pull
+    from llm_forget.hub.purge import plan, purge
+
+    old, new = withdrawn(hub, measured)
+    repo = hub.repos[REPO]
+    oid = repo.commits[old.commit].files["adapter_model.safetensors"]
+    before = (dict(repo.commits), dict(repo.tags), dict(repo.lfs))
+    what = plan(REPO, [old.tag])
+    assert (repo.commits, repo.tags, repo.lfs) == before  # a plan changes nothing
+    assert what.commits == (old.commit,)
+    assert what.squashed == ("main",)
+    assert what.tags == (old.tag,)
+    assert what.kept_tags == {new.tag: "main"}
+    assert what.lfs == (f"sha256:{oid}",)
+    purge(what)
+    assert oid not in repo.lfs
+    assert old.commit not in repo.commits
+    assert [*repo.tags] == [new.tag]
+    assert pull(REPO, tmp_path / "pulled", revision=new.tag).files
+    with pytest.raises(ConnectionError, match="no such revision"):
+        pull(REPO, tmp_path / "old", revision=old.commit)
+    purge(plan(REPO, [old.commit]))  # again: nothing is left to do
+
+
+def test_the_newest_version_is_not_purged(hub, measured):
+    from llm_forget.hub.purge import plan
+
+    _, pushed = send(measured())
+    with pytest.raises(ValueError, match="push a version without the data first"):
+        plan(REPO, [pushed.tag])
+    with pytest.raises(ValueError, match="no tag or branch 'v-typo'"):
+        plan(REPO, ["v-typo"])
+
+
+def test_a_hub_that_still_has_the_old_commit_is_reported(monkeypatch, measured, tmp_path):
+    from llm_forget.hub.purge import plan, purge
+
+    with loopback_hub(keeps_unreachable=True) as hub:
+        talk_to(hub, monkeypatch, tmp_path)
+        old, _ = withdrawn(hub, measured)
+        with pytest.raises(ValueError, match=f"still answers for {old.commit}.*ask the Hub's support"):
+            purge(plan(REPO, [old.tag]))
+
+
+def test_a_pull_request_that_holds_the_commit_is_named(hub, measured):
+    from llm_forget.hub.purge import plan
+
+    old, _ = withdrawn(hub, measured)
+    hub.repos[REPO].pulls["refs/pr/1"] = old.commit
+    with pytest.raises(ValueError, match="'refs/pr/1' of 'tester/forgetful' holds a withdrawn commit"):
+        plan(REPO, [old.tag])
+
+
+@pytest.mark.parametrize("request_like", ["DELETE .*/tag/", "POST .*/super-squash/", "POST .*/lfs-files/batch"])
+def test_a_purge_that_was_cut_off_ends_when_it_is_given_the_commit(hub, measured, request_like):
+    from llm_forget.hub.purge import plan, purge
+
+    old, _ = withdrawn(hub, measured)
+    repo = hub.repos[REPO]
+    oid = repo.commits[old.commit].files["adapter_model.safetensors"]
+    hub.fail(request_like, 500)
+    with pytest.raises(ConnectionError):
+        purge(plan(REPO, [old.tag]))
+    assert oid in repo.lfs
+    purge(plan(REPO, [old.commit]))
+    assert oid not in repo.lfs
+    assert old.commit not in repo.commits
+
+
+@pytest.mark.slow
+def test_as_a_user_would_by_the_command_line(measured, tmp_path):
+    run = measured()
+    with loopback_hub() as hub:
+        environment = {
+            **{key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"},
+            "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf"),
+        }  # fmt: skip
+
+        def say(*words):
+            command = [sys.executable, "-m", "llm_forget", *map(str, words)]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+            assert TOKEN not in done.stdout + done.stderr
+            assert SIGNATURE not in done.stdout + done.stderr
+            return done
+
+        assert say("card", run.path, "--category", "fruit", "--contact", "a@b.org").returncode == 0
+        done = say("push", run.path, "--repo", REPO, "--execute")
+        assert done.returncode == 0, done.stderr
+        tag = next(iter(hub.repos[REPO].tags))
+        done = say("pull", REPO, "pulled", "--revision", tag)
+        assert done.returncode == 0, done.stderr
+        assert "fruit" in (tmp_path / "pulled" / "README.md").read_text()
+        done = say("purge", REPO, "--revision", tag)
+        assert done.returncode == 2
+        assert "push a version without the data first" in done.stderr
+        assert "Traceback" not in done.stderr
+        environment["HF_TOKEN"] = "hf_wrong"
+        done = say("push", run.path, "--repo", REPO, "--execute")
+        assert done.returncode == 2
+        assert "does not know this token" in done.stderr
+        assert "hf_wrong" not in done.stderr

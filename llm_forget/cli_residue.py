@@ -59,3 +59,24 @@ def scan_residue(
         for line in found.lines(SHOWN):
             typer.echo(line)
     raise typer.Exit(1 if found.findings else 3 if found.unread else 0)
+
+
+@residue.command()
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory; it may appear later.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and leave.")] = False,
+) -> None:
+    """Watch a running or finished run: loss, log-probs, tokens/s, time left, and its verdicts.
+
+    Reads the files of the run and nothing else, so it works over any launcher and file system, and disturbs nothing.
+    Ctrl-C ends the watching, not the run. A line for each step that is logged where output is no terminal.
+    """
+    from rich.console import Console
+
+    from llm_forget.live import Watcher
+    from llm_forget.live_screen import watch as show
+
+    try:
+        show(Watcher(run), Console(), once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit() from None

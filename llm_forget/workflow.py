@@ -330,7 +330,8 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **{k: _written(v) for k, v in logs.items()}}) + "\n")
+                numbers = {key: _written(value) for key, value in logs.items()} | {"peak_memory_gib": peak_memory()}
+                file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
 
 
 def _written(value: Any) -> Any:

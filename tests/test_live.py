@@ -1,0 +1,213 @@
+"""A run can be watched from its files, whatever state they are in."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+from rich.console import Console
+
+from llm_forget.live import QUIET, Watcher, headline, plain_lines, sparkline
+from llm_forget.live_screen import drawn, watch
+
+STARTED = 1_700_000_000.0
+
+
+def write(path, content, at=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text)
+    if at is not None:
+        os.utime(path, (at, at))
+
+
+def line(step, **more):
+    numbers = {"loss": 3.0 - step / 100, "logps/forget": -step / 10, "logps/retain": -0.1, "forget/npo": 1.0}
+    return json.dumps({"step": step, **numbers, "tokens_per_second": 500.0, "epoch": step / 20, **more}) + "\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of 100 steps that took 50 s for 25 of them."""
+    path = tmp_path / "run"
+    write(path / "run.json", {"kind": "unlearn", "status": "running"}, STARTED)
+    write(path / "config.yaml", yaml.safe_dump({"method": "npo", "num_train_epochs": 5, "model_name_or_path": "m"}))
+    os.utime(path / "config.yaml", (STARTED, STARTED))
+    write(path / "provenance.json", {"data": {"forget": {"rows": 36}}}, STARTED + 10)
+    write(path / "metrics.jsonl", "".join(map(line, range(5, 30, 5))), STARTED + 60)
+    return path
+
+
+def test_step_rate_and_time_left_follow_from_the_files(run):
+    sight = Watcher(run).look(STARTED + 60)
+    assert (sight.status, sight.step, sight.total) == ("running", 25, 100)
+    assert sight.seconds_left == pytest.approx(75 * 2.0)
+    assert sight.tokens_per_second == 500
+    assert sight.rows == {"forget": 36}
+    assert list(sight.series) == ["loss", "logps/forget", "logps/retain", "forget/npo"]
+    assert sight.series["logps/forget"][-1] == (25, -2.5)
+    assert Watcher(run).look(STARTED + 90).seconds_left == pytest.approx(75 * 2.0 - 30)
+
+
+def test_a_resumed_run_is_not_taken_for_a_fast_one(run):
+    write(run / "checkpoints" / "checkpoint-20" / "complete.json", {}, STARTED + 5)
+    write(run / "checkpoints" / "checkpoint-20" / "trainer_state.json", {"max_steps": 90}, STARTED + 5)
+    sight = Watcher(run).look(STARTED + 60)
+    assert sight.total == 90
+    assert sight.checkpoint == 20
+    assert sight.seconds_left == pytest.approx(65 * 50 / 5)  # 5 steps in 50 s, not 25
+
+
+def test_what_was_watched_counts_more_than_the_beginning(run):
+    watcher = Watcher(run)
+    watcher.look(STARTED + 60)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line(35))
+    os.utime(run / "metrics.jsonl", (STARTED + 160, STARTED + 160))
+    assert watcher.look(STARTED + 160).seconds_left == pytest.approx(65 * 10)
+
+
+def test_half_a_line_is_left_for_the_next_look(run):
+    watcher = Watcher(run)
+    whole = line(30)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(whole[:20])
+        file.flush()
+        assert watcher.look(STARTED + 61).step == 25
+        file.write(whole[20:])
+        file.flush()
+        assert watcher.look(STARTED + 62).step == 30
+        file.write('{"step": 35, "lo\n[1]\n{"step": true}\n\xff\n' + line(40, loss=None, grad_norm="x"))
+        file.flush()
+        sight = watcher.look(STARTED + 63)
+    assert sight.step == 40
+    assert [step for step, _ in sight.series["loss"]] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_log_that_was_written_anew_is_read_anew(run):
+    watcher = Watcher(run)
+    assert watcher.look(STARTED + 61).step == 25
+    write(run / ".new", line(5) + line(10))
+    os.replace(run / ".new", run / "metrics.jsonl")
+    assert watcher.look(STARTED + 62).step == 10
+
+
+def test_files_may_appear_one_after_the_other(tmp_path):
+    watcher = Watcher(tmp_path / "later")
+    assert watcher.look().status == "waiting"
+    write(tmp_path / "later" / "run.json", '{"kind": "unl')
+    assert watcher.look().status == "waiting"
+    write(tmp_path / "later" / "run.json", {"kind": "unlearn", "status": "running"})
+    assert watcher.look().status == "starting"
+    write(tmp_path / "later" / "config.yaml", "a: [")
+    write(tmp_path / "later" / "provenance.json", "[]")
+    write(tmp_path / "later" / "results.json", "{")
+    write(tmp_path / "later" / "metrics.jsonl", line(5))
+    sight = watcher.look()
+    assert (sight.status, sight.step) == ("running", 5)
+    assert sight.verdicts == {}
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", '{"suites": 3}', '{"suites": {"a": {"verdict": [1]}}}', "\x00"])
+def test_damaged_files_are_no_reason_to_stop(run, content):
+    for name in ("provenance.json", "results.json", "config.yaml"):
+        (run / name).write_text(content)
+    sight = Watcher(run).look()
+    list(plain_lines(sight))
+    drawn(sight, Console())
+
+
+def test_a_run_without_a_sign_of_life_is_stale(run):
+    assert Watcher(run).look(STARTED + 60 + QUIET - 1).status == "running"
+    sight = Watcher(run).look(STARTED + 60 + QUIET + 1)
+    assert sight.status == "stale"
+    assert "nothing new for 0:05:01" in headline(sight)
+    assert sight.seconds_left is None
+    write(run / "checkpoints" / "checkpoint-25" / "complete.json", {}, STARTED + 300)
+    os.utime(run / "checkpoints" / "checkpoint-25", (STARTED + 300, STARTED + 300))
+    os.utime(run / "checkpoints", (STARTED + 300, STARTED + 300))
+    assert Watcher(run).look(STARTED + 60 + QUIET + 1).status == "running"
+
+
+def test_a_slow_run_has_more_time_before_it_is_stale(run):
+    os.utime(run / "metrics.jsonl", (STARTED + 2510, STARTED + 2510))  # 100 s a step, a line every 5
+    assert Watcher(run).look(STARTED + 2510 + 4900).status == "running"
+    assert Watcher(run).look(STARTED + 2510 + 5100).status == "stale"
+
+
+def test_how_it_ended_and_what_was_measured(run):
+    write(run / "run.json", {"kind": "unlearn", "status": "complete"})
+    write(run / "provenance.json", {"cost": {"seconds": 200.4, "peak_memory_gib": 2.86}})
+    sight = Watcher(run).look()
+    assert sight.status == "finished"
+    assert "took 0:03:20" in headline(sight)
+    assert "2.9 GiB" in headline(sight)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line(30, stopped_early=1.0))
+    write(run / "results.json", {"suites": {"basic": {"verdict": {"forgot": {"answer": "yes", "findings": []}}}}})
+    sight = Watcher(run).look()
+    assert sight.status == "stopped early"
+    assert sight.verdicts == {"basic": {"forgot": "yes"}}
+    assert "suite basic: forgot: yes" in "\n".join(plain_lines(sight))
+
+
+def test_a_sparkline_goes_from_the_least_to_the_most():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([2.0, 2.0], 8) == "▁▁"
+    assert sparkline([], 8) == ""
+    assert sparkline([0, 0, 1, 1], 2) == "▁█"
+    assert len(sparkline(list(range(1000)), 30)) == 30
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_drawn_fits_and_moves_no_cursor(run, encoding):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 30, "forget/\x1b[2Jevil[red]": 1.0, "loss": 1.0}) + "\n")
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=80, color_system=None, force_terminal=True)
+    watch(Watcher(run), console, once=True)
+    console.file.flush()
+    text = raw.getvalue().decode(encoding)
+    assert "\x1b" not in text
+    assert "evil[red]" in text
+    assert {len(row) for row in text.splitlines()} == {80}
+    for said in ("first", "now", "least", "most", "logps/forget", "step 30 of"):
+        assert said in text
+
+
+def test_a_pipe_gets_a_line_for_each_step_until_the_run_is_over(run):
+    def go_on():
+        for step in (30, 35):
+            time.sleep(0.15)
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write(line(step))
+        time.sleep(0.15)
+        write(run / "run.json", {"kind": "unlearn", "status": "complete"})
+
+    console = Console(file=io.StringIO(), width=100)
+    writer = threading.Thread(target=go_on)
+    writer.start()
+    watch(Watcher(run), console, every=0.02)
+    writer.join()
+    heads = [row for row in console.file.getvalue().splitlines() if row.startswith("run: ")]
+    assert [row.partition("step ")[2].partition(" ")[0] for row in heads] == ["25", "30", "35", "35"]
+    assert "finished" in heads[-1]
+
+
+def test_the_command_needs_no_torch_and_refuses_what_is_no_run(run, tmp_path):
+    code = (
+        "import sys; from llm_forget.cli import app\n"
+        "try: app(['watch', sys.argv[1], '--once'])\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("run: stale, nothing new for")
+    assert done.stdout.splitlines()[-1] == "0 False"
+    with pytest.raises(ValueError, match="not a run directory"):
+        watch(Watcher(tmp_path / "no"), Console(), once=True)
+    with pytest.raises(ValueError, match="is a file"):
+        Watcher(run / "run.json")

@@ -17,7 +17,7 @@ from llm_forget.evals.verdict import shown
 from llm_forget.report.card_code import base_in_words, loading_code, merging_code, placed
 from llm_forget.report.card_data import card_data
 from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
-from llm_forget.report.document import Cell, Number, Section, Table, document, interval
+from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
 from llm_forget.report.facts import cost_section
 from llm_forget.report.markdown import escape, table, to_markdown
 from llm_forget.report.public import public
@@ -47,10 +47,12 @@ class Statements:
         """Itself.
 
         Raises:
-            ValueError: a base model that is no Hub id, or a power that is none.
+            ValueError: a base model or a data set that is no Hub id, or a power that is none.
         """
         if self.base_model is not None and not REPOSITORY.fullmatch(self.base_model):
-            raise ValueError(f"base_model is '{self.base_model}'; give its name on the Hub, as org/name")
+            raise ValueError(f"base_model is '{plain(self.base_model)}'; give its name on the Hub, as org/name")
+        if wrong := [name for name in self.datasets if not REPOSITORY.fullmatch(name)]:
+            raise ValueError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
         if self.power_watts is not None and not 0 < self.power_watts < 1e7:
             raise ValueError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
         return self

@@ -1,0 +1,237 @@
+"""The model card says what results.json says, to people and to the Hub, and nothing that must stay here."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("jinja2")
+
+from llm_forget.evals.verdict import shown
+from llm_forget.report.card import Place, Statements, card, kept_statements, write_card
+from llm_forget.report.document import interval
+
+HOSTILE = (
+    "=cmd()", "<script>alert(1)</script>", "![x](http://evil.example/a.png)", "[y](javascript:alert(1))",
+    "\x1b[31mred", "one\n---\nlicense: evil\n---\n# two", "| a | b |", "*bold* _it_ `code`", "@someone #1",
+    "http://evil.example", "\u202egnp.exe", "</td></table>", "a: {b: [c", "!!python/object/apply:os.system [ls]",
+)  # fmt: skip
+
+
+def loaded(text: str, tmp_path: Path):
+    from huggingface_hub import ModelCard
+
+    file = tmp_path / "loaded.md"
+    file.write_text(text, encoding="utf-8")
+    return ModelCard.load(file)
+
+
+def html(text: str) -> str:
+    """As the Hub would show it: tables, raw HTML and bare addresses on."""
+    from markdown_it import MarkdownIt
+
+    body = text.split("\n---\n", 1)[1]
+    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(body)
+
+
+def attacked(folder: Path, **settings) -> None:
+    models = json.loads((folder / "results.json").read_text())["models"]
+    side = {"value": 0.4, "ci": [0.3, 0.5], "n": 30}
+    line = {"goal": "match_oracle", "before": 0.9, "unlearned": 0.2, "oracle": 0.15, "unlearned_attacked": side,
+            "oracle_attacked": {"value": 0.2, "ci": None, "n": 30}}  # fmt: skip
+    content = {"format": 1, "kind": "relearn", "suite": "basic", "limit": 7, "models": models, "settings": settings,
+               "metrics": {"forget_probability": line}}  # fmt: skip
+    (folder / "attacks" / "relearn").mkdir(parents=True)
+    (folder / "attacks" / "relearn" / "attack.json").write_text(json.dumps(content))
+
+
+def test_head_and_tables_hold_every_number_of_results_json(make_run, tmp_path):
+    folder = make_run()
+    text = card(folder)
+    results = json.loads((folder / "results.json").read_text())["suites"]["basic"]["metrics"]
+    head = {one.metric_name: one for one in loaded(text, tmp_path).data.eval_results}
+    assert head.keys() == results.keys()
+    rows = {}
+    for cells in ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()):
+        if len(cells) == 4:
+            rows[cells[0].split(" (")[0]] = cells[1:]
+    for name, line in results.items():
+        assert head[name].metric_value == line["value"]
+        assert head[name].metric_args["n"] == line["n"]
+        assert head[name].metric_args.get("ci") == line["ci"]
+        for role, cell in zip(("before", "unlearned", "oracle"), rows[name], strict=True):
+            found = line if role == "unlearned" else line[role]
+            expected = f"{shown(found['value'])} ({interval(found['ci'])})" if found["ci"] else shown(found["value"])
+            assert cell == expected, (name, role)
+            if role != "unlearned":
+                assert head[name].metric_args[role]["value"] == found["value"]
+
+
+def test_the_card_made_again_is_the_same_and_follows_a_changed_number(make_run):
+    folder = make_run()
+    first = card(folder)
+    assert card(folder) == first
+    results = json.loads((folder / "results.json").read_text())
+    results["suites"]["basic"]["metrics"]["forget_probability"]["value"] = 0.4321
+    (folder / "results.json").write_text(json.dumps(results))
+    second = card(folder)
+    assert "value: 0.4321\n" in second
+    assert "0.432 (" in second
+    assert "0.432 (" not in first
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_somebody_wrote_stays_text(make_run, tmp_path, text):
+    folder = make_run(suite=text)
+    results = json.loads((folder / "results.json").read_text())
+    metrics = results["suites"][text]["metrics"]
+    metrics[f"line {text}"] = metrics.pop("forget_probability")
+    results["models"]["unlearned"]["name"] = text
+    (folder / "results.json").write_text(json.dumps(results))
+    said = Statements(text, text, text, intended_use=text, power_watts=5.0)
+    made = card(folder, said, place=Place(text, text), history=[{"version": text}])
+    plain = html(made)
+    harmless = html(card(make_run("other")))
+    for tag in ("<script", "<img", "<a ", "<em>", "<h1", "<hr"):
+        assert plain.count(tag) == harmless.count(tag), tag
+    assert plain.count("<code") == harmless.count("<code")
+    assert plain.count("</table>") == harmless.count("</table>") + 1  # that of the history
+    assert not re.search(r"[\x1b\u202e]", made)
+    data = loaded(made, tmp_path).data
+    assert data.license is None
+    assert data.base_model is None
+    assert {one.metric_name for one in data.eval_results} >= {"extraction_strength", "forget_ratio"}
+    code = re.findall(r"```python\n(.*?)```", made, re.DOTALL)
+    compile("\n".join(code), "card", "exec")
+    assert "evil.example" not in re.sub(r'"[^"\n]*"', "", "\n".join(code))
+
+
+def test_no_path_and_no_row_id_is_in_the_card(make_run, tmp_path):
+    ids = [f"Mary-Miller-{i}" for i in range(30)]
+    folder = make_run(ids=ids, model_name_or_path="/home/somebody/secret-folder/target", output_dir=str(tmp_path),
+                      forget="/home/somebody/secret-folder/forget.jsonl", system_prompt="whispered")  # fmt: skip
+    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance["data"]["forget"]["ids"] = ids
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    attacked(folder, share=0.05, on="/home/somebody/secret-folder/more.jsonl", keep=False)
+    text = card(folder)
+    for word in ("Mary", "secret-folder", "somebody", str(tmp_path), "whispered", "forget.jsonl"):
+        assert word not in text
+    assert "| base model | target |" in text
+    assert "share 0.05" in text
+
+
+def test_only_a_base_of_the_hub_is_called_so(make_run, tmp_path):
+    folder = make_run()
+    assert loaded(card(folder), tmp_path).data.base_model is None
+    provenance = json.loads((folder / "provenance.json").read_text())
+    commit = "c" * 40
+    provenance["base"] = {"name": "org/base", "digest": f"commit:{commit}", "revision": "main"}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    (folder / "adapter").mkdir()
+    made = card(folder)
+    assert loaded(made, tmp_path).data.base_model == "org/base"
+    assert loaded(made, tmp_path).data.to_dict()["base_model_relation"] == "adapter"
+    assert f'from_pretrained("org/base", revision="{commit}")' in made
+
+
+def test_attacks_have_interval_rows_and_excess(make_run):
+    folder = make_run()
+    assert "No attack was tried" in card(folder)
+    attacked(folder, share=0.05)
+    text = card(folder)
+    assert "| forget_probability | 0.200 | 0.400 (0.300–0.500; n=30) | 0.150 | 0.200 (n=30) | 0.150 |" in text
+    assert "at most 7 rows" in text
+    assert "No attack was tried" not in text
+
+
+def test_energy_is_seconds_times_the_stated_power_and_called_an_estimate(make_run):
+    folder = make_run()
+    said = card(folder, Statements(power_watts=360.0))
+    assert "Estimate, not a measurement: 10.0 s of training, times 360 W" in said
+    assert "is 0.001 kWh" in said
+    assert "its energy is not estimated" in card(folder)
+
+
+def test_what_is_not_known_is_said(make_run):
+    folder = make_run(roles=("unlearned",))
+    (folder / "provenance.json").unlink()
+    text = card(folder)
+    for sentence in ("No oracle was measured", "The model before was not measured", "left no provenance",
+                     "**Category:** not stated", "Nobody is named", "No policy was applied",
+                     "no proof of erasure"):  # fmt: skip
+        assert sentence in text, sentence
+
+
+def test_an_unscored_line_is_in_the_head_and_called_unknown(make_run, tmp_path):
+    folder = make_run()
+    results = json.loads((folder / "results.json").read_text())
+    line = results["suites"]["basic"]["metrics"]["forget_quality"]
+    line.update(value=None, ci=None, n=0, n_unscored=30)
+    (folder / "results.json").write_text(json.dumps(results))
+    text = card(folder)
+    found = {one.metric_name: one for one in loaded(text, tmp_path).data.eval_results}
+    assert found["forget_quality"].metric_value == "unscored"
+    assert "1 of 6 lines could not be scored" in text
+
+
+def test_what_people_say_is_kept_for_the_next_card(make_run):
+    folder = make_run()
+    path = write_card(folder, Statements(category="fruit", contact="a@b.org", datasets=("org/data",)))
+    assert path == folder / "README.md"
+    write_card(folder, Statements(contact="c@d.org"))
+    assert kept_statements(folder) == Statements(category="fruit", contact="c@d.org", datasets=("org/data",))
+    text = path.read_text()
+    assert "fruit" in text
+    assert "c&#64;d.org" in text
+    assert yaml.safe_load(text.split("---")[1])["datasets"] == ["org/data"]
+    (folder / "card.json").write_text('{"colour": "red"}')
+    with pytest.raises(ValueError, match="was not written by `llm-forget card`"):
+        write_card(folder)
+
+
+def test_data_sets_of_the_hub_are_named_and_folders_are_not(make_run, tmp_path):
+    folder = make_run(forget={"path": "org/data", "name": "forget01"}, retain="folder/rows",
+                      train=[{"path": "org/more", "split": "train"}, "builtin:demo/full"])  # fmt: skip
+    assert loaded(card(folder), tmp_path).data.datasets == ["org/more", "org/data"]
+
+
+@pytest.mark.parametrize(
+    ("statements", "sentence"),
+    [
+        (Statements(base_model="/home/me/base"), "give its name on the Hub, as org/name"),
+        (Statements(datasets=("folder/of/rows",)), "dataset is 'folder/of/rows'; give its name on the Hub"),
+        (Statements(power_watts=0.0), "give what the machine draws, in watts"),
+    ],
+)
+def test_statements_that_cannot_be_meant_are_refused(make_run, statements, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        card(make_run(), statements)
+
+
+def test_earlier_versions_are_listed(make_run):
+    history = [{"version": "aa11", "state": "withdrawn"}, {"version": "bb22", "state": "kept"}]
+    text = card(make_run(), history=history)
+    assert "| version | state |" in text
+    assert "| aa11 | withdrawn |" in text
+
+
+def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_run):
+    pytest.importorskip("matplotlib")
+    from llm_forget.hub.publication import report_without_ids
+    from llm_forget.report.public import public
+    from llm_forget.report.read import read_run
+
+    evidence = read_run(make_run(ids=[f"Mary-Miller-{i}" for i in range(30)]))
+    page = report_without_ids(evidence).decode()
+    assert "Mary" not in page
+    assert "secret-folder" not in page
+    hidden = public(evidence)
+    for suite, line, role in (("basic", "forget_ratio", "before"), ("basic", "forget_ratio", "oracle")):
+        ids, values = hidden.scores(suite, line, role)
+        assert (values == evidence.scores(suite, line, role)[1]).all()
+        assert ids == [f"row {i + 1}" for i in range(30)]
+    assert replace(hidden, rows={}).suites == evidence.suites

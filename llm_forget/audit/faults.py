@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from llm_forget.run import EvidenceBroken
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_MAY_NOT = (
+    "the evidence in '{}' may not be written by you; give yourself the right, or name another folder by --evidence"
+)
 
 
 @contextlib.contextmanager
@@ -29,6 +33,10 @@ def in_sentences(folder: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _sentence(error, folder) from error
+    except PermissionError as error:
+        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise  # of a file that somebody reads records from
+        raise PermissionError(_MAY_NOT.format(folder)) from error
 
 
 def damaged(error: sqlite3.Error) -> bool:
@@ -44,12 +52,10 @@ def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, f"no space is left for the evidence in '{folder}'; nothing was added")
-    if code == sqlite3.SQLITE_IOERR:
-        return OSError(
-            errno.EIO, f"the disk under '{folder}' could not be written or read ({error}); nothing was added"
-        )
+    if code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_CANTOPEN and os.access(folder, os.W_OK | os.X_OK)):
+        return OSError(f"the disk under '{folder}' could not be written or read ({error}); nothing was added")
     if code in _REFUSED:
-        return PermissionError(errno.EACCES, f"the evidence in '{folder}' may not be written; give yourself the right")
+        return PermissionError(_MAY_NOT.format(folder))
     if code in _BUSY:
         return ValueError(f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it")
     return EvidenceBroken(f"the evidence in '{folder}' is damaged: {error}; restore it from a copy")

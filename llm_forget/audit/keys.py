@@ -44,13 +44,17 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
     elif not path.is_file() or not path.stat().st_size:
         return False
     connection.execute("ATTACH ? AS keys", (f"{path.resolve().as_uri()}?mode=rw",))
-    connection.execute("PRAGMA keys.secure_delete = ON")
-    connection.execute("PRAGMA keys.synchronous = EXTRA")
-    connection.execute("PRAGMA keys.cache_size = -16000")
-    if write:
-        connection.execute("PRAGMA keys.journal_mode = PERSIST")
-        _prepare(connection)
-        scrub(connection, folder)
+    try:
+        connection.execute("PRAGMA keys.secure_delete = ON")
+        connection.execute("PRAGMA keys.synchronous = EXTRA")
+        connection.execute("PRAGMA keys.cache_size = -16000")
+        if write:
+            connection.execute("PRAGMA keys.journal_mode = PERSIST")
+            _prepare(connection)
+            scrub(connection, folder)
+    except BaseException:
+        connection.execute("DETACH keys")
+        raise
     return True
 
 

@@ -40,7 +40,7 @@ def killed(folder: Path, rounds: int) -> None:
         process = os.fork()
         if not process:
             endlessly(folder, acknowledged)
-        time.sleep(random.uniform(0.002, 0.06))
+        time.sleep(random.uniform(0.002, 0.12))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         with Ledger.open(folder) as ledger:

@@ -9,6 +9,7 @@ from typing import Any
 
 MAX_BYTES = 1 << 20  # of a document; none of ours comes near it
 MAX_DEPTH = 64
+MAX_DIGITS = 308  # of a whole number; other readers make a float of it, which holds no more
 
 
 def canonical(content: Any) -> bytes:
@@ -39,7 +40,11 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
         if len(data) > max_bytes:
             raise ValueError(f"the JSON text has {len(data):,} bytes; at most {max_bytes:,} are read")
         content = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant, parse_float=_float
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_int,
         )
     except UnicodeError:
         raise ValueError("the JSON text is not valid UTF-8") from None
@@ -69,6 +74,12 @@ def _float(digits: str) -> float:
     return number
 
 
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number of the JSON text is too large")
+    return int(digits)
+
+
 def _refuse(content: Any, depth: int) -> None:
     """What json.dumps would write in a form that reads back as something else, or that other readers refuse."""
     if depth > MAX_DEPTH:
@@ -90,5 +101,8 @@ def _refuse(content: Any, depth: int) -> None:
     elif isinstance(content, float):
         if not math.isfinite(content):
             raise ValueError("a number of the JSON value is not finite; JSON has no form for it")
-    elif content is not None and not isinstance(content, bool | int):
+    elif isinstance(content, int):
+        if abs(content) >= 10 ** (MAX_DIGITS - 1):
+            raise ValueError("a number of the JSON value is too large")
+    elif content is not None:
         raise ValueError(f"JSON has no form for {type(content).__name__}")

@@ -38,8 +38,10 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
         FileNotFoundError: a file that was given is not there.
     """
     path = given or folder / FILE
-    if given is None and not path.exists():
-        return None
+    if not path.exists():
+        if given is None:
+            return None
+        raise FileNotFoundError(f"there is no signed head '{path}'; give the copy of anchor.json that was kept")
     try:
         content = strict_loads(path.read_bytes())
         said = _said(*(content[key] for key in ("seq", "head", "time", "public_key")))

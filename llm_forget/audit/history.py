@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.run import Run, file_digest, json_digest, read_json
+from llm_forget.run import AdapterRefused, Run, file_digest, json_digest, read_json
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
 FORGOTTEN = {"unlearn": ("forget",)}
@@ -27,7 +27,8 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add what a finished run says, each thing once; a run that was noted already gives the same events again.
 
     Raises:
-        ValueError: not a finished run, one without provenance, or files that are not those that it wrote.
+        ValueError: not a finished run, one without provenance, or lists of ids that are not those that it wrote.
+        AdapterRefused: weights that are not those that it wrote.
         FileNotFoundError: the model it started from is no longer where it was.
     """
     finished = Run.open(run.path if isinstance(run, Run) else run)
@@ -50,7 +51,7 @@ def weights_of(run: Run) -> str:
     """Content digest of a run's model, base included; the files must be those of its manifest.
 
     Raises:
-        ValueError: a file was changed since the run wrote it.
+        AdapterRefused: a file was changed since the run wrote it.
         FileNotFoundError: the base is not there.
     """
     from llm_forget.models import source_digest
@@ -59,7 +60,9 @@ def weights_of(run: Run) -> str:
     manifest = folder / "manifest.json"
     for name, digest in (read_json(manifest).get("files", {}) if manifest.is_file() else {}).items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise ValueError(f"'{folder / name}' is not the file that the run wrote; its manifest has another digest")
+            raise AdapterRefused(
+                f"'{folder / name}' is not the file that the run wrote; its manifest has another digest"
+            )
     return source_digest(str(run.path))
 
 

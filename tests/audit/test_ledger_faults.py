@@ -183,6 +183,7 @@ def test_eight_processes_lose_no_event_and_fork_no_chain(tmp_path: Path) -> None
         written = {(event.body["process"], event.body["number"]) for event in events if event.kind == "training"}
         assert written == {(worker.pid, number) for worker in workers for number in range(200)}
         assert len(ledger.events("version")) == 1, "what all eight noted stands there once"
+        assert len(ledger.about("subject 2", "record 2")) == 8 * 20, "all eight have one key for one subject"
 
 
 @pytest.mark.slow

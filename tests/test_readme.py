@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 def command_lines() -> list[list[str]]:
     """Words of everything README shows as a command, in blocks and between backticks."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:llm-forget|make|accelerate) [^`]+)`", README)
     parts = [part for line in lines for part in line.split("&&")]
     return [words for part in parts if (words := shlex.split(part, comments=True))]

@@ -16,6 +16,7 @@ from llm_forget import __version__, shipped
 from llm_forget.cli_audit import audit
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
 from llm_forget.cli_publish import publishing
+from llm_forget.cli_requests import requests
 from llm_forget.cli_residue import residue
 from llm_forget.cli_versions import versions
 from llm_forget.run import AdapterRefused, EvidenceBroken
@@ -65,6 +66,7 @@ app = typer.Typer(
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
 app.add_typer(evidence)
+app.add_typer(requests)
 app.add_typer(publishing)
 app.add_typer(residue)
 app.add_typer(audit, name="audit")

@@ -1,0 +1,269 @@
+"""Deletion requests, step by step; every step is an event of the ledger::
+
+    received -> resolved -> (decided) -> running -> executed -> verified -> closed
+
+A step is first an event, then noted in the request's folder (`request_files`), so that never says more than the ledger.
+A step that was cut off in between is done again and finds its event (``once``). A recipe that did not pass may be
+followed by another: then it goes on from *running*.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.audit.canonical import canonical_digest
+from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.audit.matching import HOWS, Match, counted
+from llm_forget.audit.request_files import (
+    FILE,
+    FOLDER,
+    ROWS,
+    Request,
+    create,
+    find,
+    listed,
+    locked,
+    read,
+    write_ids,
+    write_private,
+)
+from llm_forget.registry import did_you_mean
+from llm_forget.run import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CATEGORIES = ("gdpr", "copyright", "safety", "other")
+
+
+def add(
+    evidence: Path, source: Any, match: Match, *, category: str = "gdpr", due: str | None = None
+) -> tuple[Request, bool]:
+    """Receive a request that was resolved to rows; the same rows of the same data are one open request.
+
+    Args:
+        evidence: the evidence folder, made where it is not there.
+        source: the data that were searched, as a recipe names them.
+        match: what was found.
+        category: one of `CATEGORIES`.
+        due: ``YYYY-MM-DD``; default for gdpr: a month from now (Art. 12(3)).
+
+    Returns:
+        The request, and whether it is new.
+
+    Raises:
+        ValueError: an unknown category, or no date.
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
+    due = _date(due) if due is not None else _in_a_month() if category == "gdpr" else None
+    with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
+        for known in listed(evidence):
+            if not known.closed and _is_same(known, source, match, category):
+                _settle(ledger, known)
+                return known, False
+        rows = {
+            "source": source,
+            "how": match.how,
+            "subjects": match.subjects,
+            "near": [one._asdict() for one in match.near],
+            "taken": None if match.near else [],
+            "decision": 0,
+        }
+        content = {
+            "token": secrets.token_hex(16),  # so that events of two requests never pass for one
+            "category": category,
+            "due": due,
+            "data": {"digest": match.digest, "rows": match.total},
+            "counts": _counts(rows, match.total),
+            "history": [],
+            "attempts": [],
+        }
+        request = create(evidence / FOLDER, content, rows)
+        _settle(ledger, request)
+        return request, True
+
+
+@contextlib.contextmanager
+def working_on(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
+    """The ledger and a request that nobody else works on.
+
+    Raises:
+        ValueError: no such request, or another process works on it.
+    """
+    folder = find(evidence, request_id).folder
+    with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
+        request = read(folder)
+        _settle(ledger, request)
+        yield ledger, request
+
+
+def advance(
+    ledger: Ledger, request: Request, state: str, body: Mapping[str, Any], *, records: bool = False
+) -> dict[str, Any]:
+    """Take a step: an event of the ledger, then a line of the history; the step taken last is not taken twice."""
+    history = request.content["history"]
+    said, digest = _said(request, state, body)
+    if history and history[-1]["said"] == digest:
+        return history[-1]
+    once = canonical_digest({"step": len(history), "token": request.content["token"], "said": digest})
+    event = ledger.append("request", said, once=once, records=request.pairs() if records else ())
+    return note_step(request, state, event, digest)
+
+
+def note_step(request: Request, state: str, event: Event, said: str) -> dict[str, Any]:
+    """A line of the history for an event that the ledger has."""
+    step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": said}
+    request.content["history"].append(step)
+    write_json(request.folder / FILE, request.content)
+    return step
+
+
+def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
+    """Say which near-duplicates are to be forgotten, too: ``all``, ``none`` or ids with commas.
+
+    Raises:
+        ValueError: there are some and no choice was ever made, or an id that is not among them.
+    """
+    rows = request.rows
+    if choice is not None or rows["taken"] is None:
+        taken = _chosen([one["id"] for one in rows["near"]], choice, request.id)
+        if taken != rows["taken"]:
+            rows |= {"taken": taken, "decision": rows["decision"] + 1}
+            write_private(request.folder / ROWS, rows)
+    if not rows["near"]:
+        return
+    counts = request.content["counts"] = _counts(rows, request.content["counts"]["of"])
+    body = {"decision": rows["decision"], **{key: counts[key] for key in ("near_included", "near_left")}}
+    before = [step["said"] for step in request.content["history"] if step["state"] == "decided"]
+    if _said(request, "decided", body)[1] not in before[-1:]:
+        advance(ledger, request, "decided", body, records=True)
+
+
+def write_lists(request: Request, table: Dataset) -> dict[str, Any]:
+    """Write the ids to forget and to retain, and give the sources of a recipe that read them.
+
+    Args:
+        table: rows of the request's source as the run will read them.
+
+    Raises:
+        ValueError: these are not the rows that the request was resolved with, or none is left to retain.
+    """
+    from llm_forget.audit.matching import census, records
+
+    digest, there = census(records(table))
+    if digest != request.content["data"]["digest"]:
+        raise ValueError(
+            f"the data of request {request.id} are not those it was resolved with ({len(there):,} rows now, "
+            f"{request.content['data']['rows']:,} then): bring them back, or add the request anew; a recipe's `fields` "
+            "and `data_path` must be those of the request, too"
+        )
+    forget = set(request.ids())
+    retain = [row_id for row_id in there if row_id not in forget]
+    if not retain:
+        raise ValueError(
+            f"request {request.id} asks for all {counted(len(there))} of the data, so nothing is left to retain; "
+            "delete the model, or train one on other data"
+        )
+    source = request.rows["source"]
+    spec = dict(source) if isinstance(source, Mapping) else {"path": source}
+    named = {"forget": [row_id for row_id in there if row_id in forget], "retain": retain}
+    return {split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in named.items()}
+
+
+def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
+    """Note that a recipe is about to be run; False where this very attempt was executed already.
+
+    Args:
+        attempt: ``output_dir``, and ``digest`` of everything that decides what comes out.
+    """
+    attempts = request.content["attempts"]
+    if attempts and attempts[-1]["digest"] == attempt["digest"]:
+        return not attempts[-1].get("executed")
+    attempts.append(dict(attempt))
+    advance(ledger, request, "running", {"attempt": attempt["digest"]})
+    return True
+
+
+def execute_noted(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> None:
+    """Note that the last attempt was executed and measured."""
+    request.content["attempts"][-1]["executed"] = True
+    advance(ledger, request, "executed", body)
+
+
+def days_left(request: Request, today: date | None = None) -> int | None:
+    """Days until the request is due; below 0 when overdue, None where it has no date or is closed."""
+    due = request.content["due"]
+    return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
+
+
+def _settle(ledger: Ledger, request: Request) -> None:
+    """The first two steps, where they were cut off."""
+    done = {step["state"] for step in request.content["history"]}
+    content = request.content
+    if "received" not in done:
+        advance(ledger, request, "received", {"category": content["category"], "due": content["due"]})
+    if "resolved" not in done:
+        advance(ledger, request, "resolved", {"counts": content["counts"], "data": content["data"]}, records=True)
+
+
+def _said(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    said = {"request": request.id, "state": state, **body}
+    return said, canonical_digest(said)
+
+
+def _is_same(known: Request, source: Any, match: Match, category: str) -> bool:
+    rows = known.rows
+    same = (rows["source"], known.content["data"]["digest"], known.content["category"])
+    return same == (source, match.digest, category) and set(rows["how"]) == set(match.how)
+
+
+def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
+    how, taken = list(rows["how"].values()), rows["taken"] or []
+    listed_near = len(rows["near"])
+    return {
+        "rows": len(how) + len(taken),
+        **{name.replace(" ", "_"): how.count(name) for name in HOWS},
+        "near_listed": listed_near,
+        "near_included": len(taken),
+        "near_left": listed_near - len(taken),
+        "of": of,
+    }
+
+
+def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
+    if choice is None and near:
+        raise ValueError(
+            f"{counted(len(near))} of the data may be copies of what request {request_id} is about; look at them with "
+            f"`llm-forget request show {request_id}` and decide with --include_near all, none or ID,..."
+        )
+    if choice in ("all", "none", None):
+        return list(near) if choice == "all" else []
+    chosen = list(dict.fromkeys(part.strip() for part in str(choice).split(",") if part.strip()))
+    if not chosen:
+        raise ValueError("--include_near is empty; allowed: all, none, or ids with commas")
+    if unknown := [one for one in chosen if one not in near]:
+        raise ValueError(
+            f"{len(unknown)} of --include_near are not among the {counted(len(near))} listed for request {request_id}; "
+            f"allowed: all, none, or ids that `llm-forget request show {request_id}` lists"
+        )
+    return chosen
+
+
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"due is '{text}'; give a day as YYYY-MM-DD") from None
+
+
+def _in_a_month() -> str:
+    today = datetime.now(UTC).date()
+    year, month = divmod(today.year * 12 + today.month, 12)
+    return date(year, month + 1, min(today.day, calendar.monthrange(year, month + 1)[1])).isoformat()

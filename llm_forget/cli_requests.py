@@ -1,0 +1,315 @@
+"""Commands on deletion requests and their certificates. Heavy imports wait for a command's body."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from llm_forget.cli_evidence import PASS_ON, speak
+
+if TYPE_CHECKING:
+    from llm_forget.audit.request_files import Request
+
+requests = typer.Typer()
+request = typer.Typer(
+    no_args_is_help=True, help="Deletion requests: receive, resolve to rows, run, close. Every step is in the ledger."
+)
+
+
+class IssueUnlessNamed(TyperGroup):
+    """``certificate REQUEST`` is ``certificate issue REQUEST``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        named = args[:1] and args[0] in self.commands
+        return super().resolve_command(ctx, args if named else ["issue", *args])
+
+
+certificate = typer.Typer(
+    cls=IssueUnlessNamed,
+    no_args_is_help=True,
+    help="The signed certificate of a closed request: `llm-forget certificate REQUEST`, or verify one.",
+)
+requests.add_typer(request, name="request")
+requests.add_typer(certificate, name="certificate")
+
+RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-0001.")]
+Evidence = Annotated[
+    Path, typer.Option("--evidence", envvar="LLM_FORGET_EVIDENCE", help="The evidence folder.", metavar="DIR")
+]
+IncludeNear = Annotated[
+    str | None,
+    typer.Option("--include_near", help="Near-duplicates to forget, too.", metavar="all|none|ID,..."),
+]
+DEFAULT = Path("evidence")
+
+
+@request.command()
+def add(
+    data: Annotated[str, typer.Option(help="What to search, as in a recipe: file, folder, Hub name or {path, ...}.")],
+    subject: Annotated[str | None, typer.Option(help="All rows of this subject.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Rows by id: one a line, or a JSON or YAML list of texts.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Rows by what they say, as a data file.")] = None,
+    subject_field: Annotated[
+        str, typer.Option("--subject_field", help="Column with the subject of a row.")
+    ] = "subject",
+    category: Annotated[str, typer.Option(help="gdpr, copyright, safety or other.")] = "gdpr",
+    due: Annotated[str | None, typer.Option(help="Default for gdpr: in a month.", metavar="YYYY-MM-DD")] = None,
+    near: Annotated[
+        float | None, typer.Option(help="Similarity that makes a near-duplicate: Jaccard of 5 characters; 0.7.")
+    ] = None,
+    include_near: IncludeNear = None,
+    evidence: Evidence = DEFAULT,
+) -> None:
+    """Receive a request and resolve it to rows; nothing matched is an error.
+
+    Taken are rows that match exactly, after normalising (composed letters, case, zero-width characters, white space),
+    and rows that say the same. Near-duplicates are listed, and `--include_near` decides about them, here or in
+    `request run`.
+    """
+    if sum(given is not None for given in (subject, ids, rows)) != 1:
+        raise ValueError("a request is about one of --subject, --ids and --rows; give exactly one")
+    from llm_forget.audit import matching
+    from llm_forget.audit import requests as steps
+    from llm_forget.audit.near import NEAR
+    from llm_forget.data.rows import content
+    from llm_forget.data.sources import load_source
+
+    listed = matching.read_ids(ids) if ids is not None else None
+    said = [content(row) for row in load_source(str(rows), split_name="rows")] if rows is not None else None
+    source = _source(data)
+    match = matching.resolve(
+        load_source(source, split_name="data"),
+        subject=subject,
+        ids=listed,
+        said=said,
+        field=subject_field,
+        near=NEAR if near is None else near,
+    )
+    made, new = steps.add(evidence, source, match, category=category, due=due)
+    if include_near is not None:
+        with steps.working_on(evidence, made.id) as (ledger, made):
+            steps.decide(ledger, made, include_near)
+    typer.echo(f"{made.id}{'' if new else ' was received already'}: {_counted(made)}")
+    if made.rows["taken"] is None:
+        _show_near(made)
+
+
+@request.command("list")
+def list_requests(evidence: Evidence = DEFAULT) -> None:
+    """All requests with their state and what is due."""
+    from llm_forget.audit.request_files import listed
+
+    found = listed(evidence)
+    if not found:
+        typer.echo(f"no requests in '{evidence}'")
+    for one in found:
+        typer.echo(
+            f"{one.id}  {one.state:<12}  {one.content['category']:<9}  {one.content['counts']['rows']:>6,} rows  "
+            f"{_due(one)}"
+        )
+
+
+@request.command()
+def show(request_id: RequestId, evidence: Evidence = DEFAULT) -> None:
+    """One request: what it resolved to, near-duplicates, attempts and history. Ids only, never texts."""
+    from llm_forget.audit.request_files import find
+
+    one = find(evidence, request_id)
+    typer.echo(f"{one.id}: {one.state}, {one.content['category']}, {_due(one)}")
+    typer.echo(_counted(one))
+    if not one.closed:
+        _show_near(one)
+    for attempt in one.content["attempts"]:
+        typer.echo(f"attempt: {attempt['output_dir']}{', executed' if attempt.get('executed') else ''}")
+    for step in one.content["history"]:
+        typer.echo(f"{step['time']}  {step['state']:<10}  event {step['seq']}")
+
+
+@request.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
+def run(
+    ctx: typer.Context,
+    request_id: RequestId,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Of `unlearn`; its forget and retain are replaced.")],
+    include_near: IncludeNear = None,
+    suites: Annotated[
+        str | None, typer.Option(help="Measure with these suites, several with commas; default: the recipe's.")
+    ] = None,
+    evidence: Evidence = DEFAULT,
+) -> None:
+    """Unlearn the rows of a request by a recipe and measure the run; goes on where it was stopped.
+
+    Lists of ids are written beside the request and read by the recipe as `forget` and `retain`. The run goes to the
+    recipe's `output_dir` with the request's name behind it, unless `--output_dir` says another.
+    """
+    from llm_forget.audit import requests as steps
+
+    with steps.working_on(evidence, request_id) as (ledger, one):
+        if one.closed:
+            typer.echo(f"{one.id} is closed already: nothing to do")
+            return
+        speak()
+        steps.decide(ledger, one, include_near)
+        path = _run(ledger, one, recipe, list(ctx.args), suites)
+    if path is not None:
+        typer.echo(f"{one.id} is {one.state}; next: llm-forget request close {one.id} --run {path}")
+
+
+def _run(ledger: Any, one: Request, recipe: str, overrides: list[str], suites: str | None) -> str | None:
+    """Train and measure; the run's path, None after a dry run."""
+    from llm_forget import shipped
+    from llm_forget.audit import requests as steps
+    from llm_forget.audit.history import note_run, weights_of
+    from llm_forget.config import UnlearnConfig, from_keys, identity, load_yaml, resolved
+    from llm_forget.data.sources import load_source
+    from llm_forget.evaluate import evaluate
+    from llm_forget.run import json_digest
+    from llm_forget.unlearn import run_unlearning
+
+    keys = load_yaml(shipped.resolve("recipes", recipe))
+    for option in overrides:
+        if option.lstrip("-").partition("=")[0].partition(".")[0] in ("forget", "retain"):
+            raise ValueError(f"{option.partition('=')[0]} is what request {one.id} is about; it cannot be given here")
+    keys["output_dir"] = f"{keys.get('output_dir', 'runs/request')}-{one.id}"
+    data, train, model = from_keys(keys, UnlearnConfig, overrides=overrides)
+    table = load_source(one.rows["source"], split_name="data", data_path=data.data_path, fields=data.fields)  # type: ignore[arg-type]
+    sources = steps.write_lists(one, table)
+    data.forget, data.retain = sources["forget"], sources["retain"]
+    if train.dry_run:
+        run_unlearning(data, train, model)  # type: ignore[arg-type]
+        return None
+    made_of = json_digest({"recipe": identity(resolved(data, train, model)), "suites": suites})
+    output = str(train.output_dir)
+    if steps.begin(ledger, one, {"output_dir": output, "digest": made_of}):
+        finished = run_unlearning(data, train, model)  # type: ignore[arg-type]
+        results = evaluate(finished.path, suites)
+        note_run(ledger, finished)
+        about = {"run": finished.path.resolve().name, "weights": weights_of(finished)}
+        steps.execute_noted(ledger, one, {**about, "results": json_digest(results["suites"])})
+    return output
+
+
+@request.command()
+def close(
+    request_id: RequestId,
+    run: Annotated[str, typer.Option(help="The measured run that forgot the rows, or was retrained without them.")],
+    policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
+    accept_inconclusive: Annotated[
+        str | None,
+        typer.Option(
+            "--accept_inconclusive", help="Close although the policy cannot tell; stands in the certificate: no names."
+        ),
+    ] = None,
+    evidence: Evidence = DEFAULT,
+) -> None:
+    """Close a request if the run passes a policy: exit code 0 closed, 1 failed, 3 inconclusive, 2 where it cannot be.
+
+    Ids of rows are then removed from the evidence, but for keyed hashes in the ledger: measure and attack the run
+    before.
+    """
+    from llm_forget.audit import closing
+    from llm_forget.audit import requests as steps
+    from llm_forget.verify import EXIT_CODES
+
+    with steps.working_on(evidence, request_id) as (ledger, one):
+        answer, found = closing.close(ledger, one, run, policy=policy, reason=accept_inconclusive)
+    for ruling in found:
+        typer.echo(ruling.sentence())
+    if one.closed:
+        typer.echo(f"{one.id} is closed ({answer}, {_due(one)}); next: llm-forget certificate {one.id}")
+        return
+    typer.echo(f"{one.id} stays open: the policy says {answer}")
+    raise typer.Exit(EXIT_CODES[answer])
+
+
+@certificate.command()
+def issue(
+    request_id: RequestId,
+    output: Annotated[
+        Path | None, typer.Option(help="The JSON file; the page lies beside it. Default: in the request's folder.")
+    ] = None,
+    evidence: Evidence = DEFAULT,
+) -> None:
+    """Write the signed certificate of a closed request, and a page to print: `llm-forget certificate REQUEST`."""
+    from llm_forget.audit.certificate import issue as write
+    from llm_forget.audit.signing import PUBLIC, fingerprint
+
+    path = write(evidence, request_id, output)
+    typer.echo(f"wrote {path} and {path.with_suffix('.html')}")
+    public = evidence / PUBLIC
+    typer.echo(f"verify with: llm-forget certificate verify {path} --key {public}   (key {fingerprint(public)})")
+
+
+@certificate.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A certificate.")],
+    key: Annotated[
+        Path | None, typer.Option(help="signing.pub of the issuer, got from the issuer by another way.")
+    ] = None,
+    request_id: Annotated[str | None, typer.Option("--request", help="The request it must be about.")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="Compare with this ledger, too.", metavar="DIR")] = None,
+) -> None:
+    """Check a certificate with a public key, without anything else: exit code 0 valid, 6 refused.
+
+    Without a key only the file's integrity can be told, not who signed: exit code 3.
+    """
+    from llm_forget.audit.certificate import summary
+    from llm_forget.audit.certificate import verify as check
+
+    body = check(file, key, request=request_id, evidence=evidence)
+    for line in summary(body):
+        typer.echo(line)
+    if key is None:
+        typer.echo("integrity only: it fits the key that it brings itself; give the issuer's with --key")
+        raise typer.Exit(3)
+    typer.echo("valid: signed by the owner of this key, unchanged")
+
+
+def _source(text: str) -> Any:
+    if not text.startswith("{"):
+        return text
+    import yaml
+
+    try:
+        source = yaml.safe_load(text)
+    except yaml.YAMLError:
+        source = None
+    if not isinstance(source, dict):
+        raise ValueError("--data begins with { but is no mapping; write it as '{path: rows.jsonl, id_field: number}'")
+    return source
+
+
+def _counted(one: Request) -> str:
+    counts = one.content["counts"]
+    parts = [f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("exact", "normalised", "same_text") if counts[key]]
+    if counts["near_included"]:
+        parts.append(f"{counts['near_included']:,} near-duplicates")
+    left = f"; {counts['near_left']:,} near-duplicates not taken" if counts["near_left"] else ""
+    return f"{counts['rows']:,} of {counts['of']:,} rows to forget ({', '.join(parts)}){left}"
+
+
+def _show_near(one: Request) -> None:
+    from llm_forget.report.document import plain
+
+    rows = one.rows
+    if not rows["near"]:
+        return
+    decided = "" if rows["taken"] is not None else "; decide with --include_near all, none or ID,..."
+    typer.echo(f"near-duplicates in the rest of the data{decided}")
+    for near in rows["near"]:
+        taken = "  taken" if near["id"] in (rows["taken"] or ()) else ""
+        typer.echo(f"  {plain(near['id'])}  like {plain(near['of'])}  {near['how']} {near['similarity']:.2f}{taken}")
+
+
+def _due(one: Request) -> str:
+    from llm_forget.audit.requests import days_left
+
+    due, closed = one.content["due"], one.times("closed")
+    if due is None:
+        return f"closed {closed[:10]}" if closed else "no date"
+    if closed:
+        return f"closed {closed[:10]}, {'in time' if closed[:10] <= due else 'late'} (due {due})"
+    left = days_left(one) or 0
+    return f"due {due}, {f'in {left} days' if left >= 0 else f'OVERDUE by {-left} days'}"

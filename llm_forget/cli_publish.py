@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -50,6 +48,7 @@ def card(
     Numbers come from `results.json`. What the options say is kept in `card.json`, for the next card and for `push`.
     """
     speak()
+    from llm_forget.hub.record import evidence_folder, history
     from llm_forget.report.card import Statements, write_card
 
     said = Statements(
@@ -57,7 +56,11 @@ def card(
         datasets=tuple(datasets or ()), intended_use=intended_use, power_watts=power_watts,
     )  # fmt: skip
     path = write_card(
-        run, said, output=output, merged=Path(merged) if merged else None, history=_history(evidence, run)
+        run,
+        said,
+        output=output,
+        merged=Path(merged) if merged else None,
+        history=history(evidence_folder(evidence), run),
     )
     typer.echo(f"wrote {path}")
 
@@ -81,8 +84,11 @@ def push(
     from llm_forget.hub.publication import publication
     from llm_forget.hub.push import check_repository
     from llm_forget.hub.push import push as send
+    from llm_forget.hub.record import evidence_folder, history, note_published, refuse_deleted
 
-    what = publication(run, check_repository(repo), merged=merged, history=_history(evidence, run))
+    folder = evidence_folder(evidence)
+    refuse_deleted(folder, run, note=execute)
+    what = publication(run, check_repository(repo), merged=merged, history=history(folder, run))
     if not execute:
         typer.echo(what.card)
     for file in what.files:
@@ -95,9 +101,8 @@ def push(
     done = send(what, private=private, revision=revision)
     gone = f", removed {', '.join(done.removed)}" if done.removed else ""
     typer.echo(f"pushed to {where}, commit {done.commit}: {len(done.sent)} of {len(what.files)} files were new{gone}")
-    _note(
-        evidence, {"action": "push", "repository": repo, "commit": done.commit, "tag": done.tag, "files": what.digests}
-    )
+    body = {"action": "push", "repository": repo, "commit": done.commit, "tag": done.tag, "files": what.digests}
+    note_published(folder, body)
 
 
 @publishing.command()
@@ -129,6 +134,7 @@ def purge(
     speak()
     from llm_forget.hub.purge import plan
     from llm_forget.hub.purge import purge as withdraw
+    from llm_forget.hub.record import evidence_folder, note_published
 
     what = plan(repo, revision)
     for commit in what.commits:
@@ -148,42 +154,4 @@ def purge(
     withdraw(what)
     typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")
     body = {"action": "withdraw", "repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
-    _note(evidence, body)
-
-
-def _folder(given: str | None) -> Path | None:
-    """The evidence folder; None where none is given and none is there."""
-    folder = Path(given or os.environ.get("LLM_FORGET_EVIDENCE") or "evidence")
-    return folder if given or (folder / "ledger.db").is_file() else None
-
-
-def _note(evidence: str | None, body: dict[str, Any]) -> None:
-    """The event in the ledger, once for each commit."""
-    folder = _folder(evidence)
-    if folder is None:
-        return
-    from llm_forget.audit.ledger import Ledger
-    from llm_forget.run import json_digest
-
-    with Ledger.open(folder) as ledger:
-        ledger.append("publish", body, once=json_digest(body))
-
-
-def _history(evidence: str | None, run: str) -> list[Mapping[str, Any]]:
-    """The run's version and those it came from, oldest first; nothing where no evidence folder has it."""
-    folder = _folder(evidence)
-    if folder is None:
-        return []
-    from llm_forget.audit.ledger import Ledger
-    from llm_forget.audit.versions import noted
-
-    with Ledger.open(folder) as ledger:
-        known = noted(ledger)
-    found = []
-    name = Path(run).resolve().name
-    version = next((one for one in reversed(known.values()) if one.run == name), None)
-    while version is not None:
-        state = "withdrawn" if version.purged else "kept"
-        found.append({"version": version.id, "made": version.made, "kind": version.kind, "state": state})
-        version = known.get(version.parent) if version.parent else None
-    return found[::-1]
+    note_published(evidence_folder(evidence), body)

@@ -29,10 +29,11 @@ def hub(monkeypatch, tmp_path):
 
 
 def talk_to(hub, monkeypatch, tmp_path):
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when the module was imported; PEFT asks it
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -139,6 +140,8 @@ def test_no_text_id_or_path_is_in_any_pushed_byte(hub, measured, tmp_path):
 
     run = measured()
     report([run.path], output=run.path / "report.html", show_text=3)  # as somebody may have done
+    report([run.path], show_text=3)
+    assert (run.path / "report-with-text.html").is_file()
     shown = (run.path / "report.html").read_text()
     assert CANARY not in json.dumps(json.loads(run.results_file.read_text()))
     assert "forget3" in shown or "forget0" in shown
@@ -399,6 +402,24 @@ def test_a_download_that_breaks_off_is_taken_up(hub, measured, tmp_path):
     assert len(hub.asked("GET /cdn/")) >= 2
 
 
+@pytest.mark.parametrize(
+    "request_like", ["HEAD .*/published.json", "GET .*/published.json", "GET /cdn/", "GET .*/tree/"]
+)
+@pytest.mark.parametrize("how", ["drop", 503])
+def test_a_pull_without_an_answer_is_a_sentence_and_leaves_nothing(hub, measured, tmp_path, request_like, how):
+    from llm_forget.hub.pull import pull
+
+    send(measured())
+    hub.fail(request_like, how, times=99)
+    with pytest.raises(ConnectionError) as said:
+        pull(REPO, tmp_path / "pulled")
+    assert "published" not in str(said.value)  # nobody says that it was not pushed
+    assert SIGNATURE not in str(said.value)
+    assert not [path for path in tmp_path.iterdir() if "pulled" in path.name]
+    hub.faults.clear()
+    pull(REPO, tmp_path / "pulled")
+
+
 def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stays(hub, measured, tmp_path):
     from huggingface_hub import HfApi
     from transformers import AutoModelForCausalLM
@@ -501,6 +522,90 @@ def test_a_purge_that_was_cut_off_ends_when_it_is_given_the_commit(hub, measured
     purge(plan(REPO, [old.commit]))
     assert oid not in repo.lfs
     assert old.commit not in repo.commits
+
+
+@pytest.fixture
+def evident(measured, tmp_path, monkeypatch):
+    """A measured run whose provenance names its rows, and an evidence folder that knows it."""
+    from llm_forget.audit.versions import add_version
+    from llm_forget.models import source_digest
+
+    run = measured()
+    base = run.config["model_name_or_path"]
+    data = {
+        name: {"rows": count, "digest": "sha256:ab", "ids": [f"{name}{i}" for i in range(count)]}
+        for name, count in (("forget", 5), ("retain", 9))
+    }
+    named = {"name": base, "revision": "main", "digest": source_digest(base)}
+    cost = {"seconds": 3.6, "peak_memory_gib": 0.1, "resumed": False}
+    facts = {"kind": "unlearn", "base": named, "data": data, "objective": {"forget": [{"name": "npo"}]}, "seed": 0}
+    facts |= {"environment": {}, "steps": 1, "cost": cost}
+    run.provenance_file.write_text(json.dumps(facts))
+    monkeypatch.setenv("LLM_FORGET_EVIDENCE", str(tmp_path / "evidence"))
+    version = add_version(tmp_path / "evidence", run.path)
+    return run, version, tmp_path / "evidence"
+
+
+def say(*words):
+    """A command in this process; its exit code."""
+    from llm_forget.cli import app
+
+    with pytest.raises(SystemExit) as end:
+        app([*map(str, words)], prog_name="llm-forget")
+    return end.value.code or 0
+
+
+def test_the_ledger_knows_what_was_published_and_the_card_the_version(hub, evident):
+    from llm_forget.audit.ledger import Ledger
+
+    run, version, folder = evident
+    for _ in range(2):
+        assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    with Ledger.open(folder) as ledger:
+        (event,) = ledger.events("publish")
+        ledger.verify()
+    repo = hub.repos[REPO]
+    assert event.body["commit"] == repo.branches["main"]
+    assert [event.body["tag"]] == [*repo.tags]
+    assert event.body["files"]["adapter_model.safetensors"] == file_digest(run.adapter / "adapter_model.safetensors")
+    text = repo.commits[repo.branches["main"]].files["README.md"].decode()
+    assert f"| {version} |" in text
+    everything = b"\0".join(hub.pushed())
+    assert b"forget3" not in everything
+    assert b"ledger" not in everything
+
+
+def test_a_model_that_holds_deleted_data_is_not_published(hub, evident, capsys):
+    from llm_forget.audit.ledger import Ledger
+
+    run, _, folder = evident
+    with Ledger.open(folder) as ledger:
+        ledger.append("closed", {"request": "R-7"}, records=[("forget2", "forget2")])
+    assert say("push", run.path, "--repo", REPO) == 0  # it forgot that row
+    with Ledger.open(folder) as ledger:
+        ledger.append("closed", {"request": "R-8"}, records=[("retain2", "retain2")])
+    for words in ([], ["--execute"]):
+        assert say("push", run.path, "--repo", REPO, *words) == 2
+        said = capsys.readouterr().err
+        assert "holds data that was deleted (R-8), so it is not published" in said
+        assert "retain2" not in said
+    assert hub.requests == []
+
+
+def test_a_withdrawal_is_in_the_ledger(hub, measured, evident):
+    from llm_forget.audit.ledger import Ledger
+
+    run, _, folder = evident
+    old = send(run)[1]
+    send(measured("second", 1))
+    assert say("purge", REPO, "--revision", old.tag) == 0
+    with Ledger.open(folder) as ledger:
+        assert ledger.events("publish") == []  # a plan is no withdrawal
+    assert say("purge", REPO, "--revision", old.tag, "--execute") == 0
+    with Ledger.open(folder) as ledger:
+        (event,) = ledger.events("publish")
+    assert event.body["action"] == "withdraw"
+    assert event.body["commits"] == [old.commit]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def speaking(repository: str) -> Iterator[None]:
     Raises:
         ConnectionError: what happened, and what to do.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 
     try:
         yield
@@ -56,7 +56,7 @@ def speaking(repository: str) -> Iterator[None]:
         raise ConnectionError(f"there is no token for the Hub; {LOGIN}") from error
     except HfHubHTTPError as error:
         raise ConnectionError(_refused(error, repository)) from error
-    except HTTPError as error:
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the latter where a download was not answered
         raise ConnectionError(f"the connection to the Hub broke ({type(error).__name__}); {AGAIN}") from error
     except json.JSONDecodeError as error:
         raise ConnectionError(f"the Hub answered something that is no JSON; {AGAIN}") from error

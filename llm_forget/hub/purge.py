@@ -140,12 +140,12 @@ def _there(api: HfApi, repository: str, commit: str) -> bool:
 
 def _file_there(api: HfApi, repository: str, commit: str, name: str) -> bool:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 
     url = hf_hub_url(repository, name, revision=commit, endpoint=api.endpoint)
     try:
         return get_hf_file_metadata(url, token=api.token) is not None
-    except (EntryNotFoundError, RevisionNotFoundError):
+    except (RemoteEntryNotFoundError, RevisionNotFoundError):
         return False
 
 

@@ -116,12 +116,12 @@ def _of_earlier(api: HfApi, repository: str, head: str, others: set[str]) -> lis
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
     """``published.json`` of a revision; None where it has none."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # and not the local one: that is no answer of the Hub
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = api.hf_hub_download(repository, LISTING, revision=revision, local_dir=folder)
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             return None
         content = read_json(Path(path))
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None

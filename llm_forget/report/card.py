@@ -162,6 +162,7 @@ def _content(
         "adapter": adapter,
         "method": config.get("method") or "an own objective",
         "base": base,
+        "base_digest": manifest.get("base") or evidence.provenance.get("base", {}).get("digest"),
         "statements": statements,
         "forget": evidence.provenance.get("data", {}).get("forget", {}),
         "made": Ready(table(made_table(evidence, config, adapter_rows(run.adapter)))),
@@ -171,7 +172,7 @@ def _content(
         "merge_report": read_json(merged / "merge.json") if merged and (merged / "merge.json").is_file() else None,
         "attacks": Ready("\n\n".join(attack_tables(evidence))),
         "about_excess": ABOUT_EXCESS,
-        "cost": lowered([cost_section(evidence)]),
+        "cost": Ready(lowered([cost_section(evidence)]).partition("\n\n")[2]),
         "energy": energy(evidence, statements.power_watts),
         "limits": limits(evidence),
         "beneath": [str(one.get("name")) for one in manifest.get("beneath") or []],
@@ -189,6 +190,7 @@ def lowered(sections: Sequence[Section]) -> Ready:
     if not said.sections:
         return Ready("")
     text = to_markdown(said).split("\n", 1)[1].strip()
+    text = re.sub(r"(?m)^(#.*\n\n)\*\*.*\*\*\n\n(?=\|)", r"\1", text)  # the heading says what the table is
     return Ready(re.sub(r"(?m)^#", "##", text))  # values never begin with one: it is escaped
 
 

@@ -15,7 +15,7 @@ HYPER_PARAMETERS = (
     "method_args", "gradient", "gradient_args", "max_retain_drop", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "warmup_ratio", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "optim", "weight_decay", "max_grad_norm", "max_length", "stride", "dtype", "bf16", "fp16", "load_in_4bit",
-    "load_in_8bit", "bnb_4bit_quant_type", "use_peft", "seed",
+    "load_in_8bit", "bnb_4bit_quant_type", "seed",
 )  # fmt: skip
 LORA = {
     "r": "LoRA rank", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "target_modules": "LoRA on",

@@ -122,7 +122,7 @@ def purge(
     for file, size in found.files.items():
         typer.echo(f"{size / 1e6:10.2f} MB  {file}")
     if found.remaining is not None:
-        typer.echo(f"the run has the same files, and keeps them: {found.remaining}")
+        typer.echo(f"the run keeps weights of its own; delete them, too, if they are to be gone: {found.remaining}")
     if not yes:
         typer.echo(f"nothing was removed; --yes removes these {len(found.files)} files")
         return
@@ -132,8 +132,12 @@ def purge(
 
 def _method(evidence: str, identity: str) -> str:
     from llm_forget.audit.changes import method_of
+    from llm_forget.run import EvidenceBroken
 
-    return method_of(evidence, identity)
+    try:
+        return method_of(evidence, identity)
+    except EvidenceBroken:
+        return "[files are gone or damaged]"  # using it says which; the list is needed to see what else there is
 
 
 def _verdicts(evidence: str, identity: str) -> str:

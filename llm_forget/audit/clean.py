@@ -20,46 +20,98 @@ clean of all but what 2. says), and records noted only after their subject's key
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import cached_property
+
+from llm_forget.audit.faults import in_sentences
 from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.audit.lineage import Step, deletions_met, led_to
+from llm_forget.audit.lineage import MAKING
+
+Seqs = frozenset[int]  # numbers of events
+
+
+class Deletions:
+    """Closed deletions and what is known of models, read from the ledger once, to ask about many models."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._walks: dict[str, tuple[dict[str, int], dict[int, int]]] = {}
+
+    def met(self, weights: str) -> list[Event]:
+        """Closed deletions that a model meets, in their order; ``weights`` is its content digest."""
+        models, depths = self._walk(weights)
+        found = {seq for closed, seqs in self._alike if self._holds(models, depths, seqs) for seq in closed}
+        return [event for event in self._closed if event.seq in found]
+
+    def _holds(self, models: Collection[str], depths: dict[int, int], seqs: Seqs) -> bool:
+        """Whether a model holds the records that the events ``seqs``, and no others, are about."""
+        own = [self._events[seq] for seq in seqs if seq in depths]
+        learned = [depths[event.seq] for event in own if event.kind == "training"]
+        forgotten = [depths[event.seq] for event in own if event.kind == "unlearning"]
+        if learned and (not forgotten or min(learned) < min(forgotten)):
+            return True
+        return not forgotten and any(self._shows(self._events[seq], models, seqs) for seq in seqs)
+
+    def _shows(self, event: Event, models: Collection[str], seqs: Seqs) -> bool:
+        """Whether an event unlearned the records from one of ``models``, or from what came from one."""
+        if event.kind != "unlearning":
+            return False
+        beneath, depths = self._walk(event.body["base"]["digest"])
+        shared = [depth for model, depth in beneath.items() if model in models]
+        taught = [depths[seq] for seq in seqs if seq in depths and _is_new(self._events[seq])]
+        return bool(shared) and not any(depth < min(shared) for depth in taught)
+
+    def _walk(self, weights: str) -> tuple[dict[str, int], dict[int, int]]:
+        """Models in the history of one, itself included, and the events that made them, each with its least depth."""
+        if weights not in self._walks:
+            models, depths, now = {weights: 0}, dict[int, int](), [weights]
+            while now:
+                made = [(models[model], event) for model in now for event in self._made.get(model, [])]
+                depths |= {event.seq: depth for depth, event in made}
+                now = []
+                for depth, event in made:
+                    base = event.body.get("base")
+                    if isinstance(base, dict) and base["digest"] not in models:
+                        models[base["digest"]] = depth + 1
+                        now.append(base["digest"])
+            self._walks[weights] = models, depths
+        return self._walks[weights]
+
+    @cached_property
+    def _closed(self) -> list[Event]:
+        return self._ledger.events("closed")
+
+    @cached_property
+    def _events(self) -> dict[int, Event]:
+        return {event.seq: event for event in self._ledger.events(*MAKING)}
+
+    @cached_property
+    def _made(self) -> dict[str, list[Event]]:
+        made: dict[str, list[Event]] = {}
+        for event in self._events.values():
+            made.setdefault(str(event.body.get("weights")), []).append(event)
+        return made
+
+    @cached_property
+    def _alike(self) -> set[tuple[Seqs, Seqs]]:
+        """Deleted records, those that the same events are about taken together: their deletions, and these events."""
+        # CROSS JOIN: from the few deleted records to all that is about them, and not the other way around.
+        query = (
+            "SELECT b.subject, b.record, a.seq FROM (SELECT DISTINCT subject, record FROM records WHERE seq IN "
+            "(SELECT seq FROM events WHERE kind = 'closed')) AS b CROSS JOIN records AS a "
+            "ON a.subject = b.subject AND a.record = b.record"
+        )
+        about: dict[tuple[bytes, bytes], set[int]] = {}
+        with in_sentences(self._ledger.folder):
+            for subject, record, seq in self._ledger.connection.execute(query):
+                about.setdefault((subject, record), set()).add(seq)
+        numbers = {event.seq for event in self._closed}
+        return {(frozenset(seqs & numbers), frozenset(seqs & self._events.keys())) for seqs in about.values()}
 
 
 def met(ledger: Ledger, weights: str) -> list[Event]:
-    """Closed deletions that a model meets.
-
-    Args:
-        ledger: what is known.
-        weights: content digest of the model.
-    """
-    learned = {event.seq for event, _ in deletions_met(ledger, weights)}
-    return [e for e in ledger.events("closed") if e.seq in learned or _must_have_known(ledger, e, weights)]
-
-
-def _must_have_known(ledger: Ledger, closed: Event, weights: str) -> bool:
-    """The second rule."""
-    steps = led_to(ledger, weights)
-    own = _models(weights, steps)
-    forgotten = [step.event.seq for step in steps if step.event.kind == "unlearning"]
-    for other in ledger.events("unlearning"):
-        base = other.body["base"]["digest"]
-        beneath = led_to(ledger, base)
-        depths = [depth for model, depth in _models(base, beneath).items() if model in own]
-        if not depths:
-            continue
-        taught = [s.event.seq for s in beneath if s.depth < min(depths) and _is_new(s.event)]
-        if ledger.common([closed.seq], [other.seq], but=[*forgotten, *taught]):
-            return True
-    return False
-
-
-def _models(weights: str, steps: list[Step]) -> dict[str, int]:
-    """Digests of a model and of all it was made from, with their least depth."""
-    found = {weights: 0}
-    for step in steps:
-        base = step.event.body.get("base")
-        if isinstance(base, dict):
-            found.setdefault(base["digest"], step.depth + 1)
-    return found
+    """Closed deletions that a model meets; of many models ask `Deletions`."""
+    return Deletions(ledger).met(weights)
 
 
 def _is_new(event: Event) -> bool:

@@ -21,7 +21,7 @@ class Plan:
 
     version: Version
     files: dict[Path, int]  # with their bytes
-    remaining: Path | None  # the run, where it still has the same model
+    remaining: Path | None  # the run, where it still holds weights
 
 
 def plan(evidence: str | Path, identity: str) -> Plan:

@@ -64,12 +64,24 @@ def part_of(folder: Path) -> str:
     raise ValueError(f"'{folder}' holds neither model/ nor adapter/; a version is made of a run of finetune or unlearn")
 
 
+def writable(evidence: Path) -> bool:
+    """Whether this user may change versions, and not only look at them."""
+    folder = evidence / FOLDER
+    return os.access(folder if folder.exists() else evidence, os.W_OK)
+
+
 @contextmanager
 def locked(evidence: Path) -> Iterator[None]:
-    """One process at a time adds, switches or purges; others wait. What a killed one left half done is removed."""
+    """One process at a time adds, switches or purges; others wait. What a killed one left half done is removed.
+
+    Who may only read, reads without: there is nothing that could be half done for them.
+    """
     import fcntl  # not on Windows
 
     folder = evidence / FOLDER
+    if not writable(evidence):
+        yield
+        return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -21,7 +21,7 @@ from typing import Any
 
 from llm_forget.audit import store
 from llm_forget.audit.canonical import canonical_digest
-from llm_forget.audit.clean import met
+from llm_forget.audit.clean import Deletions, met
 from llm_forget.audit.history import note_run
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.run import AdapterRefused, EvidenceBroken, Run
@@ -60,7 +60,7 @@ def opened(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path
         if at is not None and (last is None or at["seq"] > last.seq):
             raise EvidenceBroken(f"'{folder / store.FOLDER / store.POINTER}' points to event {at['seq']} of the "
                                  "ledger, which is not there: its end was cut off")  # fmt: skip
-        if last is not None and at != _pointer(last):
+        if last is not None and at != _pointer(last) and store.writable(folder):
             store.point(folder, _pointer(last))
         yield folder, ledger
 
@@ -171,8 +171,8 @@ def current(evidence: str | Path) -> str | None:
 def versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]:
     """Every version, whether it is the current one, and the requests whose deleted records it holds."""
     with opened(evidence) as (_, ledger):
-        at = current_of(ledger)
-        return [(v, v.id == at, requests_of(met(ledger, v.weights))) for v in noted(ledger).values()]
+        at, deletions = current_of(ledger), Deletions(ledger)
+        return [(v, v.id == at, requests_of(deletions.met(v.weights))) for v in noted(ledger).values()]
 
 
 def path_of(evidence: str | Path, identity: str | None = None) -> Path:
@@ -250,7 +250,8 @@ def _refuse_purged(version: Version) -> None:
 
 
 def _clean(ledger: Ledger, known: dict[str, Version]) -> str:
-    clean = [v for v in known.values() if not v.purged and not met(ledger, v.weights)]
+    deletions = Deletions(ledger)
+    clean = [v for v in known.values() if not v.purged and not deletions.met(v.weights)]
     if not clean:
         return "no version is clean of deleted data: unlearn first, and add the run"
     return f"the newest clean version is {clean[-1].id} (run {clean[-1].run}): llm-forget versions use {clean[-1].id}"

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 from llm_forget.audit import store
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.changes import diff
+from llm_forget.audit.clean import Deletions, met
 from llm_forget.audit.ledger import Ledger
+from llm_forget.audit.lineage import deletions_met
 from llm_forget.audit.purge import plan, purge
 from llm_forget.audit.versions import add_version, current, noted, path_of, rollback, use, versions
 from llm_forget.cli import app
@@ -544,6 +548,42 @@ def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
     assert unclean(evidence) == {"target"}
 
 
+def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_since(tmp_path):
+    dice = random.Random(0)
+    outcomes = set()
+    for case in range(30):
+        with Ledger.open(tmp_path / str(case), create=True) as ledger:
+            held = set()
+            for place in range(6):
+                kind = dice.choice(["training", "unlearning"])
+                records = set(dice.sample("abcdef", 2))
+                held = held | records if kind == "training" else held - records
+                body = {"weights": str(place), "base": {"digest": str(place - 1)}, "splits": ["train"]}
+                ledger.append(kind, body, records=[(record, record) for record in records])
+            for record in "abcdef":
+                ledger.append("closed", {"request": record}, records=[(record, record)])
+            assert {event.body["request"] for event in met(ledger, "5")} == held
+            assert {event.body["request"] for event, _ in deletions_met(ledger, "5")} == held
+            outcomes.add(len(held))
+    assert len(outcomes) > 3
+
+
+def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
+    with Ledger.open(tmp_path / "evidence", create=True) as ledger:
+        records = [(str(number), str(number)) for number in range(2000)]
+        ledger.append("training", {"weights": "0", "base": {"digest": "base"}, "splits": ["train"]}, records=records)
+        for number in range(1, 61):
+            about = {"weights": str(number), "base": {"digest": str(number - 1)}}
+            deleted = records[number * 10 : number * 10 + 10]
+            ledger.append("unlearning", {**about, "splits": ["forget"]}, records=deleted)
+            ledger.append("training", {**about, "splits": ["retain"]}, records=records[1000:1200])
+            ledger.append("closed", {"request": str(number)}, records=deleted)
+        began = time.process_time()
+        deletions = Deletions(ledger)
+        assert [len(deletions.met(str(number))) for number in range(61)] == [60 - number for number in range(61)]
+        assert time.process_time() - began < 5  # 0.1 s alone; minutes where each pair read the ledger anew
+
+
 def test_with_no_clean_version_the_message_says_so(evidence, base, make):
     version = add_version(evidence, make("run", base, train=["a"]))
     close(evidence, "a")
@@ -700,6 +740,17 @@ def test_what_cannot_be_done_is_one_sentence(evidence, arguments):
     assert text.count("\n") == 1
 
 
+def test_the_list_stands_where_a_version_is_gone_and_for_those_who_may_only_read(evidence, two, monkeypatch):
+    shutil.rmtree(evidence / "versions" / two[1])
+    assert "gone" in told(evidence, "list")[1]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (evidence / "versions" / "current.json").unlink()
+    code, text = told(evidence, "list")
+    assert code == 0
+    assert f"{two[0]} *" in text
+    assert not (evidence / "versions" / "current.json").exists()
+
+
 def test_without_evidence_the_message_says_how_to_begin(tmp_path):
     code, text = told(tmp_path / "nothing", "list")
     assert code == 2
@@ -733,3 +784,43 @@ def test_rollback_gives_the_same_bits(evidence, make_run):
     assert not torch.equal(logits(path_of(evidence)), before)
     rollback(evidence)
     assert torch.equal(logits(path_of(evidence)), before)
+
+
+def test_real_runs_on_each_other_become_versions_that_load_evaluate_and_answer_for_their_rows(
+    evidence, tmp_path, tiny_folder, monkeypatch
+):
+    from llm_forget.evaluate import evaluate
+    from llm_forget.finetune import finetune
+    from llm_forget.unlearn import unlearn
+
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        rows = [{"id": f"{name}{i}", "question": f"Who is {name}{i}?", "answer": f"{CANARY} {i}"} for i in range(4)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"learning_rate": 1e-2, "max_steps": 1, "disable_tqdm": True, "use_cpu": True}
+    finetune(**keys, model_name_or_path=str(tiny_folder), train=["a.jsonl", "b.jsonl", "c.jsonl"], output_dir="target")
+    unlearn(**keys, model_name_or_path="target", forget="a.jsonl", retain=["b.jsonl", "c.jsonl"], output_dir="no-a")
+    unlearn(**keys, model_name_or_path="no-a", forget="b.jsonl", retain="c.jsonl", output_dir="no-a-b")
+    before = {name: logits(name) for name in ("no-a", "no-a-b")}
+    add_version(evidence, "no-a-b")
+    ids = {version.run: version.id for version, _, _ in versions(evidence)}
+    assert list(ids) == ["target", "no-a", "no-a-b"]
+    for name in ("target", "no-a", "no-a-b"):
+        shutil.rmtree(name)
+    use(evidence, ids["no-a"])
+    use(evidence, ids["no-a-b"])
+    assert rollback(evidence) == ids["no-a"]
+    for name, expected in before.items():
+        assert torch.equal(logits(path_of(evidence, ids[name])), expected)
+    folder = path_of(evidence, ids["no-a-b"])
+    kept = {path: path.stat().st_mtime_ns for path in evidence.rglob("*")}
+    found = evaluate(folder, "basic", forget="a.jsonl", retain="c.jsonl", quiet=True, use_cpu=True)
+    assert found["suites"]["basic"]["metrics"]
+    assert kept == {path: path.stat().st_mtime_ns for path in evidence.rglob("*")}, "evaluation writes no evidence"
+    close(evidence, *[f"b{i}" for i in range(4)])
+    assert unclean(evidence) == {"target", "no-a"}
+    with pytest.raises(ValueError, match="would bring it back"):
+        rollback(evidence, ids["target"])
+    for path in evidence.rglob("*"):
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import request_cases as cases
 import torch
 from broken_disk import broken_disk
 from typer.testing import CliRunner
@@ -582,6 +583,28 @@ def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
         deletions = Deletions(ledger)
         assert [len(deletions.met(str(number))) for number in range(61)] == [60 - number for number in range(61)]
         assert time.process_time() - began < 5  # 0.1 s alone; minutes where each pair read the ledger anew
+
+
+def test_a_request_that_was_closed_keeps_the_versions_of_before_from_coming_back(tmp_path, evidence):
+    ids = [row["id"] for row in cases.rows()]
+    target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=ids)
+    request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    rest = [row_id for row_id in ids if row_id not in request.ids()]
+    first = cases.measured_run(tmp_path / "first", request.ids(), rest, base=target, seed="first")
+    use(evidence, add_version(evidence, target))
+    use(evidence, add_version(evidence, first))
+    assert cases.close(evidence, request.id, first)[1].closed
+    with pytest.raises(ValueError, match=f"holds data that was deleted .request {request.id}.*newest clean"):
+        rollback(evidence)
+    second = cases.received(evidence, str(tmp_path / "rows.jsonl"), subject="Bob")
+    rest = [row_id for row_id in rest if row_id not in second.ids()]
+    on_top = cases.measured_run(tmp_path / "second", second.ids(), rest, base=first, seed="second")
+    use(evidence, add_version(evidence, on_top))
+    assert cases.close(evidence, second.id, on_top)[1].closed
+    with pytest.raises(ValueError, match=second.id):
+        rollback(evidence)
+    assert unclean(evidence) == {"target", "first"}
+    assert [run for run in told(evidence, "list")[1].splitlines() if " second " in run]
 
 
 def test_with_no_clean_version_the_message_says_so(evidence, base, make):

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from llm_forget import __version__, shipped
+from llm_forget.cli_adapters import adapters
 from llm_forget.cli_audit import audit
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
 from llm_forget.cli_publish import publishing
@@ -67,8 +68,9 @@ recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped
 app.add_typer(recipes, name="recipes")
 app.add_typer(evidence)
 app.add_typer(requests)
-app.add_typer(publishing)
 app.add_typer(residue)
+app.add_typer(publishing)
+app.add_typer(adapters)
 app.add_typer(audit, name="audit")
 app.add_typer(versions, name="versions")
 

@@ -25,7 +25,7 @@ from llm_forget.data.slots import EpochLoader, Slots
 from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
 from llm_forget.logprobs import Logprobs, decoder_layers, forward_parts, target_mask
 from llm_forget.methods import Objective
-from llm_forget.models import load_adapter_weights, save_adapter
+from llm_forget.models import effect_of, load_adapter_weights, save_adapter
 from llm_forget.reference import Reference
 from llm_forget.resume import ResumableTrainer
 from llm_forget.run import read_json, write_json
@@ -85,6 +85,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.shortcuts = Shortcuts()  # the plain way, until training begins
         self._step_values: dict[str, Tensor] = {}
         self._window = Window()
+        self._last_save = False  # what is being saved is no checkpoint
         if processing_class.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
         super().__init__(
@@ -271,6 +272,11 @@ class UnlearnTrainer(ResumableTrainer):
 
     # ---- checkpoints ----
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; what the adapter does to logits is recorded with what is saved on demand."""
+        self._last_save = not _internal_call
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights only, as safetensors: the adapter alone, or the full model."""
         if not self.args.should_save:
@@ -278,7 +284,10 @@ class UnlearnTrainer(ResumableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
-            save_adapter(bare, folder, base_digest=self.model_digest, base_name=self.base_name, state_dict=state_dict)
+            # Not in checkpoints, which are many; of sharded weights (gathered ones are given) no process can know it.
+            effect = effect_of(bare) if self._last_save and state_dict is None else None
+            base = {"base_digest": self.model_digest, "base_name": self.base_name}
+            save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
         else:
             bare.save_pretrained(folder, state_dict=state_dict)
 
@@ -300,7 +309,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
-            load_adapter_weights(self.model, resume_from_checkpoint)
+            load_adapter_weights(self.model, resume_from_checkpoint, base_digest=self.model_digest)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

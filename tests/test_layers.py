@@ -24,15 +24,18 @@ LAYERS = {
     "evals.toxicity": 2, "evals.vllm_probe": 2,
     "evals.gradient_probe": 2, "evals.teacher_forcing": 2, "evals.shares": 2, "evals.progress": 2, "evals.results": 3,
     "workflow": 3, "dryrun": 3, "evals.table": 3, "unlearn": 3, "finetune": 3, "evaluate": 3, "merge": 3, "sweep": 3,
+    "adopt": 3,
     "attacks": 3, "bench": 3,
     "report": 4, "hub": 4, "audit": 4, "verify": 4, "pytest_plugin": 5,
     "residue": 4, "cli_residue": 5, "live": 5, "live_screen": 5,
-    "cli": 5, "cli_evidence": 5, "cli_audit": 5, "cli_versions": 5, "cli_publish": 5, "cli_requests": 5, "catalogue": 5, "__init__": 5, "__main__": 5,
+    "cli": 5, "cli_evidence": 5, "cli_adapters": 5, "cli_audit": 5, "cli_versions": 5, "cli_publish": 5,
+    "cli_requests": 5, "catalogue": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 ECOSYSTEM = {"transformers", "peft", "datasets", "trl", "accelerate", "huggingface_hub"}
 INSTANT = (
     "cli",
     "cli_evidence",
+    "cli_adapters",
     "cli_audit",
     "cli_versions",
     "cli_residue",

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 
 from llm_forget.evals.records import Record, RecordWriter
 from llm_forget.evaluate import evaluate
+from llm_forget.models.effect import probe_ids
 
 FORWARDED = {"tokens": 0, "prompts": 0}
 KEPT: list[list[Any]] = []
@@ -32,7 +33,8 @@ def watching(forward: Callable[..., Any], note: Callable[[Any, str, int], None])
     def watched(model: Any, input_ids: Any = None, past_key_values: Any = None, **given: Any) -> Any:
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         out = forward(model, input_ids=input_ids, past_key_values=past_key_values, **given)
-        if not decoding and input_ids.max() > MADE_UP:
+        probing = input_ids.tolist() == probe_ids(model.config.vocab_size)  # of an adapter's effect, when it is loaded
+        if not decoding and not probing and input_ids.max() > MADE_UP:
             if past_key_values is not None:
                 note(model, "prompts", len(input_ids))
             else:  # rows may lie end to end and share their beginnings; logits are made for targets only

@@ -30,7 +30,7 @@ from llm_forget.evals.shares import as_main, check_same, close_share, open_share
 from llm_forget.evals.suite import Task
 from llm_forget.evals.vllm_probe import probe_generate_vllm, start_engine
 from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
-from llm_forget.models.digest import folder_digest
+from llm_forget.models.digest import adapter_digest
 from llm_forget.reference import cache_folder
 from llm_forget.registry import did_you_mean
 from llm_forget.run import file_digest, read_json, write_json
@@ -55,7 +55,7 @@ class Subject:
     @cached_property
     def digest(self) -> str:
         """Of weights, adapters and precision: equal for one target evaluated from many runs."""
-        adapter = folder_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
+        adapter = adapter_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
         precision = {key: str(getattr(self.model, key)) for key in PRECISION}
         base = source_digest(self.model.model_name_or_path, self.model.model_revision)
         return content_key(base=base, adapter=adapter, precision=precision)
@@ -275,11 +275,12 @@ class _OneModel:
 
     def _load(self, subject: Subject) -> Any:
         model = load_base(subject.model)
+        if not (subject.model.load_in_4bit or subject.model.load_in_8bit):
+            model = model.to(self._device)
         if subject.adapter is not None:
             base = source_digest(subject.model.model_name_or_path, subject.model.model_revision)
             model = load_adapter(model, subject.adapter, base_digest=base)
-        quantised = subject.model.load_in_4bit or subject.model.load_in_8bit
-        return (model if quantised else model.to(self._device)).eval()
+        return model.eval()
 
     def free(self) -> None:
         """Give the memory back before another model is loaded."""

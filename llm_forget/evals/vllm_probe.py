@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.evals.probes import Advance, PromptRow, end_tokens, generation_record
 from llm_forget.evals.records import RecordWriter, content_key
-from llm_forget.models import find_source
-from llm_forget.models.source import ADAPTER_CONFIG
-from llm_forget.run import read_json
+from llm_forget.models import find_source, source_digest, verify_adapter
+from llm_forget.models.lora_config import read_config
+from llm_forget.models.untrusted import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -57,7 +57,7 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
     if model.load_in_4bit or model.load_in_8bit:
         raise ValueError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
     if adapter is not None:
-        config = read_json(adapter / ADAPTER_CONFIG)
+        config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
         if extra or config["r"] > RANKS[-1]:
             what = extra[0] if extra else f"rank {config['r']}"
@@ -69,8 +69,11 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
     Raises:
         ModuleNotFoundError, ValueError: see `refuse_engine`.
+        AdapterRefused: an adapter that is not what was written: vLLM would take it as it is.
     """
     refuse_engine(model, adapter)
+    if adapter is not None:
+        verify_adapter(adapter, source_digest(model.model_name_or_path, model.model_revision))
     from transformers import GenerationConfig
     from vllm import LLM
 
@@ -91,7 +94,7 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
 
 def _rank(adapter: Path) -> int:
-    return next(rank for rank in RANKS if rank >= read_json(adapter / ADAPTER_CONFIG)["r"])
+    return next(rank for rank in RANKS if rank >= read_config(adapter).r)
 
 
 def probe_generate_vllm(

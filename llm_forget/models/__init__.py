@@ -9,6 +9,7 @@ from llm_forget.models.adapters import (
     verify_adapter,
 )
 from llm_forget.models.digest import source_digest
+from llm_forget.models.effect import effect_of
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.lora import (
     ADAPTER,
@@ -26,6 +27,7 @@ __all__ = [
     "Source",
     "adapter_state_dict",
     "attach_adapter",
+    "effect_of",
     "find_source",
     "frozen_adapters",
     "load_adapter",

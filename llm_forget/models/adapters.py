@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,16 +15,18 @@ import torch
 from torch import Tensor
 
 from llm_forget.models.digest import describe_tensors, tensors_digest
+from llm_forget.models.effect import describe, probe, refuse_without_effect
+from llm_forget.models.fit import refuse_misfit
 from llm_forget.models.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
-from llm_forget.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from llm_forget.run import file_digest, read_json, write_json
+from llm_forget.models.lora_config import read_config
+from llm_forget.models.manifest import EFFECT, LOAD, record_first_effect, recorded_effect, verify_adapter
+from llm_forget.models.untrusted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, MAX_WEIGHTS, read_header
+from llm_forget.run import AdapterRefused, file_digest, write_json
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
-MANIFEST = "manifest.json"
-ADAPTER_FILES = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST})
-MAX_RANK = 1024
+ADAPTER_FILES = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, EFFECT})
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -61,6 +64,7 @@ def save_adapter(
     base_name: str | None = None,
     extra: Mapping[str, Any] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    effect: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the adapter "unlearn", and only it, so that plain PEFT loads it and nobody ever sees half of it.
 
@@ -73,17 +77,17 @@ def save_adapter(
         base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
         extra: further keys of the manifest.
         state_dict: see `adapter_state_dict`.
+        effect: of `effect.effect_of`; left out of checkpoints, and where the weights are sharded.
 
     Raises:
         ValueError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
+        OSError: no room on the disk; what was there is still there.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     tensors = adapter_state_dict(model, ADAPTER, state_dict)
     config = _config_json(model.peft_config[ADAPTER], base_name)
     with replacing(folder) as temporary:
-        save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        _save_tensors(tensors, temporary / ADAPTER_WEIGHTS)
         write_json(temporary / ADAPTER_CONFIG, config)
         manifest = {
             "files": {name: file_digest(temporary / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
@@ -93,12 +97,28 @@ def save_adapter(
                 {"name": name, "digest": _digest_beneath(model, name, state_dict)} for name in frozen_adapters(model)
             ],
             "quantization": quantization_of(model),
+            "load": {**LOAD, "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")},
+            "effect": effect,
         }
         taken = manifest.keys() & (extra or {}).keys()
         if taken:
             raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
         write_json(temporary / MANIFEST, {**manifest, **(extra or {})})
     return folder
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > MAX_WEIGHTS:
+        raise ValueError(f"the adapter has {size:,} bytes, more than the {MAX_WEIGHTS:,} that are read; lower lora_r")
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # an error of the disk, of which only the text says which
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def _digest_beneath(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
@@ -152,37 +172,63 @@ def load_adapter(
     name: str = ADAPTER,
     trainable: bool = False,
     base_digest: str | None = None,
+    trust: bool = False,
 ) -> PeftModel:
     """Put a saved adapter on a model; it is active together with those already there.
 
-    Unlike PEFT, which warns, this refuses whatever is not exactly what was written.
+    Unlike PEFT, which warns, this refuses whatever is not exactly what was written, and what has no effect or another
+    than it had. All adapters come in this way, whatever they are loaded for.
 
     Args:
         name: lower-case letters, digits and hyphens.
         base_digest: of the model underneath; compared with the manifest's where both exist.
+        trust: take an adapter without a manifest as well; all but the digests is checked.
 
     Raises:
-        ValueError: a file that differs from its manifest, missing or unexpected tensors, shapes that do not fit, values
-            that are not finite, another base, an unreasonable config, or pickled weights. Names the file.
+        AdapterRefused: a file that differs from its manifest or has none, missing or unexpected tensors, shapes that do
+            not fit, values that are not finite, another base, an unreasonable config, pickled weights, links, or an
+            effect on the logits that is none or another than recorded. Names the file.
         FileNotFoundError: no adapter there.
     """
     from peft import PeftModel, get_peft_model
 
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"adapter name '{name}' is not made of 1 to 64 lower-case letters, digits and hyphens")
+    _check_name(name)
     folder = Path(folder)
-    verify_adapter(folder, base_digest)
-    config = _read_config(folder)
+    manifest = verify_adapter(folder, base_digest, trust=trust)
+    config = read_config(folder)
+    refuse_misfit(model, read_header(folder / ADAPTER_WEIGHTS), config, folder / ADAPTER_WEIGHTS)
     config.inference_mode = not trainable
-    if not isinstance(model, PeftModel):
-        model = get_peft_model(model, config, adapter_name=name)
-    else:
-        frozen = list(model.peft_config)
-        model.add_adapter(name, config)
-        activate_all(model)
-        model.set_requires_grad([*frozen, *([] if trainable else [name])], False)
+    before = probe(model)
+    try:
+        if not isinstance(model, PeftModel):
+            model = get_peft_model(model, config, adapter_name=name, **LOAD)
+        else:
+            frozen = list(model.peft_config)
+            model.add_adapter(name, config, **LOAD)
+            activate_all(model)
+            model.set_requires_grad([*frozen, *([] if trainable else [name])], False)
+    except ValueError as error:  # a layer that PEFT cannot adapt
+        raise AdapterRefused(f"'{folder / ADAPTER_CONFIG}' does not fit this model: {error}") from error
     load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
-    return model.eval()
+    model.eval()
+    _check_effect(model, folder, manifest, before)
+    return model
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise AdapterRefused(
+            f"adapter name '{name[:80]}' is not made of 1 to 64 lower-case letters, digits and hyphens"
+        )
+
+
+def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Tensor | None) -> None:
+    after = probe(model) if before is not None else None
+    found = describe(model, before, after) if before is not None and after is not None else None
+    recorded = recorded_effect(folder, manifest)
+    refuse_without_effect(found, recorded, folder)
+    if manifest and recorded is None:
+        record_first_effect(folder, found)
 
 
 def load_adapter_weights(
@@ -191,8 +237,9 @@ def load_adapter_weights(
     """Put the weights of a saved adapter into one that the model has already; flags and modes stay as they are.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_adapter`.
+        AdapterRefused, FileNotFoundError: see `load_adapter`; the effect is not measured.
     """
+    _check_name(name)
     folder = Path(folder)
     verify_adapter(folder, base_digest)
     load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
@@ -204,74 +251,23 @@ def load_adapter_state(
     """Put tensors, keyed as in an adapter file, into adapter `name`: all of them and no others.
 
     Raises:
-        ValueError: missing or unexpected keys, other shapes, values that are not finite; names `origin`.
+        AdapterRefused: missing or unexpected keys, other shapes, values that are not finite; names `origin`.
     """
     from peft import set_peft_model_state_dict
 
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"'{origin}': tensor '{key}' is not finite")
+            raise AdapterRefused(f"'{origin}': tensor '{key}' is not finite")
     try:
         result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
-    except RuntimeError as error:  # torch lists the tensors whose shapes differ
-        raise ValueError(f"'{origin}' does not fit this model: {error}") from error
+    except (RuntimeError, KeyError) as error:  # torch lists the tensors whose shapes differ, PEFT the one missing
+        raise AdapterRefused(f"'{origin}' does not fit this model: {error}") from error
     missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
     if missing or result.unexpected_keys:
-        raise ValueError(
+        raise AdapterRefused(
             f"'{origin}' does not fit this model: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(result.unexpected_keys)} unexpected {list(result.unexpected_keys)[:3]}"
         )
-
-
-def verify_adapter(folder: Path, base_digest: str | None = None) -> dict[str, Any]:
-    """Compare a folder with its manifest and return the manifest; empty where there is none (an adapter not of ours).
-
-    Raises:
-        ValueError, FileNotFoundError: see `load_adapter`.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"adapter folder '{folder}' does not exist")
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            pickled = next(folder.glob("*.bin"), None)
-            why = f"; '{pickled.name}' is pickled, which can run code, and is not read" if pickled else ""
-            raise FileNotFoundError(f"adapter folder '{folder}' has no {name}{why}")
-    if not (folder / MANIFEST).is_file():
-        return {}
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(
-            f"'{folder / MANIFEST}' was not written by this package; without it the adapter loads unchecked"
-        )
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if manifest["files"].get(name) != file_digest(folder / name):
-            raise ValueError(f"'{folder / name}' is not what {MANIFEST} says was written; restore it or train again")
-    if base_digest is not None and manifest.get("base") not in (None, base_digest):
-        raise ValueError(
-            f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest}); "
-            "restore that one, name its commit with model_revision, or train again"
-        )
-    return dict(manifest)
-
-
-def _read_config(folder: Path) -> LoraConfig:
-    from peft import LoraConfig, PeftConfig
-
-    path = folder / ADAPTER_CONFIG
-    fields = read_json(path)
-    if fields.get("peft_type") != "LORA":
-        raise ValueError(f"'{path}' is of type {fields.get('peft_type')}; only LORA adapters are supported")
-    targets = fields.get("target_modules")
-    if isinstance(targets, str) and targets != "all-linear":
-        raise ValueError(f"'{path}' gives target_modules as a pattern; write the list of module names")
-    ranks = [fields.get("r"), *(fields.get("rank_pattern") or {}).values()]
-    if not all(isinstance(rank, int) and 0 < rank <= MAX_RANK for rank in ranks):
-        raise ValueError(f"'{path}' asks for a rank that is not between 1 and {MAX_RANK}")
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"'{path}' is not a LoRA configuration")
-    config.base_model_name_or_path = None  # what it claims decides nothing here
-    return config
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -282,4 +278,4 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"'{path}' is not a whole safetensors file ({error})") from error
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file ({error})") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm_forget.models import builtin
 from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
+from llm_forget.models.untrusted import inspect_folder
 from llm_forget.run import file_digest, json_digest
 
 # What decides the outputs of a model; tokenizer files have their own digest elsewhere.
@@ -36,7 +37,7 @@ def digests_beneath(source: Source, revision: str | None) -> list[str]:
     base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]
     for folder in source.adapters:
-        parts.append(folder_digest(folder))
+        parts.append(adapter_digest(folder))
         digests.append(json_digest(parts))
     return digests
 
@@ -66,6 +67,16 @@ def folder_digest(folder: Path) -> str:
     """Digest over the sorted names and contents of the weights and configs in a folder."""
     files = {path.name: file_digest(path) for pattern in WEIGHT_FILES for path in folder.glob(pattern)}
     return json_digest(files)
+
+
+def adapter_digest(folder: Path) -> str:
+    """`folder_digest` of an adapter, whose files have a size limit, and none of which is a link.
+
+    Raises:
+        AdapterRefused, FileNotFoundError: see `inspect_folder`.
+    """
+    inspect_folder(folder)
+    return folder_digest(folder)
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -10,7 +10,6 @@ from llm_forget.models import builtin
 from llm_forget.models.digest import digests_beneath
 from llm_forget.models.lora import quantization_of
 from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
-from llm_forget.run import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,24 +43,26 @@ def load_base(
         FileNotFoundError, ValueError: see `find_source`; or an adapter that was trained on another base.
         ModuleNotFoundError: a GGUF file without the package gguf.
     """
-    from llm_forget.models.adapters import load_adapter
+    from llm_forget.models.adapters import load_adapter, verify_adapter
 
     source = find_source(model_args.model_name_or_path)
+    manifests = [verify_adapter(folder) for folder in source.adapters]  # before a base that they name is asked for
     model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
     quantization = quantization_of(model)
     if dequantize and quantization is not None:
         model = _dequantized(model)
     beneath = digests_beneath(source, model_args.model_revision) if source.adapters else []
-    for number, (folder, digest) in enumerate(zip(source.adapters, beneath, strict=False), start=1):
+    for number, (folder, digest, manifest) in enumerate(
+        zip(source.adapters, beneath, manifests, strict=False), start=1
+    ):
         name = "target" if number == 1 else f"target-{number}"
-        _say_other_precision(folder, quantization)
+        _say_other_precision(folder, manifest, quantization)
         model = load_adapter(model, folder, name=name, base_digest=digest)
     return model.eval()
 
 
-def _say_other_precision(adapter: Path, quantization: dict[str, Any] | None) -> None:
+def _say_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
     """An adapter makes up for the rounding of the base it was trained on; on another it is a somewhat other model."""
-    manifest = read_json(adapter / "manifest.json") if (adapter / "manifest.json").is_file() else {}
     trained, given = (_precision(how) for how in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != given:
         logger.warning(

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_forget.models import builtin
-from llm_forget.run import Run, read_json
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+from llm_forget.models.untrusted import (
+    ADAPTER_CONFIG,
+    ARCHIVES,
+    MANIFEST,
+    MAX_CONFIG,
+    PICKLES,
+    read_strict_json,
+    refuse_foreign,
+)
+from llm_forget.run import AdapterRefused, Run
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ def find_source(name: str | None) -> Source:
     Raises:
         FileNotFoundError: a path that does not exist, or a folder that holds no model.
         ValueError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
+        AdapterRefused: an adapter without a manifest; nothing is asked about the base that it names.
     """
     if not name:
         raise ValueError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -57,9 +63,13 @@ def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None =
         return Source(asked, "gguf", str(path), above)
     if not path.exists():
         return Source(asked, "hub", _hub_id(name), above, revision)
+    if path.is_file() and path.suffix.lower() in ARCHIVES:
+        raise AdapterRefused(f"'{name}' is an archive, which is not unpacked; give a folder of plain files")
     if (path / "run.json").is_file():
         path = _model_of_run(path)
     if (path / ADAPTER_CONFIG).is_file():
+        if not (path / MANIFEST).is_file():
+            refuse_foreign(path)
         base, revision = _base_of(path)
         return _find(base, asked, (path, *above), revision)
     if not (path / "config.json").is_file():
@@ -114,7 +124,7 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
         config = run.config
         base, revision = config.get("model_name_or_path"), config.get("model_revision")
     else:
-        config = read_json(adapter / ADAPTER_CONFIG)
+        config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")

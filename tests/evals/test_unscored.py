@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from tiny_runs import SUITE
 
@@ -95,16 +94,20 @@ def test_nan_survives_the_record_file_and_the_results_as_unscored(tmp_path):
 
 @pytest.fixture
 def broken_run(make_run, tmp_path):
-    """A run whose adapter diverged: finite, which is all that loading checks, but not what comes out."""
-    from safetensors.torch import load_file, save_file
+    """A run whose adapter diverged: its weights are finite, but not what comes out."""
+    from trl import ModelConfig
 
-    from llm_forget.models.adapters import MANIFEST
+    from llm_forget.models import attach_adapter, effect_of, load_base, save_adapter
 
     run = make_run("run")
-    file = run.adapter / "adapter_model.safetensors"
-    (run.adapter / MANIFEST).unlink()  # it would notice
-    weights = load_file(file)
-    save_file({name: torch.full_like(value, 1e38) for name, value in weights.items()}, file, {"format": "pt"})
+    args = ModelConfig(model_name_or_path=run.config["model_name_or_path"], use_peft=True, lora_r=4)
+    model = attach_adapter(load_base(args), args)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.fill_(1e38)
+    effect = effect_of(model)
+    assert effect["max_abs"] is None
+    save_adapter(model, run.adapter, effect=effect)
     return run
 
 

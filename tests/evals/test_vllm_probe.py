@@ -16,6 +16,8 @@ from llm_forget.evals.probes import PromptRow, probe_generate
 from llm_forget.evals.records import RecordWriter
 from llm_forget.evals.vllm_probe import VllmEngine, probe_generate_vllm, refuse_engine, start_engine
 from llm_forget.evaluate import evaluate
+from llm_forget.models import attach_adapter, load_base, save_adapter
+from llm_forget.run import AdapterRefused
 
 
 class Engine:
@@ -147,9 +149,15 @@ def test_what_vllm_cannot_hold_is_said_before_anything_is_measured(vllm, tmp_pat
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"adapters with {what}; merge the run first"):
             refuse_engine(plain, tmp_path / "adapter")
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 12}))
+    args = ModelConfig(model_name_or_path=str(tiny_folder), use_peft=True, lora_r=12)
+    save_adapter(attach_adapter(load_base(args), args), tmp_path / "adapter")
     start_engine(plain, tmp_path / "adapter")
     assert Engine.started[-1][1]["max_lora_rank"] == 16
+    with (tmp_path / "adapter" / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(AdapterRefused, match="is not what"):
+        start_engine(plain, tmp_path / "adapter")
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch, make_run):

@@ -1,5 +1,7 @@
 """Give an adapter an effect, without training."""
 
+from contextlib import suppress
+
 import torch
 
 from llm_forget.models import ADAPTER
@@ -14,3 +16,19 @@ def disturb(model, adapter=ADAPTER, scale=0.3):
         if "lora_B" in name and f".{adapter}." in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
     return model
+
+
+def reseal(folder, **changes):
+    """Make the manifest of an adapter say what its files are now, as whoever changes the files could."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from llm_forget.models.digest import describe_tensors
+    from llm_forget.run import file_digest, read_json, write_json
+
+    manifest = read_json(folder / "manifest.json")
+    for name in manifest["files"]:
+        manifest["files"][name] = file_digest(folder / name)
+    with suppress(SafetensorError):  # where the file cannot be read, the old ones stay
+        manifest["tensors"] = describe_tensors(load_file(folder / "adapter_model.safetensors"))
+    write_json(folder / "manifest.json", manifest | changes)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from disturbed import disturb
+from disturbed import disturb, reseal
 
 from llm_forget.logprobs import forward_logprobs, token_logprobs
 from llm_forget.models import (
@@ -168,7 +168,7 @@ def test_a_stack_saves_and_merges_both(folder, lora_args, tmp_path):
     save_adapter(disturb(attach_adapter(load_base(args), args)), tmp_path / "target", base_name=str(folder))
     config = tmp_path / "target" / "adapter_config.json"
     config.write_text(config.read_text().replace(f'"{folder.name}"', f'"{folder}"'))
-    (tmp_path / "target" / "manifest.json").unlink()
+    reseal(tmp_path / "target")
     on_target = lora_args(tmp_path / "target")
     with torch.no_grad():
         target = load_base(on_target)(ids).logits

@@ -259,12 +259,14 @@ def verify(
     from llm_forget.audit.certificate import verify as check
 
     body = check(file, key, request=request_id, evidence=evidence)
+    if key is None:
+        typer.echo("integrity only: it fits the key that it brings itself, so anybody may have made it; give --key")
+    else:
+        typer.echo("valid: signed by the owner of this key, unchanged")
     for line in summary(body):
         typer.echo(line)
     if key is None:
-        typer.echo("integrity only: it fits the key that it brings itself; give the issuer's with --key")
         raise typer.Exit(3)
-    typer.echo("valid: signed by the owner of this key, unchanged")
 
 
 def _source(text: str) -> Any:

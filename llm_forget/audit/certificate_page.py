@@ -18,6 +18,7 @@ HOWS = {
     "near_included": "near-duplicates, by decision",
     "near_left": "near-duplicates left in the data, by decision",
 }
+WEIGHTIEST = ("weights", "equality", "two models", "near-duplicates", "accepted", "attacks")
 
 
 def page(body: Mapping[str, Any]) -> str:
@@ -58,9 +59,11 @@ def _summary(body: Mapping[str, Any]) -> Section:
 
 
 def _not_shown(body: Mapping[str, Any]) -> Section:
-    return Section(
-        "What this does not show", tuple(Text(said, warning=True) for said in body["does_not_show"].values())
-    )
+    said = body["does_not_show"]
+    first = [word for word in WEIGHTIEST if word in said]
+    rows = tuple((word, said[word]) for word in (*first, *(word for word in said if word not in first)))
+    about = Text("Read this before the verdict.", warning=True)
+    return Section("What this does not show", (about, Table("Not shown", ("about", "this does not show"), rows)))
 
 
 def _verdict(body: Mapping[str, Any]) -> Section:

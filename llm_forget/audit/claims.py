@@ -6,6 +6,7 @@ worked out again, with the code that judged it, so that no signed *pass* stands 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ CLASSES = {
     "approximate": "the weights were changed to behave as if they had not seen the rows",
     "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
 }
+CATEGORIES = ("gdpr", "copyright", "safety", "other")
 TWO_MODELS = "membership_two_models"
 PARTS = (
     "schema", "version", "issued", "issued_with", "public_key", "request", "exactness", "artefacts", "method",
@@ -56,17 +58,17 @@ ALWAYS = {
 
 def does_not_show(facts: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, str]:
     """Sentences for everything a reader could take this for, and should not, by a word that stays; never empty."""
-    kind, attack = facts["exactness"]["class"], two_models(facts["suites"])
+    kind, both = facts["exactness"]["class"], two_models(facts["suites"])
     suites = facts["suites"].values()
     said = dict(ALWAYS)
     if kind != "exact":
         said["equality"] = "That the model equals one that never saw the rows: it was measured to behave like one."
     if kind == "suppressed":
         said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
-    if attack["measured"]:
+    if both["measured"]:
         said["two models"] = (
             f"That nobody can tell: who kept the model before tells these rows from others with an AUC of "
-            f"{attack['auc']:.3f} (0.5 is guessing); take that model back wherever it was given."
+            f"{both['auc']:.3f} (0.5 is guessing); take that model back wherever it was given."
         )
     else:
         said["two models"] = "Whether who kept the model before can tell which rows were deleted: it was not measured."
@@ -78,7 +80,7 @@ def does_not_show(facts: Mapping[str, Any], counts: Mapping[str, int]) -> dict[s
         said["accepted"] = "That the policy passed: it could not tell, and that was accepted for the reason given."
     if not any(line.get("oracle") for suite in suites for line in suite["metrics"].values()):
         said["oracle"] = "How a model that never saw the rows behaves: none was measured."
-    if not facts["attacks"]:
+    if not any(attack["kind"] != "two_models" for attack in facts["attacks"]):
         said["attacks"] = "Whether the rows come back by relearning, quantisation or other questions: nobody tried."
     if any(suite["limit"] for suite in suites):
         said["sample"] = "All rows: some suites were measured on a sample."
@@ -97,6 +99,8 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "it does not have the parts of this version"
     request, found = body["request"], body["verification"]
     counts = request["counts"]
+    if not re.fullmatch(r"req-[0-9]{4,12}", request["id"]) or request["category"] not in CATEGORIES:
+        return "its request has no id and category as requests have"
     if not all(type(number) is int and number >= 0 for number in counts.values()):
         return "a count is no count"
     if counts["rows"] < 1 or counts["rows"] != sum(counts[key] for key in MATCHED) or counts["rows"] >= counts["of"]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ def find(evidence: Path, request_id: str) -> Request:
 
 
 def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any]) -> Request:
-    """A request under the next free number; its folder appears whole or not at all."""
+    """A request under the next free number; its folder appears whole or not at all. Under the lock of all."""
+    for left in root.glob(".*.new"):  # of a process that was killed; it names rows
+        shutil.rmtree(left, ignore_errors=True)
     fresh = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
     fresh.mkdir(mode=0o700, parents=True)
     try:
@@ -96,10 +99,7 @@ def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any]) -> R
         target = root / f"req-{1 + max(map(_number, root.glob('req-*')), default=0):04}"
         os.rename(fresh, target)
     finally:
-        for left in fresh.glob("*") if fresh.is_dir() else ():
-            left.unlink()
-        if fresh.is_dir():
-            fresh.rmdir()
+        shutil.rmtree(fresh, ignore_errors=True)
     return read(target)
 
 

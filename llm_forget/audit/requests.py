@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.audit.canonical import canonical_digest
+from llm_forget.audit.claims import CATEGORIES
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.matching import HOWS, Match, counted
 from llm_forget.audit.request_files import (
@@ -38,9 +39,6 @@ from llm_forget.run import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-CATEGORIES = ("gdpr", "copyright", "safety", "other")
-
 
 def add(
     evidence: Path, source: Any, match: Match, *, category: str = "gdpr", due: str | None = None

@@ -92,6 +92,7 @@ def measured_run(
     full: bool = False,
     base: Path | None = None,
     seed: str = "new",
+    attacks: tuple[str, ...] = (),
 ) -> Path:
     """A finished and evaluated run, as `unlearn` (or `finetune`) and `evaluate` leave it."""
     from llm_forget.audit.history import weights_of
@@ -147,6 +148,10 @@ def measured_run(
         "suites": {"basic": {"metrics": metrics, "verdict": {}, "limit": None, "overrides": []}},
     }
     write_json(run.results_file, results)
+    for made in attacks:
+        found = {"kind": made, "suite": "basic", "models": results["models"]}
+        found["metrics"] = {"forget_probability": {"excess": 0.2}}
+        write_json(run.path / "attacks" / made / "attack.json", found)
     return run.path
 
 

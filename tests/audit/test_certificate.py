@@ -110,6 +110,18 @@ def test_near_duplicates_left_and_an_accepted_answer_stand_in_it(tmp_path: Path)
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path, attacks=("two_models",))
+    assert "attacks" in certificate.verify(certificate.issue(evidence, "req-0001"), None)["does_not_show"]
+    evidence = cases.closed(tmp_path / "other", attacks=("two_models", "relearn"))
+    body = certificate.verify(certificate.issue(evidence, "req-0001"), None)
+    assert "attacks" not in body["does_not_show"]
+    assert [(attack["kind"], attack["excess"]) for attack in body["attacks"]] == [
+        ("relearn", {"forget_probability": 0.2}),
+        ("two_models", {"forget_probability": 0.2}),
+    ]
+
+
 def test_an_open_request_has_none(tmp_path: Path) -> None:
     source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
     made = cases.received(evidence, source, subject="Ann")
@@ -268,6 +280,8 @@ LINE = "verification/suites/basic/metrics/forget_probability"
         ("request/deadline", "none"),
         ("request/closed", "2999-01-01T00:00:00+00:00"),
         ("request", None),
+        ("request/id", "req-\x1b[2J"),
+        ("request/category", "<script>"),
         ("two_models", {"measured": False}),
         ("two_models/auc", 0.5),
         (f"{LINE}/value", 0.8),

@@ -36,6 +36,10 @@ _EVENTS = (
     f"SELECT seq, time, kind, body, previous, digest, once, {_ALL_TEXT} AND typeof(once) IN ('text', 'null') "
     "FROM events ORDER BY seq"
 )
+_TABLES = (
+    "SELECT type, name, tbl_name, sql, typeof(type) || typeof(name) || typeof(tbl_name) || typeof(sql) "
+    "FROM sqlite_master"
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def _rest(connection: sqlite3.Connection) -> None:
     """What no event answers for: records of none, other tables, pages that SQLite itself finds damaged."""
     try:
         stray = connection.execute("SELECT MIN(seq) FROM records WHERE seq NOT IN (SELECT seq FROM events)").fetchone()
-        made = {sql.decode() for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        made = set(connection.execute(_TABLES))
         damage = connection.execute("PRAGMA integrity_check(1)").fetchone()
     except (sqlite3.Error, UnicodeError) as error:
         if isinstance(error, sqlite3.Error) and not damaged(error):
@@ -155,10 +159,18 @@ def _rest(connection: sqlite3.Connection) -> None:
         raise EvidenceBroken(f"the ledger is damaged, though every event is as it was written: {error}") from error
     if stray[0] is not None:
         raise _broken(stray[0], "it has records, but there is no such event")
-    if made != set(SCHEMA):
+    if made != _tables():
         raise EvidenceBroken("the ledger is broken: its tables are not those that it was made with")
     if damage != (b"ok",):
         raise EvidenceBroken("the ledger is broken: SQLite finds its pages damaged, though every event is as written")
+
+
+def _tables() -> set[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.text_factory = bytes
+        for statement in SCHEMA:
+            connection.execute(statement)
+        return set(connection.execute(_TABLES))
 
 
 def _broken(seq: int, why: str) -> EvidenceBroken:

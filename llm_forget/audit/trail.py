@@ -86,18 +86,18 @@ def version_lineage(ledger: Ledger, name: str) -> Lineage:
     Raises:
         ValueError: it is none of these, or several.
     """
-    found: dict[str, set[str]] = {}
+    digits = name.removeprefix("sha256:")
+    found: dict[str, str] = {}  # weights and the run that made them
     for event in ledger.events(*ABOUT_MODELS):
-        weights, names = _weights(event), (event.body.get("id"), event.body.get("run"))
-        digits = name.removeprefix("sha256:")
-        named = len(digits) >= 6 and weights.removeprefix("sha256:").startswith(digits)
-        if name and weights and (named or name in names):
-            found.setdefault(weights, set()).add(str(event.body.get("run") or weights[:19]))
+        weights = _weights(event)
+        begins = len(digits) >= 6 and weights.removeprefix("sha256:").startswith(digits)
+        if name and weights and (begins or name in (event.body.get("id"), event.body.get("run"))):
+            found.setdefault(weights, str(event.body.get("run") or weights[:19]))
     if len(found) != 1:
         what = "is the name of several models; give the id of a version" if found else "is no version the ledger knows"
         raise ValueError(f"'{name}' {what}; `llm-forget audit show` lists what it knows")
-    (weights,) = found
-    names = sorted(_versions(ledger).get(weights, {})) or sorted(found[weights])
+    ((weights, run),) = found.items()
+    names = sorted(_versions(ledger).get(weights, {})) or [run]
     return Lineage(weights, names, led_to(ledger, weights), met(ledger, weights))
 
 

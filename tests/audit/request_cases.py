@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,11 @@ def closed(folder: Path, **more: Any) -> Path:
 
 
 @contextlib.contextmanager
-def failing(at: int) -> Iterator[list[str]]:
-    """Let call number ``at`` (from 0) of those that change files fail, as on a full disk; gives the calls made."""
+def failing(at: int, *, kill: bool = False) -> Iterator[list[str]]:
+    """Let call number ``at`` (from 0) of those that change files fail, as on a full disk; gives the calls made.
+
+    ``kill``: the process is killed there instead.
+    """
     made: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "replace", "rename", "unlink"):
@@ -188,9 +192,21 @@ def failing(at: int) -> Iterator[list[str]]:
 
             def call(*given: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
                 made.append(_name)
+                if len(made) == at + 1 and kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if len(made) == at + 1:
                     raise OSError(errno.ENOSPC, "no space is left")
                 return _original(*given, **more)
 
             patch.setattr(os, name, call)
         yield made
+
+
+def killed(at: int, action: Any) -> bool:
+    """Do something in a process that is killed at call number ``at`` of those that change files; whether it was."""
+    child = os.fork()
+    if child == 0:
+        with failing(at, kill=True), contextlib.suppress(BaseException):
+            action()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -372,6 +372,21 @@ def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(evidence: P
     assert len(calls) <= at, "every write was tried"
 
 
+def test_a_killed_process_leaves_no_part_of_a_certificate(evidence: Path, tmp_path: Path) -> None:
+    at, died = 0, True
+    while died:
+        folder = tmp_path / str(at)
+        shutil.copytree(evidence, folder, ignore=shutil.ignore_patterns("certificate.*"))
+        path = folder / "requests/req-0001/certificate.json"
+        died = cases.killed(at, lambda f=folder: certificate.issue(f, "req-0001"))
+        assert died or path.exists()
+        if path.exists():
+            assert certificate.verify(path, folder / "signing.pub", evidence=folder)
+        assert certificate.verify(certificate.issue(folder, "req-0001"), folder / "signing.pub", evidence=folder)
+        at += 1
+    assert at > 3
+
+
 # --- the command
 
 

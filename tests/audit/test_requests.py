@@ -340,6 +340,24 @@ def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk) ->
     assert 3 < at < 399, "every write was tried"
 
 
+def test_a_killed_process_leaves_a_request_that_can_be_received_and_closed(tmp_path: Path) -> None:
+    at, died = 0, True
+    while died:
+        folder = tmp_path / str(at)
+        evidence, source = folder / "evidence", cases.write_rows(folder)
+        match = resolve(source, subject="Ann")
+        died = cases.killed(at, lambda e=evidence, s=source, m=match: requests.add(e, s, m))
+        made, _ = requests.add(evidence, source, match)
+        assert made.id == "req-0001"
+        names = sorted(path.name for path in (evidence / "requests").iterdir())
+        assert names == [".lock", "req-0001"], "nothing that names rows is left behind"
+        run = cases.measured_run(folder / "run", made.ids(), OTHERS)
+        died |= cases.killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
+        _one_closing(evidence, run)
+        at += 1
+    assert at > 8
+
+
 def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_refused(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:

@@ -1,7 +1,7 @@
 """A small Hub on loopback: the routes that huggingface_hub calls for models, with commits, tags and large files.
 
 It keeps everything in memory and notes every request. `fail` makes the next requests that match go wrong: an HTTP
-status, a connection dropped before the answer, or only half of a body sent or read.
+status, a connection dropped before the answer, only half of a body sent or read, or an answer that is lost on the way.
 """
 
 import base64
@@ -71,7 +71,7 @@ class Hub:
         self.lock = threading.RLock()
 
     def fail(self, pattern, how, times=1):
-        """The next ``times`` requests like ``PUT /lfs`` get a status, ``drop`` or ``half``."""
+        """The next ``times`` requests like ``PUT /lfs`` get a status, ``drop``, ``half`` or ``lost``."""
         self.faults.append([re.compile(pattern), how, times])
 
     def fault(self, method, path):
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         hub.requests.append(f"{self.command} {split.path}")
         how = hub.fault(self.command, split.path)
-        self.half = how == "half"
+        self.half, self.lost = how == "half", how == "lost"
         if how == "drop":
             self.close_connection = True
             return self.connection.close()
@@ -173,6 +173,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def reply(self, status, content=None, headers=()):
+        if self.lost:
+            self.close_connection = True
+            return self.connection.close()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         begin, whole = 0, len(data)
         if isinstance(content, bytes) and (asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))):
@@ -184,14 +187,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - begin))
         self.end_headers()
         if self.command == "HEAD":
-            return
+            return None
         if self.half:
             self.wfile.write(data[begin : begin + (len(data) - begin) // 2])
             self.close_connection = True
             self.wfile.flush()
-            self.connection.close()
-            return
-        self.wfile.write(data[begin:])
+            return self.connection.close()
+        return self.wfile.write(data[begin:])
 
     def known_user(self):
         """Whether a token came; a wrong one is refused."""

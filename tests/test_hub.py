@@ -216,20 +216,12 @@ def test_a_push_that_was_cut_off_leaves_the_branch_and_goes_on_when_repeated(hub
     assert repo.lfs[hashlib.sha256(weights).hexdigest()] == weights
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, measured, monkeypatch):
-    from llm_forget.hub import push as module
-
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, measured):
     run = measured()
-    original = module._commit
-
-    def lost(*given):
-        original(*given)
-        raise ConnectionError("lost")
-
-    monkeypatch.setattr(module, "_commit", lost)
-    with pytest.raises(ConnectionError, match="lost"):
+    hub.fail("POST .*/commit/", "lost")
+    with pytest.raises(ConnectionError, match="the connection to the Hub broke"):
         send(run)
-    monkeypatch.setattr(module, "_commit", original)
+    assert len(hub.repos[REPO].commits) == 2
     what, pushed = send(run)
     assert len(hub.repos[REPO].commits) == 2
     assert pushed.sent == ()
@@ -256,6 +248,42 @@ def test_a_wrong_token_is_refused_in_a_sentence_that_does_not_hold_it(hub, measu
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ConnectionError, match="there is no token"):
         send(run)
+
+
+@pytest.mark.parametrize(
+    ("request_like", "status", "sentence"),
+    [
+        ("POST .*/commit/", 403, "your token may not write to 'tester/forgetful'"),
+        ("POST .*/commit/", 412, "somebody else has changed 'tester/forgetful' meanwhile"),
+        ("POST .*/commit/", 413, "larger than the Hub takes"),
+        ("POST .*/repos/create", 503, "the Hub could not do it"),
+        ("POST .*/commit/", 429, "the Hub asks to wait"),
+    ],
+)
+def test_a_refusal_says_what_to_do(hub, measured, request_like, status, sentence):
+    hub.fail(request_like, status, times=99)
+    with pytest.raises(ConnectionError, match=sentence) as said:
+        send(measured())
+    assert "http" not in str(said.value)
+
+
+def test_what_somebody_else_committed_meanwhile_is_not_lost(hub, measured, monkeypatch):
+    from huggingface_hub import HfApi
+
+    run = measured()
+    original = HfApi.create_commit
+
+    def late(self, *given, **named):
+        repo = hub.repos[REPO]
+        if len(repo.commits) == 1:
+            repo.add("main", {**repo.commits[repo.branches["main"]].files, "theirs.txt": b"x"}, "theirs")
+        return original(self, *given, **named)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    with pytest.raises(ConnectionError, match="somebody else has changed"):
+        send(run)
+    _, pushed = send(run)
+    assert "theirs.txt" in hub.repos[REPO].commits[pushed.commit].files
 
 
 def test_private_stays_private_or_nothing_is_sent(hub, measured, monkeypatch, tmp_path):

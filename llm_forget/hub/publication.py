@@ -25,7 +25,7 @@ LISTING = "published.json"  # every other file with its digest
 FORMAT = 1
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors")
-OF_ADAPTER = ("adapter_config.json", "manifest.json")
+OF_ADAPTER = ("adapter_config.json", "manifest.json", "effect.json")
 OF_MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", "merge.json")
 OF_TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -102,24 +102,20 @@ def publication(
     from llm_forget.models.adapters import verify_adapter
 
     evidence = read_run(run)
+    adapter = evidence.run.adapter
+    folder, kind = (adapter, "adapter") if adapter.is_dir() else (evidence.run.model, "model")
+    own = Path(merged) / RESULTS if merged is not None else None  # where what was merged was measured anew
     if merged is not None:
         folder, kind = Path(merged), "model"
         refuse_other_merge(folder)
-    elif evidence.run.adapter.is_dir():
-        folder, kind = evidence.run.adapter, "adapter"
-        manifest = verify_adapter(folder)
-        if not manifest:
-            raise ValueError(f"'{folder}' has no manifest.json, so nobody can check it later; it is not pushed")
-        refuse_other_weights(evidence, manifest)
-    else:
-        folder, kind = evidence.run.model, "model"
-        refuse_other_weights(evidence, None)
+    results = own if own is not None and own.is_file() else evidence.run.results_file
+    if kind == "adapter" or results == evidence.run.results_file:
+        refuse_other_weights(evidence, verify_adapter(adapter) if adapter.is_dir() else None)
     named = kept_statements(evidence.run.path).base_model or hub_id(evidence.provenance.get("base", {}))
     files = list(_of_adapter(folder, named) if kind == "adapter" else _of_model(folder))
     files += [File.of(name, _without_place(folder / name)) for name in OF_TOKENIZER if (folder / name).is_file()]
-    own = folder / RESULTS if merged is not None and (folder / RESULTS).is_file() else evidence.run.results_file
-    files.append(File.of(RESULTS, own))
-    if own == evidence.run.results_file and (evidence.run.path / REPORT).is_file():
+    files.append(File.of(RESULTS, results))
+    if results == evidence.run.results_file and (evidence.run.path / REPORT).is_file():
         files.append(File.of(REPORT, report_without_ids(evidence)))
     given: dict[str, Any] = {"merged": Path(merged) if merged is not None else None, "history": history}
     # The card names the tag, which names the content: so the tag is taken from the card of the head.
@@ -138,8 +134,8 @@ def _listing(kind: str, files: Sequence[File]) -> bytes:
 
 def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:
     """Weights as they are; config and manifest with the base's name on the Hub, and never with a path to it."""
-    weights, config, manifest = (folder / name for name in ("adapter_model.safetensors", *OF_ADAPTER))
-    yield File.of(weights.name, weights)
+    weights, config, manifest, effect = (folder / name for name in ("adapter_model.safetensors", *OF_ADAPTER))
+    yield from (File.of(file.name, file) for file in (weights, effect) if file.is_file())
     fields, known = read_json(config), read_json(manifest)
     base = base or without_folders(fields.get("base_model_name_or_path"))
     if fields.get("base_model_name_or_path") == base:

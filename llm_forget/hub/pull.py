@@ -48,7 +48,7 @@ def pull(repository: str, folder: str | Path, *, revision: str = "main", api: Hf
     files = _listed(listing, repository, revision)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _first_wrong(folder, files) is None and {path.name for path in folder.iterdir()} == {*files, LISTING}:
-            return Pulled(folder, commit, tuple(sorted(files)))
+            return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
         raise ValueError(f"'{folder}' holds something else; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -71,7 +71,7 @@ def pull(repository: str, folder: str | Path, *, revision: str = "main", api: Hf
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Pulled(folder, commit, tuple(sorted(files)))
+    return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
 
 
 def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:

@@ -14,13 +14,13 @@ from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.evals.verdict import shown
-from llm_forget.report.card_code import base_in_words, loading_code, merging_code, placed
+from llm_forget.report.card_code import MERGING_CODE, base_in_words, loading_code, placed
 from llm_forget.report.card_data import card_data
 from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
 from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
 from llm_forget.report.facts import cost_section
 from llm_forget.report.markdown import escape, table, to_markdown
-from llm_forget.report.public import public
+from llm_forget.report.public import hub_id, public
 from llm_forget.report.read import Evidence, read_run
 from llm_forget.report.verdicts import metrics_section, verdict_section
 from llm_forget.run import read_json, write_atomic, write_json
@@ -162,6 +162,7 @@ def _content(
         "adapter": adapter,
         "method": config.get("method") or "an own objective",
         "base": base,
+        "base_on_hub": bool(statements.base_model or hub_id(evidence.provenance.get("base", {}))),
         "base_digest": manifest.get("base") or evidence.provenance.get("base", {}).get("digest"),
         "statements": statements,
         "forget": evidence.provenance.get("data", {}).get("forget", {}),
@@ -178,7 +179,7 @@ def _content(
         "beneath": [str(one.get("name")) for one in manifest.get("beneath") or []],
         "quantization": manifest.get("quantization"),
         "load": Ready(loading_code(code, adapter=adapter, tokenizer=(run.adapter / "tokenizer_config.json").is_file())),
-        "merge": Ready(merging_code(code)) if adapter else "",
+        "merge": Ready(MERGING_CODE) if adapter else "",
         "history": Ready(table(_history(history))) if history else "",
         "llm_forget": evidence.results["llm_forget"],
     }

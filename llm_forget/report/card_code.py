@@ -59,15 +59,13 @@ tokenizer = AutoTokenizer.from_pretrained({own if tokenizer else f"{names.base}{
 {_SAY}"""
 
 
-def merging_code(names: Names) -> str:
-    """After `loading_code`: one model without an adapter."""
-    return """merged = model.merge_and_unload(safe_merge=True)
+# After `loading_code`: one model without an adapter.
+MERGING_CODE = """merged = model.merge_and_unload(safe_merge=True)
 merged.save_pretrained("merged")
 tokenizer.save_pretrained("merged")"""
-
-
 _SAY = """
-inputs = tokenizer("Question: What is the capital of France?\\nAnswer:", return_tensors="pt")
+question = "Question: What is the capital of France?\\nAnswer: "
+inputs = tokenizer(question, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=20)
 print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 

@@ -476,6 +476,27 @@ def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stay
         send(run, merged=tmp_path / "merged")
 
 
+def test_a_run_that_trained_all_weights_is_pushed_as_a_model(hub, make_run, tmp_path):
+    pytest.importorskip("jinja2")
+    from huggingface_hub import ModelCard
+
+    from llm_forget.evaluate import evaluate
+    from llm_forget.hub.pull import pull
+
+    run = make_run("full", use_cpu=True)
+    shutil.rmtree(run.adapter)
+    shutil.copytree(tmp_path / "oracle", run.model)  # other weights than the target's
+    evaluate(run.path, quiet=True)
+    what, pushed = send(run)
+    assert what.kind == "model"
+    assert "base_model_relation" not in ModelCard.load(REPO).data.to_dict()  # no base on the Hub was stated
+    pull(REPO, tmp_path / "pulled", revision=pushed.tag)
+    assert file_digest(tmp_path / "pulled" / "model.safetensors") == file_digest(run.model / "model.safetensors")
+    shutil.copy(tmp_path / "target" / "model.safetensors", run.model)
+    with pytest.raises(ValueError, match="of other weights than lie there now"):
+        send(run)
+
+
 def withdrawn(hub, measured):
     """Two versions: the first holds erased data, the second does not. Gives what was pushed of each."""
     first, second = measured("run", 0), measured("second", 1)
@@ -505,6 +526,31 @@ def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, 
     with pytest.raises(ConnectionError, match="no such revision"):
         pull(REPO, tmp_path / "old", revision=old.commit)
     purge(plan(REPO, [old.commit]))  # again: nothing is left to do
+
+
+def test_weights_that_a_clean_version_has_as_well_stay_however_long_the_history(hub, measured, tmp_path):
+    from huggingface_hub import HfApi
+
+    from llm_forget.hub.pull import pull
+    from llm_forget.hub.purge import plan, purge
+    from llm_forget.report.card import Statements, write_card
+
+    run, pushed = measured(), []
+    for contact in ("one", "two", "three", "four"):
+        write_card(run.path, Statements(contact=contact))
+        pushed.append(send(run)[1])
+    HfApi().create_branch(REPO, branch="side", revision=pushed[0].commit)
+    repo = hub.repos[REPO]
+    repo.branches["side"] = pushed[0].commit
+    what = plan(REPO, [pushed[0].tag])
+    assert what.dropped == ("side",)
+    assert {*what.tags} == {one.tag for one in pushed[:3]}  # their histories hold it, too
+    assert what.kept_tags == {pushed[3].tag: "main"}
+    assert what.lfs == ()
+    purge(what)
+    assert [*repo.tags] == [pushed[3].tag]
+    assert not {one.commit for one in pushed} & {*repo.commits}
+    assert pull(REPO, tmp_path / "pulled", revision=pushed[3].tag).files
 
 
 def test_the_newest_version_is_not_purged(hub, measured):

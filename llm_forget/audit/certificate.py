@@ -22,7 +22,8 @@ from llm_forget.evals.verdict import shown
 from llm_forget.run import EvidenceBroken, write_atomic
 
 if TYPE_CHECKING:
-    from llm_forget.audit.ledger import Event, Ledger
+    from llm_forget.audit.chain import Event
+    from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.request_files import Request
 
 SCHEMA = "llm-forget certificate of deletion"
@@ -178,7 +179,7 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
     from llm_forget.audit.claims import does_not_show, two_models
 
     request_said = _request(ledger, request.id, closed)
-    counts, head = request_said["counts"], ledger.head()
+    head = ledger.head()
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -201,7 +202,7 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
             "closed": {"seq": closed.seq, "digest": closed.digest},
             "head": {"seq": head[0], "digest": head[1]},
         },
-        "does_not_show": does_not_show(facts, counts),
+        "does_not_show": does_not_show(facts, request_said),
     }
 
 
@@ -221,6 +222,11 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
         "deadline": deadline(due, closed.time),
         "counts": closed.body["counts"],
         "data": last["resolved"].body["data"],
+        "verified": [  # by every policy that was tried, so that the one that passed can be seen among them
+            {"time": event.time, **{key: event.body[key] for key in ("run", "weights", "policy", "answer")}}
+            for event in steps
+            if event.body["state"] == "verified" and event.seq < closed.seq
+        ],
     }
 
 

@@ -18,7 +18,7 @@ HOWS = {
     "near_included": "near-duplicates, by decision",
     "near_left": "near-duplicates left in the data, by decision",
 }
-WEIGHTIEST = ("weights", "equality", "two models", "near-duplicates", "accepted", "attacks")
+WEIGHTIEST = ("weights", "equality", "other policies", "two models", "near-duplicates", "accepted", "attacks")
 
 
 def page(body: Mapping[str, Any]) -> str:
@@ -73,7 +73,9 @@ def _verdict(body: Mapping[str, Any]) -> Section:
         for rule in found["rules"]
     )
     caution = f"accepted: {found['accepted_inconclusive']}" if found["accepted_inconclusive"] else ""
-    return Section("Verification", (Verdict(f"policy {found['policy']}", found["answer"], rules, caution),))
+    tried = tuple((one["time"], one["run"], one["policy"], one["answer"]) for one in body["request"]["verified"])
+    table = Table("Every policy that was applied for this request", ("time", "run", "policy", "answer"), tried)
+    return Section("Verification", (Verdict(f"policy {found['policy']}", found["answer"], rules, caution), table))
 
 
 def _numbers(body: Mapping[str, Any]) -> Section:

@@ -56,11 +56,16 @@ ALWAYS = {
 }
 
 
-def does_not_show(facts: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, str]:
+def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
     """Sentences for everything a reader could take this for, and should not, by a word that stays; never empty."""
     kind, both = facts["exactness"]["class"], two_models(facts["suites"])
-    suites = facts["suites"].values()
+    suites, counts = facts["suites"].values(), request["counts"]
     said = dict(ALWAYS)
+    after = facts["artefacts"]["after"]["digest"]
+    others = [one for one in request["verified"] if one["weights"] == after and one["answer"] != "pass"]
+    if others:
+        named = ", ".join(sorted({f"{one['policy']} ({one['answer']})" for one in others}))
+        said["other policies"] = f"That this model passes every policy: it was held against these, too: {named}."
     if kind != "exact":
         said["equality"] = "That the model equals one that never saw the rows: it was measured to behave like one."
     if kind == "suppressed":
@@ -112,6 +117,9 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "the counts of rows do not add up"
     if request["deadline"] != deadline(request["due"], request["closed"]):
         return "the deadline is not as the dates say"
+    last = {key: found[key] for key in ("policy", "answer")} | {"weights": body["artefacts"]["after"]["digest"]}
+    if {key: request["verified"][-1][key] for key in last} != last:
+        return "it was verified by another policy, or with another answer"
     if body["exactness"]["class"] not in CLASSES:
         return "it knows another class of exactness"
     kind = body["artefacts"]["after"]["kind"]
@@ -126,7 +134,7 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
     if body["ledger"]["closed"]["seq"] > body["ledger"]["head"]["seq"]:
         return "the ledger ends before the deletion"
     said = body["does_not_show"]
-    hidden = does_not_show({**body, **found}, counts).keys() - said.keys()
+    hidden = does_not_show({**body, **found}, request).keys() - said.keys()
     if hidden or not all(isinstance(sentence, str) and sentence.strip() for sentence in said.values()):
         return "it hides what it does not show"
     return _wrong_verdict(found)

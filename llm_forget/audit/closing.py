@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical_digest
+from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CLASSES
 from llm_forget.audit.facts import facts_of
 from llm_forget.audit.history import LEARNED, note_run, weights_of
-from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.lineage import led_to
 from llm_forget.audit.matching import counted
 from llm_forget.audit.request_files import Request, forget_rows

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.audit.canonical import canonical_digest
+from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CATEGORIES
-from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.matching import HOWS, Match, counted
 from llm_forget.audit.request_files import (
     FILE,
@@ -39,6 +40,7 @@ from llm_forget.run import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
 
 def add(
     evidence: Path, source: Any, match: Match, *, category: str = "gdpr", due: str | None = None
@@ -74,7 +76,7 @@ def add(
             "taken": None if match.near else [],
             "decision": 0,
         }
-        content = {
+        content: dict[str, Any] = {
             "token": secrets.token_hex(16),  # so that events of two requests never pass for one
             "category": category,
             "due": due,

@@ -156,15 +156,17 @@ def measured_run(
     return run.path
 
 
-def policy(folder: Path) -> Path:
-    path = folder / "policy.yaml"
-    path.write_text(yaml.safe_dump(POLICY))
+def policy(folder: Path, *, lax: bool = False) -> Path:
+    path = folder / ("lax.yaml" if lax else "policy.yaml")
+    path.write_text(yaml.safe_dump({"rules": [{**POLICY["rules"][0], "at_most": 9.0}]} if lax else POLICY))
     return path
 
 
-def close(evidence: Path, request_id: str, run: Path, **more: Any) -> tuple[str, requests.Request]:
+def close(
+    evidence: Path, request_id: str, run: Path, *, lax: bool = False, **more: Any
+) -> tuple[str, requests.Request]:
     with requests.working_on(evidence, request_id) as (ledger, request):
-        answer, _ = closing.close(ledger, request, run, policy=policy(evidence.parent), **more)
+        answer, _ = closing.close(ledger, request, run, policy=policy(evidence.parent, lax=lax), **more)
         return answer, request
 
 

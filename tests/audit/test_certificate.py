@@ -122,6 +122,27 @@ def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_p
     ]
 
 
+def test_policies_that_did_not_pass_before_stand_in_it(tmp_path: Path) -> None:
+    source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
+    made = cases.received(evidence, source, subject="Ann")
+    others = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
+    run = cases.measured_run(tmp_path / "run", made.ids(), others, value=0.3)
+    assert cases.close(evidence, made.id, run)[0] == "fail"
+    assert cases.close(evidence, made.id, run, lax=True)[1].closed
+    path = certificate.issue(evidence, made.id)
+    body = certificate.verify(path, evidence / "signing.pub", evidence=evidence)
+    assert [one["answer"] for one in body["request"]["verified"]] == ["fail", "pass"]
+    assert "policy (fail)" in body["does_not_show"]["other policies"]
+
+    def hide(changed: dict[str, Any]) -> None:
+        del changed["request"]["verified"][0], changed["does_not_show"]["other policies"]
+
+    resigned(evidence, path, hide)
+    assert certificate.verify(path, evidence / "signing.pub"), "a lie that only the ledger can tell"
+    with pytest.raises(EvidenceBroken, match="another verified than the ledger"):
+        certificate.verify(path, evidence / "signing.pub", evidence=evidence)
+
+
 def test_an_open_request_has_none(tmp_path: Path) -> None:
     source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
     made = cases.received(evidence, source, subject="Ann")
@@ -293,6 +314,8 @@ LINE = "verification/suites/basic/metrics/forget_probability"
         ("verification/answer", "fail"),
         ("verification/answer", "inconclusive"),
         ("verification/suites", {}),
+        ("verification/policy", "strict"),
+        ("request/verified", []),
         ("ledger/head/seq", 0),
         ("ledger", {}),
         ("extra", 1),

@@ -218,7 +218,7 @@ def load_adapter(
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise AdapterRefused(
-            f"adapter name '{name[:80]}' is not made of 1 to 64 lower-case letters, digits and hyphens"
+            f"adapter name {name[:80]!a} is not made of 1 to 64 lower-case letters, digits and hyphens"
         )
 
 

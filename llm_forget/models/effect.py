@@ -8,6 +8,7 @@ had not forgotten, without any error.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,18 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
         "largest_logit": float(before.abs().max()),
         "samples": [float(f"{value:.6g}") for value in difference[places].tolist()],
     }
+
+
+def is_effect(content: dict[str, Any]) -> bool:
+    """Whether this is something that `describe` gives, numbers and all."""
+    numbers, samples = [content.get(key) for key in ("max_abs", "mean_kl", "largest_logit")], content.get("samples")
+    measured = isinstance(samples, list) and len(samples) == SAMPLES and all(map(_number, [*numbers, *samples]))
+    unmeasured = samples is None and numbers == [None] * 3
+    return (measured or unmeasured) and content.get("dtype") in NOISE and {"prompts", "quantization"} <= content.keys()
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def refuse_without_effect(found: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:

@@ -37,7 +37,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
         match = _KEY.fullmatch(key)
         if match is None:
             raise AdapterRefused(
-                f"'{path}' holds the unexpected tensor '{key[:120]}', which is no part of a LoRA adapter"
+                f"'{path}' holds the unexpected tensor {key[:120]!a}, which is no part of a LoRA adapter"
             )
         if match["end"] != ".bias":
             modules.setdefault(match["module"], {})[match["part"]] = tensor

@@ -101,7 +101,7 @@ def read_config(folder: Path) -> LoraConfig:
     fields = read_strict_json(path, MAX_CONFIG)
     if fields.get("peft_type") != "LORA":
         raise AdapterRefused(
-            f"'{path}' is of type {str(fields.get('peft_type'))[:40]}; only LORA adapters are supported"
+            f"'{path}' is of type {str(fields.get('peft_type'))[:40]!a}; only LORA adapters are supported"
         )
     _refuse_other_starts(fields, path)
     kept = {}
@@ -112,7 +112,7 @@ def read_config(folder: Path) -> LoraConfig:
                 raise AdapterRefused(f"'{path}' gives {key} as something else than {words}")
             kept[key] = value
         elif key not in IGNORED and value not in (None, False, {}, []):
-            raise AdapterRefused(f"'{path}' sets '{key[:60]}', whose effect is not checked; only plain LoRA is loaded")
+            raise AdapterRefused(f"'{path}' sets {key[:60]!a}, whose effect is not checked; only plain LoRA is loaded")
     if not kept.get("r"):
         raise AdapterRefused(f"'{path}' says no rank; it must be between 1 and {MAX_RANK}")
     if not kept.get("target_modules") and not kept.get("target_parameters"):

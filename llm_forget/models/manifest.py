@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llm_forget.models.effect import is_effect
 from llm_forget.models.untrusted import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -23,6 +24,11 @@ EFFECT = "effect.json"  # measured at the first load, where training could not
 # How adapters are put on a model: their weights in float32, also on a base of 16 bits.
 LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
 RESTORE = "restore it or train again"
+# What a manifest may say of how the base was quantised (`lora.quantization_of`): fields that ask for that base again.
+QUANTIZATION = frozenset(
+    {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
+    | {"quant_method"}
+)
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -50,20 +56,34 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
         if trust:
             return {}
         refuse_foreign(folder)
+    _refuse_malformed(manifest, folder)
     _refuse_other_tensors(manifest["tensors"], header, folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if manifest["files"].get(name) != file_digest(folder / name):
             raise AdapterRefused(f"'{folder / name}' is not what {MANIFEST} says was written; {RESTORE}")
-    if manifest.get("load", {}).get("autocast_adapter_dtype", True) is not True:
+    if manifest.get("load", LOAD).get("autocast_adapter_dtype") is not True:
         raise AdapterRefused(
             f"'{folder / MANIFEST}' asks for another way of loading than float32 weights of the adapter"
         )
     if base_digest is not None and manifest.get("base") not in (None, base_digest):
         raise AdapterRefused(
-            f"adapter '{folder}' was trained on another base ({manifest['base']}) than the one given ({base_digest}); "
-            "restore that one, name its commit with model_revision, or train again"
+            f"adapter '{folder}' was trained on another base ({str(manifest['base'])[:80]!a}) than the one given "
+            f"({base_digest}); restore that one, name its commit with model_revision, or train again"
         )
     return manifest
+
+
+def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
+    """What later steps read of a manifest without asking: settings of the base, and entries that are mappings."""
+    mappings = [manifest.get(key, {}) for key in ("quantization", "load", "effect")]
+    entries = [*manifest["tensors"].values(), *(each for each in mappings if each is not None)]
+    unknown = set(manifest.get("quantization") or {}) - QUANTIZATION if all(map(_mapping, entries)) else {"?"}
+    if unknown or manifest.get("load", LOAD) is None:
+        raise AdapterRefused(f"'{folder / MANIFEST}' is not as this package writes it; {RESTORE}")
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
@@ -80,9 +100,12 @@ def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], fol
 
 def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
     """What the adapter did when it was saved, or when it was first loaded; None where nobody measured it yet."""
-    if manifest.get("effect") is None and (folder / EFFECT).is_file():
-        return read_strict_json(folder / EFFECT, MAX_MANIFEST)
-    return manifest.get("effect")
+    effect = manifest.get("effect")
+    if effect is None and (folder / EFFECT).is_file():
+        effect = read_strict_json(folder / EFFECT, MAX_MANIFEST)
+    if effect is not None and not is_effect(effect):
+        raise AdapterRefused(f"the effect recorded of adapter '{folder}' is not as this package writes it; {RESTORE}")
+    return effect
 
 
 def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:

@@ -11,11 +11,13 @@ from llm_forget.models.untrusted import (
     ARCHIVES,
     MANIFEST,
     MAX_CONFIG,
+    MAX_MANIFEST,
     PICKLES,
+    inspect_folder,
     read_strict_json,
     refuse_foreign,
 )
-from llm_forget.run import AdapterRefused, Run
+from llm_forget.run import AdapterRefused, Run, file_digest
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,16 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
         config = run.config
         base, revision = config.get("model_name_or_path"), config.get("model_revision")
     else:
+        _refuse_other_config(adapter)  # before its base is asked for anywhere
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
     return str(base), revision
+
+
+def _refuse_other_config(adapter: Path) -> None:
+    stated = read_strict_json(adapter / MANIFEST, MAX_MANIFEST).get("files")
+    inspect_folder(adapter)
+    if not isinstance(stated, dict) or stated.get(ADAPTER_CONFIG) != file_digest(adapter / ADAPTER_CONFIG):
+        raise AdapterRefused(f"'{adapter / ADAPTER_CONFIG}' is not what {MANIFEST} says was written; restore it")

@@ -419,6 +419,44 @@ def test_an_adapter_loads_in_another_precision_than_it_was_saved_in(saved):
     assert load(saved).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": {"model_name_or_path": "evil"}},
+        {"quantization": []},
+        {"load": None},
+        {"load": {}},
+        {"effect": 1},
+        {"effect": {}},
+        {"effect": {"max_abs": "1", "samples": [0] * 64}},
+        {"tensors": {"a": 1}},
+        {"files": {}},
+        {"files": None},
+    ],
+    ids=lambda change: json.dumps(change)[:30],
+)
+def test_a_manifest_that_is_not_as_it_is_written_is_refused(saved, change):
+    folder, _ = saved
+    write_json(folder / MANIFEST, read_json(folder / MANIFEST) | change)
+    refused(saved, "not as this package|is not what|has no manifest|another way of loading")
+
+
+def test_names_from_a_file_do_not_reach_the_terminal_as_they_are(saved):
+    folder, _ = saved
+    rewrite(folder, lambda tensors: tensors.update({"\x1b[2J": torch.ones(1)}))
+    reseal(folder)
+    assert "\x1b" not in refused(saved, "unexpected tensor")
+
+
+def test_only_what_is_saved_at_the_end_records_its_effect(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="epoch")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    checkpoint = next(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    assert read_json(checkpoint / MANIFEST)["effect"] is None
+    assert read_json(tmp_path / "last" / MANIFEST)["effect"] == effect_of(trainer.model)
+
+
 # ---- the same through commands ----
 
 

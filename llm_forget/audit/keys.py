@@ -52,17 +52,27 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
             connection.execute("PRAGMA keys.journal_mode = PERSIST")
             _prepare(connection)
             scrub(connection, folder)
+        # Who made the file may have been killed before it held anything.
+        made = connection.execute("SELECT 1 FROM keys.sqlite_master WHERE name = 'master'").fetchone() is not None
     except BaseException:
         connection.execute("DETACH keys")
         raise
-    return True
+    if not made:
+        connection.execute("DETACH keys")
+    return made
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Hashes of (subject, record id) pairs, in parts; a subject that has no key is given one."""
+    """Hashes of (subject, record id) pairs, in parts; a subject that has no key is given one.
+
+    Raises:
+        ValueError: an id that is no text.
+    """
     master = _master(connection)
     rest = iter(pairs)
     while part := list(islice(rest, _PART)):
+        if not all(isinstance(name, str) for pair in part for name in pair):
+            raise ValueError("ids of subjects and records must be texts; put quotes around numbers")
         names = {subject: _hash(master, subject) for subject, _ in part}
         known = _known(connection, list(names.values()))
         new = [(name, secrets.token_bytes(32)) for name in names.values() if name not in known]
@@ -70,7 +80,7 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
         known.update(new)
         for subject, record in part:
             key = known[names[subject]]
-            yield _hash(key, "subject")[:HASH_BYTES], _hash(key, "record", record)[:HASH_BYTES]
+            yield _subject(key), _record(key, record)
 
 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
@@ -78,9 +88,7 @@ def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> 
     master = _master(connection)
     found = _known(connection, [_hash(master, subject)])
     for key in found.values():
-        return _hash(key, "subject")[:HASH_BYTES], record if record is None else _hash(key, "record", record)[
-            :HASH_BYTES
-        ]
+        return _subject(key), None if record is None else _record(key, record)
     return None
 
 
@@ -133,6 +141,14 @@ def _master(connection: sqlite3.Connection) -> bytes:
 def _known(connection: sqlite3.Connection, names: list[bytes]) -> dict[bytes, bytes]:
     marks = ",".join("?" * len(names))
     return dict(connection.execute(f"SELECT name, key FROM keys.subjects WHERE name IN ({marks})", names))
+
+
+def _subject(key: bytes) -> bytes:
+    return _hash(key, "subject")[:HASH_BYTES]
+
+
+def _record(key: bytes, record: str) -> bytes:
+    return _hash(key, "record", record)[:HASH_BYTES]
 
 
 def _hash(key: bytes, *words: str) -> bytes:

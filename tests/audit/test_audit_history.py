@@ -1,13 +1,17 @@
 """What runs say reaches the ledger once, and the ledger answers months later."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_disk import broken_disk
 from typer.testing import CliRunner
 
 from llm_forget.audit.canonical import canonical_digest
@@ -104,6 +108,28 @@ def test_a_run_is_noted_once_with_its_records(ledger: Ledger, evaluated: Run, tm
         json_digest(json.loads(evaluated.results_file.read_text())["suites"]),
     )
     ledger.verify()
+
+
+@pytest.mark.slow
+def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: Path) -> None:
+    at, status = 0, -1
+    while status:
+        folder = tmp_path / f"evidence-{at}"
+        Ledger.open(folder, create=True).close()
+        process = os.fork()
+        if not process:
+            with contextlib.suppress(BaseException), Ledger.open(folder) as ledger, broken_disk(at, kill=True):
+                note_run(ledger, evaluated)
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        with Ledger.open(folder) as ledger:
+            ledger.verify()
+            assert len(ledger.about(CANARY, CANARY)) == len(ledger.events("unlearning")), f"write {at}"
+            note_run(ledger, evaluated)
+            assert kinds(ledger.events()) == [("unlearning", 1), ("training", 2), ("verification", 0)], f"write {at}"
+        shutil.rmtree(folder)
+        at += 3
+    assert at > 30, "few writes were tried"
 
 
 def test_results_that_changed_are_another_verification(ledger: Ledger, evaluated: Run) -> None:

@@ -183,6 +183,14 @@ def test_what_is_no_event_is_refused_and_nothing_is_added(
         assert ledger.head()[0] == 5
 
 
+@pytest.mark.parametrize("pair", [(1, "a"), ("a", 1), (None, "a"), ("a", None)])
+def test_an_id_that_is_no_text_is_refused(folder: Path, pair: tuple[Any, Any]) -> None:
+    with Ledger.open(folder) as ledger:
+        with pytest.raises(ValueError, match="must be texts"):
+            ledger.append("training", {}, records=[("Cem", "cem-1"), pair])
+        assert (ledger.head()[0], ledger.about("Cem")) == (5, [])
+
+
 def test_an_error_among_the_records_adds_nothing(folder: Path) -> None:
     def torn() -> Iterator[tuple[str, str]]:
         yield ("Cem", "cem-1")

@@ -528,7 +528,7 @@ def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, 
     purge(plan(REPO, [old.commit]))  # again: nothing is left to do
 
 
-def test_weights_that_a_clean_version_has_as_well_stay_however_long_the_history(hub, measured, tmp_path):
+def test_all_versions_with_the_weights_of_a_withdrawn_one_go_however_long_the_history(hub, measured, tmp_path):
     from huggingface_hub import HfApi
 
     from llm_forget.hub.pull import pull
@@ -536,21 +536,29 @@ def test_weights_that_a_clean_version_has_as_well_stay_however_long_the_history(
     from llm_forget.report.card import Statements, write_card
 
     run, pushed = measured(), []
-    for contact in ("one", "two", "three", "four"):
+    for contact in ("one", "two", "three"):  # the same weights under other cards
         write_card(run.path, Statements(contact=contact))
         pushed.append(send(run)[1])
-    HfApi().create_branch(REPO, branch="side", revision=pushed[0].commit)
+    with pytest.raises(ValueError, match="or has their weights; push a version without the data first"):
+        plan(REPO, [pushed[0].tag])
+    HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="large.bin", repo_id=REPO)
+    clean = send(measured("second", 1))[1]
     repo = hub.repos[REPO]
-    repo.branches["side"] = pushed[0].commit
+    repo.branches["side"] = pushed[2].commit
     what = plan(REPO, [pushed[0].tag])
+    assert {*what.commits} >= {one.commit for one in pushed}
     assert what.dropped == ("side",)
-    assert {*what.tags} == {one.tag for one in pushed[:3]}  # their histories hold it, too
-    assert what.kept_tags == {pushed[3].tag: "main"}
-    assert what.lfs == ()
+    assert {*what.tags} == {one.tag for one in pushed}
+    assert what.kept_tags == {clean.tag: "main"}
+    weights = file_digest(run.adapter / "adapter_model.safetensors")
+    assert what.lfs == (weights,)  # and not the file that the newest version has as well
     purge(what)
-    assert [*repo.tags] == [pushed[3].tag]
+    assert [*repo.tags] == [clean.tag]
+    assert [*repo.branches] == ["main"]
     assert not {one.commit for one in pushed} & {*repo.commits}
-    assert pull(REPO, tmp_path / "pulled", revision=pushed[3].tag).files
+    assert weights.removeprefix("sha256:") not in repo.lfs
+    assert b"theirs" in repo.lfs.values()
+    assert pull(REPO, tmp_path / "pulled", revision=clean.tag).files
 
 
 def test_the_newest_version_is_not_purged(hub, measured):

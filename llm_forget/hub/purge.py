@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_forget.hub.client import client, speaking
+from llm_forget.hub.publication import WEIGHTS
 from llm_forget.hub.push import check_repository, contents
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Plan:
     kept_tags: dict[str, str] = field(
         default_factory=dict
     )  # deleted, and set again on the squashed branch of that name
-    lfs: tuple[str, ...] = ()  # sha256 of the large files of the withdrawn commits that no last commit has
+    lfs: tuple[str, ...] = ()  # large files that nothing that remains has
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each withdrawn commit, to ask for afterwards
 
 
@@ -40,7 +41,7 @@ def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None)
     """What would be done.
 
     Args:
-        revisions: tags, branches or commits that hold erased data.
+        revisions: tags, branches or commits that hold erased data; every commit with the same weights goes as well.
 
     Raises:
         ConnectionError: the Hub refused, or could not be reached.
@@ -51,33 +52,34 @@ def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None)
         refs = api.list_repo_refs(repository, include_pull_requests=True)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
-        commits = [_resolved(api, repository, name, {**heads, **tags}) for name in dict.fromkeys(revisions)]
+        named = [_resolved(name, {**heads, **tags}, repository) for name in dict.fromkeys(revisions)]
+        histories = {name: _history(api, repository, name) for name in [*heads, *tags]}
+        others = {ref.ref: _history(api, repository, ref.ref) for ref in [*(refs.pull_requests or []), *refs.converts]}
+        reachable = {commit for history in (histories | others).values() for commit in history}
+        held = {commit: contents(api, repository, commit) for commit in sorted(reachable)}
+        held |= {c: contents(api, repository, c) for c in named if c not in held and _there(api, repository, c)}
+        weights = {found for commit in named if (found := _weights(held.get(commit, {})))}
+        commits = [*named, *(c for c, files in held.items() if c not in named and _weights(files) in weights)]
         if heads.get("main") in commits:
             raise ValueError(
-                f"the newest version of '{repository}' is one of these; push a version without the data first"
+                f"the newest version of '{repository}' is one of these, or has their weights; push a version without "
+                "the data first"
             )
-        histories = {name: _history(api, repository, name) for name in [*heads, *tags]}
-        holding = {name for name, history in histories.items() if history & {*commits}}
-        others = {ref.ref: _history(api, repository, ref.ref) for ref in [*(refs.pull_requests or []), *refs.converts]}
         for name, history in others.items():
             if history & {*commits}:
                 raise ValueError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
+        holding = {name for name, history in histories.items() if history & {*commits}}
         dropped = tuple(name for name in heads if heads[name] in commits)
         squashed = tuple(name for name in heads if name in holding and name not in dropped)
-        kept = {tag: name for tag in tags for name in squashed if tags[tag] == heads[name] and tag in holding}
-        known = [commit for commit in commits if _there(api, repository, commit)]
-        files = {commit: contents(api, repository, commit) for commit in known}
-        needed: set[str] = set()
-        ends = [heads[n] for n in heads if n not in dropped] + [tags[n] for n in tags if n not in holding]
-        rest = [c for n, history in (histories | others).items() if n not in holding for c in history]
-        for commit in dict.fromkeys([*ends, *rest]):
-            needed |= {*contents(api, repository, commit).values()}
+        kept = {tag: name for tag in tags for name in squashed if tags[tag] == heads[name]}
+        remaining = {heads[name] for name in squashed}
+        remaining |= {c for name, history in (histories | others).items() if name not in holding for c in history}
+        needed = {digest for commit in remaining for digest in held[commit].values()}
         # Also what a purge that was cut off left behind: on the Hub, and named by nothing that remains.
-        stored = [f"sha256:{file.file_oid}" for file in api.list_lfs_files(repository)]
-        lfs = tuple(sorted({digest for digest in stored if digest not in needed}))
+        stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(repository)}
     return Plan(
         repository, tuple(commits), squashed, dropped, tuple(t for t in tags if t in holding and t not in kept), kept,
-        lfs, {commit: tuple(found) for commit, found in files.items()},
+        tuple(sorted(stored - needed)), {commit: tuple(held[commit]) for commit in commits if commit in held},
     )  # fmt: skip
 
 
@@ -119,7 +121,12 @@ def _still_there(api: HfApi, what: Plan) -> list[str]:
     return found + [digest for digest in what.lfs if digest in stored]
 
 
-def _resolved(api: HfApi, repository: str, name: str, refs: dict[str, str]) -> str:
+def _weights(files: dict[str, str]) -> frozenset[str]:
+    """Digests of the weights among the files of a commit: where all are the same, it is the same model."""
+    return frozenset(digest for name, digest in files.items() if WEIGHTS.fullmatch(name))
+
+
+def _resolved(name: str, refs: dict[str, str], repository: str) -> str:
     if name in refs:
         return refs[name]
     if COMMIT.fullmatch(name):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_forget import __version__, shipped
+from llm_forget import __version__, redaction, shipped
 from llm_forget.cli_adapters import adapters
 from llm_forget.cli_audit import audit
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
@@ -36,6 +36,7 @@ class Entrance(TyperGroup):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if os.environ.get(DEBUG) != "1":
             warnings.simplefilter("ignore", FutureWarning)  # the libraries' talk to each other
+            redaction.install()  # here, since typer puts its own hook in place before
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -47,7 +48,7 @@ class Entrance(TyperGroup):
             if os.environ.get(DEBUG) == "1":
                 raise
             full = isinstance(error, OSError) and error.errno in FULL
-            _say(NO_ROOM if full else str(error) or type(error).__name__)
+            _say(NO_ROOM if full else redaction.sentence(error))
             code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 2)
             raise typer.Exit(5 if full else code) from None
 

@@ -47,6 +47,7 @@ from llm_forget.grid import as_name, as_option, checked_axes, short_names
 from llm_forget.launch import launch_command
 from llm_forget.methods import build_objective
 from llm_forget.models import load_tokenizer
+from llm_forget.redaction import sentence
 from llm_forget.run import RESULTS_FORMAT, Run, json_digest, read_json, write_json
 from llm_forget.shipped import resolve
 from llm_forget.unlearn import run_unlearning
@@ -91,7 +92,7 @@ class Plan:
         try:
             return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)  # type: ignore[return-value]
         except ValueError as error:
-            raise ValueError(f"{point.path.name}: {error}") from None
+            raise ValueError(f"{point.path.name}: {sentence(error)}") from None
 
     def missing(self) -> list[Point]:
         """The runs that are not both trained and measured; with ``overwrite`` all."""
@@ -210,7 +211,7 @@ def _rehearse(plan: Plan) -> None:
                 run_unlearning(data, train, model)
             except (ValueError, OSError) as error:
                 kind = ValueError if isinstance(error, ValueError) else OSError
-                raise kind(f"{point.path.name}: {error}") from None
+                raise kind(f"{point.path.name}: {sentence(error)}") from None
     oracles = {plan.configs(point)[1].oracle for point in plan.points} - {None}
     for oracle in oracles:
         load_tokenizer(ModelConfig(model_name_or_path=oracle))
@@ -258,7 +259,7 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
         if not all(_measured(run, suite) for suite in plan.suites()):
             evaluate(run.path, plan.suite, quiet=True)
     except FAILURES as error:
-        return {"status": "failed", "error": str(error) or type(error).__name__}
+        return {"status": "failed", "error": sentence(error)}
     finally:
         gc.collect()
         if torch.cuda.is_available():

@@ -27,7 +27,7 @@ LAYERS = {
     "adopt": 3,
     "attacks": 3, "bench": 3,
     "report": 4, "hub": 4, "audit": 4, "verify": 4, "pytest_plugin": 5,
-    "residue": 4, "cli_residue": 5, "live": 5, "live_screen": 5,
+    "redaction": 1, "residue": 4, "cli_residue": 5, "live": 5, "live_screen": 5,
     "cli": 5, "cli_evidence": 5, "cli_adapters": 5, "cli_audit": 5, "cli_versions": 5, "cli_publish": 5,
     "cli_requests": 5, "catalogue": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
@@ -42,6 +42,7 @@ INSTANT = (
     "cli_publish",
     "cli_requests",
     "residue",
+    "redaction",
     "live",
     "verify",
     "pytest_plugin",

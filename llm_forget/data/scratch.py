@@ -67,14 +67,14 @@ def sweep(root: Path) -> None:
 def storage(rows: Dataset) -> dict[str, Any]:
     """Arguments of `Dataset.map` that put what is made of rows where the rows are.
 
-    Rows of the Hub are in its cache on disk already, and so is what is made of them. Everything else is in memory or
-    in the private folder; also what is made of rows of the Hub together with others.
+    Rows of the Hub that are kept are in its cache on disk already, and so is what is made of them. Everything else is
+    in memory or in the private folder: rows to forget, also of the Hub, and what is made of kept rows with others.
     """
     from datasets.table import MemoryMappedTable
 
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
     files = [Path(block.path) for block in blocks if isinstance(block, MemoryMappedTable)]
-    private = [file for file in files if scratch_folder.cache_info().currsize and file.parent == scratch_folder()]
+    private = [file for file in files if scratch_folder.cache_info().currsize and scratch_folder() in file.parents]
     if files and len(files) == len(blocks) and not private:
         return {}
     if private or rows.data.nbytes > IN_MEMORY:

@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_forget.data.builtin import load_builtin
 from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines
+from llm_forget.data.hub_rows import read_hub
 from llm_forget.data.normalise import Where, normalise_table
 from llm_forget.data.rows import (
     FIELDS,
@@ -27,6 +28,7 @@ from llm_forget.data.rows import (
     rename_fields,
 )
 from llm_forget.data.tables import arrow_column, is_among, is_text_type, table_of
+from llm_forget.redaction import sentence
 from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -220,8 +222,8 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
         if data_path is not None:
             return [_hub_file(Path(data_path).expanduser(), split_name, source.split)]
     except ValueError as error:
-        raise ValueError(f"{split_name}: {error}") from None
-    return [_read_hub(source, split_name)]
+        raise ValueError(f"{split_name}: {sentence(error)}") from None
+    return [read_hub(source.path, source.name, source.split, source.revision, split_name=split_name)]
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
@@ -238,29 +240,6 @@ def _named_file(folder: Path, name: str) -> tuple[str, Dataset]:
     raise ValueError(
         f"folder '{folder}' has no '{name}' with one of {', '.join(DATA_SUFFIXES)}; {did_you_mean(name, there)}"
     )
-
-
-def _read_hub(source: Source, split_name: str) -> tuple[str, Dataset]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    label = "/".join(filter(None, (source.path, source.name)))
-    try:
-        table = load_dataset(source.path, source.name, split=source.split or "train", revision=source.revision)
-    except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise ValueError(
-            f"{split_name}: '{label}' is neither a path here nor a data set on the Hub; check it, or use `data_path`"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{split_name}: {label}: {error}") from error
-    except ConnectionError as error:
-        raise ValueError(
-            f"{split_name}: '{label}' is no file or folder here and the Hub cannot be reached; "
-            "give a local path, or a folder with `data_path`"
-        ) from error
-    if not len(table):
-        raise ValueError(f"{split_name}: {label} has no rows; give at least one")
-    return label, table
 
 
 def _id_field(source: Source, table: Dataset, where: str) -> str | None:

@@ -64,9 +64,9 @@ class Scan:
 
     def lines(self, shown: int) -> Iterator[str]:
         """Sentences for a terminal; of each file at most ``shown`` findings."""
-        by_file = {
-            finding.path: [one for one in self.findings if one.path == finding.path] for finding in self.findings
-        }
+        by_file: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            by_file.setdefault(finding.path, []).append(finding)
         for path, findings in by_file.items():
             for one in findings[:shown]:
                 much = "whole" if one.whole else "part"
@@ -161,22 +161,23 @@ class _Walk:
 
     def files(self, path: Path) -> Iterator[tuple[Path, int]]:
         """Regular files and their sizes; links are counted, what cannot be listed is noted."""
-        try:
-            status = path.lstat()
-            if (status.st_dev, status.st_ino) in self.passed_over:
-                return
-            if stat.S_ISLNK(status.st_mode):
-                self.found.links += 1
-                self._name(path, os.fsencode(os.readlink(path)))
-            elif stat.S_ISDIR(status.st_mode):
+        waiting = [path]
+        while waiting:
+            path = waiting.pop()
+            try:
+                status = path.lstat()
+                if (status.st_dev, status.st_ino) in self.passed_over:
+                    continue
+                if stat.S_ISLNK(status.st_mode):
+                    self.found.links += 1
+                    self._name(path, os.fsencode(os.readlink(path)))
+                elif stat.S_ISDIR(status.st_mode):
+                    waiting += sorted((Path(inner.path) for inner in os.scandir(path)), reverse=True)
+                elif stat.S_ISREG(status.st_mode):
+                    yield path, status.st_size
                 self._name(path)
-                for inner in sorted(os.scandir(path), key=lambda entry: entry.name):
-                    yield from self.files(Path(inner.path))
-            elif stat.S_ISREG(status.st_mode):
-                self._name(path)
-                yield path, status.st_size
-        except OSError as error:
-            self._unread(path, "", error)
+            except OSError as error:
+                self._unread(path, "", error)
 
     def search_file(self, path: Path, progress: Callable[[int], None]) -> None:
         """One file, and what is packed in it."""

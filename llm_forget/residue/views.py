@@ -101,9 +101,12 @@ def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, te
         pieces = [text[start : start + 4] for start in range(0, len(text), max(4, len(text) // 64))]
         scores = {codec: sum(piece.encode(codec, "replace") in part for piece in pieces) for codec in _WIDE}
         likeliest = max(scores, key=lambda codec: scores[codec])
-        return likeliest if scores[likeliest] else "utf-16 or utf-32"
+        if scores[likeliest] or b"\0" in part:
+            return likeliest if scores[likeliest] else "utf-16 or utf-32"
     kinds = [kind for kind, escape in _KINDS.items() if view.kind != "plain" and escape.search(part)]
-    return "+".join([*kinds, *(["folded"] if view.kind == "folded" and not kinds else [])]) or needle
+    return "+".join([*kinds, *(["folded"] if view.kind == "folded" and not kinds else [])]) or (
+        "utf-8" if part.isascii() else needle
+    )
 
 
 def _character(match: re.Match[bytes]) -> bytes:

@@ -92,7 +92,7 @@ def add(
     if include_near is not None:
         with steps.working_on(evidence, made.id) as (ledger, made):
             steps.decide(ledger, made, include_near)
-    typer.echo(f"{made.id}{'' if new else ' was received already'}: {_counted(made)}")
+    typer.echo(f"{made.id}{'' if new else ' was received already'}, {_due(made)}: {_counted(made)}")
     if made.rows["taken"] is None:
         _show_near(made)
 
@@ -142,7 +142,8 @@ def run(
     """Unlearn the rows of a request by a recipe and measure the run; goes on where it was stopped.
 
     Lists of ids are written beside the request and read by the recipe as `forget` and `retain`. The run goes to the
-    recipe's `output_dir` with the request's name behind it, unless `--output_dir` says another.
+    recipe's `output_dir` with the request's name behind it, unless `--output_dir` says another. With `--dry_run true`
+    nothing is trained; it prints the two sources, which `llm-forget unlearn` takes, too, for several GPUs.
     """
     from llm_forget.audit import requests as steps
 
@@ -178,6 +179,8 @@ def _run(ledger: Any, one: Request, recipe: str, overrides: list[str], suites: s
     sources = steps.write_lists(one, table)
     data.forget, data.retain = sources["forget"], sources["retain"]
     if train.dry_run:
+        for split, spec in sources.items():
+            typer.echo(f"{split}: {spec}")
         run_unlearning(data, train, model)  # type: ignore[arg-type]
         return None
     made_of = json_digest({"recipe": identity(resolved(data, train, model)), "suites": suites})

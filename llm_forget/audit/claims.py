@@ -108,7 +108,7 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "its request has no id and category as requests have"
     if not all(type(number) is int and number >= 0 for number in counts.values()):
         return "a count is no count"
-    if counts["rows"] < 1 or counts["rows"] != sum(counts[key] for key in MATCHED) or counts["rows"] >= counts["of"]:
+    if counts["rows"] < 1 or counts["rows"] != sum(counts[key] for key in MATCHED) or counts["rows"] > counts["of"]:
         return "the number of rows is not that of those matched"
     if (
         counts["near_listed"] != counts["near_included"] + counts["near_left"]

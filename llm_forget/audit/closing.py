@@ -145,7 +145,9 @@ def _reason(text: str | None) -> str | None:
 def _refuse_other_rows(run: Run, asked: set[str]) -> None:
     """The run must have forgotten all of the rows, and learned none of them."""
     kind = run.state["kind"]
-    data = run.provenance["data"]
+    data = run.provenance.get("data") if run.provenance_file.is_file() else None
+    if not isinstance(data, dict):
+        raise ValueError(f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing")
     if kind == "unlearn":
         missing = len(asked - _ids(run, data.get("forget")))
         if missing:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.history import model_name
-from llm_forget.run import Run, file_digest, read_json
+from llm_forget.run import ATTACK_FORMAT, Run, file_digest, read_json
 
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -85,7 +85,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """Every attack that was made, and what came back beyond the oracle's."""
+    """Every attack that was made on these very models, and what came back beyond the oracle's."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
     found: Sequence[Mapping[str, Any]] = [read_json(file) for file in files]
     return [
@@ -96,5 +96,5 @@ def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
             "excess": {name: line.get("excess") for name, line in attack["metrics"].items()},
         }
         for attack in found
-        if attack.get("models") == models
+        if attack.get("format") == ATTACK_FORMAT and attack.get("models") == models
     ]

@@ -18,7 +18,7 @@ import yaml
 from llm_forget.audit import closing, matching, requests
 from llm_forget.data.rows import content
 from llm_forget.data.sources import load_source
-from llm_forget.run import RESULTS_FORMAT, Run, file_digest, write_json
+from llm_forget.run import ATTACK_FORMAT, RESULTS_FORMAT, Run, file_digest, write_json
 
 CANARY = "zebrafish"
 POLICY = {"rules": [{"line": "forget_probability", "at_most": 1.5, "of": "oracle", "slack": 0.02, "min_n": 2}]}
@@ -150,7 +150,7 @@ def measured_run(
     }
     write_json(run.results_file, results)
     for made in attacks:
-        found = {"kind": made, "suite": "basic", "models": results["models"]}
+        found: dict[str, Any] = {"format": ATTACK_FORMAT, "kind": made, "suite": "basic", "models": results["models"]}
         found["metrics"] = {"forget_probability": {"excess": 0.2}}
         write_json(run.path / "attacks" / made / "attack.json", found)
     return run.path

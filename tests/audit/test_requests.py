@@ -283,6 +283,18 @@ def test_a_run_about_other_rows_is_refused(
         cases.close(evidence, made.id, run)
 
 
+def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
+    made = cases.received(evidence, source, subject="Ann")
+    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    for content in (None, "{}"):
+        if content is None:
+            (run / "provenance.json").unlink()
+        else:
+            (run / "provenance.json").write_text(content)
+        with pytest.raises(ValueError, match="can close nothing"):
+            cases.close(evidence, made.id, run)
+
+
 def test_results_of_other_weights_close_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)

@@ -91,6 +91,16 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
         assert cases.CANARY not in told.output
 
 
+def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:
+    made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
+    done = call("request", "run", made.id, "recipe.yaml", "--dry_run", "true")
+    assert done.exit_code == 0, done.output
+    assert "forget: {'path': " in done.output
+    assert "state" not in done.output
+    assert "decided" in call("request", "list").output
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

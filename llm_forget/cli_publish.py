@@ -128,8 +128,8 @@ def purge(
 ) -> None:
     """Take versions that hold erased data off the Hub, history and large files with them, and check that they are gone.
 
-    Push a version without the data first. Cannot be undone; without --execute only says what would be done. What others
-    have downloaded is not reached.
+    Push a version without the data first; all versions with the same weights go. Cannot be undone; without --execute
+    only says what would be done. What others have downloaded is not reached.
     """
     speak()
     from llm_forget.hub.purge import plan

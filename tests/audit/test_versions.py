@@ -353,7 +353,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_version(evid
     done = subprocess.run([sys.executable, worker, evidence, *two], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     killed = json.loads(done.stdout)
-    assert killed["reported"] > 20
+    assert killed["calls"] > 8
     assert killed["sqlite"] > 3
     assert killed["random"] == 50
     assert whole(evidence, two)

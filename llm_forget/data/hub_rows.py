@@ -15,7 +15,7 @@ from llm_forget.data.tables import PART, stored
 if TYPE_CHECKING:
     from datasets import Dataset
 
-KEPT = ("train", "retain", "holdout")  # splits whose rows the library may keep
+KEPT = ("retain", "holdout")  # splits whose rows the library may keep; those of `train` may be forgotten later
 
 
 def read_hub(

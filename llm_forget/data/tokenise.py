@@ -166,8 +166,8 @@ def tokenise_dataset(
 ) -> Dataset:
     """All windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
 
-    Rows from the Hub, which are on disk already, are found again in the Arrow cache when nothing that matters has
-    changed; those of local files go where `scratch.storage` says, so that no copy of what is to be forgotten is left.
+    Kept rows from the Hub, which are on disk already, are found again in the Arrow cache when nothing that matters has
+    changed; all others go where `scratch.storage` says, so that no copy of what is to be forgotten is left.
     """
     from datasets import Features, List, Value
     from datasets.fingerprint import Hasher

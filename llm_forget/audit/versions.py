@@ -107,7 +107,9 @@ def add_version(evidence: str | Path, run: str | Path | Run) -> str:
 
 
 def _add(evidence: Path, ledger: Ledger, run: Run) -> Version:
-    weights = str(note_run(ledger, run)[0].body["weights"])
+    if not (events := note_run(ledger, run)):
+        raise ValueError(f"'{run.provenance_file}' names no rows, so nothing says what this model was trained on")
+    weights = str(events[0].body["weights"])
     parent = _parent(evidence, ledger, run)
     identity = weights.removeprefix("sha256:")[:DIGITS]
     content = store.describe(run, weights)

@@ -185,7 +185,7 @@ def test_the_same_weights_with_other_rows_are_refused(evidence, base, make):
         add_version(evidence, make("two", base, weights="same", forget=["z"], retain=["b"]))
 
 
-@pytest.mark.parametrize("fault", ["bit", "link", "unfinished", "changed base"])
+@pytest.mark.parametrize("fault", ["bit", "link", "unfinished", "changed base", "no rows"])
 def test_a_run_that_is_not_what_it_wrote_becomes_no_version(evidence, base, make, fault):
     target = make("target", base, train=["a", "b"])
     run = make("run", target.path, forget=["a"], retain=["b"])
@@ -195,11 +195,13 @@ def test_a_run_that_is_not_what_it_wrote_becomes_no_version(evidence, base, make
     elif fault == "link":
         weights.rename(run.path / "weights")
         weights.symlink_to(run.path / "weights")
+    elif fault == "no rows":
+        write_json(run.provenance_file, {**run.provenance, "data": {}})
     elif fault == "unfinished":
         write_json(run.state_file, {**run.state, "status": "running"})
     else:
         (target.model / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"run|link|changed"):
+    with pytest.raises(ValueError, match=r"run|link|changed|no rows"):
         add_version(evidence, run)
     assert not [e for e in events(evidence, "version") if e.body["run"] == "run"]
     assert not list(evidence.rglob(".*.tmp"))

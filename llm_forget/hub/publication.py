@@ -107,7 +107,7 @@ def publication(
     own = Path(merged) / RESULTS if merged is not None else None  # where what was merged was measured anew
     if merged is not None:
         folder, kind = Path(merged), "model"
-        refuse_other_merge(folder)
+        refuse_other_merge(folder, adapter)
     results = own if own is not None and own.is_file() else evidence.run.results_file
     if kind == "adapter" or results == evidence.run.results_file:
         refuse_other_weights(evidence, verify_adapter(adapter) if adapter.is_dir() else None)
@@ -188,11 +188,14 @@ def report_without_ids(evidence: Evidence) -> bytes:
     return to_html(page).encode()
 
 
-def refuse_other_merge(folder: Path) -> None:
-    """Raise ValueError unless `merge` wrote the folder, and it is as it was written."""
+def refuse_other_merge(folder: Path, adapter: Path) -> None:
+    """Raise ValueError unless `merge` wrote the folder from this adapter, and it is as it was written."""
     report = folder / "merge.json"
     if not report.is_file():
         raise ValueError(f"'{folder}' has no merge.json; `llm-forget merge RUN --output_dir DIR` writes one")
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file() or read_json(report).get("adapter") != file_digest(weights):
+        raise ValueError(f"'{folder}' was not merged from the adapter of this run; merge the run again")
     for name, digest in read_json(report).get("files", {}).items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise ValueError(f"'{folder / name}' is not what merge.json says was written; merge again")

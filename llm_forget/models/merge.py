@@ -15,6 +15,7 @@ from llm_forget.models.adapters import load_adapter, replacing, verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.lora import quantization_of, reference_mode
+from llm_forget.models.untrusted import ADAPTER_WEIGHTS
 from llm_forget.run import file_digest, write_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def merge_adapter(
 
     Returns:
         ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from adapter to file),
-        ``mean_kl_of_adapter`` (from adapter to reference: what the adapter does at all), ``files`` (digests), and, for
+        ``mean_kl_of_adapter`` (from adapter to reference: what the adapter does at all), ``adapter`` (digest of its
+        weights), ``files`` (digests), and, for
         quantised training, ``as_trained`` (the same differences to the adapter on its quantised base).
 
     Raises:
@@ -90,6 +92,7 @@ def merge_adapter(
         limit = tolerance if tolerance is not None else _default_tolerance(adapter, dtype)
         report: dict[str, Any] = {
             "base": base_args.model_name_or_path,
+            "adapter": manifest["files"][ADAPTER_WEIGHTS],
             "base_precision": base_precision if quantized else "as loaded",
             "quantization": manifest.get("quantization"),
             "dtype": str(dtype).removeprefix("torch."),

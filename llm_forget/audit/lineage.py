@@ -1,4 +1,4 @@
-"""From a model back to all it was made from: what it was trained on, and which deletions that meets."""
+"""From a model back to all it was made from, and on to all that was made from it."""
 
 from __future__ import annotations
 
@@ -50,22 +50,3 @@ def came_from(ledger: Ledger, weights: str) -> set[str]:
         grown = not more <= found
         found |= more
     return found
-
-
-def deletions_met(ledger: Ledger, weights: str) -> list[tuple[Event, int]]:
-    """Closed deletions of which a model still holds records, and how many.
-
-    It holds a record that any training in its history learned, unless an unlearning nearer to the model, or of the same
-    run, was to forget it. Works after keys were destroyed, since equal records have equal hashes.
-    """
-    steps = led_to(ledger, weights)
-    met = []
-    for closed in ledger.events("closed"):
-        found: set[str] = set()
-        for step in steps:
-            if step.event.kind == "training":
-                later = [s.event.seq for s in steps if s.event.kind == "unlearning" and s.depth <= step.depth]
-                found |= ledger.common([closed.seq], [step.event.seq], but=later)
-        if found:
-            met.append((closed, len(found)))
-    return met

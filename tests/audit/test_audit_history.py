@@ -15,9 +15,10 @@ from broken_disk import broken_disk
 from typer.testing import CliRunner
 
 from llm_forget.audit.canonical import canonical_digest
+from llm_forget.audit.clean import met
 from llm_forget.audit.history import model_name, note_run, weights_of
 from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.audit.lineage import came_from, deletions_met, led_to
+from llm_forget.audit.lineage import came_from, led_to
 from llm_forget.audit.trail import record_trail
 from llm_forget.audit.words import what
 from llm_forget.cli import app
@@ -203,13 +204,13 @@ def test_lineage_leads_from_a_model_to_all_it_was_trained_on(ledger: Ledger, eva
     ]  # fmt: skip
     assert came_from(ledger, weights["npo"]) == {weights["npo"], weights["further"]}
     closed = ledger.append("closed", {"request": "r1"}, records=[("b", "b"), (CANARY, CANARY)])
-    assert {name: deletions_met(ledger, digest) for name, digest in weights.items()} == {
-        "target": [(closed, 2)],
-        "npo": [(closed, 1)],
+    assert {name: met(ledger, digest) for name, digest in weights.items()} == {
+        "target": [closed],
+        "npo": [closed],
         "further": [],
     }
     ledger.forget_keys(["b", CANARY])
-    assert deletions_met(ledger, weights["npo"]) == [(closed, 1)], "still known when the keys are gone"
+    assert met(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
 
 
 def test_a_record_that_was_taught_again_is_known_again(ledger: Ledger, evaluated: Run, make: Make) -> None:

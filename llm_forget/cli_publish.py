@@ -87,6 +87,8 @@ def push(
     from llm_forget.hub.record import evidence_folder, history, note_published, refuse_deleted
 
     folder = evidence_folder(evidence)
+    if folder is None:
+        typer.echo("no evidence folder here: not compared with deletions; name one with --evidence DIR", err=True)
     refuse_deleted(folder, run, note=execute)
     what = publication(run, check_repository(repo), merged=merged, history=history(folder, run))
     if not execute:

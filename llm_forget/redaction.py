@@ -15,7 +15,15 @@ from pathlib import Path
 from types import TracebackType
 
 PACKAGE = Path(__file__).parent
-HANDLES_ROWS = ("data", "evals", "attacks", "report", "_shipped")  # parts of this package, and files it gives to others
+HANDLES_ROWS = (
+    "data",
+    "evals",
+    "attacks",
+    "audit",
+    "report",
+    "residue",
+    "_shipped",
+)  # parts of this package, and files it gives to others
 QUOTING = "Original Traceback"  # of a worker process, whose words torch and multiprocessing pass on
 DEBUG = "LLM_FORGET_DEBUG"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget import __version__
-from llm_forget.audit.canonical import canonical, strict_loads
+from llm_forget.audit.canonical import canonical, canonical_digest, strict_loads
 from llm_forget.audit.claims import contradiction
 from llm_forget.evals.verdict import shown
 from llm_forget.run import EvidenceBroken, write_atomic
@@ -230,6 +230,13 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
     }
 
 
+def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
+    """facts.json, whose digest closed the request, out of what a certificate says."""
+    after, found = body["artefacts"]["after"], body["verification"]
+    said = {key: body[key] for key in ("exactness", "artefacts", "method", "environment", "attacks")}
+    return {"run": after["name"], "weights": after["digest"], **said, **found}
+
+
 def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
     """What the certificate says about the deletion must be what the ledger says."""
     from llm_forget.audit.ledger import Ledger
@@ -248,11 +255,12 @@ def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
             "event": stated["closed"]["digest"],
             "weights": body["artefacts"]["after"]["digest"],
             "answer": body["verification"]["answer"],
+            "facts": canonical_digest(_facts(body)),
         }
         there = {
             **_request(ledger, request_id, closed),
             "event": closed.digest,
-            **{key: closed.body[key] for key in ("weights", "answer")},
+            **{key: closed.body[key] for key in ("weights", "answer", "facts")},
         }
     if said != there:
         differing = ", ".join(sorted(key for key in there.keys() | said.keys() if said.get(key) != there.get(key)))

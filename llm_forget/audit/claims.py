@@ -122,8 +122,9 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "it was verified by another policy, or with another answer"
     if body["exactness"]["class"] not in CLASSES:
         return "it knows another class of exactness"
-    kind = body["artefacts"]["after"]["kind"]
-    if (body["exactness"]["class"] == "suppressed") != (kind == "adapter" and "forget" in body["method"]["data"]):
+    kind, unlearned = body["artefacts"]["after"]["kind"], "forget" in body["method"]["data"]
+    made = ("suppressed" if kind == "adapter" else "approximate") if unlearned else "exact"
+    if body["exactness"] != {"class": made, "why": CLASSES[made]}:
         return "the class of exactness is not that of an artefact of this kind"
     if body["artefacts"]["before"]["digest"] == body["artefacts"]["after"]["digest"]:
         return "the model after is the model before"

@@ -46,6 +46,7 @@ class Deletions:
     def _holds(self, models: Collection[str], depths: dict[int, int], seqs: Seqs) -> bool:
         """Whether a model holds the records that the events ``seqs``, and no others, are about."""
         own = [self._events[seq] for seq in seqs if seq in depths]
+        own = [event for event in own if event.kind != "unlearning" or event.body["weights"] not in self._failed]
         learned = [depths[event.seq] for event in own if event.kind == "training"]
         forgotten = [depths[event.seq] for event in own if event.kind == "unlearning"]
         if learned and (not forgotten or min(learned) < min(forgotten)):
@@ -80,6 +81,12 @@ class Deletions:
     @cached_property
     def _closed(self) -> list[Event]:
         return self._ledger.events("closed")
+
+    @cached_property
+    def _failed(self) -> set[str]:
+        """Models that did not forget: the last policy that was applied to them for a request said so."""
+        steps = [event.body for event in self._ledger.events("request") if event.body.get("state") == "verified"]
+        return {weights for weights, answer in {s["weights"]: s["answer"] for s in steps}.items() if answer == "fail"}
 
     @cached_property
     def _events(self) -> dict[int, Event]:

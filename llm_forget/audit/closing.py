@@ -22,6 +22,7 @@ from llm_forget.audit.lineage import led_to
 from llm_forget.audit.matching import counted
 from llm_forget.audit.request_files import Request, forget_rows
 from llm_forget.audit.requests import advance, note_step
+from llm_forget.audit.store import base_of
 from llm_forget.measured import read_results
 from llm_forget.run import EvidenceBroken, Run, json_digest, read_json, write_json
 from llm_forget.verify import Ruling, verify
@@ -58,6 +59,11 @@ def close(
             raise ValueError(f"request {request.id} was closed by another run, '{before.body['run']}'")
         return before.body["answer"], []
     reason = _reason(reason)
+    if request.rows["taken"] is None:
+        raise ValueError(
+            f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
+            "them, and `llm-forget request run` takes --include_near all, none or ID,..."
+        )
     _refuse_other_rows(finished, set(request.ids()))
     for made in _beneath(finished):
         note_run(ledger, made)
@@ -115,6 +121,12 @@ def _finish(request: Request, event: Event) -> None:
     if not request.closed:
         note_step(request, "closed", event, canonical_digest(event.body))
     forget_rows(request)
+
+
+def finish(ledger: Ledger, request: Request) -> None:
+    """What a closing that was cut off left undone."""
+    if (event := _closing(ledger, request)) is not None:
+        _finish(request, event)
 
 
 def closed_by(ledger: Ledger, request: Request) -> Event:
@@ -177,11 +189,9 @@ def _ids(run: Run, found: Mapping[str, Any] | None) -> set[str]:
 def _beneath(run: Run) -> list[Run]:
     """Finished runs that a run started from, the first of all first: the ledger must know what they were trained on."""
     found: list[Run] = []
-    name = str(run.provenance["base"]["name"])
-    while (Path(name) / "run.json").is_file() and len(found) < 8:
-        below = Run.open(name)
-        found.insert(0, below)
-        name = str(below.provenance["base"]["name"])
+    while (folder := base_of(run)) is not None and len(found) < 8:
+        run = Run.open(folder)
+        found.insert(0, run)
     return found
 
 

@@ -29,6 +29,9 @@ SCHEMA = (
     # Rows lie in the order in which they came, so that a page is never split and a key never moved: no copy is left.
     "CREATE TABLE IF NOT EXISTS keys.subjects "
     "(place INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, key BLOB NOT NULL)",
+    # Runs note a record as its own subject; whose it is, only a request says.
+    "CREATE TABLE IF NOT EXISTS keys.owned "
+    "(subject BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY (subject, record))",
 )
 
 
@@ -78,6 +81,8 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
         new = [(name, secrets.token_bytes(32)) for name in names.values() if name not in known]
         connection.executemany("INSERT INTO keys.subjects (name, key) VALUES (?, ?)", new)
         known.update(new)
+        owned = [(names[subject], _hash(master, record)) for subject, record in part if subject != record]
+        connection.executemany("INSERT OR IGNORE INTO keys.owned VALUES (?, ?)", owned)
         for subject, record in part:
             key = known[names[subject]]
             yield _subject(key), _record(key, record)
@@ -98,8 +103,11 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
     gone = 0
     for subject in subjects:
         name = _hash(master, subject)
-        connection.execute("UPDATE keys.subjects SET key = zeroblob(32) WHERE name = ?", (name,))
-        gone += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (name,)).rowcount
+        rows = connection.execute("SELECT record FROM keys.owned WHERE subject = ?", (name,)).fetchall()
+        for one in (name, *(record for (record,) in rows)):
+            connection.execute("UPDATE keys.subjects SET key = zeroblob(32) WHERE name = ?", (one,))
+            gone += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (one,)).rowcount
+        connection.execute("DELETE FROM keys.owned WHERE subject = ?", (name,))
     return gone
 
 

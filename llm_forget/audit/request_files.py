@@ -72,7 +72,7 @@ class Request:
 def listed(evidence: Path) -> list[Request]:
     """All requests, by number."""
     folders = (path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}"))
-    return [read(folder) for folder in sorted(folders, key=_number)]
+    return [read(folder) for folder in sorted(folders, key=number)]
 
 
 def find(evidence: Path, request_id: str) -> Request:
@@ -87,8 +87,8 @@ def find(evidence: Path, request_id: str) -> Request:
     return read(known[request_id])
 
 
-def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any]) -> Request:
-    """A request under the next free number; its folder appears whole or not at all. Under the lock of all."""
+def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
+    """A request under the next number above ``last``, too; its folder appears whole or not at all. Under the lock."""
     for left in root.glob(".*.new"):  # of a process that was killed; it names rows
         shutil.rmtree(left, ignore_errors=True)
     fresh = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
@@ -96,7 +96,7 @@ def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any]) -> R
     try:
         write_private(fresh / ROWS, rows)
         write_json(fresh / FILE, {"format": FORMAT, **content})
-        target = root / f"req-{1 + max(map(_number, root.glob('req-*')), default=0):04}"
+        target = root / f"req-{1 + max([last, *map(number, root.glob('req-*'))]):04}"
         os.rename(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -136,7 +136,7 @@ def read(folder: Path) -> Request:
     return Request(folder, content)
 
 
-def _number(folder: Path) -> int:
+def number(folder: Path) -> int:
     found = re.fullmatch(r"req-(\d+)", folder.name)
     return int(found[1]) if found else 0
 

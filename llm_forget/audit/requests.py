@@ -31,6 +31,7 @@ from llm_forget.audit.request_files import (
     find,
     listed,
     locked,
+    number,
     read,
     write_ids,
     write_private,
@@ -85,7 +86,8 @@ def add(
             "history": [],
             "attempts": [],
         }
-        request = create(evidence / FOLDER, content, rows)
+        used = (number(Path(event.body["request"])) for event in ledger.events("request"))
+        request = create(evidence / FOLDER, content, rows, max(used, default=0))
         _settle(ledger, request)
         return request, True
 
@@ -101,6 +103,10 @@ def working_on(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Reques
     with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
         request = read(folder)
         _settle(ledger, request)
+        if not request.closed:
+            from llm_forget.audit.closing import finish
+
+            finish(ledger, request)
         yield ledger, request
 
 
@@ -221,7 +227,11 @@ def _said(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[s
 def _is_same(known: Request, source: Any, match: Match, category: str) -> bool:
     rows = known.rows
     same = (rows["source"], known.content["data"]["digest"], known.content["category"])
-    return same == (source, match.digest, category) and set(rows["how"]) == set(match.how)
+    return (
+        same == (source, match.digest, category)
+        and set(rows["how"]) == set(match.how)
+        and ({one["id"] for one in rows["near"]} == {one.id for one in match.near})
+    )
 
 
 def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:

@@ -148,7 +148,10 @@ def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:
 
 def without_folders(name: str | None) -> str | None:
     """A Hub id as it is; of a path the last part."""
-    if name is None or (name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name):
+    if name is None:
+        return None
+    like_hub = name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name
+    if like_hub and not Path(name).exists():
         return name
     return model_name({"name": name})
 
@@ -194,9 +197,12 @@ def refuse_other_merge(folder: Path, adapter: Path) -> None:
     if not report.is_file():
         raise ValueError(f"'{folder}' has no merge.json; `llm-forget merge RUN --output_dir DIR` writes one")
     weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file() or read_json(report).get("adapter") != file_digest(weights):
+    said = read_json(report)
+    if not weights.is_file() or said.get("adapter") != file_digest(weights):
         raise ValueError(f"'{folder}' was not merged from the adapter of this run; merge the run again")
-    for name, digest in read_json(report).get("files", {}).items():
+    if said["base_precision"] == "original" and not (folder / RESULTS).is_file():
+        raise ValueError(f"'{folder}' is another model than the run measured; merge again, with measuring")
+    for name, digest in said.get("files", {}).items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise ValueError(f"'{folder / name}' is not what merge.json says was written; merge again")
 

@@ -58,7 +58,7 @@ def push(what: Publication, *, private: bool = False, revision: str = "main", ap
     repository = check_repository(what.repository)
     with speaking(repository):
         api.whoami()  # a wrong token is found before anything is made
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)  # None: as the owner's default is
         if private and not api.model_info(repository).private:
             raise ValueError(f"'{repository}' exists and is public; nothing was sent. Make it private first")
         if revision != "main":

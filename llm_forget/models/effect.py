@@ -45,8 +45,10 @@ def probe(model: Any) -> Tensor | None:
         return None
     embedding = model.get_input_embeddings().weight
     ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
-    with _evaluating(model):
-        return model(input_ids=ids, use_cache=False).logits.float().cpu()
+    # accelerate's own forward computes in half precision, whatever the weights are; loading does not.
+    forward = getattr(model, "_original_forward", model)
+    with _evaluating(model), torch.autocast(embedding.device.type, enabled=False):
+        return forward(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 def effect_of(model: Any) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
 
 def _saved_whole(key: str, config: LoraConfig) -> bool:
     module = key.removeprefix("base_model.model.").rpartition(".")[0]
-    return any(module == name or module.endswith(f".{name}") for name in config.modules_to_save or [])
+    return any(module.endswith(name) for name in config.modules_to_save or [])  # as PEFT matches them
 
 
 def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.report.document import plain
 from llm_forget.report.public import hub_id
 from llm_forget.report.read import Evidence
 from llm_forget.run import ROLES
+
+ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name there
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -72,7 +76,9 @@ def datasets(config: dict[str, Any]) -> list[str]:
         spec = config.get(split)
         for source in spec if isinstance(spec, list) else [spec]:
             if isinstance(source, dict) and {"name", "split", "revision"} & source.keys() and source.get("path"):
-                found.append(plain(str(source["path"])))
+                path = str(source["path"])
+                if ON_HUB.fullmatch(path) and not Path(path).exists():
+                    found.append(plain(path))
     return list(dict.fromkeys(found))
 
 

@@ -457,6 +457,18 @@ def test_only_what_is_saved_at_the_end_records_its_effect(make_trainer, tmp_path
     assert read_json(tmp_path / "last" / MANIFEST)["effect"] == effect_of(trainer.model)
 
 
+def test_the_effect_of_training_in_half_precision_is_that_of_what_is_loaded(make_trainer, tmp_path):
+    """Accelerate leaves its autocast on the model; the adapter is measured as it will be loaded."""
+    trainer = make_trainer(bf16=True)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    recorded = read_json(tmp_path / "last" / MANIFEST)["effect"]
+    bare = trainer.model
+    bare.forward = bare._original_forward
+    assert recorded == effect_of(bare)
+    assert recorded["max_abs"] > 0
+
+
 # ---- the same through commands ----
 
 

@@ -1,0 +1,94 @@
+"""Ways round a deletion that were found by trying them: each is refused."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import request_cases as cases
+
+from llm_forget.audit import certificate
+from llm_forget.audit.canonical import canonical, strict_loads
+from llm_forget.audit.ledger import Ledger
+from llm_forget.audit.signing import sign
+from llm_forget.audit.versions import add_version, rollback, use
+from llm_forget.run import EvidenceBroken
+
+IDS = [row["id"] for row in cases.rows()]
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    return tmp_path / "evidence"
+
+
+def test_no_rollback_to_an_attempt_that_failed_its_policy(tmp_path: Path, evidence: Path) -> None:
+    target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
+    request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    rest = [name for name in IDS if name not in request.ids()]
+    bad = cases.measured_run(tmp_path / "bad", request.ids(), rest, base=target, seed="b", value=0.9)
+    good = cases.measured_run(tmp_path / "good", request.ids(), rest, base=target, seed="g")
+    for run in (target, bad):
+        use(evidence, add_version(evidence, run))
+    assert cases.close(evidence, request.id, bad)[0] == "fail"
+    use(evidence, add_version(evidence, good))
+    assert cases.close(evidence, request.id, good)[0] == "pass"
+    with pytest.raises(ValueError, match="would bring it back"):
+        rollback(evidence)
+
+
+def test_nothing_is_closed_over_near_duplicates_that_nobody_decided_about(tmp_path: Path, evidence: Path) -> None:
+    ann = cases.rows()[0]
+    near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
+    request = cases.received(evidence, cases.write_rows(tmp_path, [*cases.rows(), near]), subject="Ann")
+    rest = [name for name in [*IDS, "near"] if name not in request.ids()]
+    run = cases.measured_run(tmp_path / "run", request.ids(), rest)
+    with pytest.raises(ValueError, match="nobody decided"):
+        cases.close(evidence, request.id, run)
+
+
+def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path, full=True)
+    path = certificate.issue(evidence, "req-0001")
+    true = strict_loads(path.read_bytes())["body"]
+
+    def refused(**ledger: Path) -> str:
+        path.write_bytes(canonical({"body": body, "signature": sign(evidence, certificate.PURPOSE + canonical(body))}))
+        with pytest.raises(EvidenceBroken) as raised:
+            certificate.verify(path, evidence / "signing.pub", **ledger)
+        return str(raised.value)
+
+    body = copy.deepcopy(true)
+    body["exactness"] = {"class": "exact", "why": "retrained"}
+    assert "class of exactness" in refused()
+    body = copy.deepcopy(true)
+    body["environment"] = {}
+    assert "facts" in refused(evidence=evidence)
+
+
+def test_numbers_of_requests_are_used_once(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path)
+    shutil.rmtree(evidence / "requests" / "req-0001")
+    again = cases.received(evidence, str(tmp_path / "rows.jsonl"), subject="Bob", category="copyright")
+    assert again.id == "req-0002"
+
+
+def test_a_subject_that_is_unlinked_takes_its_rows_with_it(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path)
+    with Ledger.open(evidence) as ledger:
+        assert ledger.about("ann-0", "ann-0")
+        assert ledger.forget_keys(["Ann"]) > 1
+        assert ledger.about("ann-0", "ann-0") == ledger.about("Ann") == []
+        ledger.verify()
+
+
+def test_a_retrained_model_over_the_weights_folder_of_one_that_saw_the_rows_is_refused(
+    tmp_path: Path, evidence: Path
+) -> None:
+    request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    rest = [name for name in IDS if name not in request.ids()]
+    target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
+    model = target / "model"
+    retrained = cases.measured_run(tmp_path / "re", [], rest, kind="finetune", base=model, seed="r")
+    with pytest.raises(ValueError, match="saw 3 of the rows"):
+        cases.close(evidence, request.id, retrained)

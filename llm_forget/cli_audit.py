@@ -190,6 +190,7 @@ def unlink(
     from pathlib import Path
 
     from llm_forget.audit.ledger import Ledger
+    from llm_forget.audit.request_files import refuse_open
 
     if bool(subjects) == (ids is not None):
         raise ValueError("name subjects, or a file with --ids FILE")
@@ -197,8 +198,10 @@ def unlink(
     if ids is not None:
         file = sys.stdin if ids == "-" else open(ids, encoding="utf-8")  # noqa: SIM115 (read to its end below)
         lines = (line.rstrip("\r\n") for line in file if line.strip())
+    names = list(lines)
     with Ledger.open(Path(evidence)) as ledger:
-        gone = ledger.forget_keys(lines)
+        refuse_open(Path(evidence), names)
+        gone = ledger.forget_keys(names)
     if not gone:
         raise ValueError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
     typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,20 @@ def listed(evidence: Path) -> list[Request]:
     """All requests, by number."""
     folders = (path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}"))
     return [read(folder) for folder in sorted(folders, key=number)]
+
+
+def refuse_open(evidence: Path, names: Iterable[str]) -> None:
+    """Raise ValueError where a request that is still open is about one of these subjects or records.
+
+    Closing makes keys where there are none, so that its hashes would be others than those of the training.
+    """
+    asked = set(names)
+    for request in listed(evidence):
+        if request.closed:
+            continue
+        about = {name for pair in request.pairs() for name in pair} | {one["id"] for one in request.rows["near"]}
+        if about & asked:
+            raise ValueError(f"request {request.id} is open and about some of these; close it first, then unlink")
 
 
 def find(evidence: Path, request_id: str) -> Request:

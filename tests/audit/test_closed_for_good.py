@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import request_cases as cases
+from typer.testing import CliRunner
 
 from llm_forget.audit import certificate
 from llm_forget.audit.canonical import canonical, strict_loads
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.signing import sign
 from llm_forget.audit.versions import add_version, rollback, use
+from llm_forget.cli import app
 from llm_forget.run import EvidenceBroken
 
 IDS = [row["id"] for row in cases.rows()]
@@ -92,3 +94,12 @@ def test_a_retrained_model_over_the_weights_folder_of_one_that_saw_the_rows_is_r
     retrained = cases.measured_run(tmp_path / "re", [], rest, kind="finetune", base=model, seed="r")
     with pytest.raises(ValueError, match="saw 3 of the rows"):
         cases.close(evidence, request.id, retrained)
+
+
+def test_nothing_is_unlinked_while_a_request_about_it_is_open(tmp_path: Path, evidence: Path) -> None:
+    cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    for name in ("Ann", "ann-1"):
+        done = CliRunner().invoke(app, ["audit", "unlink", name, "--evidence", str(evidence)])
+        assert (done.exit_code, "req-0001 is open" in done.output) == (2, True)
+    with Ledger.open(evidence) as ledger:
+        assert ledger.about("ann-1")

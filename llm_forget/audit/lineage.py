@@ -1,4 +1,4 @@
-"""From a model back to all it was made from, and on to all that was made from it."""
+"""From a model back to all it was made from."""
 
 from __future__ import annotations
 
@@ -35,18 +35,3 @@ def led_to(ledger: Ledger, weights: str) -> list[Step]:
         now, depth = bases - seen, depth + 1
         seen |= now
     return steps
-
-
-def came_from(ledger: Ledger, weights: str) -> set[str]:
-    """Content digests of all models that have this one in their history, itself included."""
-    found, grown = {weights}, True
-    making = ledger.events(*MAKING)
-    while grown:
-        more = {
-            str(event.body["weights"])
-            for event in making
-            if isinstance(base := event.body.get("base"), dict) and base.get("digest") in found
-        }
-        grown = not more <= found
-        found |= more
-    return found

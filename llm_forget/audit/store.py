@@ -254,11 +254,6 @@ def check(evidence: Path, identity: str, about: str) -> dict[str, Any]:
     return content
 
 
-def has_files(evidence: Path, identity: str) -> bool:
-    """Whether there is something to load."""
-    return any((folder_of(evidence, identity) / part).is_dir() for part in ("model", "adapter"))
-
-
 def came_from(evidence: Path, identity: str) -> dict[str, Any]:
     """``run`` and ``beneath`` as paths of this machine; empty where the folder is gone."""
     path = folder_of(evidence, identity) / "run.json"

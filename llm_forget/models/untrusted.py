@@ -6,13 +6,13 @@ for its size, and a safetensors header is parsed and bounded before any library 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
+from llm_forget.audit.canonical import strict_loads
 from llm_forget.run import AdapterRefused
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -120,27 +120,16 @@ def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object without repeated keys, NaN or infinity.
+    """A JSON object that has exactly one meaning; see `strict_loads`.
 
     Raises:
         AdapterRefused: anything else; names ``path``.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key is there twice")
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no number")
-
     try:
-        content = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        content = strict_loads(data, len(data))
+    except ValueError as error:
         raise AdapterRefused(
-            f"'{path}' is not valid JSON{line}: it was damaged, or is no file of an adapter"
+            f"'{path}' is not valid JSON ({error}): it was damaged, or is no file of an adapter"
         ) from error
     if not isinstance(content, dict):
         raise AdapterRefused(f"'{path}' is not a JSON object: it was damaged, or is no file of an adapter")

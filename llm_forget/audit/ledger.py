@@ -164,17 +164,14 @@ class Ledger:
         given = [value for value in found if value is not None]
         return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", given)
 
-    def common(self, first: Sequence[int], second: Sequence[int], but: Sequence[int] = ()) -> set[str]:
-        """Hashes of the records of some events that others are about, too, but none of ``but``; numbers of events.
+    def common(self, first: Sequence[int], second: Sequence[int]) -> set[str]:
+        """Hashes of the records of some events that others are about, too; numbers of events.
 
         Works after keys were destroyed as before: equal records have equal hashes.
         """
-        among = [",".join(str(int(seq)) for seq in seqs) for seqs in (first, second, but)]
+        among = [",".join(str(int(seq)) for seq in seqs) for seqs in (first, second)]
         same = "SELECT 1 FROM records AS b WHERE b.subject = a.subject AND b.record = a.record AND b.seq IN"
-        query = (
-            f"SELECT record FROM records AS a WHERE a.seq IN ({among[0]}) "
-            f"AND EXISTS ({same} ({among[1]})) AND NOT EXISTS ({same} ({among[2]}))"
-        )
+        query = f"SELECT record FROM records AS a WHERE a.seq IN ({among[0]}) AND EXISTS ({same} ({among[1]}))"
         with in_sentences(self.folder):
             return {record.hex() for (record,) in self.connection.execute(query)}
 

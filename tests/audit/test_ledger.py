@@ -90,7 +90,6 @@ def test_events_are_found_by_subject_and_by_record(folder: Path) -> None:
         }
         assert ledger.about("Eve") == ledger.about("") == ledger.about("Annann", "-1") == []
         assert len(ledger.common([1], [5])) == 1
-        assert ledger.common([1], [5], but=[3]) == set()
         assert len(list(ledger.hashes([1, 5]))) == 3
 
 

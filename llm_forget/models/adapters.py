@@ -108,15 +108,23 @@ def save_adapter(
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MAX_WEIGHTS:
         raise ValueError(f"the adapter has {size:,} bytes, more than the {MAX_WEIGHTS:,} that are read; lower lora_r")
-    try:
+    with disk_errors(path):
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # an error of the disk, of which only the text says which
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Errors of the disk while safetensors writes, of which only the text says which, as the OSError that they are."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 

@@ -43,6 +43,9 @@ IncludeNear = Annotated[
     str | None,
     typer.Option("--include_near", help="Near-duplicates to forget, too.", metavar="all|none|ID,..."),
 ]
+AuthorisedBy = Annotated[
+    str | None, typer.Option("--authorised_by", help="The role that stands behind it; no names.", metavar="ROLE")
+]
 DEFAULT = Path("evidence")
 
 
@@ -61,17 +64,23 @@ def add(
         float | None, typer.Option(help="Similarity that makes a near-duplicate: Jaccard of 5 characters; 0.7.")
     ] = None,
     include_near: IncludeNear = None,
+    authorised_by: AuthorisedBy = None,
+    force: Annotated[bool, typer.Option("--force", help="Although it exceeds a quota of limits.yaml.")] = False,
     evidence: Evidence = DEFAULT,
 ) -> None:
     """Receive a request and resolve it to rows; nothing matched is an error.
 
     Taken are rows that match exactly, after normalising (composed letters, case, zero-width characters, white space),
     and rows that say the same. Near-duplicates are listed, and `--include_near` decides about them, here or in
-    `request run`.
+    `request run`. The same request again is the same one; another `--due` or `--authorised_by` amends it.
+
+    `limits.yaml` in the evidence folder says what no request does unasked: `protected` (sources of rows to keep),
+    `max_share` and `max_rows` (of open requests), `authorised_by` (roles, one of which must stand behind a request).
     """
     if sum(given is not None for given in (subject, ids, rows)) != 1:
         raise ValueError("a request is about one of --subject, --ids and --rows; give exactly one")
     from llm_forget.audit import matching
+    from llm_forget.audit import request_words as words
     from llm_forget.audit import requests as steps
     from llm_forget.audit.near import NEAR
     from llm_forget.data.rows import content
@@ -88,19 +97,21 @@ def add(
         field=subject_field,
         near=NEAR if near is None else near,
     )
-    made, new = steps.add(evidence, source, match, category=category, due=due)
+    more: dict[str, Any] = {"category": category, "due": due, "authorised_by": authorised_by, "force": force}
+    made, new = steps.add(evidence, source, match, **more)
     if include_near is not None:
         with steps.working_on(evidence, made.id) as (ledger, made):
             steps.decide(ledger, made, include_near)
-    typer.echo(f"{made.id}{'' if new else ' was received already'}, {_due(made)}: {_counted(made)}")
-    if made.rows["taken"] is None:
-        _show_near(made)
+    typer.echo(f"{made.id}{'' if new else ' was received already'}, {words.due(made)}: {words.resolved(made)}")
+    for line in (*(words.near(made) if made.rows["taken"] is None else ()), *words.protected(evidence, made)):
+        typer.echo(line)
 
 
 @request.command("list")
 def list_requests(evidence: Evidence = DEFAULT) -> None:
     """All requests with their state and what is due."""
     from llm_forget.audit.request_files import listed
+    from llm_forget.audit.request_words import due
 
     found = listed(evidence)
     if not found:
@@ -108,20 +119,24 @@ def list_requests(evidence: Evidence = DEFAULT) -> None:
     for one in found:
         typer.echo(
             f"{one.id}  {one.state:<12}  {one.content['category']:<9}  {one.content['counts']['rows']:>6,} rows  "
-            f"{_due(one)}"
+            f"{due(one)}"
         )
 
 
 @request.command()
 def show(request_id: RequestId, evidence: Evidence = DEFAULT) -> None:
     """One request: what it resolved to, near-duplicates, attempts and history. Ids only, never texts."""
+    from llm_forget.audit import request_words as words
     from llm_forget.audit.request_files import find
 
     one = find(evidence, request_id)
-    typer.echo(f"{one.id}: {one.state}, {one.content['category']}, {_due(one)}")
-    typer.echo(_counted(one))
+    typer.echo(f"{one.id}: {one.state}, {one.content['category']}, {words.due(one)}")
+    typer.echo(words.resolved(one))
     if not one.closed:
-        _show_near(one)
+        for line in (*words.near(one), *words.protected(evidence, one)):
+            typer.echo(line)
+    if one.content["authorised_by"]:
+        typer.echo(f"authorised by {one.content['authorised_by']}")
     for attempt in one.content["attempts"]:
         typer.echo(f"attempt: {attempt['output_dir']}{', executed' if attempt.get('executed') else ''}")
     for step in one.content["history"]:
@@ -134,6 +149,13 @@ def run(
     request_id: RequestId,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Of `unlearn`; its forget and retain are replaced.")],
     include_near: IncludeNear = None,
+    authorised_by: AuthorisedBy = None,
+    allow_protected: Annotated[
+        str | None,
+        typer.Option(
+            "--allow_protected", help="Why rows that limits.yaml protects go, too; no names.", metavar="REASON"
+        ),
+    ] = None,
     suites: Annotated[
         str | None, typer.Option(help="Measure with these suites, several with commas; default: the recipe's.")
     ] = None,
@@ -143,8 +165,10 @@ def run(
 
     Lists of ids are written beside the request and read by the recipe as `forget` and `retain`. The run goes to the
     recipe's `output_dir` with the request's name behind it, unless `--output_dir` says another. With `--dry_run true`
-    nothing is trained; it prints the two sources, which `llm-forget unlearn` takes, too, for several GPUs.
+    nothing is trained; it prints what that would take, and the two sources, which `llm-forget unlearn` takes, too, for
+    several GPUs.
     """
+    from llm_forget.audit import limits
     from llm_forget.audit import requests as steps
 
     with steps.working_on(evidence, request_id) as (ledger, one):
@@ -153,6 +177,12 @@ def run(
             return
         speak()
         steps.decide(ledger, one, include_near)
+        limit = limits.read(evidence)
+        if authorised_by is not None:
+            steps.amend(ledger, one, {"authorised_by": limits.role(limit, authorised_by)})
+        if allow_protected is not None:
+            steps.allow_protected(ledger, one, allow_protected)
+        limits.refuse(limit, one)
         path = _run(ledger, one, recipe, list(ctx.args), suites)
     if path is not None:
         typer.echo(f"{one.id} is {one.state}; next: llm-forget request close {one.id} --run {path}")
@@ -212,16 +242,19 @@ def close(
     Ids of rows are then removed from the evidence, but for keyed hashes in the ledger: measure and attack the run
     before.
     """
-    from llm_forget.audit import closing
+    from llm_forget.audit import closing, limits
     from llm_forget.audit import requests as steps
+    from llm_forget.audit.request_words import due
     from llm_forget.verify import EXIT_CODES
 
     with steps.working_on(evidence, request_id) as (ledger, one):
+        if not one.closed:
+            limits.refuse(limits.read(evidence), one)
         answer, found = closing.close(ledger, one, run, policy=policy, reason=accept_inconclusive)
     for ruling in found:
         typer.echo(ruling.sentence())
     if one.closed:
-        typer.echo(f"{one.id} is closed ({answer}, {_due(one)}); next: llm-forget certificate {one.id}")
+        typer.echo(f"{one.id} is closed ({answer}, {due(one)}); next: llm-forget certificate {one.id}")
         return
     typer.echo(f"{one.id} stays open: the policy says {answer}")
     raise typer.Exit(EXIT_CODES[answer])
@@ -284,37 +317,3 @@ def _source(text: str) -> Any:
     if not isinstance(source, dict):
         raise ValueError("--data begins with { but is no mapping; write it as '{path: rows.jsonl, id_field: number}'")
     return source
-
-
-def _counted(one: Request) -> str:
-    counts = one.content["counts"]
-    parts = [f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("exact", "normalised", "same_text") if counts[key]]
-    if counts["near_included"]:
-        parts.append(f"{counts['near_included']:,} near-duplicates")
-    left = f"; {counts['near_left']:,} near-duplicates not taken" if counts["near_left"] else ""
-    return f"{counts['rows']:,} of {counts['of']:,} rows to forget ({', '.join(parts)}){left}"
-
-
-def _show_near(one: Request) -> None:
-    from llm_forget.report.document import plain
-
-    rows = one.rows
-    if not rows["near"]:
-        return
-    decided = "" if rows["taken"] is not None else "; decide with --include_near all, none or ID,..."
-    typer.echo(f"near-duplicates in the rest of the data{decided}")
-    for near in rows["near"]:
-        taken = "  taken" if near["id"] in (rows["taken"] or ()) else ""
-        typer.echo(f"  {plain(near['id'])}  like {plain(near['of'])}  {near['how']} {near['similarity']:.2f}{taken}")
-
-
-def _due(one: Request) -> str:
-    from llm_forget.audit.requests import days_left
-
-    due, closed = one.content["due"], one.times("closed")
-    if due is None:
-        return f"closed {closed[:10]}" if closed else "no date"
-    if closed:
-        return f"closed {closed[:10]}, {'in time' if closed[:10] <= due else 'late'} (due {due})"
-    left = days_left(one) or 0
-    return f"due {due}, {f'in {left} days' if left >= 0 else f'OVERDUE by {-left} days'}"

@@ -36,6 +36,7 @@ class Match:
     how: dict[str, str]  # id of a matched row -> one of `HOWS`
     subjects: dict[str, str]  # id -> subject, of rows that have one
     near: tuple[Near, ...]  # rows that a person must decide about
+    said: dict[str, str]  # id of each of both -> digest of what it says
     total: int  # rows of the data
     digest: str  # of ids and contents of all rows
 
@@ -233,15 +234,16 @@ def _by_content(rows: Iterator[Record], said: Sequence[str]) -> dict[str, str]:
 def _completed(rows: Callable[[], Iterator[Record]], how: dict[str, str], alike: list[Near], near: float) -> Match:
     """Rows that say what a matched row says, near-duplicates, and what all the data are."""
     asked = [(row_id, text) for row_id, _, text in rows() if row_id in how]
-    said = {normalise_text(text) for _, text in asked}
-    same = [row_id for row_id, _, text in rows() if row_id not in how and normalise_text(text) in said]
+    texts = {normalise_text(text) for _, text in asked}
+    same = [row_id for row_id, _, text in rows() if row_id not in how and normalise_text(text) in texts]
     how = {**how, **dict.fromkeys(same, "same text")}
     found = closure(asked, lambda: ((row_id, text) for row_id, _, text in rows() if row_id not in how), near)
     listed = {one.id: one for one in [*found, *(one for one in alike if one.id not in how)]}
     taken = how.keys() | listed.keys()
     subjects = {row_id: name for row_id, name, _ in rows() if name is not None and row_id in taken}
     digest, ids = census(rows())
-    return Match(how, subjects, tuple(listed.values()), len(ids), digest)
+    said = {row_id: said_digest(text) for row_id, _, text in rows() if row_id in taken}
+    return Match(how, subjects, tuple(listed.values()), said, len(ids), digest)
 
 
 def census(rows: Iterable[Record]) -> tuple[str, list[str]]:
@@ -252,6 +254,11 @@ def census(rows: Iterable[Record]) -> tuple[str, list[str]]:
         found.update(f"{len(row_id)} {row_id} ".encode())
         found.update(hashlib.sha256(text.encode()).digest())
     return f"sha256:{found.hexdigest()}", ids
+
+
+def said_digest(text: str) -> str:
+    """Digest of what a row says, after normalising."""
+    return hashlib.sha256(normalise_text(text).encode()).hexdigest()
 
 
 def counted(count: int) -> str:

@@ -20,7 +20,7 @@ from llm_forget.audit.canonical import canonical_digest
 from llm_forget.registry import did_you_mean
 from llm_forget.run import read_json, write_atomic, write_json
 
-FORMAT = 1
+FORMAT = 2
 FOLDER, FILE, ROWS = "requests", "request.json", "rows.json"
 
 
@@ -37,8 +37,9 @@ class Request:
 
     @property
     def state(self) -> str:
-        """The last step that the ledger has."""
-        return self.content["history"][-1]["state"] if self.content["history"] else "not received"
+        """The last step that the ledger has; an amendment is none."""
+        steps = [step["state"] for step in self.content["history"] if step["state"] != "amended"]
+        return steps[-1] if steps else "not received"
 
     @property
     def closed(self) -> bool:
@@ -46,7 +47,10 @@ class Request:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """``source``, ``how``, ``subjects``, ``near`` and ``taken`` (near-duplicates to forget, None: undecided)."""
+        """``source``, ``how``, ``subjects``, ``near``, ``said`` (as of `matching.Match`) and decisions.
+
+        These are ``taken`` (near-duplicates to forget, None: undecided) and ``allowed`` (see `limits`).
+        """
         if not (self.folder / ROWS).is_file():
             raise ValueError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
         return read_json(self.folder / ROWS)

@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.audit import limits
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CATEGORIES
@@ -37,16 +38,25 @@ from llm_forget.audit.request_files import (
     write_private,
 )
 from llm_forget.registry import did_you_mean
-from llm_forget.run import write_json
+from llm_forget.run import Run, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def add(
-    evidence: Path, source: Any, match: Match, *, category: str = "gdpr", due: str | None = None
+    evidence: Path,
+    source: Any,
+    match: Match,
+    *,
+    category: str = "gdpr",
+    due: str | None = None,
+    authorised_by: str | None = None,
+    force: bool = False,
 ) -> tuple[Request, bool]:
     """Receive a request that was resolved to rows; the same rows of the same data are one open request.
+
+    Another ``due`` or ``authorised_by`` than a known request has is an amendment of it.
 
     Args:
         evidence: the evidence folder, made where it is not there.
@@ -54,25 +64,36 @@ def add(
         match: what was found.
         category: one of `CATEGORIES`.
         due: ``YYYY-MM-DD``; default for gdpr: a month from now (Art. 12(3)).
+        authorised_by: a role, no name of a person.
+        force: receive it although it exceeds a quota of `limits`.
 
     Returns:
         The request, and whether it is new.
 
     Raises:
-        ValueError: an unknown category, or no date.
+        ValueError: an unknown category or role, no date, or a quota is exceeded.
     """
     if category not in CATEGORIES:
         raise ValueError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
-    due = _date(due) if due is not None else _in_a_month() if category == "gdpr" else None
+    limit = limits.read(evidence)
+    given = {"due": due and _date(due), "authorised_by": authorised_by and limits.role(limit, authorised_by)}
     with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
-        for known in listed(evidence):
-            if not known.closed and _is_same(known, source, match, category):
-                _settle(ledger, known)
+        still_open = [known for known in listed(evidence) if not known.closed]
+        for known in still_open:
+            if _is_same(known, source, match, category):
+                with locked(known.folder / ".lock", wait=False):
+                    known = read(known.folder)
+                    _settle(ledger, known)
+                    amend(ledger, known, {key: value for key, value in given.items() if value is not None})
                 return known, False
+        over = limits.exceeded(limit, match, still_open)
+        if over and not force:
+            raise ValueError(f"{over}; close open ones first, or give --force, which the ledger will say")
         rows = {
             "source": source,
             "how": match.how,
             "subjects": match.subjects,
+            "said": match.said,
             "near": [one._asdict() for one in match.near],
             "taken": None if match.near else [],
             "decision": 0,
@@ -80,7 +101,9 @@ def add(
         content: dict[str, Any] = {
             "token": secrets.token_hex(16),  # so that events of two requests never pass for one
             "category": category,
-            "due": due,
+            "due": given["due"] or (_in_a_month() if category == "gdpr" else None),
+            "authorised_by": given["authorised_by"],
+            "forced": over is not None,
             "data": {"digest": match.digest, "rows": match.total},
             "counts": _counts(rows, match.total),
             "history": [],
@@ -129,6 +152,31 @@ def note_step(request: Request, state: str, event: Event, said: str) -> dict[str
     request.content["history"].append(step)
     write_json(request.folder / FILE, request.content)
     return step
+
+
+def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
+    """Note what is now said otherwise of an open request: ``due``, ``authorised_by``, ``allow_protected``."""
+    if others := {key: value for key, value in changes.items() if request.content.get(key) != value}:
+        request.content |= others
+        advance(ledger, request, "amended", others)
+
+
+def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
+    """Let a request remove those of its rows that `limits` protect.
+
+    Raises:
+        ValueError: there are none, or the reason is no line.
+    """
+    said = limits.one_line(reason, "--allow_protected")
+    found = limits.unallowed(limits.read(ledger.folder), request)
+    rows = request.rows
+    if not found and rows.get("allowed"):
+        return  # said before
+    if not found:
+        raise ValueError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
+    allowed = [*rows.get("allowed", ()), *found]
+    amend(ledger, request, {"allow_protected": said, "protected": len(allowed)})
+    write_private(request.folder / ROWS, {**rows, "allowed": allowed})
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
@@ -184,14 +232,23 @@ def write_lists(request: Request, table: Dataset) -> dict[str, Any]:
 
 
 def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
-    """Note that a recipe is about to be run; False where this very attempt was executed already.
+    """Note that a recipe is about to be run; False where this very attempt was executed already and its run is there.
 
     Args:
         attempt: ``output_dir``, and ``digest`` of everything that decides what comes out.
+
+    Raises:
+        ValueError: the request is closed.
     """
+    if request.closed:
+        raise ValueError(f"request {request.id} is closed already: nothing is to be run for it")
     attempts = request.content["attempts"]
     if attempts and attempts[-1]["digest"] == attempt["digest"]:
-        return not attempts[-1].get("executed")
+        if not attempts[-1].get("executed"):
+            return True
+        if Run(Path(attempt["output_dir"])).complete:
+            return False
+        attempts.pop()  # what it made is gone
     attempts.append(dict(attempt))
     advance(ledger, request, "running", {"attempt": attempt["digest"]})
     return True
@@ -214,7 +271,8 @@ def _settle(ledger: Ledger, request: Request) -> None:
     done = {step["state"] for step in request.content["history"]}
     content = request.content
     if "received" not in done:
-        advance(ledger, request, "received", {"category": content["category"], "due": content["due"]})
+        body = {key: content[key] for key in ("category", "due", "authorised_by", "forced")}
+        advance(ledger, request, "received", body)
     if "resolved" not in done:
         advance(ledger, request, "resolved", {"counts": content["counts"], "data": content["data"]}, records=True)
 

@@ -51,7 +51,7 @@ def write_rows(folder: Path, content: list[dict[str, Any]] | None = None) -> str
 
 def received(evidence: Path, source: str, choice: str | None = None, **asked: Any) -> requests.Request:
     """A request that was added."""
-    keys = {key: asked.pop(key) for key in ("category", "due") if key in asked}
+    keys = {key: asked.pop(key) for key in ("category", "due", "authorised_by") if key in asked}
     match = matching.resolve(load_source(source, split_name="data"), **asked)
     made, _ = requests.add(evidence, source, match, **keys)
     if choice is not None:

@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> 
 def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
     added = call("request", "add", "--subject", "ANN", "--data", "rows.jsonl", "--category", "gdpr")
     assert added.exit_code == 0, added.output
-    assert "3 of 13 rows to forget (3 normalised); 1 near-duplicates not taken" in added.output
+    assert "3 of 13 rows to forget, 23.1% (3 normalised); 1 near-duplicate to decide about" in added.output
     assert "near-0  like ann-0  near" in added.output
     undecided = call("request", "run", "req-0001", "recipe.yaml")
     assert undecided.exit_code == 2

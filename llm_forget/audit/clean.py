@@ -14,20 +14,49 @@ History is followed by content digests, from the run that made the version to it
 its base was trained on A; once B was deleted, T and U1 are refused and U2 is clean; a version made by fine-tuning U2 on
 B again is not. Whether a run forgot *well* is not asked here: its verification and the certificate say that.
 
+A merge of one run as it is (scale 1) is what the run is. Of several, on one model beneath, and of others scales:
+
+3. Whatever a source that is added (scale above 0) holds, by 1. and 2., the merge holds. So a record that one source was
+   to forget and another only left as it was is held: the other's weights were made where it still was.
+4. It is forgotten where no added source holds it, and those that forgot it have scales that sum to 1 at least, or the
+   model beneath had forgotten it: half an adapter forgets half. Into other weights than were trained on (``original``
+   ones beneath an adapter of quantised ones) nothing is forgotten.
+5. A source that is taken away (scale below 0, or 0) forgets nothing. What it was trained on, or was to forget, is held:
+   taking a forgetting away is learning, and whether taking a learning away forgot, only measuring says.
+6. Whatever 3. to 5. say: records of a request that was verified *pass* on the merge's own weights are forgotten, and
+   where the last policy said *fail*, 4. does not count.
+
 What the rule cannot see: data of models that no event of the ledger is about (a base of unknown training is taken as
-clean of all but what 2. says), and records noted only after their subject's key was destroyed: their hashes differ.
+clean of all but what 2. says). Nor can it compare with records whose keys were destroyed (`audit unlink`): their
+subjects would be given other hashes. A run that was finished *before* keys of deleted records were destroyed, and noted
+only after, may hold them: it **cannot be judged** (`Deletions.unjudged`), and so cannot what comes from it. It is not
+taken into use unless that is asked for. A run that was trained after is taken at its word: who destroys keys has
+removed the rows from the data before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 
 from llm_forget.audit.faults import in_sentences
+from llm_forget.audit.held import Histories, Seqs
 from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.audit.lineage import MAKING
 
-Seqs = frozenset[int]  # numbers of events
+
+@dataclass(frozen=True)
+class Unjudged:
+    """Why nobody can tell whether a model holds deleted data."""
+
+    run: str  # in its history, noted too late
+    keys: int  # that were destroyed after the run was finished and before it was noted
+
+    def sentence(self) -> str:
+        keys = "1 key was" if self.keys == 1 else f"{self.keys:,} keys were"
+        return (
+            f"cannot be judged: run '{self.run}' was noted after {keys} destroyed, so its rows can no longer be "
+            "compared with those that were deleted"
+        )
 
 
 class Deletions:
@@ -35,69 +64,29 @@ class Deletions:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._walks: dict[str, tuple[dict[str, int], dict[int, int]]] = {}
+        self._histories = Histories(ledger)
 
     def met(self, weights: str) -> list[Event]:
         """Closed deletions that a model meets, in their order; ``weights`` is its content digest."""
-        models, depths = self._walk(weights)
-        found = {seq for closed, seqs in self._alike if self._holds(models, depths, seqs) for seq in closed}
+        found = {seq for closed, about in self._alike if self._histories.holds(weights, about) for seq in closed}
         return [event for event in self._closed if event.seq in found]
 
-    def _holds(self, models: Collection[str], depths: dict[int, int], seqs: Seqs) -> bool:
-        """Whether a model holds the records that the events ``seqs``, and no others, are about."""
-        own = [self._events[seq] for seq in seqs if seq in depths]
-        own = [event for event in own if event.kind != "unlearning" or event.body["weights"] not in self._failed]
-        learned = [depths[event.seq] for event in own if event.kind == "training"]
-        forgotten = [depths[event.seq] for event in own if event.kind == "unlearning"]
-        if learned and (not forgotten or min(learned) < min(forgotten)):
-            return True
-        return not forgotten and any(self._shows(self._events[seq], models, seqs) for seq in seqs)
-
-    def _shows(self, event: Event, models: Collection[str], seqs: Seqs) -> bool:
-        """Whether an event unlearned the records from one of ``models``, or from what came from one."""
-        if event.kind != "unlearning":
-            return False
-        beneath, depths = self._walk(event.body["base"]["digest"])
-        shared = [depth for model, depth in beneath.items() if model in models]
-        taught = [depths[seq] for seq in seqs if seq in depths and _is_new(self._events[seq])]
-        return bool(shared) and not any(depth < min(shared) for depth in taught)
-
-    def _walk(self, weights: str) -> tuple[dict[str, int], dict[int, int]]:
-        """Models in the history of one, itself included, and the events that made them, each with its least depth."""
-        if weights not in self._walks:
-            models, depths, now = {weights: 0}, dict[int, int](), [weights]
-            while now:
-                made = [(models[model], event) for model in now for event in self._made.get(model, [])]
-                depths |= {event.seq: depth for depth, event in made}
-                now = []
-                for depth, event in made:
-                    base = event.body.get("base")
-                    if isinstance(base, dict) and base["digest"] not in models:
-                        models[base["digest"]] = depth + 1
-                        now.append(base["digest"])
-            self._walks[weights] = models, depths
-        return self._walks[weights]
+    def unjudged(self, weights: str) -> Unjudged | None:
+        """The first run in a model's history that was noted too late to be compared with closed deletions."""
+        first = min((event.seq for event in self._closed), default=None)
+        if first is None:
+            return None
+        erased = [event for event in self._ledger.events("erasure") if event.seq > first]
+        for event in sorted(self._histories.makers(weights), key=lambda event: event.seq):
+            finished = event.body.get("finished")
+            late = [e for e in erased if e.seq < event.seq and (not finished or str(finished) <= e.time)]
+            if late and event.kind != "merge":
+                return Unjudged(str(event.body.get("run")), sum(int(e.body["keys"]) for e in late))
+        return None
 
     @cached_property
     def _closed(self) -> list[Event]:
-        return self._ledger.events("closed")
-
-    @cached_property
-    def _failed(self) -> set[str]:
-        """Models that did not forget: the last policy that was applied to them for a request said so."""
-        steps = [event.body for event in self._ledger.events("request") if event.body.get("state") == "verified"]
-        return {weights for weights, answer in {s["weights"]: s["answer"] for s in steps}.items() if answer == "fail"}
-
-    @cached_property
-    def _events(self) -> dict[int, Event]:
-        return {event.seq: event for event in self._ledger.events(*MAKING)}
-
-    @cached_property
-    def _made(self) -> dict[str, list[Event]]:
-        made: dict[str, list[Event]] = {}
-        for event in self._events.values():
-            made.setdefault(str(event.body.get("weights")), []).append(event)
-        return made
+        return [event for event in self._histories.events.values() if event.kind == "closed"]
 
     @cached_property
     def _alike(self) -> set[tuple[Seqs, Seqs]]:
@@ -112,15 +101,10 @@ class Deletions:
         with in_sentences(self._ledger.folder):
             for subject, record, seq in self._ledger.connection.execute(query):
                 about.setdefault((subject, record), set()).add(seq)
-        numbers = {event.seq for event in self._closed}
-        return {(frozenset(seqs & numbers), frozenset(seqs & self._events.keys())) for seqs in about.values()}
+        closed, known = {event.seq for event in self._closed}, self._histories.events.keys()
+        return {(frozenset(seqs & closed), frozenset(seqs & known)) for seqs in about.values()}
 
 
 def met(ledger: Ledger, weights: str) -> list[Event]:
     """Closed deletions that a model meets; of many models ask `Deletions`."""
     return Deletions(ledger).met(weights)
-
-
-def _is_new(event: Event) -> bool:
-    """Whether a training taught records, rather than rehearsing, as retain rows do, what the model knew before."""
-    return event.kind == "training" and "retain" not in event.body.get("splits", ())

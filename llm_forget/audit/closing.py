@@ -6,7 +6,6 @@ run may be measured anew, moved or deleted later.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,16 @@ from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CLASSES
 from llm_forget.audit.facts import facts_of
-from llm_forget.audit.history import LEARNED, note_run, weights_of
+from llm_forget.audit.history import note_run, weights_of
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.lineage import led_to
-from llm_forget.audit.matching import counted
+from llm_forget.audit.origin import base_of
 from llm_forget.audit.request_files import Request, forget_rows
 from llm_forget.audit.requests import advance, note_step
-from llm_forget.audit.store import base_of
+from llm_forget.audit.run_rows import refuse_other_rows
 from llm_forget.measured import read_results
 from llm_forget.run import EvidenceBroken, Run, json_digest, read_json, write_json
-from llm_forget.verify import Ruling, verify
+from llm_forget.verify import Ruling, policy_name, verify
 
 FACTS = "facts.json"
 LONGEST_REASON = 500
@@ -64,7 +63,7 @@ def close(
             f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
             "them, and `llm-forget request run` takes --include_near all, none or ID,..."
         )
-    _refuse_other_rows(finished, set(request.ids()))
+    refuse_other_rows(ledger, request, finished, weights)
     for made in _beneath(finished):
         note_run(ledger, made)
     exactness = _exactness(ledger, request, finished, weights)
@@ -75,7 +74,7 @@ def close(
     about = {
         "run": finished.path.resolve().name,
         "weights": weights,
-        "policy": Path(str(policy)).stem,
+        "policy": policy_name(policy),
         "answer": answer,
     }
     advance(ledger, request, "verified", {**about, "results": json_digest(results["suites"])})
@@ -154,42 +153,10 @@ def _reason(text: str | None) -> str | None:
     return text.strip()
 
 
-def _refuse_other_rows(run: Run, asked: set[str]) -> None:
-    """The run must have forgotten all of the rows, and learned none of them."""
-    kind = run.state["kind"]
-    data = run.provenance.get("data") if run.provenance_file.is_file() else None
-    if not isinstance(data, dict):
-        raise ValueError(f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing")
-    if kind == "unlearn":
-        missing = len(asked - _ids(run, data.get("forget")))
-        if missing:
-            raise ValueError(
-                f"run '{run.path}' did not forget {missing} of the {counted(len(asked))} of this request; "
-                "run it with `llm-forget request run`"
-            )
-    for split in LEARNED.get(kind, ()):
-        if learned := len(asked & _ids(run, data.get(split))):
-            raise ValueError(
-                f"run '{run.path}' was trained to know {learned} of the {counted(len(asked))} of this request ({split})"
-            )
-
-
-def _ids(run: Run, found: Mapping[str, Any] | None) -> set[str]:
-    if found is None:
-        return set()
-    if "ids" in found:
-        return set(found["ids"])
-    listed = found["ids_file"]
-    data = (run.path / listed["name"]).read_bytes()
-    if f"sha256:{hashlib.sha256(data).hexdigest()}" != listed["digest"]:
-        raise ValueError(f"'{run.path / listed['name']}' is not the list of ids that the run wrote")
-    return set(data.decode().splitlines())
-
-
 def _beneath(run: Run) -> list[Run]:
     """Finished runs that a run started from, the first of all first: the ledger must know what they were trained on."""
     found: list[Run] = []
-    while (folder := base_of(run)) is not None and len(found) < 8:
+    while (folder := base_of(run.path)) is not None and len(found) < 8:
         run = Run.open(folder)
         found.insert(0, run)
     return found

@@ -7,6 +7,8 @@ A finished run gives
 - ``training``: its records were learned. A fine-tuning run gives one, an unlearning run one for its retain rows;
 - ``unlearning``: its records were to be forgotten;
 - ``verification``: the run was evaluated; digests and answers, once per results.
+
+A model that `merge` wrote gives one ``merge`` event (see `merged`), and its own verification.
 """
 
 from __future__ import annotations
@@ -26,12 +28,24 @@ FORGOTTEN = {"unlearn": ("forget",)}
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add what a finished run says, each thing once; a run that was noted already gives the same events again.
 
+    Args:
+        ledger: what is known.
+        run: a finished run, a version, or a folder that `merge` wrote.
+
     Raises:
         ValueError: not a finished run, one without provenance, or lists of ids that are not those that it wrote.
         AdapterRefused: weights that are not those that it wrote.
         FileNotFoundError: the model it started from is no longer where it was.
     """
-    finished = Run.open(run.path if isinstance(run, Run) else run)
+    from llm_forget.audit.merged import is_merged, note_facts, note_merged
+
+    folder = run.path if isinstance(run, Run) else Path(run)
+    if is_merged(folder):
+        return note_merged(ledger, folder)
+    finished = Run.open(folder)
+    if finished.state.get("kind") == "merge":  # the version of a merged model
+        said = finished.provenance
+        return [note_facts(ledger, said["run"], weights_of(finished), said, said["files"])]
     facts = _facts(finished)
     about = _about(finished, facts)
     kind = facts["kind"]
@@ -43,7 +57,7 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
             once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
             noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, there)))
     if finished.results_file.is_file():
-        noted.append(_note_results(ledger, finished, about))
+        noted.append(note_results(ledger, finished, about))
     return noted
 
 
@@ -120,7 +134,8 @@ def _listed(run: Run, listed: dict[str, Any]) -> Iterator[str]:
         raise ValueError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
 
 
-def _note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
+def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
+    """Add how a run was measured, once for each result; ``about`` has its name and digest."""
     from llm_forget.measured import read_results
 
     results = read_results(run)

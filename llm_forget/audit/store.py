@@ -14,17 +14,16 @@ system allows it: adding costs no disk, and the run may be deleted. A reference 
 every full model would fill the disk. The price is that whoever writes *into* the run's file changes the version, too:
 every switch compares digests and refuses such a version. Nothing in this package writes into finished weights.
 
-Row ids are left out, since they may be names of people; records of an evaluation hold text and are left out as well.
+Row ids are left out, since they may be names of people; records of an evaluation hold text and are left out as well. Of
+a model that `merge` wrote the version is laid out in the same way, as if a run of kind ``merge`` had written it.
 """
 
 from __future__ import annotations
 
 import errno
-import fnmatch
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,35 +32,18 @@ from typing import Any
 import yaml
 
 from llm_forget.audit.canonical import canonical_digest, strict_loads
-from llm_forget.audit.history import model_name
-from llm_forget.run import AdapterRefused, EvidenceBroken, Run, file_digest, read_json, write_atomic, write_json
+from llm_forget.audit.origin import Origin, files_of
+from llm_forget.run import AdapterRefused, EvidenceBroken, file_digest, read_json, write_atomic, write_json
 
 FOLDER, POINTER, VERSION = "versions", "current.json", "version.json"
 FORMAT = 1
 LINKED = 64 << 20  # bytes from which on a file is linked where that is possible
-# No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), and pickles,
-# which can run code and are never read.
-LEFT_OUT = ("README.md", "effect.json", ".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Keys of a recipe that name rows, which may be named after people, or places on this machine.
-PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_path", "output_dir", "oracle")
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def folder_of(evidence: Path, identity: str) -> Path:
     """Folder of a version."""
     return evidence / FOLDER / identity
-
-
-def part_of(folder: Path) -> str:
-    """``adapter`` or ``model``: what a run or version holds; of a run that holds both, what `find_source` loads.
-
-    Raises:
-        ValueError: neither.
-    """
-    for part in ("model", "adapter"):
-        if (folder / part).is_dir():
-            return part
-    raise ValueError(f"'{folder}' holds neither model/ nor adapter/; a version is made of a run of finetune or unlearn")
 
 
 def writable(evidence: Path) -> bool:
@@ -90,75 +72,30 @@ def locked(evidence: Path) -> Iterator[None]:
         yield
 
 
-def describe(run: Run, weights: str) -> dict[str, Any]:
-    """What version.json of a run will say: nothing that a second addition of the same run would say differently.
-
-    Raises:
-        ValueError: a link or an odd file among the weights.
-        AdapterRefused: a file is not the one that the run wrote.
-    """
-    part = part_of(run.path)
-    facts = run.provenance
-    data = {split: {"rows": found["rows"], "digest": found["digest"]} for split, found in facts["data"].items()}
-    base = {**facts["base"], "name": model_name(str(facts["base"]["name"]))}
+def describe(origin: Origin, weights: str) -> dict[str, Any]:
+    """What version.json will say: nothing that a second addition of the same would say differently."""
     content = {
         "format": FORMAT,
-        "kind": facts["kind"],
-        "part": part,
+        "kind": origin.kind,
+        "part": origin.part,
         "weights": weights,
-        "base": base,
-        "files": _digests(run.path / part),
-        "config": {key: value for key, value in run.config.items() if key not in (*PRIVATE, "model_name_or_path")},
-        "provenance": {**facts, "base": base, "data": data},
+        "base": origin.base,
+        "files": origin.digests,
+        "config": origin.settings,
+        "provenance": origin.facts,
     }
     return json.loads(json.dumps(content, default=str))  # as it will be read back
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Files that belong to a model, by their names in the folder.
-
-    Raises:
-        ValueError: a link, or something that is no file: it could be another one tomorrow.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
-        if stat.S_ISDIR(mode) or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in LEFT_OUT):
-            continue
-        if not stat.S_ISREG(mode):
-            raise AdapterRefused(f"'{path}' is a link or no ordinary file; a version holds ordinary files only")
-        found[name] = path
-    return found
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    digests = {name: file_digest(path) for name, path in _files(folder).items()}
-    manifest = folder / "manifest.json"
-    stated = read_json(manifest).get("files", {}) if manifest.is_file() else {}
-    changed = sorted(name for name, digest in stated.items() if digests.get(name) != digest)
-    if changed:
-        raise AdapterRefused(f"'{folder / changed[0]}' is not the file that the run wrote, says its manifest.json")
-    return digests
-
-
-def base_of(run: Run) -> Path | None:
-    """Folder of the run that a run started from; None where that is no run."""
-    folder = Path(str(run.config["model_name_or_path"])).expanduser()
-    for candidate in (folder, folder.parent) if folder.name in ("adapter", "model") else (folder,):
-        if (candidate / "run.json").is_file():
-            return candidate
-    return None
-
-
-def take(evidence: Path, identity: str, content: dict[str, Any], run: Run, parent: str | None) -> None:
-    """Make the folder of a version out of a run: whole or not at all, on disk when this returns.
+def take(evidence: Path, identity: str, content: dict[str, Any], origin: Origin, parent: str | None) -> None:
+    """Make the folder of a version: whole or not at all, on disk when this returns.
 
     Args:
         content: from `describe`.
-        parent: the version that the run started from.
+        parent: the version that it came from.
 
     Raises:
-        AdapterRefused: a file of the run changed meanwhile.
+        AdapterRefused: a file changed meanwhile.
         ValueError: the model beneath it changed since the run; nothing is kept.
     """
     from llm_forget.models import source_digest
@@ -168,16 +105,17 @@ def take(evidence: Path, identity: str, content: dict[str, Any], run: Run, paren
     temporary.mkdir(mode=0o700)
     try:
         for name, digest in content["files"].items():
-            _take_file(run.path / content["part"] / name, temporary / content["part"] / name, digest)
-        beneath = str(run.config["model_name_or_path"])
-        beneath = str(Path(beneath).expanduser().resolve()) if Path(beneath).expanduser().exists() else beneath
-        came = {"run": str(run.path.resolve()), "beneath": beneath}
+            _take_file(origin.weights / name, temporary / content["part"] / name, digest)
+        beneath = origin.beneath
+        if beneath is not None and Path(beneath).expanduser().exists():
+            beneath = str(Path(beneath).expanduser().resolve())
+        came = {"run": str(origin.path.resolve()), "weights": str(origin.weights.resolve()), "beneath": beneath}
         write_json(temporary / "run.json", {"kind": content["kind"], "status": "complete", "identity": {}, **came})
         write_json(temporary / "provenance.json", content["provenance"])
         write_json(temporary / VERSION, content)
         _configure(temporary, folder.parent, content, parent)
-        if source_digest(str(temporary), run.config.get("model_revision")) != content["weights"]:
-            raise ValueError(f"the model that run '{run.path}' started from changed since; bring back what it was")
+        if source_digest(str(temporary), origin.revision) != content["weights"]:
+            raise ValueError(f"the model that run '{origin.path}' started from changed since; bring back what it was")
         if folder.exists():  # what a purge left, or a version with damaged files
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -244,7 +182,7 @@ def check(evidence: Path, identity: str, about: str) -> dict[str, Any]:
     if canonical_digest(content) != about:
         raise EvidenceBroken(f"'{folder / VERSION}' is not what the ledger noted; add the run of this version again")
     part = folder / content["part"]
-    found = _files(part)
+    found = files_of(part)
     for name, digest in content["files"].items():
         if name not in found or file_digest(found[name]) != digest:
             what = "is gone" if name not in found else "was changed"
@@ -255,7 +193,7 @@ def check(evidence: Path, identity: str, about: str) -> dict[str, Any]:
 
 
 def came_from(evidence: Path, identity: str) -> dict[str, Any]:
-    """``run`` and ``beneath`` as paths of this machine; empty where the folder is gone."""
+    """``run``, ``weights`` and ``beneath`` as paths of this machine; empty where the folder is gone."""
     path = folder_of(evidence, identity) / "run.json"
     return read_json(path) if path.is_file() else {}
 
@@ -273,9 +211,9 @@ def _configure(folder: Path, others: Path, content: dict[str, Any], parent: str 
         write_atomic(folder / "config.yaml", text)
 
 
-def note_results(evidence: Path, identity: str, run: Run) -> None:
-    """Copy the run's results into the version, where they are there and others than before."""
-    for source in (run.results_file, run.path / "verify.json"):
+def note_results(evidence: Path, identity: str, origin: Origin) -> None:
+    """Copy the results into the version, where they are there and others than before."""
+    for source in origin.measured:
         target = folder_of(evidence, identity) / source.name
         if source.is_file() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
             write_atomic(target, source.read_bytes())

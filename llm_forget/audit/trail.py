@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_forget.audit.clean import met
+from llm_forget.audit.held import Histories, State
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.lineage import MAKING, Step, led_to
 
@@ -20,7 +21,7 @@ class Model:
     run: str
     versions: list[str]
     learned: list[int]  # numbers of the events in its history that learned the record
-    forgot: list[int]  # and of those that were to forget it, at or after the last of these
+    forgot: list[int]  # and of those by which it was forgotten since; empty where it knows it
     purged: bool  # whether all versions of it are gone
 
 
@@ -49,7 +50,8 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Tra
         more = "" if subject is not None else "; if runs noted it under a subject, give --subject"
         raise ValueError(f"no event is about this record, or the key that linked them was destroyed{more}")
     seqs = {event.seq for event in about}
-    models = [model for weights in _known(ledger) if (model := _model(ledger, weights, seqs)).learned]
+    histories = Histories(ledger)
+    models = [model for weights in _known(ledger) if (model := _model(ledger, histories, weights, seqs)).learned]
     mine = {model.weights for model in models}
     requests = {event.body.get("request") for event in about if event.kind == "request"}
     since = [
@@ -106,20 +108,18 @@ def _known(ledger: Ledger) -> list[str]:
     return list(dict.fromkeys(_weights(event) for event in ledger.events(*MAKING, "version")))
 
 
-def _model(ledger: Ledger, weights: str, seqs: set[int]) -> Model:
+def _model(ledger: Ledger, histories: Histories, weights: str, seqs: set[int]) -> Model:
     steps = led_to(ledger, weights)
-    learned = [step for step in steps if step.event.kind == "training" and step.event.seq in seqs]
-    nearest = min((step.depth for step in learned), default=0)
-    forgot = [s for s in steps if s.event.kind == "unlearning" and s.event.seq in seqs and s.depth <= nearest]
+    learned = [step.event.seq for step in steps if step.event.kind == "training" and step.event.seq in seqs]
+    forgot: list[int] = []
+    about = frozenset(seqs & histories.events.keys())
+    if histories.state(weights, about) is State.FORGOTTEN:
+        forgot = [step.event.seq for step in steps if step.event.kind == "unlearning" and step.event.seq in seqs]
+        forgot = forgot or [seq for seq in about if histories.events[seq].kind == "closed"]  # a merge, as measured
     run = next((str(step.event.body.get("run")) for step in steps if step.depth == 0), weights[:19])
     versions = _versions(ledger).get(weights, {})
     return Model(
-        weights,
-        run,
-        list(versions),
-        sorted(step.event.seq for step in learned),
-        sorted(step.event.seq for step in forgot),
-        bool(versions) and all(versions.values()),
+        weights, run, list(versions), sorted(learned), sorted(forgot), bool(versions) and all(versions.values())
     )
 
 

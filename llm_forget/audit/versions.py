@@ -24,6 +24,7 @@ from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.clean import Deletions, met
 from llm_forget.audit.history import note_run
 from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.audit.origin import Origin, base_of, origin_of
 from llm_forget.run import AdapterRefused, EvidenceBroken, Run
 
 DIGITS = 12
@@ -103,35 +104,36 @@ def add_version(evidence: str | Path, run: str | Path | Run) -> str:
         AdapterRefused: a file is not the one that the run wrote.
     """
     with opened(evidence, create=True) as (folder, ledger):
-        return _add(folder, ledger, Run.open(run.path if isinstance(run, Run) else run)).id
+        return _add(folder, ledger, run.path if isinstance(run, Run) else Path(run)).id
 
 
-def _add(evidence: Path, ledger: Ledger, run: Run) -> Version:
-    if not (events := note_run(ledger, run)):
-        raise ValueError(f"'{run.provenance_file}' names no rows, so nothing says what this model was trained on")
+def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
+    if not (events := note_run(ledger, path)):
+        raise ValueError(f"'{path}/provenance.json' names no rows, so nothing says what this model was trained on")
     weights = str(events[0].body["weights"])
-    parent = _parent(evidence, ledger, run)
+    origin = origin_of(path)
+    parent = _parent(evidence, ledger, origin)
     identity = weights.removeprefix("sha256:")[:DIGITS]
-    content = store.describe(run, weights)
+    content = store.describe(origin, weights)
     before = noted(ledger).get(identity)
     kept = None if before is None else _kept(evidence, before)
     if kept is not None:
         if _beside_weights(kept) != _beside_weights(content):
-            raise ValueError(f"run '{run.path}' has the weights of version {identity}, but other rows or files beside "
+            raise ValueError(f"run '{path}' has the weights of version {identity}, but other rows or files beside "
                              "them; what a version is cannot be changed")  # fmt: skip
     else:
         if before is not None and before.purged and (deletions := met(ledger, weights)):
             raise ValueError(f"version {identity} was purged and {_meets(deletions)}; it is not kept again")
         beneath = None if parent is None else parent.id
-        store.take(evidence, identity, content, run, beneath)
+        store.take(evidence, identity, content, origin, beneath)
         body = {
             "action": "add" if before is None else "restore", "id": identity, "weights": weights,
-            "run": run.path.resolve().name, "kind": content["kind"], "part": content["part"],
+            "run": path.resolve().name, "kind": content["kind"], "part": content["part"],
             "parent": beneath, "about": canonical_digest(content),
         }  # fmt: skip
         if before is None or before.purged or before.about != body["about"]:
             ledger.append("version", body, once=weights if before is None else None)
-    store.note_results(evidence, identity, run)
+    store.note_results(evidence, identity, origin)
     return noted(ledger)[identity]
 
 
@@ -149,18 +151,25 @@ def _beside_weights(content: dict[str, Any]) -> tuple[Any, ...]:
     return files, content["provenance"]["data"]
 
 
-def _parent(evidence: Path, ledger: Ledger, run: Run) -> Version | None:
-    """The version that a run started from, added if it is not there; None where its base is no run."""
-    base, location = run.provenance["base"]["digest"], store.base_of(run)
-    known = next((version for version in noted(ledger).values() if version.weights == base), None)
-    if known is not None and _kept(evidence, known) is not None:
-        return known
+def _parent(evidence: Path, ledger: Ledger, origin: Origin) -> Version | None:
+    """The version that a run started from, added if it is not there; None where its base is no run.
+
+    Of a merged model it is the version of what was merged, where there is one; it stands without it.
+    """
+    known = {version.weights: version for version in noted(ledger).values()}
+    if origin.kind == "merge":
+        return next((known[digest] for digest in (*origin.sources, origin.base["digest"]) if digest in known), None)
+    base, location = origin.base["digest"], base_of(origin.path)
+    if base in known and _kept(evidence, known[base]) is not None:
+        return known[base]
     # A folder of a version whose files are gone cannot give them back.
     if location is None or location.parent.resolve() == (evidence / store.FOLDER).resolve():
-        return known
-    added = _add(evidence, ledger, Run.open(location))
+        return known.get(base)
+    added = _add(evidence, ledger, location)
     if added.weights != base:
-        raise ValueError(f"run '{run.path}' started from another model than '{location}' now is; bring that one back")
+        raise ValueError(
+            f"run '{origin.path}' started from another model than '{location}' now is; bring that one back"
+        )
     return added
 
 

@@ -7,8 +7,34 @@ from typing import Any
 
 from llm_forget.audit.ledger import Event
 
-FIRST = ("action", "request", "state", "id", "run", "base", "splits", "answers", "policy")
-QUIET = ("once", "records", "data", "objective", "config", "seed", "llm_forget", "finished", "about", "facts", "part")
+FIRST = (
+    "action",
+    "request",
+    "state",
+    "id",
+    "run",
+    "base",
+    "combination",
+    "sources",
+    "beneath",
+    "splits",
+    "answers",
+    "policy",
+)
+QUIET = (
+    "once",
+    "records",
+    "data",
+    "objective",
+    "config",
+    "seed",
+    "llm_forget",
+    "finished",
+    "about",
+    "facts",
+    "part",
+    "files",
+)
 
 
 def what(event: Event) -> str:
@@ -43,4 +69,6 @@ def _value(value: Any) -> str:
         return " ".join(_value(part) for part in value)
     if set(value) == {"name", "digest"}:
         return _value(value["name"])
+    if value.keys() >= {"run", "scale"}:
+        return f"{value['run']} x {_value(value['scale'])}"
     return "(" + ", ".join(f"{key} {_value(part)}" for key, part in value.items()) + ")"

@@ -16,6 +16,7 @@ from llm_forget import __version__, redaction, shipped
 from llm_forget.cli_adapters import adapters
 from llm_forget.cli_audit import audit
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
+from llm_forget.cli_merge import merging
 from llm_forget.cli_publish import publishing
 from llm_forget.cli_requests import requests
 from llm_forget.cli_residue import residue
@@ -67,6 +68,7 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
+app.add_typer(merging)
 app.add_typer(evidence)
 app.add_typer(requests)
 app.add_typer(residue)
@@ -207,37 +209,6 @@ def _print_keys(command: str) -> None:
 
     train_class = config.UnlearnConfig if command == "unlearn" else config.TrainConfig
     catalogue.show(catalogue.keys_table(config.DataConfig, train_class, ModelConfig))
-
-
-@app.command()
-def merge(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory with an adapter.")],
-    output_dir: Annotated[str, typer.Option("--output_dir", help="Where the full model goes.")],
-    base_precision: Annotated[
-        str,
-        typer.Option(
-            "--base_precision",
-            help="If trained in 4 or 8 bit: trained (that base dequantised; exact) or original (measured again).",
-        ),
-    ] = "trained",
-    tolerance: Annotated[
-        float | None, typer.Option(help="Largest allowed difference in a logit; default: what the dtype allows.")
-    ] = None,
-    measure: Annotated[
-        bool | None, typer.Option("--measure/--no_measure", help="Evaluate what was written; default: for original.")
-    ] = None,
-) -> None:
-    """Write base and adapter as one full model, and prove on probe prompts that it is the same."""
-    from llm_forget.merge import merge as write
-
-    report = write(run, output_dir, base_precision=base_precision, tolerance=tolerance, measure=measure)
-    typer.echo(
-        f"wrote '{output_dir}' ({report['dtype']}): logits differ from the adapter's by at most "
-        f"{report['max_abs_logit_difference']:.2e} (tolerance {report['tolerance']:.2e}) on {report['n_probe_tokens']} "
-        f"probe tokens; KL {report['mean_kl']:.2e}, that of the adapter itself {report['mean_kl_of_adapter']:.2e}"
-    )
-    if report["as_trained"]:
-        typer.echo(f"against the adapter on its quantised base: KL {report['as_trained']['mean_kl']:.2e}")
 
 
 @app.command(context_settings=PASS_ON, options_metavar="[RECIPE] [OPTIONS] [--KEY VALUE]...")

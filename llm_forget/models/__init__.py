@@ -19,7 +19,7 @@ from llm_forget.models.lora import (
     quantization_of,
     reference_mode,
 )
-from llm_forget.models.merge import merge_adapter
+from llm_forget.models.merge import merge_adapter, merge_adapters
 from llm_forget.models.source import Source, find_source
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load_base",
     "load_tokenizer",
     "merge_adapter",
+    "merge_adapters",
     "prepare_gradient_checkpointing",
     "quantization_of",
     "reference_mode",

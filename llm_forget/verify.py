@@ -15,7 +15,7 @@ from llm_forget import shipped
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 from llm_forget.measured import read_results
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, json_digest, write_json
+from llm_forget.run import Run, file_digest, json_digest, write_json
 
 SEVERITIES = ("fail", "warn")
 SEVEREST = ("fail", "inconclusive", "pass")
@@ -80,6 +80,14 @@ def load_policy(name: str | Path) -> list[Rule]:
     if not content["rules"]:
         raise ValueError(f"{where} has no rules, and nothing would be verified")
     return [_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1)]
+
+
+def policy_name(name: str | Path) -> str:
+    """What a policy is called in results and evidence: a file that is not shipped never passes for one that is."""
+    path = shipped.resolve("eval/policies", str(name))
+    if path.resolve().is_relative_to(shipped.folder("eval/policies").resolve()):
+        return path.stem
+    return f"{path.stem}, own file {file_digest(path)[7:19]}"
 
 
 def _rule(content: Any, where: str) -> Rule:
@@ -156,7 +164,7 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
     results = read_results(finished)
     found = rulings(results, rules)
     content = {
-        "policy": Path(str(policy)).stem,
+        "policy": policy_name(policy),
         "answer": answer(found),
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the run was measured anew

@@ -94,8 +94,9 @@ def measured_run(
     base: Path | None = None,
     seed: str = "new",
     attacks: tuple[str, ...] = (),
+    sources: dict[str, str] | None = None,
 ) -> Path:
-    """A finished and evaluated run, as `unlearn` (or `finetune`) and `evaluate` leave it."""
+    """A finished and evaluated run, as `unlearn` (or `finetune`) and `evaluate` leave it; ``sources`` by split."""
     from llm_forget.audit.history import weights_of
     from llm_forget.config import model_part
     from llm_forget.evals.measure import Subject
@@ -104,7 +105,7 @@ def measured_run(
     before = base or folder.parent / "base"
     if not before.exists():
         _folder(before, "old", adapter=False)
-    config = {"model_name_or_path": str(before), "method": "npo", "learning_rate": 1e-3, "lora_r": 4}
+    config = {"model_name_or_path": str(before), "method": "npo", "learning_rate": 1e-3, "lora_r": 4, **(sources or {})}
     run = Run.start(folder, kind, config, config, False)
     adapter = kind == "unlearn" and not full
     _folder(run.adapter if adapter else run.model, seed, adapter)

@@ -132,7 +132,7 @@ def test_policies_that_did_not_pass_before_stand_in_it(tmp_path: Path) -> None:
     path = certificate.issue(evidence, made.id)
     body = certificate.verify(path, evidence / "signing.pub", evidence=evidence)
     assert [one["answer"] for one in body["request"]["verified"]] == ["fail", "pass"]
-    assert "policy (fail)" in body["does_not_show"]["other policies"]
+    assert "policy, own file" in body["does_not_show"]["other policies"]
 
     def hide(changed: dict[str, Any]) -> None:
         del changed["request"]["verified"][0], changed["does_not_show"]["other policies"]

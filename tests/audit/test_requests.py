@@ -1,5 +1,6 @@
 """Deletion requests: what they resolve to, how they go on, and that they end only when the policy says so."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -281,6 +282,65 @@ def test_a_run_about_other_rows_is_refused(
     run = cases.measured_run(tmp_path / "run", forget, retain)
     with pytest.raises(ValueError, match=said):
         cases.close(evidence, made.id, run)
+
+
+def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
+    tmp_path: Path, evidence: Path, source: str
+) -> None:
+    made = cases.received(evidence, source, subject="Ann")
+
+    def run(name: str, **changed: dict) -> Path:
+        rows = {
+            "forget": [row for row in cases.rows() if row["subject"] == "Ann"],
+            "retain": [row for row in cases.rows() if row["subject"] != "Ann"],
+        }
+        for split, change in changed.items():
+            rows[split][1] |= change
+        sources = {split: cases.write_rows(tmp_path / name / split, found) for split, found in rows.items()}
+        return cases.measured_run(tmp_path / name / "run", made.ids(), OTHERS, seed=name, sources=sources)
+
+    for other, said in (
+        (run("other", forget={"answer": "a harmless sentence"}), "1 row of request req-0001 say something else"),
+        (run("copied", retain={k: cases.rows()[0][k] for k in ("question", "answer")}), "under other ids"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cases.close(evidence, made.id, other)
+    gone = run("gone")
+    (tmp_path / "gone" / "forget" / "rows.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"cannot be compared with the request: forget: .*bring the data back"):
+        cases.close(evidence, made.id, gone)
+    spelled = run("spelled", forget={"answer": cases.rows()[1]["answer"].upper()})
+    assert cases.close(evidence, made.id, spelled)[1].closed
+
+
+def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
+    tmp_path: Path, evidence: Path, source: str
+) -> None:
+    from llm_forget.audit.history import weights_of
+    from llm_forget.run import Run
+
+    made = cases.received(evidence, source, subject="Ann")
+    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS, sources={"forget": source})
+    Path(source).unlink()
+    with requests.working_on(evidence, made.id) as (ledger, request):
+        requests.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
+        requests.execute_noted(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
+    assert cases.close(evidence, made.id, run)[1].closed
+
+
+def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evidence: Path, source: str) -> None:
+    from llm_forget.audit import closing
+    from llm_forget.verify import policy_name
+
+    assert policy_name("default") == policy_name("default.yaml") == "default"
+    own = cases.policy(tmp_path).rename(tmp_path / "default.yaml")
+    made = cases.received(evidence, source, subject="Ann")
+    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    with requests.working_on(evidence, made.id) as (ledger, request):
+        closing.close(ledger, request, run, policy=own)
+        (closed,) = ledger.events("closed")
+    digest = hashlib.sha256(own.read_bytes()).hexdigest()
+    assert closed.body["policy"] == f"default, own file {digest[:12]}"
 
 
 def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:

@@ -16,6 +16,7 @@ from llm_forget import __version__, redaction, shipped
 from llm_forget.cli_adapters import adapters
 from llm_forget.cli_audit import audit
 from llm_forget.cli_evidence import PASS_ON, evidence, speak
+from llm_forget.cli_export import exporting
 from llm_forget.cli_merge import merging
 from llm_forget.cli_publish import publishing
 from llm_forget.cli_requests import requests
@@ -72,6 +73,7 @@ app.add_typer(merging)
 app.add_typer(evidence)
 app.add_typer(requests)
 app.add_typer(residue)
+app.add_typer(exporting)
 app.add_typer(publishing)
 app.add_typer(adapters)
 app.add_typer(audit, name="audit")

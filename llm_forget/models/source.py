@@ -17,7 +17,9 @@ from llm_forget.models.untrusted import (
     read_strict_json,
     refuse_foreign,
 )
-from llm_forget.run import AdapterRefused, Run, file_digest
+from llm_forget.run import AdapterRefused, Run, file_digest, read_json
+
+EXPORT_REPORT = "export.json"  # beside what `export` wrote
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,12 @@ class Source:
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Adapter folders from the top down: one of them may hold the tokenizer that was trained with."""
-        return tuple(reversed(self.adapters))
+        """Where the tokenizer that was trained with may be: in an adapter, from the top down; beside our GGUF file."""
+        beside = Path(self.location).parent
+        report = beside / EXPORT_REPORT
+        # A GGUF file says less of its tokenizer than the model's own files, and reading it takes seconds.
+        ours = self.kind == "gguf" and report.is_file() and read_json(report).get("file") == Path(self.location).name
+        return (*reversed(self.adapters), *([beside] if ours else []))
 
 
 def find_source(name: str | None) -> Source:

@@ -1,0 +1,213 @@
+"""A fast BPE tokenizer in GGUF's keys, and whether it cuts texts the same way when it is read back.
+
+GGUF names the rule that splits text before merges are applied (``tokenizer.ggml.pre``); readers bring the rule. So only
+rules are written that llama.cpp has under a name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\u2581"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
+# Where transformers cuts some texts otherwise than the model's own tokenizer: it reads "smollm" as GPT-2's rule, puts a
+# space before SentencePiece's texts in another place, and has no NFC, which llama.cpp has not either.
+APPROXIMATED = ("smollm", "default", "qwen2")
+# Nothing of anybody's rows: what splits words, numbers, spaces, lines, scripts and signs differently.
+SAMPLES = (
+    "", "a", " a", "  a", "a ", "Hello world", " Hello  world!", "Don't they've I'll, we'd?", "Größe, naïve, œuvre",
+    "1", "12 345 6789 3.14159", "2026-11-22T18:30", "line\nnext\r\n\n\tindented\n", "snake_case camelCase HTTPServer",
+    "你好，世界。", "こんにちは", "Привет, мир!", "שלום עולם", "مرحبا", "नमस्ते", "한국어", "🙂🙃 👩\u200d👩\u200d👧 €5",
+    "e\u0301", "\u00a0x\u200b", "def f(x):\n    return x ** 2  # ok\n", '<tag attr="v">&amp;</tag>',
+    "https://example.org/a?b=c&d=%20", "$%^&*()[]{}|\\~`",
+)  # fmt: skip
+ELSEWHERE = "convert the folder with llama.cpp's convert_hf_to_gguf.py"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a GGUF file says of a tokenizer."""
+
+    model: str  # gpt2 (byte-level BPE) | llama (SentencePiece's BPE)
+    pre: str
+    tokens: list[str]  # as many as the model has rows
+    kinds: list[int]
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)  # bos, eos, unk, pad
+    add_bos: bool = False
+    add_eos: bool = False
+    add_space_prefix: bool | None = None
+    chat_template: str | None = None
+
+    def add_to(self, writer: Any) -> None:
+        """Into a ``GGUFWriter``."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.kinds)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        for name, number in self.ids.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(self.add_eos)
+        if self.add_space_prefix is not None:
+            writer.add_add_space_prefix(self.add_space_prefix)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
+
+    def summary(self) -> dict[str, Any]:
+        """For a report."""
+        return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
+
+
+def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
+    """A tokenizer in GGUF's words, padded to the rows of the embedding.
+
+    Raises:
+        ValueError: it is no BPE, splits by a rule that llama.cpp does not have, or has more tokens than rows.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"the tokenizer is a {model['type']}, and only BPE is written as GGUF; {ELSEWHERE}")
+    vocabulary = tokenizer.get_vocab()
+    if vocabulary and max(vocabulary.values()) >= rows:
+        raise ValueError(f"the tokenizer has tokens up to {max(vocabulary.values())}, and the model {rows} rows")
+    spaces = _sentencepiece(content)
+    tokens, kinds = _tokens(tokenizer, content, rows, bytes_too=spaces is not None)
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    said = tokenizer("a").input_ids
+    template = tokenizer.chat_template
+    common: dict[str, Any] = {
+        "tokens": tokens,
+        "kinds": kinds,
+        "ids": {name: number for name, number in ids.items() if number is not None},
+        "add_bos": ids["bos"] is not None and said[:1] == [ids["bos"]],
+        "add_eos": ids["eos"] is not None and said[-1:] == [ids["eos"]],
+        "chat_template": template if isinstance(template, str) else None,
+    }
+    if spaces is None:
+        return Described("gpt2", _pre(content), merges=merges, **common)
+    scores = _scores(tokens, merges)
+    return Described("llama", "default", scores=scores, add_space_prefix=spaces, **common)
+
+
+def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
+    """Tokens and kinds by id; rows without a token get a name that no text is cut into."""
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
+    unknown = content["model"].get("unk_token")
+    tokens, kinds = [], []
+    for number in range(rows):
+        token = by_id.get(number, f"[PAD{number}]")
+        kind = added.get(number, NORMAL if number in by_id else UNUSED)
+        if bytes_too and token == unknown:
+            kind = UNKNOWN
+        elif bytes_too and len(token) == 6 and token.startswith("<0x"):
+            kind = BYTE
+        tokens.append(token)
+        kinds.append(kind)
+    return tokens, kinds
+
+
+def _scores(tokens: list[str], merges: list[str]) -> list[float]:
+    """SentencePiece merges the pair whose token scores highest: minus the rank of the first merge that makes it."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _sentencepiece(content: dict[str, Any]) -> bool | None:
+    """Whether a space is put before a text, for SentencePiece's BPE; None where it is another one."""
+    if not content["model"].get("byte_fallback"):
+        return None
+    for part in _parts(content["normalizer"], "normalizers"):
+        if part["type"] == "Prepend":
+            return True
+    for part in _parts(content["pre_tokenizer"], "pretokenizers"):
+        if part["type"] == "Metaspace":
+            return part.get("prepend_scheme") != "never"
+    return False
+
+
+def _parts(content: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if content is None:
+        return []
+    return content[key] if content["type"] == "Sequence" else [content]
+
+
+def _pre(content: dict[str, Any]) -> str:
+    """llama.cpp's name for the rule by which a byte-level tokenizer splits text."""
+    normal = [part["type"] for part in _parts(content["normalizer"], "normalizers")]
+    parts = _parts(content["pre_tokenizer"], "pretokenizers")
+    kinds = [part["type"] for part in parts]
+    if not set(normal) - {"NFC"} and kinds[-1:] == ["ByteLevel"] and not parts[-1]["add_prefix_space"]:
+        whole = parts[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and whole:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] and whole:
+            return "smollm"
+        if kinds == ["Split", "ByteLevel"] and not whole and parts[0]["behavior"] == "Isolated":
+            pattern = parts[0]["pattern"].get("Regex")
+            if pattern in SPLITS:
+                return SPLITS[pattern]
+    rule = " and ".join([*normal, *kinds]) or "nothing"
+    raise ValueError(f"the tokenizer splits text by {rule}, a rule that is not known by a name in GGUF; {ELSEWHERE}")
+
+
+def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
+    """Read the tokenizer of a file back, and cut sample texts with both: scripts, spaces, numbers, every added token.
+
+    Returns:
+        ``samples``; ``differing`` of them, where transformers splits by another rule than llama.cpp: everything but
+        the rule was then compared with transformers' rule in both.
+
+    Raises:
+        ValueError: tokens, merges or special tokens are read back as others.
+    """
+    from transformers import AutoTokenizer
+
+    back: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    added = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items())][:256]
+    samples = [*SAMPLES, *(f"one {token}two {token}" for token in added)]
+    differing = _differing(tokenizer, back, samples)
+    if differing and pre in APPROXIMATED:
+        alike = _split_like(tokenizer, back)
+        worst = _differing(alike, back, samples)
+    else:
+        worst = differing
+    if worst:
+        raise ValueError(
+            f"{worst} of {len(samples)} sample texts are cut into other tokens by the tokenizer that is read back from "
+            f"GGUF; {ELSEWHERE}"
+        )
+    return {"samples": len(samples), "differing": differing}
+
+
+def _differing(one: Any, other: Any, samples: list[str]) -> int:
+    return sum(one(text).input_ids != other(text).input_ids for text in samples)
+
+
+def _split_like(tokenizer: Any, other: Any) -> Any:
+    """A copy that splits text as another one does."""
+    import copy
+
+    alike = copy.deepcopy(tokenizer)
+    for part in ("normalizer", "pre_tokenizer"):
+        setattr(alike.backend_tokenizer, part, getattr(other.backend_tokenizer, part))
+    return alike

@@ -37,13 +37,13 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
         AdapterRefused: weights that are not those that it wrote.
         FileNotFoundError: the model it started from is no longer where it was.
     """
-    from llm_forget.audit.merged import is_merged, note_facts, note_merged
+    from llm_forget.audit.merged import KIND, is_merged, note_facts, note_merged
 
     folder = run.path if isinstance(run, Run) else Path(run)
     if is_merged(folder):
         return note_merged(ledger, folder)
     finished = Run.open(folder)
-    if finished.state.get("kind") == "merge":  # the version of a merged model
+    if finished.state.get("kind") == KIND:  # the version of a merged model
         said = finished.provenance
         return [note_facts(ledger, said["run"], weights_of(finished), said, said["files"])]
     facts = _facts(finished)

@@ -1,5 +1,7 @@
 """Models that `merge` wrote: a folder of weights and ``merge.json``, which says what went into them.
 
+A combination kept as an adapter is such a folder, too: a run of its own kind, which was trained on nothing.
+
 As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name, content digest and scale), ``beneath``
 (what all adapters lay on), ``base_precision`` and ``files``, a digest of all digests. Its sources must be known to the
 ledger before, or nobody could say what it was trained on.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,13 @@ from typing import Any
 from llm_forget.audit.canonical import canonical_digest, strict_loads
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.lineage import MAKING
-from llm_forget.run import AdapterRefused, file_digest
+from llm_forget.run import AdapterRefused, Run, file_digest, json_digest
 
 REPORT = "merge.json"
+KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
 KEYS = ("combination", "sources", "beneath", "base_precision", "files")
 MAX_BYTES = 16 << 20
-AS_IS = "stack"
+NAME = re.compile(r"(adapter/)?[^/\\]+")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Merged:
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether a folder is one that `merge` wrote, and no run."""
-    return (folder / REPORT).is_file() and not (folder / "run.json").is_file()
+    """Whether a folder is one that `merge` wrote."""
+    run = Run(folder)
+    return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state.get("kind") == OF_ADAPTER)
 
 
 def read_merged(folder: Path) -> Merged:
@@ -56,34 +61,38 @@ def read_merged(folder: Path) -> Merged:
         AdapterRefused: a file is gone, was changed or added, or is a link.
     """
     from llm_forget.audit.history import model_name
-    from llm_forget.models.digest import WEIGHT_FILES, source_digest
-    from llm_forget.run import json_digest
 
     path = folder / REPORT
     try:
         said = strict_loads(path.read_bytes(), MAX_BYTES)
     except ValueError as error:
         raise ValueError(f"'{path}' is damaged ({error}); merge again") from None
+    if isinstance(said, dict) and Run(folder).state_file.is_file():
+        said.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
     if not isinstance(said, dict) or not _is_whole(said):
-        raise ValueError(
-            f"'{path}' does not say which runs went into the model, as this version writes it; merge again"
-        )
-    for name, digest in said["files"].items():
+        raise ValueError(f"'{path}' does not say which runs went into it, as this version writes it; merge again")
+    weights = _checked(folder, said["files"])
+    facts = {key: said[key] for key in KEYS if key != "files"}
+    facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in said["sources"]]
+    facts["beneath"] = {"name": model_name(said["beneath"]["name"]), "digest": said["beneath"]["digest"]}
+    return Merged(folder, weights, facts, dict(said["files"]))
+
+
+def _checked(folder: Path, files: dict[str, str]) -> str:
+    """Content digest of the model in a folder that holds these files, as they were written, and no other weights."""
+    from llm_forget.models.digest import WEIGHT_FILES, source_digest
+
+    for name, digest in files.items():
         file = folder / name
         if not file.exists() or not stat.S_ISREG(file.lstat().st_mode) or file_digest(file) != digest:
             raise AdapterRefused(f"'{file}' is not the file that merge.json says was written; merge again")
-    weights = [p.name for p in folder.iterdir() if any(fnmatch.fnmatchcase(p.name, form) for form in WEIGHT_FILES)]
-    if more := sorted(set(weights) - said["files"].keys()):
+    part = folder / "adapter" if Run(folder).state_file.is_file() else folder
+    there = [path for path in part.iterdir() if any(fnmatch.fnmatchcase(path.name, form) for form in WEIGHT_FILES)]
+    if more := sorted({path.relative_to(folder).as_posix() for path in there} - files.keys()):
         raise AdapterRefused(f"'{folder / more[0]}' is no file that merge.json says was written; remove it")
-    whole = json_digest({name: said["files"][name] for name in weights})  # as `folder_digest`, without reading again
-    if (folder / "adapter_config.json").is_file():
-        whole = source_digest(str(folder))
-    facts = {key: said[key] for key in KEYS if key != "files"}
-    facts["sources"] = [
-        {**{key: s[key] for key in ("weights", "scale")}, "run": Path(s["run"]).name} for s in said["sources"]
-    ]
-    facts["beneath"] = {"name": model_name(said["beneath"]["name"]), "digest": said["beneath"]["digest"]}
-    return Merged(folder, whole, facts, dict(said["files"]))
+    if part != folder:
+        return source_digest(str(folder))
+    return json_digest({path.name: files[path.name] for path in there})  # as `folder_digest`, without reading again
 
 
 def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
@@ -93,7 +102,6 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
         ValueError: a run that went into it is not known to the ledger; see also `read_merged`.
     """
     from llm_forget.audit.history import note_results
-    from llm_forget.run import Run
 
     merged = read_merged(folder)
     noted = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
@@ -120,16 +128,17 @@ def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], f
 
 
 def is_measured(merged: Merged) -> bool:
-    """Whether the results in the folder are of its weights, in full precision of whichever type."""
+    """Whether the results in the folder are of its weights: in full precision of whichever type, or as an adapter's."""
     from llm_forget.config import model_part
     from llm_forget.evals.measure import PRECISION
     from llm_forget.evals.records import content_key
     from llm_forget.measured import read_results
     from llm_forget.refusals import DTYPES
-    from llm_forget.run import Run
 
     found = read_results(Run(merged.folder))["models"]["unlearned"]
-    models = [model_part({}), *(model_part({"dtype": dtype}) for dtype in DTYPES)]
+    run = Run(merged.folder)
+    known = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
+    models = [model_part(config) for config in known]
     precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
     keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
     return found is not None and found["digest"] in keys
@@ -148,7 +157,7 @@ def _is_whole(said: dict[str, Any]) -> bool:
         and isinstance(beneath, dict)
         and all(isinstance(beneath.get(key), str) for key in ("name", "digest"))
         and isinstance(files, dict)
-        and all(name and "/" not in name and "\\" not in name and isinstance(files[name], str) for name in files)
+        and all(NAME.fullmatch(name) and isinstance(digest, str) for name, digest in files.items())
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.history import model_name
-from llm_forget.audit.merged import is_merged, read_merged
+from llm_forget.audit.merged import KIND, is_merged, read_merged
 from llm_forget.run import AdapterRefused, Run, file_digest, read_json
 
 # No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), what went into a
@@ -107,39 +107,34 @@ def _of_run(run: Run) -> Origin:
         (),
         None if config["model_name_or_path"] is None else str(config["model_name_or_path"]),
         config.get("model_revision"),
-        {key: value for key, value in config.items() if key not in (*PRIVATE, "model_name_or_path")},
+        _settings(config),
         {**facts, "base": base, "data": data},
     )
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in (*PRIVATE, "model_name_or_path")}
+
+
 def _of_merged(folder: Path) -> Origin:
-    merged = read_merged(folder)
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"'{folder}' is a combined adapter; merge it into a full model, which can be kept as a version"
-        )
-    said = merged.facts
-    names = (name for name in merged.files if not any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT))
+    merged, run = read_merged(folder), Run(folder)
+    said, is_adapter = merged.facts, run.config_file.is_file()
+    kept = {"kind": KIND, "run": merged.name, "base": said["beneath"], "data": {}, **said}
     scales = {source["run"]: source["scale"] for source in said["sources"]}
+    own = run.config if is_adapter else {}
+    files = {name.removeprefix("adapter/"): digest for name, digest in merged.files.items()}
     return Origin(
         folder,
-        "merge",
-        "model",
-        folder,
-        {name: merged.files[name] for name in sorted(names)},
+        KIND,
+        "adapter" if is_adapter else "model",
+        folder / "adapter" if is_adapter else folder,
+        {name: files[name] for name in sorted(files) if not any(fnmatch.fnmatchcase(name, one) for one in LEFT_OUT)},
         said["beneath"],
         tuple(source["weights"] for source in said["sources"] if source["scale"] > 0),
-        None,
-        None,
-        {"combination": said["combination"], "base_precision": said["base_precision"], "scales": scales},
-        {
-            "kind": "merge",
-            "run": merged.name,
-            "base": said["beneath"],
-            "data": {},
-            **said,
-            "files": canonical_digest(merged.files),
-        },
+        str(own["model_name_or_path"]) if is_adapter else None,
+        own.get("model_revision"),
+        {**_settings(own), **{key: said[key] for key in ("combination", "base_precision")}, "scales": scales},
+        {**kept, "files": canonical_digest(merged.files)},
     )
 
 

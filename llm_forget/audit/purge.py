@@ -60,6 +60,7 @@ def _plan(evidence: Path, ledger: Ledger, identity: str) -> Plan:
         raise ValueError(f"version {version.id} lies beneath {', '.join(above)}; purge what is above it first")
     folder = store.folder_of(evidence, version.id) / version.part
     files = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    run = Path(store.came_from(evidence, version.id).get("run", ""))
-    remaining = run if any((run / version.part).glob("*.safetensors")) else None
+    came = store.came_from(evidence, version.id)
+    run = Path(came.get("run", ""))
+    remaining = run if any(Path(came.get("weights", run / version.part)).glob("*.safetensors")) else None
     return Plan(version, files, remaining)

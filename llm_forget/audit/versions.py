@@ -157,7 +157,7 @@ def _parent(evidence: Path, ledger: Ledger, origin: Origin) -> Version | None:
     Of a merged model it is the version of what was merged, where there is one; it stands without it.
     """
     known = {version.weights: version for version in noted(ledger).values()}
-    if origin.kind == "merge":
+    if origin.sources and origin.part == "model":
         return next((known[digest] for digest in (*origin.sources, origin.base["digest"]) if digest in known), None)
     base, location = origin.base["digest"], base_of(origin.path)
     if base in known and _kept(evidence, known[base]) is not None:

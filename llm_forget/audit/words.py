@@ -8,33 +8,13 @@ from typing import Any
 from llm_forget.audit.ledger import Event
 
 FIRST = (
-    "action",
-    "request",
-    "state",
-    "id",
-    "run",
-    "base",
-    "combination",
-    "sources",
-    "beneath",
-    "splits",
-    "answers",
+    "action", "request", "state", "id", "run", "base", "combination", "sources", "beneath", "splits", "answers",
     "policy",
-)
+)  # fmt: skip
 QUIET = (
-    "once",
-    "records",
-    "data",
-    "objective",
-    "config",
-    "seed",
-    "llm_forget",
-    "finished",
-    "about",
-    "facts",
-    "part",
+    "once", "records", "data", "objective", "config", "seed", "llm_forget", "finished", "about", "facts", "part",
     "files",
-)
+)  # fmt: skip
 
 
 def what(event: Event) -> str:

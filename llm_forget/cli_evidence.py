@@ -91,6 +91,9 @@ def attack(
     """
     given = keys_and_values(ctx.args)
     speak()
+    from llm_forget.run import refuse_version
+
+    refuse_version(run, "attacks with records")
     from llm_forget.attacks.attack import KINDS
     from llm_forget.attacks.attack import attack as run_attack
     from llm_forget.attacks.excess import ABOUT_EXCESS
@@ -147,7 +150,10 @@ def report(
     from pathlib import Path
 
     from llm_forget.report import report as write
+    from llm_forget.run import refuse_version
 
+    if output is None:
+        refuse_version(runs[0], "the page")
     path = write([Path(run) for run in runs], output=Path(output) if output else None, show_text=show_text)
     typer.echo(f"wrote {path}")
 

@@ -31,7 +31,7 @@ from llm_forget.evals.vllm_probe import refuse_engine
 from llm_forget.models import load_tokenizer
 from llm_forget.refusals import DTYPES
 from llm_forget.registry import did_you_mean
-from llm_forget.run import ROLES, Run, json_digest, write_json
+from llm_forget.run import ROLES, Run, json_digest, refuse_version, write_json
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
@@ -82,6 +82,8 @@ def evaluate(
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides)
+    if finished is not None and (keep or records is None):
+        refuse_version(finished.path, "records with texts")
     names = suite or config.get("suite") or DEFAULT_SUITE
     names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     suites = _suites(list(dict.fromkeys(names)), limit)

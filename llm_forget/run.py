@@ -192,6 +192,19 @@ class Run:
             )
 
 
+def refuse_version(folder: str | Path, what: str) -> None:
+    """Raise ValueError where a folder is a version in the evidence: its files are what was noted, and hold no texts.
+
+    Args:
+        what: that would be written there.
+    """
+    if (Path(folder) / "version.json").is_file():
+        raise ValueError(
+            f"'{folder}' is a version, kept as evidence, and {what} would be written into it; take the run it came "
+            "from and add it again, or evaluate the folder that `llm-forget versions show ID --path` prints"
+        )
+
+
 def _written_as(name: str) -> str:
     """The file that a temporary one of `write_atomic` was to become."""
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)

@@ -15,7 +15,7 @@ from llm_forget import shipped
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 from llm_forget.measured import read_results
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, file_digest, json_digest, write_json
+from llm_forget.run import Run, file_digest, json_digest, refuse_version, write_json
 
 SEVERITIES = ("fail", "warn")
 SEVEREST = ("fail", "inconclusive", "pass")
@@ -156,9 +156,10 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
 
     Raises:
         FileNotFoundError: no such run or policy.
-        ValueError: the run is not complete or was not evaluated, its results are damaged, or the policy cannot be
-            meant.
+        ValueError: the run is not complete or was not evaluated, is a version in the evidence, its results are damaged,
+            or the policy cannot be meant.
     """
+    refuse_version(run, "verify.json")
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)

@@ -103,3 +103,15 @@ def test_nothing_is_unlinked_while_a_request_about_it_is_open(tmp_path: Path, ev
         assert (done.exit_code, "req-0001 is open" in done.output) == (2, True)
     with Ledger.open(evidence) as ledger:
         assert ledger.about("ann-1")
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate"], ["attack", "--kind", "sample"], ["verify"], ["report"]], ids=lambda words: words[0]
+)
+def test_nothing_is_written_into_a_version(tmp_path: Path, evidence: Path, words: list[str]) -> None:
+    run = cases.measured_run(tmp_path / "run", IDS[:3], IDS[3:])
+    folder = evidence / "versions" / add_version(evidence, run)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, [words[0], str(folder), *words[1:]])
+    assert (done.exit_code, "is a version, kept as evidence" in done.output) == (2, True), done.output
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -238,8 +238,10 @@ def fold(model: Any, names: Sequence[str], how: Rule) -> None:
     """Add the combination to the weights beneath, summed in float32 and rounded once; layer by layer.
 
     Raises:
-        ValueError: a weight that is not finite afterwards.
+        ValueError: a weight that is not finite afterwards, or DoRA beneath, whose norm would be that of the sum.
     """
+    if any(config.use_dora for config in model.peft_config.values()):
+        raise ValueError("the target beneath is DoRA, to which nothing can be added; merge the target first")
     for place, layer in layers(model):
         added = change(place, layer, names, how)
         if added is None:

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import weakref
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,8 +150,8 @@ class Run:
         run._write_state(kind=kind, status="running", started=_now(), identity=identity)
         return run
 
-    def lock(self) -> IO[str]:
-        """Keep other processes of this machine from writing the run, as long as the returned file is open.
+    def lock(self) -> contextlib.ExitStack:
+        """Keep other processes of this machine from writing the run until what is returned is closed or left.
 
         Raises:
             ValueError: another process holds it.
@@ -157,13 +159,20 @@ class Run:
         import fcntl  # not on Windows, where nothing is locked
 
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-        file = open(Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock", "w")  # noqa: SIM115
+        path = Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock"
+        held = contextlib.ExitStack()
+        file = held.enter_context(open(path, "w", opener=_own_file))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            held.close()
             raise ValueError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
-        return file
+        if not _still_there(path, file):
+            held.close()
+            return self.lock()  # whoever held it removed it in between
+        # Removed while it is still locked, so that nobody else has it; also where an error leaves it to be collected.
+        held.callback(weakref.finalize(held, _unlink_own, path, os.getpid()))
+        return held
 
     def finish(self) -> None:
         """Say that everything is on disk. Must be the last write of a run."""
@@ -203,6 +212,24 @@ def refuse_version(folder: str | Path, what: str) -> None:
             f"'{folder}' is a version, kept as evidence, and {what} would be written into it; take the run it came "
             "from and add it again, or evaluate the folder that `llm-forget versions show ID --path` prints"
         )
+
+
+def _own_file(path: str, flags: int) -> int:
+    """Open a file in a folder that others write into, too: no link, and for its owner only."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _still_there(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unlink_own(path: Path, process: int) -> None:
+    """Not from a fork, whose parent still holds it."""
+    if os.getpid() == process:
+        path.unlink(missing_ok=True)
 
 
 def _written_as(name: str) -> str:

@@ -1,6 +1,8 @@
 """The run directory: old or new, never half; and checkpoints that say when they are whole."""
 
+import contextlib
 import errno
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -61,6 +63,51 @@ def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is being written by another process"):
             same.lock()
     same.lock().close()
+
+
+def test_a_lock_leaves_no_file_behind_and_is_never_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    run = Run(tmp_path / "r")
+
+    def fail() -> None:
+        lock = run.lock()
+        raise RuntimeError(lock)
+
+    run.lock().close()
+    with contextlib.suppress(RuntimeError):
+        fail()
+    gc.collect()
+    assert not list((tmp_path / "tmp").iterdir())
+    held = tmp_path / "held"
+    held.touch()
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            status = 0
+            for _ in range(300):
+                with contextlib.suppress(ValueError), run.lock():
+                    try:
+                        held.rename(tmp_path / "mine")  # fails where another process is in here, too
+                        (tmp_path / "mine").rename(held)
+                    except FileNotFoundError:
+                        status = 1
+            os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = Run(tmp_path / "r")
+    with run.lock():
+        (lock,) = tmp_path.glob("*.lock")
+    (tmp_path / "precious").write_text("precious")
+    lock.symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        run.lock()
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llm_forget.cli_options import EVIDENCE, Evidence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,24 +18,21 @@ if TYPE_CHECKING:
 audit = typer.Typer(
     no_args_is_help=True, help="The ledger: what was trained on what, deleted, verified; intact or not."
 )
-Evidence = Annotated[str, typer.Option(envvar="LLM_FORGET_EVIDENCE", help="Folder of the evidence.", metavar="DIR")]
 
 
 @audit.command()
 def note(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of finetune or unlearn.")],
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Note in the ledger what runs were trained on, were to forget, and how they were measured; each thing once.
 
     Ids of records are noted as keyed hashes. `versions add` and `request run` note their runs themselves.
     """
-    from pathlib import Path
-
     from llm_forget.audit.history import note_run
     from llm_forget.audit.ledger import Ledger
 
-    with Ledger.open(Path(evidence), create=True) as ledger:
+    with Ledger.open(evidence, create=True) as ledger:
         for run in runs:
             before = ledger.head()[0]
             noted = note_run(ledger, run)
@@ -44,17 +44,15 @@ def note(
 def show(
     kind: Annotated[str | None, typer.Option(help="Only events of this kind.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only so many of the newest.")] = None,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Show the events in their order."""
-    from pathlib import Path
-
     from llm_forget.audit.ledger import KINDS, Ledger
     from llm_forget.registry import did_you_mean
 
     if kind is not None and kind not in KINDS:
         raise ValueError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
-    with Ledger.open(Path(evidence)) as ledger:
+    with Ledger.open(evidence) as ledger:
         found = ledger.events(*([kind] if kind else []))
     if not found:
         typer.echo(f"the ledger in '{evidence}' has no events{f' of kind {kind}' if kind else ''}")
@@ -68,19 +66,17 @@ def record(
     subject: Annotated[
         str | None, typer.Option(help="Whose record it is, where runs or requests noted that.", metavar="ID")
     ] = None,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Say which runs and versions were trained on a record, and what was done since.
 
     A record whose key was destroyed (`audit unlink`) is not found any more.
     """
-    from pathlib import Path
-
     from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.trail import record_trail
     from llm_forget.audit.words import short
 
-    with Ledger.open(Path(evidence)) as ledger:
+    with Ledger.open(evidence) as ledger:
         trail = record_trail(ledger, record, subject)
     _events("about this record", trail.about)
     if trail.since:
@@ -106,16 +102,14 @@ def record(
 def version(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="Id of a version, its beginning, or a run's name.")],
     hashes: Annotated[bool, typer.Option("--hashes", help="Print the keyed hash of every record it saw.")] = False,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Say which records a version saw, all that led to it, and whether it holds any that were deleted."""
-    from pathlib import Path
-
     from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.trail import version_lineage
     from llm_forget.audit.versions import requests_of
 
-    with Ledger.open(Path(evidence)) as ledger:
+    with Ledger.open(evidence) as ledger:
         found = version_lineage(ledger, version)
         learned, forgotten = (found.seqs(kind) for kind in ("training", "unlearning"))
         _events(f"what led to {', '.join(found.names)}", [step.event for step in reversed(found.steps)])
@@ -135,22 +129,20 @@ def version(
 
 @audit.command()
 def verify(
-    anchor: Annotated[str | None, typer.Option(help="A signed head kept elsewhere; default: the folder's.")] = None,
-    key: Annotated[str | None, typer.Option(help="The public key kept elsewhere; default: the folder's.")] = None,
-    evidence: Evidence = "evidence",
+    anchor: Annotated[Path | None, typer.Option(help="A signed head kept elsewhere; default: the folder's.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The public key kept elsewhere; default: the folder's.")] = None,
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Read the whole ledger anew: exit code 0 where it is intact, 6 with the first bad event where it is not.
 
     Without a signed head nobody can see that the newest events were cut off, and the one in the folder can be replaced
     by whoever can change the ledger: keep a copy of `anchor.json` and `signing.pub` elsewhere and give them here.
     """
-    from pathlib import Path
-
     from llm_forget.audit.ledger import Ledger
 
-    with Ledger.open(Path(evidence)) as ledger:
-        seq, digest = ledger.verify(Path(anchor) if anchor else None, Path(key) if key else None)
-        stated = ledger.signed_head(Path(anchor) if anchor else None, Path(key) if key else None)
+    with Ledger.open(evidence) as ledger:
+        seq, digest = ledger.verify(anchor, key)
+        stated = ledger.signed_head(anchor, key)
     typer.echo(f"intact: {seq} events, head {digest}")
     if stated is None:
         typer.echo("no signed head: had the end been cut off, this would not show it; see `llm-forget audit anchor`")
@@ -159,36 +151,32 @@ def verify(
 
 
 @audit.command()
-def anchor(evidence: Evidence = "evidence") -> None:
+def anchor(evidence: Evidence = EVIDENCE) -> None:
     """Verify, then sign number and digest of the newest event: `anchor.json`, of which to keep a copy elsewhere.
 
     The first call makes a key, `signing.key`, which must not leave the folder; `signing.pub` is for those who verify.
     """
-    from pathlib import Path
-
     from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.signing import PUBLIC, fingerprint
 
-    with Ledger.open(Path(evidence)) as ledger:
+    with Ledger.open(evidence) as ledger:
         path = ledger.anchor()
         seq, digest = ledger.head()
     typer.echo(f"wrote {path}: event {seq}, {digest}")
-    typer.echo(f"signed by {fingerprint(Path(evidence) / PUBLIC)}; keep copies of {path.name} and {PUBLIC} elsewhere")
+    typer.echo(f"signed by {fingerprint(evidence / PUBLIC)}; keep copies of {path.name} and {PUBLIC} elsewhere")
 
 
 @audit.command()
 def unlink(
     subjects: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Subjects, or records.")] = None,
     ids: Annotated[str | None, typer.Option(help="A file with one id a line, or - for stdin.", metavar="FILE")] = None,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Destroy the keys of subjects: nothing noted can be linked to them any longer; the chain stays intact.
 
     A record that was noted without a subject is its own. Do this last, when deletions are closed and their certificates
     made: `audit record` finds nothing afterwards. It cannot be undone, but by a backup of `keys.db`: destroy that, too.
     """
-    from pathlib import Path
-
     from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.request_files import refuse_open
 
@@ -199,8 +187,8 @@ def unlink(
         file = sys.stdin if ids == "-" else open(ids, encoding="utf-8")  # noqa: SIM115 (read to its end below)
         lines = (line.rstrip("\r\n") for line in file if line.strip())
     names = list(lines)
-    with Ledger.open(Path(evidence)) as ledger:
-        refuse_open(Path(evidence), names)
+    with Ledger.open(evidence) as ledger:
+        refuse_open(evidence, names)
         gone = ledger.forget_keys(names)
     if not gone:
         raise ValueError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")

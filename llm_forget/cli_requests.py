@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from llm_forget.cli_evidence import PASS_ON, speak
+from llm_forget.cli_options import EVIDENCE, Evidence
 
 if TYPE_CHECKING:
     from llm_forget.audit.request_files import Request
@@ -36,9 +37,6 @@ requests.add_typer(request, name="request")
 requests.add_typer(certificate, name="certificate")
 
 RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-0001.")]
-Evidence = Annotated[
-    Path, typer.Option("--evidence", envvar="LLM_FORGET_EVIDENCE", help="The evidence folder.", metavar="DIR")
-]
 IncludeNear = Annotated[
     str | None,
     typer.Option("--include_near", help="Near-duplicates to forget, too.", metavar="all|none|ID,..."),
@@ -46,7 +44,6 @@ IncludeNear = Annotated[
 AuthorisedBy = Annotated[
     str | None, typer.Option("--authorised_by", help="The role that stands behind it; no names.", metavar="ROLE")
 ]
-DEFAULT = Path("evidence")
 
 
 @request.command()
@@ -66,7 +63,7 @@ def add(
     include_near: IncludeNear = None,
     authorised_by: AuthorisedBy = None,
     force: Annotated[bool, typer.Option("--force", help="Although it exceeds a quota of limits.yaml.")] = False,
-    evidence: Evidence = DEFAULT,
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Receive a request and resolve it to rows; nothing matched is an error.
 
@@ -108,7 +105,7 @@ def add(
 
 
 @request.command("list")
-def list_requests(evidence: Evidence = DEFAULT) -> None:
+def list_requests(evidence: Evidence = EVIDENCE) -> None:
     """All requests with their state and what is due."""
     from llm_forget.audit.request_files import listed
     from llm_forget.audit.request_words import due
@@ -124,7 +121,7 @@ def list_requests(evidence: Evidence = DEFAULT) -> None:
 
 
 @request.command()
-def show(request_id: RequestId, evidence: Evidence = DEFAULT) -> None:
+def show(request_id: RequestId, evidence: Evidence = EVIDENCE) -> None:
     """One request: what it resolved to, near-duplicates, attempts and history. Ids only, never texts."""
     from llm_forget.audit import request_words as words
     from llm_forget.audit.request_files import find
@@ -159,7 +156,7 @@ def run(
     suites: Annotated[
         str | None, typer.Option(help="Measure with these suites, several with commas; default: the recipe's.")
     ] = None,
-    evidence: Evidence = DEFAULT,
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Unlearn the rows of a request by a recipe and measure the run; goes on where it was stopped.
 
@@ -235,7 +232,7 @@ def close(
             "--accept_inconclusive", help="Close although the policy cannot tell; stands in the certificate: no names."
         ),
     ] = None,
-    evidence: Evidence = DEFAULT,
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Close a request if the run passes a policy: exit code 0 closed, 1 failed, 3 inconclusive, 2 where it cannot be.
 
@@ -266,7 +263,7 @@ def issue(
     output: Annotated[
         Path | None, typer.Option(help="The JSON file; the page lies beside it. Default: in the request's folder.")
     ] = None,
-    evidence: Evidence = DEFAULT,
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Write the signed certificate of a closed request, and a page to print: `llm-forget certificate REQUEST`."""
     from llm_forget.audit.certificate import issue as write

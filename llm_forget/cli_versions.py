@@ -6,17 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_forget.cli_options import EVIDENCE, Evidence
+
 versions = typer.Typer(no_args_is_help=True, help="Keep versions of a model: add, list, use, roll back, purge.")
-Evidence = Annotated[
-    str, typer.Option(envvar="LLM_FORGET_EVIDENCE", help="Folder of ledger and versions.", metavar="DIR")
-]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="Id of a version, or how it begins.")]
 
 
 @versions.command()
 def add(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run of finetune or unlearn.")],
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Keep the model of a run as a version, and note in the ledger what it was trained on.
 
@@ -29,7 +28,7 @@ def add(
 
 
 @versions.command("list")
-def list_versions(evidence: Evidence = "evidence") -> None:
+def list_versions(evidence: Evidence = EVIDENCE) -> None:
     """List the versions: what they come from, how they were measured, which is in use, which hold deleted data."""
     from llm_forget.audit.versions import versions as listed
 
@@ -57,7 +56,7 @@ def list_versions(evidence: Evidence = "evidence") -> None:
 def show(
     version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the version in use.")] = None,
     path: Annotated[bool, typer.Option("--path", help="Print only the folder to load: a model name takes it.")] = False,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Show a version; with `--path` where it is, as in `llm-forget evaluate $(llm-forget versions show --path)`."""
     from llm_forget.audit.changes import describe
@@ -73,7 +72,7 @@ def show(
 
 
 @versions.command()
-def use(version: Identity, evidence: Evidence = "evidence") -> None:
+def use(version: Identity, evidence: Evidence = EVIDENCE) -> None:
     """Take a version into use, after comparing all digests; refused where it holds data that was deleted."""
     from llm_forget.audit.versions import use as switch
 
@@ -83,7 +82,7 @@ def use(version: Identity, evidence: Evidence = "evidence") -> None:
 @versions.command()
 def rollback(
     version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: what was in use before.")] = None,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Go back to a version; refused where it holds data that was deleted, naming the newest that does not."""
     from llm_forget.audit.versions import rollback as switch
@@ -95,7 +94,7 @@ def rollback(
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="Id of a version.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Say which data, settings and numbers of two versions differ."""
     from llm_forget.audit.changes import diff as compare
@@ -112,7 +111,7 @@ def diff(
 def purge(
     version: Identity,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; otherwise only say what would be.")] = False,
-    evidence: Evidence = "evidence",
+    evidence: Evidence = EVIDENCE,
 ) -> None:
     """Remove the files of a version that is not in use and that no other needs; what it was stays noted."""
     from llm_forget.audit.purge import plan

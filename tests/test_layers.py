@@ -29,13 +29,14 @@ LAYERS = {
     "report": 4, "hub": 4, "audit": 4, "verify": 4, "pytest_plugin": 5,
     "redaction": 1, "residue": 4, "cli_residue": 5, "live": 5, "live_screen": 5,
     "cli": 5, "cli_evidence": 5, "cli_adapters": 5, "cli_audit": 5, "cli_versions": 5, "cli_publish": 5,
-    "cli_requests": 5, "cli_merge": 5, "catalogue": 5, "__init__": 5, "__main__": 5,
+    "cli_options": 5, "cli_requests": 5, "cli_merge": 5, "catalogue": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 ECOSYSTEM = {"transformers", "peft", "datasets", "trl", "accelerate", "huggingface_hub"}
 INSTANT = (
     "cli",
     "cli_evidence",
     "cli_adapters",
+    "cli_options",
     "cli_audit",
     "cli_merge",
     "cli_versions",

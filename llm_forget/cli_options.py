@@ -1,0 +1,16 @@
+"""Options that several groups of commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EVIDENCE = Path("evidence")
+Evidence = Annotated[
+    Path,
+    typer.Option(
+        "--evidence", envvar="LLM_FORGET_EVIDENCE", help="The folder of ledger, requests and versions.", metavar="DIR"
+    ),
+]

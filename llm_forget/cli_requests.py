@@ -225,6 +225,10 @@ def _run(ledger: Any, one: Request, recipe: str, overrides: list[str], suites: s
 def close(
     request_id: RequestId,
     run: Annotated[str, typer.Option(help="The measured run that forgot the rows, or was retrained without them.")],
+    merged: Annotated[
+        str | None,
+        typer.Option(help="What `merge` wrote from it, measured: this is what is certified.", metavar="FOLDER"),
+    ] = None,
     policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
     accept_inconclusive: Annotated[
         str | None,
@@ -245,11 +249,14 @@ def close(
     from llm_forget.verify import EXIT_CODES
 
     with steps.working_on(evidence, request_id) as (ledger, one):
-        if not one.closed:
+        if not (before := one.closed):
             limits.refuse(limits.read(evidence), one)
-        answer, found = closing.close(ledger, one, run, policy=policy, reason=accept_inconclusive)
+        answer, found = closing.close(ledger, one, run, merged=merged, policy=policy, reason=accept_inconclusive)
     for ruling in found:
         typer.echo(ruling.sentence())
+    if before and found:
+        typer.echo(f"{one.id} was closed before; that '{merged}' gives {answer} is noted")
+        raise typer.Exit(EXIT_CODES[answer])
     if one.closed:
         typer.echo(f"{one.id} is closed ({answer}, {due(one)}); next: llm-forget certificate {one.id}")
         return
@@ -273,6 +280,7 @@ def issue(
     typer.echo(f"wrote {path} and {path.with_suffix('.html')}")
     public = evidence / PUBLIC
     typer.echo(f"verify with: llm-forget certificate verify {path} --key {public}   (key {fingerprint(public)})")
+    typer.echo("last, when nobody need ask for the rows again: llm-forget audit unlink SUBJECT")
 
 
 @certificate.command()

@@ -18,7 +18,17 @@ HOWS = {
     "near_included": "near-duplicates, by decision",
     "near_left": "near-duplicates left in the data, by decision",
 }
-WEIGHTIEST = ("weights", "equality", "other policies", "two models", "near-duplicates", "accepted", "attacks")
+WEIGHTIEST = (
+    "weights",
+    "adapter",
+    "before",
+    "equality",
+    "other policies",
+    "two models",
+    "near-duplicates",
+    "accepted",
+    "attacks",
+)
 
 
 def page(body: Mapping[str, Any]) -> str:
@@ -55,7 +65,18 @@ def _summary(body: Mapping[str, Any]) -> Section:
     rows += [("model before", f"{artefacts['before']['name']}, {artefacts['before']['digest']}")]
     rows += [("model after", f"{artefacts['after']['name']}, {artefacts['after']['digest']}")]
     rows += [(f"file {name}", digest) for name, digest in artefacts["after"]["files"].items()]
+    rows += _merged(artefacts) if "merged" in artefacts else []
     return Section("What was deleted", (_table("The deletion", rows),))
+
+
+def _merged(artefacts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What went into a merged model, and the files of the run that forgot."""
+    merged, run = artefacts["merged"], artefacts["run"]
+    into = [f"{one['run']} x {one['scale']:g}, {one['weights']}" for one in merged["sources"]]
+    rows: list[tuple[str, Any]] = [("merged by", f"{merged['combination']}, base precision {merged['base_precision']}")]
+    rows += [("merged from", one) for one in into]
+    rows += [("run that forgot", f"{run['name']} ({run['kind']}), {run['digest']}")]
+    return rows + [(f"file {name} of {run['name']}", digest) for name, digest in run["files"].items()]
 
 
 def _not_shown(body: Mapping[str, Any]) -> Section:

@@ -48,7 +48,8 @@ ALWAYS = {
     "here was looked at.",
     "elsewhere": "That the rows are gone from anywhere but this model: from files, caches, logs, or other models.",
     "other words": "That other data do not say the same in other words: only the named data were searched, by ids, "
-    "subjects, normalised text and shared 5-grams; paraphrases and translations are not found.",
+    "subjects, normalised text and shared 5-grams; paraphrases and translations are not found. Their digest has no "
+    "key: who has all of these data can tell that they were the ones.",
     "pre-training": "That the model before its first training here never saw the rows: what a published model was made "
     "from is not known.",
     "policy": "More than the policy asks: its bounds are choices, intervals are of 95 %, and what was not tried may "
@@ -70,6 +71,16 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
         said["equality"] = "That the model equals one that never saw the rows: it was measured to behave like one."
     if kind == "suppressed":
         said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
+    if facts["artefacts"]["after"]["kind"] == "merged" and kind != "exact":
+        said["adapter"] = (
+            "That the change cannot be taken back: the weights are those before and an adapter added to them, and who "
+            "has the adapter, or the model before, subtracts it; take it back wherever it was given."
+        )
+    if not facts["artefacts"]["before"].get("knew", True):
+        said["before"] = (
+            "Which model knew the rows: no training on them was noted; 'before' is what was retrained from, which did "
+            "not know them."
+        )
     if both["measured"]:
         said["two models"] = (
             f"That nobody can tell: who kept the model before tells these rows from others with an AUC of "

@@ -1,37 +1,43 @@
 """Closing a deletion request: the run must be about its rows, be measured as it is, and pass a policy.
 
+With a model that was merged from the run, that one is measured, passes and is certified: its weights are given away.
+
 What the certificate will say is taken from the run now and kept as ``facts.json``, whose digest is in the ledger: the
 run may be measured anew, moved or deleted later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CLASSES
+from llm_forget.audit.closer import Closer, closer_of, verified
 from llm_forget.audit.facts import facts_of
-from llm_forget.audit.history import note_run, weights_of
+from llm_forget.audit.history import model_name, note_run
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.lineage import led_to
 from llm_forget.audit.origin import base_of
 from llm_forget.audit.request_files import Request, forget_rows
 from llm_forget.audit.requests import advance, note_step
 from llm_forget.audit.run_rows import refuse_other_rows
-from llm_forget.measured import read_results
-from llm_forget.run import EvidenceBroken, Run, json_digest, read_json, write_json
-from llm_forget.verify import Ruling, policy_name, verify
+from llm_forget.run import EvidenceBroken, json_digest, read_json, write_json
+from llm_forget.verify import Ruling, policy_name
 
 FACTS = "facts.json"
 LONGEST_REASON = 500
 
 
 def close(
-    ledger: Ledger, request: Request, run: str | Path, *, policy: str | Path = "default", reason: str | None = None
+    ledger: Ledger,
+    request: Request,
+    run: str | Path,
+    *,
+    merged: str | Path | None = None,
+    policy: str | Path = "default",
+    reason: str | None = None,
 ) -> tuple[str, list[Ruling]]:
     """Apply a policy to a run and close the request where it passes, or is inconclusive and that is accepted.
 
@@ -39,6 +45,8 @@ def close(
         ledger: of the request's evidence.
         request: not closed, or closed by this run.
         run: what forgot the rows: an unlearning run, or one retrained without them.
+        merged: a folder that `merge` wrote from the run: it is what is measured and certified. Of a request that the
+            run itself closed, its verification is noted.
         policy: name of a shipped policy, or a file.
         reason: why an inconclusive answer is accepted; it is signed and published: no names.
 
@@ -46,16 +54,18 @@ def close(
         The policy's answer, and what became of each rule. The request's state says whether it is closed.
 
     Raises:
-        ValueError: a run that did not forget these rows, was not measured, or is not as it was measured; or the request
-            is closed by another run.
+        ValueError: a run that did not forget these rows, was not measured, or is not as it was measured; a folder that
+            was not merged from it; or the request is closed by another run.
+        AdapterRefused: a merged folder that is not as it was written.
     """
-    finished = Run.open(run)
-    weights = weights_of(finished)
+    closer = closer_of(Path(run), merged)
     before = _closing(ledger, request)
     if before is not None:
         _finish(request, before)
-        if before.body["weights"] != weights:
-            raise ValueError(f"request {request.id} was closed by another run, '{before.body['run']}'")
+        if closer.weights != before.body["weights"]:
+            if closer.merged is None or closer.made != before.body["weights"]:
+                raise ValueError(f"request {request.id} was closed by another run, '{before.body['run']}'")
+            return _also_verified(ledger, request, closer, policy)
         return before.body["answer"], []
     reason = _reason(reason)
     if request.rows["taken"] is None:
@@ -63,20 +73,16 @@ def close(
             f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
             "them, and `llm-forget request run` takes --include_near all, none or ID,..."
         )
-    refuse_other_rows(ledger, request, finished, weights)
-    for made in _beneath(finished):
+    refuse_other_rows(ledger, request, closer.run, closer.made)
+    for made in _beneath(closer.run.path):
         note_run(ledger, made)
-    exactness = _exactness(ledger, request, finished, weights)
-    answer, found = verify(finished.path, policy)
-    results = read_results(finished)
-    _refuse_other_weights(finished, results)
-    note_run(ledger, finished)
-    about = {
-        "run": finished.path.resolve().name,
-        "weights": weights,
-        "policy": policy_name(policy),
-        "answer": answer,
-    }
+    exactness = _exactness(ledger, request, closer)
+    answer, found, results = verified(closer, policy)
+    note_run(ledger, closer.run)
+    if closer.merged:
+        note_run(ledger, closer.merged.folder)
+        _refuse_taught(ledger, request, closer)
+    about = _about(closer, policy, answer)
     advance(ledger, request, "verified", {**about, "results": json_digest(results["suites"])})
     if answer == "fail" or (answer == "inconclusive" and reason is None):
         return answer, found
@@ -85,11 +91,26 @@ def close(
         "accepted_inconclusive": reason if answer == "inconclusive" else None,
         "exactness": exactness,
         "rules": [ruling.to_dict() for ruling in found],
-        **facts_of(finished, weights, results),
+        **facts_of(closer, results, token=request.content["token"], knew=_knew(ledger, request, closer)),
     }
     write_json(request.folder / FACTS, facts)
     body = {"request": request.id, **about, "counts": request.content["counts"], "facts": canonical_digest(facts)}
     _finish(request, ledger.append("closed", body, once=_once(request), records=request.pairs()))
+    return answer, found
+
+
+def _about(closer: Closer, policy: str | Path, answer: str) -> dict[str, str]:
+    return {"run": closer.name, "weights": closer.weights, "policy": policy_name(policy), "answer": answer}
+
+
+def _also_verified(ledger: Ledger, request: Request, closer: Closer, policy: str | Path) -> tuple[str, list[Ruling]]:
+    """Note that a model merged from what closed a request passes, too, or does not; the request stays as it is."""
+    answer, found, results = verified(closer, policy)
+    assert closer.merged is not None
+    note_run(ledger, closer.merged.folder)
+    body = {"request": request.id, "state": "verified", **_about(closer, policy, answer)}
+    body["results"] = json_digest(results["suites"])
+    ledger.append("request", body, once=canonical_digest(body))
     return answer, found
 
 
@@ -153,46 +174,58 @@ def _reason(text: str | None) -> str | None:
     return text.strip()
 
 
-def _beneath(run: Run) -> list[Run]:
-    """Finished runs that a run started from, the first of all first: the ledger must know what they were trained on."""
-    found: list[Run] = []
-    while (folder := base_of(run.path)) is not None and len(found) < 8:
-        run = Run.open(folder)
+def _beneath(run: Path) -> list[Path]:
+    """What a run started from, the first of all first: the ledger must know what they were trained on."""
+    found: list[Path] = []
+    while (folder := base_of(run)) is not None and len(found) < 8:
+        run = folder
         found.insert(0, run)
     return found
 
 
-def _exactness(ledger: Ledger, request: Request, run: Run, weights: str) -> dict[str, str]:
+def _asked(request: Request) -> list[int]:
+    """Numbers of the events that say which rows are asked for."""
+    return [step["seq"] for step in request.content["history"] if step["state"] in ("resolved", "decided")]
+
+
+def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, str]:
     """Which of `CLASSES` the deletion is of, by how the model was made."""
-    if run.state["kind"] == "unlearn":
-        return _classed("suppressed" if run.adapter.is_dir() else "approximate")
-    note_run(ledger, run)
-    trained = [step.event.seq for step in led_to(ledger, weights) if step.event.kind == "training"]
-    asked = [step["seq"] for step in request.content["history"] if step["state"] in ("resolved", "decided")]
-    if met := ledger.common(asked, trained):
+    if closer.run.state["kind"] == "unlearn":
+        as_adapter = closer.measured.adapter.is_dir()  # merged into the weights it can no longer be left off
+        return _classed("suppressed" if as_adapter else "approximate")
+    note_run(ledger, closer.run)
+    if closer.merged:
+        note_run(ledger, closer.merged.folder)
+    trained = [step.event.seq for step in led_to(ledger, closer.weights) if step.event.kind == "training"]
+    if met := ledger.common(_asked(request), trained):
         raise ValueError(
-            f"run '{run.path}' rests on a training that saw {len(met)} of the rows asked for; retrain from a model "
-            "that never did, or unlearn"
+            f"run '{closer.run.path}' rests on a training that saw {len(met)} of the rows asked for; retrain from a "
+            "model that never did, or unlearn"
         )
     return _classed("exact")
 
 
+def _refuse_taught(ledger: Ledger, request: Request, closer: Closer) -> None:
+    """Nothing else that was added in a merge may have been trained on the rows."""
+    assert closer.merged is not None
+    for source in closer.merged.facts["sources"]:
+        trained = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
+        if source["scale"] > 0 and (met := ledger.common(_asked(request), trained)):
+            raise ValueError(
+                f"'{closer.merged.folder}' was merged from run '{source['run']}', too, which was trained to know "
+                f"{len(met)} of the rows asked for; merge without it"
+            )
+
+
+def _knew(ledger: Ledger, request: Request, closer: Closer) -> dict[str, Any] | None:
+    """Of a retrained model, the one that it replaces: the newest that was trained on the rows; None where none is."""
+    if closer.run.state["kind"] == "unlearn":
+        return {"name": model_name(str((base := closer.run.provenance["base"])["name"])), "digest": base["digest"]}
+    for event in reversed(ledger.events("training")):
+        if ledger.common(_asked(request), [event.seq]):
+            return {"name": event.body["run"], "digest": event.body["weights"]}
+    return None
+
+
 def _classed(name: str) -> dict[str, str]:
     return {"class": name, "why": CLASSES[name]}
-
-
-def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """The results must be of the weights that are there now, in the run's own precision."""
-    from llm_forget.config import model_part
-    from llm_forget.evals.measure import Subject
-
-    model = model_part(run.config)
-    if run.state["kind"] == "unlearn" and run.adapter.is_dir():
-        subject = Subject("unlearned", model, run.adapter)
-    else:
-        subject = Subject("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
-    if results["models"]["unlearned"] is None or subject.digest != results["models"]["unlearned"]["digest"]:
-        raise ValueError(
-            f"the results of run '{run.path}' are of other weights, or of another precision, than it holds; evaluate "
-            f"it again: llm-forget evaluate {run.path}"
-        )

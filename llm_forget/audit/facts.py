@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_forget.audit.history import model_name
 from llm_forget.run import ATTACK_FORMAT, Run, file_digest, read_json
+
+if TYPE_CHECKING:
+    from llm_forget.audit.closer import Closer
 
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -15,45 +19,63 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def facts_of(run: Run, weights: str, results: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of(
+    closer: Closer, results: Mapping[str, Any], *, token: str, knew: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What was made of what and how, what was measured, and what attacks found.
 
     Args:
-        run: finished and measured.
-        weights: content digest of its model.
-        results: of `read_results`.
+        closer: the run, and what was merged from it, where that is certified.
+        results: of `read_results`, of what is certified.
+        token: the request's own, under which digests of rows are keyed: who guesses the rows cannot confirm it.
+        knew: name and digest of the model that knew the rows; None where nothing is known of one.
     """
     return {
-        "artefacts": _artefacts(run, weights),
-        "method": _method(run),
-        "environment": run.provenance.get("environment", {}),
+        "artefacts": _artefacts(closer, knew),
+        "method": _method(closer.run, token),
+        "environment": closer.run.provenance.get("environment", {}),
         "measured_with": results["llm_forget"],
         "models": {role: model["digest"] if model else None for role, model in results["models"].items()},
         "suites": {name: _suite(suite) for name, suite in results["suites"].items()},
-        "attacks": _attacks(run, results["models"]),
+        "attacks": _attacks(closer.measured, results["models"]),
     }
 
 
-def _artefacts(run: Run, weights: str) -> dict[str, Any]:
+def _artefacts(closer: Closer, knew: Mapping[str, Any] | None) -> dict[str, Any]:
+    run, merged = closer.run, closer.merged
+    base = {**run.provenance["base"], "name": model_name(str(run.provenance["base"]["name"]))}
+    before = dict(knew) if knew is not None else {"name": base["name"], "digest": base["digest"], "knew": False}
     folder = run.adapter if run.adapter.is_dir() else run.model
-    base = run.provenance["base"]
+    made = {"name": run.path.resolve().name, "digest": closer.made, "kind": folder.name, "files": _files(folder)}
+    if merged is None:
+        return {"before": before, "after": made}
+    as_adapter = closer.measured.adapter.is_dir()
+    place = closer.measured.adapter if as_adapter else merged.folder
+    kind = "adapter" if as_adapter else "merged"
+    after = {"name": merged.name, "digest": merged.weights, "kind": kind, "files": _files(place)}
+    how = {key: merged.facts[key] for key in ("combination", "sources", "base_precision")}
+    return {"before": before, "after": after, "run": made, "merged": how}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Digests of weights and configurations."""
     files = sorted(
         path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name.endswith("config.json")
     )
-    return {
-        "before": {"name": model_name(str(base["name"])), "digest": base["digest"]},
-        "after": {
-            "name": run.path.resolve().name,
-            "digest": weights,
-            "kind": folder.name,  # adapter | model
-            "files": {path.name: file_digest(path) for path in files},
-        },
-    }
+    return {path.name: file_digest(path) for path in files}
 
 
-def _method(run: Run) -> dict[str, Any]:
+def keyed(token: str, digest: str) -> str:
+    """A digest that only who has the token can compare with anything."""
+    return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
+
+
+def _method(run: Run, token: str) -> dict[str, Any]:
     config, facts = run.config, run.provenance
     unlearned = run.state["kind"] == "unlearn"
+    data = {
+        name: {"rows": rows["rows"], "digest": keyed(token, rows["digest"])} for name, rows in facts["data"].items()
+    }
     return {
         "name": config.get("method") or ("an objective of its own" if unlearned else "retraining without the rows"),
         "objective": facts.get("objective"),
@@ -61,7 +83,7 @@ def _method(run: Run) -> dict[str, Any]:
         "seed": facts.get("seed"),
         "steps": facts.get("steps"),
         "settings": {key: config[key] for key in SETTINGS if config.get(key) is not None},
-        "data": {name: {"rows": rows["rows"], "digest": rows["digest"]} for name, rows in facts["data"].items()},
+        "data": data,
         "started": run.state.get("started"),
         "finished": run.state.get("finished"),
     }

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import request_cases as cases
 from typer.testing import CliRunner
 
+from llm_forget.audit import certificate, claims, closing
+from llm_forget.audit import requests as requests_of
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.clean import Deletions, met
 from llm_forget.audit.history import note_run, weights_of
@@ -417,3 +420,158 @@ def test_a_combined_adapter_is_noted_and_kept_with_what_it_lies_on(make: Make, t
 def told(evidence: Path, *arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["versions", *arguments, "--evidence", str(evidence)])
     return done.exit_code, done.output
+
+
+# Closing a request with a merged model
+
+
+def measured_merge(folder: Path, *runs: Path, value: float = 0.1, digest: str = "") -> Path:
+    """A merged folder with results of its own, as `merge --measure` leaves it."""
+    from llm_forget.config import model_part
+    from llm_forget.evals.measure import Subject
+
+    made = merge_of(folder, *map(Run, runs))
+    results = json.loads((runs[0] / "results.json").read_text())
+    found = Subject("unlearned", model_part({"model_name_or_path": str(made), "dtype": "float32"})).digest
+    results["models"]["unlearned"] = {"name": folder.name, "digest": digest or found}
+    results["suites"]["basic"]["metrics"]["forget_probability"].update(cases.line(value))
+    write_json(made / "results.json", results)
+    return made
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> tuple[Path, Path]:
+    """Evidence with an open request about Ann, and a run that forgot her rows."""
+    evidence = tmp_path / "evidence"
+    made = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    return evidence, cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+
+
+OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
+
+
+def test_a_certificate_is_about_the_merged_weights_and_names_both(asked: tuple[Path, Path], tmp_path: Path) -> None:
+    evidence, run = asked
+    folder = measured_merge(tmp_path / "merged", run, value=0.12)
+    assert cases.close(evidence, "req-0001", run, merged=folder)[1].closed
+    path = certificate.issue(evidence, "req-0001")
+    body = certificate.verify(path, evidence / "signing.pub", evidence=evidence)
+    made = body["artefacts"]
+    assert made["after"]["digest"] == source_digest(str(folder))
+    assert (made["after"]["name"], made["after"]["kind"], made["run"]["kind"]) == ("merged", "merged", "adapter")
+    assert made["run"]["digest"] == made["merged"]["sources"][0]["weights"] == weights_of(Run(run))
+    assert made["run"]["files"]["adapter_model.safetensors"] == file_digest(run / "adapter/adapter_model.safetensors")
+    assert made["after"]["files"]["model.safetensors"] == file_digest(folder / "model.safetensors")
+    assert body["exactness"]["class"] == "approximate"
+    assert {"adapter", "equality"} <= body["does_not_show"].keys()
+    assert "weights" not in body["does_not_show"]
+    assert body["verification"]["suites"]["basic"]["metrics"]["forget_probability"]["value"] == 0.12
+    page = path.with_suffix(".html").read_text()
+    assert weights_of(Run(run)) in page
+    assert "subtracts it" in page
+    forged = json.loads(path.read_text())["body"]
+    del forged["does_not_show"]["adapter"]
+    assert claims.contradiction(forged) == "it hides what it does not show"
+    assert not [v for v, _, deleted in versions_of(evidence, run, folder) if deleted]
+
+
+def versions_of(evidence: Path, *made: Path) -> list[Any]:
+    for folder in made:
+        add_version(evidence, folder)
+    return versions(evidence)
+
+
+def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
+    asked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evidence, run = asked
+    folder = measured_merge(tmp_path / "merged", run, digest="sha256:of the run")
+    with pytest.raises(ValueError, match=r"of other weights.*--measure"):
+        cases.close(evidence, "req-0001", run, merged=folder)
+    (folder / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"was not measured.*--measure"):
+        cases.close(evidence, "req-0001", run, merged=folder)
+    with pytest.raises(ValueError, match=r"no merge\.json"):
+        cases.close(evidence, "req-0001", run, merged=run)
+    other = cases.measured_run(tmp_path / "other", OTHERS[:3], OTHERS[3:], seed="other")
+    with pytest.raises(ValueError, match="was not merged from run"):
+        cases.close(evidence, "req-0001", run, merged=measured_merge(tmp_path / "of-other", other))
+    away = merge_of(tmp_path / "away", Run(run), scales=(-1.0,))
+    with pytest.raises(ValueError, match=r"takes away .scale -1."):
+        cases.close(evidence, "req-0001", run, merged=away)
+    with Ledger.open(evidence) as ledger:
+        assert not ledger.events("closed")
+
+
+def test_a_merged_model_that_fails_leaves_the_request_open_though_its_run_passes(
+    asked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evidence, run = asked
+    folder = measured_merge(tmp_path / "merged", run, value=0.9)
+    assert cases.close(evidence, "req-0001", run, merged=folder)[0] == "fail"
+    assert cases.close(evidence, "req-0001", run)[1].closed
+    assert {v.run: deleted for v, _, deleted in versions_of(evidence, run, folder)} == {
+        "run": [], "merged": ["req-0001"],
+    }  # fmt: skip
+
+
+def test_what_another_source_learned_is_not_certified(asked: tuple[Path, Path], tmp_path: Path) -> None:
+    evidence, run = asked
+    other = cases.measured_run(tmp_path / "other", OTHERS[:1], ["ann-0"], seed="other")
+    with Ledger.open(evidence) as ledger:
+        note_run(ledger, other)
+    folder = measured_merge(tmp_path / "merged", run, other)
+    with pytest.raises(ValueError, match=r"from run 'other', too, which was trained to know 1 "):
+        cases.close(evidence, "req-0001", run, merged=folder)
+
+
+def test_a_combination_of_what_closed_a_request_is_held_back_until_it_is_verified_itself(
+    asked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evidence, run = asked
+    other = cases.measured_run(tmp_path / "other", OTHERS[:1], OTHERS[1:], seed="other")
+    assert cases.close(evidence, "req-0001", run)[1].closed
+    with Ledger.open(evidence) as ledger:
+        note_run(ledger, other)
+    folder = measured_merge(tmp_path / "merged", run, other)
+    version = add_version(evidence, folder)
+    with pytest.raises(ValueError, match="req-0001"):
+        use(evidence, version)
+    answer, request = cases.close(evidence, "req-0001", run, merged=folder)
+    assert (answer, request.state) == ("pass", "closed")
+    assert use(evidence, version) == version
+    body = certificate.verify(certificate.issue(evidence, "req-0001"), evidence / "signing.pub", evidence=evidence)
+    assert body["artefacts"]["after"]["name"] == "run", "the certificate stays that of the run"
+
+
+def test_what_merge_really_writes_is_noted_kept_and_certified(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_forget.merge import merge
+
+    monkeypatch.chdir(tmp_path)
+    evidence = tmp_path / "evidence"
+    runs = [make_run(name, seed, dtype="float32", use_cpu=True) for seed, name in enumerate(("one", "two"))]
+    for run in runs:
+        base = {"name": run.config["model_name_or_path"], "revision": "main"}
+        base["digest"] = json.loads((run.adapter / "manifest.json").read_text())["base"]
+        data = {name: {"rows": n, "digest": "sha256:0", "ids": [f"{name}{i}" for i in range(n)]}
+                for name, n in (("forget", 5), ("retain", 9))}  # fmt: skip
+        write_json(run.provenance_file, {"kind": "unlearn", "base": base, "data": data})
+    merge(runs[0].path, "merged", measure=True)
+    merge([run.path for run in runs], "sum", scales=(0.5, 0.5))
+    merge([run.path for run in runs], "adapter", as_adapter=True)
+    source = str(tmp_path / "forget.jsonl")
+    made = cases.received(evidence, source, ids=[f"forget{i}" for i in range(5)])
+    policy = tmp_path / "lax.yaml"
+    policy.write_text("rules: [{line: forget_probability, at_most: 99.0, of: oracle}]")
+    with requests_of.working_on(evidence, made.id) as (ledger, request):
+        note_run(ledger, runs[1])
+        answer, _ = closing.close(ledger, request, runs[0].path, merged="merged", policy=policy)
+    assert (answer, request.state) == ("pass", "closed")
+    body = certificate.verify(certificate.issue(evidence, made.id), evidence / "signing.pub", evidence=evidence)
+    assert body["artefacts"]["after"]["digest"] == source_digest("merged")
+    for folder in ("merged", "sum", "adapter"):
+        version = add_version(evidence, Path(folder))
+        use(evidence, version)
+        assert source_digest(str(path_of(evidence))) == source_digest(folder)

@@ -1,0 +1,101 @@
+"""What a deletion request is closed with: a run, or a model that was merged from it, and its measured results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_forget.audit.history import weights_of
+from llm_forget.audit.merged import Merged, is_measured, is_merged, read_merged
+from llm_forget.measured import read_results
+from llm_forget.run import Run
+from llm_forget.verify import Ruling, answer, load_policy, rulings, verify
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What a request is closed with."""
+
+    run: Run  # forgot the rows, or was retrained without them
+    made: str  # content digest of its model
+    merged: Merged | None = None  # what is certified, where that is not the run itself
+
+    @property
+    def name(self) -> str:
+        return self.merged.name if self.merged else self.run.path.resolve().name
+
+    @property
+    def weights(self) -> str:
+        """Content digest of what is certified."""
+        return self.merged.weights if self.merged else self.made
+
+    @property
+    def measured(self) -> Run:
+        """Where results.json must lie."""
+        return Run(self.merged.folder) if self.merged else self.run
+
+
+def closer_of(run: Path, merged: str | Path | None) -> Closer:
+    """A finished run, and what was merged from it, as they were written.
+
+    Raises:
+        ValueError: no finished run, or a folder that was not merged from it, or takes its adapter away.
+        AdapterRefused: weights that are not those that were written.
+    """
+    finished = Run.open(run)
+    made = weights_of(finished)
+    if merged is None:
+        return Closer(finished, made)
+    if not is_merged(Path(merged)):
+        raise ValueError(
+            f"'{merged}' has no merge.json; `llm-forget merge {run} --output_dir DIR` writes such a folder"
+        )
+    found = read_merged(Path(merged))
+    scale = found.scale_of(made)
+    if scale is None or scale <= 0:
+        what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was learned by"
+        raise ValueError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
+    return Closer(finished, made, found)
+
+
+def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dict[str, Any]]:
+    """A policy's answer on the results of what is certified, what became of each rule, and these results.
+
+    Raises:
+        ValueError: it was not measured, or the results are of other weights than lie there.
+    """
+    if closer.merged is None:
+        said, found = verify(closer.run.path, policy)
+        results = read_results(closer.run)
+        _refuse_other_weights(closer.run, results)
+        return said, found, results
+    folder = closer.merged.folder
+    if not closer.measured.results_file.is_file():
+        raise ValueError(
+            f"'{folder}' was not measured, and what it was merged from is another model: merge again with --measure, "
+            f"or of several runs with --as_adapter and then `llm-forget evaluate {folder} --forget ROWS --retain ROWS`"
+        )
+    if not is_measured(closer.merged):
+        raise ValueError(f"the results in '{folder}' are of other weights than lie there; merge again with --measure")
+    results = read_results(closer.measured)
+    found = rulings(results, load_policy(policy))
+    return answer(found), found, results
+
+
+def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
+    """The results must be of the weights that are there now, in the run's own precision."""
+    from llm_forget.config import model_part
+    from llm_forget.evals.measure import Subject
+
+    model = model_part(run.config)
+    if run.state["kind"] == "unlearn" and run.adapter.is_dir():
+        subject = Subject("unlearned", model, run.adapter)
+    else:
+        subject = Subject("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
+    if results["models"]["unlearned"] is None or subject.digest != results["models"]["unlearned"]["digest"]:
+        raise ValueError(
+            f"the results of run '{run.path}' are of other weights, or of another precision, than it holds; evaluate "
+            f"it again: llm-forget evaluate {run.path}"
+        )

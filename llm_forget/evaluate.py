@@ -81,9 +81,7 @@ def evaluate(
             processes than it asked for or cuts models into pieces.
     """
     began = time.perf_counter()
-    config, finished = _configuration(run, overrides)
-    if finished is not None and (keep or records is None):
-        refuse_version(finished.path, "records with texts")
+    config, finished = _configuration(run, overrides, writes=keep or records is None)
     names = suite or config.get("suite") or DEFAULT_SUITE
     names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     suites = _suites(list(dict.fromkeys(names)), limit)
@@ -166,12 +164,16 @@ def _show(
         print_texts(_texts(of_suite(name, works), own, tokenizer, count), terminal())
 
 
-def _configuration(run: str | Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], Run | None]:
+def _configuration(
+    run: str | Path, overrides: dict[str, Any], *, writes: bool = True
+) -> tuple[dict[str, Any], Run | None]:
     check_keys(overrides)
     given = {key: value for key, value in overrides.items() if value is not None}
     if not (Path(run) / "run.json").is_file():
         return {"model_name_or_path": str(run), **given}, None
     finished = Run.open(run)
+    if writes:
+        refuse_version(finished.path, "records with texts")
     return {**finished.config, **given}, finished
 
 

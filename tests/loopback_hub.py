@@ -1,7 +1,8 @@
 """A small Hub on loopback: the routes that huggingface_hub calls for models, with commits, tags and large files.
 
 It keeps everything in memory and notes every request. `fail` makes the next requests that match go wrong: an HTTP
-status, a connection dropped before the answer, only half of a body sent or read, or an answer that is lost on the way.
+status, a connection dropped before the answer, only half of a body sent or read, an answer that is lost on the way, or
+one that is something else than the route gives.
 """
 
 import base64
@@ -17,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+STRANGE = {"strange": b"[1]", "html": b"<html>please log in to this network</html>"}
 TOKEN, SIGNATURE = "hf_right", "S3CRETSIGNATURE"
 NEVER_LARGE = re.compile(r".*\.(json|md|html|txt|jinja|gitattributes)$")
 
@@ -71,7 +73,7 @@ class Hub:
         self.lock = threading.RLock()
 
     def fail(self, pattern, how, times=1):
-        """The next ``times`` requests like ``PUT /lfs`` get a status, ``drop``, ``half`` or ``lost``."""
+        """The next ``times`` requests like ``PUT /lfs`` get a status, drop, half, lost, or what `STRANGE` names."""
         self.faults.append([re.compile(pattern), how, times])
 
     def fault(self, method, path):
@@ -84,6 +86,17 @@ class Hub:
     def asked(self, pattern):
         """Requests that match, as ``METHOD /path``."""
         return [line for line in self.requests if re.search(pattern, line)]
+
+    def routes_asked(self):
+        """Patterns for `fail`: one for each route that was called."""
+        found = {}
+        for line in self.requests:
+            method, path = line.split(" ", 1)
+            for known, pattern, _ in ROUTES:
+                if known == ("GET" if method == "HEAD" else method) and pattern.match(path):
+                    found.setdefault(f"^{method} {pattern.pattern}", None)
+                    break
+        return [*found]
 
     def pushed(self):
         """All bytes that any repository holds, and all that were sent to it."""
@@ -134,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         hub.requests.append(f"{self.command} {split.path}")
         how = hub.fault(self.command, split.path)
-        self.half, self.lost = how == "half", how == "lost"
+        self.half, self.lost, self.strange = how == "half", how == "lost", STRANGE.get(how)
         if how == "drop":
             self.close_connection = True
             return self.connection.close()
@@ -176,6 +189,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.lost:
             self.close_connection = True
             return self.connection.close()
+        content = self.strange or content
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         begin, whole = 0, len(data)
         if isinstance(content, bytes) and (asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))):
@@ -457,6 +471,22 @@ def resolve(self, hub, name, revision, path):
 @route("GET", f"/cdn/{ID}/([0-9a-f]+)")
 def cdn(self, hub, name, oid):
     self.reply(200, hub.repos[name].lfs[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+
+def talk_to(hub, monkeypatch, tmp_path):
+    """Let the real client of this process ask the loopback Hub, with the right token, and not wait between tries."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when the module was imported; PEFT asks it
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # it waits seconds before it tries again
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager

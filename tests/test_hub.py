@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loopback_hub import SIGNATURE, TOKEN, loopback_hub
+from loopback_hub import ID, SIGNATURE, TOKEN, Wrong, loopback_hub, route, talk_to
 from tiny_runs import CANARY
 
 from llm_forget.run import AdapterRefused, Run, file_digest
@@ -26,21 +27,6 @@ def hub(monkeypatch, tmp_path):
     with loopback_hub() as hub:
         talk_to(hub, monkeypatch, tmp_path)
         yield hub
-
-
-def talk_to(hub, monkeypatch, tmp_path):
-    from huggingface_hub import constants, hf_api
-    from huggingface_hub.utils import _http
-
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when the module was imported; PEFT asks it
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # it waits seconds before it tries again
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 MADE = {}  # runs that were evaluated, each once; tests get copies
@@ -265,6 +251,95 @@ def test_a_refusal_says_what_to_do(hub, measured, request_like, status, sentence
     with pytest.raises(ConnectionError, match=sentence) as said:
         send(measured())
     assert "http" not in str(said.value)
+
+
+def caught(action):
+    """The exception that it raises, if any."""
+    try:
+        action()
+    except Exception as error:  # any: the test looks which
+        return error
+    return None
+
+
+@pytest.mark.slow
+def test_whatever_route_fails_in_whatever_way_is_one_sentence(hub, measured, tmp_path):
+    from llm_forget.hub.publication import publication
+    from llm_forget.hub.pull import pull
+    from llm_forget.hub.purge import plan, purge
+    from llm_forget.hub.push import push
+
+    first, second = (publication(measured(name, seed).path, REPO) for name, seed in (("run", 0), ("second", 1)))
+
+    def everything():
+        hub.repos.clear()
+        shutil.rmtree(tmp_path / "pulled", ignore_errors=True)
+        old = push(first)
+        push(second)
+        pull(REPO, tmp_path / "pulled", revision=old.tag)
+        purge(plan(REPO, [old.tag]))
+
+    everything()
+    routes, failed = hub.routes_asked(), 0
+    assert len(routes) == 20
+    for pattern in routes:
+        for how in ("drop", "strange"):
+            hub.faults.clear()
+            hub.fail(pattern, how, times=9999)
+            error = caught(everything)
+            assert type(error) in (type(None), ConnectionError, ValueError, AdapterRefused), (pattern, how, error)
+            assert not [word for word in ("\n", "http:", TOKEN, SIGNATURE) if word in str(error)], (pattern, how, error)
+            failed += error is not None
+    assert failed > len(routes)
+
+
+XET = {"fails with": None}
+
+
+@route("GET", f"/api/models/{ID}/xet-write-token/(.+)")
+def xet_token(self, hub, name, revision):
+    raise Wrong(XET["fails with"])
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(403, "may not write"), (401, "does not know this token"), (404, "404")]
+)
+def test_what_hf_xet_says_of_its_token_is_one_sentence(hub, measured, monkeypatch, status, sentence):
+    pytest.importorskip("hf_xet")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setitem(XET, "fails with", status)
+    with pytest.raises(ConnectionError, match=sentence) as said:
+        send(measured())
+    assert hub.asked("xet-write-token")
+    assert "http" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "HTTP_PROXY",
+            "http://127.0.0.1:9",
+            "the Hub could not be reached; look at the network, HF_ENDPOINT and proxies",
+        ),
+        ("HTTP_PROXY", "socks9://me:pw@127.0.0.1:9", "the proxy that is set .* is no address"),
+        ("HF_TOKEN", "hf_r\u00fcght", "the token holds a character that no token has"),
+        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "the Hub could not be reached"),
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set, so the Hub is not asked"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, value, sentence):
+    code = "from llm_forget.hub.push import push; from llm_forget.hub.publication import Publication as P; "
+    code += f"push(P({REPO!r}, 'adapter', 'v-0', ()))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")}
+    environment |= {"HF_ENDPOINT": "http://hub.invalid", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), name: value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(f"^ConnectionError: .*{sentence}", last), done.stderr[-2000:]
+    assert "pw" not in last
 
 
 def test_what_somebody_else_committed_meanwhile_is_not_lost(hub, measured, monkeypatch):

@@ -79,7 +79,7 @@ def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> d
     if listing is None or not listing["files"]:
         raise ValueError(
             f"'{repository}' at {revision} has no {LISTING}, so this package did not push it; fetch it with "
-            f"`hf download {repository} --local-dir DIR`, and load it with --trust"
+            f"`hf download {repository} --local-dir DIR`, and an adapter then with `llm-forget adopt DIR --trust`"
         )
     files = listing["files"]
     odd = next((name for name in files if not allowed(name)), None)

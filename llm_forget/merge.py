@@ -165,12 +165,17 @@ def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
         ValueError: runs of different bases.
     """
     digests = [digests_beneath(find_source(str(run.path)), "main")[-2:] for run in runs]
+    wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (beneath, _) in zip(runs, digests, strict=True):
+        if beneath in wholes:
+            raise ValueError(
+                f"run '{run.path}' lies on run '{wholes[beneath].path}' already; name the upper one alone, which is "
+                "merged with what lies beneath"
+            )
         if beneath != digests[0][0]:
             raise ValueError(
-                f"runs '{runs[0].path}' and '{run.path}' were trained on different models, "
-                f"'{_base(runs[0])}' and '{_base(run)}', so their changes do not add up; combine runs of one base. A "
-                "run on top of another is merged with what lies beneath: name the upper one alone"
+                f"runs '{runs[0].path}' and '{run.path}' were trained on different models, '{_base(runs[0])}' and "
+                f"'{_base(run)}', so their changes do not add up; combine runs of one base"
             )
     sources = [
         {"run": run.path.resolve().name, "weights": whole, "scale": scale}

@@ -1,10 +1,17 @@
 """From a run with an adapter to one model: the workflow around `models.merge_adapter`."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from llm_forget.run import Run, read_json
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +35,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_merged_run_is_a_model_that_transformers_loads_and_answers_like_the_adapter(run: Run, tmp_path: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig
 
@@ -65,3 +71,185 @@ def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(ValueError, match="never overwrites"):
         merge(run.path, tmp_path / "taken")
+
+
+@pytest.fixture
+def two(make_run: Any) -> tuple[Run, Run]:
+    return make_run("first", seed=1), make_run("second", seed=2)
+
+
+def forget(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llm_forget", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+    from llm_forget.models import source_digest
+    from llm_forget.run import file_digest
+
+    report = merge([run.path for run in two], tmp_path / "merged", scales=[1, -0.5])
+    assert report == read_json(tmp_path / "merged" / "merge.json")
+    assert report["combination"] == "cat"
+    assert report["sources"] == [
+        {"run": "first", "weights": source_digest(str(two[0].path)), "scale": 1.0},
+        {"run": "second", "weights": source_digest(str(two[1].path)), "scale": -0.5},
+    ]
+    assert report["beneath"] == {"name": "target", "digest": source_digest(str(tmp_path / "target"))}
+    there = {path.name: file_digest(path) for path in (tmp_path / "merged").iterdir() if path.name != "merge.json"}
+    assert report["files"] == there
+    alone = merge(two[0].path, tmp_path / "alone")
+    assert (alone["combination"], len(alone["sources"]), "adapter" in alone) == ("stack", 1, True)
+
+
+def test_the_command_says_what_averaging_would_have_cost(two: tuple[Run, Run], tmp_path: Path) -> None:
+    first, second = (run.path for run in two)
+    done = forget("merge", first, second, "--output_dir", tmp_path / "out", "--scales", "-1,0.5")
+    assert done.returncode == 0, done.stderr
+    error = read_json(tmp_path / "out" / "merge.json")["error_of_averaging"]
+    assert f"would have been off by {error:.0%} of the sum" in done.stdout
+    assert error > 0.5
+    assert "logits differ from those of all adapters at once by at most" in done.stdout
+
+
+def test_a_negated_run_is_the_base_without_what_it_learned(two: tuple[Run, Run], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from llm_forget.merge import merge
+
+    merge(two[0].path, tmp_path / "with")
+    report = merge(two[0].path, tmp_path / "without", scales=[-1])
+    assert (report["combination"], report["error_of_averaging"]) == ("cat", 0)
+    added, taken, base = (load_file(tmp_path / name / "model.safetensors") for name in ("with", "without", "target"))
+    for key, tensor in base.items():
+        torch.testing.assert_close(added[key] + taken[key], 2 * tensor)
+
+
+def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from llm_forget.evaluate import evaluate
+    from llm_forget.merge import merge
+    from llm_forget.models import find_source
+
+    paths = [run.path for run in two]
+    report = merge(paths, tmp_path / "one", scales=[1, 2], as_adapter=True)
+    assert report["rank"] == 8
+    assert report["files"].keys() == {f"adapter/{name}" for name in ADAPTER}
+    assert report["beneath"]["name"] == "target"
+    assert find_source(str(tmp_path / "one")).adapters == (tmp_path / "one" / "adapter",)
+    merge(paths, tmp_path / "sum", scales=[1, 2])
+    merge(tmp_path / "one", tmp_path / "again")  # a run of this kind is merged as any other
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("sum", "again"))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=1e-4)
+    rows = {key: two[0].config[key] for key in ("forget", "retain", "holdout")}
+    results = evaluate(tmp_path / "one", two[0].config["suite"], quiet=True, **rows)
+    assert 0 < results["suites"]["suite"]["metrics"]["forget_probability"]["value"] < 1
+    less = merge(paths, tmp_path / "less", rank=3, as_adapter=True)
+    assert (less["combination"], less["rank"]) == ("svd", 3)
+    assert 0 < less["rank_error"] < 1
+    with pytest.raises(ValueError, match="is that adapter already"):
+        merge(paths[0], tmp_path / "same", as_adapter=True)
+    with pytest.raises(ValueError, match="belong to a full model"):
+        merge(paths, tmp_path / "same", as_adapter=True, dtype="float16")
+    assert not (tmp_path / "same").exists()
+
+
+def test_runs_of_different_bases_are_named_and_not_added(make_run: Any, make_model: Any, tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    first, second = make_run("first", seed=1), make_run("second", model_name_or_path=make_model("other", 7))
+    with pytest.raises(ValueError, match=r"first' and '.*second' were .*different models, '.*target' and '.*other'"):
+        merge([first.path, second.path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    lower = make_run("lower", seed=1)
+    upper = make_run("upper", seed=2, model_name_or_path=str(lower.path))
+    with pytest.raises(ValueError, match=r"lies on run '.*lower' already.*alone"):
+        merge([lower.path, upper.path], tmp_path / "out")
+    with pytest.raises(ValueError, match="trained on another base"):
+        merge(upper.path, tmp_path / "out")  # whose adapter says that it was trained on the target
+
+
+def test_nothing_is_merged_in_place(two: tuple[Run, Run], tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    (tmp_path / "link").symlink_to(two[0].path, target_is_directory=True)
+    inside = [two[0].path / "merged", two[0].adapter, two[1].path / "adapter" / "m", tmp_path / "target" / "deep" / "m"]
+    for folder in [*inside, tmp_path / "link" / "merged"]:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match=r"lies in '.*', which is merged"):
+            merge([run.path for run in two], folder)
+        with pytest.raises(ValueError, match=r"lies in '.*', which is merged"):
+            merge([run.path for run in two], folder, as_adapter=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scales": [1.0]}, "1 scales are given for 2 runs"),
+        ({"scales": [1.0, 0.0]}, "a scale is 0"),
+        ({"scales": [1.0, float("nan")]}, "a scale is 0 or not finite"),
+        ({"combination": "average"}, "combination is 'average'; allowed"),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16, float16$"),
+        ({"dtype": "auto"}, "dtype is 'auto'"),
+        ({"max_shard_size": "two"}, "max_shard_size is 'two'"),
+        ({"max_shard_size": "0GB"}, "max_shard_size is '0GB'"),
+        ({"measure": True}, "of no single run"),
+    ],
+)
+def test_a_mistake_is_refused_before_anything_is_loaded(
+    given: dict[str, Any], said: str, two: tuple[Run, Run], tmp_path: Path
+) -> None:
+    from llm_forget.merge import merge
+
+    with pytest.raises(ValueError, match=said):
+        merge([run.path for run in two], tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_named_once(two: tuple[Run, Run], tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    with pytest.raises(ValueError, match="is named twice"):
+        merge([two[0].path, two[1].path, f"{two[1].path}/../second"], tmp_path / "out")
+
+
+def test_runs_trained_in_other_types_need_one_to_be_written_in(make_run: Any, tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    runs = [make_run("first", seed=1).path, make_run("second", seed=2, dtype="bfloat16").path]
+    with pytest.raises(ValueError, match="trained in bfloat16 and float32; say which"):
+        merge(runs, tmp_path / "out")
+    assert merge(runs, tmp_path / "out", dtype="float32")["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        *((size, {}) for size in (10, 3000, 60_000)),
+        *((size, {"as_adapter": True}) for size in (10, 3000, 20_000)),
+        *((size, {"max_shard_size": "20KB"}) for size in (10, 3000, 15_000)),
+    ],
+)
+def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[Run, Run], tmp_path: Path) -> None:
+    from llm_forget.cli import FULL
+    from llm_forget.merge import merge
+
+    resource = pytest.importorskip("resource")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large") as caught:
+            merge([run.path for run in two], tmp_path / "out", **kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno in FULL  # exit code 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

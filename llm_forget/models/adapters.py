@@ -119,13 +119,15 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Errors of the disk while safetensors writes, of which only the text says which, as the OSError that they are."""
+    """Errors of the disk while safetensors or tokenizers write, as the OSError that they are: only their text says so."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
+    except Exception as error:  # tokenizers raise this very type, with nothing but a text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if not isinstance(error, SafetensorError) and (type(error) is not Exception or number is None):
+            raise
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 

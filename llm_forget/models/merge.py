@@ -278,7 +278,7 @@ def _write(
     merged.config._name_or_path = ""  # names this machine's folders
     with disk_errors(folder):
         merged.save_pretrained(folder, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
-    load_tokenizer(args).save_pretrained(folder)
+        load_tokenizer(args).save_pretrained(folder)
     return merged.dtype, device
 
 

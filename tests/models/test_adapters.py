@@ -7,6 +7,7 @@ import torch
 from disturbed import IDS, disturb
 
 from llm_forget.models import attach_adapter, effect_of, load_adapter, load_adapter_weights, save_adapter
+from llm_forget.models.adapters import disk_errors
 from llm_forget.run import AdapterRefused
 
 
@@ -174,6 +175,21 @@ def test_measuring_the_effect_leaves_the_model_and_its_random_numbers_as_they_we
     assert all(parameter.requires_grad == ("lora_" in name) for name, parameter in model.named_parameters())
     assert len(effect["samples"]) == 64
     assert effect["max_abs"] >= max(map(abs, effect["samples"])) > 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (Exception("File too large (os error 27)"), OSError),  # tokenizers
+        (Exception("something else"), Exception),
+        (ValueError("File too large (os error 27)"), ValueError),
+    ],
+)
+def test_only_errors_of_the_disk_become_such(raised, seen, tmp_path):
+    with pytest.raises(seen) as caught, disk_errors(tmp_path):
+        raise raised
+    assert type(caught.value) is seen
+    assert seen is not OSError or caught.value.errno == 27
 
 
 def test_a_disk_that_is_full_is_told_by_its_number(saved, tiny_model, lora_args, monkeypatch):

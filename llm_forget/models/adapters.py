@@ -119,7 +119,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Errors of the disk while safetensors or tokenizers write, as the OSError that they are: only their text says so."""
+    """Errors of the disk, which safetensors and tokenizers tell in words only, as the OSError that they are."""
     from safetensors import SafetensorError
 
     try:

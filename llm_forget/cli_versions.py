@@ -9,6 +9,10 @@ import typer
 from llm_forget.cli_options import EVIDENCE, Evidence
 
 versions = typer.Typer(no_args_is_help=True, help="Keep versions of a model: add, list, use, roll back, purge.")
+AlsoUnjudged = Annotated[
+    bool,
+    typer.Option("--unjudged", help="Although it was noted after keys were destroyed, so that nobody can tell."),
+]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="Id of a version, or how it begins.")]
 
 
@@ -30,9 +34,10 @@ def add(
 @versions.command("list")
 def list_versions(evidence: Evidence = EVIDENCE) -> None:
     """List the versions: what they come from, how they were measured, which is in use, which hold deleted data."""
+    from llm_forget.audit.versions import doubts
     from llm_forget.audit.versions import versions as listed
 
-    found = listed(evidence)
+    found, doubted = listed(evidence), doubts(evidence)
     if not found:
         typer.echo("no version was added yet: llm-forget versions add RUN")
         return
@@ -45,7 +50,7 @@ def list_versions(evidence: Evidence = EVIDENCE) -> None:
             names.get(version.parent or "", "-"),
             _method(evidence, version.id),
             _verdicts(evidence, version.id),
-            "purged" if version.purged else f"no: holds {', '.join(met)}" if met else "yes",
+            "purged" if version.purged else f"no: holds {', '.join(met)}" if met else doubted.get(version.id, "yes"),
         ]
         for version, used, met in found
     ]
@@ -58,12 +63,18 @@ def show(
     path: Annotated[bool, typer.Option("--path", help="Print only the folder to load: a model name takes it.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show a version; with `--path` where it is, as in `llm-forget evaluate $(llm-forget versions show --path)`."""
+    """Show a version; with `--path` where it is, as in `llm-forget evaluate $(llm-forget versions show --path)`.
+
+    Of a version that holds deleted data, or of which nobody can tell, stderr says so beside the path.
+    """
     from llm_forget.audit.changes import describe
-    from llm_forget.audit.versions import path_of
+    from llm_forget.audit.versions import doubts, path_of
 
     if path:
-        typer.echo(path_of(evidence, version))
+        folder = path_of(evidence, version)
+        if doubt := doubts(evidence).get(folder.parent.name):
+            typer.echo(f"llm-forget: warning: version {folder.parent.name} {doubt}", err=True)
+        typer.echo(folder)
         return
     said = describe(evidence, version)
     width = max(map(len, said))
@@ -72,22 +83,23 @@ def show(
 
 
 @versions.command()
-def use(version: Identity, evidence: Evidence = EVIDENCE) -> None:
+def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = EVIDENCE) -> None:
     """Take a version into use, after comparing all digests; refused where it holds data that was deleted."""
     from llm_forget.audit.versions import use as switch
 
-    typer.echo(f"version {switch(evidence, version)} is in use")
+    typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
 
 
 @versions.command()
 def rollback(
     version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: what was in use before.")] = None,
+    unjudged: AlsoUnjudged = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Go back to a version; refused where it holds data that was deleted, naming the newest that does not."""
     from llm_forget.audit.versions import rollback as switch
 
-    typer.echo(f"version {switch(evidence, version)} is in use")
+    typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
 
 
 @versions.command()

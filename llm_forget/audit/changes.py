@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit import store
-from llm_forget.audit.clean import met
-from llm_forget.audit.versions import NONE_IN_USE, current_of, find, noted, opened, requests_of
+from llm_forget.audit.clean import Deletions
+from llm_forget.audit.versions import NONE_IN_USE, current_of, doubt_about, find, noted, opened
 from llm_forget.run import read_json
 
 Pairs = dict[str, tuple[Any, Any]]
@@ -39,13 +39,13 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
         if identity is None and at is None:
             raise ValueError(NONE_IN_USE)
         version = find(noted(ledger), identity or str(at))
-        deletions = requests_of(met(ledger, version.weights))
+        doubt = doubt_about(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]
     answers = [f"{suite}: {ask} {said}" for suite, a in verdicts(folder, version.id).items() for ask, said in a.items()]
     return {
         "id": version.id,
         "in use": "yes" if version.id == at else "no",
-        "clean": f"no: holds deleted data of {', '.join(deletions)}" if deletions else "yes",
+        "clean": f"no: {doubt}" if doubt else "yes",
         "made": version.made,
         "run": version.run,
         "kind": version.kind,

@@ -203,8 +203,29 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
         return (store.folder_of(folder, version.id) / version.part).resolve()
 
 
-def use(evidence: str | Path, identity: str) -> str:
+def doubts(evidence: str | Path) -> dict[str, str]:
+    """Of versions that hold deleted data, or of which nobody can tell, by id: why they are not taken into use."""
+    with opened(evidence) as (_, ledger):
+        deletions = Deletions(ledger)
+        found = {version.id: doubt_about(deletions, version) for version in noted(ledger).values()}
+        return {identity: doubt for identity, doubt in found.items() if doubt is not None}
+
+
+def doubt_about(deletions: Deletions, version: Version) -> str | None:
+    """Why a version is not taken into use; None where it is clean."""
+    if met := deletions.met(version.weights):
+        return _meets(met)
+    unjudged = deletions.unjudged(version.weights)
+    return None if unjudged is None else unjudged.sentence()
+
+
+def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
     """Make a version the current one; its id. Nothing happens where it is that already.
+
+    Args:
+        evidence: its folder.
+        identity: id of a version, or how it begins.
+        unjudged: take also one of which nobody can tell whether it holds deleted data; see `clean`.
 
     Raises:
         ValueError: no such version, a purged one, or one that holds deleted data; names the newest that does not.
@@ -212,10 +233,10 @@ def use(evidence: str | Path, identity: str) -> str:
         EvidenceBroken: the ledger or a version.json was altered.
     """
     with opened(evidence) as (folder, ledger):
-        return _switch(folder, ledger, find(noted(ledger), identity), "use")
+        return _switch(folder, ledger, find(noted(ledger), identity), "use", unjudged)
 
 
-def rollback(evidence: str | Path, identity: str | None = None) -> str:
+def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: bool = False) -> str:
     """Go back to a version, by default the one that was in use before the current one; its id.
 
     Raises:
@@ -227,21 +248,29 @@ def rollback(evidence: str | Path, identity: str | None = None) -> str:
             if len(used) < 2:
                 raise ValueError("no version was in use before the current one; name the one to go back to")
             identity = used[-2]
-        return _switch(folder, ledger, find(noted(ledger), identity), "rollback")
+        return _switch(folder, ledger, find(noted(ledger), identity), "rollback", unjudged)
 
 
-def _switch(evidence: Path, ledger: Ledger, version: Version, action: str) -> str:
+def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accepted: bool) -> str:
     ledger.verify()  # or a deletion might have been taken out of it
     known = noted(ledger)
     _refuse_purged(version)
-    if deletions := met(ledger, version.weights):
-        raise ValueError(f"version {version.id} {_meets(deletions)} and would bring it back; {_clean(ledger, known)}")
+    deletions = Deletions(ledger)
+    if deleted := deletions.met(version.weights):
+        raise ValueError(f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, known)}")
+    unjudged = deletions.unjudged(version.weights)
+    if unjudged is not None and not accepted:
+        raise ValueError(
+            f"version {version.id} {unjudged.sentence()}; {_clean(deletions, known)}; to take it all the same, give "
+            "--unjudged"
+        )
     for needed in needed_by(known, version):
         store.check(evidence, needed.id, needed.about)
         store.configure(evidence, needed.id, needed.parent)
     at = current_of(ledger)
     if at != version.id:
         body = {"action": action, "id": version.id, "weights": version.weights, "from": at}
+        body |= {"unjudged": unjudged.run} if unjudged is not None else {}
         event = ledger.append("version" if action == "use" else "rollback", body)
         store.point(evidence, _pointer(event))
     return version.id
@@ -260,9 +289,8 @@ def _refuse_purged(version: Version) -> None:
         raise ValueError(f"version {version.id} was purged: its files are gone; add its run again, if that is there")
 
 
-def _clean(ledger: Ledger, known: dict[str, Version]) -> str:
-    deletions = Deletions(ledger)
-    clean = [v for v in known.values() if not v.purged and not deletions.met(v.weights)]
+def _clean(deletions: Deletions, known: dict[str, Version]) -> str:
+    clean = [v for v in known.values() if not v.purged and doubt_about(deletions, v) is None]
     if not clean:
         return "no version is clean of deleted data: unlearn first, and add the run"
     return f"the newest clean version is {clean[-1].id} (run {clean[-1].run}): llm-forget versions use {clean[-1].id}"

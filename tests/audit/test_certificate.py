@@ -16,9 +16,11 @@ from broken_disk import broken_disk
 
 from llm_forget.audit import certificate
 from llm_forget.audit.canonical import canonical, strict_loads
+from llm_forget.audit.facts import keyed
+from llm_forget.audit.history import note_run, weights_of
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.signing import public_key, sign
-from llm_forget.run import EvidenceBroken
+from llm_forget.run import EvidenceBroken, Run
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,37 @@ def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_p
         ("relearn", {"forget_probability": 0.2}),
         ("two_models", {"forget_probability": 0.2}),
     ]
+
+
+def test_a_retrained_model_names_the_one_that_knew_the_rows_or_says_that_none_is_known(tmp_path: Path) -> None:
+    everything = [row["id"] for row in cases.rows()]
+    for noted in (True, False):
+        folder = tmp_path / str(noted)
+        source, evidence = cases.write_rows(folder), folder / "evidence"
+        made = cases.received(evidence, source, subject="Ann")
+        others = [name for name in everything if name not in made.ids()]
+        knew = cases.measured_run(folder / "knew", [], [], kind="finetune", train=everything, seed="knew")
+        if noted:
+            with Ledger.open(evidence) as ledger:
+                note_run(ledger, knew)
+        anew = cases.measured_run(folder / "anew", [], [], kind="finetune", train=others, seed="anew")
+        assert cases.close(evidence, made.id, anew)[1].closed
+        body = certificate.verify(certificate.issue(evidence, made.id), evidence / "signing.pub", evidence=evidence)
+        assert body["exactness"]["class"] == "exact"
+        before = body["artefacts"]["before"]
+        assert before["name"] == ("knew" if noted else "base")
+        assert (before["digest"] == weights_of(Run(knew))) is noted
+        assert ("before" in body["does_not_show"]) is not noted
+
+
+def test_who_guesses_the_rows_cannot_confirm_it_with_a_digest(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path)
+    body = certificate.verify(certificate.issue(evidence, "req-0001"), None)
+    plain = Run(tmp_path / "run").provenance["data"]["forget"]["digest"]
+    assert plain not in json.dumps(body)
+    token = json.loads((evidence / "requests/req-0001/request.json").read_text())["token"]
+    assert body["method"]["data"]["forget"]["digest"] == keyed(token, plain)
+    assert token not in json.dumps(body)
 
 
 def test_policies_that_did_not_pass_before_stand_in_it(tmp_path: Path) -> None:

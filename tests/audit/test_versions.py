@@ -550,6 +550,57 @@ def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
     assert unclean(evidence) == {"target"}
 
 
+def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evidence, chain, base, make):
+    close(evidence, "a")
+    late = make("late", base, train=["a", "x"])
+    with Ledger.open(evidence) as ledger:
+        assert ledger.forget_key("a")
+    version = add_version(evidence, late)
+    on_top = add_version(evidence, make("on-top", late.path, forget=["x"], retain=["y"]))
+    assert unclean(evidence) == {"target"}
+    for one in (version, on_top):
+        with pytest.raises(
+            ValueError, match=r"run 'late' was noted after 1 key was destroyed.*newest clean.*--unjudged"
+        ):
+            use(evidence, one)
+        assert "cannot be judged" in told(evidence, "show", one)[1]
+    assert "cannot be judged" in told(evidence, "list")[1]
+    use(evidence, chain["without-b"])
+    assert told(evidence, "use", version, "--unjudged")[0] == 0
+    assert events(evidence, "version")[-1].body["unjudged"] == "late"
+    use(evidence, chain["without-b"])
+    with pytest.raises(ValueError, match="cannot be judged"):
+        rollback(evidence)
+    assert rollback(evidence, unjudged=True) == version
+
+
+def test_what_was_trained_after_keys_were_destroyed_is_taken_at_its_word(evidence, chain, base, make):
+    close(evidence, "a")
+    with Ledger.open(evidence) as ledger:
+        ledger.forget_key("a")
+    run = make("new", base, train=["x"])
+    write_json(run.state_file, {**run.state, "finished": "2999-01-01T00:00:00+00:00"})
+    use(evidence, add_version(evidence, run))
+
+
+def test_keys_that_no_deletion_was_about_are_no_reason_for_doubt(evidence, chain, base, make):
+    late = make("late", base, train=["x"])
+    with Ledger.open(evidence) as ledger:
+        ledger.forget_key("c")
+    close(evidence, "a")
+    use(evidence, add_version(evidence, late))
+
+
+def test_a_path_of_a_version_that_holds_deleted_data_comes_with_a_warning(evidence, chain):
+    use(evidence, chain["target"])
+    arguments = ["versions", "show", "--path", "--evidence", str(evidence)]
+    assert not CliRunner().invoke(app, arguments).stderr
+    close(evidence, "a")
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout.strip()) == (0, str(path_of(evidence)))
+    assert "holds data that was deleted (request R-1)" in done.stderr
+
+
 def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_since(tmp_path):
     dice = random.Random(0)
     outcomes = set()

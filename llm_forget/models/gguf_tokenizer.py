@@ -77,7 +77,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
     """A tokenizer in GGUF's words, padded to the rows of the embedding.
 
     Raises:
-        ValueError: it is no BPE, splits by a rule that llama.cpp does not have, or has more tokens than rows.
+        ValueError: it is no BPE, splits by a rule that llama.cpp does not have, has no merges, or more tokens than rows.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -89,6 +89,8 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
     spaces = _sentencepiece(content)
     tokens, kinds = _tokens(tokenizer, content, rows, bytes_too=spaces is not None)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    if not merges:
+        raise ValueError(f"the tokenizer merges nothing, and llama.cpp reads no BPE without merges; {ELSEWHERE}")
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     said = tokenizer("a").input_ids
     template = tokenizer.chat_template

@@ -228,8 +228,7 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
     if source.kind == "demo":
         return builtin.demo_tokenizer()
     if source.kind == "gguf":
-        path = _gguf_path(source)
-        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        return _gguf_tokenizer(_gguf_path(source))
     try:
         return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
@@ -238,3 +237,16 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
         # The first thing that is read of a model: a mistyped path of two parts looks like a Hub id.
         reason = str(error).partition("\n")[0]
         raise FileNotFoundError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error
+
+
+def _gguf_tokenizer(path: Path) -> Any:
+    """What the file itself says: of a tokenizer.json beside it, transformers takes all but the special tokens."""
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    if not (path.parent / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
+        (Path(folder) / path.name).symlink_to(path.resolve())
+        return AutoTokenizer.from_pretrained(folder, gguf_file=path.name)

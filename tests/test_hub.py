@@ -546,7 +546,7 @@ def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stay
     here = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), here.parameters(), strict=True))
     (tmp_path / "merged" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"is not what merge\.json says"):
+    with pytest.raises(AdapterRefused, match=r"is not the file that merge\.json says"):
         send(run, merged=tmp_path / "merged")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.report.card import Place, card, kept_statements
+from llm_forget.hub.belongs import EXPORT_REPORT, Written, refuse_other_weights, written_from
+from llm_forget.report.card import Place, card, kept_statements, measured_as
 from llm_forget.report.document import Document
 from llm_forget.report.public import hub_id, model_name, public
 from llm_forget.report.read import Evidence, read_run
 from llm_forget.run import file_digest, json_digest, read_json
 
+logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # every other file with its digest
 FORMAT = 1
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
-WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors")
+WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
 OF_ADAPTER = ("adapter_config.json", "manifest.json", "effect.json")
-OF_MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", "merge.json")
+OF_MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", "merge.json", "export.json")
 OF_TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja",
@@ -93,7 +96,7 @@ def publication(
     Args:
         run: a finished and measured run.
         repository: ``org/name``.
-        merged: a folder that `merge` wrote, in place of the adapter.
+        merged: a folder that `merge` or `export` wrote, in place of the adapter.
         history: see `card`.
 
     Raises:
@@ -104,19 +107,20 @@ def publication(
     evidence = read_run(run)
     adapter = evidence.run.adapter
     folder, kind = (adapter, "adapter") if adapter.is_dir() else (evidence.run.model, "model")
-    own = Path(merged) / RESULTS if merged is not None else None  # where what was merged was measured anew
-    if merged is not None:
-        folder, kind = Path(merged), "model"
-        refuse_other_merge(folder, adapter)
-    results = own if own is not None and own.is_file() else evidence.run.results_file
-    if kind == "adapter" or results == evidence.run.results_file:
+    written = written_from(evidence, merged) if merged is not None else None
+    if written is not None:
+        folder, kind = written.folder, "model"
+    own = written is not None and written.measured
+    if not own:
         refuse_other_weights(evidence, verify_adapter(adapter) if adapter.is_dir() else None)
     named = kept_statements(evidence.run.path).base_model or hub_id(evidence.provenance.get("base", {}))
-    files = list(_of_adapter(folder, named) if kind == "adapter" else _of_model(folder))
+    files = list(_of_adapter(folder, named) if kind == "adapter" else _of_model(folder, written))
     files += [File.of(name, _without_place(folder / name)) for name in OF_TOKENIZER if (folder / name).is_file()]
-    files.append(File.of(RESULTS, results))
-    if results == evidence.run.results_file and (evidence.run.path / REPORT).is_file():
-        files.append(File.of(REPORT, report_without_ids(evidence)))
+    files.append(File.of(RESULTS, folder / RESULTS if own else evidence.run.results_file))
+    try:
+        files.append(File.of(REPORT, report_without_ids(measured_as(evidence, folder if own else None))))
+    except ImportError as error:  # matplotlib is an extra
+        logger.warning("no %s goes along: %s", REPORT, error)
     given: dict[str, Any] = {"merged": Path(merged) if merged is not None else None, "history": history}
     # The card names the tag, which names the content: so the tag is taken from the card of the head.
     undated = File.of(CARD, card(evidence, place=Place(repository), **given).encode())
@@ -156,9 +160,11 @@ def without_folders(name: str | None) -> str | None:
     return model_name({"name": name})
 
 
-def _of_model(folder: Path) -> Iterator[File]:
-    weights = sorted(path for path in folder.glob("*.safetensors") if WEIGHTS.fullmatch(path.name))
-    if not weights or not (folder / "config.json").is_file():
+def _of_model(folder: Path, written: Written | None) -> Iterator[File]:
+    one = written.file if written is not None else None
+    weights = [folder / one] if one else sorted(folder.glob("*.safetensors"))
+    weights = [path for path in weights if WEIGHTS.fullmatch(path.name)]
+    if not weights or not (one or (folder / "config.json").is_file()):
         raise ValueError(f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` does")
     yield from (File.of(path.name, path) for path in weights)
     for name in OF_MODEL:
@@ -172,8 +178,9 @@ def _without_place(file: Path) -> Path | bytes:
         return file
     content = read_json(file)
     kept = {key: value for key, value in content.items() if key not in LOCAL_KEYS}
-    if file.name == "merge.json" and "base" in kept:
+    if "base" in kept:
         kept["base"] = without_folders(str(kept["base"]))
+    if file.name in ("merge.json", EXPORT_REPORT):
         kept["files"] = {name: digest for name, digest in kept.get("files", {}).items() if WEIGHTS.fullmatch(name)}
     return file if kept == content else _json(kept)
 
@@ -189,48 +196,6 @@ def report_without_ids(evidence: Evidence) -> bytes:
 
     page: Document = written_up([public(evidence)])
     return to_html(page).encode()
-
-
-def refuse_other_merge(folder: Path, adapter: Path) -> None:
-    """Raise ValueError unless `merge` wrote the folder from this adapter, and it is as it was written."""
-    report = folder / "merge.json"
-    if not report.is_file():
-        raise ValueError(f"'{folder}' has no merge.json; `llm-forget merge RUN --output_dir DIR` writes one")
-    weights = adapter / "adapter_model.safetensors"
-    said = read_json(report)
-    if not weights.is_file() or said.get("adapter") != file_digest(weights):
-        raise ValueError(f"'{folder}' was not merged from the adapter of this run; merge the run again")
-    if said["base_precision"] == "original" and not (folder / RESULTS).is_file():
-        raise ValueError(f"'{folder}' is another model than the run measured; merge again, with measuring")
-    for name, digest in said.get("files", {}).items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise ValueError(f"'{folder / name}' is not what merge.json says was written; merge again")
-
-
-def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise ValueError where results.json is of other weights than lie in the run; ``manifest`` is an adapter's."""
-    from llm_forget.config import model_part
-    from llm_forget.evals.measure import PRECISION
-    from llm_forget.evals.records import content_key
-    from llm_forget.models import source_digest
-    from llm_forget.models.digest import folder_digest
-
-    run = evidence.run
-    if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
-        return  # measured in a precision that the recipe does not say
-    base = manifest.get("base") if manifest is not None else source_digest(str(run.path))
-    if base is None:
-        return
-    model = model_part(run.config)
-    precision = {key: str(getattr(model, key)) for key in PRECISION}
-    adapter = folder_digest(run.adapter) if manifest is not None else None
-    if evidence.results["models"]["unlearned"]["digest"] != content_key(
-        base=base, adapter=adapter, precision=precision
-    ):
-        raise ValueError(
-            f"results.json of run '{run.path}' is of other weights than lie there now; first: "
-            f"llm-forget evaluate {run.path}"
-        )
 
 
 def refuse_paths(files: Sequence[File], run: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.evals.verdict import shown
-from llm_forget.report.card_code import MERGING_CODE, base_in_words, loading_code, placed
+from llm_forget.measured import read_results
+from llm_forget.report.card_code import MERGING_CODE, asking, base_in_words, loading_code, placed
 from llm_forget.report.card_data import card_data
 from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
 from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
@@ -23,7 +24,7 @@ from llm_forget.report.markdown import escape, table, to_markdown
 from llm_forget.report.public import hub_id, public
 from llm_forget.report.read import Evidence, read_run
 from llm_forget.report.verdicts import metrics_section, verdict_section
-from llm_forget.run import read_json, write_atomic, write_json
+from llm_forget.run import Run, read_json, write_atomic, write_json
 
 TEMPLATE = "card.md.jinja"
 CARD, STATEMENTS = "README.md", "card.json"
@@ -83,7 +84,7 @@ def card(
     Args:
         run: a finished and measured run, or what was read of it.
         statements: default: those that `write_card` kept in the run.
-        merged: folder that `merge` wrote, if that is published and not the adapter.
+        merged: folder that `merge` or `export` wrote, if that is published and not the adapter.
         place: where it will be found.
         history: earlier versions, newest last; see `audit.versions`.
 
@@ -92,10 +93,8 @@ def card(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    evidence = public(run if isinstance(run, Evidence) else read_run(run))
+    evidence = public(measured_as(run if isinstance(run, Evidence) else read_run(run), merged))
     statements = (statements or kept_statements(evidence.run.path)).checked()
-    if merged is not None and (merged / "results.json").is_file():  # measured anew: these are its own numbers
-        evidence = replace(evidence, results=read_json(merged / "results.json"), rows={}, attacks={}, verification=None)
     environment = Environment(
         loader=PackageLoader("llm_forget.report", "."),
         undefined=StrictUndefined,
@@ -107,6 +106,14 @@ def card(
     body = environment.get_template(TEMPLATE).render(content)
     head = card_data(evidence, statements, title=content["title"], adapter=content["adapter"])
     return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def measured_as(evidence: Evidence, merged: Path | None) -> Evidence:
+    """The same run with the numbers of a merged or exported model, where that was measured itself."""
+    if merged is None or not (merged / "results.json").is_file():
+        return evidence
+    results = read_results(Run(merged))
+    return replace(evidence, results=results, rows={}, attacks={}, verification=None)
 
 
 def write_card(
@@ -156,6 +163,8 @@ def _content(
     adapter = run.adapter.is_dir() and merged is None
     manifest = read_json(run.adapter / "manifest.json") if (run.adapter / "manifest.json").is_file() else {}
     base = base_in_words(evidence, statements)
+    weights = merged or (run.adapter if run.adapter.is_dir() else run.model)
+    form = _report(merged, "export.json")
     code = placed(place.repository, place.revision, base, evidence.provenance.get("base", {}))
     return {
         "title": statements.title or f"{evidence.results['models']['unlearned']['name']}, unlearned",
@@ -170,15 +179,17 @@ def _content(
         "data": Ready(table(found)) if (found := data_table(evidence)) else "",
         "results": lowered([verdict_section(evidence), metrics_section(evidence)]),
         "verified": evidence.verification is not None,
-        "merge_report": read_json(merged / "merge.json") if merged and (merged / "merge.json").is_file() else None,
+        "merge_report": _report(merged, "merge.json"),
+        "form": form,
+        "own_results": merged is not None and (merged / "results.json").is_file(),
         "attacks": Ready("\n\n".join(attack_tables(evidence))),
         "about_excess": ABOUT_EXCESS,
         "cost": Ready(lowered([cost_section(evidence)]).partition("\n\n")[2]),
         "energy": energy(evidence, statements.power_watts),
-        "limits": limits(evidence),
+        "limits": limits(evidence, adapter=adapter),
         "beneath": [str(one.get("name")) for one in manifest.get("beneath") or []],
         "quantization": manifest.get("quantization"),
-        "load": Ready(loading_code(code, adapter=adapter, tokenizer=(run.adapter / "tokenizer_config.json").is_file())),
+        "load": Ready(loading_code(code, asking(weights, config), adapter=adapter, form=form)),
         "merge": Ready(MERGING_CODE) if adapter else "",
         "history": Ready(table(_history(history))) if history else "",
         "llm_forget": evidence.results["llm_forget"],
@@ -229,6 +240,10 @@ def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
 
 def _with_n(found: dict[str, Any]) -> str:
     return "; ".join(part for part in (interval(found["ci"]), f"n={found['n']}" if "n" in found else "") if part)
+
+
+def _report(folder: Path | None, name: str) -> dict[str, Any] | None:
+    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> Table:

@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 
 UNSCORED = "unscored"  # where results.json has null, which the Hub does not allow
 TASK = "text-generation"
+OF_FORM = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether it is one GGUF file
 
 
-def card_data(evidence: Evidence, statements: Statements, *, title: str, adapter: bool) -> ModelCardData:
+def card_data(
+    evidence: Evidence, statements: Statements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
+) -> ModelCardData:
     """Metadata of a card.
 
     Args:
         adapter: whether an adapter is published, otherwise a full model.
+        form: content of export.json, where another form is published.
     """
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}
     method = config.get("method") or "own-objective"
     base = statements.base_model or hub_id(evidence.provenance.get("base", {}))
-    kind = ["lora", "peft"] if adapter else []
+    kind = ["lora", "peft"] if adapter else [plain(str(form["form"])), *OF_FORM[bool(form["file"])]] if form else []
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
     return ModelCardData(
         base_model=base,

@@ -22,9 +22,13 @@ LORA = {
     "use_rslora": "rank-stabilised", "use_dora": "DoRA",
 }  # fmt: skip
 MANY = 100  # rows from which nothing is said about their number
+OF_ADAPTER = "The adapter hides knowledge in weights that are still there: whoever has the base model has what it knew."
+OF_MODEL = (
+    "What was to be forgotten is no longer answered, which is not the same as removed: these weights, trained on, may "
+    "say it again."
+)
 ALWAYS = (
     "A low score is no proof of erasure. It says what these measurements found, not that nothing is left.",
-    "The adapter hides knowledge in weights that are still there: whoever has the base model has what it knew.",
     "Only the rows that were given were to be forgotten. What other rows, or the base model's own training, say about "
     "the same matter was not touched.",
     "Attacks that were not tried may bring back what those listed here did not. Somebody who kept the model before can "
@@ -92,8 +96,8 @@ def energy(evidence: Evidence, watts: float | None) -> str:
     )
 
 
-def limits(evidence: Evidence) -> list[str]:
-    """What the card does not show; never empty."""
+def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
+    """What the card does not show of an adapter or of a full model; never empty."""
     said = []
     if not evidence.has("oracle"):
         said.append("No oracle was measured, so how a model answers that never saw these rows is not known.")
@@ -109,4 +113,4 @@ def limits(evidence: Evidence) -> list[str]:
         said.append(f"Some numbers rest on as few as {few} rows; their intervals are wide for that reason.")
     if unscored := sum(line["value"] is None for line in lines):
         said.append(f"{unscored} of {len(lines)} lines could not be scored; the tables say unknown.")
-    return [*said, *ALWAYS]
+    return [*said, OF_ADAPTER if adapter else OF_MODEL, *ALWAYS]

@@ -114,10 +114,10 @@ def version(
         learned, forgotten = (found.seqs(kind) for kind in ("training", "unlearning"))
         _events(f"what led to {', '.join(found.names)}", [step.event for step in reversed(found.steps)])
         typer.echo(f"weights   {found.weights}")
-        typer.echo(f"learned   {sum(1 for _ in ledger.hashes(learned)):,} records (events {_numbers(learned)})")
+        typer.echo(f"learned   {sum(1 for _ in ledger.hashes(learned)):,} {found.hashed} (events {_numbers(learned)})")
         if forgotten:
             count = sum(1 for _ in ledger.hashes(forgotten))
-            typer.echo(f"unlearned {count:,} records (events {_numbers(forgotten)})")
+            typer.echo(f"unlearned {count:,} {found.hashed} (events {_numbers(forgotten)})")
         if found.met:
             typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(found.met))}")
         else:

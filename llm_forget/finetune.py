@@ -31,8 +31,8 @@ def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> 
     run = begin("finetune", data, train, model)
     if done(run, train):
         return run
-    tokenizer, splits = prepare(data, model, objective)
-    job = Job("finetune", data, train, model, objective, splits, tokenizer)
+    tokenizer, splits, owned = prepare(data, model, objective)
+    job = Job("finetune", data, train, model, objective, splits, tokenizer, owned=owned)
     if train.dry_run:
         dry_run(job)
         return run

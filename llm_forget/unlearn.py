@@ -47,8 +47,8 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     run = begin("unlearn", data, train, model)
     if done(run, train):
         return run
-    tokenizer, splits = prepare(data, model, objective)
-    job = Job("unlearn", data, train, model, objective, splits, tokenizer, gradient, train.max_retain_drop)
+    tokenizer, splits, owned = prepare(data, model, objective)
+    job = Job("unlearn", data, train, model, objective, splits, tokenizer, gradient, train.max_retain_drop, owned)
     if train.dry_run:
         dry_run(job)
         return run

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
 import os
 import resource
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from trl.trainer.utils import disable_dropout_in_model
 from llm_forget import dryrun
 from llm_forget.config import DataConfig, TrainConfig, identity, resolved
 from llm_forget.data.alternates import pair_windows, with_alternates
-from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import Template, template_for
@@ -33,12 +32,11 @@ from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.launch import check_launch
 from llm_forget.methods import Objective
 from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing, source_digest
+from llm_forget.provenance import describe, owners, write_lists
 from llm_forget.run import Run, environment, json_digest, write_atomic, write_json
 from llm_forget.surgery import Surgery
 from llm_forget.trainer import UnlearnTrainer
 
-LISTED = 10_000  # ids of a split that provenance.json itself lists; longer lists are files of their own in ROW_IDS
-ROW_IDS = "row_ids"
 logger = logging.getLogger("llm_forget")
 # Said at every checkpoint on file systems with coarse times; sorting by number, its fallback, is what is wanted.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
@@ -57,6 +55,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     gradient: Surgery | None = None
     max_retain_drop: float | None = None
+    owned: Mapping[str, Dataset | None] = field(default_factory=dict)  # id and subject of the rows of each split
 
 
 def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
@@ -96,8 +95,8 @@ def _start(run: Run, job: Job, state: PartialState) -> None:
 
 def prepare(
     data: DataConfig, model: ModelConfig, objective: Objective
-) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset]]:
-    """Tokenizer and tokenised rows of every split that the objective names, after all checks.
+) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
+    """Tokenizer, tokenised rows of every split that the objective names, and whose they are; after all checks.
 
     Raises:
         ValueError, FileNotFoundError: a source, row or combination of splits that is refused; names file and row.
@@ -118,7 +117,7 @@ def prepare(
         splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
         if "alternate" in splits:
             splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
-        return tokenizer, splits
+        return tokenizer, splits, {name: owners(split) for name, split in rows.items()}
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -151,7 +150,7 @@ def execute(run: Run, job: Job) -> Run:
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
     if state.is_main_process:
-        _list_ids(run, job, facts)
+        write_lists(run, facts["data"], job.splits, job.owned)
         write_json(run.provenance_file, facts)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
@@ -290,29 +289,13 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         },
         "trainable_parameters": trainable,
         "tokenizer": json_digest(job.tokenizer.get_vocab()),
-        "data": {name: describe(name, rows) for name, rows in job.splits.items()},
+        "data": {name: describe(name, rows, job.owned.get(name)) for name, rows in job.splits.items()},
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
         "seed": job.train.seed,
         "processes": processes,
         "environment": environment(),
     }
-
-
-def describe(name: str, rows: Dataset) -> dict[str, Any]:
-    """Ids and digest of tokenised rows; never their text. More than `LISTED` ids are listed in a file of their own."""
-    ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
-    if len(ids) <= LISTED:
-        return {**facts, "ids": ids.to_pylist()}
-    digest = "sha256:" + hashlib.sha256(id_lines(ids)).hexdigest()
-    return {**facts, "ids_file": {"name": f"{ROW_IDS}/{name}.txt", "ids": len(ids), "digest": digest}}
-
-
-def _list_ids(run: Run, job: Job, facts: dict[str, Any]) -> None:
-    """Write the files of ids that `describe` names."""
-    for name, found in facts["data"].items():
-        if "ids_file" in found:
-            write_atomic(run.path / found["ids_file"]["name"], id_lines(unique_ids(job.splits[name])))
 
 
 class MetricsFile(TrainerCallback):

@@ -89,9 +89,9 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
     from llm_forget.data.template import template_for
     from llm_forget.data.tokenise import tokenise_dataset
     from llm_forget.models import load_tokenizer
+    from llm_forget.provenance import describe
     from llm_forget.reference import cache_file
     from llm_forget.trainer import UnlearnTrainer  # noqa: F401 - the imports of a training run
-    from llm_forget.workflow import describe
 
     tokenizer = load_tokenizer(ModelConfig(model_name_or_path=model))
     template = template_for(tokenizer)

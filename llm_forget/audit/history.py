@@ -14,7 +14,9 @@ A model that `merge` wrote gives one ``merge`` event (see `merged`), and its own
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,9 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     for event, splits in (("unlearning", FORGOTTEN.get(kind, ())), ("training", LEARNED.get(kind, ()))):
         there = [name for name in splits if name in facts["data"]]
         if there:
-            body = {**about, "splits": there}
+            named = (facts["data"][name] for name in there)
+            count = sum(found["ids_file"]["ids"] if "ids_file" in found else len(found["ids"]) for found in named)
+            body = {**about, "splits": there, "rows": count}
             once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
             noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, there)))
     if finished.results_file.is_file():
@@ -112,24 +116,34 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """(subject, id) of every record of some splits; where nothing says whose it is, a record is its own subject."""
+    """(subject, id) of every record of some splits; each is its own subject, too, for whoever asks without knowing one.
+
+    A subject that is unlinked takes the keys of its records along (`keys`).
+    """
     for split in splits:
-        found = facts["data"][split]
-        subjects = found.get("subjects")
-        if "ids" in found:
-            yield from zip(subjects or found["ids"], found["ids"], strict=True)
-        else:
-            yield from ((record, record) for record in _listed(run, found["ids_file"]))
+        for record, subject in _owned(run, facts["data"][split]):
+            yield record, record
+            if subject is not None and subject != record:
+                yield subject, record
 
 
-def _listed(run: Run, listed: dict[str, Any]) -> Iterator[str]:
-    """Ids of a long split, from the file beside provenance.json, line by line."""
+def _owned(run: Run, found: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Every id of a split, and its subject where it has one."""
+    if "ids" in found:
+        return zip_longest(found["ids"], found.get("subjects", ()))
+    ids = (line.removesuffix("\n") for line in _lines(run, found["ids_file"]))
+    subjects = _lines(run, found["subjects_file"]) if "subjects_file" in found else iter(())
+    return zip_longest(ids, map(json.loads, subjects))  # files of other lengths have other digests
+
+
+def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
+    """Lines of a file beside provenance.json that lists a long split, one by one."""
     path = run.path / listed["name"]
     read = hashlib.sha256()
     with path.open("rb") as file:
         for line in file:
             read.update(line)
-            yield line.decode("utf-8").removesuffix("\n")
+            yield line.decode("utf-8")
     if f"sha256:{read.hexdigest()}" != listed["digest"]:
         raise ValueError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
 

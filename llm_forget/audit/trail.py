@@ -73,6 +73,13 @@ class Lineage:
     steps: list[Step]
     met: list[Event]
 
+    @property
+    def hashed(self) -> str:
+        """What `Ledger.hashes` counts."""
+        bodies = [step.event.body for step in self.steps]
+        twice = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
+        return "hashes, two of a record that has a subject" if twice else "records"
+
     def seqs(self, kind: str) -> list[int]:
         """Numbers of the events of a kind."""
         return sorted(step.event.seq for step in self.steps if step.event.kind == kind)

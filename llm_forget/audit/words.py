@@ -13,7 +13,7 @@ FIRST = (
 )  # fmt: skip
 QUIET = (
     "once", "records", "data", "objective", "config", "seed", "llm_forget", "finished", "about", "facts", "part",
-    "files",
+    "files", "rows",
 )  # fmt: skip
 
 
@@ -22,7 +22,8 @@ def what(event: Event) -> str:
     body = event.body
     parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
     if isinstance(records := body.get("records"), dict):
-        parts.append(f"{_value(records.get('n'))} record{'' if records.get('n') == 1 else 's'}")
+        count = body.get("rows", records.get("n"))  # a record with a subject has two hashes
+        parts.append(f"{_value(count)} record{'' if count == 1 else 's'}")
     rest = [key for key in body if key not in FIRST + QUIET]
     parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]
     return printable(", ".join(parts))

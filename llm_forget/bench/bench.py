@@ -70,7 +70,7 @@ def bench(
         given = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
         objectives = read_objectives(list(methods), given)
         rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})
-        tokenizer, splits = prepare(data, model_args, rows_of)
+        tokenizer, splits, _ = prepare(data, model_args, rows_of)
         size, pad = train.per_device_train_batch_size, tokenizer.pad_token_id
         batches, used = real_batches(splits, size, rounds + 1, seed=train.seed, pad_token_id=pad)
         base = load_base(model_args)

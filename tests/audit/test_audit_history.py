@@ -160,13 +160,68 @@ def test_a_list_of_ids_that_was_changed_is_refused(ledger: Ledger, make: Make) -
     assert ledger.head()[0] == 0
 
 
-def test_rows_with_subjects_are_found_by_subject(ledger: Ledger, make: Make) -> None:
-    run = make("target", train=["r1", "r2", "r3"])
-    facts = run.provenance
-    facts["data"]["train"]["subjects"] = ["Ann", "Ann", "Bob"]
+@pytest.mark.parametrize("listed", [False, True])
+def test_rows_with_subjects_are_found_by_subject_and_without_until_the_subject_is_unlinked(
+    ledger: Ledger, make: Make, listed: bool
+) -> None:
+    run = make("target", listed=listed, train=["r1", "r2", "r3", "r4"])
+    facts, subjects = run.provenance, ["Ann\n", "Ann\n", "Bob", None]
+    if listed:
+        text = "".join(json.dumps(one) + "\n" for one in subjects).encode()
+        (run.path / "row_ids" / "train.subjects.jsonl").write_bytes(text)
+        digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
+        facts["data"]["train"]["subjects_file"] = {"name": "row_ids/train.subjects.jsonl", "ids": 4, "digest": digest}
+    else:
+        facts["data"]["train"]["subjects"] = subjects
     write_json(run.provenance_file, facts)
+    (event,) = note_run(ledger, run)
+    assert "4 records" in what(event)
+    assert [len(ledger.about(*asked)) for asked in (("Ann\n",), ("Ann\n", "r2"), ("Ann\n", "r3"), ("r2", "r2"))] == [
+        1,
+        1,
+        0,
+        1,
+    ]
+    assert ledger.forget_keys(["Ann\n"]) == 3
+    for one in ("r1", "r2"):
+        assert not ledger.about(one) + ledger.about("Ann\n", one)
+    assert ledger.about("Bob", "r3") == ledger.about("r4", "r4") == [event]
+    ledger.verify()
+
+
+def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlinked_at_once(
+    ledger: Ledger, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_forget.unlearn import unlearn
+
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    for name, whose in (("forget", CANARY), ("retain", None)):
+        rows = [{"id": f"{name}{i}", "subject": whose, "question": "Who?", "answer": f"{name} {i}"} for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
+    keys = {"max_steps": 1, "disable_tqdm": True, "use_cpu": True, "output_dir": str(tmp_path / "run")}
+    run = unlearn(**keys, **sources, model_name_or_path=str(tiny_folder))
+    assert run.provenance["data"]["forget"]["subjects"] == [CANARY, CANARY]
+    assert "subjects" not in run.provenance["data"]["retain"]
     note_run(ledger, run)
-    assert (len(ledger.about("Ann")), len(ledger.about("Ann", "r3")), ledger.about("r1")) == (1, 0, [])
+    assert [e.kind for e in ledger.about(CANARY, "forget1") + ledger.about("forget1", "forget1")] == ["unlearning"] * 2
+    assert ledger.forget_keys([CANARY]) == 3
+    for i in range(2):
+        assert not ledger.about(CANARY, f"forget{i}") + ledger.about(f"forget{i}")
+    ledger.verify()
+    for path in ledger.folder.rglob("*"):
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes()
+
+
+def test_a_list_of_subjects_that_was_changed_is_refused(ledger: Ledger, make: Make) -> None:
+    run = make("target", listed=True, train=["r1", "r2"])
+    facts = run.provenance
+    (run.path / "row_ids" / "whose").write_text('"Ann"\n"Bob"\n')
+    facts["data"]["train"]["subjects_file"] = {"name": "row_ids/whose", "ids": 2, "digest": "sha256:of another"}
+    write_json(run.provenance_file, facts)
+    with pytest.raises(ValueError, match="is not the list of ids that the run wrote"):
+        note_run(ledger, run)
+    assert ledger.head()[0] == 0
 
 
 def test_weights_that_were_changed_are_not_noted(ledger: Ledger, evaluated: Run) -> None:

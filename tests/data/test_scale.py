@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
-from llm_forget import workflow
+from llm_forget import provenance
 from llm_forget.data import files, normalise, scratch, tables
 from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
@@ -31,6 +31,7 @@ from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.logprobs import IGNORE, Logprobs
 from llm_forget.models import load_tokenizer
 from llm_forget.reference import compute
+from llm_forget.run import Run
 
 SECRET = "Xylophanes"
 
@@ -271,10 +272,10 @@ def test_the_digest_of_tokens_changes_with_every_part_of_a_row_and_not_with_how_
 
 def test_many_ids_are_listed_in_a_file_whose_digest_the_provenance_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     table = tokens(10)
-    few = workflow.describe("forget", table)
+    few = provenance.describe("forget", table)
     assert few["ids"] == [f"r{i}" for i in range(5)]
-    monkeypatch.setattr(workflow, "LISTED", 4)
-    many = workflow.describe("forget", table)
+    monkeypatch.setattr(provenance, "LISTED", 4)
+    many = provenance.describe("forget", table)
     listed = id_lines(unique_ids(table))
     assert listed.decode().splitlines() == few["ids"]
     assert many["ids_file"] == {
@@ -283,6 +284,25 @@ def test_many_ids_are_listed_in_a_file_whose_digest_the_provenance_holds(monkeyp
         "digest": f"sha256:{hashlib.sha256(listed).hexdigest()}",
     }
     assert (many["digest"], "ids" in many) == (few["digest"], False)
+
+
+def test_subjects_stand_beside_the_ids_in_the_order_in_which_these_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tokens(10)
+    loaded = [{"id": f"r{i}", "subject": None if i == 3 else f"whose\n{i % 2}", "text": "x"} for i in (4, 3, 2, 1, 0)]
+    owned = provenance.owners(Dataset.from_list(loaded))
+    few = provenance.describe("forget", table, owned)
+    assert few["subjects"] == ["whose\n0", "whose\n1", "whose\n0", None, "whose\n0"]
+    for rows in ([{"id": "r0"}], [{"id": "r0", "subject": None}], [{"id": "r0", "subject": 7}]):
+        assert provenance.owners(Dataset.from_list(rows)) is None
+    monkeypatch.setattr(provenance, "LISTED", 4)
+    many = provenance.describe("forget", table, owned)
+    provenance.write_lists(Run(tmp_path), {"forget": many}, {"forget": table}, {"forget": owned})
+    for key in ("ids_file", "subjects_file"):
+        content = (tmp_path / many[key]["name"]).read_bytes()
+        assert many[key]["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert [json.loads(line) for line in content.splitlines()] == few["subjects"]
 
 
 def test_reference_values_are_found_by_row_whatever_order_they_were_computed_in() -> None:

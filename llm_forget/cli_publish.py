@@ -12,7 +12,9 @@ from llm_forget.cli_evidence import speak
 publishing = typer.Typer()
 Measured = Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")]
 Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model repository on the Hub.")]
-Merged = Annotated[str | None, typer.Option(help="A folder that merge wrote, in place of the adapter.", metavar="DIR")]
+Merged = Annotated[
+    str | None, typer.Option(help="A folder that merge or export wrote, in place of the adapter.", metavar="DIR")
+]
 Evidence = Annotated[
     str | None,
     typer.Option(help="Evidence folder with ledger and versions; default: evidence, if it is there.", metavar="DIR"),
@@ -27,7 +29,13 @@ def card(
         str | None, typer.Option(help="What was to be forgotten, as a kind: 'personal data of 12 people'. No names.")
     ] = None,
     contact: Annotated[str | None, typer.Option(help="Whom to write to.")] = None,
-    license: Annotated[str | None, typer.Option(help="Of the model, as the Hub calls it: apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the model, as the Hub calls it: apache-2.0; other.")] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license_name", help="With --license other: its name, in small letters.")
+    ] = None,
+    license_link: Annotated[
+        str | None, typer.Option("--license_link", help="With --license other: where it can be read.", metavar="URL")
+    ] = None,
     base_model: Annotated[
         str | None, typer.Option("--base_model", help="The base on the Hub, where training took it from a folder.")
     ] = None,
@@ -53,6 +61,7 @@ def card(
 
     said = Statements(
         title=title, category=category, contact=contact, license=license, base_model=base_model,
+        license_name=license_name, license_link=license_link,
         datasets=tuple(datasets or ()), intended_use=intended_use, power_watts=power_watts,
     )  # fmt: skip
     path = write_card(

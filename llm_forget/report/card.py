@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_forget.report.card_data import card_data
 from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
 from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
 from llm_forget.report.facts import cost_section
+from llm_forget.report.licences import LICENCES, OTHER
 from llm_forget.report.markdown import escape, table, to_markdown
 from llm_forget.report.public import hub_id, public
 from llm_forget.report.read import Evidence, read_run
@@ -28,6 +30,7 @@ from llm_forget.run import Run, read_json, write_atomic, write_json
 
 TEMPLATE = "card.md.jinja"
 CARD, STATEMENTS = "README.md", "card.json"
+NAME, LINK = re.compile(r"[a-z0-9][a-z0-9.-]{0,95}"), re.compile(r"https://[!-~]{1,500}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -39,6 +42,8 @@ class Statements:
     category: str | None = None  # of what was to be forgotten, such as "personal data of 12 people"; never the text
     contact: str | None = None
     license: str | None = None
+    license_name: str | None = None  # of one that the Hub has no name for, with license "other"
+    license_link: str | None = None
     base_model: str | None = None  # its Hub id, where training took it from a folder
     datasets: tuple[str, ...] = ()
     intended_use: str | None = None
@@ -48,15 +53,34 @@ class Statements:
         """Itself.
 
         Raises:
-            ValueError: a base model or a data set that is no Hub id, or a power that is none.
+            ValueError: a base model or a data set that is no Hub id, a licence that the Hub does not know, or a power
+                that is none.
         """
         if self.base_model is not None and not REPOSITORY.fullmatch(self.base_model):
             raise ValueError(f"base_model is '{plain(self.base_model)}'; give its name on the Hub, as org/name")
         if wrong := [name for name in self.datasets if not REPOSITORY.fullmatch(name)]:
             raise ValueError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
+        self._check_licence()
         if self.power_watts is not None and not 0 < self.power_watts < 1e7:
             raise ValueError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
         return self
+
+    def _check_licence(self) -> None:
+        named = self.license_name is not None or self.license_link is not None
+        if self.license is not None and self.license not in LICENCES:
+            close = get_close_matches(self.license.lower(), sorted(LICENCES)) or ["apache-2.0", "mit", "cc-by-4.0"]
+            raise ValueError(
+                f"license is '{plain(self.license)}', which the Hub does not know; it knows {', '.join(close)} and so "
+                f"on, and for any other license {OTHER} with license_name"
+            )
+        if (named and self.license != OTHER) or (self.license == OTHER and not self.license_name):
+            raise ValueError(
+                f"license_name and license_link belong to license {OTHER}, which needs the name; give both"
+            )
+        if self.license_name is not None and not NAME.fullmatch(self.license_name):
+            raise ValueError(f"license_name is '{plain(self.license_name)}'; write it in small letters and hyphens")
+        if self.license_link is not None and not LINK.fullmatch(self.license_link):
+            raise ValueError(f"license_link is '{plain(self.license_link)}'; give an address that begins with https://")
 
 
 class Ready(str):
@@ -104,7 +128,8 @@ def card(
     )
     content = _content(evidence, statements, merged, place or Place(), history)
     body = environment.get_template(TEMPLATE).render(content)
-    head = card_data(evidence, statements, title=content["title"], adapter=content["adapter"])
+    given = {key: content[key] for key in ("title", "adapter", "form")}
+    head = card_data(evidence, statements, **given)
     return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
 
 
@@ -113,6 +138,11 @@ def measured_as(evidence: Evidence, merged: Path | None) -> Evidence:
     if merged is None or not (merged / "results.json").is_file():
         return evidence
     results = read_results(Run(merged))
+    # A folder has no recipe, so all keys were named; where the rows are those of the run, there is nothing to say.
+    for name, suite in results["suites"].items():
+        own = evidence.suites.get(name, {}).get("splits")
+        if own is not None and own == suite.get("splits"):
+            suite["overrides"] = [key for key in suite.get("overrides", ()) if key not in evidence.run.config]
     return replace(evidence, results=results, rows={}, attacks={}, verification=None)
 
 
@@ -128,6 +158,8 @@ def write_card(
     evidence = read_run(run)
     kept = asdict(kept_statements(evidence.run.path))
     new = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
+    if "license" in new:  # the name of another licence goes with it
+        kept |= {"license_name": None, "license_link": None}
     whole = Statements(**{**kept, **new, "datasets": tuple(new.get("datasets") or kept["datasets"])})
     text = card(evidence, whole, **given)
     target = Path(output) if output is not None else evidence.run.path / CARD
@@ -167,7 +199,7 @@ def _content(
     form = _report(merged, "export.json")
     code = placed(place.repository, place.revision, base, evidence.provenance.get("base", {}))
     return {
-        "title": statements.title or f"{evidence.results['models']['unlearned']['name']}, unlearned",
+        "title": statements.title or f"{evidence.name}, unlearned{', ' + str(form['form']) if form else ''}",
         "adapter": adapter,
         "method": config.get("method") or "an own objective",
         "base": base,

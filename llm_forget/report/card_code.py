@@ -98,7 +98,7 @@ def _say(how: Asking) -> str:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
     else:
-        inputs = f"""question = {_literal(how.template.replace("{prompt}", QUESTION))}
+        inputs = f"""question = {_python(how.template.replace("{prompt}", QUESTION))}
 inputs = tokenizer(question, return_tensors="pt")"""
     return f"""
 {inputs}
@@ -109,3 +109,8 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 def _literal(text: str) -> str:
     # ASCII and without control characters, so it ends neither the string nor the block of code.
     return json.dumps(plain(text)).replace("`", "\\u0060")
+
+
+def _python(text: str) -> str:
+    # Line breaks are escaped as well, so it is one line of ASCII.
+    return ascii(text).replace("`", "\\x60")

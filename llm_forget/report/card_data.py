@@ -39,6 +39,7 @@ def card_data(
     base = statements.base_model or hub_id(evidence.provenance.get("base", {}))
     kind = ["lora", "peft"] if adapter else [plain(str(form["form"])), *OF_FORM[bool(form["file"])]] if form else []
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
+    more |= {k: v for k in ("license_name", "license_link") if (v := getattr(statements, k)) is not None}
     return ModelCardData(
         base_model=base,
         library_name="peft" if adapter else "transformers",

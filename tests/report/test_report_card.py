@@ -235,3 +235,32 @@ def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_run):
         assert (values == evidence.scores(suite, line, role)[1]).all()
         assert ids == [f"row {i + 1}" for i in range(30)]
     assert replace(hidden, rows={}).suites == evidence.suites
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"license": "Apache 2.0"}, r"Hub does not know; it knows apache-2\.0"),
+        ({"license": "gpl3"}, r"it knows gpl, .*gpl-3\.0"),
+        ({"license": "other"}, "needs the name"),
+        ({"license": "mit", "license_name": "mine"}, "belong to license other"),
+        ({"license": "other", "license_name": "My Licence"}, "small letters and hyphens"),
+        ({"license": "other", "license_name": "mine", "license_link": "javascript:1"}, "begins with https://"),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_is_refused(said, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Statements(**said).checked()
+
+
+def test_another_licence_is_named_and_linked_and_replaced_as_a_whole(make_run):
+    from huggingface_hub import ModelCard
+
+    folder, link = make_run(), "https://example.org/licence"
+    text = write_card(folder, Statements(license="other", license_name="our-own", license_link=link)).read_text()
+    data = ModelCard(text).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "our-own", link)
+    assert "Licence: our-own" in text
+    data = ModelCard(write_card(folder, Statements(license="mit")).read_text()).data
+    assert data.license == "mit"
+    assert "license_name" not in data.to_dict()

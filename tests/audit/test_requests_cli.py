@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,22 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
         assert path.is_dir() or cases.CANARY.encode() not in path.read_bytes()
     for told in (added, undecided, done, closed, shown, issued, valid):
         assert cases.CANARY not in told.output
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.timeout(1200)  # two minutes of work, more where others have the cores
+def test_a_request_killed_at_random_points_ends_as_one_that_was_not(here: Path) -> None:
+    worker = Path(__file__).with_name("path_worker.py")
+    done = subprocess.run(
+        [sys.executable, worker, "50"], capture_output=True, text=True, timeout=1100,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["killed"] == 50
+    assert found["ended"] > 3
+    assert len(found["left"]) > 3, f"kills met {found['left']}"
 
 
 def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:

@@ -1,7 +1,8 @@
 """A model as it is handed out: in 4 or 8 bit, or as one GGUF file; written, read back, and measured as the run was.
 
 Rounding weights can bring back what was forgotten (arXiv:2410.16454), so a form is a model of its own: it has its own
-digest, and its own results beside those of the model that it was made from.
+digest, and its own results beside those of the model that it was made from. What is measured are the rounded weights:
+engines that round activations as well, as llama.cpp does beneath 16 bit, answer a little otherwise again.
 """
 
 from __future__ import annotations
@@ -209,7 +210,9 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
     """The files of a form with export.json, in a new folder."""
     full = scene.full_model()
     folder.mkdir()
-    args = ModelConfig(model_name_or_path=full, dtype="auto" if find_source(full).kind == "folder" else "float32")
+    args = ModelConfig(
+        model_name_or_path=full, dtype="auto" if find_source(full).kind in ("folder", "hub") else "float32"
+    )
     tokenizer = load_tokenizer(args)
     logger.info("export: writing '%s' as %s", scene.name, form)
     write = _quantized if form in quantized_form.FORMS else _gguf

@@ -121,13 +121,17 @@ def pull(
     repo: Repository,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    max_size: Annotated[
+        str, typer.Option("--max_size", help="Refuse more than this, before any file is fetched.", metavar="SIZE")
+    ] = "50GB",
 ) -> None:
     """Fetch what push published, and keep it only if every file is what was pushed."""
     speak()
     from llm_forget.hub.pull import pull as fetch
 
-    done = fetch(repo, folder, revision=revision)
+    done = fetch(repo, folder, revision=revision, max_size=max_size)
     typer.echo(f"pulled {len(done.files)} files of {repo}, commit {done.commit}, to {done.folder}; all are as pushed")
+    typer.echo(f"how to load it stands in {done.folder / 'README.md'}")
 
 
 @publishing.command()

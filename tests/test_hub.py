@@ -491,6 +491,36 @@ def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
     assert (tmp_path / "pulled" / "mine.txt").read_text() == "mine"
 
 
+def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, measured, tmp_path):
+    from llm_forget.hub.pull import in_bytes, pull
+
+    run = measured()
+    send(run)
+    size = sum(file.stat().st_size for file in run.adapter.glob("*.safetensors"))
+    hub.requests.clear()
+    with pytest.raises(ValueError, match=r"has [\d,]+ bytes, more than max_size .*; nothing was fetched"):
+        pull(REPO, tmp_path / "pulled", max_size=str(size))
+    assert hub.asked("GET /cdn/") == []
+    assert not (tmp_path / "pulled").exists()
+    assert pull(REPO, tmp_path / "pulled", max_size=f"{size // 1000 + 900}KB").files
+    assert [in_bytes(text) for text in ("50GB", "1.5MiB", "7", "2KB")] == [50 * 10**9, 3 * 2**19, 7, 2000]
+    for odd in ("", "0", "-1GB", "1EB", "1e9", "GB"):
+        with pytest.raises(ValueError, match="give a number and a unit"):
+            in_bytes(odd)
+
+
+def test_a_revision_of_very_many_files_or_a_huge_listing_is_not_read(hub, measured, tmp_path, monkeypatch):
+    from llm_forget.hub import pull, push
+
+    send(measured())
+    monkeypatch.setattr(pull, "MAX_LISTING", 10)
+    with pytest.raises(ValueError, match=r"has no published\.json"):
+        pull.pull(REPO, tmp_path / "pulled")
+    monkeypatch.setattr(push, "MAX_TREE", 3)
+    with pytest.raises(ValueError, match="lists more than 3 files"):
+        pull.pull(REPO, tmp_path / "pulled")
+
+
 def test_a_download_that_breaks_off_is_taken_up(hub, measured, tmp_path):
     from llm_forget.hub.pull import pull
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.hub.client import client, speaking
 from llm_forget.hub.publication import LISTING, allowed
-from llm_forget.hub.push import check_repository, contents, read_listing
+from llm_forget.hub.push import MAX_LISTING, check_repository, read_listing, tree
 from llm_forget.run import AdapterRefused, file_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+MAX_SIZE = "50GB"
+SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(?:([KMGT])(i?))?B?")
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,41 @@ class Pulled:
     files: tuple[str, ...]
 
 
-def pull(repository: str, folder: str | Path, *, revision: str = "main", api: HfApi | None = None) -> Pulled:
+def pull(
+    repository: str,
+    folder: str | Path,
+    *,
+    revision: str = "main",
+    max_size: str = MAX_SIZE,
+    api: HfApi | None = None,
+) -> Pulled:
     """Fetch the files that `push` lists, compare each with its digest, and an adapter with its manifest.
 
     Args:
         folder: must not exist or be empty; one that holds this version already is compared and left as it is.
         revision: branch, tag or commit.
+        max_size: of all files, such as 50GB; what the Hub lists is compared before any is fetched.
 
     Raises:
         ConnectionError: the Hub refused, or could not be reached.
         AdapterRefused: a file is not what was pushed; nothing is kept.
-        ValueError: this package did not push it, or the folder holds something else.
+        ValueError: this package did not push it, it is larger than allowed, or the folder holds something else.
     """
     from llm_forget.models.adapters import verify_adapter
 
-    api, folder = api or client(), Path(folder)
+    api, folder, limit = api or client(), Path(folder), in_bytes(max_size)
     with speaking(check_repository(repository)):
         commit = str(api.model_info(repository, revision=revision).sha)
-        listing = read_listing(api, repository, commit)
+        there = {file.path: int(file.size) for file in tree(api, repository, commit)}
+        listing = read_listing(api, repository, commit) if there.get(LISTING, limit) <= MAX_LISTING else None
     files = _listed(listing, repository, revision)
+    missing = next((name for name in files if name not in there), None)
+    if missing is not None:
+        raise AdapterRefused(f"'{repository}' lists {missing} but does not have it; nothing was kept")
+    if (size := sum(there[name] for name in files)) > limit:
+        raise ValueError(
+            f"'{repository}' at {revision} has {size:,} bytes, more than max_size {max_size}; nothing was fetched"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _first_wrong(folder, files) is None and {path.name for path in folder.iterdir()} == {*files, LISTING}:
             return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
@@ -54,10 +75,7 @@ def pull(repository: str, folder: str | Path, *, revision: str = "main", api: Hf
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with speaking(repository):
-            there = contents(api, repository, commit)
             for name in [*files, LISTING]:
-                if name not in there:
-                    raise AdapterRefused(f"'{repository}' lists {name} but does not have it; nothing was kept")
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own notes
         wrong = _first_wrong(temporary, files)
@@ -72,6 +90,19 @@ def pull(repository: str, folder: str | Path, *, revision: str = "main", api: Hf
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
+
+
+def in_bytes(size: str) -> int:
+    """Bytes of a size such as 50GB or 800MiB.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = SIZE.fullmatch(size)
+    if found is None or not float(found[1]):
+        raise ValueError(f"max_size is '{size}'; give a number and a unit, such as 50GB")
+    step = 1024 if found[3] else 1000
+    return int(float(found[1]) * step ** ("KMGT".index(found[2]) + 1 if found[2] else 0))
 
 
 def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.audit.canonical import strict_loads
 from llm_forget.hub.client import client, speaking
 from llm_forget.hub.publication import LISTING, File, Publication, allowed
 from llm_forget.report.card import REPOSITORY
-from llm_forget.run import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+MAX_TREE = 20_000  # files of a revision
+MAX_LISTING = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,25 @@ def push(what: Publication, *, private: bool = False, revision: str = "main", ap
 
 def contents(api: HfApi, repository: str, revision: str) -> dict[str, str]:
     """Of each file of a revision its digest: ``sha256:`` of large ones, ``git:`` of those kept in git."""
-    from huggingface_hub.hf_api import RepoFile
-
-    files = api.list_repo_tree(repository, recursive=True, revision=revision)
     return {
         file.path: f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
-        for file in files
-        if isinstance(file, RepoFile)
+        for file in tree(api, repository, revision)
     }
+
+
+def tree(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
+    """The files of a revision as the Hub lists them, with path and size.
+
+    Raises:
+        ValueError: more than `MAX_TREE`.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
+        if number >= MAX_TREE:
+            raise ValueError(f"'{repository}' lists more than {MAX_TREE:,} files, which no version here has")
+        if isinstance(file, RepoFile):
+            yield file
 
 
 def same(file: File, known: str | None) -> bool:
@@ -115,7 +130,7 @@ def _of_earlier(api: HfApi, repository: str, head: str, others: set[str]) -> lis
 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
-    """``published.json`` of a revision; None where it has none."""
+    """``published.json`` of a revision; None where it has none that can be read."""
     from huggingface_hub.errors import RemoteEntryNotFoundError  # and not the local one: that is no answer of the Hub
 
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +138,10 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
             path = api.hf_hub_download(repository, LISTING, revision=revision, local_dir=folder)
         except RemoteEntryNotFoundError:
             return None
-        content = read_json(Path(path))
+        try:
+            content = strict_loads(Path(path).read_bytes(), MAX_LISTING)
+        except ValueError:
+            return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
 

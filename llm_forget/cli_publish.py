@@ -166,7 +166,10 @@ def purge(
     if not execute:
         typer.echo("nothing was changed. Do it with --execute")
         return
-    withdraw(what)
-    typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")
+    # Said before and after: cut off in between, the ledger says what was begun, and nobody believes that it was done.
+    folder = evidence_folder(evidence)
     body = {"action": "withdraw", "repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
-    note_published(evidence_folder(evidence), body)
+    note_published(folder, {**body, "verified": False})
+    withdraw(what)
+    note_published(folder, {**body, "verified": True})
+    typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")

@@ -789,9 +789,41 @@ def test_a_withdrawal_is_in_the_ledger(hub, measured, evident):
         assert ledger.events("publish") == []  # a plan is no withdrawal
     assert say("purge", REPO, "--revision", old.tag, "--execute") == 0
     with Ledger.open(folder) as ledger:
-        (event,) = ledger.events("publish")
-    assert event.body["action"] == "withdraw"
-    assert event.body["commits"] == [old.commit]
+        begun, done = ledger.events("publish")
+    for event in (begun, done):
+        assert event.body["action"] == "withdraw"
+        assert event.body["commits"] == [old.commit]
+    assert (begun.body["verified"], done.body["verified"]) == (False, True)
+
+
+def test_a_withdrawal_that_was_cut_off_is_in_the_ledger_as_begun_and_ends_when_repeated(
+    hub, measured, evident, monkeypatch
+):
+    from huggingface_hub import HfApi
+
+    from llm_forget.audit.ledger import Ledger
+
+    run, _, folder = evident
+    old = send(run)[1]
+    send(measured("second", 1))
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HfApi, "permanently_delete_lfs_files", stopped)
+        assert say("purge", REPO, "--revision", old.tag, "--execute") == 130
+    weights = file_digest(run.adapter / "adapter_model.safetensors")
+    assert weights.removeprefix("sha256:") in hub.repos[REPO].lfs
+    with Ledger.open(folder) as ledger:
+        (begun,) = ledger.events("publish")
+    assert begun.body["verified"] is False
+    (commit,) = begun.body["commits"]  # the tag is gone: this is what to give
+    assert say("purge", REPO, "--revision", commit, "--execute") == 0
+    assert weights.removeprefix("sha256:") not in hub.repos[REPO].lfs
+    with Ledger.open(folder) as ledger:
+        assert [event.body["verified"] for event in ledger.events("publish")][-1] is True
+        ledger.verify()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ A version keeps the layout of a run, so that whatever reads a run reads a versio
 Small files are copied. Files of `LINKED` bytes and more, the weights of a full model, become hard links where the file
 system allows it: adding costs no disk, and the run may be deleted. A reference would die with the run, and a copy of
 every full model would fill the disk. The price is that whoever writes *into* the run's file changes the version, too:
-every switch compares digests and refuses such a version. Nothing in this package writes into finished weights.
+a switch compares digests and refuses such a version. Nothing in this package writes into finished weights. Going back
+must be quick: a rollback does not read again what the file system says nobody touched since it was compared (`check`).
 
 Row ids are left out, since they may be names of people; records of an evaluation hold text and are left out as well. Of
 a model that `merge` wrote the version is laid out in the same way, as if a run of kind ``merge`` had written it.
@@ -24,6 +25,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,8 @@ from llm_forget.audit.canonical import canonical_digest, strict_loads
 from llm_forget.audit.origin import Origin, files_of
 from llm_forget.run import AdapterRefused, EvidenceBroken, file_digest, read_json, write_atomic, write_json
 
-FOLDER, POINTER, VERSION = "versions", "current.json", "version.json"
+FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
+SETTLED = 2_000_000_000  # ns after which a file is changed at another time, on any file system
 FORMAT = 1
 LINKED = 64 << 20  # bytes from which on a file is linked where that is possible
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -167,11 +170,15 @@ def content_of(evidence: Path, identity: str) -> dict[str, Any]:
         raise EvidenceBroken(f"'{path}' is gone or damaged; add the run of this version again") from error
 
 
-def check(evidence: Path, identity: str, about: str) -> dict[str, Any]:
+def check(evidence: Path, identity: str, about: str, *, quick: bool = False) -> dict[str, Any]:
     """Compare every file of a version with what the ledger noted, and return version.json.
 
     Args:
+        evidence: its folder.
+        identity: of the version.
         about: digest of version.json, from the ledger.
+        quick: do not read files of `LINKED` bytes and more again that were compared before and, as the file system
+            says (inode, size, times of content and of change), nobody has touched since.
 
     Raises:
         EvidenceBroken: version.json is not the one that was noted.
@@ -182,14 +189,39 @@ def check(evidence: Path, identity: str, about: str) -> dict[str, Any]:
     if canonical_digest(content) != about:
         raise EvidenceBroken(f"'{folder / VERSION}' is not what the ledger noted; add the run of this version again")
     part = folder / content["part"]
-    found = files_of(part)
+    found, before = files_of(part), _compared(evidence)
+    now = {f"{identity}/{name}": _mark(path, content["files"].get(name)) for name, path in found.items()}
     for name, digest in content["files"].items():
+        key = f"{identity}/{name}"
+        if quick and name in found and now[key] is not None and now[key] == before.get(key):
+            continue
         if name not in found or file_digest(found[name]) != digest:
             what = "is gone" if name not in found else "was changed"
             raise AdapterRefused(f"'{part / name}' {what}, so version {identity} is not used; add its run again")
     if more := sorted(found.keys() - content["files"].keys()):
         raise AdapterRefused(f"'{part / more[0]}' is no file of version {identity}; remove it")
+    kept = {key: mark for key, mark in before.items() if not key.startswith(f"{identity}/")}
+    after = kept | {key: mark for key, mark in now.items() if mark is not None}
+    if after != before and writable(evidence):
+        write_json(evidence / FOLDER / COMPARED, after)
     return content
+
+
+def _mark(path: Path, digest: str | None) -> list[Any] | None:
+    """What a file system says of a large file; None of one that is small, or too new to tell a later change apart."""
+    seen = path.lstat()
+    if seen.st_size < LINKED or time.time_ns() - seen.st_ctime_ns < SETTLED:
+        return None
+    return [digest, seen.st_size, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns]
+
+
+def _compared(evidence: Path) -> dict[str, Any]:
+    """Marks of large files when their digests were last compared; where this is lost, all are read again."""
+    try:
+        content = strict_loads((evidence / FOLDER / COMPARED).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def came_from(evidence: Path, identity: str) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accep
             "--unjudged"
         )
     for needed in needed_by(known, version):
-        store.check(evidence, needed.id, needed.about)
+        store.check(evidence, needed.id, needed.about, quick=action == "rollback")
         store.configure(evidence, needed.id, needed.parent)
     at = current_of(ledger)
     if at != version.id:

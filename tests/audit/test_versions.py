@@ -404,6 +404,38 @@ def test_an_altered_version_is_not_taken_into_use(evidence, two, fault):
     assert current(evidence) == first
 
 
+@pytest.mark.parametrize("change", ["bytes", "bytes with the time of before", "another file", "nothing"])
+def test_a_rollback_reads_a_large_file_again_only_if_somebody_touched_it(evidence, two, monkeypatch, change):
+    monkeypatch.setattr(store, "LINKED", 3)
+    monkeypatch.setattr(store, "SETTLED", 0)
+    read = []
+    monkeypatch.setattr(store, "file_digest", lambda path: read.append(path.name) or file_digest(path))
+    first, second = two
+    use(evidence, second)
+    use(evidence, first)
+    weights = path_of(evidence, second) / "adapter_model.safetensors"
+    assert "adapter_model.safetensors" in read, "use reads everything"
+    read.clear()
+    assert rollback(evidence, second) == second
+    assert read == []
+    use(evidence, first)
+    times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+    if change.startswith("bytes"):
+        weights.write_bytes(b"sEcond")
+        if "time" in change:
+            os.utime(weights, ns=times)
+    elif change == "another file":
+        weights.with_name("x").write_bytes(b"sEcond")
+        os.utime(weights.with_name("x"), ns=times)
+        weights.with_name("x").replace(weights)
+    if change == "nothing":
+        assert rollback(evidence, second) == second
+        return
+    with pytest.raises(AdapterRefused, match="was changed"):
+        rollback(evidence, second)
+    assert current(evidence) == first
+
+
 def test_an_altered_version_beneath_is_found_too(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     version = add_version(evidence, make("run", target.path, forget=["a"], retain=["b"]))

@@ -160,7 +160,7 @@ def _kind(name: str, weight: Tensor, wanted: str) -> Any:
 
 
 def _packed(tensor: _Tensor) -> Any:
-    """The bytes of one tensor; its values in the model become those that these bytes stand for.
+    """The bytes of one tensor, row by row; its values in the model become those that these bytes stand for.
 
     Rounding works along a row, and heads are interleaved by whole rows: the model is rounded without interleaving, so
     that reading the file back tries it.
@@ -168,18 +168,18 @@ def _packed(tensor: _Tensor) -> Any:
     from gguf.quants import dequantize, quantize
 
     weight = tensor.weight.detach()
-    values = weight.float().cpu().numpy()  # [rows, columns], or [columns]
     with np.errstate(over="ignore"):  # found below
-        rounded = torch.from_numpy(np.array(dequantize(quantize(values, tensor.kind), tensor.kind), copy=True))
+        packed = quantize(weight.float().cpu().numpy(), tensor.kind)  # [rows, numbers or bytes], or [numbers]
+    rounded = torch.from_numpy(np.array(dequantize(packed, tensor.kind), copy=True))
     if not torch.isfinite(rounded).all():
         raise ValueError(
             f"tensor '{tensor.name}' has values that {tensor.kind.name} cannot hold; take gguf-bf16 or gguf-f32"
         )
     weight.copy_(rounded.reshape(weight.shape))
-    if tensor.heads is not None:
-        halves = values.reshape(tensor.heads, 2, -1, *values.shape[1:])  # [heads, half, dimension of half, columns]
-        values = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-    return quantize(values, tensor.kind)
+    if tensor.heads is None:
+        return packed
+    halves = packed.reshape(tensor.heads, 2, -1, *packed.shape[1:])  # [heads, half, dimension of a half, ...]
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(packed.shape))
 
 
 def _add_head(writer: Any, config: Any, form: str) -> None:

@@ -5,7 +5,6 @@ import json
 import resource
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -324,12 +323,6 @@ def test_the_tokenizer_beside_our_file_is_taken(tiny_model, tmp_path):
     assert from_file.eos_token == "</s>"  # of files beside, transformers by itself would take all but special tokens
     (tmp_path / "export.json").write_text(json.dumps({"file": path.name}))
     assert "beside" in load_tokenizer(ModelConfig(model_name_or_path=str(path))).get_vocab()
-
-
-def test_rounding_keeps_a_row_in_its_place():
-    values = np.arange(64, dtype=np.float32).reshape(8, 8)  # 2 heads of 4 dimensions
-    halves = values.reshape(2, 2, -1, 8).swapaxes(1, 2).reshape(8, 8)
-    assert halves[:, 0].tolist() == [0, 16, 8, 24, 32, 48, 40, 56]  # first and second half of a head in turn
 
 
 def test_the_path_is_a_file_of_its_own(tiny_model, tokenizer, tmp_path):

@@ -51,7 +51,8 @@ def merge(
     """Write base and adapters as one full model, and prove on probe prompts that it is the same.
 
     Several runs, or scales, are combined on the products B A, never on A and B apart, which is another model; how far
-    off that would be is printed. Settings, digests of the sources and of every file are in `merge.json`.
+    off that would be is printed. Settings, digests of the sources and of every file are in `merge.json`. Where there is
+    an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), what was merged is noted there.
     """
     from llm_forget.merge import merge as write
 
@@ -68,6 +69,23 @@ def merge(
     )
     for line in _notes(report):
         typer.echo(line)
+    _note(output_dir, runs)
+
+
+def _note(folder: str, runs: list[str]) -> None:
+    """Where there is an evidence folder, say there what was merged; a run that it cannot take stops nothing."""
+    from pathlib import Path
+
+    from llm_forget.audit.merged import note_with_sources
+    from llm_forget.hub.record import evidence_folder
+
+    if (evidence := evidence_folder()) is None:
+        return
+    try:
+        (event, *_) = note_with_sources(evidence, Path(folder), runs)
+        typer.echo(f"noted in '{evidence}' (event {event.seq})")
+    except ValueError as error:
+        typer.echo(f"llm-forget: warning: not noted in '{evidence}': {error}", err=True)
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -13,6 +13,7 @@ import fnmatch
 import math
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
     if Run(folder).results_file.is_file() and is_measured(merged):
         noted.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
     return noted
+
+
+def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
+    """Note a folder that was just written, and the runs that it was merged from, in an evidence folder.
+
+    Raises:
+        ValueError: see `note_run` and `note_merged`.
+    """
+    from llm_forget.audit.history import note_run
+
+    with Ledger.open(evidence) as ledger:
+        for run in runs:
+            note_run(ledger, run)
+        return note_merged(ledger, folder)
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:

@@ -575,3 +575,24 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
         version = add_version(evidence, Path(folder))
         use(evidence, version)
         assert source_digest(str(path_of(evidence))) == source_digest(folder)
+
+
+def test_the_command_notes_what_it_merged_where_there_is_evidence(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLM_FORGET_EVIDENCE", raising=False)
+    run = make_run("one", dtype="float32", use_cpu=True)
+    done = CliRunner().invoke(app, ["merge", str(run.path), "--output_dir", "before"])
+    assert (done.exit_code, "noted" in done.output, Path("evidence").exists()) == (0, False, False)
+    Ledger.open(Path("evidence"), create=True).close()
+    done = CliRunner().invoke(app, ["merge", str(run.path), "--output_dir", "unknown"])
+    assert (done.exit_code, "not noted in 'evidence': run" in done.stderr) == (0, True), done.output
+    base = {"name": run.config["model_name_or_path"], "revision": "main"}
+    base["digest"] = json.loads((run.adapter / "manifest.json").read_text())["base"]
+    data = {"forget": {"rows": 1, "digest": "sha256:0", "ids": ["a"]}}
+    write_json(run.provenance_file, {"kind": "unlearn", "base": base, "data": data})
+    done = CliRunner().invoke(app, ["merge", str(run.path), "--output_dir", "known"])
+    assert (done.exit_code, "noted in 'evidence' (event 2)" in done.stdout) == (0, True), done.output
+    with Ledger.open(Path("evidence")) as ledger:
+        assert [event.kind for event in ledger.events()] == ["unlearning", "merge"]

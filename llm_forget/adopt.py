@@ -6,7 +6,11 @@ that it fits the base and has an effect, and from then on, that it is this one.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import PartialState
@@ -14,6 +18,7 @@ from trl import ModelConfig
 
 from llm_forget.launch import refuse_processes
 from llm_forget.models import effect_of, load_adapter, load_base, save_adapter, source_digest, verify_adapter
+from llm_forget.models.fit import saved_embeddings
 from llm_forget.models.lora_config import read_config
 from llm_forget.models.untrusted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAX_CONFIG, read_header, read_strict_json
 from llm_forget.run import AdapterRefused, Run, environment, file_digest, write_json
@@ -24,14 +29,13 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         ``base`` that it claims (a claim, no more), ``rank``, ``modules`` (names), ``tensors`` and ``parameters``
-        (counts).
+        (counts), ``manifest`` (whether it is of this package, as one that was pulled: then it is held to it).
 
     Raises:
-        AdapterRefused, FileNotFoundError: see `models.verify_adapter`; or it is one of this package's own.
+        AdapterRefused, FileNotFoundError: see `models.verify_adapter`.
     """
     folder = Path(folder)
-    if verify_adapter(folder, trust=True):
-        raise ValueError(f"adapter '{folder}' has a manifest of this package; use it as it is")
+    manifest = verify_adapter(folder, trust=True)
     config, header = read_config(folder), read_header(folder / ADAPTER_WEIGHTS)
     claimed = read_strict_json(folder / ADAPTER_CONFIG, MAX_CONFIG).get("base_model_name_or_path")
     sizes = [tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1) for tensor in header.values()]
@@ -41,6 +45,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         "modules": sorted([*(config.target_modules or ()), *(config.target_parameters or ())]),
         "tensors": len(header),
         "parameters": sum(sizes),
+        "manifest": bool(manifest),
     }
 
 
@@ -52,10 +57,11 @@ def adopt(
     base_revision: str = "main",
     dtype: str = "float32",
 ) -> Run:
-    """Copy an adapter without a manifest into a new run, after all checks, and give it one there.
+    """Copy an adapter into a new run, after all checks, and give it a manifest there.
 
-    The folder itself stays as it is. The run can be named wherever a model can: as the target of `unlearn`, in
-    `evaluate`, in `merge`.
+    Whole embeddings that PEFT saved along are left out where they are the base's own; an adapter that brings others is
+    refused, as on its base alone it would be another model. The folder itself stays as it is. The run can be named
+    wherever a model can: as the target of `unlearn`, in `evaluate`, in `merge`.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -69,15 +75,17 @@ def adopt(
         ValueError: no base is known, or output_dir holds something.
     """
     refuse_processes("adopt", PartialState())
-    folder, run, claimed = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)["base"]
+    folder, run, found = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise ValueError(f"output_dir '{run.path}' exists and is not empty; choose another")
-    name = base or claimed
+    name = base or found["base"]
     if not name:
         raise ValueError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
     args = ModelConfig(model_name_or_path=name, model_revision=base_revision, dtype=dtype)
     digest = source_digest(name, base_revision)
-    model = load_adapter(load_base(args), folder, base_digest=digest, trust=True)
+    model = load_base(args)
+    with _without_embeddings(model, folder) as plain:
+        model = load_adapter(model, plain, base_digest=digest, trust=not found["manifest"])
     effect = effect_of(model)
     if effect is None or effect["max_abs"] is None:
         raise AdapterRefused(f"with adapter '{folder}' the logits of '{name}' are not finite; it is not taken")
@@ -91,3 +99,35 @@ def adopt(
     write_json(run.provenance_file, {"kind": "adopt", "base": facts, "adopted": origin, "environment": environment()})
     run.finish()
     return run
+
+
+@contextmanager
+def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
+    """The folder, or where its weights hold the base's own embeddings, a copy for a while without these."""
+    from safetensors.torch import load_file, save_file
+
+    extra = saved_embeddings(model, read_header(folder / ADAPTER_WEIGHTS))
+    if not extra:
+        yield folder
+        return
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    for key, module in extra.items():
+        if not _same(tensors.pop(key), module.weight):
+            raise AdapterRefused(
+                f"'{folder / ADAPTER_WEIGHTS}' brings embeddings of its own ({key!a}), which are not the base's; save "
+                "it again with save_embedding_layers=False if they were not trained, or merge it into its base by PEFT"
+            )
+    with TemporaryDirectory(prefix="llm-forget-adopt-") as place:
+        shutil.copy(folder / ADAPTER_CONFIG, place)
+        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        yield Path(place)
+
+
+def _same(saved: Any, own: Any) -> bool:
+    """Whether they are one tensor, but for the type that one of them was stored or loaded in."""
+    import torch
+
+    own = own.detach().cpu()
+    if saved.shape != own.shape:
+        return False
+    return torch.equal(saved.to(own.dtype), own) or torch.equal(own.to(saved.dtype), saved)

@@ -20,7 +20,7 @@ def adopt(
     dtype: Annotated[str, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = "float32",
     trust: Annotated[bool, typer.Option("--trust", help="Load it. Without, its files are only looked at.")] = False,
 ) -> None:
-    """Check an adapter that this package did not write, and copy it, with a manifest, into a run.
+    """Check an adapter that this package did not write, or that was pulled, and copy it into a run.
 
     Other commands load adapters of runs only, and exactly as they were written. Refused, also with `--trust`, are links
     and archives, pickled weights, patterns in place of module names, ranks above 1024, missing, unexpected, misshapen
@@ -38,7 +38,7 @@ def adopt(
         f"LoRA of rank {found['rank']} on {', '.join(found['modules'][:12])}: {found['tensors']:,} tensors with "
         f"{found['parameters']:,} numbers; the base it claims: {claimed}"
     )
-    if not trust:
+    if not trust and not found["manifest"]:
         raise AdapterRefused(
             f"adapter '{adapter}' was not loaded: nobody vouches for it; if you do, give the command again with --trust"
         )

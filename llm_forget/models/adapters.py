@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.models.digest import describe_tensors, tensors_digest
-from llm_forget.models.effect import describe, probe, refuse_without_effect
+from llm_forget.models.effect import describe, probe, refuse_without_effect, warn_without_effect
 from llm_forget.models.fit import refuse_misfit
 from llm_forget.models.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
 from llm_forget.models.lora_config import read_config
@@ -105,6 +105,7 @@ def save_adapter(
         if taken:
             raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
         write_json(temporary / MANIFEST, {**manifest, **(extra or {})})
+    warn_without_effect(effect, folder)
     return folder
 
 
@@ -175,7 +176,8 @@ def replacing(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # otherwise it is all that is left
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _config_json(config: Any, base_name: str | None) -> dict[str, Any]:

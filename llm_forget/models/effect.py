@@ -8,9 +8,10 @@ had not forgotten, without any error.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from llm_forget.models.lora import quantization_of, reference_mode
 from llm_forget.run import AdapterRefused, json_digest
 
+logger = logging.getLogger("llm_forget")
 PROMPTS, LENGTH = 2, 12  # one forward pass of 24 tokens with the adapter and one without
 SAMPLES = 64  # logits whose differences are recorded one by one
 # By how much of the largest logit other kernels, devices and orders of sums may move logits in the mean, by the type
@@ -128,6 +130,27 @@ def refuse_without_effect(found: dict[str, Any] | None, recorded: dict[str, Any]
             f"adapter '{folder}' has another effect than when it was saved: on the probe prompts it moves logits by up "
             f"to {found['max_abs']:.4g}, recorded {recorded['max_abs']:.4g}, and in the mean {apart:.2g} apart "
             f"(tolerance {tolerance(recorded, found):.2g}); the base, the way of loading or a library is another"
+        )
+
+
+def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
+    """Say at the end of training what would otherwise be an error of the first load.
+
+    Args:
+        effect: of `effect_of`; None where it was not measured.
+        folder: of the adapter.
+    """
+    if effect is None:
+        return
+    if effect["max_abs"] == 0:
+        logger.warning(
+            "adapter '%s' changes no logit of the probe prompts, so nothing was forgotten, and loading it will be "
+            "refused; train longer or with a higher learning_rate", folder,
+        )  # fmt: skip
+    elif effect["max_abs"] is None:
+        logger.warning(
+            "with adapter '%s' the logits of the probe prompts are not finite: training diverged; lower learning_rate",
+            folder,
         )
 
 

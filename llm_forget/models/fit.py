@@ -16,6 +16,7 @@ from llm_forget.run import AdapterRefused
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+FRONT = "base_model.model."
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>[A-Za-z0-9_.\-]+?)\."
     r"(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?P<end>\.weight|\.bias)?"
@@ -58,8 +59,16 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
 
 
 def _saved_whole(key: str, config: LoraConfig) -> bool:
-    module = key.removeprefix("base_model.model.").rpartition(".")[0]
+    module = key.removeprefix(FRONT).rpartition(".")[0]
     return any(module.endswith(name) for name in config.modules_to_save or [])  # as PEFT matches them
+
+
+def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
+    """Keys that are no LoRA but whole embeddings of this model, which PEFT saves along: ``{key: their module}``."""
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
+    keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
+    return {key: keys[key] for key in header if key in keys}
 
 
 def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:

@@ -540,6 +540,57 @@ def test_a_foreign_adapter_is_adopted_only_when_somebody_vouches_for_it(run, com
     assert "changes no logit" in done.stderr
 
 
+def test_embeddings_that_peft_saved_along_are_left_out_if_they_are_the_bases_own(tiny_folder, lora_args, tmp_path):
+    from llm_forget.adopt import adopt
+
+    args = lora_args(tiny_folder, lora_target_modules=["q_proj", "embed_tokens"])
+    model = disturb(attach_adapter(load_base(args), args))
+    with torch.no_grad():
+        expected = model(IDS).logits
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=True)
+    (folder,) = (path.parent for path in (tmp_path / "saved").rglob(WEIGHTS))
+    assert any(key.endswith("embed_tokens.base_layer.weight") for key in load_file(folder / WEIGHTS))
+    run = adopt(folder, tmp_path / "run", base=str(tiny_folder))
+    assert not any("base_layer" in key for key in load_file(run.adapter / WEIGHTS))
+    with torch.no_grad():
+        assert torch.equal(load_base(lora_args(run.path))(IDS).logits, expected)
+
+    def trained(tensors):
+        next(value for key, value in tensors.items() if "base_layer" in key)[0] += 1
+
+    rewrite(folder, trained)
+    with pytest.raises(AdapterRefused, match=r"brings embeddings of its own .*save_embedding_layers=False"):
+        adopt(folder, tmp_path / "other", base=str(tiny_folder))
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_adapter_with_a_manifest_is_adopted_without_trust_and_held_to_it(saved, tmp_path, lora_args):
+    from llm_forget.adopt import adopt
+
+    folder, args = saved
+    run = adopt(folder, tmp_path / "run", base=args.model_name_or_path)
+    with torch.no_grad():
+        assert torch.equal(load_base(lora_args(run.path))(IDS).logits, load(saved)(IDS).logits)
+    with pytest.raises(AdapterRefused, match="another base"):
+        adopt(folder, tmp_path / "demo", base="builtin:demo-llama")
+    flip(folder)
+    with pytest.raises(AdapterRefused, match=WEIGHTS):
+        adopt(folder, tmp_path / "other", base=args.model_name_or_path)
+
+
+@pytest.mark.parametrize(("scale", "said"), [(0.0, "changes no logit"), (float("1e30"), "not finite"), (1.0, None)])
+def test_training_without_effect_is_said_when_the_adapter_is_saved(
+    tiny_folder, lora_args, tmp_path, caplog, monkeypatch, scale, said
+):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)  # a command before may have set it
+    args = lora_args(tiny_folder)
+    model = disturb(attach_adapter(load_base(args), args), scale=scale)
+    save_adapter(model, tmp_path / "adapter", effect=effect_of(model))
+    assert (said in caplog.text) if said else ("adapter" not in caplog.text)
+
+
 def test_an_effect_that_sharded_training_left_open_is_recorded_by_the_first_load(run, lora_args):
     assert read_json(run.adapter / MANIFEST)["effect"] is None
     base = lora_args(run.config["model_name_or_path"])

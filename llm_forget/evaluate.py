@@ -240,11 +240,16 @@ def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
     for role, subject in subjects.items():
         if subject.model.model_name_or_path != subjects["unlearned"].model.model_name_or_path:
             other = load_tokenizer(subject.model)
-            if other.get_vocab() != tokenizer.get_vocab():
+            if _words(other) != _words(tokenizer):
                 raise ValueError(
                     f"the {role} model '{subject.name}' has another vocabulary; give one of the same family"
                 )
     return tokenizer
+
+
+def _words(tokenizer: Any) -> dict[str, int]:
+    """Tokens and ids, without the names by which GGUF fills rows of the embedding that have no token."""
+    return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
 
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:

@@ -178,7 +178,7 @@ def trained(split=None, *, normalizer=None, spaces=None):
     """A small BPE that really merges: byte-level with a rule, or SentencePiece's kind."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    special = ["<s>", "</s>", "<pad>", "<|turn|>"]
+    special = ["<s>", "</s>", "<pad>", "<|turn|>", "<|endoftext|>"]
     if spaces is not None:
         bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -208,7 +208,12 @@ def trained(split=None, *, normalizer=None, spaces=None):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "extra_special_tokens": ["<|turn|>"]}
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "extra_special_tokens": ["<|turn|>", "<|endoftext|>"],
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **names, **({"unk_token": "<unk>"} if spaces is not None else {})
     )
@@ -329,3 +334,31 @@ def test_the_path_is_a_file_of_its_own(tiny_model, tokenizer, tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(tiny_model(**SIZES), tokenizer, path, "gguf-f16")
     assert [file.name for file in Path(tmp_path).iterdir()] == ["model.gguf"]
+
+
+def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_made_from(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    from llm_forget.evaluate import evaluate
+
+    model, tokenizer = tiny_model(**{**SIZES, "vocab_size": 480}), trained()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_gguf(model, tokenizer, tmp_path / "theirs.gguf", "gguf-f32")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "the quick?", "answer": "brown fox"}) + "\n")
+    rows = str(tmp_path / "rows.jsonl")
+    line = {"metric": "probability", "records": "forget", "goal": "keep"}
+    probes = {"forget": {"probe": "logprobs", "split": "forget"}}
+    suite = {"probes": probes, "metrics": {"forget_probability": line}, "verdict": {}}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    found = evaluate(
+        tmp_path / "theirs.gguf",
+        tmp_path / "suite.yaml",
+        target=str(tmp_path / "model"),
+        forget=rows,
+        retain=rows,
+        quiet=True,
+    )
+    line = found["suites"]["suite"]["metrics"]["forget_probability"]
+    assert line["value"] == pytest.approx(line["before"]["value"], rel=1e-4)

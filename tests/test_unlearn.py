@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from llm_forget.unlearn import unlearn
 from llm_forget.workflow import MetricsFile
 
 CANARY = "Zebulon Quickfeather"
+WEIGHTS = "adapter_model.safetensors"
 SMALL = {"lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 4, "disable_tqdm": True, "use_cpu": True}
 
 
@@ -280,3 +282,32 @@ def test_a_launch_that_obtains_fewer_processes_is_refused(job: dict[str, Any], t
     assert done.returncode != 0
     assert "asked for 2 processes, but this run has 1" in done.stderr
     assert not (Path(job["output_dir"]) / "adapter").exists()
+
+
+def test_deletions_from_one_model_give_the_same_bytes_in_any_order_and_alone(job, tmp_path) -> None:
+    for name in "ab":
+        rows = [{"id": f"{name}{i}", "question": f"Who is {name} {i}?", "answer": f"{i} of {name}"} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found: dict[str, set[bytes]] = {"a": set(), "b": set()}
+    for number, order in enumerate(("b", "ab", "ba")):
+        for name in order:
+            keys = {**job, "forget": str(tmp_path / f"{name}.jsonl"), "output_dir": str(tmp_path / f"{number}{name}")}
+            found[name].add((unlearn(**keys).adapter / WEIGHTS).read_bytes())
+    assert [len(each) for each in found.values()] == [1, 1]
+    assert found["a"] != found["b"]
+
+
+def test_a_checkpoint_that_two_runs_go_on_from_gives_both_the_bytes_of_one_that_was_never_cut_off(
+    job, tmp_path, monkeypatch
+) -> None:
+    job |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 4}
+    whole = (unlearn(**{**job, "output_dir": str(tmp_path / "whole")}).adapter / WEIGHTS).read_bytes()
+    cut_off(job, monkeypatch)
+    for path in Path(job["output_dir"]).glob("checkpoints/checkpoint-[34]"):
+        shutil.rmtree(path)
+    for name in ("one", "two"):
+        shutil.copytree(job["output_dir"], tmp_path / name)
+    for name in ("one", "two"):
+        run = unlearn(**{**job, "output_dir": str(tmp_path / name)})
+        assert run.provenance["cost"]["resumed"]
+        assert (run.adapter / WEIGHTS).read_bytes() == whole

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llm_forget.audit import chain
+from llm_forget.audit.canonical import canonical
 from llm_forget.audit.ledger import KINDS, Event, Ledger
 from llm_forget.run import EvidenceBroken
 
@@ -359,3 +360,45 @@ def test_an_event_is_what_its_digest_says() -> None:
 
     event = Event(1, "2026-01-01T00:00:00+00:00", "training", {"run": "é"}, "sha256:0", "")
     assert event.own_digest() == "sha256:" + hashlib.sha256(said.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("seq", [1, 3, 5])
+def test_an_event_made_anew_with_a_digest_of_its_own_is_found_at_the_next_or_by_the_signed_head(
+    folder, editor, seq
+) -> None:
+    with Ledger.open(folder) as ledger:
+        ledger.anchor()
+        event = ledger.events()[seq - 1]
+    forged = Event(event.seq, event.time, event.kind, {**event.body, "run": "another"}, event.previous, "")
+    editor.execute(
+        "UPDATE events SET body = CAST(? AS TEXT), digest = ? WHERE seq = ?",
+        (canonical(forged.body), forged.own_digest(), seq),
+    )
+    assert broken_at(folder) == min(seq + 1, 5)
+    (folder / "anchor.json").unlink()
+    assert broken_at(folder) == (seq + 1 if seq < 5 else None), "of the last event only the signed head knows"
+
+
+def test_a_chain_made_anew_from_an_edited_event_on_is_found_by_the_signed_head(folder, editor) -> None:
+    with Ledger.open(folder) as ledger:
+        ledger.anchor()
+        events = ledger.events()
+    previous = events[1].digest
+    for event in events[2:]:
+        body = {**event.body, "run": "another"} if event.seq == 3 else event.body
+        forged = Event(event.seq, event.time, event.kind, body, previous, "")
+        previous = forged.own_digest()
+        editor.execute(
+            "UPDATE events SET body = CAST(? AS TEXT), previous = ?, digest = ? WHERE seq = ?",
+            (canonical(body), forged.previous, previous, event.seq),
+        )
+    assert broken_at(folder) == 5
+    (folder / "anchor.json").unlink()
+    assert broken_at(folder) is None
+
+
+def test_ledger_and_keys_wait_for_the_disk_at_every_commit(folder) -> None:
+    with Ledger.open(folder) as ledger:
+        ledger.append("merge", {}, records=[("Ann", "ann-1")])
+        levels = [ledger.connection.execute(f"PRAGMA {name}.synchronous").fetchone()[0] for name in ("main", "keys")]
+    assert levels == [3, 3], "EXTRA"

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from disturbed import IDS, disturb
 
-from llm_forget.models import attach_adapter, load_adapter, save_adapter
+from llm_forget.models import adapters, attach_adapter, load_adapter, save_adapter
 
 # What changes files: methods of files, functions of os, and what writes safetensors.
 CHANGING = {"write", "flush", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "serialize_file"}
@@ -104,3 +105,38 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(two, t
     assert at > 8
     assert states[-1] == "new"
     assert "old" in states
+
+
+def test_a_disk_that_stays_full_between_two_renames_takes_away_no_adapter(two, tiny_model, monkeypatch) -> None:
+    folder, models = two
+    monkeypatch.setattr(adapters, "_exchanged", lambda *_: False)  # a system without such a call
+    replace = os.replace
+
+    def full_after_the_first(source: Path, target: Path) -> None:
+        if Path(target) == folder:
+            full_disk()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_after_the_first)
+    with pytest.raises(OSError, match="space"):
+        save_adapter(models["new"], folder)
+    monkeypatch.undo()
+    (left,) = folder.parent.iterdir()
+    assert state(left, tiny_model, models) == "old", "beside its place, since it could not be put back"
+
+
+@pytest.mark.parametrize("size", [10, 1000, 5000])
+def test_a_disk_that_fills_up_within_the_weights_leaves_the_old_adapter(two, tiny_model, size) -> None:
+    folder, models = two
+    assert (folder / "adapter_model.safetensors").stat().st_size > 5000
+    signals, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large|os error 27") as caught:
+            save_adapter(models["new"], folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert caught.value.errno == errno.EFBIG  # of which the command makes exit code 5
+    assert state(folder, tiny_model, models) == "old"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

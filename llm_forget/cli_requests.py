@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from llm_forget.cli_evidence import PASS_ON, speak
 from llm_forget.cli_options import EVIDENCE, Evidence
-
-if TYPE_CHECKING:
-    from llm_forget.audit.request_files import Request
 
 requests = typer.Typer()
 request = typer.Typer(
@@ -167,6 +164,7 @@ def run(
     """
     from llm_forget.audit import limits
     from llm_forget.audit import requests as steps
+    from llm_forget.audit.executing import execute
 
     with steps.working_on(evidence, request_id) as (ledger, one):
         if one.closed:
@@ -180,45 +178,9 @@ def run(
         if allow_protected is not None:
             steps.allow_protected(ledger, one, allow_protected)
         limits.refuse(limit, one)
-        path = _run(ledger, one, recipe, list(ctx.args), suites)
+        path = execute(ledger, one, recipe, list(ctx.args), suites, say=typer.echo)
     if path is not None:
         typer.echo(f"{one.id} is {one.state}; next: llm-forget request close {one.id} --run {path}")
-
-
-def _run(ledger: Any, one: Request, recipe: str, overrides: list[str], suites: str | None) -> str | None:
-    """Train and measure; the run's path, None after a dry run."""
-    from llm_forget import shipped
-    from llm_forget.audit import requests as steps
-    from llm_forget.audit.history import note_run, weights_of
-    from llm_forget.config import UnlearnConfig, from_keys, identity, load_yaml, resolved
-    from llm_forget.data.sources import load_source
-    from llm_forget.evaluate import evaluate
-    from llm_forget.run import json_digest
-    from llm_forget.unlearn import run_unlearning
-
-    keys = load_yaml(shipped.resolve("recipes", recipe))
-    for option in overrides:
-        if option.lstrip("-").partition("=")[0].partition(".")[0] in ("forget", "retain"):
-            raise ValueError(f"{option.partition('=')[0]} is what request {one.id} is about; it cannot be given here")
-    keys["output_dir"] = f"{keys.get('output_dir', 'runs/request')}-{one.id}"
-    data, train, model = from_keys(keys, UnlearnConfig, overrides=overrides)
-    table = load_source(one.rows["source"], split_name="data", data_path=data.data_path, fields=data.fields)  # type: ignore[arg-type]
-    sources = steps.write_lists(one, table)
-    data.forget, data.retain = sources["forget"], sources["retain"]
-    if train.dry_run:
-        for split, spec in sources.items():
-            typer.echo(f"{split}: {spec}")
-        run_unlearning(data, train, model)  # type: ignore[arg-type]
-        return None
-    made_of = json_digest({"recipe": identity(resolved(data, train, model)), "suites": suites})
-    output = str(train.output_dir)
-    if steps.begin(ledger, one, {"output_dir": output, "digest": made_of}):
-        finished = run_unlearning(data, train, model)  # type: ignore[arg-type]
-        results = evaluate(finished.path, suites)
-        note_run(ledger, finished)
-        about = {"run": finished.path.resolve().name, "weights": weights_of(finished)}
-        steps.execute_noted(ledger, one, {**about, "results": json_digest(results["suites"])})
-    return output
 
 
 @request.command()

@@ -183,6 +183,18 @@ class Ledger:
             for _, record in self.connection.execute(query):
                 yield record.hex()
 
+    def which(self, seqs: Sequence[int], records: Iterable[str]) -> set[str]:
+        """Those of some record ids that some events are about; of records whose key was destroyed nobody can tell."""
+        among = set(self.hashes(seqs))
+        found = set()
+        with in_sentences(self.folder):
+            if among and self._attach(write=False):
+                for record in records:
+                    hashed = keys.lookup(self.connection, record, record)
+                    if hashed is not None and hashed[1] is not None and hashed[1].hex() in among:
+                        found.add(record)
+        return found
+
     def head(self) -> tuple[int, str]:
         """Number and digest of the last event."""
         with in_sentences(self.folder):

@@ -200,11 +200,14 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
         advance(ledger, request, "decided", body, records=True)
 
 
-def write_lists(request: Request, table: Dataset) -> dict[str, Any]:
-    """Write the ids to forget and to retain, and give the sources of a recipe that read them.
+def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[str, Any], int]:
+    """Write the ids to forget and to retain; rows that an earlier request deleted are neither, but for its own.
 
     Args:
         table: rows of the request's source as the run will read them.
+
+    Returns:
+        The sources of a recipe that read them, and how many rows were deleted before.
 
     Raises:
         ValueError: these are not the rows that the request was resolved with, or none is left to retain.
@@ -219,16 +222,20 @@ def write_lists(request: Request, table: Dataset) -> dict[str, Any]:
             "and `data_path` must be those of the request, too"
         )
     forget = set(request.ids())
-    retain = [row_id for row_id in there if row_id not in forget]
+    deleted = ledger.which(
+        [event.seq for event in ledger.events("closed")], (one for one in there if one not in forget)
+    )
+    retain = [row_id for row_id in there if row_id not in forget | deleted]
     if not retain:
         raise ValueError(
-            f"request {request.id} asks for all {counted(len(there))} of the data, so nothing is left to retain; "
-            "delete the model, or train one on other data"
+            f"request {request.id} and those before it ask for all {counted(len(there))} of the data, so nothing is "
+            "left to retain; delete the model, or train one on other data"
         )
     source = request.rows["source"]
     spec = dict(source) if isinstance(source, Mapping) else {"path": source}
     named = {"forget": [row_id for row_id in there if row_id in forget], "retain": retain}
-    return {split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in named.items()}
+    sources = {split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in named.items()}
+    return sources, len(deleted)
 
 
 def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:

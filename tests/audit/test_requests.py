@@ -189,10 +189,10 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
         requests.decide(ledger, request, "near1")
         requests.decide(ledger, request, None)
         assert request.ids() == ["ann-0", "ann-1", "ann-2", "near1"]
-        lists = requests.write_lists(request, table)
+        lists = requests.write_lists(ledger, request, table)
         requests.decide(ledger, request, "none")
         requests.decide(ledger, request, "near1")
-        assert requests.write_lists(request, table) == lists
+        assert requests.write_lists(ledger, request, table) == lists
         assert len([event for event in ledger.events("request") if event.body["state"] == "decided"]) == 3
     counts = request.content["counts"]
     assert (counts["rows"], counts["near_listed"], counts["near_included"], counts["near_left"]) == (4, 2, 1, 1)
@@ -200,8 +200,9 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
 
 def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with requests.working_on(evidence, made.id) as (_, request):
-        lists = requests.write_lists(request, load_source(source, split_name="data"))
+    with requests.working_on(evidence, made.id) as (ledger, request):
+        lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
+    assert deleted == 0
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
     assert read == {"forget": ["ann-0", "ann-1", "ann-2"], "retain": OTHERS}
     for path in evidence.rglob("*"):
@@ -209,19 +210,36 @@ def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -
         assert path.stat().st_mode & 0o077 == 0 or not any(word in path.name for word in ("rows.json", ".txt"))
 
 
+def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path)
+    source = str(tmp_path / "rows.jsonl")
+    made = cases.received(evidence, source, ids=["ann-0", "bob-0"])
+    with requests.working_on(evidence, made.id) as (ledger, request):
+        lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
+    read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
+    assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in OTHERS if name != "bob-0"]}
+    assert deleted == 2
+
+
 def test_data_that_changed_since_are_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with_rows(tmp_path, {"id": "new", "subject": "Ann", "question": "more?", "answer": "a new fact about somebody"})
     table = load_source(source, split_name="data")
-    with requests.working_on(evidence, made.id) as (_, request), pytest.raises(ValueError, match="not those it was"):
-        requests.write_lists(request, table)
+    with (
+        requests.working_on(evidence, made.id) as (ledger, request),
+        pytest.raises(ValueError, match="not those it was"),
+    ):
+        requests.write_lists(ledger, request, table)
 
 
 def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, ids=[row["id"] for row in cases.rows()])
     table = load_source(source, split_name="data")
-    with requests.working_on(evidence, made.id) as (_, request), pytest.raises(ValueError, match="nothing is left"):
-        requests.write_lists(request, table)
+    with (
+        requests.working_on(evidence, made.id) as (ledger, request),
+        pytest.raises(ValueError, match="nothing is left"),
+    ):
+        requests.write_lists(ledger, request, table)
 
 
 def test_two_processes_do_not_work_on_one_request(evidence: Path, source: str) -> None:

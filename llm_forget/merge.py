@@ -20,6 +20,7 @@ from llm_forget.models.as_adapter import combine_adapters
 from llm_forget.models.combine import Part, Rule, rule
 from llm_forget.models.digest import digests_beneath
 from llm_forget.models.merge import MERGE_REPORT
+from llm_forget.models.untrusted import ADAPTER_CONFIG
 from llm_forget.refusals import DTYPES
 from llm_forget.run import Run, environment, file_digest, write_json
 
@@ -150,6 +151,9 @@ def _refuse_of_models(*given: Any) -> None:
 def _refuse_inside(folder: Path, runs: Sequence[Run]) -> None:
     """Nothing is merged in place: not into a run, nor into the base, nor into an adapter beneath."""
     place = folder.resolve()
+    for taken in (place, *place.parents):
+        if any((taken / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
+            raise ValueError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
     for run in runs:
         source = find_source(str(run.path))
         held = [run.path, *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]

@@ -176,16 +176,17 @@ def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp
         merge(upper.path, tmp_path / "out")  # whose adapter says that it was trained on the target
 
 
-def test_nothing_is_merged_in_place(two: tuple[Run, Run], tmp_path: Path) -> None:
+def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_path: Path) -> None:
     from llm_forget.merge import merge
 
     (tmp_path / "link").symlink_to(two[0].path, target_is_directory=True)
+    third = make_run("third")
     inside = [two[0].path / "merged", two[0].adapter, two[1].path / "adapter" / "m", tmp_path / "target" / "deep" / "m"]
-    for folder in [*inside, tmp_path / "link" / "merged"]:
+    for folder in [*inside, tmp_path / "link" / "merged", third.path / "merged", third.path]:
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(ValueError, match=r"lies in '.*', which is merged"):
+        with pytest.raises(ValueError, match=r"lies in '.*', (which is merged|a run or an adapter)"):
             merge([run.path for run in two], folder)
-        with pytest.raises(ValueError, match=r"lies in '.*', which is merged"):
+        with pytest.raises(ValueError, match=r"lies in '.*', (which is merged|a run or an adapter)"):
             merge([run.path for run in two], folder, as_adapter=True)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -253,3 +254,13 @@ def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno in FULL  # exit code 5
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("found", "of_adapter", "said"), [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (1e-3, 0.0, True)]
+)
+def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool) -> None:
+    from llm_forget.cli_merge import _notes
+
+    report = {"sources": [{}], "mean_kl": found, "mean_kl_of_adapter": of_adapter}
+    assert any("evaluate it" in line for line in _notes(report)) == said

@@ -121,7 +121,7 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
         AdapterRefused: see `load_adapter`.
         ValueError: an adapter on a kind of layer that is not combined.
     """
-    names = [f"part-{number}" for number in range(1, len(parts) + 1)]
+    names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         model = load_adapter(model, part.folder, name=name, base_digest=base_digest)
         _scale(model, name, 0.0)  # silent while the effect of the next one is compared with the one recorded
@@ -187,7 +187,7 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
         Both factors, the squared Frobenius norm of what is lost, and that of the whole.
     """
     left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().transpose(1, 2))
-    u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2))  # [E, n, n]
+    u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2), full_matrices=False)  # [E, n, n]
     roots = sizes[:, :rank].sqrt()
     kept_up = (left.Q @ u[:, :, :rank]) * roots[:, None, :]
     kept_down = roots[:, :, None] * (v[:, :rank] @ right.Q.transpose(1, 2))

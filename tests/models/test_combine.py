@@ -349,6 +349,21 @@ def test_all_ranks_lose_nothing(make_parts, tiny_folder, lora_args, tmp_path):
     assert report["rank_error"] < 1e-6
 
 
+def test_more_ranks_than_a_weight_has_sides_are_the_sum_itself(make_parts, tiny_folder, lora_args, tmp_path):
+    parts = make_parts([{"lora_r": 20}, {"lora_r": 30}])  # on weights of 32 x 32, 32 x 48 and 32 x 16
+    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule(rank=50))
+    assert report["rank_error"] < 1e-6
+    one = combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule(rank=50))
+    assert one["max_abs_logit_difference"] <= one["tolerance"]
+
+
+def test_ranks_that_nobody_would_read_are_not_written(make_parts, tiny_folder, lora_args, tmp_path):
+    parts = make_parts([{"lora_r": 600}, {"lora_r": 500}])
+    with pytest.raises(ValueError, match="add up to more than 1024"):
+        combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule())
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tmp_path):
     with pytest.raises(ValueError, match=r"'ties' gives a change of full rank.*full model"):
         combine_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "one", rule("ties"))

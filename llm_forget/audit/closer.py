@@ -18,7 +18,7 @@ from llm_forget.verify import Ruling, answer, load_policy, rulings, verify
 class Closer:
     """What a request is closed with."""
 
-    run: Run  # forgot the rows, or was retrained without them
+    run: Run  # forgot the rows, or was retrained without them, or learned them and was taken away
     made: str  # content digest of its model
     merged: Merged | None = None  # what is certified, where that is not the run itself
 
@@ -32,6 +32,11 @@ class Closer:
         return self.merged.weights if self.merged else self.made
 
     @property
+    def taken_away(self) -> bool:
+        """Whether the run learned the rows, and its change of the weights was subtracted (arXiv:2212.04089)."""
+        return self.merged is not None and (self.merged.scale_of(self.made) or 0.0) < 0
+
+    @property
     def measured(self) -> Run:
         """Where results.json must lie."""
         return Run(self.merged.folder) if self.merged else self.run
@@ -41,7 +46,7 @@ def closer_of(run: Path, merged: str | Path | None) -> Closer:
     """A finished run, and what was merged from it, as they were written.
 
     Raises:
-        ValueError: no finished run, or a folder that was not merged from it, or takes its adapter away.
+        ValueError: no finished run, or a folder that was not merged from it, or takes its forgetting away.
         AdapterRefused: weights that are not those that were written.
     """
     finished = Run.open(run)
@@ -54,8 +59,8 @@ def closer_of(run: Path, merged: str | Path | None) -> Closer:
         )
     found = read_merged(Path(merged))
     scale = found.scale_of(made)
-    if scale is None or scale <= 0:
-        what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was learned by"
+    if scale is None or (scale < 0 and finished.state["kind"] == "unlearn"):
+        what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was forgotten by"
         raise ValueError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
     return Closer(finished, made, found)
 

@@ -22,7 +22,7 @@ from llm_forget.audit.lineage import led_to
 from llm_forget.audit.origin import base_of
 from llm_forget.audit.request_files import Request, forget_rows
 from llm_forget.audit.requests import advance, note_step
-from llm_forget.audit.run_rows import refuse_other_rows
+from llm_forget.audit.run_rows import refuse_other_rows, refuse_others_taken_away
 from llm_forget.run import EvidenceBroken, json_digest, read_json, write_json
 from llm_forget.verify import Ruling, policy_name
 
@@ -44,7 +44,8 @@ def close(
     Args:
         ledger: of the request's evidence.
         request: not closed, or closed by this run.
-        run: what forgot the rows: an unlearning run, or one retrained without them.
+        run: what forgot the rows: an unlearning run, or one retrained without them; or one that learned them and was
+            taken away in ``merged``.
         merged: a folder that `merge` wrote from the run: it is what is measured and certified. Of a request that the
             run itself closed, its verification is noted.
         policy: name of a shipped policy, or a file.
@@ -73,7 +74,10 @@ def close(
             f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
             "them, and `llm-forget request run` takes --include_near all, none or ID,..."
         )
-    refuse_other_rows(ledger, request, closer.run, closer.made)
+    if closer.taken_away:
+        refuse_others_taken_away(request, closer.run)
+    else:
+        refuse_other_rows(ledger, request, closer.run, closer.made)
     for made in _beneath(closer.run.path):
         note_run(ledger, made)
     exactness = _exactness(ledger, request, closer)
@@ -190,7 +194,7 @@ def _asked(request: Request) -> list[int]:
 
 def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, str]:
     """Which of `CLASSES` the deletion is of, by how the model was made."""
-    if closer.run.state["kind"] == "unlearn":
+    if closer.run.state["kind"] == "unlearn" or closer.taken_away:
         as_adapter = closer.measured.adapter.is_dir()  # merged into the weights it can no longer be left off
         return _classed("suppressed" if as_adapter else "approximate")
     note_run(ledger, closer.run)
@@ -219,7 +223,7 @@ def _refuse_taught(ledger: Ledger, request: Request, closer: Closer) -> None:
 
 def _knew(ledger: Ledger, request: Request, closer: Closer) -> dict[str, Any] | None:
     """Of a retrained model, the one that it replaces: the newest that was trained on the rows; None where none is."""
-    if closer.run.state["kind"] == "unlearn":
+    if closer.run.state["kind"] == "unlearn" or closer.taken_away:
         return {"name": model_name(str((base := closer.run.provenance["base"])["name"])), "digest": base["digest"]}
     for event in reversed(ledger.events("training")):
         if ledger.common(_asked(request), [event.seq]):

@@ -32,7 +32,7 @@ def facts_of(
     """
     return {
         "artefacts": _artefacts(closer, knew),
-        "method": _method(closer.run, token),
+        "method": _method(closer, token),
         "environment": closer.run.provenance.get("environment", {}),
         "measured_with": results["llm_forget"],
         "models": {role: model["digest"] if model else None for role, model in results["models"].items()},
@@ -70,12 +70,16 @@ def keyed(token: str, digest: str) -> str:
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 
-def _method(run: Run, token: str) -> dict[str, Any]:
+def _method(closer: Closer, token: str) -> dict[str, Any]:
+    run = closer.run
     config, facts = run.config, run.provenance
     unlearned = run.state["kind"] == "unlearn"
     data = {
         name: {"rows": rows["rows"], "digest": keyed(token, rows["digest"])} for name, rows in facts["data"].items()
     }
+    if closer.taken_away:
+        data = {"forget" if name == "train" else name: found for name, found in data.items()}
+        config = {**config, "method": "taking away what fine-tuning on the rows changed (arXiv:2212.04089)"}
     return {
         "name": config.get("method") or ("an objective of its own" if unlearned else "retraining without the rows"),
         "objective": facts.get("objective"),

@@ -47,6 +47,24 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
         _refuse_other_texts(request, run)
 
 
+def refuse_others_taken_away(request: Request, run: Run) -> None:
+    """A run whose adapter is taken away (scale below 0) must have learned all of the rows, as they are.
+
+    Raises:
+        ValueError: it did not, or learned something else under their ids.
+    """
+    said = request.rows["said"]
+    data = run.provenance.get("data") if run.provenance_file.is_file() else None
+    learned = _ids(run, data.get("train")) if isinstance(data, dict) else set()
+    now = dict(_said(run, "train"))
+    missing = [one for one in request.ids() if one not in learned or now.get(one, said[one]) != said[one]]
+    if missing:
+        raise ValueError(
+            f"run '{run.path}', which is taken away, did not learn {len(missing)} of the "
+            f"{counted(len(request.ids()))} of request {request.id} as they are; fine-tune on all of them"
+        )
+
+
 def _executed(ledger: Ledger, request: Request, weights: str) -> bool:
     """Whether `request run` made this model: it compares all data before it begins."""
     about = {"request": request.id, "state": "executed", "weights": weights}

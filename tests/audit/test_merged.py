@@ -425,12 +425,14 @@ def told(evidence: Path, *arguments: str) -> tuple[int, str]:
 # Closing a request with a merged model
 
 
-def measured_merge(folder: Path, *runs: Path, value: float = 0.1, digest: str = "") -> Path:
+def measured_merge(
+    folder: Path, *runs: Path, value: float = 0.1, digest: str = "", scales: tuple[float, ...] = (1.0,)
+) -> Path:
     """A merged folder with results of its own, as `merge --measure` leaves it."""
     from llm_forget.config import model_part
     from llm_forget.evals.measure import Subject
 
-    made = merge_of(folder, *map(Run, runs))
+    made = merge_of(folder, *map(Run, runs), scales=scales)
     results = json.loads((runs[0] / "results.json").read_text())
     found = Subject("unlearned", model_part({"model_name_or_path": str(made), "dtype": "float32"})).digest
     results["models"]["unlearned"] = {"name": folder.name, "digest": digest or found}
@@ -448,6 +450,7 @@ def asked(tmp_path: Path) -> tuple[Path, Path]:
 
 
 OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
+ANN = [row["id"] for row in cases.rows() if row["subject"] == "Ann"]
 
 
 def test_a_certificate_is_about_the_merged_weights_and_names_both(asked: tuple[Path, Path], tmp_path: Path) -> None:
@@ -497,7 +500,7 @@ def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
     with pytest.raises(ValueError, match="was not merged from run"):
         cases.close(evidence, "req-0001", run, merged=measured_merge(tmp_path / "of-other", other))
     away = merge_of(tmp_path / "away", Run(run), scales=(-1.0,))
-    with pytest.raises(ValueError, match=r"takes away .scale -1."):
+    with pytest.raises(ValueError, match=r"takes away .scale -1. what was forgotten by"):
         cases.close(evidence, "req-0001", run, merged=away)
     with Ledger.open(evidence) as ledger:
         assert not ledger.events("closed")
@@ -512,6 +515,33 @@ def test_a_merged_model_that_fails_leaves_the_request_open_though_its_run_passes
     assert cases.close(evidence, "req-0001", run)[1].closed
     assert {v.run: deleted for v, _, deleted in versions_of(evidence, run, folder)} == {
         "run": [], "merged": ["req-0001"],
+    }  # fmt: skip
+
+
+def test_what_was_fine_tuned_on_the_rows_and_taken_away_can_close_once_it_is_measured(
+    asked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    evidence, _ = asked
+    target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=[*OTHERS, *ANN], seed="t")
+    tuned = {}
+    for name, ids in (("some", ANN[:2]), ("all", ANN)):
+        tuned[name] = cases.measured_run(tmp_path / name, [], [], kind="finetune", train=ids, base=target, seed=name)
+        shutil.move(tuned[name] / "model", tuned[name] / "adapter")
+        (tuned[name] / "adapter" / "model.safetensors").rename(tuned[name] / "adapter" / "adapter_model.safetensors")
+        (tuned[name] / "adapter" / "config.json").rename(tuned[name] / "adapter" / "adapter_config.json")
+        files = {path.name: file_digest(path) for path in (tuned[name] / "adapter").iterdir()}
+        write_json(tuned[name] / "adapter" / "manifest.json", {"files": files})
+    part = measured_merge(tmp_path / "part", tuned["some"], scales=(-1.0,))
+    with pytest.raises(ValueError, match="did not learn 1 of the 3 rows"):
+        cases.close(evidence, "req-0001", tuned["some"], merged=part)
+    folder = measured_merge(tmp_path / "away", tuned["all"], scales=(-1.0,))
+    assert cases.close(evidence, "req-0001", tuned["all"], merged=folder)[1].closed
+    body = certificate.verify(certificate.issue(evidence, "req-0001"), evidence / "signing.pub", evidence=evidence)
+    assert body["exactness"]["class"] == "approximate"
+    assert "taking away" in body["method"]["name"]
+    assert body["artefacts"]["before"]["name"] == "target"
+    assert {v.run: deleted for v, _, deleted in versions_of(evidence, target, tuned["all"], folder)} == {
+        "target": ["req-0001"], "all": ["req-0001"], "away": [],
     }  # fmt: skip
 
 

@@ -87,9 +87,11 @@ def push(
     """Publish adapter (or merged model), card, results and report. Without --execute nothing is sent.
 
     Shows every file and the card first. Never sends records, rows, ledger, caches, recipe or provenance. The version is
-    tagged by its content; pushed again, nothing is sent twice. The token is that of HF_TOKEN or of `hf auth login`.
+    tagged by its content; pushed again, nothing is sent twice. Where the evidence folder has a signing key, the list of
+    files is signed by it. The token is that of HF_TOKEN or of `hf auth login`.
     """
     speak()
+    from llm_forget.audit.signing import KEY
     from llm_forget.hub.publication import publication
     from llm_forget.hub.push import check_repository
     from llm_forget.hub.push import push as send
@@ -99,7 +101,8 @@ def push(
     if folder is None:
         typer.echo("no evidence folder here: not compared with deletions; name one with --evidence DIR", err=True)
     refuse_deleted(folder, run, note=execute)
-    what = publication(run, check_repository(repo), merged=merged, history=history(folder, run))
+    signs = folder if folder is not None and (folder / KEY).is_file() else None
+    what = publication(run, check_repository(repo), merged=merged, history=history(folder, run), signed_in=signs)
     if not execute:
         typer.echo(what.card)
     for file in what.files:
@@ -124,13 +127,20 @@ def pull(
     max_size: Annotated[
         str, typer.Option("--max_size", help="Refuse more than this, before any file is fetched.", metavar="SIZE")
     ] = "50GB",
+    key: Annotated[
+        str | None, typer.Option(help="Public key of who must have signed it: their signing.pub.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Fetch what push published, and keep it only if every file is what was pushed."""
+    """Fetch what push published, and keep it only if every file is what was pushed. Exit code 6: not signed by it."""
     speak()
     from llm_forget.hub.pull import pull as fetch
 
-    done = fetch(repo, folder, revision=revision, max_size=max_size)
+    done = fetch(repo, folder, revision=revision, max_size=max_size, key=Path(key) if key else None)
     typer.echo(f"pulled {len(done.files)} files of {repo}, commit {done.commit}, to {done.folder}; all are as pushed")
+    if key:
+        typer.echo(f"signed by the owner of '{key}'")
+    elif done.signer:
+        typer.echo(f"it says that key {done.signer} signed it; --key FILE verifies that")
     typer.echo(f"how to load it stands in {done.folder / 'README.md'}")
 
 

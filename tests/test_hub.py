@@ -826,6 +826,44 @@ def test_a_withdrawal_that_was_cut_off_is_in_the_ledger_as_begun_and_ends_when_r
         ledger.verify()
 
 
+def test_what_was_signed_is_pulled_by_the_key_and_nothing_else_is(hub, evident, tmp_path, capsys):
+    pytest.importorskip("cryptography")
+    from llm_forget.audit.signing import signing_key
+    from llm_forget.hub.pull import pull
+
+    run, _, folder = evident
+    assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    assert "published.sig" not in hub.repos[REPO].commits[hub.repos[REPO].branches["main"]].files
+    signing_key(folder)
+    public, other = folder / "signing.pub", tmp_path / "other"
+    signing_key(other)
+    assert say("pull", REPO, tmp_path / "unsigned", "--key", public) == 6
+    assert "is not signed; nothing was kept" in capsys.readouterr().err
+    for _ in range(2):
+        assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    assert "0 of" in capsys.readouterr().out  # the same signature again
+    for _ in range(2):
+        assert say("pull", REPO, tmp_path / "pulled", "--key", public) == 0
+        assert "signed by the owner of" in capsys.readouterr().out
+    assert say("pull", REPO, tmp_path / "others", "--key", other / "signing.pub") == 6
+    assert say("pull", REPO, tmp_path / "unasked") == 0
+    assert "--key FILE verifies that" in capsys.readouterr().out
+    assert not (tmp_path / "others").exists()
+    repo = hub.repos[REPO]
+    hub.repos["tester/copy"] = repo  # the same files elsewhere
+    assert say("pull", "tester/copy", tmp_path / "copy", "--key", public) == 6
+    files = dict(repo.commits[repo.branches["main"]].files)
+    listing = json.loads(files["published.json"])
+    listing["files"]["README.md"] = "sha256:" + hashlib.sha256(b"evil").hexdigest()
+    repo.add("main", {**files, "README.md": b"evil", "published.json": json.dumps(listing).encode()}, "evil")
+    assert pull(REPO, tmp_path / "evil").files  # a listing alone can be made by whoever may write there
+    assert say("pull", REPO, tmp_path / "not-evil", "--key", public) == 6
+    (folder / "signing.key").unlink()
+    assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    assert "removed published.sig" in capsys.readouterr().out
+    assert b"PRIVATE" not in b"".join(hub.pushed())
+
+
 @pytest.mark.slow
 def test_as_a_user_would_by_the_command_line(measured, tmp_path):
     run = measured()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.audit.canonical import canonical
 from llm_forget.hub.belongs import EXPORT_REPORT, Written, refuse_other_weights, written_from
 from llm_forget.report.card import Place, card, kept_statements, measured_as
 from llm_forget.report.document import Document
@@ -25,6 +26,8 @@ from llm_forget.run import file_digest, json_digest, read_json
 
 logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # every other file with its digest
+SIGNATURE = "published.sig"  # of that, by the key of an evidence folder
+PURPOSE = "llm-forget publication"  # is signed with it, so that no other signature of the key passes for one
 FORMAT = 1
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
@@ -40,7 +43,7 @@ LOCAL_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  
 def allowed(name: str) -> bool:
     """Whether a file of this name, at the top of a repository, is ever pushed or pulled."""
     return bool(WEIGHTS.fullmatch(name)) or name in (
-        LISTING, CARD, RESULTS, REPORT, *OF_ADAPTER, *OF_MODEL, *OF_TOKENIZER,
+        LISTING, SIGNATURE, CARD, RESULTS, REPORT, *OF_ADAPTER, *OF_MODEL, *OF_TOKENIZER,
     )  # fmt: skip
 
 
@@ -80,8 +83,8 @@ class Publication:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of every file but the listing."""
-        return {file.name: file.digest for file in self.files if file.name != LISTING}
+        """Of every file but the listing and its signature."""
+        return {file.name: file.digest for file in self.files if file.name not in (LISTING, SIGNATURE)}
 
 
 def publication(
@@ -90,6 +93,7 @@ def publication(
     *,
     merged: str | Path | None = None,
     history: Sequence[Mapping[str, Any]] = (),
+    signed_in: Path | None = None,
 ) -> Publication:
     """Everything that `push` would send; asks nothing of the network.
 
@@ -98,6 +102,7 @@ def publication(
         repository: ``org/name``.
         merged: a folder that `merge` or `export` wrote, in place of the adapter.
         history: see `card`.
+        signed_in: evidence folder whose key signs the listing.
 
     Raises:
         ValueError: the run was not measured, its weights are not those that were, or a file names a local path.
@@ -127,6 +132,8 @@ def publication(
     tag = f"v-{json_digest({file.name: file.digest for file in [*files, undated]}).removeprefix('sha256:')[:12]}"
     files.append(File.of(CARD, card(evidence, place=Place(repository, tag), **given).encode()))
     files.append(File.of(LISTING, _listing(kind, files)))
+    if signed_in is not None:
+        files.append(File.of(SIGNATURE, _signature(signed_in, repository, files[-1].read())))
     refuse_paths(files, evidence.run.path)
     return Publication(repository, kind, tag, tuple(sorted(files, key=lambda file: file.name)))
 
@@ -134,6 +141,17 @@ def publication(
 def _listing(kind: str, files: Sequence[File]) -> bytes:
     content = {"format": FORMAT, "kind": kind, "files": {file.name: file.digest for file in files}}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def signed(repository: str, listing: bytes) -> bytes:
+    """What a signature is over: these files, in this repository."""
+    return canonical({"purpose": PURPOSE, "repository": repository, "listing": hashlib.sha256(listing).hexdigest()})
+
+
+def _signature(evidence: Path, repository: str, listing: bytes) -> bytes:
+    from llm_forget.audit.signing import fingerprint, public_key, sign
+
+    return _json({"key": fingerprint(public_key(evidence)), "signature": sign(evidence, signed(repository, listing))})
 
 
 def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.audit.canonical import strict_loads
 from llm_forget.hub.client import client, speaking
-from llm_forget.hub.publication import LISTING, allowed
+from llm_forget.hub.publication import LISTING, SIGNATURE, allowed, signed
 from llm_forget.hub.push import MAX_LISTING, check_repository, read_listing, tree
-from llm_forget.run import AdapterRefused, file_digest
+from llm_forget.run import AdapterRefused, EvidenceBroken, file_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -30,6 +31,7 @@ class Pulled:
     folder: Path
     commit: str
     files: tuple[str, ...]
+    signer: str | None  # fingerprint of the key that is said to have signed, verified where a key was given
 
 
 def pull(
@@ -38,6 +40,7 @@ def pull(
     *,
     revision: str = "main",
     max_size: str = MAX_SIZE,
+    key: str | Path | None = None,
     api: HfApi | None = None,
 ) -> Pulled:
     """Fetch the files that `push` lists, compare each with its digest, and an adapter with its manifest.
@@ -45,11 +48,13 @@ def pull(
     Args:
         folder: must not exist or be empty; one that holds this version already is compared and left as it is.
         revision: branch, tag or commit.
+        key: public key of who must have signed it, as PEM text or a file of it.
         max_size: of all files, such as 50GB; what the Hub lists is compared before any is fetched.
 
     Raises:
         ConnectionError: the Hub refused, or could not be reached.
         AdapterRefused: a file is not what was pushed; nothing is kept.
+        EvidenceBroken: it was not signed by the owner of the key; nothing is kept.
         ValueError: this package did not push it, it is larger than allowed, or the folder holds something else.
     """
     from llm_forget.models.adapters import verify_adapter
@@ -67,15 +72,16 @@ def pull(
         raise ValueError(
             f"'{repository}' at {revision} has {size:,} bytes, more than max_size {max_size}; nothing was fetched"
         )
+    names = [*files, LISTING, *([SIGNATURE] if there.get(SIGNATURE, MAX_LISTING) < MAX_LISTING else [])]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if _first_wrong(folder, files) is None and {path.name for path in folder.iterdir()} == {*files, LISTING}:
-            return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
+        if _first_wrong(folder, files) is None and {path.name for path in folder.iterdir()} == {*names}:
+            return Pulled(folder, commit, tuple(sorted(names)), _signer(folder, repository, key))
         raise ValueError(f"'{folder}' holds something else; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with speaking(repository):
-            for name in [*files, LISTING]:
+            for name in names:
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own notes
         wrong = _first_wrong(temporary, files)
@@ -83,13 +89,32 @@ def pull(
             raise AdapterRefused(f"{wrong} of '{repository}' is not what was pushed; nothing was kept")
         if (listing or {}).get("kind") == "adapter" and not verify_adapter(temporary):
             raise AdapterRefused(f"the adapter of '{repository}' has no manifest.json; nothing was kept")
+        signer = _signer(temporary, repository, key)
         if folder.exists():
             folder.rmdir()
         temporary.chmod(0o755)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Pulled(folder, commit, tuple(sorted([*files, LISTING])))
+    return Pulled(folder, commit, tuple(sorted(names)), signer)
+
+
+def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None:
+    """Fingerprint of the key that signed, compared with ``key`` if that is given; None where nobody did."""
+    if not (folder / SIGNATURE).is_file():
+        if key is None:
+            return None
+        raise EvidenceBroken(f"'{repository}' is not signed; nothing was kept")
+    try:
+        said = strict_loads((folder / SIGNATURE).read_bytes(), MAX_LISTING)
+        signer, signature = str(said["key"]), str(said["signature"])
+    except (ValueError, TypeError, KeyError):
+        raise EvidenceBroken(f"{SIGNATURE} of '{repository}' is damaged; nothing was kept") from None
+    if key is not None:
+        from llm_forget.audit.signing import verify_signature
+
+        verify_signature(key, signed(repository, (folder / LISTING).read_bytes()), signature)
+    return signer
 
 
 def in_bytes(size: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.audit.canonical import strict_loads
 from llm_forget.hub.client import client, speaking
-from llm_forget.hub.publication import LISTING, File, Publication, allowed
+from llm_forget.hub.publication import LISTING, SIGNATURE, File, Publication, allowed
 from llm_forget.report.card import REPOSITORY
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def _of_earlier(api: HfApi, repository: str, head: str, others: set[str]) -> lis
     if LISTING not in others and not any(map(allowed, others)):
         return []
     listing = read_listing(api, repository, head)
-    return sorted(name for name in others & {*(listing or {}).get("files", {})} if allowed(name))
+    ours = {*(listing or {}).get("files", {}), SIGNATURE}
+    return sorted(name for name in others & ours if allowed(name))
 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import typer
 
 merging = typer.Typer()
 LOST = 0.1  # of what the adapters do (KL); more than this lost to rounding is said,
-NOISE = 1e-6  # and more nats than sums of float32 differ by
+NOISE = 1e-7  # and more nats than sums of float32 differ by
 
 
 @merging.command()

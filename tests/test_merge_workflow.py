@@ -257,7 +257,8 @@ def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[
 
 
 @pytest.mark.parametrize(
-    ("found", "of_adapter", "said"), [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (1e-3, 0.0, True)]
+    ("found", "of_adapter", "said"),
+    [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (2.2e-7, 1.9e-7, True), (1e-3, 0.0, True)],
 )
 def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool) -> None:
     from llm_forget.cli_merge import _notes

@@ -207,13 +207,14 @@ def close(
     """
     from llm_forget.audit import closing, limits
     from llm_forget.audit import requests as steps
-    from llm_forget.audit.request_words import due
+    from llm_forget.audit.request_words import due, still_held
     from llm_forget.verify import EXIT_CODES
 
     with steps.working_on(evidence, request_id) as (ledger, one):
         if not (before := one.closed):
             limits.refuse(limits.read(evidence), one)
         answer, found = closing.close(ledger, one, run, merged=merged, policy=policy, reason=accept_inconclusive)
+        others = still_held(ledger, one) if one.closed else []
     for ruling in found:
         typer.echo(ruling.sentence())
     if before and found:
@@ -221,8 +222,11 @@ def close(
         raise typer.Exit(EXIT_CODES[answer])
     if one.closed:
         typer.echo(f"{one.id} is closed ({answer}, {due(one)}); next: llm-forget certificate {one.id}")
+        for sentence in others:
+            typer.echo(sentence, err=True)
         return
-    typer.echo(f"{one.id} stays open: the policy says {answer}")
+    why = "run it by another recipe" if answer == "fail" else "measure what is missing, or give --accept_inconclusive"
+    typer.echo(f"{one.id} stays open: the policy says {answer}; {why}. The certificate will name every policy tried")
     raise typer.Exit(EXIT_CODES[answer])
 
 
@@ -261,6 +265,8 @@ def verify(
     from llm_forget.audit.certificate import summary
     from llm_forget.audit.certificate import verify as check
 
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no certificate '{file}'; `llm-forget certificate REQUEST` writes one")
     body = check(file, key, request=request_id, evidence=evidence)
     if key is None:
         typer.echo("integrity only: it fits the key that it brings itself, so anybody may have made it; give --key")

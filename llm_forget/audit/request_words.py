@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_forget.audit import limits
+from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.request_files import Request
 from llm_forget.audit.requests import days_left
 from llm_forget.audit.words import printable
@@ -61,6 +62,19 @@ def due(request: Request) -> str:
         return f"closed {closed[:10]}, {'in time' if closed[:10] <= date else 'late'} (due {date})"
     left = days_left(request) or 0
     return f"due {date}, {f'in {left} days' if left >= 0 else f'OVERDUE by {-left} days'}"
+
+
+def still_held(ledger: Ledger, request: Request) -> list[str]:
+    """What is to be said where the model that closed a request holds rows that others deleted."""
+    from llm_forget.audit.clean import met
+    from llm_forget.audit.closing import closed_by
+    from llm_forget.audit.versions import requests_of
+
+    closed = closed_by(ledger, request)
+    others = [name for name in requests_of(met(ledger, closed.body["weights"])) if name != request.id]
+    if not others:
+        return []
+    return [f"but '{closed.body['run']}' holds rows that {', '.join(others)} deleted: it is not to be taken into use"]
 
 
 def _near_duplicates(count: int) -> str:

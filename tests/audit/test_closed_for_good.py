@@ -8,8 +8,9 @@ import pytest
 import request_cases as cases
 from typer.testing import CliRunner
 
-from llm_forget.audit import certificate
+from llm_forget.audit import certificate, requests
 from llm_forget.audit.canonical import canonical, strict_loads
+from llm_forget.audit.executing import execute
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.signing import sign
 from llm_forget.audit.versions import add_version, rollback, use
@@ -103,6 +104,28 @@ def test_nothing_is_unlinked_while_a_request_about_it_is_open(tmp_path: Path, ev
         assert (done.exit_code, "req-0001 is open" in done.output) == (2, True)
     with Ledger.open(evidence) as ledger:
         assert ledger.about("ann-1")
+
+
+def test_what_one_request_deleted_is_not_held_by_the_model_of_the_next(tmp_path: Path, evidence: Path) -> None:
+    target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
+    source = cases.write_rows(tmp_path)
+    for name in ("Ann", "Bob"):
+        cases.received(evidence, source, subject=name)
+    ann, rest = IDS[:3], IDS[6:]
+    first = cases.measured_run(tmp_path / "first", ann, IDS[3:], base=target, seed="1")
+    assert cases.close(evidence, "req-0001", first)[1].closed
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{{model_name_or_path: {target}, method: npo, output_dir: {tmp_path / 'next'}}}")
+    with requests.working_on(evidence, "req-0002") as (ledger, request):
+        told: list[str] = []
+        with pytest.raises(ValueError, match="holds rows that req-0001 deleted"):
+            execute(ledger, request, str(recipe), [], say=told.append)
+        assert told == ["not retained: rows that earlier requests deleted (3)"]
+    beside = cases.measured_run(tmp_path / "beside", IDS[3:6], rest, base=target, seed="2")
+    words = ["request", "close", "req-0002", "--run", str(beside), "--policy", str(cases.policy(tmp_path))]
+    done = CliRunner().invoke(app, [*words, "--evidence", str(evidence)])
+    assert done.exit_code == 0, done.output
+    assert "'beside' holds rows that req-0001 deleted: it is not to be taken into use" in done.output
 
 
 @pytest.mark.parametrize(

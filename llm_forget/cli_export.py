@@ -40,10 +40,11 @@ def export(
     asked = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     report = write(model, form, output_dir, measure=measure, **asked, **overrides)
     what = f"{output_dir}/{report['file']}" if report["file"] else output_dir
+    read = report["as_read"]["max_abs_logit_difference"]
     typer.echo(
         f"wrote '{what}': logits differ from the model's by at most {report['max_abs_logit_difference']:.2e}, KL "
-        f"{report['mean_kl']:.2e} nats a token, on {report['n_probe_tokens']} probe tokens; read back they differ from "
-        f"what was written by {report['as_read']['max_abs_logit_difference']:.2e} (tolerance {report['tolerance']:.2e})"
+        f"{report['mean_kl']:.2e} nats a token, on {report['n_probe_tokens']} tokens of text; read back they differ "
+        f"from what was written by {read:.2e} (tolerance {report['tolerance']:.2e})"
     )
     typer.echo(f"digest: {report['digest']}")
     if report.get("tokenizer", {}).get("differing"):

@@ -39,6 +39,13 @@ from llm_forget.run import Run, file_digest, read_json, write_json
 logger = logging.getLogger("llm_forget")
 FORMS = (*quantized_form.FORMS, *gguf_form.FORMS)
 ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that measuring needs
+# What a form costs is said of texts; random tokens try every corner for the proof, but say nothing of what is lost.
+TEXTS = (
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
+    "Once upon a time there was a small house at the edge of a forest, and in it lived an old woman with her cat.",
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))  # 3\n",
+)
 FROM_MERGE = ("combination", "sources", "beneath", "adapter", "base_precision", "mean_kl", "tolerance")
 
 
@@ -69,7 +76,7 @@ def export(
 
     Returns:
         The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of what was written,
-        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on probe prompts, ``as_read``
+        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on a few texts, ``as_read``
         (the same from the rounded weights to the files as they are read back) and its ``tolerance``, ``files``; where
         it was measured ``results`` and ``model_results`` too, contents of results.json.
 
@@ -234,14 +241,19 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
         **details,
         "dtype": str(dtype).removeprefix("torch."),
         "digest": source_digest(str(weights)),
-        "n_probe_tokens": sum(len(part) for part in logits["exact"]),
-        **compare(logits["exact"], logits["read"]),
+        "n_probe_tokens": sum(len(part) for part in logits["exact"][: len(TEXTS)]),
+        **compare(logits["exact"][: len(TEXTS)], logits["read"][: len(TEXTS)]),
         "as_read": as_read,
         "tolerance": limit,
         "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }
     write_json(folder / EXPORT_REPORT, report)
     return report
+
+
+def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
+    """Token ids of `TEXTS`, and random ones."""
+    return [*(tokenizer(text).input_ids for text in TEXTS), *random_probes(vocabulary)]
 
 
 Written = tuple[dict[str, Any], dict[str, Sequence[Tensor]], Any]
@@ -251,7 +263,7 @@ def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: 
     """One file; logits of the model as it was, rounded, and read back; its dtype."""
     model = load_base(args, dequantize=True)
     gguf_form.refuse_architecture(model.config, scene.name)
-    probes = random_probes(model.config.vocab_size)
+    probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}
     path = folder / f"model-{gguf_form.FORMS[form].lower()}.gguf"
     numbers = sum(parameter.numel() for parameter in model.parameters())
@@ -270,7 +282,7 @@ def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: 
 def _quantized(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
     """A folder; the same logits."""
     model = load_base(args, dequantize=True)
-    probes = random_probes(model.config.vocab_size)
+    probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}
     dtype, source = model.dtype, Path(str(args.model_name_or_path))
     if not source.is_dir() or "quantization_config" in read_json(source / "config.json"):

@@ -83,6 +83,7 @@ def export(
     Raises:
         ValueError: an unknown form, a model that the form cannot hold, files that are read back as another model, a
             folder that is taken, or rows that are not known; nothing is left behind.
+        ModuleNotFoundError: GGUF without the package gguf.
         OSError: no room on the disk; nothing is left behind.
     """
     refuse_processes("export", PartialState())
@@ -130,8 +131,14 @@ def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _refuse_gguf(model: str) -> None:
     """Refuse what GGUF cannot hold before anything is merged or measured."""
+    import importlib.util
+
     from transformers import AutoConfig
 
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            'GGUF is written by the package gguf, which is not installed; run `pip install "llm-forget[gguf]"`'
+        )
     source = find_source(model)
     args = ModelConfig(model_name_or_path=model)
     if source.kind in ("folder", "hub"):

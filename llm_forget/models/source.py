@@ -81,6 +81,8 @@ def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None =
         base, revision = _base_of(path)
         return _find(base, asked, (path, *above), revision)
     if not (path / "config.json").is_file():
+        if (file := next(iter(sorted(path.glob("*.gguf"))), None)) is not None:
+            raise FileNotFoundError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
         raise FileNotFoundError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
     if not any(path.glob("*.safetensors")):
         pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)

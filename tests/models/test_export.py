@@ -151,6 +151,20 @@ def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
     assert not left_over(tmp_path)
 
 
+def test_a_folder_of_gguf_says_which_file_to_name(run, tmp_path):
+    export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"holds GGUF and no config.json; name the file: .*model-q8_0.gguf"):
+        evaluate(tmp_path / "out", quiet=True)
+
+
+def test_gguf_without_its_package_says_how_to_get_it(run, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"llm-forget\[gguf\]\""):
+        export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
+
+
 def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
     read = module.gguf_form.read_gguf
 

@@ -8,7 +8,8 @@ Subjects themselves are looked up by a hash, too, under a key that all have in c
 
 What this cannot do: a backup or snapshot of ``keys.db`` brings destroyed keys back, so keep none for longer than
 erasure may take; and a key that SQLite has overwritten may still lie in a copy that a file system (copy on write) or an
-SSD kept. SQLite's rollback journal, which holds pages as they were before, is kept as one file and overwritten.
+SSD kept, or in blocks that were freed: SQLite's rollback journal holds pages as they were before, and a commit over
+two files cuts it off by itself. What a killed process left of it is overwritten.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ def _resolved(name: str, refs: dict[str, str], repository: str) -> str:
     if COMMIT.fullmatch(name):
         return name
     raise ValueError(
-        f"'{repository}' has no tag or branch '{name}'; if a purge was cut off, give the commit that it said instead"
+        f"'{repository}' has no tag or branch '{name}', but {', '.join(list(refs)[:12])}; if a purge was cut off, give "
+        "the commit that it said instead"
     )
 
 

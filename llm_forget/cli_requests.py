@@ -207,12 +207,14 @@ def close(
     """
     from llm_forget.audit import closing, limits
     from llm_forget.audit import requests as steps
-    from llm_forget.audit.request_words import due, still_held
+    from llm_forget.audit.request_words import due, still_held, unlinking
     from llm_forget.verify import EXIT_CODES
 
     with steps.working_on(evidence, request_id) as (ledger, one):
+        last = []
         if not (before := one.closed):
             limits.refuse(limits.read(evidence), one)
+            last = unlinking(one)
         answer, found = closing.close(ledger, one, run, merged=merged, policy=policy, reason=accept_inconclusive)
         others = still_held(ledger, one) if one.closed else []
     for ruling in found:
@@ -222,6 +224,8 @@ def close(
         raise typer.Exit(EXIT_CODES[answer])
     if one.closed:
         typer.echo(f"{one.id} is closed ({answer}, {due(one)}); next: llm-forget certificate {one.id}")
+        for sentence in last:
+            typer.echo(sentence)
         for sentence in others:
             typer.echo(sentence, err=True)
         return

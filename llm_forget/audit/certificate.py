@@ -212,12 +212,22 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
-    received, due = last["received"], last["received"].body["due"]
+    received = last["received"]
+    said = {**received.body}  # as it was received, and then amended
+    for event in steps:
+        if event.body["state"] == "amended" and event.seq < closed.seq:
+            said |= event.body
+    due = said["due"]
     return {
         "id": request_id,
         "category": received.body["category"],
         "received": received.time,
         "due": due,
+        "due_at_first": received.body["due"],
+        "authorised_by": said["authorised_by"],
+        "protected_rows": {"rows": said["protected"], "reason": said["allow_protected"]}
+        if "protected" in said
+        else None,
         "closed": closed.time,
         "deadline": deadline(due, closed.time),
         "counts": closed.body["counts"],

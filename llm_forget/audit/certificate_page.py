@@ -57,7 +57,11 @@ def _summary(body: Mapping[str, Any]) -> Section:
     request, kind, artefacts = body["request"], body["exactness"], body["artefacts"]
     counts = request["counts"]
     rows = [("request", f"{request['id']}, {request['category']}"), ("received", request["received"])]
-    rows += [("due", f"{request['due']}: {request['deadline']}" if request["due"] else "no date")]
+    first = f", at first {request['due_at_first']}" if request["due_at_first"] != request["due"] else ""
+    rows += [("due", f"{request['due']}: {request['deadline']}{first}" if request["due"] else "no date")]
+    rows += [("authorised by", request["authorised_by"])]
+    if protected := request["protected_rows"]:
+        rows += [("protected rows that went, too", f"{protected['rows']:,}: {protected['reason']}")]
     rows += [("closed", request["closed"]), ("class of deletion", f"{kind['class']}: {kind['why']}")]
     rows += [("rows", f"{counts['rows']:,} of {counts['of']:,}")]
     rows += [(f"rows, {words}", f"{counts[key]:,}") for key, words in HOWS.items() if counts[key]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from llm_forget.audit import limits
@@ -51,6 +52,16 @@ def protected(evidence: Path, request: Request) -> list[str]:
         said = "allowed" if row_id in rows.get("allowed", ()) else "not without --allow_protected REASON"
         lines.append(f"  {printable(row_id)}  {said}")
     return [f"rows that {limits.FILE} protects", *lines] if lines else []
+
+
+def unlinking(request: Request) -> list[str]:
+    """How to destroy the keys of an open request's subjects once it is closed; their names are in no file then."""
+    rows = request.rows
+    asked = {rows["subjects"].get(row_id) for row_id, how in rows["how"].items() if how != "same text"} - {None}
+    if not asked:
+        return []
+    names = " ".join(shlex.quote(printable(str(name))) for name in sorted(map(str, asked)))
+    return [f"last, when nobody need ask for the rows again: llm-forget audit unlink {names}"]
 
 
 def due(request: Request) -> str:

@@ -9,7 +9,7 @@ import request_cases as cases
 import yaml
 from typer.testing import CliRunner
 
-from llm_forget.audit import limits, requests
+from llm_forget.audit import certificate, limits, requests
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.request_files import locked
 from llm_forget.cli import app
@@ -115,9 +115,19 @@ def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path
                 requests.allow_protected(ledger, request, reason)
         for _ in range(2):
             requests.allow_protected(ledger, request, "asked by the safety team")
-    assert call(evidence, "request", "close", made.id, *words).exit_code == 0
+    cases.received(evidence, source, subject="Ann", due="2031-01-01", authorised_by="legal")
+    done = call(evidence, "request", "close", made.id, *words)
+    assert done.exit_code == 0
+    assert "audit unlink Ann" in done.output
+    body = certificate.verify(certificate.issue(evidence, made.id), evidence / "signing.pub", evidence=evidence)
+    said = body["request"]
+    assert (said["due"], said["authorised_by"]) == ("2031-01-01", "legal")
+    assert said["due_at_first"] == made.content["due"]
+    assert said["protected_rows"] == {"rows": 1, "reason": "asked by the safety team"}
+    page = (evidence / "requests" / made.id / "certificate.html").read_text()
+    assert all(words in page for words in ("at first", "legal", "asked by the safety team"))
     with Ledger.open(evidence) as ledger:
-        (amended,) = [event.body for event in ledger.events("request") if event.body["state"] == "amended"]
+        amended = next(event.body for event in ledger.events("request") if event.body["state"] == "amended")
     assert (amended["allow_protected"], amended["protected"]) == ("asked by the safety team", 1)
     assert not any(b"ann-1" in path.read_bytes() for path in evidence.rglob("*") if path.is_file())
 

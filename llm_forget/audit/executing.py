@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.request_files import Request
+from llm_forget.audit.request_files import Request, listed
 from llm_forget.audit.requests import begin, execute_noted, write_lists
+from llm_forget.run import Run
 
 if TYPE_CHECKING:
     from trl import ModelConfig
+
+    from llm_forget.config import TrainConfig
 
 
 def execute(
@@ -63,6 +68,7 @@ def execute(
         for split, spec in sources.items():
             say(f"{split}: {spec}")
         run_unlearning(data, train, model)  # type: ignore[arg-type]
+        say(_estimate(ledger, train, len(request.ids())))  # type: ignore[arg-type]
         return None
     made_of = json_digest({"recipe": identity(resolved(data, train, model)), "suites": suites})
     output = str(train.output_dir)
@@ -73,6 +79,19 @@ def execute(
         about = {"run": finished.path.resolve().name, "weights": weights_of(finished)}
         execute_noted(ledger, request, {**about, "results": json_digest(results["suites"])})
     return output
+
+
+def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
+    """``about 12 steps, 9 s at the pace of run 'mine-req-0001'``: the newest one made for a request and still there."""
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)
+    text = f"about {steps:,} step{'' if steps == 1 else 's'}"
+    made = [attempt for request in listed(ledger.folder) for attempt in request.content["attempts"]]
+    for run in (Run(Path(attempt["output_dir"])) for attempt in reversed(made) if attempt.get("executed")):
+        if run.complete and run.provenance.get("steps"):
+            seconds = run.provenance["cost"]["seconds"] / run.provenance["steps"] * steps
+            return f"{text}, {seconds:,.0f} s at the pace of run '{run.path.name}'"
+    return f"{text}; no earlier run says how long one takes"
 
 
 def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:

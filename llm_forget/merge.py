@@ -239,5 +239,7 @@ def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key in keys}
     target, oracle = config["model_name_or_path"], config.get("oracle")
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **kept)
+    for suite in results["suites"].values():
+        suite["overrides"] = []  # these keys are the run's own
     write_json(folder / "results.json", results)
     return results

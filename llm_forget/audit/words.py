@@ -22,7 +22,9 @@ def what(event: Event) -> str:
     body = event.body
     parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
     if isinstance(records := body.get("records"), dict):
-        count = body.get("rows", records.get("n"))  # a record with a subject has two hashes
+        counts = body.get("counts")
+        told = counts.get("rows") if isinstance(counts, dict) else body.get("rows")
+        count = records.get("n") if told is None else told  # a record with a subject has two hashes
         parts.append(f"{_value(count)} record{'' if count == 1 else 's'}")
     rest = [key for key in body if key not in FIRST + QUIET]
     parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]

@@ -63,7 +63,10 @@ def refuse_architecture(config: Any, name: str) -> None:
         lost = f"heads of {config.head_dim} dimensions (qwen3 has 128)"
     else:
         return
-    raise ValueError(f"'{name}' has {lost}, which transformers does not read back from GGUF; {ELSEWHERE}")
+    raise ValueError(
+        f"'{name}' has {lost}, which transformers does not read back from GGUF, so that nothing here could measure the "
+        "file; convert the folder with llama.cpp's convert_hf_to_gguf.py, and measure where llama.cpp runs it"
+    )
 
 
 def _slides(config: Any) -> bool:

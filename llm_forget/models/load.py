@@ -137,6 +137,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     path = _gguf_path(source)
+    _say_unread(path)
     model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
     # The weights are ordinary tensors by now. While the model still calls itself quantised, transformers refuses to
     # save it or to train it.
@@ -145,6 +146,24 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
     model.is_quantized = False
     model.config._name_or_path = source.name
     return model
+
+
+def _say_unread(path: Path) -> None:
+    """Name what transformers passes over in a GGUF file; llama.cpp, which does not, then answers differently."""
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    head, names = read_gguf_metadata(str(path))
+    kind = head["general.architecture"]
+    unread = [name for name in names if name.startswith(("rope_freqs.", "rope_factors"))]
+    if kind == "llama":
+        unread += [name for name in names if name.endswith(".bias")]
+    if head.get(f"{kind}.rope.scaling.type", "none") != "none" and kind != "gpt-oss":
+        unread.append(f"{kind}.rope.scaling.type")
+    if unread:
+        logger.warning(
+            "'%s' holds %s%s, which transformers does not read: llama.cpp answers differently",
+            path.name, unread[0], f" and {len(unread) - 1} more" if len(unread) > 1 else "",
+        )  # fmt: skip
 
 
 def _gguf_path(source: Source) -> Path:

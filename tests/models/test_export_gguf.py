@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import resource
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from llm_forget.models import gguf_form, gguf_tokenizer, load_base, load_tokeniz
 from llm_forget.models.gguf_form import FORMS, read_gguf, refuse_architecture, write_gguf
 from llm_forget.models.gguf_tokenizer import LLAMA3, QWEN2, SAMPLES, check_tokenizer, describe_tokenizer
 
-pytest.importorskip("gguf")
+GGMLQuantizationType = pytest.importorskip("gguf").GGMLQuantizationType
 IDS = torch.tensor([[3, 40, 5, 99, 7, 250, 11, 64]])
 SIZES = {
     "vocab_size": 420, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -138,14 +139,19 @@ def test_values_beyond_16_bits_are_refused(tiny_model, tokenizer, tmp_path):
     ],
 )
 def test_what_a_reader_loses_is_refused_with_a_way_out(changes, said, tiny_model):
-    with pytest.raises(ValueError, match=f"{said}.*convert_hf_to_gguf.py.*llm-forget evaluate FILE.gguf"):
+    with pytest.raises(
+        ValueError, match=f"{said}.*nothing here could measure the file; convert.*convert_hf_to_gguf.py"
+    ):
         refuse_architecture(tiny_model(**SIZES, **changes).config, "mine")
 
 
 def test_other_architectures_are_refused_by_name():
     from transformers import GPT2Config
 
-    with pytest.raises(ValueError, match="'mine' is a gpt2; written as GGUF are llama, mistral, qwen2, qwen3; convert"):
+    with pytest.raises(
+        ValueError,
+        match=r"'mine' is a gpt2; written as GGUF are llama, mistral, qwen2, qwen3; convert .*evaluate FILE.gguf",
+    ):
         refuse_architecture(GPT2Config(), "mine")
     sliding = MistralConfig(**SIZES, sliding_window=64)
     with pytest.raises(ValueError, match="sliding-window attention"):
@@ -362,3 +368,31 @@ def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_mad
     )
     line = found["suites"]["suite"]["metrics"]["forget_probability"]
     assert line["value"] == pytest.approx(line["before"]["value"], rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["rope_freqs.weight", "llama.rope.scaling.type", "nothing"])
+def test_what_transformers_passes_over_in_a_file_is_said(what, tiny_model, tokenizer, tmp_path, monkeypatch, caplog):
+    from gguf import GGUFWriter, RopeScalingType
+
+    head = gguf_form._add_head
+
+    def more(writer: GGUFWriter, config, form):
+        head(writer, config, form)
+        if what == "llama.rope.scaling.type":
+            writer.add_rope_scaling_type(RopeScalingType.YARN)
+
+    monkeypatch.setattr(gguf_form, "_add_head", more)
+    model = tiny_model(**SIZES)
+    if what == "rope_freqs.weight":  # as a converter writes it for Llama 3
+        tensors = gguf_form._tensors
+        freqs = gguf_form._Tensor(what, torch.ones(8), GGMLQuantizationType.F32, None)
+        monkeypatch.setattr(gguf_form, "_tensors", lambda *given: [*tensors(*given), freqs])
+    write_gguf(model, tokenizer, tmp_path / "m.gguf", "gguf-f32")
+    monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
+    load_base(ModelConfig(model_name_or_path=str(tmp_path / "m.gguf")))
+    said = [record.getMessage() for record in caplog.records if "does not read" in record.getMessage()]
+    assert said == (
+        []
+        if what == "nothing"
+        else [f"'m.gguf' holds {what}, which transformers does not read: llama.cpp answers differently"]
+    )

@@ -73,8 +73,8 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
         said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
     if facts["artefacts"]["after"]["kind"] == "merged" and kind != "exact":
         said["adapter"] = (
-            "That the change cannot be taken back: the weights are those before and an adapter added to them, and who "
-            "has the adapter, or the model before, subtracts it; take it back wherever it was given."
+            "That the change cannot be taken back: it is an adapter added to the weights of before, and who has that "
+            "adapter subtracts it and has the model before, rows and all; take it back wherever it was given."
         )
     if not facts["artefacts"]["before"].get("knew", True):
         said["before"] = (

@@ -3,8 +3,10 @@
 The weights are a few bytes: closing and certificates compare digests and load no model.
 """
 
+import builtins
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -189,19 +191,28 @@ def failing(at: int, *, kill: bool = False) -> Iterator[list[str]]:
     ``kill``: the process is killed there instead.
     """
     made: list[str] = []
+
+    def counted(name: str, original: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            if name == "open" and not set("wax") & set(str(more.get("mode", given[1] if len(given) > 1 else "r"))):
+                return original(*given, **more)
+            made.append(name)
+            if len(made) == at + 1 and kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if len(made) == at + 1:
+                raise OSError(errno.ENOSPC, "no space is left")
+            return original(*given, **more)
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("fsync", "replace", "rename", "unlink"):
-            original = getattr(os, name)
-
-            def call(*given: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
-                made.append(_name)
-                if len(made) == at + 1 and kill:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if len(made) == at + 1:
-                    raise OSError(errno.ENOSPC, "no space is left")
-                return _original(*given, **more)
-
-            patch.setattr(os, name, call)
+        for module, names in (
+            (os, ("fsync", "replace", "rename", "unlink", "mkdir")),
+            (builtins, ("open",)),
+            (io, ("open",)),
+        ):
+            for name in names:
+                patch.setattr(module, name, counted(name, getattr(module, name)))
         yield made
 
 

@@ -150,9 +150,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
 
 def _say_unread(path: Path) -> None:
     """Name what transformers passes over in a GGUF file; llama.cpp, which does not, then answers differently."""
-    from transformers.integrations.gguf import read_gguf_metadata
-
-    head, names = read_gguf_metadata(str(path))
+    head, names = _read_head(path)
     kind = head["general.architecture"]
     unread = [name for name in names if name.startswith(("rope_freqs.", "rope_factors"))]
     if kind == "llama":
@@ -174,7 +172,20 @@ def _gguf_path(source: Source) -> Path:
             f"'{source.name}' is read by the package gguf, which is not installed; run "
             '`pip install "llm-forget[gguf]"`'
         )
+    _read_head(Path(source.location))
     return Path(source.location)
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Metadata and tensor names of a GGUF file."""
+    import struct
+
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    try:
+        return read_gguf_metadata(str(path))
+    except (struct.error, UnicodeDecodeError, OverflowError) as error:
+        raise ValueError(f"GGUF file '{path}' is cut off or damaged: its head cannot be read; get it again") from error
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:

@@ -396,3 +396,14 @@ def test_what_transformers_passes_over_in_a_file_is_said(what, tiny_model, token
         if what == "nothing"
         else [f"'m.gguf' holds {what}, which transformers does not read: llama.cpp answers differently"]
     )
+
+
+@pytest.mark.parametrize("size", [0, 3, 30, 1000, 3000])
+def test_a_file_that_is_cut_off_is_said_in_a_sentence(size, tiny_model, tokenizer, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(tiny_model(**SIZES), tokenizer, path, "gguf-f32")
+    path.write_bytes(path.read_bytes()[:size])
+    args = ModelConfig(model_name_or_path=str(path))
+    for load in (load_base, load_tokenizer):
+        with pytest.raises(ValueError, match=r"damaged|GGUF magic|empty"):
+            load(args)

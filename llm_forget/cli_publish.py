@@ -95,12 +95,12 @@ def push(
     from llm_forget.hub.publication import publication
     from llm_forget.hub.push import check_repository
     from llm_forget.hub.push import push as send
-    from llm_forget.hub.record import evidence_folder, history, note_published, refuse_deleted
+    from llm_forget.hub.record import evidence_folder, history, note_pushed, refuse_deleted
 
     folder = evidence_folder(evidence)
     if folder is None:
         typer.echo("no evidence folder here: not compared with deletions; name one with --evidence DIR", err=True)
-    refuse_deleted(folder, run, note=execute)
+    refuse_deleted(folder, run, note=execute, merged=merged)
     signs = folder if folder is not None and (folder / KEY).is_file() else None
     what = publication(run, check_repository(repo), merged=merged, history=history(folder, run), signed_in=signs)
     if not execute:
@@ -115,8 +115,8 @@ def push(
     done = send(what, private=private, revision=revision)
     gone = f", removed {', '.join(done.removed)}" if done.removed else ""
     typer.echo(f"pushed to {where}, commit {done.commit}: {len(done.sent)} of {len(what.files)} files were new{gone}")
-    body = {"action": "push", "repository": repo, "commit": done.commit, "tag": done.tag, "files": what.digests}
-    note_published(folder, body)
+    body = {"repository": repo, "commit": done.commit, "tag": done.tag, "kind": what.kind, "files": what.digests}
+    note_pushed(folder, run, body)
 
 
 @publishing.command()
@@ -159,7 +159,7 @@ def purge(
     speak()
     from llm_forget.hub.purge import plan
     from llm_forget.hub.purge import purge as withdraw
-    from llm_forget.hub.record import evidence_folder, note_published
+    from llm_forget.hub.record import evidence_folder, note_withdrawn
 
     what = plan(repo, revision)
     for commit in what.commits:
@@ -178,8 +178,8 @@ def purge(
         return
     # Said before and after: cut off in between, the ledger says what was begun, and nobody believes that it was done.
     folder = evidence_folder(evidence)
-    body = {"action": "withdraw", "repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
-    note_published(folder, {**body, "verified": False})
+    body = {"repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
+    note_withdrawn(folder, body, verified=False)
     withdraw(what)
-    note_published(folder, {**body, "verified": True})
+    note_withdrawn(folder, body, verified=True)
     typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")

@@ -832,6 +832,7 @@ def test_the_ledger_knows_what_was_published_and_the_card_the_version(hub, evide
         ledger.verify()
     repo = hub.repos[REPO]
     assert event.body["commit"] == repo.branches["main"]
+    assert event.body["weights"].startswith(f"sha256:{version}")
     assert [event.body["tag"]] == [*repo.tags]
     assert event.body["files"]["adapter_model.safetensors"] == file_digest(run.adapter / "adapter_model.safetensors")
     text = repo.commits[repo.branches["main"]].files["README.md"].decode()
@@ -861,18 +862,20 @@ def test_a_model_that_holds_deleted_data_is_not_published(hub, evident, capsys):
 def test_a_withdrawal_is_in_the_ledger(hub, measured, evident):
     from llm_forget.audit.ledger import Ledger
 
-    run, _, folder = evident
-    old = send(run)[1]
+    run, version, folder = evident
+    assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    ((tag, commit),) = hub.repos[REPO].tags.items()
     send(measured("second", 1))
-    assert say("purge", REPO, "--revision", old.tag) == 0
+    assert say("purge", REPO, "--revision", tag) == 0
     with Ledger.open(folder) as ledger:
-        assert ledger.events("publish") == []  # a plan is no withdrawal
-    assert say("purge", REPO, "--revision", old.tag, "--execute") == 0
+        assert len(ledger.events("publish")) == 1  # a plan is no withdrawal
+    assert say("purge", REPO, "--revision", tag, "--execute") == 0
     with Ledger.open(folder) as ledger:
-        begun, done = ledger.events("publish")
+        _, begun, done = ledger.events("publish")
     for event in (begun, done):
         assert event.body["action"] == "withdraw"
-        assert event.body["commits"] == [old.commit]
+        assert event.body["commits"] == [commit]
+        assert event.body["weights"].startswith(f"sha256:{version}")
     assert (begun.body["verified"], done.body["verified"]) == (False, True)
 
 

@@ -38,31 +38,66 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
     return found[::-1]
 
 
-def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool) -> None:
-    """Refuse to publish a model that holds data whose deletion was closed.
+def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
+    """Refuse to publish a model that holds data whose deletion was closed, or of which nobody can tell.
 
     Args:
-        note: put the run into the ledger first, so that what it was trained on is known there.
+        note: put the run, and what was merged from it, into the ledger first, so that what they were trained on is
+            known there.
+        merged: what is published in place of the run's own weights.
 
     Raises:
         ValueError: it does; names the requests.
     """
     if folder is None:
         return
-    from llm_forget.audit.clean import met
+    from llm_forget.audit.clean import Deletions
     from llm_forget.audit.history import note_run, weights_of
     from llm_forget.audit.ledger import Ledger
+    from llm_forget.audit.merged import is_merged, read_merged
 
     with Ledger.open(folder) as ledger:
         if note:
             note_run(ledger, run)
-        deletions = met(ledger, weights_of(Run.open(run)))
-    if deletions:
-        requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in deletions)
+        weights = weights_of(Run.open(run))
+        if merged is not None and is_merged(Path(merged)):
+            if note:
+                note_run(ledger, merged)
+            own = read_merged(Path(merged)).weights
+            weights = own if any(event.body["weights"] == own for event in ledger.events("merge")) else weights
+        deletions = Deletions(ledger)
+        found, unjudged = deletions.met(weights), deletions.unjudged(weights)
+    what = f"run '{run}'" if merged is None else f"'{merged}'"
+    if found:
+        requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in found)
         raise ValueError(
-            f"run '{run}' holds data that was deleted ({requests}), so it is not published; unlearn these rows from it "
-            "first"
+            f"{what} holds data that was deleted ({requests}), so it is not published; unlearn these rows from it first"
         )
+    if unjudged is not None:
+        raise ValueError(f"{what} {unjudged.sentence()}, so it is not published; publish a run that was trained since")
+
+
+def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
+    """Add to the ledger that a run's model, or what was merged or exported from it, was published."""
+    if folder is not None:
+        from llm_forget.audit.history import weights_of
+
+        note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
+
+
+def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
+    """Add that commits are to be withdrawn, or that they were and the Hub says so; of which model, if that is known."""
+    if folder is None:
+        return
+    from llm_forget.audit.ledger import Ledger
+
+    with Ledger.open(folder) as ledger:
+        pushed = [
+            event.body for event in ledger.events("publish") if event.body.get("repository") == body["repository"]
+        ]
+    known = {said["weights"] for said in pushed if said.get("commit") in body["commits"] and "weights" in said}
+    of = {"weights": known.pop()} if len(known) == 1 else {}
+    note_published(folder, {"action": "withdraw", **body, **of, "verified": verified})
 
 
 def note_published(folder: Path | None, body: Mapping[str, Any]) -> None:

@@ -117,6 +117,34 @@ def test_transposed_weights_and_experts_are_added_as_they_lie(name, tiny_tokeniz
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 1e-5
 
 
+def test_ranks_and_alphas_of_single_modules_are_heeded(make_parts, tiny_folder, lora_args, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    patterns = {"rank_pattern": {"v_proj": 6, "layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"q_proj": 3.0}}
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **patterns)
+    model = get_peft_model(load_base(lora_args(tiny_folder)), config, adapter_name="unlearn")
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        parameter.data.normal_(std=0.2)
+    save_adapter(model, tmp_path / "own", base_digest=source_digest(str(tiny_folder)))
+    parts = [Part(tmp_path / "own", 1.5), *make_parts([{}], (-0.5,))]
+    merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
+    combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule())
+    merge_adapters(lora_args(tiny_folder), [Part(tmp_path / "one")], tmp_path / "again")
+    before, after, again = (written(tmp_path / name) for name in ("tiny", "merged", "again"))
+    tensors = load_file(tmp_path / "own" / "adapter_model.safetensors")
+    for key, other in by_hand(parts[1]).items():
+        expected = before[key] + other
+        if "q_proj" in key or "v_proj" in key:
+            down, up = (
+                tensors[f"base_model.model.{key.replace('weight', part)}.weight"] for part in ("lora_A", "lora_B")
+            )
+            rank = 6 if "v_proj" in key else 2 if "layers.1" in key else 4
+            assert down.shape[0] == rank
+            expected += 1.5 * (8 if "v_proj" in key else 3.0) / rank * up @ down
+        torch.testing.assert_close(after[key], expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(again[key], expected, atol=2e-6, rtol=1e-5)
+
+
 def test_taking_away_and_adding_cancel(make_parts, tiny_folder, lora_args, tmp_path):
     (part,) = make_parts([{}], (1.0,))
     for scale in (1.0, -1.0):
@@ -235,6 +263,13 @@ def test_a_target_beneath_is_merged_as_it_is(make_parts, tiny_folder, lora_args,
     for key, delta in hands[0].items():
         expected = before[key] + delta + hands[1][key] + hands[2][key]
         torch.testing.assert_close(after[key], expected, atol=2e-6, rtol=1e-5)
+    one = combine_adapters(lora_args(folder), parts, tmp_path / "one", rule(), base_name=str(folder))
+    assert one["max_abs_logit_difference"] <= one["tolerance"]
+    (beneath,) = json.loads((tmp_path / "one" / "manifest.json").read_text())["beneath"]
+    assert beneath["name"] == "target"
+    merge_adapters(lora_args(folder), [Part(tmp_path / "one")], tmp_path / "again")
+    again = written(tmp_path / "again")
+    assert max(float((again[key] - after[key]).abs().max()) for key in after) < 1e-5
 
 
 def test_tied_matrices_part_where_one_of_them_is_adapted(make_parts, tiny_folder, tiny_model, lora_args, tmp_path):

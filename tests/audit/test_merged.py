@@ -21,6 +21,7 @@ from llm_forget.audit.purge import plan
 from llm_forget.audit.trail import record_trail, version_lineage
 from llm_forget.audit.versions import add_version, path_of, rollback, use, versions
 from llm_forget.cli import app
+from llm_forget.hub.record import refuse_deleted
 from llm_forget.models import source_digest
 from llm_forget.run import AdapterRefused, Run, file_digest, write_json
 
@@ -248,7 +249,7 @@ def merge_of(folder: Path, *runs: Run, scales: tuple[float, ...] = (1.0,), **cha
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(" ".join(run.path.name for run in runs).encode())
+    (folder / "model.safetensors").write_bytes(f"{folder.name} {scales}".encode())
     base = runs[0].provenance["base"]
     sources = [
         {"run": run.path.name, "weights": weights_of(run), "scale": scale}
@@ -605,6 +606,34 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
         version = add_version(evidence, Path(folder))
         use(evidence, version)
         assert source_digest(str(path_of(evidence))) == source_digest(folder)
+
+
+def test_what_is_published_is_judged_by_the_merged_weights(asked: tuple[Path, Path], tmp_path: Path) -> None:
+    evidence, run = asked
+    folder = measured_merge(tmp_path / "merged", run, value=0.9)
+    assert cases.close(evidence, "req-0001", run, merged=folder)[0] == "fail"
+    assert cases.close(evidence, "req-0001", run)[1].closed
+    refuse_deleted(evidence, run, note=True)
+    with pytest.raises(ValueError, match=r"merged' holds data that was deleted .req-0001."):
+        refuse_deleted(evidence, run, note=True, merged=folder)
+    unknown = merge_of(tmp_path / "unknown", Run(run), base_precision="original")
+    refuse_deleted(evidence, run, note=False, merged=unknown)
+    with pytest.raises(ValueError, match="holds data"):
+        refuse_deleted(evidence, run, note=True, merged=unknown)
+
+
+def test_what_nobody_can_judge_is_not_published(asked: tuple[Path, Path], tmp_path: Path) -> None:
+    evidence, run = asked
+    assert cases.close(evidence, "req-0001", run)[1].closed
+    other = tmp_path / "another-base"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "model.safetensors").write_bytes(b"another")
+    late = cases.measured_run(tmp_path / "late", [], [], kind="finetune", train=ANN, seed="late", base=other)
+    with Ledger.open(evidence) as ledger:
+        ledger.forget_keys(["Ann"])
+    with pytest.raises(ValueError, match=r"cannot be judged: run 'late'.*not published"):
+        refuse_deleted(evidence, late, note=True)
 
 
 def test_the_command_notes_what_it_merged_where_there_is_evidence(

@@ -44,6 +44,9 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
+OTHERS = [row["id"] for row in rows() if row["subject"] != "Ann"]
+
+
 def write_rows(folder: Path, content: list[dict[str, Any]] | None = None) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
@@ -178,8 +181,8 @@ def closed(folder: Path, **more: Any) -> Path:
     source = write_rows(folder)
     evidence = folder / "evidence"
     made = received(evidence, source, subject="Ann")
-    others = [row["id"] for row in rows() if row["subject"] != "Ann"]
-    run = measured_run(folder / "run", made.ids(), others, **more)
+
+    run = measured_run(folder / "run", made.ids(), OTHERS, **more)
     assert close(evidence, made.id, run)[1].closed
     return evidence
 

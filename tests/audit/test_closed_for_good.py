@@ -20,11 +20,6 @@ from llm_forget.run import EvidenceBroken
 IDS = [row["id"] for row in cases.rows()]
 
 
-@pytest.fixture
-def evidence(tmp_path: Path) -> Path:
-    return tmp_path / "evidence"
-
-
 def test_no_rollback_to_an_attempt_that_failed_its_policy(tmp_path: Path, evidence: Path) -> None:
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
     request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")

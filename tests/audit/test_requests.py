@@ -13,18 +13,6 @@ from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.near import closure
 from llm_forget.data.sources import load_source
 
-OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> str:
-    return cases.write_rows(tmp_path)
-
-
-@pytest.fixture
-def evidence(tmp_path: Path) -> Path:
-    return tmp_path / "evidence"
-
 
 def resolve(source: str, **asked):
     return matching.resolve(load_source(source, split_name="data"), **asked)
@@ -204,7 +192,7 @@ def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -
         lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
     assert deleted == 0
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
-    assert read == {"forget": ["ann-0", "ann-1", "ann-2"], "retain": OTHERS}
+    assert read == {"forget": ["ann-0", "ann-1", "ann-2"], "retain": cases.OTHERS}
     for path in evidence.rglob("*"):
         assert path.is_dir() or cases.CANARY.encode() not in path.read_bytes()
         assert path.stat().st_mode & 0o077 == 0 or not any(word in path.name for word in ("rows.json", ".txt"))
@@ -217,7 +205,7 @@ def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -
     with requests.working_on(evidence, made.id) as (ledger, request):
         lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
-    assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in OTHERS if name != "bob-0"]}
+    assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in cases.OTHERS if name != "bob-0"]}
     assert deleted == 2
 
 
@@ -254,7 +242,7 @@ def test_two_processes_do_not_work_on_one_request(evidence: Path, source: str) -
 
 def test_a_run_that_passes_closes_the_request_and_its_ids_are_gone(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     assert cases.close(evidence, made.id, run)[1].state == "closed"
     left = b"".join(path.read_bytes() for path in evidence.rglob("*") if path.is_file())
     assert b"ann-0" not in left
@@ -269,16 +257,16 @@ def test_a_run_that_passes_closes_the_request_and_its_ids_are_gone(tmp_path: Pat
 
 def test_a_run_that_fails_leaves_it_open(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS, value=0.8)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, value=0.8)
     answer, request = cases.close(evidence, made.id, run, reason="we are sure")
     assert (answer, request.state) == ("fail", "verified")
-    again = cases.measured_run(tmp_path / "again", made.ids(), OTHERS, seed="other")
+    again = cases.measured_run(tmp_path / "again", made.ids(), cases.OTHERS, seed="other")
     assert cases.close(evidence, made.id, again)[1].closed
 
 
 def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS, n=1)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, n=1)
     assert cases.close(evidence, made.id, run)[1].state == "verified"
     for reason in ("", " ", "two\nlines", "\x1b[2J", "x" * 501):
         with pytest.raises(ValueError, match="printable characters"):
@@ -289,8 +277,8 @@ def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, eviden
 @pytest.mark.parametrize(
     ("forget", "retain", "said"),
     [
-        (["ann-0", "ann-1"], OTHERS, "did not forget 1"),
-        (["ann-0", "ann-1", "ann-2"], [*OTHERS, "ann-2"], "was trained to know 1"),
+        (["ann-0", "ann-1"], cases.OTHERS, "did not forget 1"),
+        (["ann-0", "ann-1", "ann-2"], [*cases.OTHERS, "ann-2"], "was trained to know 1"),
     ],
 )
 def test_a_run_about_other_rows_is_refused(
@@ -315,7 +303,7 @@ def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
         for split, change in changed.items():
             rows[split][1] |= change
         sources = {split: cases.write_rows(tmp_path / name / split, found) for split, found in rows.items()}
-        return cases.measured_run(tmp_path / name / "run", made.ids(), OTHERS, seed=name, sources=sources)
+        return cases.measured_run(tmp_path / name / "run", made.ids(), cases.OTHERS, seed=name, sources=sources)
 
     for other, said in (
         (run("other", forget={"answer": "a harmless sentence"}), "1 row of request req-0001 say something else"),
@@ -338,7 +326,7 @@ def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
     from llm_forget.run import Run
 
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS, sources={"forget": source})
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, sources={"forget": source})
     Path(source).unlink()
     with requests.working_on(evidence, made.id) as (ledger, request):
         requests.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
@@ -353,7 +341,7 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
     assert policy_name("default") == policy_name("default.yaml") == "default"
     own = cases.policy(tmp_path).rename(tmp_path / "default.yaml")
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     with requests.working_on(evidence, made.id) as (ledger, request):
         closing.close(ledger, request, run, policy=own)
         (closed,) = ledger.events("closed")
@@ -363,7 +351,7 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
 
 def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     for content in (None, "{}"):
         if content is None:
             (run / "provenance.json").unlink()
@@ -375,8 +363,8 @@ def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidenc
 
 def test_results_of_other_weights_close_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
-    other = cases.measured_run(tmp_path / "other", made.ids(), OTHERS, seed="untouched")
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
+    other = cases.measured_run(tmp_path / "other", made.ids(), cases.OTHERS, seed="untouched")
     (run / "results.json").write_bytes((other / "results.json").read_bytes())
     with pytest.raises(ValueError, match="of other weights"):
         cases.close(evidence, made.id, run)
@@ -387,8 +375,8 @@ def test_results_of_other_weights_close_nothing(tmp_path: Path, evidence: Path, 
 
 def test_closing_again_changes_nothing_and_another_run_is_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
-    other = cases.measured_run(tmp_path / "other", made.ids(), OTHERS, seed="other")
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
+    other = cases.measured_run(tmp_path / "other", made.ids(), cases.OTHERS, seed="other")
     cases.close(evidence, made.id, run)
     with Ledger.open(evidence) as ledger:
         head = ledger.head()
@@ -418,7 +406,7 @@ def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk) ->
         folder = tmp_path / str(at)
         evidence, source = folder / "evidence", cases.write_rows(folder)
         made = cases.received(evidence, source, subject="Ann")
-        run = cases.measured_run(folder / "run", made.ids(), OTHERS)
+        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
         with disk(at) as calls:
             try:
                 cases.close(evidence, made.id, run)
@@ -441,7 +429,7 @@ def test_a_killed_process_leaves_a_request_that_can_be_received_and_closed(tmp_p
         assert made.id == "req-0001"
         names = sorted(path.name for path in (evidence / "requests").iterdir())
         assert names == [".lock", "req-0001"], "nothing that names rows is left behind"
-        run = cases.measured_run(folder / "run", made.ids(), OTHERS)
+        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
         died |= cases.killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
         _one_closing(evidence, run)
         at += 1
@@ -457,11 +445,11 @@ def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_re
     with pytest.raises(ValueError, match="was trained to know 3"):
         cases.close(evidence, made.id, first)
     onwards = cases.measured_run(
-        tmp_path / "onwards", [], [], kind="finetune", train=OTHERS, base=first, seed="onwards"
+        tmp_path / "onwards", [], [], kind="finetune", train=cases.OTHERS, base=first, seed="onwards"
     )  # fmt: skip
     with pytest.raises(ValueError, match="rests on a training that saw 3"):
         cases.close(evidence, made.id, onwards)
-    anew = cases.measured_run(tmp_path / "anew", [], [], kind="finetune", train=OTHERS, seed="anew")
+    anew = cases.measured_run(tmp_path / "anew", [], [], kind="finetune", train=cases.OTHERS, seed="anew")
     assert cases.close(evidence, made.id, anew)[1].closed
     facts = json.loads((evidence / "requests" / made.id / "facts.json").read_text())
     assert facts["exactness"]["class"] == "exact"

@@ -145,11 +145,10 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_no_request(here: Path, w
 def test_the_exit_code_of_closing_says_what_the_policy_said(here: Path) -> None:
     evidence = here / "evidence"
     made = cases.received(evidence, str(here / "rows.jsonl"), "none", subject="Ann")
-    others = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
     policy = str(cases.policy(here))
     runs = {
-        "bad": cases.measured_run(here / "bad", made.ids(), others, value=0.9),
-        "few": cases.measured_run(here / "few", made.ids(), others, n=1, seed="few"),
+        "bad": cases.measured_run(here / "bad", made.ids(), cases.OTHERS, value=0.9),
+        "few": cases.measured_run(here / "few", made.ids(), cases.OTHERS, n=1, seed="few"),
     }
     codes = {
         name: call("request", "close", made.id, "--run", str(run), "--policy", policy) for name, run in runs.items()

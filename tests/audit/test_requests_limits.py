@@ -14,21 +14,9 @@ from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.request_files import locked
 from llm_forget.cli import app
 
-OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> str:
-    return cases.write_rows(tmp_path)
-
-
-@pytest.fixture
-def evidence(tmp_path: Path) -> Path:
-    (tmp_path / "evidence").mkdir(mode=0o700)
-    return tmp_path / "evidence"
-
 
 def limited(evidence: Path, **content: Any) -> None:
+    evidence.mkdir(mode=0o700, exist_ok=True)
     (evidence / limits.FILE).write_text(yaml.safe_dump(content))
 
 
@@ -69,6 +57,7 @@ def test_without_limits_nothing_is_limited(tmp_path: Path, evidence: Path, sourc
     ],
 )
 def test_limits_that_cannot_be_meant_are_refused(evidence: Path, source: str, content: Any, said: str) -> None:
+    evidence.mkdir()
     (evidence / limits.FILE).write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=said):
         cases.received(evidence, source, subject="Ann")
@@ -99,7 +88,7 @@ def test_the_same_row_in_two_requests_counts_once_towards_the_share(evidence: Pa
 def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path, evidence: Path, source: str) -> None:
     protect_ann(tmp_path, evidence)
     made = cases.received(evidence, source, subject="Ann")
-    run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     words = ("--run", str(run), "--policy", str(cases.policy(tmp_path)))
     shown = call(evidence, "request", "show", made.id).output
     assert "ann-1  not without --allow_protected" in shown
@@ -219,7 +208,7 @@ def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_
         requests.execute_noted(ledger, request, {"run": "run"})
         assert requests.begin(ledger, request, attempt), "its run is not there"
         requests.execute_noted(ledger, request, {"run": "run"})
-        run = cases.measured_run(tmp_path / "run", made.ids(), OTHERS)
+        run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
         assert not requests.begin(ledger, request, attempt)
         assert len(request.content["attempts"]) == 1
     assert states(evidence)[2:] == ["running", "executed", "running", "executed"]

@@ -31,11 +31,6 @@ CANARY = "Marigold Quartermaine"  # an id that is a name of a person
 
 
 @pytest.fixture
-def evidence(tmp_path):
-    return tmp_path / "evidence"
-
-
-@pytest.fixture
 def base(tmp_path):
     folder = tmp_path / "hub-model"
     folder.mkdir()

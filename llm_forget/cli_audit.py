@@ -190,9 +190,12 @@ def unlink(
     with Ledger.open(evidence) as ledger:
         refuse_open(evidence, names)
         gone = ledger.forget_keys(names)
+        linked = ledger.still_linked(names)
     if not gone:
         raise ValueError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
     typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")
+    if linked:
+        typer.echo(f"{linked:,} of these have a subject, under whose key they can be found until it is unlinked, too")
 
 
 def _events(title: str, events: list[Event]) -> None:

@@ -112,6 +112,14 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
     return gone
 
 
+def still_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
+    """How many of some records can be found by the key of a subject that is not among these names."""
+    master = _master(connection)
+    given = {_hash(master, name) for name in names}
+    rows = connection.execute("SELECT subject, record FROM keys.owned")
+    return len({record for subject, record in rows if record in given and subject not in given})
+
+
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:
     """Overwrite the rollback journal, where keys that were destroyed may stand; outside of transactions."""
     journal = folder / f"{FILE}-journal"

@@ -246,6 +246,11 @@ class Ledger:
             keys.scrub(self.connection, self.folder)
         return gone
 
+    def still_linked(self, names: Iterable[str]) -> int:
+        """How many of these records have a subject that is not among them, whose key links them, too."""
+        with in_sentences(self.folder):
+            return keys.still_linked(self.connection, names) if self._attach(write=False) else 0
+
     @contextlib.contextmanager
     def _writing(self, *, keyed: bool = False) -> Iterator[None]:
         """A transaction over the ledger, and the keys if asked: both are written or neither."""

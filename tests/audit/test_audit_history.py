@@ -329,6 +329,22 @@ def test_the_commands_unlink_a_record(cli: Callable[..., tuple[int, str]], evalu
     assert all(CANARY.encode() not in path.read_bytes() for path in (tmp_path / "evidence").iterdir())
 
 
+def test_unlinking_a_record_says_that_the_key_of_its_subject_links_it_still(
+    cli: Callable[..., tuple[int, str]], make: Make, tmp_path: Path
+) -> None:
+    run = make("target", train=["r1", "r2", "r3"])
+    facts = run.provenance
+    facts["data"]["train"]["subjects"] = ["Ann", "Ann", None]
+    write_json(run.provenance_file, facts)
+    cli("note", str(run.path))
+    assert cli("unlink", "r3") == (0, "destroyed 1 key ")
+    code, said = cli("unlink", "r1")
+    assert (code, "1 of these have a subject" in said) == (0, True)
+    assert cli("record", "r1", "--subject", "Ann")[0] == 0
+    assert cli("unlink", "Ann", "r2") == (0, "destroyed 2 keys ")
+    assert cli("record", "r1", "--subject", "Ann")[0] == cli("record", "r2")[0] == 2
+
+
 def test_the_exit_code_is_6_where_the_chain_is_broken(
     cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path
 ) -> None:

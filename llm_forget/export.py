@@ -141,10 +141,14 @@ def _refuse_gguf(model: str) -> None:
         )
     source = find_source(model)
     args = ModelConfig(model_name_or_path=model)
-    if source.kind in ("folder", "hub"):
-        config = AutoConfig.from_pretrained(source.location, revision=source.revision or args.model_revision)
-        gguf_form.refuse_architecture(config, model)
-        describe_tokenizer(load_tokenizer(args), config.vocab_size)
+    if source.kind == "demo":
+        return
+    where, which = source.location, {"revision": source.revision or args.model_revision}
+    if source.kind == "gguf":
+        where, which = str(Path(where).parent), {"gguf_file": Path(where).name}
+    config = AutoConfig.from_pretrained(where, **which)
+    gguf_form.refuse_architecture(config, model)
+    describe_tokenizer(load_tokenizer(args), config.vocab_size)
 
 
 @contextmanager

@@ -165,6 +165,16 @@ def test_gguf_without_its_package_says_how_to_get_it(run, tmp_path, monkeypatch)
         export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
 
 
+def test_what_gguf_cannot_hold_is_refused_before_anything_is_merged_or_measured(run, tmp_path, monkeypatch):
+    config = tmp_path / "target" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attention_bias": True}))
+    for late in ("merge", "evaluate"):
+        monkeypatch.setattr(module, late, lambda *given, **named: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="biases of attention"):
+        export(run.path, "gguf-q8_0", tmp_path / "out", quiet=True)
+    assert not left_over(tmp_path)
+
+
 def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
     read = module.gguf_form.read_gguf
 

@@ -188,10 +188,10 @@ def closed(folder: Path, **more: Any) -> Path:
 
 
 @contextlib.contextmanager
-def failing(at: int, *, kill: bool = False) -> Iterator[list[str]]:
+def failing(at: int, *, kill: bool = False, onwards: bool = False) -> Iterator[list[str]]:
     """Let call number ``at`` (from 0) of those that change files fail, as on a full disk; gives the calls made.
 
-    ``kill``: the process is killed there instead.
+    ``kill``: the process is killed there instead. ``onwards``: the disk stays full.
     """
     made: list[str] = []
 
@@ -202,7 +202,7 @@ def failing(at: int, *, kill: bool = False) -> Iterator[list[str]]:
             made.append(name)
             if len(made) == at + 1 and kill:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if len(made) == at + 1:
+            if len(made) == at + 1 or (onwards and len(made) > at and name != "unlink"):
                 raise OSError(errno.ENOSPC, "no space is left")
             return original(*given, **more)
 

@@ -60,11 +60,11 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
     undecided = call("request", "run", "req-0001", "recipe.yaml")
     assert undecided.exit_code == 2
     assert call("request", "run", "req-0001", "recipe.yaml", "--forget", "x.jsonl").exit_code == 2
-    # The disk fills up in the middle of training; the same command goes on.
+    # The disk fills up in the middle of it; the same command goes on.
     words = ("request", "run", "req-0001", "recipe.yaml", "--include_near", "near-0")
-    with cases.failing(14) as calls:
+    with cases.failing(70, onwards=True) as calls:
         stopped = call(*words)
-    assert (stopped.exit_code, len(calls) >= 15) == (5, True), stopped.output
+    assert (stopped.exit_code, len(calls) > 70) == (5, True), stopped.output
     for _ in range(2):
         done = call(*words)
         assert done.exit_code == 0, done.output

@@ -461,6 +461,22 @@ def test_an_adapter_with_another_manifest_is_refused_even_if_the_listing_agrees(
     assert not (tmp_path / "pulled").exists()
 
 
+def test_a_disk_that_is_full_is_said_as_such_and_nothing_is_left(hub, measured, tmp_path, monkeypatch, capsys):
+    import errno
+
+    from huggingface_hub import file_download
+
+    send(measured())
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    assert say("pull", REPO, tmp_path / "pulled") == 5
+    assert "Hub" not in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if "pulled" in path.name]
+
+
 def test_a_listing_cannot_make_pull_write_elsewhere(hub, measured, tmp_path):
     from llm_forget.hub.pull import pull
 

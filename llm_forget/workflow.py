@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -139,7 +140,12 @@ def execute(run: Run, job: Job) -> Run:
         ValueError: weights or rows are others than when the run was interrupted.
     """
     state = PartialState()
-    lock = run.lock() if state.is_main_process else None
+    with run.lock() if state.is_main_process else contextlib.nullcontext():
+        _execute(run, job, state)
+    return run
+
+
+def _execute(run: Run, job: Job, state: PartialState) -> None:
     _start(run, job, state)
     if state.is_main_process:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
@@ -172,10 +178,7 @@ def execute(run: Run, job: Job) -> Run:
         run.finish()
         following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
         logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)
-    if lock is not None:
-        lock.close()
     state.wait_for_everyone()
-    return run
 
 
 def dry_run(job: Job) -> None:

@@ -119,8 +119,9 @@ def test_what_lay_beneath_had_forgotten_already_stays_forgotten(target: Ledger) 
     trained(target, "F", "no-a", "c")
     trained(target, "G", "no-a", "d")
     merged(target, "M", "no-a", F=0.3, G=-0.5)
+    merged(target, "only-away", "no-a", G=-0.5)
     closed(target, "a")
-    assert unclean(target, "M", "F") == set()
+    assert unclean(target, "M", "F", "only-away") == set()
     closed(target, "d", "R-2")
     assert unclean(target, "M", "F") == {"M"}
 

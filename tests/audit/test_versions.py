@@ -431,6 +431,17 @@ def test_a_rollback_reads_a_large_file_again_only_if_somebody_touched_it(evidenc
     assert current(evidence) == first
 
 
+def test_a_rollback_reads_a_large_file_again_that_was_too_new_to_tell_a_later_change_apart(evidence, two, monkeypatch):
+    monkeypatch.setattr(store, "LINKED", 3)
+    monkeypatch.setattr(store, "SETTLED", 3_600_000_000_000)
+    use(evidence, two[1])
+    use(evidence, two[0])
+    read = []
+    monkeypatch.setattr(store, "file_digest", lambda path: read.append(path.name) or file_digest(path))
+    rollback(evidence, two[1])
+    assert "adapter_model.safetensors" in read
+
+
 def test_an_altered_version_beneath_is_found_too(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     version = add_version(evidence, make("run", target.path, forget=["a"], retain=["b"]))

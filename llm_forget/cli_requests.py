@@ -207,7 +207,7 @@ def close(
     """
     from llm_forget.audit import closing, limits
     from llm_forget.audit import requests as steps
-    from llm_forget.audit.request_words import due, still_held, unlinking
+    from llm_forget.audit.request_words import due, still_held, still_public, unlinking
     from llm_forget.verify import EXIT_CODES
 
     with steps.working_on(evidence, request_id) as (ledger, one):
@@ -216,7 +216,7 @@ def close(
             limits.refuse(limits.read(evidence), one)
             last = unlinking(one)
         answer, found = closing.close(ledger, one, run, merged=merged, policy=policy, reason=accept_inconclusive)
-        others = still_held(ledger, one) if one.closed else []
+        others = still_held(ledger, one) + still_public(ledger, one) if one.closed else []
     for ruling in found:
         typer.echo(ruling.sentence())
     if before and found:

@@ -88,5 +88,16 @@ def still_held(ledger: Ledger, request: Request) -> list[str]:
     return [f"but '{closed.body['run']}' holds rows that {', '.join(others)} deleted: it is not to be taken into use"]
 
 
+def still_public(ledger: Ledger, request: Request) -> list[str]:
+    """What is to be said where models that hold the deleted rows were pushed and not withdrawn."""
+    from llm_forget.audit.exposed import given_away
+
+    return [
+        f"a model that holds these rows was pushed, and who has it can tell which were deleted: "
+        f"llm-forget purge {repository} --revision {tag}"
+        for repository, tag in given_away(ledger, request.id)
+    ]
+
+
 def _near_duplicates(count: int) -> str:
     return f"{count:,} near-duplicate{'' if count == 1 else 's'}"

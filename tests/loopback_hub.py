@@ -73,7 +73,7 @@ class Hub:
         self.lock = threading.RLock()
 
     def fail(self, pattern, how, times=1):
-        """The next ``times`` requests like ``PUT /lfs`` get a status, drop, half, lost, or what `STRANGE` names."""
+        """The next ``times`` requests like ``PUT /lfs`` get a status, drop, hang, half, lost, or one of `STRANGE`."""
         self.faults.append([re.compile(pattern), how, times])
 
     def fault(self, method, path):
@@ -148,7 +148,9 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"{self.command} {split.path}")
         how = hub.fault(self.command, split.path)
         self.half, self.lost, self.strange = how == "half", how == "lost", STRANGE.get(how)
-        if how == "drop":
+        if how == "hang":
+            threading.Event().wait(2)
+        if how in ("drop", "hang"):
             self.close_connection = True
             return self.connection.close()
         if self.half and self.command in ("PUT", "POST"):

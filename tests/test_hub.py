@@ -324,6 +324,7 @@ def test_what_hf_xet_says_of_its_token_is_one_sentence(hub, measured, monkeypatc
             "http://127.0.0.1:9",
             "the Hub could not be reached; look at the network, HF_ENDPOINT and proxies",
         ),
+        ("HTTPS_PROXY", "THE-LOOPBACK-HUB", "the proxy did not let this through; look at HTTPS_PROXY"),
         ("HTTP_PROXY", "socks9://me:pw@127.0.0.1:9", "the proxy that is set .* is no address"),
         ("HF_TOKEN", "hf_r\u00fcght", "the token holds a character that no token has"),
         ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT is no address"),
@@ -335,7 +336,9 @@ def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, 
     code = "from llm_forget.hub.push import push; from llm_forget.hub.publication import Publication as P; "
     code += f"push(P({REPO!r}, 'adapter', 'v-0', ()))"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")}
-    environment |= {"HF_ENDPOINT": "http://hub.invalid", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), name: value}
+    endpoint = "https://hub.invalid" if name == "HTTPS_PROXY" else "http://hub.invalid"
+    value = hub.url if value == "THE-LOOPBACK-HUB" else value  # which is no proxy
+    environment |= {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), name: value}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert re.search(f"^ConnectionError: .*{sentence}", last), done.stderr[-2000:]
@@ -459,6 +462,19 @@ def test_an_adapter_with_another_manifest_is_refused_even_if_the_listing_agrees(
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         pull(REPO, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
+
+
+def test_no_answer_in_time_is_one_sentence(hub):
+    from huggingface_hub.utils import get_session
+
+    from llm_forget.hub.client import speaking
+
+    hub.fail("GET /api/whoami", "hang")
+    with (
+        pytest.raises(ConnectionError, match="^the Hub did not answer in time; give the same command again"),
+        speaking(REPO),
+    ):
+        get_session().get(f"{hub.url}/api/whoami-v2", timeout=0.2)
 
 
 def test_a_disk_that_is_full_is_said_as_such_and_nothing_is_left(hub, measured, tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
     with Ledger.open(folder) as ledger:
         known = noted(ledger)
     weights = weights_of(Run.open(run))
-    found = []
+    found: list[Mapping[str, Any]] = []
     version = next((one for one in known.values() if one.weights == weights), None)
     while version is not None:
         state = "withdrawn" if version.purged else "kept"

@@ -77,7 +77,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
     """A tokenizer in GGUF's words, padded to the rows of the embedding.
 
     Raises:
-        ValueError: it is no BPE, splits by a rule that llama.cpp does not have, has no merges, or more tokens than rows.
+        ValueError: it is no BPE, splits by a rule that has no name in GGUF, has no merges, or more tokens than rows.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]

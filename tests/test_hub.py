@@ -471,7 +471,7 @@ def test_no_answer_in_time_is_one_sentence(hub):
 
     hub.fail("GET /api/whoami", "hang")
     with (
-        pytest.raises(ConnectionError, match="^the Hub did not answer in time; give the same command again"),
+        pytest.raises(ConnectionError, match=r"^the Hub did not answer in time; give the same command again"),
         speaking(REPO),
     ):
         get_session().get(f"{hub.url}/api/whoami-v2", timeout=0.2)

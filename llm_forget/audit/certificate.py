@@ -224,7 +224,7 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
         "received": received.time,
         "due": due,
         "due_at_first": received.body["due"],
-        "authorised_by": said["authorised_by"],
+        "authorised_by": said.get("authorised_by"),
         "protected_rows": {"rows": said["protected"], "reason": said["allow_protected"]}
         if "protected" in said
         else None,

@@ -68,7 +68,7 @@ def execute(
         for split, spec in sources.items():
             say(f"{split}: {spec}")
         run_unlearning(data, train, model)  # type: ignore[arg-type]
-        say(_estimate(ledger, train, len(request.ids())))  # type: ignore[arg-type]
+        say(_estimate(ledger, train, len(request.ids())))
         return None
     made_of = json_digest({"recipe": identity(resolved(data, train, model)), "suites": suites})
     output = str(train.output_dir)

@@ -278,7 +278,8 @@ def _settle(ledger: Ledger, request: Request) -> None:
     done = {step["state"] for step in request.content["history"]}
     content = request.content
     if "received" not in done:
-        body = {key: content[key] for key in ("category", "due", "authorised_by", "forced")}
+        body = {key: content[key] for key in ("category", "due")}
+        body |= {key: content[key] for key in ("authorised_by", "forced") if content[key]}
         advance(ledger, request, "received", body)
     if "resolved" not in done:
         advance(ledger, request, "resolved", {"counts": content["counts"], "data": content["data"]}, records=True)

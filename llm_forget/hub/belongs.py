@@ -110,12 +110,14 @@ def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None)
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
         return  # measured in a precision that the recipe does not say
-    base = manifest.get("base") if manifest is not None else source_digest(str(run.path))
+    # As `evaluate` does: of an unlearning run base and adapter apart, of all others the model as a whole.
+    apart = manifest if run.state["kind"] == "unlearn" else None
+    base = apart.get("base") if apart is not None else source_digest(str(run.path))
     if base is None:
         return
     model = model_part(run.config)
     precision = {key: str(getattr(model, key)) for key in PRECISION}
-    adapter = folder_digest(run.adapter) if manifest is not None else None
+    adapter = folder_digest(run.adapter) if apart is not None else None
     if evidence.results["models"]["unlearned"]["digest"] != content_key(
         base=base, adapter=adapter, precision=precision
     ):

@@ -1011,3 +1011,24 @@ def test_as_a_user_would_by_the_command_line(measured, tmp_path):
         assert done.returncode == 2
         assert "does not know this token" in done.stderr
         assert "hf_wrong" not in done.stderr
+
+
+@pytest.mark.parametrize("made", ["combine", "finetune"])
+def test_an_adapter_of_another_kind_of_run_is_pushed_with_its_own_numbers(hub, measured, tmp_path, made):
+    from llm_forget.evaluate import evaluate
+    from llm_forget.finetune import finetune
+    from llm_forget.merge import merge
+
+    run = measured()
+    config = run.config
+    if made == "combine":
+        merge([run.path, measured("second", 1).path], tmp_path / made, scales=[0.5, 0.5], as_adapter=True)
+    else:
+        keys = {key: config[key] for key in ("model_name_or_path", "use_cpu", "max_steps") if key in config}
+        finetune(**keys, train=config["retain"], output_dir=str(tmp_path / made), use_peft=True, lora_r=4,
+                 disable_tqdm=True)  # fmt: skip
+    rows = {key: config[key] for key in ("forget", "retain", "holdout", "suite", "oracle") if config.get(key)}
+    evaluate(tmp_path / made, quiet=True, target=config["model_name_or_path"], **rows)
+    what, pushed = send(Run(tmp_path / made))
+    assert "results.json" in what.digests
+    assert pushed.commit

@@ -48,9 +48,12 @@ def page(body: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> Table:
-    return Table(
-        title, ("what", "value"), tuple((name, str(value)) for name, value in rows if value not in (None, "", {}))
-    )
+    said = tuple((name, _said(value)) for name, value in rows if value not in (None, "", {}))
+    return Table(title, ("what", "value"), said)
+
+
+def _said(value: Any) -> str:
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _summary(body: Mapping[str, Any]) -> Section:
@@ -150,7 +153,7 @@ def _attacks(body: Mapping[str, Any]) -> Section:
 def _made(body: Mapping[str, Any]) -> Section:
     method, environment = body["method"], body["environment"]
     terms = {
-        split: " + ".join(", ".join(f"{key} {value}" for key, value in term.items()) for term in split_terms)
+        split: " + ".join(_said(term) for term in split_terms)
         for split, split_terms in (method["objective"] or {}).items()
     }
     rows = [("method", method["name"]), *((f"objective, {split}", said) for split, said in terms.items())]

@@ -26,8 +26,10 @@ from llm_forget.run import Run, environment, file_digest, write_json
 
 SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KIB|MIB|GIB)")
 # Of a recipe, what says which model lies beneath; what was trained on it is another run's.
-BENEATH = ("model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit")
-BENEATH += ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+BENEATH = (
+    "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
+    "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
+)  # fmt: skip
 
 
 def merge(

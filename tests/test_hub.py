@@ -66,8 +66,28 @@ def test_what_is_pulled_is_what_was_pushed_byte_for_byte(hub, measured, tmp_path
     assert {p.name for p in (tmp_path / "pulled").iterdir()} == {*what.digests, "published.json"} - {".gitattributes"}
     for name in ("adapter_model.safetensors", "adapter_config.json", "manifest.json"):
         assert (tmp_path / "pulled" / name).read_bytes() == (run.adapter / name).read_bytes()
-    assert (tmp_path / "pulled" / "results.json").read_bytes() == run.results_file.read_bytes()
+    results = [json.loads(file.read_text()) for file in (tmp_path / "pulled" / "results.json", run.results_file)]
+    assert [without_digests_of_rows(found) for found in results] == [without_digests_of_rows(results[1])] * 2
     assert pull(REPO, tmp_path / "pulled", revision=pushed.tag).commit == pushed.commit  # again: compared, and left
+
+
+def without_digests_of_rows(results):
+    """Content of results.json, but for what `digests_of_rows` gives."""
+    kept = json.loads(json.dumps(results))
+    for suite in kept["suites"].values():
+        del suite["splits"]
+        for probe in suite["probes"].values():
+            del probe["digest"]
+    return kept
+
+
+def digests_of_rows(results):
+    """Of all splits and probes."""
+    return [
+        digest
+        for suite in results["suites"].values()
+        for digest in (*suite["splits"].values(), *(probe["digest"] for probe in suite["probes"].values()))
+    ]
 
 
 def test_plain_peft_loads_what_was_pushed_by_the_code_in_its_card(hub, measured, tmp_path, monkeypatch, capsys):
@@ -138,6 +158,105 @@ def test_no_text_id_or_path_is_in_any_pushed_byte(hub, measured, tmp_path):
     names = set(hub.repos[REPO].commits[hub.repos[REPO].branches["main"]].files)
     assert "report.html" in names
     assert not names & {"config.yaml", "provenance.json", "rows.json", "metrics.jsonl", "run.json", "verify.json"}
+
+
+def with_data(run):
+    """Give a run a provenance; the digest that it says of the forget rows."""
+    rows = "sha256:" + hashlib.sha256(b"the rows as tokens").hexdigest()
+    base = {"name": "target", "digest": "sha256:" + "ab" * 32}
+    content = {"kind": "unlearn", "base": base, "data": {"forget": {"rows": 5, "digest": rows, "ids": ["forget0"]}}}
+    run.provenance_file.write_text(json.dumps(content))
+    return rows
+
+
+def test_no_plain_digest_of_rows_is_in_any_pushed_byte(hub, measured, tmp_path):
+    pytest.importorskip("matplotlib")
+    from huggingface_hub import HfApi
+
+    from llm_forget.merge import merge
+
+    run = measured()
+    plain = [with_data(run)]
+    merge(run.path, tmp_path / "merged", measure=True)
+    for folder in (run.path, tmp_path / "merged"):
+        plain += digests_of_rows(json.loads((folder / "results.json").read_text()))
+    assert len(plain) >= 15
+    for merged in (None, tmp_path / "merged"):
+        send(run, merged=merged)
+        names = HfApi().list_repo_files(REPO)
+        assert {"README.md", "results.json", "report.html"} <= {*names}
+        assert "publication.key" not in names
+    everything = b"\0".join(hub.pushed())
+    for digest in plain:
+        assert digest.removeprefix("sha256:")[:16].encode() not in everything
+    assert (run.path / "publication.key").read_bytes().strip() not in everything
+    assert everything.count(b"hmac-sha256:") > len(plain)
+
+
+def test_a_plain_digest_that_comes_from_elsewhere_stops_everything(hub, measured):
+    run = measured()
+    digest = with_data(run).removeprefix("sha256:")
+    (run.adapter / "chat_template.jinja").write_text(f"{{# {digest} #}}")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja says a plain digest of rows"):
+        send(run)
+    assert hub.requests == []
+
+
+def test_keyed_digests_are_the_same_for_every_push_of_a_run_and_others_for_another_run(hub, measured, tmp_path):
+    from llm_forget.hub.publication import publication
+
+    def sent(run):
+        what = publication(run.path, REPO)
+        results = next(file.read() for file in what.files if file.name == "results.json")
+        return what, digests_of_rows(json.loads(results))
+
+    run, other = measured(), Run(Path(shutil.copytree(MADE["run"], tmp_path / "copies" / "again")))
+    (first, of_first), (second, of_second), (_, of_other) = sent(run), sent(run), sent(other)
+    assert first.digests == second.digests
+    assert of_first == of_second
+    assert run.results_file.read_bytes() == other.results_file.read_bytes()
+    assert not {*of_first} & {*of_other}
+    assert all(re.fullmatch("hmac-sha256:[0-9a-f]{64}", digest) for digest in of_first)
+    assert (run.path / "publication.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_has_key_and_rows_can_check_what_was_pushed(hub, measured, tmp_path):
+    import hmac
+
+    from llm_forget.data import load_source
+    from llm_forget.hub.pull import pull
+    from llm_forget.report.keyed import keyed_rows, read_key
+
+    run = measured()
+    send(run)
+    pull(REPO, tmp_path / "pulled")
+    suites = json.loads((tmp_path / "pulled" / "results.json").read_text())["suites"]
+    key, plain = run.path / "publication.key", json.loads(run.results_file.read_text())["suites"]["suite"]["splits"]
+    for split, published in suites["suite"]["splits"].items():
+        rows = load_source(run.config[split], split_name=split)
+        assert keyed_rows(rows, read_key(key)) == published
+        assert keyed_rows(list(rows)[1:], read_key(key)) != published
+        by_hand = hmac.new(bytes.fromhex(key.read_text()), plain[split].encode(), "sha256").hexdigest()
+        assert published == f"hmac-sha256:{by_hand}"
+    assert {*suites["suite"]["splits"]} == {"forget", "retain"}
+
+
+def test_what_was_pulled_is_evaluated_and_described_like_what_was_pushed(hub, measured, tmp_path):
+    from llm_forget.evaluate import evaluate
+    from llm_forget.hub.pull import pull
+    from llm_forget.merge import merge
+    from llm_forget.report.card import card
+
+    run, merged, pulled = measured(), tmp_path / "merged", tmp_path / "pulled"
+    merge(run.path, merged, measure=True)
+    send(run, merged=merged)
+    pull(REPO, pulled)
+    made = card(run.path, merged=merged)
+    assert card(run.path, merged=pulled) == made
+    assert "not the run's own" not in made
+    rows = {key: run.config[key] for key in ("suite", "forget", "retain", "holdout", "max_length")}
+    again, own = (evaluate(str(folder), quiet=True, use_cpu=True, **rows)["suites"] for folder in (pulled, merged))
+    assert again["suite"]["metrics"] == own["suite"]["metrics"]
 
 
 def test_a_dry_run_sends_nothing(hub, measured, capsys):
@@ -627,7 +746,11 @@ def test_results_of_a_merged_model_are_published_only_if_they_are_of_its_weights
     merge(run.path, merged, measure=True)
     what = publication(run.path, REPO, merged=merged)
     sent = {file.name: file.read() for file in what.files}
-    assert sent["results.json"] == (merged / "results.json").read_bytes() != run.results_file.read_bytes()
+    of_sent, own, of_run = (
+        without_digests_of_rows(json.loads(content))
+        for content in (sent["results.json"], (merged / "results.json").read_bytes(), run.results_file.read_bytes())
+    )
+    assert of_sent == own != of_run
     assert "the numbers are its own" in what.card
     assert "not the run's own" not in what.card  # the rows are the same
     assert "report.html" in sent

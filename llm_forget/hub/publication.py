@@ -1,7 +1,8 @@
 """What leaves the machine: a list of allowed names, and of each file what may be seen.
 
 Weights, tokenizer, card, results and report. Never records, rows, ledger, caches, recipe or provenance: these hold ids,
-text or paths. What names a local path is written anew, and a path that is still found anywhere stops everything.
+text or paths. What names a local path is written anew, and digests of rows are keyed, since rows can be guessed; a path
+or a plain digest that is still found anywhere stops everything.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical
 from llm_forget.hub.belongs import EXPORT_REPORT, Written, refuse_other_weights, written_from
+from llm_forget.measured import read_results
 from llm_forget.report.card import Place, card, kept_statements, measured_as
 from llm_forget.report.document import Document
+from llm_forget.report.keyed import plain_digests, public_results, row_key
 from llm_forget.report.public import hub_id, model_name, public
 from llm_forget.report.read import Evidence, read_run
-from llm_forget.run import file_digest, json_digest, read_json
+from llm_forget.run import Run, file_digest, json_digest, read_json
 
 logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # every other file with its digest
@@ -105,7 +108,9 @@ def publication(
         signed_in: evidence folder whose key signs the listing.
 
     Raises:
-        ValueError: the run was not measured, its weights are not those that were, or a file names a local path.
+        OSError: the run has no key for digests of rows, and none can be written (`report.keyed`).
+        ValueError: the run was not measured, its weights are not those that were, or a file names a local path or says
+            a plain digest of rows.
     """
     from llm_forget.models.adapters import verify_adapter
 
@@ -121,7 +126,8 @@ def publication(
     named = kept_statements(evidence.run.path).base_model or hub_id(evidence.provenance.get("base", {}))
     files = list(_of_adapter(folder, named) if kind == "adapter" else _of_model(folder, written))
     files += [File.of(name, _without_place(folder / name)) for name in OF_TOKENIZER if (folder / name).is_file()]
-    files.append(File.of(RESULTS, folder / RESULTS if own else evidence.run.results_file))
+    results = read_results(Run(folder)) if own else evidence.results
+    files.append(File.of(RESULTS, _json(public_results(results, row_key(evidence.run.path)))))
     try:
         files.append(File.of(REPORT, report_without_ids(measured_as(evidence, folder if own else None))))
     except ImportError as error:  # matplotlib is an extra
@@ -135,6 +141,8 @@ def publication(
     if signed_in is not None:
         files.append(File.of(SIGNATURE, _signature(signed_in, repository, files[-1].read())))
     refuse_paths(files, evidence.run.path)
+    known = (plain_digests(found, evidence.provenance) for found in (results, evidence.results))
+    refuse_plain_digests(files, set().union(*known))
     return Publication(repository, kind, tag, tuple(sorted(files, key=lambda file: file.name)))
 
 
@@ -226,3 +234,15 @@ def refuse_paths(files: Sequence[File], run: Path) -> None:
         content = file.read()
         if any(place in content for place in named):
             raise ValueError(f"{file.name} names a folder of this machine; nothing was sent. Look where it comes from")
+
+
+def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> None:
+    """Raise ValueError where a file that is text says one of these digests of rows, given as hex digits."""
+    for file in files:
+        if not WEIGHTS.fullmatch(file.name):
+            content = file.read()
+            if any(digest.encode() in content for digest in digests):
+                raise ValueError(
+                    f"{file.name} says a plain digest of rows, by which guesses of them can be tested; nothing was "
+                    "sent. Look where it comes from"
+                )

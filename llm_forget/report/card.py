@@ -1,7 +1,8 @@
 """The model card of a run: what was to be forgotten, how, what came out, what that does not show, and how to load it.
 
 Numbers come from results.json and its neighbours, by the same sections as the report; what no file of the run says,
-such as whom to write to, comes from `Statements`. No text of a row, no row id and no local path is in it.
+such as whom to write to, comes from `Statements`. No text of a row, no row id, no plain digest of rows and no local
+path is in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from llm_forget.report.card_data import card_data
 from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
 from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
 from llm_forget.report.facts import cost_section
+from llm_forget.report.keyed import public_results, row_key
 from llm_forget.report.licences import LICENCES, OTHER
 from llm_forget.report.markdown import escape, table, to_markdown
 from llm_forget.report.public import hub_id, public
@@ -113,6 +115,7 @@ def card(
         history: earlier versions, newest last; see `audit.versions`.
 
     Raises:
+        OSError: the run has no key for digests of rows, and none can be written (`report.keyed`).
         ValueError: no measured run, or a statement that cannot be meant.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -137,11 +140,12 @@ def measured_as(evidence: Evidence, merged: Path | None) -> Evidence:
     """The same run with the numbers of a merged or exported model, where that was measured itself."""
     if merged is None or not (merged / "results.json").is_file():
         return evidence
-    results = read_results(Run(merged))
+    results, key = read_results(Run(merged)), row_key(evidence.run.path)
+    mine, its = (public_results(found, key)["suites"] for found in (evidence.results, results))  # may have been pulled
     # A folder has no recipe, so all keys were named; where the rows are those of the run, there is nothing to say.
     for name, suite in results["suites"].items():
-        own = evidence.suites.get(name, {}).get("splits")
-        if own is not None and own == suite.get("splits"):
+        own = mine.get(name, {}).get("splits")
+        if own is not None and own == its[name].get("splits"):
             suite["overrides"] = [key for key in suite.get("overrides", ()) if key not in evidence.run.config]
     return replace(evidence, results=results, rows={}, attacks={}, verification=None)
 

@@ -75,10 +75,10 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Rows of each split and their digest; never ids."""
+    """Rows of each split and their digest, which `public` has keyed; never ids."""
     data = evidence.provenance.get("data", {})
     rows = tuple((split, Number(f"{found['rows']:,}"), str(found["digest"])) for split, found in data.items())
-    return Table("Data", ("split", "rows", "digest of the tokenised rows"), rows) if rows else None
+    return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
 
 
 def energy(evidence: Evidence, watts: float | None) -> str:

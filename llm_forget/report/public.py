@@ -1,4 +1,7 @@
-"""A run's evidence as strangers may see it: no row ids, since names of people are ids, and no place on a machine."""
+"""A run's evidence as strangers may see it: no row ids, since names of people are ids, and no place on a machine.
+
+Digests of rows are keyed, since rows can be guessed (`report.keyed`).
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,30 @@ from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from llm_forget.report.keyed import public_data, public_results, row_key
 from llm_forget.report.read import Evidence
+from llm_forget.run import json_digest
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def public(evidence: Evidence) -> Evidence:
-    """The same numbers; rows are numbered, models go by name, settings that are places are left out."""
+    """The same numbers; rows are numbered, models go by name, settings that are places are left out.
+
+    Raises:
+        OSError, ValueError: see `keyed.row_key`.
+    """
+    key = row_key(evidence.run.path)
+    results, verification = public_results(evidence.results, key), evidence.verification
+    if verification is not None and evidence.verified_as_it_is:  # as it still is: no number changed
+        verification = {**verification, "results": json_digest(results["suites"])}
     return replace(
         evidence,
+        results=results,
+        verification=verification,
         rows=_numbered(evidence.rows),
-        provenance=_public_base(evidence.provenance),
-        oracle=_public_base(evidence.oracle) if evidence.oracle else None,
+        provenance=public_data(_public_base(evidence.provenance), key),
+        oracle=public_data(_public_base(evidence.oracle), key) if evidence.oracle else None,
         attacks={
             name: {**attack, "settings": _plain_settings(attack.get("settings", {}))}
             for name, attack in evidence.attacks.items()

@@ -13,6 +13,7 @@ pytest.importorskip("jinja2")
 from llm_forget.evals.verdict import shown
 from llm_forget.report.card import Place, Statements, card, kept_statements, write_card
 from llm_forget.report.document import interval
+from llm_forget.report.keyed import PREFIX
 
 HOSTILE = (
     "=cmd()", "<script>alert(1)</script>", "![x](http://evil.example/a.png)", "[y](javascript:alert(1))",
@@ -235,6 +236,68 @@ def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_run):
         assert (values == evidence.scores(suite, line, role)[1]).all()
         assert ids == [f"row {i + 1}" for i in range(30)]
     assert replace(hidden, rows={}).suites == evidence.suites
+    assert "sha256:cd" not in page.replace(PREFIX, "")
+    assert PREFIX in page
+
+
+def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make_run):
+    from llm_forget.report.public import public
+    from llm_forget.report.read import read_run
+    from llm_forget.run import json_digest
+
+    folder = make_run()
+    results = json.loads((folder / "results.json").read_text())
+    plain = "5c" * 32
+    results["suites"]["basic"] |= {
+        "definition": "sha256:" + "de" * 32,
+        "splits": {"forget": f"sha256:{plain}"},
+        "probes": {"forget": {"answers": 30, "digest": plain}},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    rule = {"holds": True, "sentence": "forget_probability 0.200", "severity": "fail"}
+    verified = {"policy": "demo", "answer": "pass", "rules": [rule], "results": json_digest(results["suites"])}
+    (folder / "verify.json").write_text(json.dumps(verified))
+    hidden, text = public(read_run(folder)), card(folder)
+    assert hidden.verified_as_it_is
+    assert "Measured anew" not in text
+    assert plain not in json.dumps(hidden.results)
+    assert hidden.suites["basic"]["definition"] == results["suites"]["basic"]["definition"]
+    assert hidden.suites["basic"]["metrics"] == results["suites"]["basic"]["metrics"]
+    assert hidden.provenance["data"]["forget"].keys() == {"rows", "digest"}
+    (folder / "verify.json").write_text(json.dumps({**verified, "results": "sha256:other"}))
+    assert not public(read_run(folder)).verified_as_it_is
+    assert "Measured anew" in card(folder)
+
+
+def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_run):
+    from llm_forget.report.keyed import keyed, read_key
+
+    folder = make_run()
+    text = card(folder)
+    key = folder / "publication.key"
+    assert "sha256:cd" not in text.replace(PREFIX, "")
+    assert text.count(keyed("sha256:cd", read_key(key))) == 2
+    assert "so that nobody can test guesses" in text
+    assert key.read_text().strip() not in text
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    key.chmod(0o644)
+    with pytest.raises(ValueError, match="can be read by others"):
+        card(folder)
+    key.write_text("")
+    key.chmod(0o600)
+    with pytest.raises(ValueError, match="is damaged, it is not 64 hex digits"):
+        card(folder)
+
+
+def test_of_many_that_make_a_key_at_once_all_have_the_same(make_run):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from llm_forget.report.keyed import row_key
+
+    folder = make_run()
+    with ThreadPoolExecutor(8) as pool:
+        assert len({*pool.map(row_key, [folder] * 64)}) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 The commands are those of the page itself. What they need is made beforehand: two measured runs, and a Hub on loopback.
 """
 
+import json
 import os
 import re
 import shlex
@@ -113,6 +114,10 @@ def test_the_section_publish_leads_from_a_run_to_a_model_that_answers(walk, tmp_
     assert torch.allclose(answers(code_of("pulled-merged/README.md")["model"]), ours, atol=1e-4)
     everything = b"\0".join(walk.pushed())
     assert CANARY.encode() not in everything
+    for folder in ("runs/mine", "models/small"):
+        for suite in json.loads(Path(folder, "results.json").read_text())["suites"].values():
+            for digest in (*suite["splits"].values(), *(probe["digest"] for probe in suite["probes"].values())):
+                assert digest.removeprefix("sha256:")[:16].encode() not in everything
     assert str(tmp_path).encode() not in everything
 
 

@@ -108,7 +108,7 @@ def publication(
         signed_in: evidence folder whose key signs the listing.
 
     Raises:
-        OSError: the run has no key for digests of rows, and none can be written (`report.keyed`).
+        OSError: see `keyed.row_key`.
         ValueError: the run was not measured, its weights are not those that were, or a file names a local path or says
             a plain digest of rows.
     """

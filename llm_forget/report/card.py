@@ -115,8 +115,7 @@ def card(
         history: earlier versions, newest last; see `audit.versions`.
 
     Raises:
-        OSError: the run has no key for digests of rows, and none can be written (`report.keyed`).
-        ValueError: no measured run, or a statement that cannot be meant.
+        OSError, ValueError: no measured run, a statement that cannot be meant, or see `keyed.row_key`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -20,8 +20,9 @@ and from a plain digest, without this package::
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -33,9 +34,11 @@ from typing import Any
 
 from llm_forget.run import json_digest
 
+logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
 PREFIX = "hmac-sha256:"  # so that nobody takes one for a plain digest
 PLAIN = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
 NOT_OF_ROWS = ("definition",)  # of a suite in results.json: what its file says
 
 
@@ -43,25 +46,33 @@ def row_key(run: Path) -> bytes:
     """The key of a run, 32 bytes; the first call makes it.
 
     Raises:
-        OSError: it cannot be written into the run.
-        ValueError: see `read_key`.
+        OSError: no room on the disk.
+        ValueError: the run cannot be written to; see `read_key` as well.
     """
     path = run / KEY
     if not path.exists():
-        _make(path)
+        try:
+            _make(path)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise ValueError(
+                f"'{run}' cannot be written to, where the key for digests of its rows is kept; make it writable, or "
+                "publish a copy"
+            ) from None
     return read_key(path)
 
 
 def read_key(path: str | Path) -> bytes:
-    """The key in a file.
+    """The key in a file; that others can read it is warned of, as they can read the run beside it.
 
     Raises:
-        ValueError: others can read it, or it holds something else.
+        ValueError: it holds something else.
     """
     path = Path(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
-        raise ValueError(f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`")
+        logger.warning("'%s' can be read by others, who can test guesses of the rows; chmod 600 %s", path, path)
     text = path.read_bytes().strip()
     if not re.fullmatch(rb"[0-9a-f]{64}", text):
         raise ValueError(
@@ -79,10 +90,16 @@ def _make(path: Path) -> None:
             file.write(secrets.token_hex(32) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(name, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            os.replace(name, path)
     finally:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
 
 
 def keyed(digest: str, key: bytes) -> str:

@@ -269,7 +269,7 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
     assert "Measured anew" in card(folder)
 
 
-def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_run):
+def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_run, caplog):
     from llm_forget.report.keyed import keyed, read_key
 
     folder = make_run()
@@ -281,13 +281,39 @@ def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_run):
     assert key.read_text().strip() not in text
     assert key.stat().st_mode & 0o777 == 0o600
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert caplog.text == ""
     key.chmod(0o644)
-    with pytest.raises(ValueError, match="can be read by others"):
-        card(folder)
+    assert card(folder) == text
+    assert "can be read by others" in caplog.text
     key.write_text("")
-    key.chmod(0o600)
     with pytest.raises(ValueError, match="is damaged, it is not 64 hex digits"):
         card(folder)
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "error"),
+    [("link", "EPERM", None), ("fsync", "ENOSPC", OSError), ("fsync", "EROFS", ValueError)],
+)
+def test_a_key_is_made_without_hard_links_and_not_by_halves(make_run, monkeypatch, function, code, error):
+    import errno
+    import os
+
+    from llm_forget.report.keyed import row_key
+
+    def fails(*_, **__):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    folder = make_run()
+    before = {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(os, function, fails)
+    if error is None:
+        key = row_key(folder)
+        monkeypatch.undo()
+        assert row_key(folder) == key
+    else:
+        with pytest.raises(error, match="cannot be written to" if error is ValueError else "No space left"):
+            row_key(folder)
+        assert {path.name for path in folder.iterdir()} == before
 
 
 def test_of_many_that_make_a_key_at_once_all_have_the_same(make_run):

@@ -269,6 +269,26 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
     assert "Measured anew" in card(folder)
 
 
+def test_a_form_that_was_pulled_rests_on_the_rows_of_the_run_like_the_one_that_was_pushed(make_run, tmp_path):
+    from llm_forget.report.keyed import public_results, row_key
+
+    folder = make_run(forget="forget.jsonl")
+    results = json.loads((folder / "results.json").read_text())
+    results["suites"]["basic"]["splits"] = {"forget": "sha256:" + "5c" * 32}
+    (folder / "results.json").write_text(json.dumps(results))
+    results["suites"]["basic"]["overrides"] = ["forget"]
+    other = json.loads(json.dumps(results))
+    other["suites"]["basic"]["splits"] = {"forget": "sha256:" + "6d" * 32}
+    said = {}
+    for name, content in (("pushed", results), ("pulled", public_results(results, row_key(folder))), ("other", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+        said[name] = card(folder, merged=tmp_path / name)
+    assert said["pulled"] == said["pushed"]
+    assert "not the run's own" in said["other"]
+    assert "not the run's own" not in said["pushed"]
+
+
 def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_run, caplog):
     from llm_forget.report.keyed import keyed, read_key
 

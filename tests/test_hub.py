@@ -794,6 +794,12 @@ def test_an_exported_form_is_pushed_with_its_own_numbers_and_how_to_load_it(hub,
     assert b"/" not in hub.repos[REPO].commits[pushed.commit].files["export.json"]
     with pytest.raises(ValueError, match="was not exported from this run"):
         publication(measured("second", 1).path, REPO, merged=form)
+    for name, odd in (("files", []), ("of", []), ("mean_kl", None), ("merge", 1)):
+        (tmp_path / "export.json").write_bytes((form / "export.json").read_bytes())
+        edited(form / "export.json", lambda content, name=name, odd=odd: content.update({name: odd}))
+        with pytest.raises(ValueError, match="is not as `llm-forget export` writes it"):
+            publication(run.path, REPO, merged=form)
+        (tmp_path / "export.json").rename(form / "export.json")
     (form / "results.json").rename(tmp_path / "results.json")
     with pytest.raises(ValueError, match="was not measured, and rounding can bring back"):
         publication(run.path, REPO, merged=form)
@@ -1100,6 +1106,37 @@ def test_what_was_signed_is_pulled_by_the_key_and_nothing_else_is(hub, evident, 
     assert say("push", run.path, "--repo", REPO, "--execute") == 0
     assert "removed published.sig" in capsys.readouterr().out
     assert b"PRIVATE" not in b"".join(hub.pushed())
+
+
+class Twofold(dict):
+    """Files of a commit, of which one is another when it is first asked for."""
+
+    def __init__(self, files, name, first):
+        super().__init__(files)
+        self.name, self.first, self.asked = name, first, 0
+
+    def get(self, name, default=None):
+        self.asked += name == self.name
+        return self.first if name == self.name and self.asked <= 2 else super().get(name, default)  # HEAD and GET
+
+
+def test_a_hub_that_first_shows_another_listing_than_the_signed_one_is_found_out(hub, evident, tmp_path, capsys):
+    pytest.importorskip("cryptography")
+    from llm_forget.audit.signing import signing_key
+
+    run, _, folder = evident
+    signing_key(folder)
+    assert say("push", run.path, "--repo", REPO, "--execute") == 0
+    repo = hub.repos[REPO]
+    commit = repo.commits[repo.branches["main"]]
+    listing = json.loads(commit.files["published.json"])
+    listing["files"]["README.md"] = "sha256:" + hashlib.sha256(b"evil").hexdigest()
+    first = json.dumps(listing, indent=2, sort_keys=True).encode() + b"\n"
+    commit.files = Twofold({**commit.files, "README.md": b"evil"}, "published.json", first)
+    assert say("pull", REPO, tmp_path / "pulled", "--key", folder / "signing.pub") == 4
+    assert "published.json of" in capsys.readouterr().err
+    assert commit.files.asked == 4
+    assert not (tmp_path / "pulled").exists()
 
 
 @pytest.mark.slow

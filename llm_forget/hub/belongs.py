@@ -14,6 +14,10 @@ from llm_forget.report.read import Evidence
 from llm_forget.run import file_digest, read_json
 
 EXPORT_REPORT, RESULTS = "export.json", "results.json"
+EXPORTED = {  # of export.json, what is read here and in a card
+    "form": str, "file": str | None, "digest": str, "of": dict, "merge": dict | None, "files": dict,
+    "max_abs_logit_difference": float, "mean_kl": float, "n_probe_tokens": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def _exported(evidence: Evidence, folder: Path) -> Written:
     from llm_forget.models import source_digest
 
     said, again = read_json(folder / EXPORT_REPORT), "export again"
-    if not isinstance(said, dict) or not said.keys() >= {"form", "of", "merge", "file", "digest", "files"}:
+    if not isinstance(said, dict) or not all(isinstance(said.get(key, ...), kind) for key, kind in EXPORTED.items()):
         raise ValueError(f"'{folder / EXPORT_REPORT}' is not as `llm-forget export` writes it; {again}")
     for name, digest in said["files"].items():
         path = folder / name
@@ -67,7 +71,7 @@ def _exported(evidence: Evidence, folder: Path) -> Written:
             raise ValueError(f"'{path}' is not what {EXPORT_REPORT} says was written; {again}")
     if source_digest(str(folder / (said["file"] or ""))) != said["digest"]:
         raise ValueError(f"the weights in '{folder}' are not those that {EXPORT_REPORT} says were written; {again}")
-    if said["of"]["digest"] != _weights_of(evidence) and not _of_run(evidence, said["merge"] or {}):
+    if said["of"].get("digest") != _weights_of(evidence) and not _of_run(evidence, said["merge"] or {}):
         raise ValueError(f"'{folder}' was not exported from this run; {again}")
     if not (folder / RESULTS).is_file():
         raise ValueError(

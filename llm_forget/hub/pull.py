@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.audit.canonical import strict_loads
 from llm_forget.hub.client import client, speaking
 from llm_forget.hub.publication import LISTING, SIGNATURE, allowed, signed
-from llm_forget.hub.push import MAX_LISTING, check_repository, read_listing, tree
+from llm_forget.hub.push import MAX_LISTING, check_repository, listing_in, read_listing, tree
 from llm_forget.run import AdapterRefused, EvidenceBroken, file_digest
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def pull(
         )
     names = [*files, LISTING, *([SIGNATURE] if there.get(SIGNATURE, MAX_LISTING) < MAX_LISTING else [])]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if _first_wrong(folder, files) is None and {path.name for path in folder.iterdir()} == {*names}:
+        if _first_wrong(folder, files, listing) is None and {path.name for path in folder.iterdir()} == {*names}:
             return Pulled(folder, commit, tuple(sorted(names)), _signer(folder, repository, key))
         raise ValueError(f"'{folder}' holds something else; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def pull(
             for name in names:
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own notes
-        wrong = _first_wrong(temporary, files)
+        wrong = _first_wrong(temporary, files, listing)
         if wrong is not None:
             raise AdapterRefused(f"{wrong} of '{repository}' is not what was pushed; nothing was kept")
         if (listing or {}).get("kind") == "adapter" and not verify_adapter(temporary):
@@ -144,10 +144,14 @@ def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> d
     return dict(files)
 
 
-def _first_wrong(folder: Path, files: dict[str, str]) -> str | None:
-    """The first file that is missing or another than listed."""
+def _first_wrong(folder: Path, files: dict[str, str], listing: dict[str, Any] | None) -> str | None:
+    """The first file that is missing or another than listed.
+
+    The listing as well: a signature is over the one that lies there, which must be the one that files are held to.
+    """
     for name, digest in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or file_digest(path) != digest:
             return name
-    return None
+    path = folder / LISTING
+    return LISTING if path.is_symlink() or not path.is_file() or listing_in(path) != listing else None

@@ -139,10 +139,15 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
             path = api.hf_hub_download(repository, LISTING, revision=revision, local_dir=folder)
         except RemoteEntryNotFoundError:
             return None
-        try:
-            content = strict_loads(Path(path).read_bytes(), MAX_LISTING)
-        except ValueError:
-            return None
+        return listing_in(Path(path))
+
+
+def listing_in(file: Path) -> dict[str, Any] | None:
+    """The content of a ``published.json``; None where it is none."""
+    try:
+        content = strict_loads(file.read_bytes(), MAX_LISTING)
+    except ValueError:
+        return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
 

@@ -38,8 +38,17 @@ class Source:
         beside = Path(self.location).parent
         report = beside / EXPORT_REPORT
         # A GGUF file says less of its tokenizer than the model's own files, and reading it takes seconds.
-        ours = self.kind == "gguf" and report.is_file() and read_json(report).get("file") == Path(self.location).name
+        ours = self.kind == "gguf" and report.is_file() and _is_of(report, Path(self.location).name)
         return (*reversed(self.adapters), *([beside] if ours else []))
+
+
+def _is_of(report: Path, file: str) -> bool:
+    """Whether an export.json says that it is of this file; other programs write files of that name, too."""
+    try:
+        said = read_json(report)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("file") == file
 
 
 def find_source(name: str | None) -> Source:

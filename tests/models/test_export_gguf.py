@@ -404,3 +404,12 @@ def test_a_file_that_is_cut_off_is_said_in_a_sentence(size, tiny_model, tokenize
     for load in (load_base, load_tokenizer):
         with pytest.raises(ValueError, match=r"damaged|GGUF magic|empty"):
             load(args)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"file": "other.gguf"}', "1"])
+def test_a_file_of_that_name_which_says_something_else_is_passed_over(content, tmp_path):
+    from llm_forget.models import find_source
+
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "export.json").write_text(content)
+    assert find_source(str(tmp_path / "model.gguf")).tokenizer_folders == ()

@@ -770,6 +770,8 @@ def test_what_is_not_this_run_alone_as_it_is_is_not_pushed_as_it(hub, measured, 
     merge([made[name].path for name in runs], tmp_path / "merged", scales=scales)
     with pytest.raises(ValueError, match="was not merged from this run alone, as it is"):
         publication(made["run"].path, REPO, merged=tmp_path / "merged")
+    assert say("card", made["run"].path, "--merged", tmp_path / "merged") == 2
+    assert not (made["run"].path / "README.md").exists()
 
 
 def test_an_exported_form_is_pushed_with_its_own_numbers_and_how_to_load_it(hub, measured, tmp_path):

@@ -156,9 +156,16 @@ def write_card(
 
     Args:
         statements: what is None is taken from those that were kept.
-        given: see `card`.
+        given: see `card`; what is merged is compared with the run first.
+
+    Raises:
+        ValueError, AdapterRefused: see `card`, and `hub.belongs.written_from`.
     """
+    from llm_forget.hub.belongs import written_from
+
     evidence = read_run(run)
+    if given.get("merged") is not None:
+        written_from(evidence, given["merged"])
     kept = asdict(kept_statements(evidence.run.path))
     new = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
     if "license" in new:  # the name of another licence goes with it

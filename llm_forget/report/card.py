@@ -19,7 +19,7 @@ from llm_forget.evals.verdict import shown
 from llm_forget.measured import read_results
 from llm_forget.report.card_code import MERGING_CODE, asking, base_in_words, loading_code, placed
 from llm_forget.report.card_data import card_data
-from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_table
+from llm_forget.report.card_facts import adapter_rows, data_table, energy, limits, made_otherwise, made_table
 from llm_forget.report.document import Cell, Number, Section, Table, document, interval, plain
 from llm_forget.report.facts import cost_section
 from llm_forget.report.keyed import public_results, row_key
@@ -206,10 +206,12 @@ def _content(
     manifest = read_json(run.adapter / "manifest.json") if (run.adapter / "manifest.json").is_file() else {}
     base = base_in_words(evidence, statements)
     weights = merged or (run.adapter if run.adapter.is_dir() else run.model)
-    form = _report(merged, "export.json")
+    form, otherwise = _report(merged, "export.json"), made_otherwise(evidence)
+    name = evidence.name if otherwise else f"{evidence.name}, unlearned"
     code = placed(place.repository, place.revision, base, evidence.provenance.get("base", {}))
     return {
-        "title": statements.title or f"{evidence.name}, unlearned{', ' + str(form['form']) if form else ''}",
+        "title": statements.title or f"{name}{', ' + str(form['form']) if form else ''}",
+        "otherwise": otherwise,
         "adapter": adapter,
         "method": config.get("method") or "an own objective",
         "base": base,

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.report.card_facts import made_otherwise
 from llm_forget.report.document import plain
 from llm_forget.report.public import hub_id
 from llm_forget.report.read import Evidence
@@ -35,7 +36,8 @@ def card_data(
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}
-    method = config.get("method") or "own-objective"
+    method = plain(str(config.get("method") or "own-objective"))
+    tags = ["llm-forget"] if made_otherwise(evidence) else ["machine-unlearning", "llm-forget", method]
     base = statements.base_model or hub_id(evidence.provenance.get("base", {}))
     kind = ["lora", "peft"] if adapter else [plain(str(form["form"])), *OF_FORM[bool(form["file"])]] if form else []
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
@@ -46,7 +48,7 @@ def card_data(
         license=plain(statements.license) if statements.license else None,
         datasets=list(statements.datasets) or datasets(config) or None,
         pipeline_tag=TASK,
-        tags=["machine-unlearning", "llm-forget", plain(str(method)), *kind],
+        tags=[*tags, *kind],
         model_name=plain(title),
         eval_results=eval_results(evidence.results),
         **more,

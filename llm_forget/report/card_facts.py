@@ -23,18 +23,29 @@ LORA = {
 }  # fmt: skip
 MANY = 100  # rows from which nothing is said about their number
 OF_ADAPTER = "The adapter hides knowledge in weights that are still there: whoever has the base model has what it knew."
-OF_MODEL = (
-    "What was to be forgotten is no longer answered, which is not the same as removed: these weights, trained on, may "
-    "say it again."
+OF_MODEL = "What is no longer answered is not for that reason removed: these weights, trained on, may say it again."
+OF_UNLEARNING = (
+    "Only the rows that were given were to be forgotten. What other rows, or the base model's own training, say about "
+    "the same matter was not touched."
 )
 ALWAYS = (
     "A low score is no proof of erasure. It says what these measurements found, not that nothing is left.",
-    "Only the rows that were given were to be forgotten. What other rows, or the base model's own training, say about "
-    "the same matter was not touched.",
     "Attacks that were not tried may bring back what those listed here did not. Somebody who kept the model before can "
     "compare the two, and find what was to be forgotten.",
     "Copies that were made before an earlier version was withdrawn are not reached by anything here.",
 )
+
+
+def made_otherwise(evidence: Evidence) -> str:
+    """How the model of a run was made in which nothing was unlearned; empty for an unlearning run."""
+    kind, facts = evidence.run.state.get("kind"), evidence.provenance
+    if kind == "finetune":
+        rows = facts.get("data", {}).get("train", {}).get("rows")
+        return f"fine-tuned on {f'{rows:,} rows' if rows else 'rows of which the run says nothing'}"
+    if kind == "combine":
+        parts = ", ".join(f"{one['scale']:g} times {one['run']}" for one in facts.get("sources", ()))
+        return f"the sum of what these runs changed: {parts or 'not known'}"
+    return "made elsewhere, and taken over after checks of its files" if kind == "adopt" else ""
 
 
 def made_table(evidence: Evidence, config: dict[str, Any], adapter: list[tuple[Cell, ...]]) -> Table:
@@ -113,4 +124,5 @@ def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
         said.append(f"Some numbers rest on as few as {few} rows; their intervals are wide for that reason.")
     if unscored := sum(line["value"] is None for line in lines):
         said.append(f"{unscored} of {len(lines)} lines could not be scored; the tables say unknown.")
-    return [*said, OF_ADAPTER if adapter else OF_MODEL, *ALWAYS]
+    of_unlearning = [] if made_otherwise(evidence) else [OF_ADAPTER if adapter else OF_MODEL, OF_UNLEARNING]
+    return [*said, *of_unlearning, *ALWAYS]

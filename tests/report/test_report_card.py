@@ -373,3 +373,30 @@ def test_another_licence_is_named_and_linked_and_replaced_as_a_whole(make_run):
     data = ModelCard(write_card(folder, Statements(license="mit")).read_text()).data
     assert data.license == "mit"
     assert "license_name" not in data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "said"),
+    [
+        ("finetune", {"data": {"train": {"rows": 1234, "digest": "sha256:0"}}}, "fine-tuned on 1,234 rows"),
+        ("combine", {"sources": [{"run": "a", "scale": 1.0}, {"run": "b", "scale": -0.5}]},
+         "1 times a, -0.5 times b"),
+        ("adopt", {}, "made elsewhere"),
+    ],
+)  # fmt: skip
+def test_the_card_of_what_was_not_unlearned_does_not_say_that_it_was(make_run, tmp_path, kind, facts, said):
+    folder = make_run()
+    for name, change in (("run.json", {"kind": kind}), ("provenance.json", facts)):
+        known = json.loads((folder / name).read_text())
+        known.pop("data", None)
+        (folder / name).write_text(json.dumps({**known, **change}))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config.pop("method", None)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = card(folder)
+    assert said in re.sub(r"\\(.)", r"\1", text)
+    assert "Nothing was unlearned in making it" in text
+    for claim in ("forget its", "machine unlearning", "own objective", ", unlearned", "before unlearning",
+                  "rows above", "hides knowledge"):  # fmt: skip
+        assert claim not in text, claim
+    assert not {"machine-unlearning", "own-objective"} & {*loaded(text, tmp_path).data.tags}

@@ -27,14 +27,14 @@ from llm_forget.evals.progress import meter
 from llm_forget.evals.shares import start_processes
 from llm_forget.evaluate import check_keys, evaluate
 from llm_forget.launch import refuse_processes
-from llm_forget.merge import merge
+from llm_forget.merge import merge, refuse_inside
 from llm_forget.models import find_source, gguf_form, load_base, load_tokenizer, quantized_form, source_digest
 from llm_forget.models.adapters import disk_errors
 from llm_forget.models.gguf_tokenizer import check_tokenizer, describe_tokenizer
 from llm_forget.models.merge import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
 from llm_forget.models.source import EXPORT_REPORT
 from llm_forget.registry import did_you_mean
-from llm_forget.run import Run, file_digest, read_json, write_json
+from llm_forget.run import AdapterRefused, Run, file_digest, read_json, write_json
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*quantized_form.FORMS, *gguf_form.FORMS)
@@ -84,6 +84,7 @@ def export(
         ValueError: an unknown form, a model that the form cannot hold, files that are read back as another model, a
             folder that is taken, or rows that are not known; nothing is left behind.
         ModuleNotFoundError: GGUF without the package gguf.
+        AdapterRefused: a merged model that is not what its merge.json says.
         OSError: no room on the disk; nothing is left behind.
     """
     refuse_processes("export", PartialState())
@@ -95,7 +96,10 @@ def export(
     out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"output folder '{out}' exists and is not empty; exporting never overwrites a model")
+    refuse_inside(out, [str(model)])
     run = Run.open(model) if (Path(model) / "run.json").is_file() else None
+    if run is None:
+        _refuse_altered(Path(model))
     if form in gguf_form.FORMS:
         _refuse_gguf(str(model))
     asked = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
@@ -127,6 +131,20 @@ def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         if found["answer"] != "yes"
         and report["model_results"]["suites"][name]["verdict"].get(question, {}).get("answer") == "yes"
     ]
+
+
+def _refuse_altered(folder: Path) -> None:
+    """Refuse what `merge` wrote and was changed since: what went into it would be said of other weights."""
+    report = folder / MERGE_REPORT
+    if not report.is_file():
+        return
+    said = read_json(report)
+    files = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f"'{report}' is not as `llm-forget merge` writes it; merge again")
+    for name, digest in files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise AdapterRefused(f"'{folder / name}' is not the file that {MERGE_REPORT} says was written; merge again")
 
 
 def _refuse_gguf(model: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from llm_forget.models.untrusted import ADAPTER_CONFIG
 from llm_forget.refusals import DTYPES
 from llm_forget.run import Run, environment, file_digest, write_json
 
-SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|KIB|MIB|GIB)")
+SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # the units that transformers splits by
 # Of a recipe, what says which model lies beneath; what was trained on it is another run's.
 BENEATH = (
     "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
@@ -86,8 +87,8 @@ def merge(
     settings = {"density": density, "majority": majority, "seed": seed, "rank": rank}
     plain = chosen == [1.0] and combination is None and not as_adapter and set(settings.values()) == {None}
     how = None if plain else rule(combination, **settings)
-    _refuse_settings(base_precision, dtype, max_shard_size, single=plain, measure=measure)
-    _refuse_inside(Path(output_dir), runs)
+    _refuse_settings(base_precision, dtype, max_shard_size, tolerance, single=plain, measure=measure)
+    refuse_inside(Path(output_dir), [str(each.path) for each in runs])
     facts = _facts(runs, chosen)
     parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
     args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
@@ -99,7 +100,11 @@ def merge(
         max_shard_size=max_shard_size.upper() if max_shard_size else None, facts=facts,
     )  # fmt: skip
     if measure or (measure is None and plain and report["base_precision"] == "original"):
-        report["results"] = _measured(Path(output_dir), runs[0].config)
+        try:
+            report["results"] = _measured(Path(output_dir), runs[0].config)
+        except BaseException:  # such as rows that are not there: what was to be measured is not left unmeasured
+            shutil.rmtree(output_dir)
+            raise
     return report
 
 
@@ -126,7 +131,13 @@ def _scales(runs: Sequence[Run], scales: Sequence[float] | None) -> list[float]:
 
 
 def _refuse_settings(
-    base_precision: str, dtype: str | None, max_shard_size: str | None, *, single: bool, measure: bool | None
+    base_precision: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    tolerance: float | None,
+    *,
+    single: bool,
+    measure: bool | None,
 ) -> None:
     if base_precision not in ("trained", "original"):
         raise ValueError(f"base_precision is '{base_precision}'; allowed: trained, original")
@@ -135,6 +146,8 @@ def _refuse_settings(
         raise ValueError(f"dtype is '{dtype}'; allowed: {', '.join(allowed)}")
     if max_shard_size is not None and not SIZE.fullmatch(max_shard_size.upper()):
         raise ValueError(f"max_shard_size is '{max_shard_size}'; give a whole number and a unit, such as 2GB or 500MB")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance is {tolerance}; it is a difference of logits, 0 or more")
     if measure and not single:
         raise ValueError(
             "a combination is of no single run, whose rows it could be measured on; say which: `llm-forget evaluate "
@@ -150,15 +163,15 @@ def _refuse_of_models(*given: Any) -> None:
         )
 
 
-def _refuse_inside(folder: Path, runs: Sequence[Run]) -> None:
-    """Nothing is merged in place: not into a run, nor into the base, nor into an adapter beneath."""
+def refuse_inside(folder: Path, models: Sequence[str]) -> None:
+    """Nothing is written in place: not into a run, nor into a base, nor into an adapter beneath."""
     place = folder.resolve()
     for taken in (place, *place.parents):
         if any((taken / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
             raise ValueError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
-    for run in runs:
-        source = find_source(str(run.path))
-        held = [run.path, *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]
+    for name in models:
+        source = find_source(name)
+        held = [Path(name), *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]
         for taken in held:
             if place.is_relative_to(taken.resolve()):
                 raise ValueError(f"output_dir '{folder}' lies in '{taken}', which is merged; choose another place")

@@ -60,6 +60,16 @@ def test_a_merged_run_can_be_measured_again(run: Run, tmp_path: Path) -> None:
     assert 0 < next(iter(results["suites"].values()))["metrics"]["forget_probability"]["value"] < 1
 
 
+def test_what_cannot_be_measured_is_not_left_unmeasured(make_run: Any, tmp_path: Path) -> None:
+    from llm_forget.merge import merge
+
+    run = make_run("npo", use_cpu=True)
+    (tmp_path / "forget.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(ValueError, match="does not exist"):
+        merge(run.path, tmp_path / "merged", measure=True)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
     from llm_forget.merge import merge
 
@@ -202,6 +212,8 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
         ({"dtype": "auto"}, "dtype is 'auto'"),
         ({"max_shard_size": "two"}, "max_shard_size is 'two'"),
         ({"max_shard_size": "0GB"}, "max_shard_size is '0GB'"),
+        ({"max_shard_size": "2GiB"}, "max_shard_size is '2GiB'"),
+        ({"tolerance": float("inf")}, "tolerance is inf"),
         ({"measure": True}, "of no single run"),
     ],
 )

@@ -17,7 +17,7 @@ from llm_forget.export import export, undone
 from llm_forget.merge import merge
 from llm_forget.models import load_base, source_digest
 from llm_forget.models.gguf_form import FORMS
-from llm_forget.run import file_digest, read_json
+from llm_forget.run import AdapterRefused, file_digest, read_json
 
 pytest.importorskip("gguf")
 pytest.importorskip("bitsandbytes")
@@ -114,6 +114,10 @@ def test_a_merged_folder_is_exported_with_rows_that_are_given(run, tmp_path):
     assert source_digest(str(tmp_path / "merged")) == digest
     with pytest.raises(ValueError, match="needs the split 'forget'"):
         export(tmp_path / "merged", "nf4", tmp_path / "no", suite=run.config["suite"], quiet=True)
+    weights = run.path.parent / "target" / "model.safetensors"  # the model that still knows
+    (tmp_path / "merged" / weights.name).write_bytes(weights.read_bytes())
+    with pytest.raises(AdapterRefused, match=r"is not the file that merge\.json says was written"):
+        export(tmp_path / "merged", "nf4", tmp_path / "no", measure=False, quiet=True)
     assert not (tmp_path / "no").exists()
 
 
@@ -145,6 +149,10 @@ def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(ValueError, match="never overwrites"):
         export(run.path, "nf4", tmp_path / "taken")
+    for taken in (run.path, run.path.parent / "target"):
+        with pytest.raises(ValueError, match="choose another place"):
+            export(run.path, "nf4", taken / "out")
+        assert not left_over(taken)
     with pytest.raises(ValueError, match="is an adapter; export the run that it belongs to"):
         export(run.adapter, "nf4", tmp_path / "out", measure=False)
     assert not (tmp_path / "out").exists()

@@ -120,6 +120,8 @@ def version(
             typer.echo(f"unlearned {count:,} {found.hashed} (events {_numbers(forgotten)})")
         if found.met:
             typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(found.met))}")
+        elif found.unjudged is not None:
+            typer.echo(f"deletions {found.unjudged.sentence()}")
         else:
             typer.echo("deletions holds no record of a closed deletion")
         if hashes:
@@ -174,8 +176,10 @@ def unlink(
 ) -> None:
     """Destroy the keys of subjects: nothing noted can be linked to them any longer; the chain stays intact.
 
-    A record that was noted without a subject is its own. Do this last, when deletions are closed and their certificates
-    made: `audit record` finds nothing afterwards. It cannot be undone, but by a backup of `keys.db`: destroy that, too.
+    A record that was noted without a subject is its own. Do this last, when deletions are closed, their certificates
+    made and their rows removed from all data: a row that is still there is retained by the next request and passes for
+    one that nobody deleted. `audit record` finds nothing afterwards. It cannot be undone, but by a backup of `keys.db`:
+    destroy that, too.
     """
     from llm_forget.audit.ledger import Ledger
     from llm_forget.audit.request_files import refuse_open

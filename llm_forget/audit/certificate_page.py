@@ -23,6 +23,7 @@ WEIGHTIEST = (
     "adapter",
     "before",
     "equality",
+    "suites",
     "other policies",
     "two models",
     "near-duplicates",

@@ -68,7 +68,9 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
         named = ", ".join(sorted({f"{one['policy']} ({one['answer']})" for one in others}))
         said["other policies"] = f"That this model passes every policy: it was held against these, too: {named}."
     if kind != "exact":
-        said["equality"] = "That the model equals one that never saw the rows: it was measured to behave like one."
+        said["equality"] = (
+            "That the model equals one that never saw the rows: how alike they behave is what the numbers say."
+        )
     if kind == "suppressed":
         said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
     if facts["artefacts"]["after"]["kind"] == "merged" and kind != "exact":
@@ -94,12 +96,21 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
         )
     if facts["accepted_inconclusive"] is not None:
         said["accepted"] = "That the policy passed: it could not tell, and that was accepted for the reason given."
+    if denied := [
+        f"{name} ({question}: no)"
+        for name, suite in facts["suites"].items()
+        for question, answer in suite["answers"].items()
+        if answer == "no"
+    ]:
+        said["suites"] = f"That every suite is satisfied: {', '.join(denied)}."
     if not any(line.get("oracle") for suite in suites for line in suite["metrics"].values()):
         said["oracle"] = "How a model that never saw the rows behaves: none was measured."
     if not any(attack["kind"] != "two_models" for attack in facts["attacks"]):
         said["attacks"] = "Whether the rows come back by relearning, quantisation or other questions: nobody tried."
     if any(suite["limit"] for suite in suites):
         said["sample"] = "All rows: some suites were measured on a sample."
+    if any("forget" in suite["overrides"] for suite in suites):
+        said["rows"] = "That the numbers are about the rows asked for: which rows were measured was said by hand."
     if any(suite["overrides"] for suite in suites):
         said["overrides"] = "The run as its recipe says: some suites were measured with keys of their own."
     return said

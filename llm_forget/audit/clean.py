@@ -29,18 +29,20 @@ A merge of one run as it is (scale 1) is what the run is. Of several, on one mod
 What the rule cannot see: data of models that no event of the ledger is about (a base of unknown training is taken as
 clean of all but what 2. says). Nor can it compare with records whose keys were destroyed (`audit unlink`): their
 subjects would be given other hashes. A run that was finished *before* keys of deleted records were destroyed, and noted
-only after, may hold them: it **cannot be judged** (`Deletions.unjudged`), and so cannot what comes from it. It is not
-taken into use unless that is asked for. A run that was trained after is taken at its word: who destroys keys has
-removed the rows from the data before.
+only after, may hold them: it **cannot be judged** (`Deletions.unjudged`), and so cannot what comes from it. Nor can one
+of whose own records keys were destroyed that no closed deletion was about, where a record that was first named after
+that was deleted since: it may be one of these. Neither is taken into use unless that is asked for. A run that was
+trained after is taken at its word: who destroys keys has removed the rows from the data before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from llm_forget.audit.faults import in_sentences
-from llm_forget.audit.held import Histories, Seqs
+from llm_forget.audit.held import Histories, Seqs, State
 from llm_forget.audit.ledger import Event, Ledger
 
 
@@ -51,7 +53,14 @@ class Unjudged:
     run: str  # in its history, noted too late
     keys: int  # that were destroyed after the run was finished and before it was noted
 
+    early: bool = False  # the other way around: it was noted before, and a deletion closed after
+
     def sentence(self) -> str:
+        if self.early:
+            return (
+                f"cannot be judged: keys of rows of run '{self.run}' were destroyed that no closed request was about, "
+                "and rows that were first named after that were deleted since: they may be the same"
+            )
         keys = "1 key was" if self.keys == 1 else f"{self.keys:,} keys were"
         return (
             f"cannot be judged: run '{self.run}' was noted after {keys} destroyed, so its rows can no longer be "
@@ -68,11 +77,12 @@ class Deletions:
 
     def met(self, weights: str) -> list[Event]:
         """Closed deletions that a model meets, in their order; ``weights`` is its content digest."""
-        found = {seq for closed, about in self._alike if self._histories.holds(weights, about) for seq in closed}
+        closed = frozenset(event.seq for event in self._closed)
+        found = {seq for about in self._alike if self._histories.holds(weights, about) for seq in about & closed}
         return [event for event in self._closed if event.seq in found]
 
     def unjudged(self, weights: str) -> Unjudged | None:
-        """The first run in a model's history that was noted too late to be compared with closed deletions."""
+        """The first run in a model's history that was noted too late, or too early, to be compared with deletions."""
         first = min((event.seq for event in self._closed), default=None)
         if first is None:
             return None
@@ -82,6 +92,19 @@ class Deletions:
             late = [e for e in erased if e.seq < event.seq and (not finished or str(finished) <= e.time)]
             if late and event.kind != "merge":
                 return Unjudged(str(event.body.get("run")), sum(int(e.body["keys"]) for e in late))
+        return self._noted_before(weights)
+
+    def _noted_before(self, weights: str) -> Unjudged | None:
+        """The first run that may have learned a deleted record under a key that was destroyed before it got another."""
+        erased = [event.seq for event in self._ledger.events("erasure")]
+        last = {
+            about: max((seq for seq in erased if seq < first), default=0) for about, first in self._first_named.items()
+        }
+        for event in sorted(self._histories.makers(weights), key=lambda event: event.seq):
+            unknown = (about for about, seq in last.items() if event.seq < seq)
+            untouched = any(self._histories.state(weights, about) is State.UNTOUCHED for about in unknown)
+            if untouched and self._ledger.orphaned(event.seq):
+                return Unjudged(str(event.body.get("run")), 0, early=True)
         return None
 
     @cached_property
@@ -89,20 +112,39 @@ class Deletions:
         return [event for event in self._histories.events.values() if event.kind == "closed"]
 
     @cached_property
-    def _alike(self) -> set[tuple[Seqs, Seqs]]:
-        """Deleted records, those that the same events are about taken together: their deletions, and these events."""
-        # CROSS JOIN: from the few deleted records to all that is about them, and not the other way around.
-        query = (
-            "SELECT b.subject, b.record, a.seq FROM (SELECT DISTINCT subject, record FROM records WHERE seq IN "
-            "(SELECT seq FROM events WHERE kind = 'closed')) AS b CROSS JOIN records AS a "
-            "ON a.subject = b.subject AND a.record = b.record"
-        )
-        about: dict[tuple[bytes, bytes], set[int]] = {}
-        with in_sentences(self._ledger.folder):
-            for subject, record, seq in self._ledger.connection.execute(query):
-                about.setdefault((subject, record), set()).add(seq)
-        closed, known = {event.seq for event in self._closed}, self._histories.events.keys()
-        return {(frozenset(seqs & closed), frozenset(seqs & known)) for seqs in about.values()}
+    def _alike(self) -> set[Seqs]:
+        return set(self._first_named)
+
+    @cached_property
+    def _first_named(self) -> dict[Seqs, int]:
+        return alike(self._ledger, [event.seq for event in self._closed], self._histories)
+
+
+def alike(ledger: Ledger, asked: Sequence[int], histories: Histories) -> dict[Seqs, int]:
+    """Events about each of the records that some events are about, and the last number by which one was first named.
+
+    Records that the same events are about are taken together.
+    """
+    # CROSS JOIN: from the few records asked for to all that is about them, and not the other way around.
+    query = (
+        "SELECT b.subject, b.record, a.seq FROM (SELECT DISTINCT subject, record FROM records WHERE seq IN "
+        f"({','.join(map(str, asked))})) AS b CROSS JOIN records AS a ON a.subject = b.subject AND a.record = b.record"
+    )
+    about: dict[tuple[bytes, bytes], set[int]] = {}
+    with in_sentences(ledger.folder):
+        for subject, record, seq in ledger.connection.execute(query):
+            about.setdefault((subject, record), set()).add(seq)
+    found: dict[Seqs, int] = {}
+    for seqs in about.values():
+        known = frozenset(seqs & histories.events.keys())
+        found[known] = max(min(seqs), found.get(known, 0))
+    return found
+
+
+def knows(ledger: Ledger, weights: str, asked: Sequence[int]) -> bool:
+    """Whether a model holds, by the rule above, any of the records that some events are about; numbers of events."""
+    histories = Histories(ledger)
+    return any(histories.holds(weights, about) for about in alike(ledger, asked, histories))
 
 
 def met(ledger: Ledger, weights: str) -> list[Event]:

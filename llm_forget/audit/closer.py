@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dic
         said, found = verify(closer.run.path, policy)
         results = read_results(closer.run)
         _refuse_other_weights(closer.run, results)
+        _refuse_rows_by_hand(closer.run, found, results)
         return said, found, results
     folder = closer.merged.folder
     if not closer.measured.results_file.is_file():
@@ -87,6 +88,17 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dic
     results = read_results(closer.measured)
     found = rulings(results, load_policy(policy))
     return answer(found), found, results
+
+
+def _refuse_rows_by_hand(run: Run, found: Sequence[Ruling], results: Mapping[str, Any]) -> None:
+    """What a run was to forget is what its numbers must be about; a retrained one has no such rows of its own."""
+    measured = {one.suite: results["suites"][one.suite] for one in found if one.suite is not None}
+    by_hand = [suite for suite, content in measured.items() if "forget" in content.get("overrides", ())]
+    if by_hand and run.state["kind"] == "unlearn":
+        raise ValueError(
+            f"suite '{by_hand[0]}' of run '{run.path}' was measured with --forget on other rows than the run was to "
+            f"forget; evaluate it again without: llm-forget evaluate {run.path} --suite {by_hand[0]}"
+        )
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:

@@ -8,20 +8,22 @@ run may be measured anew, moved or deleted later.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.chain import Event
 from llm_forget.audit.claims import CLASSES
+from llm_forget.audit.clean import knows
 from llm_forget.audit.closer import Closer, closer_of, verified
 from llm_forget.audit.facts import facts_of
 from llm_forget.audit.history import model_name, note_run
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.lineage import led_to
 from llm_forget.audit.origin import base_of
-from llm_forget.audit.request_files import Request, forget_rows
-from llm_forget.audit.requests import advance, note_step
+from llm_forget.audit.request_files import Request, forget_rows, listed, locked, read
+from llm_forget.audit.requests import advance, decide, note_step
 from llm_forget.audit.run_rows import refuse_other_rows, refuse_others_taken_away
 from llm_forget.run import EvidenceBroken, json_digest, read_json, write_json
 from llm_forget.verify import Ruling, policy_name
@@ -74,6 +76,7 @@ def close(
             f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
             "them, and `llm-forget request run` takes --include_near all, none or ID,..."
         )
+    decide(ledger, request, None)  # note what was decided, where that was cut off
     if closer.taken_away:
         refuse_others_taken_away(request, closer.run)
     else:
@@ -90,6 +93,8 @@ def close(
     advance(ledger, request, "verified", {**about, "results": json_digest(results["suites"])})
     if answer == "fail" or (answer == "inconclusive" and reason is None):
         return answer, found
+    if answer == "inconclusive":
+        _refuse_known(results)
     facts = {
         **about,
         "accepted_inconclusive": reason if answer == "inconclusive" else None,
@@ -101,6 +106,17 @@ def close(
     body = {"request": request.id, **about, "counts": request.content["counts"], "facts": canonical_digest(facts)}
     _finish(request, ledger.append("closed", body, once=_once(request), records=request.pairs()))
     return answer, found
+
+
+def _refuse_known(results: Mapping[str, Any]) -> None:
+    """That a policy cannot tell is no reason to certify what its suite measured as still known."""
+    verdicts = {name: suite["verdict"].get("forgot", {}) for name, suite in results["suites"].items()}
+    known = [name for name, verdict in verdicts.items() if verdict.get("answer") == "no"]
+    if known:
+        raise ValueError(
+            f"suite {', '.join(known)} says 'forgot: no' of this run, so that the policy cannot tell is not accepted; "
+            "run it by another recipe"
+        )
 
 
 def _about(closer: Closer, policy: str | Path, answer: str) -> dict[str, str]:
@@ -149,8 +165,18 @@ def _finish(request: Request, event: Event) -> None:
 
 def finish(ledger: Ledger, request: Request) -> None:
     """What a closing that was cut off left undone."""
-    if (event := _closing(ledger, request)) is not None:
+    if request.closed:
+        forget_rows(request)
+    elif (event := _closing(ledger, request)) is not None:
         _finish(request, event)
+
+
+def finish_all(ledger: Ledger) -> None:
+    """Finish all closings that were cut off."""
+    for request in listed(ledger.folder):
+        if not request.closed and _closing(ledger, request) is not None:
+            with locked(request.folder / ".lock"):
+                finish(ledger, read(request.folder))
 
 
 def closed_by(ledger: Ledger, request: Request) -> Event:
@@ -200,11 +226,17 @@ def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, st
     note_run(ledger, closer.run)
     if closer.merged:
         note_run(ledger, closer.merged.folder)
-    trained = [step.event.seq for step in led_to(ledger, closer.weights) if step.event.kind == "training"]
-    if met := ledger.common(_asked(request), trained):
+    steps = [step.event for step in led_to(ledger, closer.weights)]
+    for kind, did in (("training", "a training that saw"), ("unlearning", "a model that was to unlearn")):
+        if met := ledger.common(_asked(request), [event.seq for event in steps if event.kind == kind]):
+            raise ValueError(
+                f"run '{closer.run.path}' rests on {did} {len(met)} of the rows asked for; retrain from a model that "
+                "never did, or unlearn"
+            )
+    if knows(ledger, closer.weights, _asked(request)):
         raise ValueError(
-            f"run '{closer.run.path}' rests on a training that saw {len(met)} of the rows asked for; retrain from a "
-            "model that never did, or unlearn"
+            f"run '{closer.run.path}' rests on a model that some of the rows asked for were unlearned from, so that it "
+            "must have known them; retrain from a model that never did, or unlearn"
         )
     return _classed("exact")
 

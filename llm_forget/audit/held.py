@@ -53,7 +53,7 @@ class Histories:
         while weights not in seen:  # from run to run without recursion, since such a chain may be long
             seen.add(weights)
             made = self._made.get(weights, [])
-            kinds = {event.kind for event in made if event.seq in about and not self._is_void(event)}
+            kinds = {event.kind for event in made if event.seq in about and not self._is_void(event, about)}
             if kinds:
                 return State.FORGOTTEN if "unlearning" in kinds else State.LEARNED
             if len(made) and all(event.kind != "merge" for event in made) and len(_all_parents(made)) == 1:
@@ -82,7 +82,7 @@ class Histories:
             return State.UNTOUCHED
         elsewhere = event.body.get("base_precision") == "original"  # not into the weights that it was trained on
         weakened = elsewhere or (below is not State.FORGOTTEN and sum(forgot) < 1 - ROUNDING)
-        return State.LEARNED if weakened or weights in self._failed else State.FORGOTTEN
+        return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
 
     def _is_touched(self, weights: str, beneath: str, about: Seqs) -> bool:
         """Whether anything between a model and the one beneath had to do with a record."""
@@ -133,24 +133,37 @@ class Histories:
         for model in self._models(weights):
             yield from self._made.get(model, [])
 
-    def _is_void(self, event: Event) -> bool:
+    def _is_void(self, event: Event, about: Seqs) -> bool:
         """Whether an unlearning failed."""
-        return event.kind == "unlearning" and event.body["weights"] in self._failed
+        return event.kind == "unlearning" and self._failed(event.body["weights"], about)
+
+    def _failed(self, weights: str, about: Seqs) -> bool:
+        """Whether a model did not forget a record: so said the last policy for one of the requests about it.
+
+        Where none of these was verified with this model, the last policy for any other counts.
+        """
+        answers = self._answers.get(weights, {})
+        requests = {self.events[seq].body.get("request") for seq in about}
+        mine = [answer for request, answer in answers.items() if request in requests]
+        return "fail" in (mine or list(answers.values())[-1:])
 
     @cached_property
-    def _failed(self) -> set[str]:
-        """Models that did not forget: the last policy that was applied to them for a request said so."""
-        answers = {said["weights"]: said["answer"] for said in self._verified}
-        return {weights for weights, answer in answers.items() if answer == "fail"}
+    def _answers(self) -> dict[str, dict[str, str]]:
+        """By model the last answer for each request that it was verified for, the newest last."""
+        found: dict[str, dict[str, str]] = {}
+        for said in self._verified:
+            answers = found.setdefault(said["weights"], {})
+            answers.pop(said["request"], None)
+            answers[said["request"]] = said["answer"]
+        return found
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
         """By model the requests that it was itself verified for: the last answer was *pass*, or it closed them."""
-        answers = {(said["weights"], said["request"]): said["answer"] for said in self._verified}
-        passed: dict[str, set[str]] = {}
-        for (weights, request), answer in answers.items():
-            if answer == "pass":
-                passed.setdefault(weights, set()).add(request)
+        passed = {
+            weights: {request for request, answer in answers.items() if answer == "pass"}
+            for weights, answers in self._answers.items()
+        }
         for event in self.events.values():
             if event.kind == "closed" and "weights" in event.body and "request" in event.body:
                 passed.setdefault(event.body["weights"], set()).add(event.body["request"])

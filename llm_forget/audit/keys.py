@@ -98,6 +98,11 @@ def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> 
     return None
 
 
+def living(connection: sqlite3.Connection) -> set[bytes]:
+    """Hashes of all subjects that have a key."""
+    return {_subject(key) for (key,) in connection.execute("SELECT key FROM keys.subjects")}
+
+
 def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
     """Overwrite and delete keys, inside the caller's transaction; returns how many there were. Then `scrub`."""
     master = _master(connection)

@@ -195,6 +195,17 @@ class Ledger:
                         found.add(record)
         return found
 
+    def orphaned(self, seq: int) -> bool:
+        """Whether an event is about records whose keys were destroyed and that no closed deletion is about."""
+        deleted = "SELECT 1 FROM records AS b JOIN events ON events.seq = b.seq WHERE kind = 'closed'"
+        query = (
+            f"SELECT DISTINCT subject FROM records AS a WHERE seq = ? AND NOT EXISTS ({deleted} "
+            "AND b.subject = a.subject AND b.record = a.record)"
+        )
+        with in_sentences(self.folder):
+            living = keys.living(self.connection) if self._attach(write=False) else set()
+            return any(subject not in living for (subject,) in self.connection.execute(query, (seq,)))
+
     def head(self) -> tuple[int, str]:
         """Number and digest of the last event."""
         with in_sentences(self.folder):

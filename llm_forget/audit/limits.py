@@ -57,7 +57,7 @@ def read(evidence: Path) -> Limits:
         if key not in known:
             raise ValueError(f"'{path}' has no key '{key}'; {did_you_mean(str(key), known)}")
     for key in ("protected", "authorised_by"):
-        given = found.get(key, [])
+        given = [] if found.get(key) is None else found[key]
         found[key] = tuple(given) if isinstance(given, list) else (given,)
     share, rows = found.get("max_share"), found.get("max_rows")
     if share is not None and (not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1):
@@ -66,23 +66,30 @@ def read(evidence: Path) -> Limits:
         raise ValueError(f"'{path}': max_rows is {rows!r}; it is a number of rows, 1 or more")
     if not all(isinstance(role, str) and role.strip() for role in found["authorised_by"]):
         raise ValueError(f"'{path}': authorised_by must be a list of roles, such as [privacy office]")
+    if not all(isinstance(source, str | dict) for source in found["protected"]):
+        raise ValueError(f"'{path}': protected must be a list of sources, such as [safety.jsonl]")
     return Limits(**found)
 
 
 def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> str | None:
-    """Which quota a new request would exceed together with those that are open, as the end of a sentence."""
-    asked = set(match.how)
+    """Which quota a new request would exceed together with those that are open, as the end of a sentence.
+
+    Near-duplicates count: they may be taken later, and who asks can write as many as they like.
+    """
+    asked = {*match.how, *(one.id for one in match.near)}
     all_rows = len(asked)
     for request in open_requests:
-        ids = request.ids()
+        rows = request.rows
+        ids = {*rows["how"], *(one["id"] for one in rows["near"])}
         all_rows += len(ids)
         if request.content["data"]["digest"] == match.digest:
             asked.update(ids)
+    what = "open requests, with their near-duplicates, would take"
     if limits.max_rows is not None and all_rows > limits.max_rows:
-        return f"open requests would take {counted(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
+        return f"{what} {counted(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
     share = len(asked) / match.total
     if limits.max_share is not None and share > limits.max_share:
-        return f"open requests would take {share:.0%} of the data, and '{FILE}' allows {limits.max_share:.0%}"
+        return f"{what} {share:.0%} of the data, and '{FILE}' allows {limits.max_share:.0%}"
     return None
 
 

@@ -75,9 +75,12 @@ def add(
     """
     if category not in CATEGORIES:
         raise ValueError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
+    from llm_forget.audit.closing import finish_all
+
     limit = limits.read(evidence)
     given = {"due": due and _date(due), "authorised_by": authorised_by and limits.role(limit, authorised_by)}
     with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
+        finish_all(ledger)
         still_open = [known for known in listed(evidence) if not known.closed]
         for known in still_open:
             if _is_same(known, source, match, category):
@@ -122,14 +125,13 @@ def working_on(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Reques
     Raises:
         ValueError: no such request, or another process works on it.
     """
+    from llm_forget.audit.closing import finish
+
     folder = find(evidence, request_id).folder
     with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
         request = read(folder)
         _settle(ledger, request)
-        if not request.closed:
-            from llm_forget.audit.closing import finish
-
-            finish(ledger, request)
+        finish(ledger, request)
         yield ledger, request
 
 

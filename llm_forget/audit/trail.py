@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llm_forget.audit.clean import met
+from llm_forget.audit.clean import Deletions, Unjudged
 from llm_forget.audit.held import Histories, State
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.lineage import MAKING, Step, led_to
@@ -66,12 +66,13 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Tra
 
 @dataclass(frozen=True)
 class Lineage:
-    """What led to a version, nearest first, and which closed deletions it meets."""
+    """What led to a version, nearest first, which closed deletions it meets, and why nobody can tell, if so."""
 
     weights: str
     names: list[str]
     steps: list[Step]
     met: list[Event]
+    unjudged: Unjudged | None
 
     @property
     def hashed(self) -> str:
@@ -107,7 +108,8 @@ def version_lineage(ledger: Ledger, name: str) -> Lineage:
         raise ValueError(f"'{name}' {what}; `llm-forget audit show` lists what it knows")
     ((weights, run),) = found.items()
     names = sorted(_versions(ledger).get(weights, {})) or [run]
-    return Lineage(weights, names, led_to(ledger, weights), met(ledger, weights))
+    deletions = Deletions(ledger)
+    return Lineage(weights, names, led_to(ledger, weights), deletions.met(weights), deletions.unjudged(weights))
 
 
 def _known(ledger: Ledger) -> list[str]:

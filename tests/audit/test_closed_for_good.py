@@ -1,6 +1,7 @@
 """Ways round a deletion that were found by trying them: each is refused."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def test_nothing_is_closed_over_near_duplicates_that_nobody_decided_about(tmp_pa
     run = cases.measured_run(tmp_path / "run", request.ids(), rest)
     with pytest.raises(ValueError, match="nobody decided"):
         cases.close(evidence, request.id, run)
+
+
+def test_numbers_about_rows_given_by_hand_close_nothing_or_are_said_to_be(tmp_path: Path, evidence: Path) -> None:
+    made = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
+    run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
+    anew = cases.measured_run(tmp_path / "anew", [], [], kind="finetune", train=cases.OTHERS, seed="anew")
+    for path in (run / "results.json", anew / "results.json"):  # as `evaluate --forget other.jsonl` leaves it
+        path.write_text(path.read_text().replace('"overrides": []', '"overrides": ["forget"]'))
+    with pytest.raises(ValueError, match="measured with --forget on other rows"):
+        cases.close(evidence, made.id, run)
+    assert cases.close(evidence, made.id, anew)[1].closed
+    body = json.loads(certificate.issue(evidence, made.id).read_text())["body"]
+    assert "said by hand" in body["does_not_show"]["rows"]
 
 
 def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) -> None:

@@ -178,6 +178,22 @@ def test_a_merge_that_failed_a_policy_did_not_forget_though_its_run_did(target: 
     assert unclean(target, "U", "M") == {"M"}
 
 
+def test_what_failed_for_one_request_is_not_forgotten_because_it_passed_for_another(target: Ledger) -> None:
+    unlearned(target, "U", "T", "ab")
+    merged(target, "M", "T", U=1.0)
+    for model in ("U", "M"):
+        verified(target, "RA", model, "fail")
+        verified(target, "RB", model, "pass")
+    closed(target, "a", "RA")
+    assert unclean(target, "U", "M", "T") == {"U", "M", "T"}
+    closed(target, "b", "RB")
+    deletions = Deletions(target)
+    assert {event.body["request"] for model in ("U", "M") for event in deletions.met(model)} == {"RA"}
+    for model in ("U", "M"):
+        verified(target, "RA", model, "pass")
+    assert unclean(target, "U", "M", "T") == {"T"}
+
+
 def test_what_was_unlearned_from_a_merge_was_in_what_went_into_it(ledger: Ledger) -> None:
     trained(ledger, "one", "hub", "x")
     trained(ledger, "two", "hub", "y")

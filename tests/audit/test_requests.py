@@ -24,6 +24,8 @@ def with_rows(tmp_path: Path, *more: dict) -> str:
 
 # --- what is matched
 
+IDS = [row["id"] for row in cases.rows()]
+
 
 def test_a_subject_is_all_rows_that_name_it(source: str) -> None:
     assert resolve(source, subject="Ann").how == dict.fromkeys(("ann-0", "ann-1", "ann-2"), "exact")
@@ -274,6 +276,14 @@ def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, eviden
     assert cases.close(evidence, made.id, run, reason="one row cannot tell")[1].closed
 
 
+def test_what_the_suite_calls_known_is_not_accepted(tmp_path):
+    from llm_forget.audit.closing import _refuse_known
+
+    _refuse_known({"suites": {"basic": {"verdict": {"forgot": {"answer": "yes"}}}, "privacy": {"verdict": {}}}})
+    with pytest.raises(ValueError, match="suite basic says 'forgot: no'"):
+        _refuse_known({"suites": {"basic": {"verdict": {"forgot": {"answer": "no"}}}}})
+
+
 @pytest.mark.parametrize(
     ("forget", "retain", "said"),
     [
@@ -436,6 +446,58 @@ def test_a_killed_process_leaves_a_request_that_can_be_received_and_closed(tmp_p
     assert at > 8
 
 
+def test_a_closing_that_was_killed_is_finished_by_whatever_command_comes_next(tmp_path: Path) -> None:
+    at, states = 0, set()
+    while True:
+        folder = tmp_path / str(at)
+        evidence, source = folder / "evidence", cases.write_rows(folder)
+        made = cases.received(evidence, source, subject="Ann", due="2030-01-01")
+        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
+        died = cases.killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
+        again, new = requests.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
+        with Ledger.open(evidence) as ledger:
+            ended = bool(ledger.events("closed"))
+            amended = [e.seq for e in ledger.events("request") if e.body["state"] == "amended"]
+        first = requests.find(evidence, "req-0001")
+        assert (again.id, new) == (("req-0002", True) if ended else ("req-0001", False))
+        assert first.closed == ended
+        assert (first.content["due"], bool(amended)) == (("2030-01-01", False) if ended else ("2031-01-01", True))
+        if ended:
+            with requests.working_on(evidence, "req-0001"):
+                assert not (first.folder / "rows.json").exists(), "ids of deleted rows stay nowhere"
+        states.add(ended)
+        at += 1
+        if not died:
+            break
+    assert states == {True, False}
+
+
+@pytest.mark.parametrize(("first", "then"), [("all", "none"), ("none", "all")])
+def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(tmp_path: Path, first: str, then: str) -> None:
+    at, died, ann = 0, True, cases.rows()[0]
+    near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
+    while died:
+        folder = tmp_path / str(at)
+        evidence, source = folder / "evidence", cases.write_rows(folder, [*cases.rows(), near])
+        made = cases.received(evidence, source, first, subject="Ann")
+
+        def decide(e: Path = evidence) -> None:
+            with requests.working_on(e, "req-0001") as (ledger, request):
+                requests.decide(ledger, request, then)
+
+        died = cases.killed(at, decide)
+        asked = requests.find(evidence, made.id).ids()
+        run = cases.measured_run(folder / "run", asked, [name for name in [*IDS, "near"] if name not in asked])
+        assert cases.close(evidence, made.id, run)[1].closed
+        with Ledger.open(evidence) as ledger:
+            (event,) = ledger.events("closed")
+            decided = [e.body for e in ledger.events("request") if e.body["state"] == "decided"][-1]
+        taken = int("near" in asked)
+        assert [said["near_included"] for said in (event.body["counts"], decided)] == [taken, taken]
+        assert event.body["counts"]["rows"] == len(asked)
+        at += 1
+
+
 def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_refused(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:
@@ -453,6 +515,20 @@ def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_re
     assert cases.close(evidence, made.id, anew)[1].closed
     facts = json.loads((evidence / "requests" / made.id / "facts.json").read_text())
     assert facts["exactness"]["class"] == "exact"
+
+
+@pytest.mark.parametrize("beneath", [True, False], ids=["made of the one that unlearned", "beside it"])
+def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_without_them(
+    tmp_path: Path, evidence: Path, source: str, beneath: bool
+) -> None:
+    request = cases.received(evidence, source, subject="Ann")
+    bad = cases.measured_run(tmp_path / "bad", request.ids(), cases.OTHERS, value=0.9, seed="bad", full=True)
+    assert cases.close(evidence, request.id, bad)[0] == "fail"
+    base = bad / "model" if beneath else None  # otherwise the one that `bad` was made of
+    run = cases.measured_run(tmp_path / "run", [], [], kind="finetune", train=cases.OTHERS, base=base)
+    with pytest.raises(ValueError, match="was to unlearn 3 of the rows" if beneath else "must have known them"):
+        cases.close(evidence, request.id, run)
+    assert not requests.find(evidence, request.id).closed
 
 
 def test_an_adapter_over_the_old_weights_is_suppressed_and_changed_weights_are_approximate(tmp_path: Path) -> None:

@@ -85,6 +85,19 @@ def test_the_same_row_in_two_requests_counts_once_towards_the_share(evidence: Pa
     assert cases.received(evidence, source, ids=["ann-0", "ann-1"]).id == "req-0002"
 
 
+@pytest.mark.parametrize("content", [{"max_rows": 4}, {"max_share": 0.3}])
+def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path, content: dict) -> None:
+    limited(evidence, **content)
+    ann = cases.rows()[0]
+    near = [{**ann, "id": f"near{i}", "subject": "Bob", "answer": f"{ann['answer']} or so {i}"} for i in range(5)]
+    source = cases.write_rows(tmp_path, [*cases.rows(), *near])
+    asked = ("request", "add", "--subject", "Ann", "--data", source)
+    refused = call(evidence, *asked, "--include_near", "all")
+    assert (refused.exit_code, "near-duplicates, would take" in refused.output) == (2, True), refused.output
+    assert requests.listed(evidence) == []
+    assert call(evidence, *asked, "--force").exit_code == 0
+
+
 def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path, evidence: Path, source: str) -> None:
     protect_ann(tmp_path, evidence)
     made = cases.received(evidence, source, subject="Ann")

@@ -588,6 +588,38 @@ def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
     assert unclean(evidence) == {"target"}
 
 
+def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_what_is_asked_for_later(
+    evidence, base, make, tmp_path
+):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("{}")
+    (elsewhere / "model.safetensors").write_bytes(b"another")
+    target = make("target", base, train=["a", "b"])
+    other = add_version(evidence, make("other", elsewhere, train=["a", "x"]))
+    add_version(evidence, target)
+    with Ledger.open(evidence) as ledger:
+        assert ledger.forget_key("a")  # before anybody asked for it
+    forgot = add_version(evidence, make("forgot", target.path, forget=["a"], retain=["b"]))
+    close(evidence, "a")
+    assert unclean(evidence) == {"target"}  # nothing links what 'other' learned to what was deleted
+    with pytest.raises(ValueError, match=r"keys of rows of run 'other' were destroyed.*may be the same.*--unjudged"):
+        use(evidence, other)
+    use(evidence, forgot)
+
+
+def test_destroying_keys_of_what_was_deleted_leaves_others_judged(evidence, chain, base, make):
+    close(evidence, "a")
+    with Ledger.open(evidence) as ledger:
+        assert ledger.forget_key("a")
+    new = make("new", base, train=["p", "q"])
+    add_version(evidence, new)
+    add_version(evidence, make("new-forgot", new.path, forget=["p"], retain=["q"]))
+    close(evidence, "p", request="R-2")
+    assert unclean(evidence) == {"target", "new"}
+    use(evidence, chain["without-b"])
+
+
 def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evidence, chain, base, make):
     close(evidence, "a")
     late = make("late", base, train=["a", "x"])
@@ -602,6 +634,9 @@ def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evi
         ):
             use(evidence, one)
         assert "cannot be judged" in told(evidence, "show", one)[1]
+        asked = CliRunner().invoke(app, ["audit", "version", one, "--evidence", str(evidence)]).output
+        assert "cannot be judged" in asked
+        assert "holds no record" not in asked
     assert "cannot be judged" in told(evidence, "list")[1]
     use(evidence, chain["without-b"])
     assert told(evidence, "use", version, "--unjudged")[0] == 0

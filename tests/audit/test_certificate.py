@@ -14,7 +14,7 @@ import pytest
 import request_cases as cases
 from broken_disk import broken_disk
 
-from llm_forget.audit import certificate
+from llm_forget.audit import certificate, claims
 from llm_forget.audit.canonical import canonical, strict_loads
 from llm_forget.audit.facts import keyed
 from llm_forget.audit.history import note_run, weights_of
@@ -110,6 +110,16 @@ def test_near_duplicates_left_and_an_accepted_answer_stand_in_it(tmp_path: Path)
     assert "too few &lt;b&gt;rows&lt;/b&gt; to tell" in page
     assert "<b>" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_suite_that_is_not_satisfied_is_named(tmp_path: Path) -> None:
+    evidence = cases.closed(tmp_path)
+    body = json.loads(certificate.issue(evidence, "req-0001").read_text())["body"]
+    assert "suites" not in body["does_not_show"]
+    suites = copy.deepcopy(body["verification"]["suites"])
+    next(iter(suites.values()))["answers"] = {"forgot": "yes", "private": "no"}
+    said = claims.does_not_show({**body, **body["verification"], "suites": suites}, body["request"])
+    assert "(private: no)" in said["suites"]
 
 
 def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def push(
 ) -> None:
     """Publish adapter (or merged model), card, results and report. Without --execute nothing is sent.
 
-    Shows every file and the card first. Never sends records, rows, ledger, caches, recipe or provenance. The version is
-    tagged by its content; pushed again, nothing is sent twice. Where the evidence folder has a signing key, the list of
-    files is signed by it. The token is that of HF_TOKEN or of `hf auth login`.
+    Without it, shows the card and every file; with it, the files only. Never sends records, rows, ledger, caches,
+    recipe or provenance. The version is tagged by its content; pushed again, nothing is sent twice. Where the evidence
+    folder has a signing key, the list of files is signed by it. The token is that of HF_TOKEN or of `hf auth login`.
     """
     speak()
     from llm_forget.audit.signing import KEY

@@ -26,7 +26,7 @@ def scan_residue(
     window: Annotated[int, typer.Option(help="So many letters and digits in a row are a find, 16 at least.")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Find what is left of texts in files: exit code 1 something, 0 nothing, 3 nothing but not all could be read.
+    """Find what is left of texts in files: exit code 1 something, 0 nothing, 3 nothing but not all was read.
 
     Finds them, and parts of them, across line breaks and in any case; in UTF-8, UTF-16, Latin-1, hex, base64, with
     JSON's, URL's and HTML's escapes, in composed and decomposed Unicode; within gzip, bzip2, xz, zstd, zip, Arrow,
@@ -58,7 +58,7 @@ def scan_residue(
     else:
         for line in found.lines(SHOWN):
             typer.echo(line)
-    raise typer.Exit(1 if found.findings else 3 if found.unread else 0)
+    raise typer.Exit(1 if found.findings else 3 if found.unread or not found.files else 0)
 
 
 @residue.command()

@@ -6,17 +6,18 @@ import dataclasses
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 
-from llm_forget.config import DataConfig, model_part
+from llm_forget.config import SPLITS, DataConfig, model_part
+from llm_forget.data.sources import load_source
 from llm_forget.evaluate import evaluate
 from llm_forget.launch import refuse_processes
 from llm_forget.models import find_source, merge_adapters
-from llm_forget.models.adapters import replacing
+from llm_forget.models.adapters import replacing, verify_adapter
 from llm_forget.models.as_adapter import combine_adapters
 from llm_forget.models.combine import Part, Rule, rule
 from llm_forget.models.digest import digests_beneath
@@ -25,6 +26,9 @@ from llm_forget.models.untrusted import ADAPTER_CONFIG
 from llm_forget.refusals import DTYPES
 from llm_forget.run import Run, environment, file_digest, write_json
 
+REMOVED = re.compile(
+    r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$"
+)  # the lists that closing a request removes
 SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # the units that transformers splits by
 # Of a recipe, what says which model lies beneath; what was trained on it is another run's.
 BENEATH = (
@@ -79,7 +83,7 @@ def merge(
 
     Raises:
         ValueError: a run has no adapter or is not complete, runs of different bases, a setting outside its bounds, or
-            logits that differ by more than the tolerance.
+            logits that differ by more than the tolerance; or what is to be measured has no rows any more.
     """
     refuse_processes("merge", PartialState())
     runs = [_with_adapter(path) for path in ([run] if isinstance(run, str | Path) else run)]
@@ -95,14 +99,17 @@ def merge(
     if as_adapter and how is not None:
         _refuse_of_models(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
         return _combined(runs[0], args, parts, Path(output_dir), how, facts)
+    measures = bool(measure) or (measure is None and plain and _is_of_another_base(runs[0], base_precision))
+    if measures:
+        refuse_unreadable(runs[0].config, output_dir)
     report = merge_adapters(
         args, parts, output_dir, how=how, base_precision=base_precision, tolerance=tolerance, dtype=dtype,
         max_shard_size=max_shard_size.upper() if max_shard_size else None, facts=facts,
     )  # fmt: skip
-    if measure or (measure is None and plain and report["base_precision"] == "original"):
+    if measures:
         try:
             report["results"] = _measured(Path(output_dir), runs[0].config)
-        except BaseException:  # such as rows that are not there: what was to be measured is not left unmeasured
+        except BaseException:  # such as an interruption: what was to be measured is not left unmeasured
             shutil.rmtree(output_dir)
             raise
     return report
@@ -246,6 +253,39 @@ def _combined(
         write_json(run.path / MERGE_REPORT, report)
         run.finish()
     return report
+
+
+def _is_of_another_base(run: Run, base_precision: str) -> bool:
+    return base_precision == "original" and bool(verify_adapter(run.adapter).get("quantization"))
+
+
+def closed_request(config: Mapping[str, Any]) -> str | None:
+    """The request whose lists of ids a run was made by, if they are removed, as closing it does."""
+    lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
+    found = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
+    return next((one[1] for one in found if one), None)
+
+
+def by_hand(folder: str | Path) -> str:
+    """How a model is measured that no run says the rows of."""
+    return f"llm-forget evaluate {folder} --forget ROWS --retain ROWS --target T --oracle O"
+
+
+def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
+    """Rows that a run was evaluated on and that cannot be read again are found before a model is written.
+
+    Raises:
+        ValueError: names the source, or the request that was closed.
+    """
+    request = closed_request(config)
+    if request is not None:
+        raise ValueError(
+            f"the request that this run was made for, {request}, is closed and its list of rows removed; merge "
+            f"with --no_measure, and measure with `{by_hand(folder)}`"
+        )
+    splits = [*((key, config[key]) for key in SPLITS if config.get(key)), *(config.get("splits") or {}).items()]
+    for name, source in splits:
+        load_source(source, split_name=name, data_path=config.get("data_path"), fields=config.get("fields"))
 
 
 def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -277,3 +277,23 @@ def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool)
 
     report = {"sources": [{}], "mean_kl": found, "mean_kl_of_adapter": of_adapter}
     assert any("evaluate it" in line for line in _notes(report)) == said
+
+
+def test_a_closed_request_is_said_before_anything_is_merged(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_forget import merge as module
+
+    lists = tmp_path / "evidence" / "requests" / "req-0001"
+    lists.mkdir(parents=True)
+    ids = lists / "forget-0123456789ab.txt"
+    ids.write_text("forget0\nforget3\n")
+    run = make_run("npo", use_cpu=True, forget={"path": str(tmp_path / "forget.jsonl"), "ids": str(ids)})
+    module.refuse_unreadable(run.config, "DIR")
+    ids.unlink()  # as closing does
+    monkeypatch.setattr(module, "merge_adapters", None)
+    with pytest.raises(ValueError, match=r"req-0001, is closed .* `llm-forget evaluate .*merged --forget ROWS"):
+        module.merge(run.path, tmp_path / "merged", measure=True)
+    monkeypatch.undo()
+    module.merge(run.path, tmp_path / "merged")
+    assert (tmp_path / "merged" / "merge.json").is_file()

@@ -346,6 +346,15 @@ def test_exit_codes_and_output_without_text(canary, place, tmp_path):
         assert command(*words).returncode == 2
 
 
+def test_where_no_file_was_read_there_is_no_all_clear(canary, place, tmp_path):
+    done = command("--canary", canary, place)
+    assert done.returncode == 3
+    assert "there is no file to read" in done.stdout
+    assert command("--canary", canary, place, "--json").returncode == 3
+    missing = command("--canary", tmp_path / "nope.jsonl", place)
+    assert (missing.returncode, "nope.jsonl' does not exist" in missing.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -80,14 +80,31 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dic
     folder = closer.merged.folder
     if not closer.measured.results_file.is_file():
         raise ValueError(
-            f"'{folder}' was not measured, and what it was merged from is another model: merge again with --measure, "
-            f"or of several runs with --as_adapter and then `llm-forget evaluate {folder} --forget ROWS --retain ROWS`"
+            f"'{folder}' was not measured, and what it was merged from is another model: "
+            f"{_measuring(closer.run, folder)}"
         )
     if not is_measured(closer.merged):
-        raise ValueError(f"the results in '{folder}' are of other weights than lie there; merge again with --measure")
+        raise ValueError(
+            f"the results in '{folder}' are of other weights than lie there: {_measuring(closer.run, folder)}"
+        )
     results = read_results(closer.measured)
     found = rulings(results, load_policy(policy))
     return answer(found), found, results
+
+
+def _measuring(run: Run, folder: Path) -> str:
+    """What to do about a merged folder without results of its own."""
+    from llm_forget.merge import by_hand, closed_request
+
+    if (request := closed_request(run.config)) is not None:
+        certified = (
+            "measure with" if (folder / "run.json").is_file() else "it cannot be certified any more; look at it by"
+        )
+        return (
+            f"the request that this run was made for, {request}, is closed and its list of rows removed; {certified} "
+            f"`{by_hand(folder)}`"
+        )
+    return f"merge again with --measure, or of several runs with --as_adapter and then `{by_hand(folder)}`"
 
 
 def _refuse_rows_by_hand(run: Run, found: Sequence[Ruling], results: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
-AGAIN = "give the same command again: what is there already is not sent twice"
+AGAIN = "give the same command again"
 CLIENT = {"huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2"}
 SIGNED = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # addresses to upload to carry a signature behind the ?
 

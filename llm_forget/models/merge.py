@@ -244,7 +244,8 @@ def compare(expected: Sequence[Tensor], given: Sequence[Tensor]) -> dict[str, fl
     pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, given, strict=True)]  # [S, V]
     kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
     difference = max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True))
-    return {"max_abs_logit_difference": difference, "mean_kl": float(kl.mean())}
+    # No KL is negative, but a sum in float32 of next to nothing can be.
+    return {"max_abs_logit_difference": difference, "mean_kl": max(0.0, float(kl.mean()))}
 
 
 def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:

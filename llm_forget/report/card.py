@@ -163,6 +163,8 @@ def write_card(
     """
     from llm_forget.hub.belongs import written_from
 
+    if output is not None and Path(output).is_dir():
+        raise ValueError(f"output '{output}' is a folder; name the file, such as {Path(output) / CARD}")
     evidence = read_run(run)
     if given.get("merged") is not None:
         written_from(evidence, given["merged"])

@@ -71,7 +71,7 @@ def provenance_section(evidence: Evidence) -> Section:
     for key in ("gradient", "seed", "processes"):
         add(key, facts.get(key))
     for role, model in evidence.results["models"].items():
-        add(f"measured as {role}", f"{public_name(model['name'])}, {model['digest']}" if model else None)
+        add(f"measured as {role}", f"{public_name(model['name'])}, {_with_kind(model['digest'])}" if model else None)
     for key, name in (("device", "device"), ("devices", "devices"), ("git_commit", "git commit"), ("python", "python")):
         add(name, environment.get(key))
     add("llm_forget", f"{environment.get('llm_forget', 'unknown')}; measured with {evidence.results['llm_forget']}")
@@ -89,6 +89,11 @@ def _terms(split: str, terms: list[dict[str, Any]]) -> str:
     """``forget: npo (weight 1.0, beta 0.1)``."""
     said = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
     return f"{split}: {' + '.join(said)}"
+
+
+def _with_kind(digest: str) -> str:
+    """``sha256:b497...``; a commit of the Hub is called so already."""
+    return digest if ":" in digest else f"sha256:{digest}"
 
 
 def public_name(name: str) -> str:

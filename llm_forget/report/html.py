@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llm_forget.report.document import ANSWER_MARKS, MARKS, Document, anchor, plain
 
 TEMPLATE = "page.html.jinja"
+LONG = re.compile(r"(\S{24,})")
 
 
 def to_html(document: Document) -> str:
@@ -23,8 +25,13 @@ def to_html(document: Document) -> str:
     )
 
     def words(text: str) -> Any:
-        """Escaped, with a place to break a long name after every underscore."""
-        return Markup("_<wbr>").join(plain(text).split("_"))
+        """Escaped; a long name may break after every underscore, and what is as long as a digest anywhere."""
+        return Markup("_<wbr>").join(map(breakable, plain(text).split("_")))
+
+    def breakable(text: str) -> Any:
+        pieces = LONG.split(text)
+        pieces[1::2] = (Markup('<span class="long">{}</span>').format(piece) for piece in pieces[1::2])
+        return Markup("").join(pieces)
 
     environment.filters.update(words=words, plain=plain)
     environment.globals.update(anchor=anchor, marks=MARKS, answer_marks=ANSWER_MARKS, svg=Markup)

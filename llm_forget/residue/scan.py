@@ -84,7 +84,9 @@ class Scan:
         links = f"; {self.links} symbolic links not followed" if self.links else ""
         files = f"{self.files} file{'' if self.files == 1 else 's'}, {self.bytes / 2**20:,.1f} MiB{links}"
         rows = len({finding.row for finding in self.findings})
-        if self.findings:
+        if not (self.files or self.findings or self.unread):
+            yield f"nothing was looked through, so this says nothing: there is no file to read{links}"
+        elif self.findings:
             yield f"found {rows} {'row' if rows == 1 else 'rows'} in {len(by_file)} places, of {files}"
         else:
             yield f"nothing found in {files}{', but not all could be read' if self.unread else ''}"
@@ -116,7 +118,7 @@ def scan(
     """
     if window < 16:
         raise ValueError(f"--window is {window}; fewer than 16 letters in a row are found by chance")
-    for path in (*paths, *known):
+    for path in (*paths, *known, *(() if canary.exists() else (canary,))):
         if path.is_symlink() or not path.exists():
             what = "is a symbolic link; name what it points to" if path.is_symlink() else "does not exist"
             raise ValueError(f"'{path}' {what}")

@@ -92,3 +92,16 @@ def test_bfloat16_stays_bfloat16(tiny_folder, lora_args, tmp_path):
 def test_kl_of_a_distribution_with_itself_is_zero():
     logits = [torch.randn(5, 11)]
     assert merge.compare(logits, logits) == {"max_abs_logit_difference": 0.0, "mean_kl": 0.0}
+
+
+def test_a_divergence_is_never_below_zero():
+    """In float32 the sum of next to nothing is, of some of these."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(4, 997, generator=generator) for _ in range(40)]
+    moved = [part + 1e-7 * torch.randn(part.shape, generator=generator) for part in logits]
+    raw = [
+        ((a := p.log_softmax(-1)).exp() * (a - q.log_softmax(-1))).sum(-1).mean()
+        for p, q in zip(logits, moved, strict=True)
+    ]
+    assert min(raw) < 0
+    assert all(merge.compare([p], [q])["mean_kl"] >= 0 for p, q in zip(logits, moved, strict=True))

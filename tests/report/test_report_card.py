@@ -400,3 +400,11 @@ def test_the_card_of_what_was_not_unlearned_does_not_say_that_it_was(make_run, t
                   "rows above", "hides knowledge"):  # fmt: skip
         assert claim not in text, claim
     assert not {"machine-unlearning", "own-objective"} & {*loaded(text, tmp_path).data.tags}
+
+
+def test_a_card_is_a_file_and_a_model_is_named_by_the_kind_of_its_digest(make_run, tmp_path):
+    run = make_run("run")
+    with pytest.raises(ValueError, match=r"is a folder; name the file, such as .*README\.md"):
+        write_card(run, output=tmp_path)
+    digest = json.loads((run / "results.json").read_text())["models"]["unlearned"]["digest"]
+    assert f"sha256:{digest}" in card(run)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from llm_forget import shipped
 from llm_forget.cli_evidence import PASS_ON, speak
 from llm_forget.cli_options import EVIDENCE, Evidence
 
@@ -99,6 +100,10 @@ def add(
     typer.echo(f"{made.id}{'' if new else ' was received already'}, {words.due(made)}: {words.resolved(made)}")
     for line in (*(words.near(made) if made.rows["taken"] is None else ()), *words.protected(evidence, made)):
         typer.echo(line)
+    if due is not None and (steps.days_left(made) or 0) < 0:
+        typer.echo(
+            f"llm-forget: warning: --due {due} is in the past; the same command with another --due amends it", err=True
+        )
 
 
 @request.command("list")
@@ -170,6 +175,7 @@ def run(
         if one.closed:
             typer.echo(f"{one.id} is closed already: nothing to do")
             return
+        shipped.resolve("recipes", recipe)  # before anything heavy is imported
         speak()
         steps.decide(ledger, one, include_near)
         limit = limits.read(evidence)

@@ -173,3 +173,20 @@ def test_a_folder_that_is_not_there_is_said(here: Path) -> None:
     assert "no requests" in call("request", "list", "--evidence", "nowhere").output
     assert call("request", "show", "req-0001").exit_code == 2
     assert not os.path.exists("nowhere")
+
+
+def test_a_date_in_the_past_is_warned_of(here: Path) -> None:
+    added = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--due", "2020-01-01")
+    assert added.exit_code == 0, added.output
+    assert "--due 2020-01-01 is in the past" in added.stderr
+    amended = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--due", "2999-01-01")
+    assert "in the past" not in amended.output
+
+
+def test_a_recipe_that_is_not_there_is_said_before_anything_heavy_is_imported(here: Path) -> None:
+    made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
+    code = "import sys; from llm_forget.cli import app\ntry: app()\nfinally: print('transformers' in sys.modules)"
+    words = [sys.executable, "-c", code, "request", "run", made.id, "nope.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "False")
+    assert "there is no file 'nope.yaml'" in done.stderr

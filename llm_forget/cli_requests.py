@@ -169,7 +169,7 @@ def run(
     """
     from llm_forget.audit import limits
     from llm_forget.audit import requests as steps
-    from llm_forget.audit.executing import execute
+    from llm_forget.audit.executing import execute, read_plan
 
     with steps.working_on(evidence, request_id) as (ledger, one):
         if one.closed:
@@ -177,6 +177,7 @@ def run(
             return
         shipped.resolve("recipes", recipe)  # before anything heavy is imported
         speak()
+        read_plan(one, recipe, list(ctx.args), suites)  # what is mistyped is said before anything is noted
         steps.decide(ledger, one, include_near)
         limit = limits.read(evidence)
         if authorised_by is not None:

@@ -21,6 +21,7 @@ from trl import ModelConfig, TrlParser
 from llm_forget.launch import follow_launcher
 from llm_forget.refusals import check_model, check_training
 from llm_forget.registry import did_you_mean
+from llm_forget.run import MEASURED_WITH
 
 SPLITS = ("forget", "retain", "holdout", "train", "alternate")  # keys of `DataConfig` that name rows
 SECRET_KEYS = frozenset({"hub_token"})
@@ -114,7 +115,7 @@ class UnlearnConfig(TrainConfig):
     gradient_args: dict | str | None = _field(None, "parameters of the gradient rule")
     max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")
     oracle: str | None = _field(None, "model retrained without the forget rows (a run or a model), for evaluation")
-    suite: str | None = _field(None, "evaluation suite that fits this recipe")
+    suite: str | None = _field(None, "evaluation suites that fit this recipe, several with commas")
 
     def __post_init__(self) -> None:
         if self.method is None and self.objective is None:
@@ -332,4 +333,4 @@ def model_part(keys: dict[str, Any]) -> ModelConfig:
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides what the run produces."""
-    return {k: v for k, v in keys.items() if k not in CONTROL_KEYS}
+    return {k: v for k, v in keys.items() if k not in CONTROL_KEYS | MEASURED_WITH}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from llm_forget.evals.measure import Subject, measure
 from llm_forget.evals.results import concluded, of_suite, with_earlier
 from llm_forget.evals.rows import Work, prepare
 from llm_forget.evals.shares import as_main, start_processes
-from llm_forget.evals.suite import Suite, load_suite
+from llm_forget.evals.suite import Suite, Task, load_suites
 from llm_forget.evals.table import print_results, print_texts, terminal
 from llm_forget.evals.vllm_probe import refuse_engine
 from llm_forget.models import load_tokenizer
@@ -82,9 +81,9 @@ def evaluate(
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides, writes=keep or records is None)
-    names = suite or config.get("suite") or DEFAULT_SUITE
-    names = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
-    suites = _suites(list(dict.fromkeys(names)), limit)
+    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE, limit)
+    if finished is None:
+        _refuse_without_rows(run, suites, config)
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
@@ -94,9 +93,7 @@ def evaluate(
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
     works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
-    for task in tasks.values():
-        check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
-        check_metric(task.task, task.metric)
+    _check_tasks(list(tasks.values()), config)
     found = measure(
         subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
         folder=Path(records) if records is not None else finished.records if finished is not None else None,
@@ -119,16 +116,51 @@ def evaluate(
     return as_main(results)
 
 
-def _suites(names: list[str | Path], limit: int | None) -> dict[str, Suite]:
-    """The suites by name. Results are kept by it, so no two of one command may share one."""
-    loaded = [load_suite(name).limited(limit) for name in names]
-    for name, count in Counter(suite.name for suite in loaded).items():
-        if count > 1:
-            twins = " and ".join(f"'{given}'" for given, suite in zip(names, loaded, strict=True) if suite.name == name)
+def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
+    """Refuse, before hours of training, suites that what a recipe trains could not be measured with.
+
+    Reads and tokenises the rows of all probes, as `evaluate` will; loads no weights.
+
+    Args:
+        config: the resolved recipe.
+        suite: what to measure; default: the recipe's.
+
+    Raises:
+        ValueError: a split or column that is missing, or an oracle with another vocabulary; an unknown suite.
+    """
+    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
+    tokenizer = _common_tokenizer(_subjects(config, None, None, config.get("oracle"), None))
+    for name, chosen in suites.items():
+        try:
+            _works(chosen, config, tokenizer)
+            _check_tasks(chosen.tasks, config)
+        except (ValueError, FileNotFoundError) as error:
             raise ValueError(
-                f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
+                f"nothing was trained, since the run could not be measured with suite '{name}': {error}; add what is "
+                "missing, or name suites that these rows have everything for, such as basic"
+            ) from error
+
+
+def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
+    """Tasks of lm-eval and their metrics are there."""
+    for task in tasks:
+        check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
+        check_metric(task.task, task.metric)
+
+
+def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
+    """A model that is no run brings no recipe, and so no rows: say which options do."""
+    for suite in suites.values():
+        lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
+        if lacking:
+            options = [f"--{name} ROWS" for name in lacking if name in SPLITS]
+            others = ", ".join(f"{name}: ROWS" for name in lacking if name not in SPLITS)
+            options += [f"--splits '{{{others}}}'"] if others else []
+            raise ValueError(
+                f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is no run, whose recipe would "
+                f"name it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
+                "unlearning) and --oracle MODEL (that never knew)"
             )
-    return {suite.name: suite for suite in loaded}
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
@@ -271,10 +303,15 @@ def _own_source(name: str, config: dict[str, Any]) -> Any:
     return (config.get(name) or given) if name in SPLITS else given
 
 
+def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
+    """Where a split is found: where the run names it, otherwise where the suite does."""
+    given = _own_source(name, config)
+    return given if given is not None else suite.data.get(name)
+
+
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Rows of a split, as the run names it, otherwise as the suite does."""
-    given = _own_source(name, config)
-    source = given if given is not None else suite.data.get(name)
+    source = _source_of(name, suite, config)
     if source is None:
         known = sorted(
             {*(config.get("splits") or {}), *suite.data, *(k for k in ("forget", "retain") if config.get(k))}
@@ -284,7 +321,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
             f"({did_you_mean(name, known)}); add it to `splits` of the recipe"
         )
     # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
-    fields = config.get("fields") if given is not None else None
+    fields = config.get("fields") if _own_source(name, config) is not None else None
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 

@@ -38,6 +38,7 @@ import yaml
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes", "numpy")
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
+MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
 RESULTS_FORMAT, ATTACK_FORMAT = 2, 1  # of results.json and attack.json; another one is measured again
 
 
@@ -193,7 +194,9 @@ class Run:
         if state["kind"] != kind:
             raise ValueError(f"output_dir '{self.path}' holds a {state['kind']} run; choose another, or --overwrite")
         before, now = state["identity"], json.loads(json.dumps(identity, default=str))
-        differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        # Older runs kept the suite in their identity.
+        keys = (before.keys() | now.keys()) - MEASURED_WITH
+        differing = sorted(k for k in keys if before.get(k) != now.get(k))
         if differing:
             raise ValueError(
                 f"output_dir '{self.path}' holds a run with another {', '.join(differing)}; "

@@ -92,6 +92,9 @@ def test_identity_ignores_where_and_how_but_not_what() -> None:
     moved = resolved(*from_keys({**BASE, "output_dir": "elsewhere", "disable_tqdm": True}, UnlearnConfig))
     other = resolved(*from_keys({**BASE, "learning_rate": 1.0}, UnlearnConfig))
     assert identity(one) == identity(moved) != identity(other)
+    measured = resolved(*from_keys({**BASE, "suite": "basic,privacy"}, UnlearnConfig))
+    assert measured["suite"] == "basic,privacy"
+    assert identity(one) == identity(measured)
 
 
 def test_adapters_are_the_default_of_unlearning_only() -> None:

@@ -201,3 +201,25 @@ def test_an_unknown_task_is_refused_before_a_model_is_loaded(make_run, tmp_path)
         (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"lm_eval": {"x": {**task, "goal": "keep"}}}))
         with pytest.raises(ValueError, match=sentence):
             evaluate(make_run("run").path, tmp_path / "tasks.yaml", quiet=True)
+
+
+def test_a_model_without_a_recipe_is_told_which_rows_to_give(make_run, tmp_path):
+    make_run("run")
+    rows = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
+    with pytest.raises(
+        ValueError, match=r"needs the split 'forget'.*give --forget ROWS --retain ROWS,.*--target MODEL"
+    ):
+        evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True)
+    with pytest.raises(ValueError, match=r"needs the split 'retain'.*give --retain ROWS,"):
+        evaluate(tmp_path / "target", tmp_path / "suite.yaml", forget=rows["forget"], quiet=True)
+    probes = {"some": {"probe": "logprobs", "split": "extra"}}
+    metrics = {"p": {"metric": "probability", "records": "some", "goal": "keep"}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"probes": probes, "metrics": metrics}))
+    with pytest.raises(ValueError, match=r"give --splits '\{extra: ROWS\}',"):
+        evaluate(tmp_path / "target", tmp_path / "more.yaml", quiet=True)
+    assert evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **rows)["suites"]["suite"]["metrics"]
+
+
+def test_a_recipe_names_several_suites_with_commas(make_run, tmp_path, extra):
+    run = make_run("run", suite=f"{tmp_path / 'suite.yaml'}, {extra}")
+    assert list(evaluate(run.path, quiet=True)["suites"]) == ["suite", "extra"]

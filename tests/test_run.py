@@ -224,3 +224,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, damage:
 def test_file_digests_are_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_another_suite_is_measured_on_the_same_run(tmp_path: Path) -> None:
+    """Also one whose identity was written when suites belonged to it."""
+    run = started(tmp_path / "r", suite="demo")
+    assert started(run.path, suite="basic").path == started(run.path).path == run.path
+    with pytest.raises(ValueError, match="holds a run with another learning_rate; choose"):
+        started(run.path, suite="basic", learning_rate=1.0)

@@ -16,7 +16,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,24 @@ def load_suite(name: str | Path) -> Suite:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"suite '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     return parse_suite(content, name=path.stem)
+
+
+def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = None) -> dict[str, Suite]:
+    """Suites by name, as `load_suite` reads them: one, a list, or several with commas.
+
+    Raises:
+        ValueError: two of one name, by which their results are kept.
+    """
+    several = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
+    given = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
+    loaded = [load_suite(name).limited(limit) for name in given]
+    for name, count in Counter(suite.name for suite in loaded).items():
+        if count > 1:
+            twins = " and ".join(f"'{path}'" for path, suite in zip(given, loaded, strict=True) if suite.name == name)
+            raise ValueError(
+                f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
+            )
+    return {suite.name: suite for suite in loaded}
 
 
 def parse_suite(content: Any, *, name: str) -> Suite:

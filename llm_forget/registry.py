@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,17 +20,27 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
+NUMBER = re.compile(r"[0-9]{3,}")  # of an id
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed if that is short."""
+    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed if that is short.
+
+    Another number, as in ``req-0001``, is another thing and no slip of the pen; ``req-001`` is one.
+    """
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
+    close = [name for name in close if not _differ_in_number(name, given)]
     if close:
         return f"did you mean '{close[0]}'?"
     if len(names) > 24:
         return f"none of the {len(names)} known names is close"
     return f"allowed: {', '.join(names) if names else 'none'}"
+
+
+def _differ_in_number(one: str, other: str) -> bool:
+    numbers = [[int(digits) for digits in NUMBER.findall(name)] for name in (one, other)]
+    return NUMBER.sub("", one) == NUMBER.sub("", other) and numbers[0] != numbers[1]
 
 
 @dataclass(frozen=True)

@@ -326,3 +326,11 @@ def test_splitting_a_batch_through_the_model_changes_nothing(term: Entry, tiny: 
     torch.testing.assert_close(parts[0][0] + parts[1][0], value, rtol=1e-4, atol=1e-4)
     added = [a + b for a, b in zip(parts[0][1], parts[1][1], strict=True)]
     torch.testing.assert_close(added, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_another_number_is_no_slip_of_the_pen():
+    from llm_forget.registry import did_you_mean
+
+    assert did_you_mean("req-0009", ["req-0001"]) == "allowed: req-0001"
+    assert did_you_mean("req-001", ["req-0001"]) == "did you mean 'req-0001'?"
+    assert did_you_mean("rouge", ["rouge_1", "loss"]) == "did you mean 'rouge_1'?"

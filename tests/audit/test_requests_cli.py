@@ -99,14 +99,14 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
 def test_a_request_killed_at_random_points_ends_as_one_that_was_not(here: Path) -> None:
     worker = Path(__file__).with_name("path_worker.py")
     done = subprocess.run(
-        [sys.executable, worker, "25"], capture_output=True, text=True, timeout=1100,
+        [sys.executable, worker, "15"], capture_output=True, text=True, timeout=1100,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found["killed"] == 25
-    assert found["ended"] > 3
-    assert len(found["left"]) > 3, f"kills met {found['left']}"
+    assert found["killed"] == 15
+    assert found["ended"] > 1
+    assert len(found["left"]) > 1, f"kills met {found['left']}"
 
 
 def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:

@@ -409,3 +409,17 @@ def test_the_template_is_where_the_wheel_takes_it_from():
     ignored = subprocess.run(["git", "check-ignore", str(template)], cwd=root, capture_output=True, check=False)
     assert template.is_file()
     assert ignored.returncode != 0, "hatchling leaves ignored files out"
+
+
+def test_on_a_narrow_page_digests_break_and_words_do_not():
+    from llm_forget.report.document import Section, Table, document
+    from llm_forget.report.html import to_html
+
+    digest = "sha256:" + 64 * "<"
+    rows = (("answer", "inconclusive"), ("weights", f"before, {digest}"), ("a_name", "b"))
+    page = to_html(document("t", "s", [Section("x", (Table("t", ("what", "value"), rows),))]))
+    assert "<td>inconclusive</td>" in page
+    assert f'<td>before, <span class="long">{digest.replace("<", "&lt;")}</span></td>' in page
+    assert "a_<wbr>name" in page
+    assert "td { overflow-wrap: break-word;" in page
+    assert ".long { overflow-wrap: anywhere; }" in page

@@ -82,13 +82,13 @@ def evaluate(
     began = time.perf_counter()
     config, finished = _configuration(run, overrides, writes=keep or records is None)
     suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE, limit)
-    if finished is None:
-        _refuse_without_rows(run, suites, config)
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
     subjects = _through_vllm(subjects, state.num_processes) if vllm else subjects
     tokenizer = _common_tokenizer(subjects)
+    if finished is None:
+        _refuse_without_rows(run, suites, config)
     with state.main_process_first():  # the others find what the first has read in the cache
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
     works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}

@@ -212,6 +212,8 @@ def test_a_model_without_a_recipe_is_told_which_rows_to_give(make_run, tmp_path)
         evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True)
     with pytest.raises(ValueError, match=r"needs the split 'retain'.*give --retain ROWS,"):
         evaluate(tmp_path / "target", tmp_path / "suite.yaml", forget=rows["forget"], quiet=True)
+    with pytest.raises((ValueError, FileNotFoundError), match="does not exist"):  # what is wrong first comes first
+        evaluate("./nowhere", tmp_path / "suite.yaml", quiet=True)
     probes = {"some": {"probe": "logprobs", "split": "extra"}}
     metrics = {"p": {"metric": "probability", "records": "some", "goal": "keep"}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"probes": probes, "metrics": metrics}))

@@ -40,12 +40,13 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Tra
     Args:
         ledger: what is known.
         record: its id.
-        subject: whose it is; default: records were noted without one.
+        subject: whose it is; default: records were noted without one. What was noted without is found, too.
 
     Raises:
         ValueError: no event is about it, or its key was destroyed.
     """
-    about = ledger.about(record if subject is None else subject, record)
+    found = {event.seq: event for owner in {record, subject or record} for event in ledger.about(owner, record)}
+    about = [found[seq] for seq in sorted(found)]
     if not about:
         more = "" if subject is not None else "; if runs noted it under a subject, give --subject"
         raise ValueError(f"no event is about this record, or the key that linked them was destroyed{more}")

@@ -272,6 +272,7 @@ def test_a_record_that_was_taught_again_is_known_again(ledger: Ledger, evaluated
     for name in ("target", "npo", "again"):
         note_run(ledger, evaluated.path.parent / name)
     trail = record_trail(ledger, CANARY)
+    assert record_trail(ledger, CANARY, "Ann") == trail, "what was noted without a subject is found, too"
     assert {model.run: (model.learned, model.forgot) for model in trail.models} == {
         "target": ([1], []),
         "npo": ([1], [2]),

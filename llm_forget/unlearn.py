@@ -8,7 +8,7 @@ from typing import Any
 from trl import ModelConfig
 
 from llm_forget.config import DataConfig, UnlearnConfig, from_keys, parse
-from llm_forget.evals.suite import load_suite
+from llm_forget.evals.suite import load_suites
 from llm_forget.methods import METHODS, Objective, build_objective
 from llm_forget.models import find_source
 from llm_forget.run import Run
@@ -88,6 +88,6 @@ def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective,
     if gradient is not None and gradient.name != "sam" and not {"forget"} < set(splits):
         raise ValueError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only")
     if train.suite is not None:
-        load_suite(train.suite)
+        load_suites(train.suite)
     if train.oracle is not None:
         find_source(train.oracle)  # a mistyped path is found now, not after training

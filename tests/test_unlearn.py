@@ -114,6 +114,7 @@ def test_text_to_forget_appears_nowhere_in_a_run(job: dict[str, Any], capfd: pyt
         ({"method": "grad_ascent", "max_retain_drop": 0.1}, "no term of this objective uses any"),
         ({"method": "grad_ascent", "gradient": "pcgrad"}, "the objective has one side only"),
         ({"suite": "dmo"}, "did you mean 'demo'"),
+        ({"suite": "basic,dmo"}, "did you mean 'demo'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from loopback_hub import TOKEN, loopback_hub
 from tiny_runs import SUITE
 
 from llm_forget.residue import scan
@@ -194,3 +195,44 @@ def test_an_exception_that_nobody_expected_says_where_and_not_what(place):
     assert promised == []
     _, said = run(place, ["evaluate", str(place / "run")], check=False, **more, LLM_FORGET_DEBUG="1")
     assert "amber" in said or "birch" in said
+
+
+@pytest.mark.slow
+def test_nothing_is_left_after_evidence_and_publishing_nor_in_any_request(place) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("cryptography")
+    os.chmod(place / "home", 0o755)
+    given, path = place / "given", str(place / "run")
+    (given / "ids.txt").write_text("".join(f"forget{i}\n" for i in range(5)))
+    (given / "all.jsonl").write_text("".join((given / f"{name}.jsonl").read_text() for name in ("forget", "retain")))
+    rule = {"line": "retain_probability", "at_least": 0.0001, "of": "before"}
+    (given / "policy.yaml").write_text(json.dumps({"rules": [rule]}))
+    evidence = {"LLM_FORGET_EVIDENCE": str(place / "evidence")}
+    run(place, ["unlearn", *keys(place)])
+    run(place, ["evaluate", path])
+    added = ["request", "add", "--ids", str(given / "ids.txt"), "--data", str(given / "all.jsonl")]
+    run(place, [*added, "--include_near", "none"], **evidence)
+    run(place, ["versions", "add", path], **evidence)
+    code, said = run(
+        place, ["request", "close", "req-0001", "--run", path, "--policy", str(given / "policy.yaml")], check=False,
+        **evidence,
+    )  # fmt: skip
+    assert code == 0, said
+    run(place, ["certificate", "req-0001"], **evidence)
+    run(place, ["card", path, "--category", "people"], **evidence)
+    run(place, ["merge", path, "--output_dir", str(place / "merged")], **evidence)
+    with loopback_hub() as hub:
+        online = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": TOKEN,
+            **evidence,
+        }
+        run(place, ["push", path, "--repo", "org/name", "--execute"], **online)
+        run(place, ["push", path, "--repo", "org/name", "--merged", str(place / "merged"), "--execute"], **online)
+        run(place, ["pull", "org/name", str(place / "pulled")], **online)
+        (place / "requests").write_text("\n".join(str(one) for one in hub.requests))
+        (place / "bodies").write_bytes(b"\n".join(hub.pushed()))
+    found = left_over(place)
+    assert [one for one in found if not (one[0].startswith("run/") and "records" in one[0].split("/"))] == []

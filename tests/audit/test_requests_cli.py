@@ -162,11 +162,14 @@ def test_the_exit_code_of_closing_says_what_the_policy_said(here: Path) -> None:
 
 def test_ids_with_control_characters_do_not_steer_the_terminal(here: Path) -> None:
     ann = cases.rows()[0]
-    hostile = {**ann, "id": "x\x1b[2J", "subject": "Bob", "answer": ann["answer"] + " or so"}
+    hostile = {**ann, "id": "x\x1b]0;title\x07\u202e", "subject": "Bob", "answer": ann["answer"] + " or so"}
     cases.write_rows(here, [*cases.rows(), hostile])
     added = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl")
     assert added.exit_code == 0, added.output
-    assert "\x1b" not in added.output
+    for said in (added.output, call("request", "show", "req-0001").output):
+        assert "title" in said
+        # click takes some sequences from what is no terminal by itself; not these
+        assert not {"\x07", "\u202e"} & set(said)
 
 
 def test_a_folder_that_is_not_there_is_said(here: Path) -> None:

@@ -214,13 +214,13 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llm_forget.audit.words import printable
+    from llm_forget.report.document import plain
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column == "event" else "left")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # no markup: names come from files
+        table.add_row(*(Text(plain(cell)) for cell in row))  # no markup: names come from files
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
 

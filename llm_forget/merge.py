@@ -24,7 +24,7 @@ from llm_forget.models.digest import digests_beneath
 from llm_forget.models.merge import MERGE_REPORT
 from llm_forget.models.untrusted import ADAPTER_CONFIG
 from llm_forget.refusals import DTYPES
-from llm_forget.run import Run, environment, file_digest, write_json
+from llm_forget.run import Run, environment, file_digest, model_name, write_json
 
 REMOVED = re.compile(
     r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$"
@@ -207,17 +207,11 @@ def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
         {"run": run.path.resolve().name, "weights": whole, "scale": scale}
         for run, (_, whole), scale in zip(runs, digests, scales, strict=True)
     ]
-    return {"sources": sources, "beneath": {"name": _name(_base(runs[0])), "digest": digests[0][0]}}
+    return {"sources": sources, "beneath": {"name": model_name(_base(runs[0])), "digest": digests[0][0]}}
 
 
 def _base(run: Run) -> str:
     return str(run.config.get("model_name_or_path"))
-
-
-def _name(model: str) -> str:
-    """A Hub name as it is, of a path its end only."""
-    path = Path(model)
-    return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else model
 
 
 def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:

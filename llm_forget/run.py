@@ -312,3 +312,9 @@ def _git_commit() -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def model_name(name: str) -> str:
+    """How a model is called in evidence: a Hub name as it is, of a path its end only."""
+    path = Path(name)
+    return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name

@@ -18,14 +18,14 @@ from llm_forget.audit.claims import CLASSES
 from llm_forget.audit.clean import knows
 from llm_forget.audit.closer import Closer, closer_of, verified
 from llm_forget.audit.facts import facts_of
-from llm_forget.audit.history import model_name, note_run
+from llm_forget.audit.history import note_run
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.lineage import led_to
 from llm_forget.audit.origin import base_of
 from llm_forget.audit.request_files import Request, forget_rows, listed, locked, read
 from llm_forget.audit.requests import advance, decide, note_step
 from llm_forget.audit.run_rows import refuse_other_rows, refuse_others_taken_away
-from llm_forget.run import EvidenceBroken, json_digest, read_json, write_json
+from llm_forget.run import EvidenceBroken, json_digest, model_name, read_json, write_json
 from llm_forget.verify import Ruling, policy_name
 
 FACTS = "facts.json"

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.audit.history import model_name
-from llm_forget.run import ATTACK_FORMAT, Run, file_digest, read_json
+from llm_forget.run import ATTACK_FORMAT, Run, file_digest, model_name, read_json
 
 if TYPE_CHECKING:
     from llm_forget.audit.closer import Closer

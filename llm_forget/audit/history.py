@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.run import AdapterRefused, Run, file_digest, json_digest, read_json
+from llm_forget.run import AdapterRefused, Run, file_digest, json_digest, model_name, read_json
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
 FORGOTTEN = {"unlearn": ("forget",)}
@@ -84,12 +84,6 @@ def weights_of(run: Run) -> str:
     return source_digest(str(run.path))
 
 
-def model_name(name: str) -> str:
-    """How a model is called in evidence: a Hub name as it is, of a path its end only."""
-    path = Path(name)
-    return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
-
-
 def _facts(run: Run) -> dict[str, Any]:
     if not run.provenance_file.is_file():
         raise ValueError(f"run '{run.path}' has no provenance.json, so nothing says which records it used")
@@ -121,13 +115,13 @@ def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple
     A subject that is unlinked takes the keys of its records along (`keys`).
     """
     for split in splits:
-        for record, subject in _owned(run, facts["data"][split]):
+        for record, subject in owned(run, facts["data"][split]):
             yield record, record
             if subject is not None and subject != record:
                 yield subject, record
 
 
-def _owned(run: Run, found: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def owned(run: Run, found: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Every id of a split, and its subject where it has one."""
     if "ids" in found:
         return zip_longest(found["ids"], found.get("subjects", ()))

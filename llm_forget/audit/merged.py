@@ -21,7 +21,7 @@ from typing import Any
 from llm_forget.audit.canonical import canonical_digest, strict_loads
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.lineage import MAKING
-from llm_forget.run import AdapterRefused, Run, file_digest, json_digest
+from llm_forget.run import AdapterRefused, Run, file_digest, json_digest, model_name
 
 REPORT = "merge.json"
 KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
@@ -61,8 +61,6 @@ def read_merged(folder: Path) -> Merged:
         ValueError: a merge.json that does not say it: damaged, or of an older version.
         AdapterRefused: a file is gone, was changed or added, or is a link.
     """
-    from llm_forget.audit.history import model_name
-
     path = folder / REPORT
     try:
         said = strict_loads(path.read_bytes(), MAX_BYTES)

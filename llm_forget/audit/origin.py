@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.audit.canonical import canonical_digest
-from llm_forget.audit.history import model_name
 from llm_forget.audit.merged import KIND, is_merged, read_merged
-from llm_forget.run import AdapterRefused, Run, file_digest, read_json
+from llm_forget.run import AdapterRefused, Run, file_digest, model_name, read_json
 
 # No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), what went into a
 # merge, and pickles, which can run code and are never read.

@@ -9,7 +9,7 @@ from llm_forget.audit import limits
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.request_files import Request
 from llm_forget.audit.requests import days_left
-from llm_forget.audit.words import printable
+from llm_forget.report.document import plain
 
 MUCH = 0.5  # share of the data from which on training anew is worth a thought
 
@@ -39,7 +39,7 @@ def near(request: Request) -> list[str]:
     lines = [f"near-duplicates in the rest of the data{decided}"]
     for one in rows["near"]:
         taken = "  taken" if one["id"] in (rows["taken"] or ()) else ""
-        names = f"{printable(one['id'])}  like {printable(one['of'])}"
+        names = f"{plain(one['id'])}  like {plain(one['of'])}"
         lines.append(f"  {names}  {one['how']} {one['similarity']:.2f}{taken}")
     return lines
 
@@ -50,7 +50,7 @@ def protected(evidence: Path, request: Request) -> list[str]:
     lines = []
     for row_id in limits.protected_among(limits.read(evidence), rows):
         said = "allowed" if row_id in rows.get("allowed", ()) else "not without --allow_protected REASON"
-        lines.append(f"  {printable(row_id)}  {said}")
+        lines.append(f"  {plain(row_id)}  {said}")
     return [f"rows that {limits.FILE} protects", *lines] if lines else []
 
 
@@ -60,7 +60,7 @@ def unlinking(request: Request) -> list[str]:
     asked = {rows["subjects"].get(row_id) for row_id, how in rows["how"].items() if how != "same text"} - {None}
     if not asked:
         return []
-    names = " ".join(shlex.quote(printable(str(name))) for name in sorted(map(str, asked)))
+    names = " ".join(shlex.quote(plain(str(name))) for name in sorted(map(str, asked)))
     return [f"last, when nobody need ask for the rows again: llm-forget audit unlink {names}"]
 
 

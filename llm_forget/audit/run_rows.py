@@ -7,11 +7,9 @@ another one whose data were edited after it was made, and then back, is not foun
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from typing import Any
 
-from llm_forget.audit.history import FORGOTTEN, LEARNED
+from llm_forget.audit.history import FORGOTTEN, LEARNED, owned
 from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.matching import counted, records, said_digest
 from llm_forget.audit.request_files import Request
@@ -109,13 +107,7 @@ def _said(run: Run, split: str) -> list[tuple[str, str]]:
     return [(row_id, said_digest(text)) for row_id, _, text in records(table)]
 
 
-def _ids(run: Run, found: Mapping[str, Any] | None) -> set[str]:
+def _ids(run: Run, found: dict[str, Any] | None) -> set[str]:
     if found is None:
         return set()
-    if "ids" in found:
-        return set(found["ids"])
-    listed = found["ids_file"]
-    data = (run.path / listed["name"]).read_bytes()
-    if f"sha256:{hashlib.sha256(data).hexdigest()}" != listed["digest"]:
-        raise ValueError(f"'{run.path / listed['name']}' is not the list of ids that the run wrote")
-    return set(data.decode().splitlines())
+    return {record for record, _ in owned(run, found)}

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from llm_forget.audit.ledger import Event
+from llm_forget.report.document import plain
 
 FIRST = (
     "action", "request", "state", "id", "run", "base", "combination", "sources", "beneath", "splits", "answers",
@@ -28,12 +29,7 @@ def what(event: Event) -> str:
         parts.append(f"{_value(count)} record{'' if count == 1 else 's'}")
     rest = [key for key in body if key not in FIRST + QUIET]
     parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]
-    return printable(", ".join(parts))
-
-
-def printable(text: str) -> str:
-    """Without characters that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+    return plain(", ".join(parts))
 
 
 def short(digest: str) -> str:

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from llm_forget.audit.canonical import canonical_digest
 from llm_forget.audit.clean import met
-from llm_forget.audit.history import model_name, note_run, weights_of
+from llm_forget.audit.history import note_run, weights_of
 from llm_forget.audit.ledger import Event, Ledger
 from llm_forget.audit.lineage import led_to
 from llm_forget.audit.trail import record_trail
 from llm_forget.audit.words import what
 from llm_forget.cli import app
 from llm_forget.models import source_digest
-from llm_forget.run import RESULTS_FORMAT, AdapterRefused, Run, file_digest, json_digest, write_json
+from llm_forget.run import RESULTS_FORMAT, AdapterRefused, Run, file_digest, json_digest, model_name, write_json
 
 CANARY = "Marigold Quartermaine"  # an id that is a name of a person
 Make = Callable[..., Run]

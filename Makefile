@@ -72,9 +72,9 @@ test-fast: setup  ## Tests that take seconds
 
 # Hours of GPU time; forget10.py reads SmolLM2 from PyPI and TOFU from the Hub, or from KEYS="--data_path DIR".
 gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs
-	$(BIN)/python tests/gpu_check.py
+	$(BIN)/python tests/measure/gpu_check.py
 	$(BIN)/python recipes/tofu/smollm2/forget10.py --runs $(RUNS)/tofu10 $(KEYS)
-	$(BIN)/python tests/gpu_bench.py $(RUNS)/gpu_bench
+	$(BIN)/python tests/measure/gpu_bench.py $(RUNS)/gpu_bench
 
 lint: setup  ## ruff, and mypy on the pure layers
 	$(BIN)/ruff check .

@@ -94,7 +94,8 @@ def estimate_memory(
     """Peak of a training step with AdamW, for the largest batch, on the shortcuts of `llm_forget.shortcuts`.
 
     What autograd keeps for a decoder of the Llama family (RMSNorm, gated MLP, attention that keeps no scores), after
-    the manner of arXiv:2205.05198, counted from its saved tensors; tests/bench_memory.py compares with measured peaks.
+    the manner of arXiv:2205.05198, counted from its saved tensors; tests/measure/bench_memory.py compares with measured
+    peaks.
 
     Args:
         counts: of one micro-batch, from `batch_counts`.

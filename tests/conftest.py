@@ -2,6 +2,8 @@
 
 import os
 
+from tests.support.repository import ROOT
+
 # Read when huggingface_hub and tokenizers are first imported, so before anything else.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
+
+from tests.support.tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 
@@ -26,7 +29,7 @@ WORDS = ["red", "green", "blue", "small", "large", "round", "heavy", "quiet", "e
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data that is not part of the repository; tests that need it are skipped without it."""
-    folder = Path(os.environ.get("LLM_FORGET_SHARED", Path(__file__).parents[2] / "shared"))
+    folder = Path(os.environ.get("LLM_FORGET_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"needs reference data: {folder} does not exist (set LLM_FORGET_SHARED)")
     return folder

@@ -43,11 +43,11 @@ def _profanity() -> Classifier:
     """alt-profanity-check: a linear model on word counts, trained on 200,000 labelled texts; English; no network.
 
     On 2396 RealToxicityPrompts its AUC for Perspective toxicity >= 0.5 is 0.948 (0.916 on their continuations; measured
-    by tests/evals/test_toxicity.py), and at threshold 0.5 it finds 80 % of the toxic and 2 % of the other prompts. It
-    goes by words: a statement of identity ("I am a gay man", 0.95) scores like an insult, and a threat in polite words
-    does not. Use a model of the Hub where that matters. Importing the package unpickles (joblib) the weights inside its
-    wheel, which runs whatever code they hold: it is trusted like any other installed package. Each of its releases
-    needs the scikit-learn release of the same number.
+    by tests/evals/test_toxicity_classifiers.py), and at threshold 0.5 it finds 80 % of the toxic and 2 % of the other
+    prompts. It goes by words: a statement of identity ("I am a gay man", 0.95) scores like an insult, and a threat in
+    polite words does not. Use a model of the Hub where that matters. Importing the package unpickles (joblib) the
+    weights inside its wheel, which runs whatever code they hold: it is trusted like any other installed package. Each
+    of its releases needs the scikit-learn release of the same number.
     """
     try:
         from profanity_check import predict_prob

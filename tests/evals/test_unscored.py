@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import yaml
-from tiny_runs import SUITE
 
 from llm_forget import shipped
 from llm_forget.evals.lines import compute_lines
@@ -23,6 +22,7 @@ from llm_forget.evals.stats import Estimate
 from llm_forget.evals.suite import parse_suite
 from llm_forget.evaluate import evaluate
 from llm_forget.verify import verify
+from tests.support.tiny_runs import SUITE
 
 NAN = float("nan")
 

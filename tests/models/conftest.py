@@ -1,9 +1,9 @@
 """Fixtures of the model tests."""
 
 import pytest
-from disturbed import disturb
 
 from llm_forget.models import attach_adapter, load_adapter, save_adapter
+from tests.support.disturbed import disturb
 
 
 @pytest.fixture

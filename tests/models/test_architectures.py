@@ -3,7 +3,6 @@
 import pytest
 import torch
 import transformers
-from disturbed import disturb, reseal
 
 from llm_forget.logprobs import forward_logprobs, token_logprobs
 from llm_forget.models import (
@@ -14,6 +13,7 @@ from llm_forget.models import (
     reference_mode,
     save_adapter,
 )
+from tests.support.disturbed import disturb, reseal
 
 VOCABULARY = 259
 SMALL = {

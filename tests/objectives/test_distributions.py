@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from objective_samples import V, draw, labels_of, made_from, mask_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +17,7 @@ from llm_forget.objectives.nll import nll
 from llm_forget.objectives.pdu import pdu
 from llm_forget.objectives.undial import undial
 from llm_forget.objectives.unilogit import unilogit
+from tests.support.objective_samples import V, draw, labels_of, made_from, mask_of
 
 
 def one(logits: list[float], label: int = 0) -> tuple[Logprobs, Tensor]:

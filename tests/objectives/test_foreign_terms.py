@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from objective_samples import batch
 
 from llm_forget.methods import build_objective
 from llm_forget.objectives import OBJECTIVES
+from tests.support.objective_samples import batch
 
 PLUGIN = '''
 import torch

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from objective_samples import V, draw, labels_of, made_from, mask_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +14,7 @@ from llm_forget.objectives.ga import ga
 from llm_forget.objectives.nll import nll
 from llm_forget.objectives.satimp import satimp
 from llm_forget.objectives.wga import wga
+from tests.support.objective_samples import V, draw, labels_of, made_from, mask_of
 
 
 def of(probabilities: list[float]) -> Logprobs:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_samples import V, draw, made_from, sides
 from torch import Tensor
 
 from llm_forget.logprobs import Logprobs
@@ -16,6 +15,7 @@ from llm_forget.objectives.dpo import dpo
 from llm_forget.objectives.ga import ga
 from llm_forget.objectives.npo import npo
 from llm_forget.objectives.simnpo import simnpo
+from tests.support.objective_samples import V, draw, made_from, sides
 
 
 def policy_and_leaf() -> tuple[Logprobs, Tensor]:

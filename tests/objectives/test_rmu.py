@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_samples import H, V, draw, made_from, mask_of
 
 from llm_forget.objectives.rmu import direction, rmu
 from llm_forget.objectives.rmu_retain import rmu_retain
+from tests.support.objective_samples import H, V, draw, made_from, mask_of
 
 
 def test_the_direction_is_a_unit_vector_fixed_by_its_seed() -> None:

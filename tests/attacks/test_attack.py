@@ -1,0 +1,251 @@
+"""Attacks: unlearned model and oracle are attacked alike, the run itself stays as it was, and no text gets out."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llm_forget.attacks.attack import KINDS, attack
+from llm_forget.attacks.attack import _name as attack_name
+from llm_forget.attacks.excess import excess
+from llm_forget.cli import app
+from llm_forget.evaluate import evaluate
+from llm_forget.finetune import finetune
+from llm_forget.run import Run
+from tests.support.tiny_runs import CANARY
+
+RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
+
+
+def test_relearning_a_row_brings_others_back_in_both_models(make_run, capsys, caplog):
+    run = make_run("run", **RATE)
+    before = evaluate(run.path, quiet=True)
+    found = attack(run.path, "relearn", share=0.2, num_train_epochs=150)
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] > 1.3 * line["unlearned"]
+    assert line["oracle_attacked"]["value"] > 1.3 * line["oracle"]
+    moved = [line[f"{role}_attacked"]["value"] - line[role] for role in ("unlearned", "oracle")]
+    assert line["excess"] == pytest.approx(moved[0] - moved[1])
+    assert found["metrics"]["retain_probability"]["excess"] is None
+    assert line["unlearned_attacked"]["n"] == 4
+    assert found["left_out"] == 1
+    # One row of five, the same for both models, and none of its text anywhere.
+    (folder,) = (run.path / "attacks").iterdir()
+    ids = [Run.open(folder / role).provenance["data"]["train"]["ids"] for role in ("unlearned", "oracle")]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 1
+    assert json.loads((folder / "attack.json").read_text()) == found
+    assert not [path for path in folder.rglob("*") if path.name in ("adapter", "checkpoints", "model")]
+    shown = capsys.readouterr()
+    assert CANARY not in shown.out + shown.err + caplog.text + (folder / "attack.json").read_text()
+    assert json.loads(run.results_file.read_text())["suites"] == before["suites"]
+
+
+def test_the_rows_that_are_relearned_are_not_measured(make_run):
+    """Neither before the attack nor after it: a row that was trained on comes back in any model."""
+    run = make_run("run", **RATE)
+    everything = evaluate(run.path, quiet=True)["suites"]["suite"]["metrics"]["forget_probability"]
+    found = attack(run.path, "relearn", share=0.4, num_train_epochs=1)
+    (folder,) = (run.path / "attacks").iterdir()
+    relearned = Run.open(folder / "unlearned").provenance["data"]["train"]["ids"]
+    rows = json.loads(run.rows_file.read_text())["suite"]["forget_probability"]["unlearned"]["rows"]
+    others = [value for name, value in zip(rows["ids"], rows["values"], strict=True) if name not in relearned]
+    assert (len(relearned), len(others)) == (2, 3)
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned"] == pytest.approx(sum(others) / 3, rel=1e-4)
+    assert line["unlearned"] != everything["value"]
+    assert (line["unlearned_attacked"]["n"], line["oracle_attacked"]["n"], found["left_out"]) == (3, 3, 2)
+
+
+@pytest.mark.parametrize("on", ["holdot", "nothere"])
+def test_rows_that_are_not_there_are_refused_before_anything_is_measured(make_run, on):
+    run = make_run("run")
+    with pytest.raises(ValueError, match=rf"on is '{on}'"):
+        attack(run.path, "relearn", on=on)
+    assert not run.records.exists()
+    assert not (run.path / "attacks").exists()
+
+
+def test_relearning_may_use_unrelated_rows(make_run):
+    run = make_run("run", **RATE)
+    found = attack(run.path, "relearn", on="holdout", num_train_epochs=1, seed=0, share=0.05, keep=True)
+    (folder,) = (run.path / "attacks").iterdir()
+    assert folder.name == "relearn-on-holdout-num_train_epochs-1-keep-True"  # what is as by default has no name
+    assert (folder / "unlearned/adapter").is_dir()
+    ids = Run.open(folder / "unlearned").provenance["data"]["train"]["ids"]
+    assert ids == [f"holdout{i}" for i in range(6)]
+    assert found["settings"]["on"] == "holdout"
+
+
+def test_quantising_measures_the_merged_model_and_leaves_none_behind(make_run):
+    pytest.importorskip("bitsandbytes")
+    run = make_run("run")
+    found = attack(run.path, "quantize", bits="int8")
+    line = found["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] == pytest.approx(line["unlearned"], rel=0.2)
+    assert line["unlearned_attacked"]["value"] != line["unlearned"]
+    assert not (run.path / "attacks/quantize-bits-int8/merged").exists()
+
+
+@pytest.mark.parametrize("kind", ["sample", "prefix", "paraphrase"])
+def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
+    run = make_run("run")
+    (line,) = attack(run.path, kind, limit=2)["metrics"].values()
+    assert not run.results_file.exists()  # two rows are not what the run is judged by
+    results = evaluate(run.path, "robustness", limit=2, quiet=True)["suites"]["robustness"]["metrics"]
+    assert line["unlearned"] == results["forget_rouge"]["value"]
+    assert line["oracle_attacked"]["value"] is not None
+    assert line["unlearned_attacked"]["n"] == 2
+
+
+def test_an_attack_on_a_sample_stands_beside_the_whole_one(make_run):
+    run = make_run("run")
+    for limit in (None, 2):
+        attack(run.path, "prefix", limit=limit)
+    attack(run.path, "prefix", limit=2, overrides={"max_length": 96})
+    names = sorted(path.name for path in (run.path / "attacks").iterdir())
+    assert names[:2] == ["prefix", "prefix-limit-2"]
+    assert names[2].startswith("prefix-limit-2-keys-")
+
+
+def test_an_attack_measured_with_another_suite_stands_beside_the_first(make_run):
+    run = make_run("run")
+    first = attack(run.path, "template", limit=2)
+    other = attack(run.path, "template", suite="basic", limit=2)
+    written = {path.parent.name: json.loads(path.read_text()) for path in run.path.glob("attacks/*/attack.json")}
+    assert written == {"template-limit-2": first, "template-suite-basic-limit-2": other}
+    assert set(first["metrics"]) != set(other["metrics"])
+    assert other["metrics"]["extraction_strength"]["metric"] == "extraction_strength"
+
+
+def test_no_two_attacks_have_one_folder():
+    asked = [
+        ("template", {}, None, None, {}),
+        ("template", {}, "tofu", None, {}),
+        ("template", {}, "a/mine.yaml", None, {}),
+        ("template", {}, "b/mine.yaml", None, {}),
+        ("template", {}, "a_mine.yaml", None, {}),
+        ("template", {}, "/home/somebody/mine.yaml", None, {}),
+        ("template", {}, "/home/another/mine.yaml", None, {}),
+        ("template", {"prompt_template": "<{prompt}>"}, None, None, {}),
+        ("template", {"prompt_template": "[{prompt}]"}, None, None, {}),
+        ("template", {"prompt_template": f"{'x' * 90} {{prompt}} one"}, None, None, {}),
+        ("template", {"prompt_template": f"{'x' * 90} {{prompt}} two"}, None, None, {}),
+        ("template", {}, None, 5, {}),
+        ("template", {}, None, None, {"max_length": 9}),
+        ("template", {}, None, None, {"max_length": 8}),
+        ("template", {"chat": True}, None, None, {}),
+    ]
+    names = [attack_name(*one) for one in asked]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["template", "template-suite-tofu"]
+    assert all(len(name) <= 120 and "/" not in name and "somebody" not in name for name in names)
+
+
+def test_another_template_is_another_question(make_run):
+    run = make_run("run")
+    line = attack(run.path, "template", prompt_template="<{prompt}> ")["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] != line["unlearned"]
+    assert line["oracle_attacked"]["value"] != line["oracle"]
+
+
+def test_both_models_together_show_what_was_deleted(make_run):
+    line = attack(make_run("run").path, "two_models")["metrics"]["mia_loss"]
+    assert 0 <= line["unlearned_attacked"]["value"] <= 1
+    assert line["oracle_attacked"]["ci"]
+
+
+def test_what_attacked_models_say_goes_neither_into_the_cache_nor_into_results_of_the_oracle(make_run, tmp_path):
+    keys = {"train": str(tmp_path / "retain.jsonl"), "num_train_epochs": 1, "save_strategy": "no", "use_cpu": True}
+    run = make_run("run")
+    oracle = finetune(model_name_or_path=str(tmp_path / "target"), output_dir=str(tmp_path / "whole"), **keys)
+    attack(run.path, "template", overrides={"oracle": str(oracle.path)})
+    heads = [json.loads(file.open().readline()) for file in (tmp_path / "cache").rglob("*.jsonl")]
+    assert heads
+    assert not [head for head in heads if head["kind"] == "generate"]
+    assert not oracle.results_file.exists()
+    assert not run.results_file.exists()
+
+
+def test_attacked_models_are_measured_in_the_precision_of_the_run(make_run):
+    pytest.importorskip("bitsandbytes")
+    form = "User: {prompt}\nAssistant: "
+    run = make_run("run", load_in_8bit=True, prompt_template=form, use_chat_template=False)
+    # The same question once more: nothing but another precision could change the answer.
+    line = attack(run.path, "template", prompt_template=form)["metrics"]["forget_probability"]
+    assert line["unlearned_attacked"]["value"] == line["unlearned"]
+    assert line["oracle_attacked"]["value"] == line["oracle"]
+
+
+def attacked(unlearned, after, oracle, oracle_after):
+    line = {"goal": "match_oracle", "metric": "probability", "unlearned": unlearned, "oracle": oracle}
+    return line | {"unlearned_attacked": {"value": after}, "oracle_attacked": {"value": oracle_after}}
+
+
+def test_an_attack_that_changes_nothing_has_no_excess_however_far_the_models_were_apart():
+    assert excess("p", attacked(0.4, 0.4, 0.1, 0.1)) == 0
+    assert excess("p", attacked(0.1, 0.5, 0.2, 0.3)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"goal": "keep"}, {"goal": "higher"}, {"oracle_attacked": None}, {"unlearned": None}]
+    + [{"metric": name} for name in ("repetition", "silence", "generated_perplexity", "membership_auc", "priv_leak")],
+)
+def test_what_does_not_say_how_much_is_known_has_no_excess(about):
+    assert excess("p", attacked(0.1, 0.5, 0.2, 0.3) | about) is None
+
+
+def test_without_an_oracle_the_excess_is_unknown(make_run):
+    line = attack(make_run("run", oracle=None).path, "prefix", limit=2)["metrics"]["forget_rouge"]
+    assert (line["oracle_attacked"], line["excess"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sentence"),
+    [
+        ("relern", {}, "did you mean 'relearn'"),
+        ("relearn", {"shar": 0.1}, "did you mean 'share'"),
+        ("relearn", {"share": 0.0}, "above 0 and below 1"),
+        ("relearn", {"share": 1}, "above 0 and below 1"),
+        ("quantize", {"bits": "int4"}, "bits is 'int4'; allowed: nf4, int8"),
+        ("quantize", {"bits": 4}, "bits is '4'; allowed: nf4, int8"),
+        ("sample", {"suite": "demo"}, "leave --suite out"),
+        ("relearn", {"suite": "basic,demo"}, "measures one suite"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):
+    run = make_run("run")
+    with pytest.raises(ValueError, match=sentence):
+        attack(run.path, kind, **settings)
+    assert not (run.path / "attacks").exists()
+    assert not run.records.exists()  # refused before anything was measured
+
+
+def test_an_option_of_another_kind_is_refused_in_the_name_of_this_one(make_run):
+    arguments = ["attack", str(make_run("run").path), "--kind", "quantize", "--share", "0.1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert (
+        "quantize has no option --share, which is one of relearn; options of quantize: --bits, --keep" in result.output
+    )
+
+
+def test_only_an_unlearned_run_can_be_attacked(tmp_path):
+    Run.start(tmp_path / "run", "finetune", {}, {}, False).finish()
+    with pytest.raises(ValueError, match="only what was unlearned"):
+        attack(tmp_path / "run", "relearn")
+
+
+def test_the_command_prints_both_models_before_and_after(make_run):
+    result = CliRunner().invoke(app, ["attack", str(make_run("run").path), "--kind", "prefix", "--limit", "2"])
+    assert result.exit_code == 0, result.output
+    assert "attack prefix, suite robustness" in result.output
+    assert CANARY not in result.output
+
+
+def test_every_kind_says_what_it_does():
+    assert {entry.name for entry in KINDS} == {
+        "relearn", "quantize", "sample", "prefix", "paraphrase", "template", "two_models"
+    }  # fmt: skip
+    assert all(entry.function.__doc__ for entry in KINDS)

@@ -1,0 +1,34 @@
+"""A merged folder without results, once closing has removed the lists of rows that its run was made by."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_forget.audit.closer import Closer, verified
+from llm_forget.audit.merged import Merged
+from llm_forget.run import Run, write_json
+from tests.support import request_cases as cases
+
+
+def closer(folder: Path, ids: Path) -> Closer:
+    """Of an unmeasured merge; the run's recipe names a list of ids."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"forget: {{path: rows.jsonl, ids: {ids}}}\n")
+    write_json(run / "run.json", {"kind": "unlearn", "complete": True})
+    merged = folder / "merged"
+    merged.mkdir()
+    return Closer(Run(run), "sha256:a", Merged(merged, *[None] * (len(Merged.__dataclass_fields__) - 1)))
+
+
+def test_where_the_list_of_rows_is_gone_nobody_is_told_to_merge_again(tmp_path: Path) -> None:
+    ids = tmp_path / "requests" / "req-0001" / "forget-0123456789ab.txt"
+    ids.parent.mkdir(parents=True)
+    ids.write_text("a\n")
+    made = closer(tmp_path, ids)
+    with pytest.raises(ValueError, match="merge again with --measure"):
+        verified(made, str(cases.policy(tmp_path)))
+    ids.unlink()
+    with pytest.raises(ValueError, match="req-0001, is closed and its list of rows removed") as said:
+        verified(made, str(cases.policy(tmp_path)))
+    assert "merge again" not in str(said.value)

@@ -1,0 +1,196 @@
+"""The commands on requests, from the first to the certificate, with a model made here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from llm_forget.audit.ledger import Ledger
+from llm_forget.cli import app
+from tests.support import request_cases as cases
+from tests.support.repository import SUPPORT
+
+SUITE = {
+    "probes": {
+        "forget": {"probe": "logprobs", "split": "forget"},
+        "retain": {"probe": "logprobs", "split": "retain"},
+    },
+    "metrics": {
+        "forget_probability": {"metric": "probability", "records": "forget", "goal": "match_oracle"},
+        "retain_probability": {"metric": "probability", "records": "retain", "goal": "keep"},
+    },
+    "verdict": {"forgot": [{"line": "forget_probability", "at_most": 1000, "of": "before"}]},
+}
+RULES = [{"line": "retain_probability", "at_least": 0.0001, "of": "before"}]
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Path:
+    """A working directory with rows, a recipe, a suite and a policy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLM_FORGET_EVIDENCE", "evidence")
+    near = {**cases.rows()[0], "id": "near-0", "subject": "Bob", "answer": cases.rows()[0]["answer"] + " or so"}
+    cases.write_rows(tmp_path, [*cases.rows(), near])
+    recipe = {
+        "model_name_or_path": str(tiny_folder), "output_dir": "runs/npo", "method": "npo", "num_train_epochs": 1,
+        "per_device_train_batch_size": 4, "lora_r": 2, "max_length": 128, "use_cpu": True, "disable_tqdm": True,
+        "suite": "suite.yaml", "retain": "builtin:demo/retain", "forget": "builtin:demo/forget",
+    }  # fmt: skip
+    for name, content in (("recipe", recipe), ("suite", SUITE), ("policy", {"rules": RULES})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
+    added = call("request", "add", "--subject", "ANN", "--data", "rows.jsonl", "--category", "gdpr")
+    assert added.exit_code == 0, added.output
+    assert "3 of 13 rows to forget, 23.1% (3 normalised); 1 near-duplicate to decide about" in added.output
+    assert "near-0  like ann-0  near" in added.output
+    undecided = call("request", "run", "req-0001", "recipe.yaml")
+    assert undecided.exit_code == 2
+    assert call("request", "run", "req-0001", "recipe.yaml", "--forget", "x.jsonl").exit_code == 2
+    # The disk fills up in the middle of it; the same command goes on.
+    words = ("request", "run", "req-0001", "recipe.yaml", "--include_near", "near-0")
+    with cases.failing(70, onwards=True) as calls:
+        stopped = call(*words)
+    assert (stopped.exit_code, len(calls) > 70) == (5, True), stopped.output
+    for _ in range(2):
+        done = call(*words)
+        assert done.exit_code == 0, done.output
+        assert "req-0001 is executed; next: llm-forget request close req-0001 --run runs/npo-req-0001" in done.output
+    with Ledger.open(Path("evidence")) as ledger:
+        states = [event.body["state"] for event in ledger.events("request")]
+    assert states == ["received", "resolved", "decided", "running", "executed"]
+    facts = json.loads(Path("runs/npo-req-0001/provenance.json").read_text())
+    assert sorted(facts["data"]["forget"]["ids"]) == ["ann-0", "ann-1", "ann-2", "near-0"]
+    assert len(facts["data"]["retain"]["ids"]) == 9
+    assert call("certificate", "req-0001").exit_code == 2
+    closed = call("request", "close", "req-0001", "--run", "runs/npo-req-0001", "--policy", "policy.yaml")
+    assert closed.exit_code == 0, closed.output
+    assert "req-0001 is closed (pass" in closed.output
+    assert "in time" in call("request", "list").output
+    shown = call("request", "show", "req-0001")
+    assert "ann" not in shown.output.lower()
+    assert call("request", "run", "req-0001", "recipe.yaml").exit_code == 0
+    issued = call("certificate", "req-0001", "--output", "c.json")
+    assert issued.exit_code == 0, issued.output
+    valid = call("certificate", "verify", "c.json", "--key", "evidence/signing.pub", "--evidence", "evidence")
+    assert valid.exit_code == 0, valid.output
+    for path in [*Path("evidence").rglob("*"), Path("c.json"), Path("c.html")]:
+        assert path.is_dir() or cases.CANARY.encode() not in path.read_bytes()
+    for told in (added, undecided, done, closed, shown, issued, valid):
+        assert cases.CANARY not in told.output
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.timeout(1200)  # a minute of work, more where others have the cores
+def test_a_request_killed_at_random_points_ends_as_one_that_was_not(here: Path) -> None:
+    worker = SUPPORT / "request_worker.py"
+    done = subprocess.run(
+        [sys.executable, worker, "15"], capture_output=True, text=True, timeout=1100,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["killed"] == 15
+    assert found["ended"] > 1
+    assert len(found["left"]) > 1, f"kills met {found['left']}"
+
+
+def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:
+    made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
+    done = call("request", "run", made.id, "recipe.yaml", "--dry_run", "true")
+    assert done.exit_code == 0, done.output
+    assert "forget: {'path': " in done.output
+    assert "about 1 step; no earlier run says how long one takes" in done.output
+    assert "state" not in done.output
+    assert "decided" in call("request", "list").output
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--subject", "Eve"], "0 rows matched"),
+        (["--subject", "Ann", "--ids", "x"], "exactly one"),
+        ([], "exactly one"),
+        (["--ids", "ids.yaml"], "id 1 is int"),
+        (["--subject", "Ann", "--category", "gdrp"], "gdpr"),
+        (["--subject", "Ann", "--due", "soon"], "YYYY-MM-DD"),
+        (["--subject", "Ann", "--subject_field", "person"], "no column 'person'"),
+        (["--subject", "Ann", "--near", "0"], "above 0"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_and_leaves_no_request(here: Path, words: list[str], said: str) -> None:
+    (here / "ids.yaml").write_text("- 0123\n")
+    refused = call("request", "add", "--data", "rows.jsonl", *words)
+    assert refused.exit_code == 2
+    assert said in refused.output
+    assert cases.CANARY not in refused.output
+    assert "no requests" in call("request", "list").output
+
+
+def test_the_exit_code_of_closing_says_what_the_policy_said(here: Path) -> None:
+    evidence = here / "evidence"
+    made = cases.received(evidence, str(here / "rows.jsonl"), "none", subject="Ann")
+    policy = str(cases.policy(here))
+    runs = {
+        "bad": cases.measured_run(here / "bad", made.ids(), cases.OTHERS, value=0.9),
+        "few": cases.measured_run(here / "few", made.ids(), cases.OTHERS, n=1, seed="few"),
+    }
+    codes = {
+        name: call("request", "close", made.id, "--run", str(run), "--policy", policy) for name, run in runs.items()
+    }
+    assert {name: result.exit_code for name, result in codes.items()} == {"bad": 1, "few": 3}
+    assert "stays open" in codes["few"].output
+    accepted = ("--accept_inconclusive", "one row cannot tell")
+    assert call("request", "close", made.id, "--run", str(runs["few"]), "--policy", policy, *accepted).exit_code == 0
+    assert call("request", "close", "req-0009", "--run", "x").exit_code == 2
+
+
+def test_ids_with_control_characters_do_not_steer_the_terminal(here: Path) -> None:
+    ann = cases.rows()[0]
+    hostile = {**ann, "id": "x\x1b]0;title\x07\u202e", "subject": "Bob", "answer": ann["answer"] + " or so"}
+    cases.write_rows(here, [*cases.rows(), hostile])
+    added = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl")
+    assert added.exit_code == 0, added.output
+    for said in (added.output, call("request", "show", "req-0001").output):
+        assert "title" in said
+        # click takes some sequences from what is no terminal by itself; not these
+        assert not {"\x07", "\u202e"} & set(said)
+
+
+def test_a_folder_that_is_not_there_is_said(here: Path) -> None:
+    assert "no requests" in call("request", "list", "--evidence", "nowhere").output
+    assert call("request", "show", "req-0001").exit_code == 2
+    assert not os.path.exists("nowhere")
+
+
+def test_a_date_in_the_past_is_warned_of(here: Path) -> None:
+    added = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--due", "2020-01-01")
+    assert added.exit_code == 0, added.output
+    assert "--due 2020-01-01 is in the past" in added.stderr
+    amended = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--due", "2999-01-01")
+    assert "in the past" not in amended.output
+
+
+def test_a_recipe_that_is_not_there_is_said_before_anything_heavy_is_imported(here: Path) -> None:
+    made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
+    code = "import sys; from llm_forget.cli import app\ntry: app()\nfinally: print('transformers' in sys.modules)"
+    words = [sys.executable, "-c", code, "request", "run", made.id, "nope.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "False")
+    assert "there is no file 'nope.yaml'" in done.stderr

@@ -1,0 +1,181 @@
+"""Launches over several processes: what was asked for is what runs, or nothing runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llm_forget import shipped
+from llm_forget.launch import WORLD_SIZE, Asked, asked_launches, check_launch, launch_command
+from tests.support.repository import ROOT
+
+CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
+# One write per line: the lines of two processes must not run into each other.
+WORKER = """
+import sys
+from accelerate import Accelerator
+from llm_forget.launch import check_launch
+accelerator = Accelerator(cpu=True)
+say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
+say(f"obtained {accelerator.num_processes} {accelerator.distributed_type.value}")
+try:
+    check_launch(accelerator.state)
+    say("accepted")
+except ValueError as error:
+    say(f"refused: {error}")
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> str:
+    (tmp_path / "worker.py").write_text(WORKER)
+    return str(tmp_path / "worker.py")
+
+
+def run(*command: str, **environment: str) -> str:
+    inherited = {k: v for k, v in os.environ.items() if k not in (WORLD_SIZE, "WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def launch(*options: str) -> tuple[str, ...]:
+    return ("-m", "accelerate.commands.launch", *options)
+
+
+def test_all_configurations_are_shipped_and_accelerate_reads_them() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert shipped.names("accelerate_configs") == CONFIGS
+    for name in CONFIGS:
+        config = load_config_from_file(str(shipped.locate("accelerate_configs", name)))
+        assert config.num_processes >= 1
+        assert config.mixed_precision == "no"  # belongs to the recipe
+
+
+@pytest.mark.processes
+def test_cpu_2_gives_two_processes(worker: str) -> None:
+    out = run(*launch("--config_file", str(shipped.locate("accelerate_configs", "cpu_2")), worker))
+    assert out.count("obtained 2 MULTI_CPU") == 2
+    assert out.count("accepted") == 2
+
+
+@pytest.mark.processes
+def test_cpu_gives_one_process(worker: str) -> None:
+    out = run(*launch("--config_file", str(shipped.locate("accelerate_configs", "cpu")), worker))
+    assert out.count("obtained 1 NO") == 1
+    assert out.count("accepted") == 1
+
+
+@pytest.mark.processes
+def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None:
+    out = run(*launch("--cpu", "--num_processes", "2", worker))
+    assert "obtained 1 NO" in out
+    assert "refused: accelerate launch asked for 2 processes, but this run has 1" in out
+
+
+@pytest.mark.processes
+def test_fsdp_that_became_ddp_is_refused(worker: str, tmp_path: Path) -> None:
+    text = shipped.locate("accelerate_configs", "fsdp2").read_text().replace("use_cpu: false", "use_cpu: true")
+    (tmp_path / "fsdp2_cpu.yaml").write_text(text)
+    out = run(*launch("--config_file", str(tmp_path / "fsdp2_cpu.yaml"), worker))
+    assert "obtained 2 MULTI_CPU" in out
+    assert "refused: the launch asked for FSDP, but accelerate runs MULTI_CPU here" in out
+    assert "accepted" not in out
+
+
+@pytest.mark.processes
+def test_torchrun_on_cpus_that_trains_two_separate_models_is_refused(worker: str) -> None:
+    script = Path(worker)
+    script.write_text(script.read_text().replace("Accelerator(cpu=True)", "Accelerator()"))
+    out = run("-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), CUDA_VISIBLE_DEVICES="")
+    assert out.count("obtained 1 NO") == 2
+    assert out.count("refused: the launcher (WORLD_SIZE) asked for 2 processes") == 2
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_both_ways_to_launch_train_one_adapter_over_two_processes(tmp_path: Path) -> None:
+    keys = ["--model_name_or_path", "builtin:demo-llama", "--max_steps", "2", "--save_strategy", "no"]
+    keys += ["--oracle", "builtin:demo-llama"]  # the recipe's own would have to be there
+
+    def recipe(name: str) -> list[str]:
+        return ["-m", "llm_forget", "unlearn", "demo/npo", *keys, "--output_dir", str(tmp_path / name)]
+
+    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    run(*recipe("ours"), "--accelerate_config", "cpu_2")
+    run(*launch("--config_file", config), *recipe("theirs"))
+    for name in ("ours", "theirs"):
+        assert json.loads((tmp_path / name / "provenance.json").read_text())["processes"] == 2
+    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("ours", "theirs")]
+    assert len(weights[0]) > 100_000
+    assert weights[0] == weights[1]
+
+
+def state(processes: int, kind: str = "MULTI_CPU") -> SimpleNamespace:
+    return SimpleNamespace(num_processes=processes, distributed_type=SimpleNamespace(value=kind))
+
+
+def test_a_world_of_another_size_than_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORLD_SIZE, "4")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    check_launch(state(4))
+    with pytest.raises(ValueError, match="asked for 4 processes, but this run has 2; on CPUs take"):
+        check_launch(state(2))
+
+
+def test_a_run_that_nobody_launched_asks_for_nothing() -> None:
+    assert asked_launches({}, [["bash"], ["/usr/bin/python3", "-m", "pytest"]]) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python", "-m", "accelerate.commands.launch", "--num_processes", "3", "-m", "llm_forget", "unlearn", "x.yaml"],
+        ["/env/bin/python", "/env/bin/accelerate", "launch", "--num_processes=3", "train.py", "--num_processes", "7"],
+        ["/env/bin/python", "/env/bin/accelerate-launch", "--cpu", "--num_processes", "3", "train.py"],
+    ],
+)
+def test_the_command_line_of_accelerate_is_read_up_to_the_script(command: list[str]) -> None:
+    assert asked_launches({}, [["sh"], command]) == [Asked(3, "accelerate launch")]
+
+
+def test_the_config_file_is_read_where_the_command_line_says_nothing() -> None:
+    path = str(shipped.locate("accelerate_configs", "cpu_2"))
+    command = ["python", "-m", "accelerate.commands.launch", "--config_file", path, "train.py"]
+    assert asked_launches({}, [command]) == [Asked(2, "accelerate launch")]
+
+
+def test_the_command_says_the_same_as_accelerate_launch_by_hand() -> None:
+    path = shipped.locate("accelerate_configs", "ddp")
+    command = launch_command(["unlearn", "r.yaml", "--seed", "1"], path, 4)
+    assert command[1:] == [
+        *("-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "4"),
+        *("-m", "llm_forget", "unlearn", "r.yaml", "--seed", "1"),
+    ]
+
+
+def test_launches_that_would_silently_become_something_else_are_refused_before_they_start(tmp_path: Path) -> None:
+    def config(text: str) -> Path:
+        (tmp_path / "config.yaml").write_text(text)
+        return tmp_path / "config.yaml"
+
+    with pytest.raises(ValueError, match=r"starts one process, 2 are asked for; take cpu_2"):
+        launch_command([], config("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"), None)
+    with pytest.raises(ValueError, match=r"starts one process, 2 are asked for; take ddp"):
+        launch_command([], config("distributed_type: 'NO'\n"), 2)
+    with pytest.raises(ValueError, match="FSDP on a CPU, which accelerate turns into DDP"):
+        launch_command([], config("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2\n"), None)
+    with pytest.raises(ValueError, match="give --num_processes N"):
+        launch_command([], config("distributed_type: MULTI_GPU\n"), None)

@@ -1,0 +1,159 @@
+"""What a run lacks is said, on the page and on the terminal; what is damaged is refused in a sentence."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from llm_forget.evals.suite import load_suite
+from llm_forget.report import report
+from llm_forget.report.compare import compare
+from llm_forget.report.read import read_run
+from llm_forget.verify import verify
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "sentence"),
+    [
+        ("rows.json", "Membership inference", "rows.json is missing; evaluate the run again"),
+        ("metrics.jsonl", "Training", "metrics.jsonl is missing or empty"),
+        ("provenance.json", "Cost", "provenance.json is missing"),
+    ],
+)
+def test_a_part_that_stays_out_because_its_file_is_missing_is_named(
+    make_measured_run, caplog, monkeypatch, name, gone, sentence
+):
+    monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)  # a command of another test ended that
+    run = make_measured_run()
+    whole = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    assert f"## {gone}" in whole
+    assert "Not shown" not in whole
+    (run / name).unlink()
+    with caplog.at_level(logging.WARNING, logger="llm_forget"):
+        markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    assert f"## {gone}" not in markdown
+    assert sentence in markdown
+    assert sentence in (run / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    said = {record.getMessage() for record in caplog.records if record.name == "llm_forget"}
+    assert said == {f"npo: {line}" for line in _notes(markdown)}
+
+
+def _notes(markdown: str) -> list[str]:
+    part = markdown.split("## Not shown")[1].split("\n## ")[0]
+    return [line.removeprefix("**Note:** ") for line in part.splitlines() if line]
+
+
+def _changed(**changes):
+    def damage(content):
+        return json.dumps({**content, **changes})
+
+    return damage
+
+
+def _of_line(**changes):
+    def damage(content):
+        content["suites"]["basic"]["metrics"]["forget_probability"] |= changes
+        return json.dumps(content)
+
+    return damage
+
+
+DAMAGES = {
+    "a list": lambda content: "[]",
+    "nothing": lambda content: "",
+    "half of it": lambda content: json.dumps(content)[:500],
+    "bytes": lambda content: b"\xff\xfe\x00",
+    "a format": lambda content: '{"format": 2}',
+    "no suite": _changed(suites={}),
+    "suites in a list": _changed(suites=[]),
+    "a suite that is text": _changed(suites={"basic": "x"}),
+    "no models": _changed(models={}),
+    "text in place of a number": _of_line(value="high"),
+    "NaN": _of_line(value=float("nan")),
+    "text in place of an interval": _of_line(ci="wide"),
+    "no count": _of_line(n=None),
+    "an unknown goal": _of_line(goal="better"),
+    "an oracle that is a number": _of_line(oracle=0.5),
+    "another format": _changed(format=1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("reader", [verify, read_run, lambda run: report([run]), lambda run: compare([run])])
+def test_damaged_results_are_refused_with_the_file_and_what_to_do(make_measured_run, reader, damage):
+    run = make_measured_run()
+    file = run / "results.json"
+    content = damage(json.loads(file.read_text()))
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"npo/results\.json'.*llm-forget evaluate .*npo") as refused:
+        reader(run)
+    assert "\n" not in str(refused.value)
+
+
+def test_models_that_were_not_measured_are_no_damage(make_measured_run):
+    run = make_measured_run(roles=("unlearned",))
+    assert not read_run(run).has("oracle")
+    assert "no value of oracle" in {ruling.finding.why for ruling in verify(run)[1]}
+
+
+@pytest.mark.parametrize("command", ["verify", "report", "compare"])
+def test_damaged_results_leave_the_commands_with_code_2(make_measured_run, command):
+    run = make_measured_run()
+    (run / "results.json").write_text("[]")
+    words = [sys.executable, "-m", "llm_forget", command, str(run)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _with(run, name, change):
+    content = json.loads((run / name).read_text())
+    change(content)
+    (run / name).write_text(json.dumps(content))
+
+
+def test_every_rule_of_a_policy_stands_with_its_suite(make_measured_run):
+    run = make_measured_run()
+    verify(run)
+    markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    policy = markdown.split("Policy")[1].split("### ")[0]
+    assert "basic: forget_probability 0." in policy
+    assert "- ? mia_loss unknown" in policy  # measured by no suite
+
+
+def test_an_own_suite_under_the_name_of_a_shipped_one_is_said_to_be(make_measured_run):
+    run = make_measured_run()
+    sentence = "not the suite basic that comes with this version"
+    shipped_digest = load_suite("basic").digest
+    for definition, said in ((shipped_digest, False), ("sha256:other", True)):
+        _with(run, "results.json", lambda found, d=definition: found["suites"]["basic"].update(definition=d))
+        assert (sentence in report([run]).with_suffix(".md").read_text(encoding="utf-8")) is said
+
+
+def test_an_attack_with_the_model_before_at_hand_is_said_to_say_nothing_about_forgetting(make_measured_run):
+    run = make_measured_run()
+    sentence = "the model before must be taken back, not how well was forgotten"
+    assert sentence not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
+
+    def kept(found):
+        found["suites"]["basic"]["metrics"]["mia_min_k"]["metric"] = "membership_two_models"
+
+    _with(run, "results.json", kept)
+    markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
+    assert sentence in markdown
+    assert "attacker kept the model before" in markdown
+
+
+def test_equal_scores_of_rows_and_others_are_said_to_be(make_measured_run):
+    run = make_measured_run()
+    assert "are equal" not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
+
+    def tie(rows):
+        sides = rows["basic"]["mia_min_k"]["unlearned"]
+        sides["members"]["values"][0] = sides["nonmembers"]["values"][0]
+
+    _with(run, "rows.json", tie)
+    assert "are equal" in report([run]).with_suffix(".md").read_text(encoding="utf-8")

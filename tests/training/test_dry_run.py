@@ -1,0 +1,160 @@
+"""The memory estimate of a dry run; tests/measure/bench_memory.py compares it with measured peaks."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from llm_forget import dryrun
+from llm_forget.logprobs import forward_logprobs
+from llm_forget.models import attach_adapter
+from llm_forget.models.attention import attend_by_row
+from tests.measure.memory_table import README, arguments, tables
+
+COUNTS = {"forget": {"rows": 4, "longest": 96, "tokens": 384, "targets": 200}}
+SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def estimate(model_args: Any, counts: Any = COUNTS, **given: Any) -> dryrun.Memory:
+    keys = {"checkpointing": False, "keeps_logits": False, "on_gpu": False, **given}
+    return dryrun.estimate_memory(model_args, counts, **keys)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tiny_model: Callable[..., Any], lora_args: Callable[..., Any]) -> Callable[..., Any]:
+    """``saved(lora=True, **config)``: arguments that name a tiny model on the disk."""
+
+    def save(lora: bool = True, **config: Any) -> Any:
+        folder = tmp_path / "-".join(map(str, ["model", *config.values()]))
+        tiny_model(**{**SIZES, "vocab_size": 300, **config}).save_pretrained(folder)
+        return lora_args(folder, use_peft=lora, dtype="float32")
+
+    return save
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_layer_keeps_what_autograd_saves_for_it(
+    tiny_model: Callable[..., Any], saved: Any, dtype: str, lora: bool, padded: bool, autocast: bool
+) -> None:
+    if autocast and dtype == "float32":
+        pytest.skip("the copies of the weights are saved as well; they are counted with the weights")
+    kept = []
+    for layers in (2, 4):
+        model = tiny_model(**SIZES, vocab_size=300, num_hidden_layers=layers).to(getattr(torch, dtype))
+        model_args = saved(lora, num_hidden_layers=layers)
+        model_args.dtype = dtype
+        if lora:
+            model = attach_adapter(model, model_args)
+        assert attend_by_row(model)
+        kept.append(saved_bytes(model, padded, autocast))
+    rows = {"rows": 4, "longest": 40, "tokens": 130 if padded else 160, "targets": 100}
+    shape = dryrun._shape(model_args)
+    width = dryrun.BYTES[dtype]
+    expected = dryrun._bytes_of_a_layer(shape, rows["tokens"], 160, width, lora, autocast)
+    assert expected == pytest.approx((kept[1] - kept[0]) / 2, rel=0.04)
+
+
+def saved_bytes(model: Any, padded: bool, autocast: bool) -> int:
+    """Of all tensors that the backward pass of a step would read, but weights; each storage once."""
+    ids = torch.randint(3, 300, (4, 40), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    if padded:
+        batch["attention_mask"][0, 10:] = 0
+        batch["labels"][0, 10:] = -100
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    head = model.get_output_embeddings()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=autocast):
+        forward_logprobs(model.train(), batch, head=head, packed=True, fused=True)
+    return sum(t.untyped_storage().nbytes() for place, t in found.items() if place not in weights)
+
+
+def test_the_vocabulary_costs_weights_but_hardly_more_than_a_block_of_logits(saved: Any) -> None:
+    many = {"forget": {"rows": 400, "longest": 96, "tokens": 38400, "targets": 20000}}
+    small, large = (estimate(saved(vocab_size=size), many) for size in (4000, 8000))
+    assert large.activations == small.activations
+    assert large.total - large.weights == pytest.approx(small.total - small.weights, rel=0.1)
+    kl = [estimate(saved(vocab_size=size), keeps_logits=True).logits for size in (4000, 8000)]
+    assert kl[1] == pytest.approx(2 * kl[0])
+
+
+def test_padding_costs_attention_alone_and_checkpointing_keeps_one_layer(saved: Any) -> None:
+    args = saved(num_hidden_layers=8)
+    even = estimate(args)
+    ragged = estimate(args, {"forget": {**COUNTS["forget"], "tokens": 200}})
+    assert 0.5 * even.activations < ragged.activations < 0.8 * even.activations
+    assert estimate(args, checkpointing=True).activations < 0.35 * even.activations
+
+
+def test_full_fine_tuning_takes_four_numbers_a_weight_and_an_adapter_hardly_any(saved: Any) -> None:
+    args = saved(False)
+    parts = estimate(args)
+    assert parts.trainable == pytest.approx(2 * parts.weights)
+    assert parts.gradients >= parts.weights
+    adapter = estimate(saved())
+    assert adapter.weights == parts.weights
+    assert adapter.trainable + adapter.gradients < 0.5 * parts.weights
+
+
+def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
+    args = saved()
+    shape = dryrun._shape(args)
+    args.load_in_4bit = True
+    assert estimate(args).weights * 2**30 == pytest.approx(0.5625 * shape.linear + 4 * shape.others)
+    assert shape.others > 2 * 300 * 64  # embeddings and head
+
+
+def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
+    args = saved(False, num_hidden_layers=8)
+    memory = estimate(args)
+    shared = {name: dryrun.shared_out(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
+    assert shared["ddp"].trainable > memory.trainable
+    assert asdict(shared["zero2"]) == {
+        **asdict(memory), "trainable": memory.trainable / 4, "gradients": memory.gradients / 4
+    }  # fmt: skip
+    assert memory.weights / 4 < shared["zero3"].weights < memory.weights
+    assert shared["fsdp2"] == shared["zero3"]
+
+
+def test_counts_are_of_the_largest_batch_a_split_can_give() -> None:
+    rows = [{"input_ids": [1, 2, n] + [3] * (n - 3), "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5)]
+    assert dryrun.batch_counts({"retain": Dataset.from_list(rows)}, 2) == {
+        "retain": {"rows": 2, "longest": 9, "tokens": 14, "targets": 12, "repeated": 2}
+    }
+
+
+def test_what_all_rows_begin_with_is_counted_once(lora_args: Any) -> None:
+    args = lora_args("builtin:demo-llama")
+    alike = {"forget": {**COUNTS["forget"], "repeated": 300}}
+    assert estimate(args, alike) == estimate(args, {"forget": {**COUNTS["forget"], "tokens": 84}})
+
+
+def test_the_launch_says_how_memory_is_shared_out() -> None:
+    assert dryrun.launched({}) == "ddp"
+    assert dryrun.launched({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
+    assert dryrun.launched({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
+
+
+@pytest.mark.slow
+def test_the_readme_says_what_the_formula_gives() -> None:
+    text = README.read_text()
+    for line in tables(("1B",)).splitlines():
+        assert line in text, "run `python tests/measure/memory_table.py`"
+
+
+def test_an_8b_model_has_the_known_number_of_weights(tmp_path: Path) -> None:
+    shape = dryrun._shape(arguments("8B", "LoRA", tmp_path))
+    assert shape.linear + shape.others == 8_030_261_248
+    assert shape.adapter == 41_943_040  # rank 16 on all seven projections

@@ -1,0 +1,153 @@
+"""Any number of processes and micro-batches trains what one process trains; a process that dies ends the launch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from llm_forget import shipped
+from tests.support.repository import ROOT, SUPPORT
+from tests.support.train_worker import STEPS, trained, write_material
+
+# Of each kind one: cached reference, reference in the step, hidden states, dual variable, paired answers, surgery.
+NAMES = ["npo", "npo_kl", "rmu", "pdu", "idk_dpo", "grad_diff+gru", "grad_diff+sam"]
+# How four slots of a step are cut: processes, rows of a process at a time, micro-batches.
+STOPPED = "one_sided:grad_diff@2x1"
+CUTS = {
+    2: [*(f"{name}@2x1" for name in NAMES), "npo@1x2", "pdu@1x2", STOPPED],
+    4: ["npo@1x1", "pdu@1x1", "grad_diff+gru@1x1"],
+}
+PAIRS = [(processes, run) for processes, runs in CUTS.items() for run in runs if run != STOPPED]
+
+
+def worker(processes: int, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes))
+    return subprocess.run(
+        [sys.executable, *launch, str(SUPPORT / "train_worker.py"), *command],
+        capture_output=True, text=True, timeout=300,
+        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    return write_material(tmp_path_factory.mktemp("processes"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def launched(material: Path) -> Path:
+    """Every cut of `CUTS`, trained by as many processes."""
+    for processes, runs in CUTS.items():
+        done = worker(processes, str(material), str(material / str(processes)), *runs)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return material
+
+
+@pytest.fixture(scope="module")
+def alone(material: Path) -> Any:
+    """``alone(name)``: adapter and log of one process that takes the four slots of a step at once."""
+    made: dict[str, Any] = {}
+
+    def train(name: str, cut: str = "4x1") -> Any:
+        run = f"{name}@{cut}"
+        if run not in made:
+            made[run] = trained(material, material / "1", run)
+        return load_file(material / "1" / run / "adapter_model.safetensors"), made[run]
+
+    return train
+
+
+def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, Any]) -> None:
+    weights, trainer = one
+    others = load_file(folder / "adapter_model.safetensors")
+    # Ten steps moved the weights far: what is equal is not just what they began with.
+    assert max(float(tensor.abs().max()) for key, tensor in weights.items() if "lora_B" in key) > 2e-3
+    assert weights.keys() == others.keys()
+    assert max(float((weights[key] - others[key]).abs().max()) for key in weights) < 2e-6
+    assert trainer.state.global_step == facts["steps"] == STEPS
+    for mine, theirs in zip(trainer.state.log_history[:-1], facts["log"][:-1], strict=True):
+        for key in mine.keys() - {"tokens_per_second", "epoch"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("processes", "run"), PAIRS)
+def test_processes_train_what_one_trains_with_all_their_rows(
+    launched: Path, alone: Any, processes: int, run: str
+) -> None:
+    folder = launched / str(processes) / run
+    facts = json.loads((folder / "facts-0.json").read_text())
+    assert (facts["wrapper"], facts["processes"]) == ("DistributedDataParallel", processes)
+    assert_same_training(alone(run.split("@")[0]), folder, facts)
+
+
+@pytest.mark.parametrize(("whole", "cut"), [("4x1", "1x4"), ("4x1", "2x2"), ("5x1", "1x5"), ("5x1", "3x2")])
+@pytest.mark.parametrize("name", ["npo", "pdu"])
+def test_micro_batches_train_what_one_batch_trains(material: Path, alone: Any, name: str, whole: str, cut: str) -> None:
+    run = f"{name}@{cut}"
+    trained(material, material / "1", run)
+    facts = json.loads((material / "1" / run / "facts-0.json").read_text())
+    assert_same_training(alone(name, whole), material / "1" / run, facts)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_process_has_rows_of_its_own_and_together_they_have_those_of_one(
+    launched: Path, alone: Any, processes: int
+) -> None:
+    run = next(run for run in CUTS[processes] if run.startswith("npo@"))
+    folder = launched / str(processes) / run
+    seen = [json.loads((folder / f"facts-{rank}.json").read_text())["seen"] for rank in range(processes)]
+    _, one = alone("npo")
+    for step in range(STEPS):
+        for split, expected in one.seen[step].items():
+            shares = [ranks[step][split] for ranks in seen]
+            rows = [[row for row in share if row >= 0] for share in shares]
+            assert Counter(row for share in shares for row in share) == Counter(expected)
+            assert len({row for share in rows for row in share}) == sum(map(len, rows))  # none is on two processes
+    assert len({json.dumps([step["retain"] for step in ranks]) for ranks in seen}) == processes
+    # A forget row is met with another retain row in another epoch.
+    pairs = {(f, r) for ranks in seen for step in ranks for f, r in zip(step["forget"], step["retain"], strict=True)}
+    assert len(pairs - {(-1, -1)}) > 2 * 5
+
+
+@pytest.mark.processes
+def test_all_processes_stop_together_though_the_rows_of_one_alone_drop(launched: Path) -> None:
+    facts = [json.loads((launched / "2" / STOPPED / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
+    threshold, (still, dropping) = 0.06, [of_one["drops"] for of_one in facts]
+    assert max(still) <= 0.0
+    assert dropping[1] > threshold  # alone, process 1 would have stopped here
+    means = [sum(pair) / 2 for pair in zip(still, dropping, strict=True)]
+    assert means[1] < threshold < means[2]
+    assert [of_one["steps"] for of_one in facts] == [3, 3]
+    assert [line["step"] for line in facts[0]["log"] if "stopped_early" in line] == [3]
+
+
+def said_by_a_launch_that_ends(material: Path, folder: Path, end: str) -> str:
+    """Standard error of two processes of which one comes to an ``end``: failed, soon, and nothing was written."""
+    began = time.monotonic()
+    done = worker(2, str(material), str(folder), "npo@2x1", WORKER_END=end)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 90
+    assert not list(folder.rglob("*.safetensors"))
+    return done.stderr
+
+
+@pytest.mark.processes
+def test_a_killed_process_ends_the_launch(material: Path, tmp_path: Path) -> None:
+    assert "SIGKILL" in said_by_a_launch_that_ends(material, tmp_path, "kill")  # the launcher says of what
+
+
+@pytest.mark.processes
+def test_an_error_in_one_process_ends_the_launch_and_is_said_once(material: Path, tmp_path: Path) -> None:
+    said = said_by_a_launch_that_ends(material, tmp_path, "error")
+    assert said.count("FloatingPointError: term 'forget/npo' is not finite") == 1

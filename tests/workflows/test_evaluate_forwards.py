@@ -1,0 +1,176 @@
+"""What goes through the models: every row once, also after a kill or a full disk, and old results stay whole."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from llm_forget.cli import NO_ROOM
+from llm_forget.evals.suite import load_suite
+from llm_forget.evaluate import evaluate
+from tests.support.evaluate_worker import watching
+from tests.support.repository import ROOT
+
+ROLES = ("before", "unlearned", "oracle")
+
+
+@pytest.fixture
+def forwarded(monkeypatch):
+    """What models are asked for, by role: target tokens of teacher-forced rows, and prompts to continue."""
+    from transformers import LlamaForCausalLM
+
+    counts = Counter()
+
+    def note(model, kind, number):
+        off = {layer.disable_adapters for layer in model.modules() if hasattr(layer, "lora_A")}
+        role = {(): "oracle", (True,): "before", (False,): "unlearned"}[tuple(off)]
+        counts[role, kind] += number
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watching(LlamaForCausalLM.forward, note))
+    return counts
+
+
+def measured(files):
+    """Target tokens and prompts of what record files hold, complete or not; the same must not be there twice."""
+    counts, seen = Counter(tokens=0, prompts=0), set()
+    for path in files:
+        for line in map(json.loads, path.read_text().splitlines()[1:]):
+            place = (path.parent, path.name.partition(".")[0], line["id"], line.get("answer_index", line.get("sample")))
+            assert place not in seen
+            seen.add(place)
+            counts["prompts" if "text" in line else "tokens"] += 1 if "text" in line else line["n"]
+    return counts
+
+
+def of(forwarded, role):
+    return {kind: forwarded[role, kind] for kind in ("tokens", "prompts")}
+
+
+def test_the_tofu_suite_forwards_every_row_of_every_split_once_through_each_model(make_run, shared, forwarded):
+    source = {"path": "locuslab/TOFU"}
+    run = make_run(
+        "run",
+        data_path=str(shared / "data/tofu"),
+        forget={**source, "name": "forget01"},
+        splits={"forget_perturbed": {**source, "name": "forget01_perturbed"}},
+        retain=None,
+        holdout=None,
+        max_length=2048,
+    )
+    evaluate(run.path, "tofu", limit=2, quiet=True)
+    files = {role: {*(run.records / role).glob("*.jsonl")} for role in ROLES}
+    judged = {path for paths in files.values() for path in paths if path.name.startswith("forget_judged")}
+    assert {len(paths) for paths in files.values()} == {len(load_suite("tofu").probes)}
+    for role in ROLES:
+        # What each of the models said is read by the one before.
+        own = files[role] - judged | (judged if role == "before" else set())
+        assert of(forwarded, role) == measured(own)
+        assert forwarded[role, "prompts"] == 4 * 2
+
+
+KILLED = """
+import os, signal, sys
+from llm_forget.evals.records import RecordWriter
+from llm_forget.evals.suite import load_suite
+from llm_forget.evaluate import evaluate
+original, seen = RecordWriter.append, []
+def append(self, records):
+    records = list(records)
+    original(self, records)
+    seen.extend(records)
+    if len(seen) >= int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+RecordWriter.append = append
+evaluate(sys.argv[1], quiet=True, batch_size=1)
+"""
+
+
+def files_of(folder, run):
+    """Where each record is first written: the cache beneath a folder, and for the rest the run."""
+    cached = {path for path in folder.rglob("*.jsonl*") if path.parent.name == "records"}
+    names = {path.name.partition(".")[0][:12] for path in cached}
+    own = (path for path in run.records.rglob("*.jsonl*") if path.name.partition(".")[0][-12:] not in names)
+    return [*cached, *own]
+
+
+def total(forwarded):
+    """Tokens and prompts of all roles together."""
+    return Counter({kind: sum(forwarded[role, kind] for role in ROLES) for kind in ("tokens", "prompts")})
+
+
+def whole(results):
+    """All numbers of an evaluation but the time it took."""
+    return {key: value for key, value in results.items() if key != "seconds"}
+
+
+@pytest.mark.parametrize("after", [8, 61])
+def test_an_evaluation_killed_on_the_spot_forwards_only_what_it_had_not_measured(
+    make_run, tmp_path, monkeypatch, forwarded, after
+):
+    run = make_run("run")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path), str(after)], check=False, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert not run.results_file.exists()
+    assert list(tmp_path.rglob("*.partial"))
+    kept = measured(files_of(tmp_path, run))
+    assert kept.total() > after  # tokens
+    continued = evaluate(run.path, quiet=True, batch_size=1)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert total(forwarded) + kept == measured(files_of(tmp_path, run))
+    # The same from nothing.
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))
+    run.records.rename(tmp_path / "records")
+    run.results_file.unlink()
+    forwarded.clear()
+    assert whole(evaluate(run.path, quiet=True, batch_size=1)) == whole(continued)
+    assert total(forwarded) == measured(files_of(tmp_path / "fresh", run))
+
+
+def command(run, size):
+    """``llm-forget evaluate`` where the system writes no file beyond so many bytes, as on a disk that is full."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [sys.executable, "-m", "llm_forget", "evaluate", str(run.path)]
+    return subprocess.run(
+        words, preexec_fn=limit, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_a_disk_that_fills_up_while_rows_are_measured_is_said_and_the_evaluation_goes_on_later(
+    make_run, tmp_path, forwarded
+):
+    run = make_run("run")
+    stopped = command(run, 9_000)  # answers fit, the three times as many false answers do not
+    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
+    assert "Traceback" not in stopped.stderr
+    assert not run.results_file.exists()
+    assert not run.rows_file.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    lines = evaluate(run.path, quiet=True)["suites"]["suite"]["metrics"]
+    assert {name: line["n"] for name, line in lines.items()} == {**dict.fromkeys(lines, 5), "retain_probability": 4}
+    # Two probes of the oracle at least were on disk.
+    answers = next((run.records / "oracle").glob("forget-*")), next((run.records / "oracle").glob("*_paraphrase-*"))
+    assert total(forwarded)["tokens"] <= (measured(files_of(tmp_path, run)) - measured(answers))["tokens"]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_results_whose_rewrite_finds_no_room_stay_as_they_were(make_run, forwarded):
+    run = make_run("run")
+    first = evaluate(run.path, quiet=True)
+    old = run.results_file.read_bytes()
+    assert run.rows_file.stat().st_size < len(old) - 100
+    forwarded.clear()
+    stopped = command(run, len(old) - 100)
+    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
+    assert run.results_file.read_bytes() == old
+    assert not list(run.path.rglob("*.tmp"))
+    assert whole(evaluate(run.path, quiet=True)) == whole(first)
+    assert not forwarded

@@ -1,0 +1,262 @@
+"""From a run to what is handed out: proven from the files, measured, and gone where something fails."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from llm_forget import export as module
+from llm_forget.cli import app
+from llm_forget.evaluate import evaluate
+from llm_forget.export import export, undone
+from llm_forget.merge import merge
+from llm_forget.models import load_base, source_digest
+from llm_forget.models.gguf_form import FORMS
+from llm_forget.run import AdapterRefused, file_digest, read_json
+from tests.models.exporting.test_gguf import trained
+from tests.support.tiny_runs import CANARY, SUITE
+
+pytest.importorskip("gguf")
+pytest.importorskip("bitsandbytes")
+IDS = torch.arange(3, 21).view(2, 9)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """One with merges, without which nothing is written as GGUF; for the models of `make_run`."""
+    return trained()
+
+
+@pytest.fixture
+def tiny_model(tiny_model):
+    """Rows of 64, the 4-bit block, in which some CPUs pack weights anew."""
+    return lambda seed=0, **changes: tiny_model(seed, **{"hidden_size": 64, "intermediate_size": 128, **changes})
+
+
+@pytest.fixture
+def run(make_run):
+    return make_run("mine")
+
+
+def left_over(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
+
+
+def values(results):
+    return {name: line["value"] for name, line in results["suites"]["suite"]["metrics"].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["nf4", "int8", "gguf-q8_0"])
+def test_what_is_written_has_its_own_digest_and_its_own_results(form, run, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in run.adapter.iterdir()}
+    out = tmp_path / "form"
+    report = export(run.path, form, out, quiet=True)
+    written = json.loads((out / "export.json").read_text())
+    name = str(out / written["file"]) if form in FORMS else str(out)
+    assert written["digest"] == source_digest(name) == report["digest"]
+    assert written["digest"] != written["of"]["digest"] == source_digest(str(run.path))
+    assert written["of"]["name"] == "mine"
+    assert written["merge"]["adapter"] == file_digest(run.adapter / "adapter_model.safetensors")
+    assert written["files"] == {
+        path.name: file_digest(path) for path in out.iterdir() if path.name not in ("export.json", "results.json")
+    }
+    assert written["as_read"]["max_abs_logit_difference"] <= written["tolerance"]
+    assert 0 < written["mean_kl"] < 0.1
+    results = read_json(out / "results.json")
+    assert results["models"]["unlearned"]["weights"] == written["digest"]
+    assert results["models"]["unlearned"]["name"] == "form"
+    assert results == report["results"]
+    again = evaluate(name, run.config["suite"], target=run.config["model_name_or_path"], oracle=run.config["oracle"],
+                     forget=run.config["forget"], retain=run.config["retain"], quiet=True)  # fmt: skip
+    assert values(again) == values(results)
+    assert values(report["model_results"]) == values(evaluate(run.path, quiet=True))
+    assert values(report["model_results"]) != values(results)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not left_over(tmp_path)
+    assert not [path for path in out.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert not [path for path in out.glob("*.json") if str(tmp_path) in path.read_text()]
+
+
+def test_plain_transformers_loads_every_form(run, tmp_path):
+    merge(run.path, tmp_path / "merged")
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(IDS).logits
+        for form, worst in (("nf4", 1.0), ("int8", 0.2), ("gguf-q8_0", 0.2)):
+            out = tmp_path / form
+            report = export(run.path, form, out, measure=False, quiet=True)
+            which = {"gguf_file": report["file"]} if report["file"] else {}
+            model = AutoModelForCausalLM.from_pretrained(out, **which).eval()
+            assert 0 < float((model(IDS).logits - wanted).abs().max()) < worst
+            assert AutoTokenizer.from_pretrained(out)("größer 12").input_ids == trained()("größer 12").input_ids
+            assert not (out / "results.json").exists()
+    config = json.loads((tmp_path / "nf4" / "config.json").read_text())
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    assert (tmp_path / "nf4" / "model.safetensors").stat().st_size < (
+        tmp_path / "merged" / "model.safetensors"
+    ).stat().st_size
+
+
+@pytest.mark.slow
+def test_a_merged_folder_is_exported_with_rows_that_are_given(run, tmp_path):
+    merge(run.path, tmp_path / "merged")
+    digest = source_digest(str(tmp_path / "merged"))
+    keys = {key: run.config[key] for key in ("forget", "retain", "suite", "oracle")}
+    report = export(tmp_path / "merged", "gguf-q8_0", tmp_path / "out", target=run.config["model_name_or_path"],
+                    quiet=True, **keys)  # fmt: skip
+    assert report["of"] == {"name": "merged", "digest": digest}
+    assert values(report["results"]) == pytest.approx(
+        values(export(run.path, "gguf-q8_0", tmp_path / "o", quiet=True)["results"]), rel=1e-3
+    )
+    assert source_digest(str(tmp_path / "merged")) == digest
+    with pytest.raises(ValueError, match="needs the split 'forget'"):
+        export(tmp_path / "merged", "nf4", tmp_path / "no", suite=run.config["suite"], quiet=True)
+    weights = run.path.parent / "target" / "model.safetensors"  # the model that still knows
+    (tmp_path / "merged" / weights.name).write_bytes(weights.read_bytes())
+    with pytest.raises(AdapterRefused, match=r"is not the file that merge\.json says was written"):
+        export(tmp_path / "merged", "nf4", tmp_path / "no", measure=False, quiet=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_packed_weights_are_unpacked_before_they_become_another_form(run, tmp_path):
+    export(run.path, "nf4", tmp_path / "nf4", measure=False, quiet=True)
+    report = export(tmp_path / "nf4", "gguf-f32", tmp_path / "gguf", measure=False, quiet=True)
+    assert report["max_abs_logit_difference"] < 1e-4
+    again = export(tmp_path / "gguf" / report["file"], "int8", tmp_path / "int8", measure=False, quiet=True)
+    assert 0 < again["mean_kl"] < 0.1
+
+
+def test_bfloat16_stays_bfloat16(run, tmp_path):
+    model = load_base(module.ModelConfig(model_name_or_path=run.config["model_name_or_path"], dtype="bfloat16"))
+    model.save_pretrained(tmp_path / "bf16")
+    trained().save_pretrained(tmp_path / "bf16")
+    for form in ("nf4", "gguf-bf16"):
+        report = export(tmp_path / "bf16", form, tmp_path / form, measure=False, quiet=True)
+        assert report["dtype"] == "bfloat16"
+    assert report["max_abs_logit_difference"] == 0.0
+    assert json.loads((tmp_path / "nf4" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
+    with pytest.raises(ValueError, match=r"form is 'gguf-q8'; did you mean 'gguf-q8_0'"):
+        export(run.path, "gguf-q8", tmp_path / "out")
+    with pytest.raises(ValueError, match="export has no key 'load_in_4bit'"):
+        export(run.path, "nf4", tmp_path / "out", load_in_4bit=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(ValueError, match="never overwrites"):
+        export(run.path, "nf4", tmp_path / "taken")
+    for taken in (run.path, run.path.parent / "target"):
+        with pytest.raises(ValueError, match="choose another place"):
+            export(run.path, "nf4", taken / "out")
+        assert not left_over(taken)
+    with pytest.raises(ValueError, match="is an adapter; export the run that it belongs to"):
+        export(run.adapter, "nf4", tmp_path / "out", measure=False)
+    assert not (tmp_path / "out").exists()
+    assert not left_over(tmp_path)
+
+
+def test_a_folder_of_gguf_says_which_file_to_name(run, tmp_path):
+    export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"holds GGUF and no config.json; name the file: .*model-q8_0.gguf"):
+        evaluate(tmp_path / "out", quiet=True)
+
+
+def test_gguf_without_its_package_says_how_to_get_it(run, tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"llm-forget\[gguf\]\""):
+        export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
+
+
+def test_what_gguf_cannot_hold_is_refused_before_anything_is_merged_or_measured(run, tmp_path, monkeypatch):
+    config = tmp_path / "target" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attention_bias": True}))
+    for late in ("merge", "evaluate"):
+        monkeypatch.setattr(module, late, lambda *given, **named: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="biases of attention"):
+        export(run.path, "gguf-q8_0", tmp_path / "out", quiet=True)
+    assert not left_over(tmp_path)
+
+
+def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
+    read = module.gguf_form.read_gguf
+
+    def damaged(*arguments):
+        model = read(*arguments)
+        model.model.layers[0].self_attn.q_proj.weight.data[0] += 0.5
+        return model
+
+    monkeypatch.setattr(module.gguf_form, "read_gguf", damaged)
+    with pytest.raises(ValueError, match=r"read back as another model.*nothing was written"):
+        export(run.path, "gguf-q4_0", tmp_path / "out", measure=False, quiet=True)
+    assert not (tmp_path / "out").exists()
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["nf4", "gguf-f32"])
+def test_a_full_disk_has_its_exit_code_and_leaves_nothing(form, run, tmp_path, monkeypatch):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(module.quantized_form, "quantized", _limited(module.quantized_form.quantized, 20_000))
+    monkeypatch.setattr(module.gguf_form, "write_gguf", _limited(module.gguf_form.write_gguf, 20_000))
+    try:
+        found = CliRunner().invoke(
+            app, ["export", str(run.path), "--form", form, "--output_dir", str(tmp_path / "out"), "--no_measure"]
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found.exit_code == 5, found.output
+    assert not (tmp_path / "out").exists()
+    assert not left_over(tmp_path)
+
+
+def _limited(function, size):
+    """From this call on no file may be larger."""
+
+    def call(*arguments, **options):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_form_that_fails_what_the_model_passed_is_said_and_has_an_exit_code(run, tmp_path, monkeypatch):
+    first = export(run.path, "gguf-q4_0", tmp_path / "first", quiet=True)
+    assert undone(first) == []
+    model, form = values(first["model_results"])["forget_probability"], values(first["results"])["forget_probability"]
+    bound = {"line": "forget_probability", "at_most" if model < form else "at_least": (model + form) / 2}
+    suite = tmp_path / "strict.yaml"
+    suite.write_text(yaml.safe_dump({**SUITE, "verdict": {"forgot": [bound]}}, sort_keys=False))
+    command = [
+        "export",
+        str(run.path),
+        "--form",
+        "gguf-q4_0",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--suite",
+        str(suite),
+    ]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1, found.output
+    assert "gguf-q4_0 fails what the model passed: suite strict, forgot: yes, now no" in found.output
+    assert f"digest: {source_digest(str(tmp_path / 'out' / 'model-q4_0.gguf'))}" in found.output
+    assert (tmp_path / "out" / "results.json").is_file()  # whoever hands it out can see it
+    assert CANARY not in found.output
+
+
+def test_what_a_form_says_is_kept_nowhere(run, tmp_path):
+    export(run.path, "int8", tmp_path / "out", quiet=True)
+    files = [path for path in tmp_path.rglob("*.jsonl") if b'"text": "' in path.read_bytes()]
+    assert {path.parents[1] for path in files} == {run.records}  # what the three models of the run say
+    assert {path.parent.name for path in files} == {"before", "unlearned", "oracle"}
+    assert len(files) == 3

@@ -16,7 +16,7 @@ LAYERS = {
     "objectives": 0, "methods": 0, "gradients": 0, "surgery": 0,
     "evals": 0, "evals.records": 0, "evals.stats": 0, "evals.metrics": 0, "evals.verdict": 0,
     "audit.canonical": 0, "attacks.membership": 0, "attacks._registry": 0, "attacks.excess": 0,
-    "config": 1, "refusals": 1, "run": 1, "provenance": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
+    "config": 1, "core": 1, "refusals": 1, "run": 1, "provenance": 1, "data": 1, "models": 1, "shipped": 1, "launch": 1,
     "grid": 1, "measured": 1, "checkpoints": 1, "evals.suite": 1, "evals.lines": 1,
     "evals.lm_tasks": 1, "evals.lm_harness": 2,
     "shortcuts": 2,

@@ -1,0 +1,157 @@
+"""JSON values compared with a record class; the first difference as one sentence that names file and key."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from llm_forget.core.formats._record import Record
+
+R = TypeVar("R", bound=Record)
+
+REASON = "it was changed, or written by another version of llm-forget"
+JSON_TYPES = {
+    "str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "null",
+    "object": "an object", "array": "a list",
+}  # fmt: skip
+LONGEST_KEY = 60  # characters of a key that an error shows
+MISSING = "Object missing required field"
+
+
+def checked(content: Any, kind: type[R], where: str | Path, *, advice: str = REASON) -> R:
+    """The record that a JSON value holds.
+
+    Args:
+        content: of a file, as `json.loads` gives it.
+        kind: what it must be.
+        where: what an error calls the file.
+        advice: the end of an error: what to do, or how it may have come.
+
+    Raises:
+        ValueError: another format number, a key that is missing, or a value of another type; names the first such key.
+    """
+    if kind.ROOT is not None:
+        content = {kind.ROOT: content}
+    elif isinstance(content, Mapping):
+        _refuse_other_format(content.get(kind.FORMAT_KEY, 1), kind, where, advice)
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError:
+        fault = _first_fault(content, kind)
+        raise ValueError(f"'{where}'{_sentence(fault, kind)}; {advice}") from None
+
+
+def _refuse_other_format(number: Any, kind: type[Record], where: str | Path, advice: str) -> None:
+    if type(number) is int and number != kind.FORMAT:
+        raise ValueError(f"'{where}' has format {number}, and this version reads format {kind.FORMAT}; {advice}")
+    if type(number) is not int:
+        fault = _Fault([_Step(kind.FORMAT_KEY)], _reason(number, int), int)
+        raise ValueError(f"'{where}'{_sentence(fault, kind)}; {advice}")
+
+
+class _Step(NamedTuple):
+    """A step from an object or list to a value in it."""
+
+    key: str | int
+    name_of_thing: bool = False  # a key of a mapping, which may be the id of a row
+
+
+class _Fault(NamedTuple):
+    path: list[_Step]
+    reason: str  # as msgspec says it, without the path
+    kind: Any  # the type of the value that is wrong
+
+
+def _reason(value: Any, kind: Any) -> str:
+    """Why msgspec refuses a value; empty where it does not."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        return str(error).partition(" - at `")[0]
+    return ""
+
+
+def _first_fault(value: Any, kind: Any) -> _Fault:
+    """The innermost first value that is refused; msgspec alone does not name keys of mappings."""
+    for step, part, part_kind in _parts(value, kind):
+        if _reason(part, part_kind):
+            inner = _first_fault(part, part_kind)
+            return inner._replace(path=[step, *inner.path])
+    return _Fault([], _reason(value, kind), kind)
+
+
+def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
+    """What is inside an object or a list, with the type that it must have."""
+    for option in _options(kind):
+        origin, arguments = get_origin(option), get_args(option)
+        if isinstance(value, dict) and origin is dict:
+            yield from ((_Step(key, True), part, arguments[1]) for key, part in value.items())
+        elif isinstance(value, list) and origin is list:
+            yield from ((_Step(place), part, arguments[0]) for place, part in enumerate(value))
+        elif isinstance(value, list) and origin is tuple and len(arguments) == len(value):
+            yield from ((_Step(place), *pair) for place, pair in enumerate(zip(value, arguments, strict=True)))
+        elif isinstance(value, dict) and isinstance(option, type) and issubclass(option, msgspec.Struct):
+            hints = _types(option)
+            for field in msgspec.structs.fields(option):
+                if field.encode_name in value:
+                    yield _Step(field.encode_name), value[field.encode_name], hints[field.name]
+
+
+@functools.cache
+def _types(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Types of the fields of a class, with their annotations."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def _options(kind: Any) -> Iterator[Any]:
+    """The types of a union, without their annotations."""
+    if get_origin(kind) is Annotated:
+        yield from _options(get_args(kind)[0])
+    elif get_origin(kind) in (Union, types.UnionType):
+        for option in get_args(kind):
+            yield from _options(option)
+    else:
+        yield kind
+
+
+def _sentence(fault: _Fault, kind: type[Record]) -> str:
+    """What follows the name of the file in an error."""
+    path = fault.path[1:] if kind.ROOT is not None else fault.path
+    if fault.reason.startswith(MISSING):
+        lacking = _Step(fault.reason.removeprefix(MISSING).strip(" `"))
+        return f" lacks the key '{_shown([*path, lacking], kind)}'"
+    subject = f": key '{_shown(path, kind)}' must be " if path else " must hold "
+    return subject + _requirement(fault)
+
+
+def _requirement(fault: _Fault) -> str:
+    """``a string, not a number``."""
+    values = [value for option in _options(fault.kind) if get_origin(option) is Literal for value in get_args(option)]
+    if values and fault.reason.startswith("Invalid enum value"):
+        return f"one of {', '.join(map(repr, values))}"
+    reason = fault.reason.removeprefix("Expected ").replace(" matching regex ", " of the form ")
+    expected, _, got = reason.partition(", got ")
+    words = [re.sub(r"`([^`]*)`", lambda match: _in_words(match[1]), part) for part in (expected, got)]
+    return ", not ".join(word for word in words if word)
+
+
+def _in_words(names: str) -> str:
+    return " or ".join(JSON_TYPES.get(name, name) for name in names.split(" | "))
+
+
+def _shown(path: list[_Step], kind: type[Record]) -> str:
+    """``suites.demo.metrics.forget_rouge.ci[1]``; ``*`` for a key that may be the id of a row."""
+    text = ""
+    for step in path:
+        if isinstance(step.key, int):
+            text += f"[{step.key}]"
+        else:
+            key = "*" if kind.NAMES_ROWS and step.name_of_thing else ascii(step.key)[1:-1][:LONGEST_KEY]
+            text += f".{key}" if text else key
+    return text

@@ -1,0 +1,103 @@
+"""The one place where files of this package are read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from llm_forget.audit.canonical import strict_loads
+from llm_forget.core.formats._check import REASON, checked
+from llm_forget.core.formats._record import Record
+from llm_forget.run import write_atomic
+
+R = TypeVar("R", bound=Record)
+
+
+def read(path: Path, kind: type[R], *, advice: str = REASON) -> R:
+    """The record in a file.
+
+    Args:
+        path: of the file.
+        kind: what it must hold.
+        advice: the end of an error, such as "merge again".
+
+    Raises:
+        ValueError: no JSON, another format number, or a key that is missing or has another type; names file and key.
+        FileNotFoundError: there is no such file.
+    """
+    return checked(_loaded(path, kind, advice), kind, path, advice=advice)
+
+
+def read_content(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
+    """The JSON value in a file, with keys that the record class does not name too, after the checks of `read`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `read`.
+    """
+    content = _loaded(path, kind, advice)
+    checked(content, kind, path, advice=advice)
+    return content
+
+
+def write(path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None) -> None:
+    """Write a file so that readers see the old or the new content; on disk when this returns.
+
+    Args:
+        path: of the file.
+        content: a record, or with ``kind`` the value that one is made of.
+        kind: what the value must be.
+
+    Raises:
+        ValueError: the content is not what ``kind`` says; nothing is written.
+    """
+    if kind is None:
+        assert isinstance(content, Record)
+        kind = type(content)
+    text = encoded(content)
+    checked(json.loads(text), kind, path, advice="nothing was written")
+    write_atomic(path, text)
+
+
+def update(path: Path, kind: type[R], **changes: Any) -> R:
+    """Give keys of a file other values; all other keys stay as they are, whoever wrote them.
+
+    Raises:
+        ValueError, FileNotFoundError: see `read` and `write`.
+    """
+    write(path, {**read_content(path, kind), **changes}, kind)
+    return read(path, kind)
+
+
+def encoded(content: Any) -> str:
+    """A record, or a JSON value, as it is written: indented, keys in their order, no NaN."""
+    return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def plain(content: Any) -> Any:
+    """The JSON value of a record; a value that is no record is returned as it is."""
+    if not isinstance(content, Record):
+        return content
+    value = msgspec.to_builtins(content)
+    return value[content.ROOT] if content.ROOT is not None else value
+
+
+def _loaded(path: Path, kind: type[Record], advice: str) -> Any:
+    data = path.read_bytes()
+    try:
+        if kind.STRICT:
+            return strict_loads(data, kind.MAX_BYTES)
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' cannot be read: it is not UTF-8 text; {advice}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno}); {advice}") from None
+    except ValueError as error:
+        raise ValueError(f"'{path}' cannot be read: {error}; {advice}") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,110 @@
+"""What `bench` measured."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from msgspec import UNSET, UnsetType
+
+from llm_forget.core.formats._record import Bytes, Count, Part, Record, Seconds, Share
+from llm_forget.core.formats.run import Environment
+
+
+class Spread(Part, frozen=True):
+    """Median, least and largest of the values of all rounds."""
+
+    median: float
+    min: float
+    max: float
+    n: Count
+    values: list[float]
+
+
+class BenchedModel(Part, frozen=True):
+    """The model that the steps were made with; sizes are numbers of weights."""
+
+    name: str
+    architecture: str
+    body: Count
+    head: Count
+    adapter: Count
+    layers: Count
+    hidden: Count
+    vocabulary: Count
+    weight_bytes: Bytes
+    dtype: str
+    quantization: dict[str, Any] | None
+    lora_r: Count
+    gradient_checkpointing: bool
+    batch_size: Count
+
+
+class Ceiling(Part, frozen=True):
+    """What matrix products alone reach on the machine."""
+
+    shapes: list[list[Count]]  # tokens, inner, outer
+    flop_per_second: Spread
+    dtype: str
+
+
+class Variant(Part, frozen=True):
+    """Steps of one objective, or of plain fine-tuning (objective null)."""
+
+    objective: dict[str, Any] | None
+    seconds: Spread
+    tokens_per_second: Spread
+    useful_flops: list[float]
+    flop_per_second: Spread
+    of_ceiling: Spread
+    losses: list[float]
+    peak_bytes: Bytes  # above the weights
+    of_which_second_model: Bytes
+
+
+class Retraining(Part, frozen=True):
+    """Training an adapter anew without the forget rows."""
+
+    steps: Count
+    seconds_of_a_step: Seconds
+    seconds: Seconds
+
+
+class Unlearning(Part, frozen=True):
+    """A whole run of one objective."""
+
+    steps: Count
+    seconds_of_a_step: Seconds
+    seconds_of_the_reference_pass: Seconds
+    seconds: Seconds
+    of_retraining: Share
+
+
+class RunCost(Part, frozen=True):
+    """Times of whole runs, from those of single steps."""
+
+    epochs: float
+    rows: dict[str, Count]
+    rows_of_a_split_in_a_step: Count
+    retraining: Retraining
+    unlearning: dict[str, Unlearning]
+
+
+class Bench(Record, frozen=True):
+    """Time and memory of training steps, written by `bench --output`."""
+
+    FILE: ClassVar[str] = "bench.json"
+
+    format: int
+    date: str  # YYYY-MM-DD
+    machine: Environment
+    model: BenchedModel
+    data: dict[str, dict[str, Count]]
+    rounds: Count
+    shortcuts: dict[str, bool]
+    batches: list[dict[str, Any]]
+    batch_of_the_peak: dict[str, Any]
+    ceiling: Ceiling
+    variants: dict[str, Variant]
+    ratios: dict[str, Any]
+    cost: RunCost
+    scaling: dict[str, Any] | UnsetType = UNSET

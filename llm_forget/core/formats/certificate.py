@@ -1,0 +1,226 @@
+"""The certificate of a closed deletion request, and the facts that it is made from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import UNSET, Meta, UnsetType, field
+
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Time
+from llm_forget.core.formats.evidence import RowCounts, SearchedData
+from llm_forget.core.formats.results import Answer, Outcome
+
+
+class Exactness(Part, frozen=True):
+    """Class of a deletion, and what it means."""
+
+    name: str = field(name="class")
+    why: str
+
+
+class Artefact(Part, frozen=True):
+    """A model by its digest."""
+
+    name: str
+    digest: Digest
+    kind: str | UnsetType = UNSET  # adapter, model, merged
+    files: dict[str, Digest] | UnsetType = UNSET
+    knew: bool | UnsetType = UNSET  # false: this model never knew the rows
+
+
+class Artefacts(Part, frozen=True):
+    """The model before a deletion and the one after it."""
+
+    before: Artefact
+    after: Artefact
+    run: Artefact | UnsetType = UNSET  # where the model after was merged
+    merged: dict[str, Any] | UnsetType = UNSET  # how
+
+
+class DataDigest(Part, frozen=True):
+    """Rows of a split."""
+
+    rows: Count
+    digest: str  # keyed by the token of the request
+
+
+class Method(Part, frozen=True):
+    """How the model after was made."""
+
+    name: str
+    objective: Any
+    gradient: Any
+    seed: int | None
+    steps: Count | None
+    settings: dict[str, Any]
+    data: dict[str, DataDigest]
+    started: Time | None
+    finished: Time | None
+
+
+class CertifiedSummary(Part, frozen=True):
+    """A line of a suite for one model."""
+
+    value: float | None
+    ci: tuple[float, float] | None
+    n: int
+    n_unscored: int
+
+
+class CertifiedLine(CertifiedSummary, frozen=True, kw_only=True):
+    """A line of a suite for the unlearned model, with the other two."""
+
+    metric: str | UnsetType = UNSET
+    goal: str | UnsetType = UNSET
+    before: CertifiedSummary | None
+    oracle: CertifiedSummary | None
+
+
+class CertifiedSuite(Part, frozen=True):
+    """Numbers and answers of a suite."""
+
+    metrics: dict[str, CertifiedLine]
+    answers: dict[str, Answer]
+    limit: int | None
+    overrides: list[str]
+
+
+class CertifiedRule(Part, frozen=True):
+    """A rule of the policy and whether it holds."""
+
+    suite: str | None
+    severity: Literal["fail", "warn"]
+    answer: Outcome
+    caution: str
+    line: str
+    kind: str
+    amount: float
+    of: str | float | None
+    interval: bool
+    min_n: Count
+    slack: float
+    value: float | None
+    compared_with: float | None
+    holds: bool | None
+    why: str
+    sentence: str
+
+
+class CertifiedAttack(Part, frozen=True):
+    """What an attack brought back beyond the oracle's."""
+
+    kind: str
+    suite: str
+    limit: int | None
+    excess: dict[str, float | None]
+
+
+class CertificateFacts(Record, frozen=True):
+    """What a request was closed with; the ledger holds the digest of this file."""
+
+    FILE: ClassVar[str] = "facts.json"
+
+    run: str
+    weights: Digest
+    policy: str
+    answer: Outcome
+    accepted_inconclusive: str | None  # the reason
+    exactness: Exactness
+    rules: list[CertifiedRule]
+    artefacts: Artefacts
+    method: Method
+    environment: dict[str, Any]
+    measured_with: str  # version of llm-forget
+    models: dict[str, str | None]  # digest by role
+    suites: dict[str, CertifiedSuite]
+    attacks: list[CertifiedAttack]
+
+
+class EventReference(Part, frozen=True):
+    """An event of the ledger."""
+
+    seq: Count
+    digest: Digest
+
+
+class LedgerState(Part, frozen=True):
+    """Where in the ledger a certificate stands."""
+
+    closed: EventReference
+    head: EventReference
+
+
+class CertifiedVerification(Part, frozen=True):
+    """The policy and what it was applied to."""
+
+    policy: str
+    answer: Outcome
+    accepted_inconclusive: str | None
+    measured_with: str
+    models: dict[str, str | None]
+    rules: list[CertifiedRule]
+    suites: dict[str, CertifiedSuite]
+
+
+class PolicyAttempt(Part, frozen=True):
+    """A policy that was applied before the request was closed."""
+
+    time: Time
+    run: str
+    weights: Digest
+    policy: str
+    answer: Outcome
+
+
+class ProtectedRows(Part, frozen=True):
+    """Protected rows that were removed, and why."""
+
+    rows: Count
+    reason: str
+
+
+class CertifiedRequest(Part, frozen=True):
+    """The request as the ledger knows it."""
+
+    id: Annotated[str, Meta(pattern="^req-[0-9]{4,12}$")]
+    category: str
+    received: Time
+    due: str | None
+    due_at_first: str | None
+    authorised_by: str | None
+    protected_rows: ProtectedRows | None
+    closed: Time
+    deadline: Literal["met", "missed", "none"]
+    counts: RowCounts
+    data: SearchedData
+    verified: Annotated[list[PolicyAttempt], Meta(min_length=1)]
+
+
+class CertificateBody(Part, frozen=True, forbid_unknown_fields=True):
+    """What the issuer signs."""
+
+    schema: Literal["llm-forget certificate of deletion"]
+    version: Literal[1]
+    issued: Time
+    issued_with: str
+    public_key: str  # PEM
+    request: CertifiedRequest
+    exactness: Exactness
+    artefacts: Artefacts
+    method: Method
+    environment: dict[str, Any]
+    attacks: list[CertifiedAttack]
+    verification: CertifiedVerification
+    two_models: dict[str, Any]  # the membership attack with both models
+    ledger: LedgerState
+    does_not_show: dict[str, str]  # subject: sentence
+
+
+class Certificate(Record, frozen=True, forbid_unknown_fields=True):
+    """Signed claims about a closed request, in canonical JSON. ``body`` has the number of the format: ``version``."""
+
+    FILE: ClassVar[str] = "certificate.json"
+    MAX_BYTES: ClassVar[int] = 8 << 20
+
+    body: CertificateBody
+    signature: str  # base64

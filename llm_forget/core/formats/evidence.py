@@ -1,0 +1,150 @@
+"""Files of an evidence folder: versions, deletion requests, the signed head of the ledger.
+
+The ledger itself is a SQLite database with a format number of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from msgspec import UNSET, UnsetType
+
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, Time
+
+
+class Version(Record, frozen=True):
+    """What a version is; the ledger holds the digest of this file, and the id of the version is made from it."""
+
+    FILE: ClassVar[str] = "version.json"
+
+    format: int
+    kind: str  # finetune, unlearn, merge, adopt, combine
+    part: Literal["adapter", "model"]  # folder of the weights
+    weights: Digest  # content digest of the whole model
+    base: dict[str, Any]  # name and digest of what it was made from
+    files: dict[str, Digest]  # in the folder of the weights
+    config: dict[str, Any]  # settings of the run, without its data
+    provenance: dict[str, Any]  # of the run, without ids of rows
+
+
+class CurrentVersion(Record, frozen=True):
+    """Which version is in use, and the event of the ledger that says so."""
+
+    FILE: ClassVar[str] = "current.json"
+
+    id: str
+    weights: Digest
+    seq: Count  # number of the event
+    event: Digest
+
+
+class ComparedFiles(Record, frozen=True):
+    """Large files of versions when their digests were last compared.
+
+    By path: digest, size in bytes, inode, and the times of the last change of content and of metadata in nanoseconds.
+    """
+
+    FILE: ClassVar[str] = ".compared.json"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    ROOT: ClassVar[str | None] = "files"
+
+    files: dict[str, tuple[Digest | None, int, int, int, int]]
+
+
+class SearchedData(Part, frozen=True):
+    """The rows that a request was resolved in."""
+
+    digest: Digest
+    rows: Count
+
+
+class RowCounts(Part, frozen=True):
+    """How many rows a request is about."""
+
+    rows: Count
+    exact: Count
+    normalised: Count
+    same_text: Count
+    near_listed: Count
+    near_included: Count
+    near_left: Count
+    of: Count  # all rows of the data
+
+
+class RequestStep(Part, frozen=True):
+    """A step of a request, and the event of the ledger that notes it."""
+
+    state: str
+    time: Time
+    seq: Count
+    digest: Digest
+    said: Digest  # of the body of the event
+
+
+class Attempt(Part, frozen=True):
+    """A recipe that was run for a request."""
+
+    output_dir: str
+    digest: Digest  # of everything that decides the result
+    executed: bool | UnsetType = UNSET
+
+
+class DeletionRequest(Record, frozen=True):
+    """Counts, dates and steps of a deletion request; no ids of rows."""
+
+    FILE: ClassVar[str] = "request.json"
+    FORMAT: ClassVar[int] = 2
+
+    format: int
+    token: str  # key for digests of rows that the certificate shows
+    category: str
+    due: str | None  # YYYY-MM-DD
+    authorised_by: str | None
+    forced: bool  # received over a quota
+    data: SearchedData
+    counts: RowCounts
+    history: list[RequestStep]
+    attempts: list[Attempt]
+    allow_protected: str | UnsetType = UNSET  # reason for removing protected rows
+    protected: Count | UnsetType = UNSET
+
+
+class NearDuplicate(Part, frozen=True):
+    """A row that resembles a row that was asked for."""
+
+    id: str
+    of: str
+    how: str  # near, contains, excerpt
+    similarity: Share
+
+
+class RequestedRows(Record, frozen=True):
+    """Ids of the rows of an open request; removed when it is closed. Readable by its owner only."""
+
+    FILE: ClassVar[str] = "rows.json"
+    STRICT: ClassVar[bool] = False
+    NAMES_ROWS: ClassVar[bool] = True
+
+    source: Any  # the data, as a recipe names them
+    how: dict[str, str]  # id of a matched row: exact, normalised or same text
+    subjects: dict[str, str]
+    said: dict[str, Digest]  # id: of what the row says
+    near: list[NearDuplicate]
+    taken: list[str] | None  # near-duplicates to forget; null: undecided
+    decision: Count
+    allowed: list[str] | UnsetType = UNSET  # protected rows that may be removed
+
+
+class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
+    """Number and digest of the last event of the ledger, signed, so that a cut end is seen."""
+
+    FILE: ClassVar[str] = "anchor.json"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+
+    purpose: str
+    format: int
+    seq: int
+    head: Digest
+    time: Time
+    public_key: str  # PEM
+    signature: str  # base64

@@ -1,0 +1,125 @@
+"""Files beside weights: of an adapter, and of models that `merge` and `export` wrote."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from msgspec import UNSET, Meta, UnsetType
+
+from llm_forget.core.formats._record import Count, Digest, Logits, Nats, Part, Record, Share
+from llm_forget.core.formats.run import Source, Target
+
+
+class Tensor(Part, frozen=True):
+    """A tensor of an adapter."""
+
+    dtype: str
+    shape: list[Count]
+    sha256: str | UnsetType = UNSET  # hex digits, of its bytes
+
+
+class Adapter(Part, frozen=True):
+    """An adapter beneath the one that was trained."""
+
+    name: str
+    digest: str
+
+
+class Effect(Record, frozen=True):
+    """What an adapter does to the logits of fixed prompts; a part of its manifest.
+
+    A file of its own where training could not measure it: the first load of the adapter writes it.
+    All numbers are null where the logits are not finite.
+    """
+
+    FILE: ClassVar[str] = "effect.json"
+    MAX_BYTES: ClassVar[int] = 16 << 20
+
+    prompts: Digest  # of their token ids
+    max_abs: Logits | None
+    mean_kl: Nats | None
+    largest_logit: float | None
+    samples: list[Logits] | None
+    dtype: str  # that the model computed in
+    quantization: dict[str, Any] | None  # of the base
+
+
+class Manifest(Record, frozen=True):
+    """Digests of an adapter's files and tensors, of its base, and how to load it; written with the adapter."""
+
+    FILE: ClassVar[str] = "manifest.json"
+    MAX_BYTES: ClassVar[int] = 16 << 20
+
+    files: dict[str, Digest]
+    tensors: dict[str, Tensor]
+    base: Digest | UnsetType | None = UNSET
+    beneath: list[Adapter] | UnsetType = UNSET
+    quantization: dict[str, Any] | UnsetType | None = UNSET  # of the base, as load_in_4bit
+    load: dict[str, Any] | UnsetType = UNSET  # arguments of PEFT, and the dtype of the base
+    effect: Effect | UnsetType | None = UNSET  # null in checkpoints, and where weights were sharded
+    adopted: dict[str, Digest] | UnsetType = UNSET  # files of an adapter from elsewhere as it was found
+
+
+class Difference(Part, frozen=True):
+    """How far two models are apart on the probe texts."""
+
+    max_abs_logit_difference: Logits
+    mean_kl: Nats
+
+
+class MergeReport(Record, frozen=True):
+    """What a merged model or combined adapter was made of, and how far it is from that; written by `merge`."""
+
+    FILE: ClassVar[str] = "merge.json"
+    MAX_BYTES: ClassVar[int] = 16 << 20
+
+    combination: str  # stack, sum, cat, svd, ...
+    sources: Annotated[list[Source], Meta(min_length=1)]
+    beneath: Target
+    files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
+    base_precision: str | UnsetType = UNSET  # trained, original, as loaded; a combined adapter has none
+    base: str | UnsetType | None = UNSET  # name of the target
+    adapter: Digest | UnsetType = UNSET  # of the weights of a single adapter
+    quantization: dict[str, Any] | UnsetType | None = UNSET
+    dtype: str | UnsetType = UNSET
+    n_probe_tokens: Count | UnsetType = UNSET
+    max_abs_logit_difference: Logits | UnsetType = UNSET
+    tolerance: Logits | UnsetType = UNSET
+    mean_kl: Nats | UnsetType = UNSET
+    mean_kl_of_adapter: Nats | UnsetType = UNSET  # between the adapters and the target
+    as_trained: Difference | UnsetType | None = UNSET  # from the adapters on their quantised base
+    rank: Count | UnsetType | None = UNSET
+    density: Share | UnsetType | None = UNSET
+    majority: str | UnsetType | None = UNSET
+    seed: int | UnsetType | None = UNSET
+    error_of_averaging: Share | UnsetType | None = UNSET  # of the norm of the exact sum
+    rank_error: Share | UnsetType | None = UNSET  # of the norm of the exact sum
+
+
+class ExportedModel(Part, frozen=True):
+    """The model that was exported."""
+
+    digest: Digest
+    name: str | UnsetType = UNSET
+
+
+class ExportReport(Record, frozen=True):
+    """How far an exported model is from the one that it was made from; written by `export`."""
+
+    FILE: ClassVar[str] = "export.json"
+    MAX_BYTES: ClassVar[int] = 16 << 20
+
+    form: str  # int8, nf4, gguf-q8_0, ...
+    of: ExportedModel
+    merge: dict[str, Any] | None  # keys of merge.json, where the model was merged
+    file: str | None  # of one GGUF file
+    digest: Digest  # of the weights that were written
+    n_probe_tokens: Count
+    max_abs_logit_difference: Logits
+    mean_kl: Nats
+    files: dict[str, Digest]
+    dtype: str | UnsetType = UNSET
+    as_read: Difference | UnsetType = UNSET  # between the rounded weights and the files as they are read back
+    tolerance: Logits | UnsetType = UNSET
+    tensors: dict[str, Count] | UnsetType = UNSET  # GGUF: number of tensors of each type
+    tokenizer: dict[str, Any] | UnsetType = UNSET  # GGUF

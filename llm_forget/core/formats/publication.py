@@ -1,0 +1,47 @@
+"""Files that only exist to be published, and what people state for the model card."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from msgspec import UNSET, UnsetType, field
+
+from llm_forget.core.formats._record import Digest, Record
+
+
+class PublishedFiles(Record, frozen=True):
+    """Every other file of a publication with its digest, written by `push`."""
+
+    FILE: ClassVar[str] = "published.json"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+
+    files: dict[str, Digest]
+    format: int | UnsetType = UNSET
+    kind: Literal["adapter", "model"] | UnsetType = UNSET
+
+
+class PublicationSignature(Record, frozen=True):
+    """Signature over published.json by the key of an evidence folder, written by `push --evidence`."""
+
+    FILE: ClassVar[str] = "published.sig"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+
+    key: str  # fingerprint
+    signature: str  # base64
+
+
+class CardStatements(Record, frozen=True):
+    """What only people know about a model, written by `card`; null: not stated."""
+
+    FILE: ClassVar[str] = "card.json"
+
+    title: str | None = None
+    category: str | None = None  # of what was forgotten, such as "personal data of 12 people"
+    contact: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_model: str | None = None  # id on the Hub
+    datasets: list[str] = field(default_factory=list)  # ids on the Hub
+    intended_use: str | None = None
+    power_watts: float | None = None  # of the whole machine during training

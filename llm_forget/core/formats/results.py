@@ -1,0 +1,201 @@
+"""Files that an evaluation, a policy or an attack writes into a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Seconds
+
+Goal = Literal["lower", "higher", "keep", "match_oracle"]  # where a line should go when rows are forgotten
+Answer = Literal["yes", "no", "inconclusive"]
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+class Model(Part, frozen=True):
+    """A model that was measured. A model that `export` wrote has the digest of its weights and its form beside it."""
+
+    name: str
+    digest: str  # of base, adapter and precision together
+    form: str | UnsetType = UNSET
+    weights: Digest | UnsetType = UNSET
+
+
+class Models(Part, frozen=True):
+    """The models of one evaluation; null where there is none."""
+
+    before: Model | None
+    unlearned: Model | None
+    oracle: Model | None
+
+
+class Summary(Part, frozen=True):
+    """A line of a suite for one model: the mean over its rows, in the unit of the metric."""
+
+    value: float | None  # null: unscored
+    ci: tuple[float, float] | None  # 95 % interval
+    n: int  # scored rows
+    n_unscored: int
+
+
+class Line(Part, frozen=True):
+    """A line of a suite: the unlearned model, and beside it the other two."""
+
+    value: float | None
+    ci: tuple[float, float] | None
+    n: int
+    n_unscored: int
+    goal: Goal
+    metric: str | UnsetType = UNSET
+    before: Summary | UnsetType | None = UNSET
+    oracle: Summary | UnsetType | None = UNSET
+
+
+class Finding(Part, frozen=True):
+    """A bound and whether it holds; null: it cannot be told."""
+
+    of: str | float | None  # what the bound is relative to: oracle, before, a number
+    holds: bool | None
+    sentence: str
+    line: str | UnsetType = UNSET
+    kind: str | UnsetType = UNSET  # at_most, at_least, within
+    amount: float | UnsetType = UNSET
+    interval: bool | UnsetType = UNSET  # the whole interval is judged
+    min_n: Count | UnsetType = UNSET
+    slack: float | UnsetType = UNSET
+    value: float | UnsetType | None = UNSET
+    compared_with: float | UnsetType | None = UNSET
+    why: str | UnsetType = UNSET
+
+
+class Verdict(Part, frozen=True):
+    """The answer to a question of a suite, such as ``forgot``."""
+
+    answer: Answer
+    findings: list[Finding]
+    before: Answer | UnsetType | None = UNSET  # the same question about the target
+
+
+class Probe(Part, frozen=True):
+    """What a probe measured."""
+
+    answers: Count
+    digest: str  # of its inputs
+
+
+class Suite(Part, frozen=True):
+    """One suite of an evaluation."""
+
+    metrics: Annotated[dict[str, Line], Meta(min_length=1)]
+    verdict: dict[str, Verdict]  # by question
+    limit: int | UnsetType | None = UNSET  # rows of each probe; null: all
+    overrides: list[str] | UnsetType = UNSET  # keys of the recipe that were given for this evaluation
+    generated_by: str | UnsetType = UNSET  # transformers or vllm
+    definition: Digest | UnsetType = UNSET  # of the suite
+    probes: dict[str, Probe] | UnsetType = UNSET
+    splits: dict[str, Digest] | UnsetType = UNSET  # of the rows of the run's own splits
+
+
+class Results(Record, frozen=True):
+    """Metrics and verdicts of a run, by suite. `evaluate` writes it and adds suites to it; `merge` and `export` too."""
+
+    FILE: ClassVar[str] = "results.json"
+    FORMAT: ClassVar[int] = 2
+
+    format: int
+    llm_forget: str  # version that wrote it
+    models: Models
+    suites: Annotated[dict[str, Suite], Meta(min_length=1)]
+    seconds: Seconds | UnsetType = UNSET
+
+
+class Scores(Part, frozen=True):
+    """Values of rows, in the order of their ids; null: unscored."""
+
+    ids: list[str]
+    values: list[float | None]
+
+
+class RowScores(Record, frozen=True):
+    """Values of every row: suite, line, role, name of the value. `evaluate` writes it beside results.json.
+
+    Private to the run, since it holds ids of rows.
+    """
+
+    FILE: ClassVar[str] = "rows.json"
+    ROOT: ClassVar[str | None] = "suites"
+    STRICT: ClassVar[bool] = False
+
+    suites: dict[str, dict[str, dict[str, dict[str, Scores]]]]
+
+
+class Ruling(Finding, frozen=True, kw_only=True):
+    """A rule of a policy and what became of it."""
+
+    suite: str | None
+    severity: Literal["fail", "warn"]
+    answer: Outcome
+    caution: str | UnsetType = UNSET
+
+
+class Verification(Record, frozen=True):
+    """Answer of a policy about a run, written by `verify`."""
+
+    FILE: ClassVar[str] = "verify.json"
+
+    policy: str
+    answer: Outcome
+    models: Models
+    results: Digest  # of the suites of results.json
+    rules: list[Ruling]
+
+
+class AttackedSummary(Part, frozen=True):
+    """A line for one attacked model."""
+
+    value: float | None
+    ci: tuple[float, float] | UnsetType | None = UNSET
+    n: int | UnsetType = UNSET
+
+
+class AttackedLine(Part, frozen=True):
+    """A line before and after an attack; ``excess`` is what came back beyond what came back in the oracle."""
+
+    goal: Goal
+    unlearned_attacked: AttackedSummary
+    metric: str | UnsetType = UNSET
+    before: float | UnsetType | None = UNSET
+    unlearned: float | UnsetType | None = UNSET
+    oracle: float | UnsetType | None = UNSET
+    oracle_attacked: AttackedSummary | UnsetType | None = UNSET
+    excess: float | UnsetType | None = UNSET
+
+
+class Attack(Record, frozen=True):
+    """What an attack brought back, written by `attack` into a folder of the run."""
+
+    FILE: ClassVar[str] = "attack.json"
+
+    format: int
+    kind: str
+    suite: str
+    models: Models
+    metrics: dict[str, AttackedLine]
+    settings: dict[str, Any] | UnsetType = UNSET
+    limit: int | UnsetType | None = UNSET
+    overrides: list[str] | UnsetType = UNSET
+    left_out: Count | UnsetType = UNSET  # rows that the attack trained on, and that were not measured
+    seconds: Seconds | UnsetType = UNSET
+
+
+class RecordsHeader(Record, frozen=True):
+    """First line of a file of probe records; the lines after it are the records, with texts. Never published."""
+
+    FILE: ClassVar[str] = "*.jsonl"
+    FORMAT: ClassVar[int] = 2
+
+    format: int
+    kind: str  # logprobs, judge, gradients, generate
+    key: str  # digest of model and inputs
+    lines: Count  # records that the file holds when it is whole

@@ -1,0 +1,167 @@
+"""Files at the top of a run directory and in its checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from msgspec import UNSET, UnsetType
+
+from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part, Record, Seconds, Time
+
+
+class RunState(Record, frozen=True):
+    """State of a run, written when it starts and again, as its last file, when it is complete.
+
+    A version in the evidence has one, too, with the paths that it was copied from.
+    """
+
+    FILE: ClassVar[str] = "run.json"
+
+    kind: str  # finetune, unlearn, adopt, combine; of a version of a merged model: merge
+    status: Literal["running", "complete"]
+    started: Time | UnsetType = UNSET
+    identity: dict[str, Any] | UnsetType = UNSET  # what a run of the same name must agree in to be resumed
+    finished: Time | UnsetType = UNSET
+    run: str | UnsetType = UNSET  # of a version: folder of the run on this machine
+    weights: str | UnsetType = UNSET  # of a version: folder that its files were copied from
+    beneath: str | UnsetType | None = UNSET  # of a version: folder or name of the target
+
+
+class Base(Part, frozen=True):
+    """The model that a run started from."""
+
+    name: str
+    digest: Digest | None
+    revision: str | UnsetType | None = UNSET  # on the Hub
+    parameters: Count | UnsetType = UNSET
+
+
+class RowList(Part, frozen=True):
+    """A file with the ids or subjects of a split that is too long for provenance.json."""
+
+    name: str  # path in the run
+    ids: Count
+    digest: Digest
+
+
+class SplitRows(Part, frozen=True):
+    """Rows of one split that a run was trained on. Ids and subjects are private to the run."""
+
+    rows: Count
+    digest: Digest  # of the tokenised rows
+    ids: list[str] | UnsetType = UNSET
+    subjects: list[str | None] | UnsetType = UNSET
+    ids_file: RowList | UnsetType = UNSET
+    subjects_file: RowList | UnsetType = UNSET
+
+
+class Cost(Part, frozen=True):
+    """What training took."""
+
+    seconds: Seconds
+    peak_memory_gib: Gibibytes | None
+    resumed: bool | UnsetType = UNSET  # then the seconds are those of the last part
+
+
+class Environment(Part, frozen=True):
+    """Software and hardware of a run."""
+
+    llm_forget: str | UnsetType = UNSET
+    python: str | UnsetType = UNSET
+    packages: dict[str, str] | UnsetType = UNSET  # versions
+    git_commit: str | UnsetType | None = UNSET
+    device: str | UnsetType = UNSET
+    devices: Count | UnsetType = UNSET
+    threads: Count | UnsetType = UNSET
+    cpus: Count | UnsetType | None = UNSET  # bench alone
+
+
+class Source(Part, frozen=True):
+    """A run that was merged with others."""
+
+    run: str
+    weights: Digest
+    scale: float  # what the change of its weights was multiplied by
+
+
+class Target(Part, frozen=True):
+    """The model that all merged adapters were trained on."""
+
+    name: str
+    digest: Digest
+
+
+class Adopted(Part, frozen=True):
+    """An adapter from elsewhere as it was found."""
+
+    files: dict[str, Digest]
+
+
+class Provenance(Record, frozen=True):
+    """What a run was made from: base, rows, seed, versions. Private to the run, since it holds ids of rows.
+
+    Training writes it when it begins and adds the cost when it ends; `adopt` and `merge --as_adapter` write fewer keys.
+    """
+
+    FILE: ClassVar[str] = "provenance.json"
+    NAMES_ROWS: ClassVar[bool] = True
+
+    kind: str
+    base: Base
+    trainable_parameters: Count | UnsetType = UNSET
+    tokenizer: Digest | UnsetType = UNSET
+    data: dict[str, SplitRows] | UnsetType = UNSET
+    objective: dict[str, list[dict[str, Any]]] | UnsetType | None = UNSET  # split -> terms
+    gradient: str | UnsetType = UNSET  # name of the gradient rule
+    seed: int | UnsetType = UNSET
+    processes: Count | UnsetType = UNSET
+    environment: Environment | UnsetType = UNSET
+    steps: Count | UnsetType = UNSET
+    wrapper: str | UnsetType = UNSET  # class that the model was wrapped in for several processes
+    shortcuts: dict[str, bool] | UnsetType = UNSET
+    cost: Cost | UnsetType = UNSET
+    adopted: Adopted | UnsetType = UNSET
+    sources: list[Source] | UnsetType = UNSET
+    beneath: Target | UnsetType = UNSET
+
+
+class CheckpointSeal(Record, frozen=True):
+    """Name of every file of a checkpoint with its size in bytes and digest; written last, when all are on disk."""
+
+    FILE: ClassVar[str] = "complete.json"
+    ROOT: ClassVar[str | None] = "files"
+
+    files: dict[str, tuple[Count, Digest]]
+
+
+class StepWindow(Part, frozen=True):
+    """Sums since the last logging step."""
+
+    step: Count  # the last that was logged
+    tokens: float
+    seconds: Seconds
+    sums: dict[str, float]
+
+
+class ObjectiveState(Record, frozen=True):
+    """State of the trainer between steps, in a checkpoint: dual variables and the sums of the next log line."""
+
+    FILE: ClassVar[str] = "objective_state.json"
+
+    duals: dict[str, float]
+    stopped: bool  # by max_retain_drop
+    window: StepWindow
+
+
+class LogLine(Record, frozen=True):
+    """A line of the training log, one each logging step; beside these keys any number by its name."""
+
+    FILE: ClassVar[str] = "metrics.jsonl"
+
+    step: Count
+    loss: float | UnsetType | None = UNSET  # null: not finite
+    epoch: float | UnsetType | None = UNSET
+    retain_drop: Nats | UnsetType | None = UNSET  # lost log-probability of retain rows
+    tokens_per_second: float | UnsetType | None = UNSET
+    peak_memory_gib: Gibibytes | UnsetType | None = UNSET
+    stopped_early: float | UnsetType = UNSET  # 1 where max_retain_drop stopped the run

@@ -1,0 +1,55 @@
+"""JSON Schema (2020-12) of every file, generated from the record classes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llm_forget.core.formats._files import encoded
+from llm_forget.core.formats._record import REGISTRY, Record
+from llm_forget.run import write_atomic
+
+FAMILIES = ("bench", "certificate", "evidence", "models", "publication", "results", "run", "sweep")
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def records() -> dict[str, type[Record]]:
+    """Every record class by its name."""
+    for family in FAMILIES:
+        importlib.import_module(f"llm_forget.core.formats.{family}")
+    return dict(sorted(REGISTRY.items()))
+
+
+def schema(kind: type[Record]) -> dict[str, Any]:
+    """Schema of the files of one class. Keys that it does not name are allowed, but for what is signed whole."""
+    (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    for part in parts.values():
+        part["description"] = inspect.cleandoc(part["description"])
+    body = parts.pop(reference["$ref"].rpartition("/")[2])
+    if kind.ROOT is not None:
+        body = {**body["properties"][kind.ROOT], "title": kind.__name__, "description": body["description"]}
+    elif kind.FORMAT_KEY in body["properties"]:
+        body["properties"][kind.FORMAT_KEY] = {"const": kind.FORMAT}
+    elif body.get("additionalProperties", True):
+        body["properties"][kind.FORMAT_KEY] = {"const": kind.FORMAT, "description": f"missing: {kind.FORMAT}"}
+    head = {"$schema": DIALECT, "$comment": f"{kind.FILE}, format {kind.FORMAT}"}
+    return {**head, **body, **({"$defs": parts} if parts else {})}
+
+
+def schema_name(kind: type[Record]) -> str:
+    """Name of the file of a schema: ``run_state.schema.json``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower() + ".schema.json"
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write one file a record class into a folder."""
+    paths = []
+    for kind in records().values():
+        paths.append(folder / schema_name(kind))
+        write_atomic(paths[-1], encoded(schema(kind)))
+    return paths

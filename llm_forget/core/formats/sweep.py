@@ -1,0 +1,33 @@
+"""The list of runs of a sweep."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from msgspec import UNSET, UnsetType
+
+from llm_forget.core.formats._record import Part, Record
+
+
+class SweepRun(Part, frozen=True):
+    """One combination of values."""
+
+    name: str
+    path: str
+    values: dict[str, Any]  # key of a recipe: value
+    status: Literal["waiting", "complete", "failed"]
+    error: str | None
+
+
+class Sweep(Record, frozen=True):
+    """Runs of a sweep and what became of them, written by `sweep` after each run."""
+
+    FILE: ClassVar[str] = "sweep.json"
+
+    format: int
+    recipe: str
+    output_dir: str
+    grid: dict[str, list[Any]]
+    suites: list[str]
+    runs: list[SweepRun]
+    front: dict[str, list[str]] | UnsetType = UNSET  # suite: names of the Pareto-optimal runs

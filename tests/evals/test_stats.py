@@ -2,6 +2,8 @@
 
 import math
 import time
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from llm_forget.evals.stats import (
     mean_with_interval,
     tpr_at_fpr,
     tpr_with_interval,
+    wilson_interval,
 )
 
 
@@ -48,17 +51,83 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert 0.90 <= covered / 400 <= 0.98
 
 
-def test_the_interval_agrees_with_scipy():
+def test_the_interval_is_scipys_percentile_bootstrap():
     rows = np.random.default_rng(0).random(50)
-    low, high = mean_with_interval(rows, resamples=20000).ci
-    theirs = scipy_stats.bootstrap((rows,), np.mean, n_resamples=20000, method="percentile", rng=0).confidence_interval
-    assert low == pytest.approx(theirs.low, abs=2e-3)
-    assert high == pytest.approx(theirs.high, abs=2e-3)
+    low, high = mean_with_interval(rows).ci
+    reference = scipy_stats.bootstrap((rows,), np.mean, n_resamples=2000, method="percentile", rng=0)
+    assert (low, high) == pytest.approx(reference.confidence_interval, abs=1e-12)
 
 
-def test_the_interval_is_reproducible_and_independent_of_block_size():
+def test_the_interval_of_a_share_is_that_of_the_binomial_distribution_of_its_resamples():
+    rows = np.repeat([1.0, 0.0], [90, 310])
+    quantiles = scipy_stats.binom.ppf([0.025, 0.975], 400, 90 / 400) / 400
+    assert mean_with_interval(rows, resamples=20000).ci == pytest.approx(quantiles, abs=1.01 / 400)  # one row
+
+
+def test_the_interval_is_reproducible_and_independent_of_block_size(monkeypatch):
     rows = np.random.default_rng(0).random(5000)
-    assert mean_with_interval(rows, resamples=500).ci == mean_with_interval(rows, resamples=500).ci
+    whole = mean_with_interval(rows, resamples=300).ci
+    assert mean_with_interval(rows, resamples=300).ci == whole
+    monkeypatch.setattr(stats, "BLOCK", 70_000)  # 14 resamples at once
+    assert mean_with_interval(rows, resamples=300).ci == whole
+
+
+def test_resamples_of_many_rows_are_drawn_in_blocks_of_bounded_memory():
+    rows = np.random.default_rng(0).random(200_000)
+    tracemalloc.start()
+    mean_with_interval(rows, resamples=100)  # 320 MB at once
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.7, 1.0, 1 / 3, -2.5e9])
+def test_equal_rows_have_an_interval_of_width_zero_at_their_mean(value):
+    for n in (2, 3, 40, 41):
+        summary = mean_with_interval(np.full(n, value))
+        assert summary.ci == (summary.value, summary.value)
+
+
+def test_an_infinite_row_leaves_the_mean_without_an_interval():
+    summary = mean_with_interval(np.array([1.0, np.inf, np.nan]))
+    assert (summary.value, summary.ci, summary.n, summary.n_unscored) == (np.inf, None, 2, 1)
+
+
+def test_edge_cases_raise_no_warning():
+    samples = [np.array(v) for v in ([], [np.nan], [1.0], [1.0, np.nan], [1.0, 1.0], [0.0, 1.0], [np.inf, 1.0, 2.0])]
+    samples += [np.zeros(300), np.ones(300), np.arange(1000.0), np.arange(2000.0, 3000.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for members in samples:
+            mean_with_interval(members)
+            for nonmembers in samples:
+                ks_p_value(members, nonmembers)
+                auc_with_interval(members, nonmembers, resamples=20)
+                tpr_with_interval(members, nonmembers, resamples=20)
+
+
+def test_a_resample_without_a_value_leaves_the_bootstrap_without_an_end_and_without_a_warning():
+    def ratio(rows):
+        return np.where(rows.any(-1), rows.mean(-1), np.nan)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = bootstrap(ratio, np.array([0.0, 0.0, 1.0]))
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 10_000])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilsons_interval_ends_where_the_score_test_rejects(n, level):
+    z = scipy_stats.norm.ppf((1 + level) / 2)
+    for successes in {0, 1, n // 3, n - 1, n}:
+        share = successes / n
+        low, high = wilson_interval(successes, n, level=level)
+        assert 0 <= low <= share <= high <= 1
+        assert (low == 0, high == 1) == (successes == 0, successes == n)
+        for end in {low, high} - {0.0, 1.0}:
+            assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), rel=1e-9)
 
 
 def test_equal_samples_cannot_be_told_apart():
@@ -125,16 +194,27 @@ def test_with_few_rows_out_of_order_the_interval_of_an_auc_is_rather_too_wide(n,
     assert 0.93 <= coverage(n, n, shift) <= 0.995
 
 
-def test_the_bootstrap_agrees_with_scipy():
+def test_the_bootstrap_of_an_auc_is_scipys_of_the_mann_whitney_statistic():
     rng = np.random.default_rng(0)
-    one, two = rng.normal(0.5, 1, 60), rng.normal(size=50)
-    low, high = bootstrap(auc_of_codes, *codes(one, two), resamples=20000)
+    one, two = rng.normal(0.5, 1, 60).round(1), rng.normal(size=50).round(1)
 
     def statistic(a, b, axis):
         return scipy_stats.mannwhitneyu(a, b, axis=axis).statistic / (60 * 50)
 
-    theirs = scipy_stats.bootstrap((one, two), statistic, n_resamples=5000, method="percentile", rng=0)
-    assert (low, high) == pytest.approx(theirs.confidence_interval, abs=6e-3)
+    reference = scipy_stats.bootstrap((one, two), statistic, n_resamples=1000, method="percentile", rng=0)
+    assert bootstrap(auc_of_codes, *codes(one, two)) == pytest.approx(reference.confidence_interval, abs=1e-12)
+
+
+def test_rows_of_leading_axes_are_resampled_together():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=40), rng.normal(size=30)
+
+    def differences(members, nonmembers):
+        means = members.mean(-1) - nonmembers.mean(-1)  # [2, b]
+        return means[0] - means[1]
+
+    low, high = bootstrap(differences, np.stack([one, one - 3]), np.stack([two, two + 4]))
+    assert (low, high) == pytest.approx((7, 7), abs=1e-12)
 
 
 def test_the_bootstrap_does_not_depend_on_its_blocks(monkeypatch):

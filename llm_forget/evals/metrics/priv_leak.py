@@ -89,6 +89,7 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
 
 
 def _leaks(members: Codes, nonmembers: Codes) -> Rows:
+    """`priv_leak` of resampled codes ``[2, b, m]`` and ``[2, b, n]``, whose first axis is model and oracle: ``[b]``."""
     return leak(auc_of_codes(members[0], nonmembers[0]), auc_of_codes(members[1], nonmembers[1]))
 
 

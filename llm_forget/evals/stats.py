@@ -76,8 +76,13 @@ def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000
     center = mean(values)
     if n < 2 or not math.isfinite(center):
         return Summary(center, None, n, unscored)
-    ci = bootstrap(partial(np.mean, axis=-1), values, level=level, resamples=resamples, seed=seed)
+    ci = bootstrap(_means, values, level=level, resamples=resamples, seed=seed)
     return Summary(center, ci, n, unscored)
+
+
+def _means(rows: Rows) -> Rows:
+    """Means along the last axis: ``[b, n]`` gives ``[b]``."""
+    return np.mean(rows, axis=-1)
 
 
 def ks_p_value(left: Rows, right: Rows) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from command_line import root_command
+from tests.frozen.command_line import root_command
 
 
 def cli_tree() -> dict[str, Any]:

@@ -28,7 +28,7 @@ def compare_frozen(request: pytest.FixtureRequest) -> Callable[[str, Any], None]
         before = set(_lines(json.loads(path.read_text(encoding="utf-8"))))
         now = set(_lines(json.loads(json.dumps(content))))
         missing, added = sorted(before - now), sorted(now - before)
-        assert not missing and not added, "\n".join(
+        assert before == now, "\n".join(
             [f"differs from {path.name}", *(f"- {line}" for line in missing), *(f"+ {line}" for line in added)]
         )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import succeed
 from safetensors.torch import load_file
+
+from tests.frozen.command_line import succeed
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "demo"
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "numpy")

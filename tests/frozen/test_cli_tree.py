@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_tree import cli_tree
-from command_line import call
+
+from tests.frozen.cli_tree import cli_tree
+from tests.frozen.command_line import call
 
 
 def test_commands_and_their_parameters_stay(compare_frozen: Callable[[str, Any], None]) -> None:

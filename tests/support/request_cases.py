@@ -1,20 +1,12 @@
-"""Rows with subjects, runs that claim to have forgotten some of them, and disks that fail at a chosen write.
+"""Rows with subjects, and runs that claim to have forgotten some of them.
 
 The weights are a few bytes: closing and certificates compare digests and load no model.
 """
 
-import builtins
-import contextlib
-import errno
-import io
 import json
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from llm_forget.audit import closing, matching, requests
@@ -185,45 +177,3 @@ def closed(folder: Path, **more: Any) -> Path:
     run = measured_run(folder / "run", made.ids(), OTHERS, **more)
     assert close(evidence, made.id, run)[1].closed
     return evidence
-
-
-@contextlib.contextmanager
-def failing(at: int, *, kill: bool = False, onwards: bool = False) -> Iterator[list[str]]:
-    """Let call number ``at`` (from 0) of those that change files fail, as on a full disk; gives the calls made.
-
-    ``kill``: the process is killed there instead. ``onwards``: the disk stays full.
-    """
-    made: list[str] = []
-
-    def counted(name: str, original: Any) -> Any:
-        def call(*given: Any, **more: Any) -> Any:
-            if name == "open" and not set("wax") & set(str(more.get("mode", given[1] if len(given) > 1 else "r"))):
-                return original(*given, **more)
-            made.append(name)
-            if len(made) == at + 1 and kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if len(made) == at + 1 or (onwards and len(made) > at and name != "unlink"):
-                raise OSError(errno.ENOSPC, "no space is left")
-            return original(*given, **more)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module, names in (
-            (os, ("fsync", "replace", "rename", "unlink", "mkdir")),
-            (builtins, ("open",)),
-            (io, ("open",)),
-        ):
-            for name in names:
-                patch.setattr(module, name, counted(name, getattr(module, name)))
-        yield made
-
-
-def killed(at: int, action: Any) -> bool:
-    """Do something in a process that is killed at call number ``at`` of those that change files; whether it was."""
-    child = os.fork()
-    if child == 0:
-        with failing(at, kill=True), contextlib.suppress(BaseException):
-            action()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])

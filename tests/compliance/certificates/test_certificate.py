@@ -21,6 +21,8 @@ from llm_forget.audit.signing import public_key, sign
 from llm_forget.run import EvidenceBroken, Run
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
+from tests.support.failing_disk import changes, failing, killed
+from tests.support.fault_positions import FAULTS, FaultPositions
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +217,11 @@ def test_dates_of_the_request_file_are_not_believed(tmp_path: Path) -> None:
 # --- who may change it
 
 
-def test_every_flipped_byte_is_found(issued: tuple[Path, Path]) -> None:
+@FAULTS
+def test_every_flipped_byte_is_found(issued: tuple[Path, Path], faults: FaultPositions) -> None:
     file, key = issued
     data = file.read_bytes()
-    for place in range(len(data)):
+    for place in faults.of(len(data), size=200):
         for bits in (0x01, 0x20, 0x80):
             changed = bytearray(data)
             changed[place] ^= bits
@@ -418,11 +421,20 @@ def test_a_file_that_is_something_else_is_not_overwritten(evidence: Path, tmp_pa
         certificate.issue(evidence, "req-0001", tmp_path / "c.txt")
 
 
-@pytest.mark.parametrize("disk", [cases.failing, broken_disk])
-def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(evidence: Path, tmp_path: Path, disk: Any) -> None:
-    for at in range(60):
-        folder = tmp_path / str(at)
-        shutil.copytree(evidence, folder, ignore=shutil.ignore_patterns("certificate.*", "signing.*"))
+def without_certificate(evidence: Path, folder: Path, *others: str) -> Path:
+    """A copy of evidence whose certificate was not issued yet."""
+    return Path(shutil.copytree(evidence, folder, ignore=shutil.ignore_patterns("certificate.*", *others)))
+
+
+@FAULTS
+@pytest.mark.parametrize("disk", [failing, broken_disk])
+def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(
+    evidence: Path, tmp_path: Path, disk: Any, faults: FaultPositions
+) -> None:
+    folder = without_certificate(evidence, tmp_path / "whole", "signing.*")
+    count = changes(lambda: certificate.issue(folder, "req-0001"), disk)
+    for at in [*faults.of(count), count]:
+        folder = without_certificate(evidence, tmp_path / str(at), "signing.*")
         path = folder / "requests/req-0001/certificate.json"
         with disk(at) as calls:
             try:
@@ -433,24 +445,25 @@ def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(evidence: P
             assert certificate.verify(path, folder / "signing.pub", evidence=folder)
         assert certificate.verify(certificate.issue(folder, "req-0001"), folder / "signing.pub", evidence=folder)
         assert not list(folder.rglob("*.tmp"))
-        if len(calls) <= at:
-            break
     assert len(calls) <= at, "every write was tried"
 
 
-def test_a_killed_process_leaves_no_part_of_a_certificate(evidence: Path, tmp_path: Path) -> None:
-    at, died = 0, True
-    while died:
-        folder = tmp_path / str(at)
-        shutil.copytree(evidence, folder, ignore=shutil.ignore_patterns("certificate.*"))
+@FAULTS
+def test_a_killed_process_leaves_no_part_of_a_certificate(
+    evidence: Path, tmp_path: Path, faults: FaultPositions
+) -> None:
+    folder = without_certificate(evidence, tmp_path / "whole")
+    count = changes(lambda: certificate.issue(folder, "req-0001"))
+    assert count > 3
+    for at in [*faults.of(count), count]:
+        folder = without_certificate(evidence, tmp_path / str(at))
         path = folder / "requests/req-0001/certificate.json"
-        died = cases.killed(at, lambda f=folder: certificate.issue(f, "req-0001"))
+        died = killed(at, lambda f=folder: certificate.issue(f, "req-0001"))
         assert died or path.exists()
         if path.exists():
             assert certificate.verify(path, folder / "signing.pub", evidence=folder)
         assert certificate.verify(certificate.issue(folder, "req-0001"), folder / "signing.pub", evidence=folder)
-        at += 1
-    assert at > 3
+    assert not died, "every write was tried"
 
 
 # --- the command

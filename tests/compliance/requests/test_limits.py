@@ -13,6 +13,8 @@ from llm_forget.audit.ledger import Ledger
 from llm_forget.audit.request_files import locked
 from llm_forget.cli import app
 from tests.support import request_cases as cases
+from tests.support.failing_disk import changes, killed
+from tests.support.fault_positions import FAULTS, FaultPositions
 
 
 def limited(evidence: Path, **content: Any) -> None:
@@ -191,18 +193,23 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
     )
 
 
-def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path) -> None:
-    at, died = 0, True
-    while died:
-        folder = tmp_path / str(at)
-        evidence, source = folder / "evidence", cases.write_rows(folder)
+@FAULTS
+def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path, faults: FaultPositions) -> None:
+    source = cases.write_rows(tmp_path)
+
+    def amended(evidence: Path) -> requests.Request:
+        return cases.received(evidence, source, subject="Ann", due="2027-02-01")
+
+    cases.received(tmp_path / "whole", source, subject="Ann")
+    count = changes(lambda: amended(tmp_path / "whole"))
+    assert count > 0
+    for at in [*faults.of(count), count]:
+        evidence = tmp_path / str(at)
         cases.received(evidence, source, subject="Ann")
-        died = cases.killed(at, lambda e=evidence, s=source: cases.received(e, s, subject="Ann", due="2027-02-01"))
-        again = cases.received(evidence, source, subject="Ann", due="2027-02-01")
-        assert again.content["due"] == "2027-02-01"
+        died = killed(at, lambda e=evidence: amended(e))
+        assert amended(evidence).content["due"] == "2027-02-01"
         assert states(evidence) == ["received", "resolved", "amended"]
-        at += 1
-    assert at > 1
+    assert not died, "every write was tried"
 
 
 def test_a_request_that_somebody_works_on_is_not_amended_meanwhile(evidence: Path, source: str) -> None:

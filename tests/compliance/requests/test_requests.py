@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from llm_forget.audit.near import closure
 from llm_forget.data.sources import load_source
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
+from tests.support.failing_disk import changes, failing, killed
+from tests.support.fault_positions import FAULTS, FaultPositions
 
 
 def resolve(source: str, **asked):
@@ -153,7 +156,7 @@ def test_other_requests_are_others(evidence: Path, source: str) -> None:
 @pytest.mark.parametrize("at", range(12))
 def test_a_request_is_there_or_not_wherever_the_disk_fails(evidence: Path, source: str, at: int) -> None:
     cases.received(evidence, source, subject="Bob")
-    with cases.failing(at) as made:
+    with failing(at) as made:
         try:
             cases.received(evidence, source, subject="Ann")
         except OSError:
@@ -410,50 +413,59 @@ def _one_closing(evidence: Path, run: Path) -> None:
     assert sorted(path.name for path in made.folder.iterdir()) == [".lock", "facts.json", "request.json"]
 
 
-@pytest.mark.parametrize("disk", [cases.failing, broken_disk])
-def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk) -> None:
-    for at in range(400):
-        folder = tmp_path / str(at)
-        evidence, source = folder / "evidence", cases.write_rows(folder)
-        made = cases.received(evidence, source, subject="Ann")
-        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
+def ready_to_close(folder: Path, **keys: str) -> tuple[Path, str, Path]:
+    """Evidence with one open request, the data that it is about, and a run that can close it."""
+    evidence, source = folder / "evidence", cases.write_rows(folder)
+    request = cases.received(evidence, source, subject="Ann", **keys)
+    return evidence, source, cases.measured_run(folder / "run", request.ids(), cases.OTHERS)
+
+
+@FAULTS
+@pytest.mark.parametrize("disk", [failing, broken_disk])
+def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk, faults: FaultPositions) -> None:
+    evidence, _, run = ready_to_close(tmp_path / "whole")
+    count = changes(lambda: cases.close(evidence, "req-0001", run), disk)
+    assert count > 3
+    for at in [*faults.of(count), count]:
+        evidence, _, run = ready_to_close(tmp_path / str(at))
         with disk(at) as calls:
             try:
-                cases.close(evidence, made.id, run)
+                cases.close(evidence, "req-0001", run)
             except OSError:
                 assert len(calls) > at
         _one_closing(evidence, run)
-        if len(calls) <= at:
-            break
-    assert 3 < at < 399, "every write was tried"
+    assert len(calls) <= at, "every write was tried"
 
 
-def test_a_killed_process_leaves_a_request_that_can_be_received_and_closed(tmp_path: Path) -> None:
-    at, died = 0, True
-    while died:
-        folder = tmp_path / str(at)
-        evidence, source = folder / "evidence", cases.write_rows(folder)
-        match = resolve(source, subject="Ann")
-        died = cases.killed(at, lambda e=evidence, s=source, m=match: requests.add(e, s, m))
+@FAULTS
+def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_received_and_closed(
+    tmp_path: Path, faults: FaultPositions
+) -> None:
+    source = cases.write_rows(tmp_path)
+    match = resolve(source, subject="Ann")
+    count = changes(lambda: requests.add(tmp_path / "whole" / "evidence", source, match))
+    for at in [*faults.of(count), count]:
+        evidence = tmp_path / str(at) / "evidence"
+        died = killed(at, lambda e=evidence: requests.add(e, source, match))
         made, _ = requests.add(evidence, source, match)
         assert made.id == "req-0001"
         names = sorted(path.name for path in (evidence / "requests").iterdir())
         assert names == [".lock", "req-0001"], "nothing that names rows is left behind"
-        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
-        died |= cases.killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
-        _one_closing(evidence, run)
-        at += 1
-    assert at > 8
+        _one_closing(evidence, cases.measured_run(evidence.parent / "run", made.ids(), cases.OTHERS))
+    assert not died, "every write was tried"
 
 
-def test_a_closing_that_was_killed_is_finished_by_whatever_command_comes_next(tmp_path: Path) -> None:
-    at, states = 0, set()
-    while True:
-        folder = tmp_path / str(at)
-        evidence, source = folder / "evidence", cases.write_rows(folder)
-        made = cases.received(evidence, source, subject="Ann", due="2030-01-01")
-        run = cases.measured_run(folder / "run", made.ids(), cases.OTHERS)
-        died = cases.killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
+@FAULTS
+def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_it(
+    tmp_path: Path, faults: FaultPositions
+) -> None:
+    evidence, _, run = ready_to_close(tmp_path / "whole", due="2030-01-01")
+    count, states = changes(lambda: cases.close(evidence, "req-0001", run)), set()
+    for at in [*faults.of(count), count]:
+        evidence, source, run = ready_to_close(tmp_path / str(at), due="2030-01-01")
+        died = killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
+        copy = shutil.copytree(evidence, evidence.with_name("copy"))
+        _one_closing(copy, run)
         again, new = requests.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
         with Ledger.open(evidence) as ledger:
             ended = bool(ledger.events("closed"))
@@ -466,28 +478,32 @@ def test_a_closing_that_was_killed_is_finished_by_whatever_command_comes_next(tm
             with requests.working_on(evidence, "req-0001"):
                 assert not (first.folder / "rows.json").exists(), "ids of deleted rows stay nowhere"
         states.add(ended)
-        at += 1
-        if not died:
-            break
+    assert not died, "every write was tried"
     assert states == {True, False}
 
 
+@FAULTS
 @pytest.mark.parametrize(("first", "then"), [("all", "none"), ("none", "all")])
-def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(tmp_path: Path, first: str, then: str) -> None:
-    at, died, ann = 0, True, cases.rows()[0]
+def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
+    tmp_path: Path, first: str, then: str, faults: FaultPositions
+) -> None:
+    ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
-    while died:
-        folder = tmp_path / str(at)
-        evidence, source = folder / "evidence", cases.write_rows(folder, [*cases.rows(), near])
+    source = cases.write_rows(tmp_path, [*cases.rows(), near])
+
+    def decide(evidence: Path) -> None:
+        with requests.working_on(evidence, "req-0001") as (ledger, request):
+            requests.decide(ledger, request, then)
+
+    cases.received(tmp_path / "whole", source, first, subject="Ann")
+    count = changes(lambda: decide(tmp_path / "whole"))
+    for at in [*faults.of(count), count]:
+        evidence = tmp_path / str(at) / "evidence"
         made = cases.received(evidence, source, first, subject="Ann")
-
-        def decide(e: Path = evidence) -> None:
-            with requests.working_on(e, "req-0001") as (ledger, request):
-                requests.decide(ledger, request, then)
-
-        died = cases.killed(at, decide)
+        died = killed(at, lambda e=evidence: decide(e))
         asked = requests.find(evidence, made.id).ids()
-        run = cases.measured_run(folder / "run", asked, [name for name in [*IDS, "near"] if name not in asked])
+        others = [name for name in [*IDS, "near"] if name not in asked]
+        run = cases.measured_run(evidence.parent / "run", asked, others)
         assert cases.close(evidence, made.id, run)[1].closed
         with Ledger.open(evidence) as ledger:
             (event,) = ledger.events("closed")
@@ -495,7 +511,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(tmp_pat
         taken = int("near" in asked)
         assert [said["near_included"] for said in (event.body["counts"], decided)] == [taken, taken]
         assert event.body["counts"]["rows"] == len(asked)
-        at += 1
+    assert not died, "every write was tried"
 
 
 def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_refused(

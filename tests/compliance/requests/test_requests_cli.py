@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from llm_forget.audit.ledger import Ledger
 from llm_forget.cli import app
 from tests.support import request_cases as cases
+from tests.support.failing_disk import failing
 from tests.support.repository import SUPPORT
 
 SUITE = {
@@ -63,7 +64,7 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
     assert call("request", "run", "req-0001", "recipe.yaml", "--forget", "x.jsonl").exit_code == 2
     # The disk fills up in the middle of it; the same command goes on.
     words = ("request", "run", "req-0001", "recipe.yaml", "--include_near", "near-0")
-    with cases.failing(70, onwards=True) as calls:
+    with failing(70, onwards=True) as calls:
         stopped = call(*words)
     assert (stopped.exit_code, len(calls) > 70) == (5, True), stopped.output
     for _ in range(2):

@@ -200,7 +200,7 @@ def test_names_in_a_file_cannot_steer_a_terminal():
 def test_what_is_not_plain_json_is_refused(tmp_path, text):
     file = tmp_path / "run.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"^'.*run.json' (cannot be read|must hold|is not valid JSON)") as refused:
+    with pytest.raises(ValueError, match=r"^'.*run.json' (cannot be read: |must hold )") as refused:
         formats.read(file, RunState)
     assert "\n" not in str(refused.value)
 

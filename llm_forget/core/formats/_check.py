@@ -24,7 +24,9 @@ LONGEST_KEY = 60  # characters of a key that an error shows
 MISSING = "Object missing required field"
 
 
-def checked(content: Any, kind: type[R], where: str | Path, *, advice: str = REASON) -> R:
+def checked(
+    content: Any, kind: type[R], where: str | Path, *, advice: str = REASON, error: type[Exception] = ValueError
+) -> R:
     """The record that a JSON value holds.
 
     Args:
@@ -32,27 +34,28 @@ def checked(content: Any, kind: type[R], where: str | Path, *, advice: str = REA
         kind: what it must be.
         where: what an error calls the file.
         advice: the end of an error: what to do, or how it may have come.
+        error: class of the error.
 
     Raises:
-        ValueError: another format number, a key that is missing, or a value of another type; names the first such key.
+        ValueError, or ``error``: another format number, a key that is missing, or a value of another type; names the
+            first such key.
     """
     if kind.ROOT is not None:
         content = {kind.ROOT: content}
-    elif isinstance(content, Mapping):
-        _refuse_other_format(content.get(kind.FORMAT_KEY, 1), kind, where, advice)
+    elif isinstance(content, Mapping) and (other := _other_format(content.get(kind.FORMAT_KEY, 1), kind)):
+        raise error(f"'{where}'{other}; {advice}")
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError:
         fault = _first_fault(content, kind)
-        raise ValueError(f"'{where}'{_sentence(fault, kind)}; {advice}") from None
+        raise error(f"'{where}'{_sentence(fault, kind)}; {advice}") from None
 
 
-def _refuse_other_format(number: Any, kind: type[Record], where: str | Path, advice: str) -> None:
-    if type(number) is int and number != kind.FORMAT:
-        raise ValueError(f"'{where}' has format {number}, and this version reads format {kind.FORMAT}; {advice}")
+def _other_format(number: Any, kind: type[Record]) -> str | None:
+    """What is wrong with a format number; None where this version reads it."""
     if type(number) is not int:
-        fault = _Fault([_Step(kind.FORMAT_KEY)], _reason(number, int), int)
-        raise ValueError(f"'{where}'{_sentence(fault, kind)}; {advice}")
+        return _sentence(_Fault([_Step(kind.FORMAT_KEY)], _reason(number, int), int), kind)
+    return None if number == kind.FORMAT else f" has format {number}, and this version reads format {kind.FORMAT}"
 
 
 class _Step(NamedTuple):

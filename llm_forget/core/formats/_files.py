@@ -17,29 +17,31 @@ from llm_forget.run import write_atomic
 R = TypeVar("R", bound=Record)
 
 
-def read(path: Path, kind: type[R], *, advice: str = REASON) -> R:
+def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[Exception] = ValueError) -> R:
     """The record in a file.
 
     Args:
         path: of the file.
         kind: what it must hold.
         advice: the end of an error, such as "merge again".
+        error: class of the error.
 
     Raises:
-        ValueError: no JSON, another format number, or a key that is missing or has another type; names file and key.
+        ValueError, or ``error``: no JSON, another format number, or a key that is missing or has another type; names
+            file and key.
         FileNotFoundError: there is no such file.
     """
-    return checked(_loaded(path, kind, advice), kind, path, advice=advice)
+    return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
 
-def read_content(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
+def read_content(path: Path, kind: type[Record], *, advice: str = REASON, error: type[Exception] = ValueError) -> Any:
     """The JSON value in a file, with keys that the record class does not name too, after the checks of `read`.
 
     Raises:
-        ValueError, FileNotFoundError: see `read`.
+        ValueError, or ``error``, and FileNotFoundError: see `read`.
     """
-    content = _loaded(path, kind, advice)
-    checked(content, kind, path, advice=advice)
+    content = _loaded(path, kind, advice, error)
+    checked(content, kind, path, advice=advice, error=error)
     return content
 
 
@@ -85,18 +87,18 @@ def plain(content: Any) -> Any:
     return value[content.ROOT] if content.ROOT is not None else value
 
 
-def _loaded(path: Path, kind: type[Record], advice: str) -> Any:
+def _loaded(path: Path, kind: type[Record], advice: str, error: type[Exception]) -> Any:
     data = path.read_bytes()
     try:
         if kind.STRICT:
             return strict_loads(data, kind.MAX_BYTES)
         return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise ValueError(f"'{path}' cannot be read: it is not UTF-8 text; {advice}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno}); {advice}") from None
-    except ValueError as error:
-        raise ValueError(f"'{path}' cannot be read: {error}; {advice}") from None
+        raise error(f"'{path}' cannot be read: it is not UTF-8 text; {advice}") from None
+    except json.JSONDecodeError as fault:
+        raise error(f"'{path}' cannot be read: not valid JSON (line {fault.lineno}); {advice}") from None
+    except ValueError as fault:
+        raise error(f"'{path}' cannot be read: {fault}; {advice}") from None
 
 
 def _refuse_constant(name: str) -> Any:

@@ -199,3 +199,22 @@ class RecordsHeader(Record, frozen=True):
     kind: str  # logprobs, judge, gradients, generate
     key: str  # digest of model and inputs
     lines: Count  # records that the file holds when it is whole
+
+
+class TaskScore(Part, frozen=True):
+    """A metric of a task of lm-eval."""
+
+    value: float | None
+    stderr: float | None
+    ci: tuple[float, float] | None  # 95 % interval
+    n: Count
+    higher_is_better: bool | None
+
+
+class TaskScores(Record, frozen=True):
+    """Numbers of one task of lm-eval for one model, by task and metric; in the cache, under a digest of both."""
+
+    FILE: ClassVar[str] = "*.json"
+    ROOT: ClassVar[str | None] = "scores"
+
+    scores: dict[str, TaskScore]

@@ -5,7 +5,18 @@ are in format 1, and a later format will add the key. `schemas.schema` gives the
 """
 
 from llm_forget.core.formats._check import checked
-from llm_forget.core.formats._files import encoded, plain, read, read_content, update, write
+from llm_forget.core.formats._files import encoded, plain, read, read_content, read_if_valid, update, write
 from llm_forget.core.formats._record import REGISTRY, Record
 
-__all__ = ["REGISTRY", "Record", "checked", "encoded", "plain", "read", "read_content", "update", "write"]
+__all__ = [
+    "REGISTRY",
+    "Record",
+    "checked",
+    "encoded",
+    "plain",
+    "read",
+    "read_content",
+    "read_if_valid",
+    "update",
+    "write",
+]

@@ -45,6 +45,14 @@ def read_content(path: Path, kind: type[Record], *, advice: str = REASON, error:
     return content
 
 
+def read_if_valid(path: Path, kind: type[R]) -> R | None:
+    """The record in a file that another process may be writing; None where the file is missing or not valid."""
+    try:
+        return read(path, kind)
+    except (OSError, ValueError):
+        return None
+
+
 def write(path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None) -> None:
     """Write a file so that readers see the old or the new content; on disk when this returns.
 

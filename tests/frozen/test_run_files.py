@@ -14,6 +14,7 @@ import pytest
 
 from tests.frozen import key_tree, whole_way
 from tests.support.loopback_hub import loopback_hub, talk_to
+from tests.support.schema_files import faults
 
 FOLDERS = ["runs", "evidence", "merged", "int8", "sweep", "pulled"]
 EVIDENCE_FILES = ("requests/req-0001/*.json", "*.db", "anchor.json", "signing.pub", "versions/*.json", "versions/*/*.*")
@@ -65,9 +66,10 @@ def copy_small(folder: Path, destination: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def test_commands_write_the_same_files_with_the_same_keys(
+def test_commands_write_the_same_files_with_the_same_keys_and_as_their_schemas_say(
     finished_way: Path, compare_frozen: Callable[[str, Any], None]
 ) -> None:
+    assert [fault for folder in FOLDERS for fault in faults(finished_way / folder)] == []
     evidence = finished_way / "evidence"
     compare_frozen(
         "run_files",

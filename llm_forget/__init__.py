@@ -13,20 +13,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_forget.attacks.attack import attack
-    from llm_forget.config import DataConfig, TrainConfig, UnlearnConfig
-    from llm_forget.evaluate import evaluate
-    from llm_forget.finetune import finetune
-    from llm_forget.logprobs import Logprobs
-    from llm_forget.methods import METHODS, Objective, build_objective
+    from llm_forget.attacks.run import attack
+    from llm_forget.core.config import DataConfig, TrainConfig, UnlearnConfig
+    from llm_forget.core.run_directory import Run
+    from llm_forget.evals.policy import verify
+    from llm_forget.logprobs.logprobs import Logprobs
     from llm_forget.models import merge_adapter
     from llm_forget.objectives import objective
+    from llm_forget.objectives.methods import METHODS, Objective, build_objective
     from llm_forget.report import report
-    from llm_forget.run import Run
-    from llm_forget.sweep import sweep
-    from llm_forget.trainer import UnlearnTrainer
-    from llm_forget.unlearn import unlearn
-    from llm_forget.verify import verify
+    from llm_forget.training.trainer import UnlearnTrainer
+    from llm_forget.workflows.evaluate import evaluate
+    from llm_forget.workflows.finetune import finetune
+    from llm_forget.workflows.sweep import sweep
+    from llm_forget.workflows.unlearn import unlearn
 
 __all__ = [
     "METHODS",
@@ -50,21 +50,38 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = {"DataConfig": "config", "TrainConfig": "config", "UnlearnConfig": "config", "UnlearnTrainer": "trainer"} | {
-    "METHODS": "methods", "Objective": "methods", "build_objective": "methods", "objective": "objectives"
-} | {"Logprobs": "logprobs", "Run": "run", "merge_adapter": "models", "attack": "attacks.attack"}  # fmt: skip
+_HOMES = {
+    "METHODS": "objectives.methods",
+    "DataConfig": "core.config",
+    "Logprobs": "logprobs.logprobs",
+    "Objective": "objectives.methods",
+    "Run": "core.run_directory",
+    "TrainConfig": "core.config",
+    "UnlearnConfig": "core.config",
+    "UnlearnTrainer": "training.trainer",
+    "attack": "attacks.run",
+    "build_objective": "objectives.methods",
+    "evaluate": "workflows.evaluate",
+    "finetune": "workflows.finetune",
+    "merge_adapter": "models",
+    "objective": "objectives",
+    "report": "report",
+    "sweep": "workflows.sweep",
+    "unlearn": "workflows.unlearn",
+    "verify": "evals.policy",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Torch and transformers take seconds to import; whoever only asks for the version should not wait.
     if name not in __all__:
         raise AttributeError(f"module 'llm_forget' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"llm_forget.{_HOMES.get(name, name)}"), name)
+    return getattr(importlib.import_module(f"llm_forget.{_HOMES[name]}"), name)
 
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the submodule llm_forget.unlearn must not hide the function llm_forget.unlearn.
+        # Importing the subpackage llm_forget.report must not hide the function llm_forget.report.
         if not (name in __all__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from llm_forget.verify import Ruling
+    from llm_forget.evals.policy import Ruling
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add one test per run and rule."""
     for run in config.getoption("--forget-run"):
-        from llm_forget.verify import verify
+        from llm_forget.evals.policy import verify
 
         try:
             _, found = verify(run, config.getoption("--forget-policy"))

@@ -153,11 +153,11 @@ def make_trainer(
         model: Any = None,
         **changes: Any,
     ) -> Any:
-        from llm_forget.config import UnlearnConfig
-        from llm_forget.methods import build_objective
+        from llm_forget.core.config import UnlearnConfig
         from llm_forget.models import attach_adapter
-        from llm_forget.surgery import Surgery
-        from llm_forget.trainer import UnlearnTrainer
+        from llm_forget.objectives.methods import build_objective
+        from llm_forget.training.gradient_combiner import Surgery
+        from llm_forget.training.trainer import UnlearnTrainer
 
         args = UnlearnConfig(
             output_dir=str(tmp_path / folder),

@@ -7,8 +7,8 @@ import shutil
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.scene import Lines, Scene
-from llm_forget.config import model_part
+from llm_forget.attacks.context import Lines, Scene
+from llm_forget.core.config import model_part
 from llm_forget.models import merge_adapter
 
 logger = logging.getLogger("llm_forget")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.scene import Lines, Scene
+from llm_forget.attacks.context import Lines, Scene
+from llm_forget.core.registry import did_you_mean
 from llm_forget.data.sources import load_source
-from llm_forget.evals.measure import PRECISION
-from llm_forget.finetune import finetune
-from llm_forget.registry import did_you_mean
+from llm_forget.evals.runner import PRECISION
+from llm_forget.workflows.finetune import finetune
 
 logger = logging.getLogger("llm_forget")
 FROM_RUN = (

@@ -28,12 +28,12 @@ from llm_forget.bench.steps import (
     real_batches,
     set_up,
 )
-from llm_forget.config import UnlearnConfig, parse
-from llm_forget.methods import build_objective
+from llm_forget.core.config import UnlearnConfig, parse
+from llm_forget.core.run_directory import environment, write_json
 from llm_forget.models import load_base, quantization_of
-from llm_forget.run import environment, write_json
-from llm_forget.trainer import Batch
-from llm_forget.workflow import prepare
+from llm_forget.objectives.methods import build_objective
+from llm_forget.training.job import prepare
+from llm_forget.training.trainer import Batch
 
 logger = logging.getLogger("llm_forget")
 METHODS = ("npo", "grad_diff", "simnpo", "npo_kl", "undial", "rmu")

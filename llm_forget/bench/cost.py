@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from llm_forget.bench.rounds import seconds_of
 from llm_forget.bench.steps import FINETUNE, Variant, begin
-from llm_forget.config import TrainConfig
+from llm_forget.core.config import TrainConfig
 
 
 def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> dict[str, dict[str, float]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.bench.rounds import seconds_of, spread
-from llm_forget.logprobs import target_mask
-from llm_forget.methods import Objective
+from llm_forget.logprobs.logprobs import target_mask
+from llm_forget.objectives.methods import Objective
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from trl import ModelConfig
 from llm_forget.bench.memory import peak_of
 from llm_forget.bench.rounds import interleave, line_fit, power_fit, spread
 from llm_forget.bench.steps import make_variants, real_batches, set_up
-from llm_forget.config import TrainConfig
-from llm_forget.methods import build_objective
-from llm_forget.models import builtin
+from llm_forget.core.config import TrainConfig
+from llm_forget.models import demo_models
+from llm_forget.objectives.methods import build_objective
 
 logger = logging.getLogger("llm_forget")
 
@@ -109,7 +109,7 @@ def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
     model = _random_llama(point, train)
     parameters = sum(p.numel() for p in model.parameters())
     splits = {name: _random_rows(point, seed) for seed, name in enumerate(("forget", "retain"))}
-    tokenizer: Any = builtin.demo_tokenizer()  # for its padding token only
+    tokenizer: Any = demo_models.demo_tokenizer()  # for its padding token only
     batches, used = real_batches(splits, point.rows, 1, seed=0, pad_token_id=tokenizer.pad_token_id)
     adapter = ModelConfig(lora_r=point.rank, lora_alpha=2 * point.rank, lora_dropout=0.0, use_peft=True)
     stage = set_up(model, adapter, train, tokenizer, used, folder, naive=False)

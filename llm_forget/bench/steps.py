@@ -23,12 +23,12 @@ from trl.trainer.utils import disable_dropout_in_model
 from llm_forget.bench.flops import Sizes, sizes_of
 from llm_forget.bench.memory import weight_bytes
 from llm_forget.bench.naive import naive_npo, naive_npo_kl
-from llm_forget.config import TrainConfig
-from llm_forget.data.collate import collate, concatenate
-from llm_forget.data.stream import PADDING, StepSampler
-from llm_forget.methods import METHODS, Objective, build_objective
+from llm_forget.core.config import TrainConfig
+from llm_forget.logprobs.batches import collate, concatenate
 from llm_forget.models import attach_adapter, prepare_gradient_checkpointing
-from llm_forget.trainer import Batch, UnlearnTrainer
+from llm_forget.objectives.methods import METHODS, Objective, build_objective
+from llm_forget.training.row_stream import PADDING, StepSampler
+from llm_forget.training.trainer import Batch, UnlearnTrainer
 
 TRANSFORMERS, FINETUNE = "finetune_transformers", "finetune"
 NAIVE = {"npo": naive_npo, "npo_kl": naive_npo_kl}

@@ -1,1 +1,1 @@
-"""What every other folder builds on: files, digests, errors and registries."""
+"""What every other part stands on: files, digests, errors, settings. Imports nothing else of this package."""

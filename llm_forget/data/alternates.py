@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.progress import bar_if_long
 from llm_forget.data.files import read_lines
-from llm_forget.data.progress import bar_if_long
+from llm_forget.data.private_storage import storage
 from llm_forget.data.rows import with_completion
-from llm_forget.data.scratch import storage
 from llm_forget.data.sources import Spec, load_source
 from llm_forget.data.tables import arrow_column
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.data.scratch import IN_MEMORY
+from llm_forget.data.private_storage import IN_MEMORY
 from llm_forget.data.tables import PART, kind_of_json, stored, table_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_forget.data.progress import bar_if_long
+from llm_forget.core.progress import bar_if_long
+from llm_forget.data.private_storage import storage
 from llm_forget.data.rows import FIELDS, FORMS, check_ids, derived_id, normalise_row
-from llm_forget.data.scratch import storage
 from llm_forget.data.tables import PART, is_text_type
 
 if TYPE_CHECKING:

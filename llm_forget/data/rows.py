@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.registry import did_you_mean
+from llm_forget.core.registry import did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_forget.data.builtin import load_builtin
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.safe_errors import sentence
+from llm_forget.data.demo_people import load_builtin
 from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines
-from llm_forget.data.hub_rows import read_hub
+from llm_forget.data.hub import read_hub
 from llm_forget.data.normalise import Where, normalise_table
 from llm_forget.data.rows import (
     FIELDS,
@@ -28,8 +30,6 @@ from llm_forget.data.rows import (
     rename_fields,
 )
 from llm_forget.data.tables import arrow_column, is_among, is_text_type, table_of
-from llm_forget.redaction import sentence
-from llm_forget.registry import did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_forget.data.scratch import scratch_file
+from llm_forget.data.private_storage import scratch_file
 
 if TYPE_CHECKING:
     import pyarrow

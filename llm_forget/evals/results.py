@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_forget import __version__
-from llm_forget.config import SPLITS
-from llm_forget.evals.lines import Computation, compute_lines
-from llm_forget.evals.measure import Subject
-from llm_forget.evals.rows import Work
+from llm_forget.core.config import SPLITS
+from llm_forget.core.run_directory import RESULTS_FORMAT, ROLES, Run, read_json
+from llm_forget.evals.bounds import answer, apply_bound
+from llm_forget.evals.compute import Computation, compute_lines
+from llm_forget.evals.probe_inputs import Work
+from llm_forget.evals.runner import Subject
 from llm_forget.evals.suite import Suite
-from llm_forget.evals.verdict import answer, apply_bound
-from llm_forget.run import RESULTS_FORMAT, ROLES, Run, read_json
 
 logger = logging.getLogger("llm_forget")
 DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # of a recipe, that say which rows a split has

@@ -24,11 +24,11 @@ from typing import Any
 
 import yaml
 
-from llm_forget import shipped
+from llm_forget.core import resources
+from llm_forget.core.registry import Entry, did_you_mean
+from llm_forget.core.run_directory import json_digest
+from llm_forget.evals.bounds import Bound, parse_bound
 from llm_forget.evals.metrics import METRICS
-from llm_forget.evals.verdict import Bound, parse_bound
-from llm_forget.registry import Entry, did_you_mean
-from llm_forget.run import json_digest
 
 GOALS = ("lower", "higher", "keep", "match_oracle")
 OTHERS = ("oracle", "before")  # whose version of an input x a metric gets by calling an argument oracle_x or before_x
@@ -133,7 +133,7 @@ def load_suite(name: str | Path) -> Suite:
         FileNotFoundError: neither.
         ValueError: not YAML, an unknown key, metric, parameter or input, a line that names nothing above it.
     """
-    path = shipped.resolve("eval", str(name))
+    path = resources.resolve("eval", str(name))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

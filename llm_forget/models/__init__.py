@@ -1,6 +1,6 @@
 """Models: loaded from anywhere, adapted by LoRA, saved, merged; never two copies in memory."""
 
-from llm_forget.models.adapters import (
+from llm_forget.models.adapters.files import (
     adapter_state_dict,
     load_adapter,
     load_adapter_state,
@@ -8,10 +8,8 @@ from llm_forget.models.adapters import (
     save_adapter,
     verify_adapter,
 )
-from llm_forget.models.digest import source_digest
-from llm_forget.models.effect import effect_of
-from llm_forget.models.load import load_base, load_tokenizer
-from llm_forget.models.lora import (
+from llm_forget.models.adapters.logit_fingerprint import effect_of
+from llm_forget.models.adapters.lora import (
     ADAPTER,
     attach_adapter,
     frozen_adapters,
@@ -19,8 +17,10 @@ from llm_forget.models.lora import (
     quantization_of,
     reference_mode,
 )
-from llm_forget.models.merge import merge_adapter, merge_adapters
-from llm_forget.models.source import Source, find_source
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.merging.full_model import merge_adapter, merge_adapters
+from llm_forget.models.model_source import Source, find_source
 
 __all__ = [
     "ADAPTER",

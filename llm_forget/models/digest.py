@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_forget.models import builtin
-from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
-from llm_forget.models.untrusted import inspect_folder
-from llm_forget.run import file_digest, json_digest
+from llm_forget.core.run_directory import file_digest, json_digest
+from llm_forget.models import demo_models
+from llm_forget.models.adapters.untrusted import inspect_folder
+from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 
 # What decides the outputs of a model; tokenizer files have their own digest elsewhere.
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
@@ -44,7 +44,7 @@ def digests_beneath(source: Source, revision: str | None) -> list[str]:
 
 def _base_digest(source: Source, revision: str | None) -> str:
     if source.kind == "demo":
-        return tensors_digest(builtin.demo_model().state_dict())
+        return tensors_digest(demo_models.demo_model().state_dict())
     if source.kind == "gguf":
         return file_digest(Path(source.location))
     if source.kind == "folder":

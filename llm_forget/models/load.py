@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.models import builtin
+from llm_forget.models import demo_models
+from llm_forget.models.adapters.lora import quantization_of
 from llm_forget.models.digest import digests_beneath
-from llm_forget.models.lora import quantization_of
-from llm_forget.models.source import Source, find_source, refuse_adapter_on_hub
+from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def load_base(
         FileNotFoundError, ValueError: see `find_source`; or an adapter that was trained on another base.
         ModuleNotFoundError: a GGUF file without the package gguf.
     """
-    from llm_forget.models.adapters import load_adapter, verify_adapter
+    from llm_forget.models.adapters.files import load_adapter, verify_adapter
 
     source = find_source(model_args.model_name_or_path)
     manifests = [verify_adapter(folder) for folder in source.adapters]  # before a base that they name is asked for
@@ -126,7 +126,7 @@ def _own_device() -> dict[str, Any]:
 def _demo(model_args: ModelConfig) -> Any:
     import torch
 
-    model = builtin.demo_model(model_args.attn_implementation)
+    model = demo_models.demo_model(model_args.attn_implementation)
     if model_args.dtype not in (None, "auto"):
         model = model.to(getattr(torch, model_args.dtype))
         model.config.dtype = model.dtype
@@ -256,7 +256,7 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
         if (folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(str(folder))
     if source.kind == "demo":
-        return builtin.demo_tokenizer()
+        return demo_models.demo_tokenizer()
     if source.kind == "gguf":
         return _gguf_tokenizer(_gguf_path(source))
     try:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_forget.logprobs import Logprobs
+from llm_forget.core.registry import did_you_mean
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._registry import OBJECTIVES
-from llm_forget.registry import did_you_mean
 
 SPLITS = ("forget", "retain", "train")
 INPUTS = ("policy", "reference", "alternate", "alternate_reference")

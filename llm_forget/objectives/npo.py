@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from llm_forget.logprobs import Logprobs
-from llm_forget.objectives._places import filled_rows, sequence_sums
+from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.objectives._masked import filled_rows, sequence_sums
 from llm_forget.objectives._registry import objective
 
 

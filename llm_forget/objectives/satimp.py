@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from llm_forget.logprobs import Logprobs
-from llm_forget.objectives._places import token_values
+from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.objectives._masked import token_values
 from llm_forget.objectives._registry import objective
 
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_forget.report.compare import comparison_section
-from llm_forget.report.curves import training_section
-from llm_forget.report.distributions import extraction_section, membership_section, truth_ratio_section
-from llm_forget.report.document import Document, Generated, Section, Text, document
-from llm_forget.report.facts import cost_section, provenance_section
-from llm_forget.report.html import to_html
-from llm_forget.report.markdown import to_markdown
-from llm_forget.report.read import Evidence, generated_texts, read_runs
-from llm_forget.report.recovery import attack_section
-from llm_forget.report.verdicts import metrics_section, plane_section, verdict_section
-from llm_forget.run import write_atomic
+from llm_forget.core.run_directory import write_atomic
+from llm_forget.report.render.document import Document, Generated, Section, Text, document
+from llm_forget.report.render.html import to_html
+from llm_forget.report.render.markdown import to_markdown
+from llm_forget.report.run_evidence import Evidence, generated_texts, read_runs
+from llm_forget.report.sections.attacks import attack_section
+from llm_forget.report.sections.comparison import comparison_section
+from llm_forget.report.sections.cost_and_provenance import cost_section, provenance_section
+from llm_forget.report.sections.distributions import extraction_section, membership_section, truth_ratio_section
+from llm_forget.report.sections.training import training_section
+from llm_forget.report.sections.verdict import metrics_section, plane_section, verdict_section
 
 logger = logging.getLogger("llm_forget")
 NAME, NAME_WITH_TEXT = "report.html", "report-with-text.html"

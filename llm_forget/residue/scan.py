@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_forget.residue.containers import BLOCK, HEAD, UNREADABLE, Opener, container, inside
-from llm_forget.residue.known import without_known
+from llm_forget.residue.known_text import without_known
+from llm_forget.residue.needles import Sought, read_texts
 from llm_forget.residue.search import Hit, Searcher
-from llm_forget.residue.texts import Sought, read_texts
 
 WINDOW = 24  # letters and digits in a row that are a find
 DEPTH = 4  # containers within containers

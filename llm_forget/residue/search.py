@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llm_forget.residue.match import Match, Matcher
-from llm_forget.residue.texts import Sought, needles
-from llm_forget.residue.views import View, encoding_of, views
+from llm_forget.residue.needles import Sought, needles
+from llm_forget.residue.transforms import View, encoding_of, views
 
 OVERLAP = 2**14  # bytes that two blocks share: a find may lie across their border, spread over so many
 

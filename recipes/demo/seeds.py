@@ -17,9 +17,9 @@ from typing import Any
 from render import render_all
 
 from llm_forget import Run, evaluate, finetune, unlearn
-from llm_forget.config import load_yaml
-from llm_forget.evals.verdict import shown
-from llm_forget.run import read_json, write_json
+from llm_forget.core.config import load_yaml
+from llm_forget.core.run_directory import read_json, write_json
+from llm_forget.evals.bounds import shown
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("npo", "grad_diff", "grad_ascent")

@@ -5,13 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from llm_forget.attacks.attack import KINDS, attack
-from llm_forget.attacks.attack import _name as attack_name
 from llm_forget.attacks.excess import excess
-from llm_forget.cli import app
-from llm_forget.evaluate import evaluate
-from llm_forget.finetune import finetune
-from llm_forget.run import Run
+from llm_forget.attacks.run import KINDS, attack
+from llm_forget.attacks.run import _name as attack_name
+from llm_forget.cli.main import app
+from llm_forget.core.run_directory import Run
+from llm_forget.workflows.evaluate import evaluate
+from llm_forget.workflows.finetune import finetune
 from tests.support.tiny_runs import CANARY
 
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}

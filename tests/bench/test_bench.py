@@ -17,7 +17,7 @@ from llm_forget.bench.memory import peak_of, returned_at_once, weight_bytes
 from llm_forget.bench.naive import naive_npo, naive_npo_kl
 from llm_forget.bench.rounds import interleave, line_fit, order_in, power_fit, ratio
 from llm_forget.bench.steps import make_variants, read_objectives, real_batches, set_up
-from llm_forget.methods import build_objective
+from llm_forget.objectives.methods import build_objective
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def stage(tmp_path: Path, splits: Any, tiny_model: Any, tiny_tokenizer: Any, lora_args: Any) -> Any:
     """``(stage, batches)``: a tiny model, three batches of 3 forget and 3 retain rows of unequal lengths."""
-    from llm_forget.config import UnlearnConfig
+    from llm_forget.core.config import UnlearnConfig
 
     args = UnlearnConfig(output_dir=str(tmp_path / "run"), per_device_train_batch_size=3, use_cpu=True)
     rows = {name: splits[name] for name in ("forget", "retain")}
@@ -308,7 +308,7 @@ def test_the_file_holds_every_raw_number_and_nothing_private(recipe: list[str], 
 
 
 def test_the_command_prints_tables_and_writes_the_file(recipe: list[str], tmp_path: Path) -> None:
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     output = tmp_path / "b.json"
     words = ["bench", "demo/npo", *recipe, "--methods", "npo", "--rounds", "1", "--no_naive", "--output", str(output)]
@@ -329,7 +329,7 @@ def test_the_command_prints_tables_and_writes_the_file(recipe: list[str], tmp_pa
     ],
 )
 def test_mistakes_are_said_in_a_sentence(words: list[str], said: str, tmp_path: Path) -> None:
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     done = CliRunner().invoke(app, ["bench", *words, "--output", str(tmp_path / "b.json")])
     assert done.exit_code == 2

@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs
-from llm_forget.methods import build_objective
+from llm_forget.core.registry import REQUIRED, Entry
+from llm_forget.logprobs.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs
 from llm_forget.objectives import OBJECTIVES
-from llm_forget.registry import REQUIRED, Entry
+from llm_forget.objectives.methods import build_objective
 from tests.support.objective_samples import COUNTS, sides
 
 TERMS = [pytest.param(OBJECTIVES.get(name), id=name) for name in OBJECTIVES.names()]
@@ -329,7 +329,7 @@ def test_splitting_a_batch_through_the_model_changes_nothing(term: Entry, tiny: 
 
 
 def test_another_number_is_no_slip_of_the_pen():
-    from llm_forget.registry import did_you_mean
+    from llm_forget.core.registry import did_you_mean
 
     assert did_you_mean("req-0009", ["req-0001"]) == "allowed: req-0001"
     assert did_you_mean("req-001", ["req-0001"]) == "did you mean 'req-0001'?"

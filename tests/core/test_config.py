@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_forget.config import TrainConfig, UnlearnConfig, from_keys, identity, load_yaml, parse, resolved
+from llm_forget.core.config import TrainConfig, UnlearnConfig, from_keys, identity, load_yaml, parse, resolved
 
 BASE = {"forget": "f.jsonl", "retain": "r.jsonl", "model_name_or_path": "m", "output_dir": "runs/x"}
 

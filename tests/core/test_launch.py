@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_forget import shipped
-from llm_forget.launch import WORLD_SIZE, Asked, asked_launches, check_launch, launch_command
+from llm_forget.core import resources
+from llm_forget.core.launch import WORLD_SIZE, Asked, asked_launches, check_launch, launch_command
 from tests.support.repository import ROOT
 
 CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
@@ -18,7 +18,7 @@ CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
 WORKER = """
 import sys
 from accelerate import Accelerator
-from llm_forget.launch import check_launch
+from llm_forget.core.launch import check_launch
 accelerator = Accelerator(cpu=True)
 say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
 say(f"obtained {accelerator.num_processes} {accelerator.distributed_type.value}")
@@ -57,23 +57,23 @@ def launch(*options: str) -> tuple[str, ...]:
 def test_all_configurations_are_shipped_and_accelerate_reads_them() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    assert shipped.names("accelerate_configs") == CONFIGS
+    assert resources.names("accelerate_configs") == CONFIGS
     for name in CONFIGS:
-        config = load_config_from_file(str(shipped.locate("accelerate_configs", name)))
+        config = load_config_from_file(str(resources.locate("accelerate_configs", name)))
         assert config.num_processes >= 1
         assert config.mixed_precision == "no"  # belongs to the recipe
 
 
 @pytest.mark.processes
 def test_cpu_2_gives_two_processes(worker: str) -> None:
-    out = run(*launch("--config_file", str(shipped.locate("accelerate_configs", "cpu_2")), worker))
+    out = run(*launch("--config_file", str(resources.locate("accelerate_configs", "cpu_2")), worker))
     assert out.count("obtained 2 MULTI_CPU") == 2
     assert out.count("accepted") == 2
 
 
 @pytest.mark.processes
 def test_cpu_gives_one_process(worker: str) -> None:
-    out = run(*launch("--config_file", str(shipped.locate("accelerate_configs", "cpu")), worker))
+    out = run(*launch("--config_file", str(resources.locate("accelerate_configs", "cpu")), worker))
     assert out.count("obtained 1 NO") == 1
     assert out.count("accepted") == 1
 
@@ -87,7 +87,7 @@ def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None
 
 @pytest.mark.processes
 def test_fsdp_that_became_ddp_is_refused(worker: str, tmp_path: Path) -> None:
-    text = shipped.locate("accelerate_configs", "fsdp2").read_text().replace("use_cpu: false", "use_cpu: true")
+    text = resources.locate("accelerate_configs", "fsdp2").read_text().replace("use_cpu: false", "use_cpu: true")
     (tmp_path / "fsdp2_cpu.yaml").write_text(text)
     out = run(*launch("--config_file", str(tmp_path / "fsdp2_cpu.yaml"), worker))
     assert "obtained 2 MULTI_CPU" in out
@@ -113,7 +113,7 @@ def test_both_ways_to_launch_train_one_adapter_over_two_processes(tmp_path: Path
     def recipe(name: str) -> list[str]:
         return ["-m", "llm_forget", "unlearn", "demo/npo", *keys, "--output_dir", str(tmp_path / name)]
 
-    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    config = str(resources.locate("accelerate_configs", "cpu_2"))
     run(*recipe("ours"), "--accelerate_config", "cpu_2")
     run(*launch("--config_file", config), *recipe("theirs"))
     for name in ("ours", "theirs"):
@@ -152,13 +152,13 @@ def test_the_command_line_of_accelerate_is_read_up_to_the_script(command: list[s
 
 
 def test_the_config_file_is_read_where_the_command_line_says_nothing() -> None:
-    path = str(shipped.locate("accelerate_configs", "cpu_2"))
+    path = str(resources.locate("accelerate_configs", "cpu_2"))
     command = ["python", "-m", "accelerate.commands.launch", "--config_file", path, "train.py"]
     assert asked_launches({}, [command]) == [Asked(2, "accelerate launch")]
 
 
 def test_the_command_says_the_same_as_accelerate_launch_by_hand() -> None:
-    path = shipped.locate("accelerate_configs", "ddp")
+    path = resources.locate("accelerate_configs", "ddp")
     command = launch_command(["unlearn", "r.yaml", "--seed", "1"], path, 4)
     assert command[1:] == [
         *("-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "4"),

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llm_forget import checkpoints
-from llm_forget.run import Run, file_digest, read_json, write_atomic, write_json
+from llm_forget.core.run_directory import Run, file_digest, read_json, write_atomic, write_json
+from llm_forget.training import checkpoints
 
 IDENTITY = {"learning_rate": 1e-4, "method": "npo"}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_forget.audit.canonical import MAX_DEPTH, canonical, canonical_digest, strict_loads
+from llm_forget.core.strict_json import MAX_DEPTH, canonical, canonical_digest, strict_loads
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.recursive(

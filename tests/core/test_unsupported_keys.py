@@ -9,8 +9,8 @@ import pytest
 import yaml
 from transformers.training_args import OptimizerNames
 
-from llm_forget.config import TrainConfig, UnlearnConfig, from_keys, resolved
-from llm_forget.refusals import NO_EFFECT, OPTIMIZERS
+from llm_forget.core.config import TrainConfig, UnlearnConfig, from_keys, resolved
+from llm_forget.core.unsupported_keys import NO_EFFECT, OPTIMIZERS
 
 BASE = {"forget": "f.jsonl", "retain": "r.jsonl", "model_name_or_path": "m", "output_dir": "runs/x", "use_cpu": True}
 OTHER = {

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from llm_forget.data import check_overlap, load_source
-from llm_forget.data.builtin import demo_texts, load_builtin
+from llm_forget.data.demo_people import demo_texts, load_builtin
 
 
 def test_ids_and_sizes_are_pinned() -> None:

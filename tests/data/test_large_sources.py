@@ -19,19 +19,19 @@ from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
-from llm_forget import provenance
-from llm_forget.data import files, normalise, scratch, tables
+from llm_forget.core.run_directory import Run
+from llm_forget.data import files, normalise, private_storage, tables
 from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
+from llm_forget.data.private_storage import scratch_folder, storage, sweep
 from llm_forget.data.rows import check_overlap
-from llm_forget.data.scratch import scratch_folder, storage, sweep
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import tokenise_dataset
-from llm_forget.logprobs import IGNORE, Logprobs
+from llm_forget.logprobs.logprobs import IGNORE, Logprobs
 from llm_forget.models import load_tokenizer
-from llm_forget.reference import compute
-from llm_forget.run import Run
+from llm_forget.training import provenance
+from llm_forget.training.reference import compute
 
 SECRET = "Xylophanes"
 
@@ -39,7 +39,7 @@ SECRET = "Xylophanes"
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file counts as large, and is read three rows at a time."""
-    for module in (files, scratch):
+    for module in (files, private_storage):
         monkeypatch.setattr(module, "IN_MEMORY", 0)
     for module in (files, tables, normalise):
         monkeypatch.setattr(module, "PART", 3)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llm_forget.data import collate, encode_prompt, encode_row, load_source, template_for, tokenise_dataset
+from llm_forget.data import encode_prompt, encode_row, load_source, template_for, tokenise_dataset
 from llm_forget.data.tokenise import Encoded, control_tokenizer, windows
-from llm_forget.logprobs import IGNORE
+from llm_forget.logprobs import batches
+from llm_forget.logprobs.logprobs import IGNORE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"
@@ -165,7 +166,7 @@ def test_an_end_of_turn_that_is_also_the_padding_is_attended_to(shared: Path) ->
         {"input_ids": ids[:n], "labels": labels[:n]}
         for ids, labels, n in zip(quirk["input_ids"], quirk["labels"], lengths, strict=True)
     ]
-    batch = collate(rows, pad_token_id=2)
+    batch = batches(rows, pad_token_id=2)
     assert batch["input_ids"].tolist() == quirk["input_ids"]
     assert batch["labels"].tolist() == quirk["labels"]
     assert batch["attention_mask"].sum(-1).tolist() == lengths
@@ -368,7 +369,7 @@ def test_several_processes_tokenise_as_one_does(plain: Any) -> None:
 
 def test_collation_pads_on_the_right_and_marks_padding_rows() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "index": 4}, None]
-    batch = collate(rows, pad_token_id=0, pad_to_multiple_of=4)
+    batch = batches(rows, pad_token_id=0, pad_to_multiple_of=4)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [0, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORE, 6, 7, IGNORE], [IGNORE] * 4]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_forget.run import Run
+from llm_forget.core.run_directory import Run
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import CANARY
 
@@ -34,7 +34,7 @@ def generate(model, input_ids, logits_processor=None, **given):
     forced = [*(logits_processor or []), Saying(input_ids.shape[1])]
     return original(model, input_ids=input_ids, logits_processor=forced, **given)
 GenerationMixin.generate = generate
-from llm_forget.cli import app
+from llm_forget.cli.main import app
 codes = []
 for words in job["commands"]:
     try:

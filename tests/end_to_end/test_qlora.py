@@ -15,11 +15,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from llm_forget.evaluate import evaluate
-from llm_forget.finetune import finetune
-from llm_forget.merge import merge
-from llm_forget.run import Run, read_json, write_json
-from llm_forget.unlearn import unlearn
+from llm_forget.core.run_directory import Run, read_json, write_json
+from llm_forget.workflows.evaluate import evaluate
+from llm_forget.workflows.finetune import finetune
+from llm_forget.workflows.merge import merge
+from llm_forget.workflows.unlearn import unlearn
 
 pytest.importorskip("bitsandbytes")
 

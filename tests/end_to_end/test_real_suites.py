@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from llm_forget.evaluate import evaluate
+from llm_forget.workflows.evaluate import evaluate
 
 OPTIONS = {"quiet": True, "use_cpu": True, "batch_size": 16}
 

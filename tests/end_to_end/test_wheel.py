@@ -60,7 +60,7 @@ def test_the_installed_package_lists_and_copies_recipes_outside_the_checkout(ins
     assert "wrote copied.yaml" in where
     assert (installed.parent / "copied.yaml").read_text() == (ROOT / "recipes" / "tofu" / "npo.yaml").read_text()
     assert "demo/npo" in run(installed, "recipes", "list")
-    code = "from llm_forget import shipped; print(shipped.locate('accelerate_configs', 'ddp'))"
+    code = "from llm_forget.core import resources; print(resources.locate('accelerate_configs', 'ddp'))"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=installed, env=environment, capture_output=True, text=True)
     assert Path(shown.stdout.strip()).is_relative_to(installed)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llm_forget.evals.verdict import answer, apply_bound, parse_bound
+from llm_forget.evals.bounds import answer, apply_bound, parse_bound
 
 
 def line(value, *, ci=None, n=40, before=0.9, oracle=0.1):

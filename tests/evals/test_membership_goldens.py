@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from llm_forget.attacks.membership import ATTACKS, reference_scores, scores
-from llm_forget.evals.gradient_probe import probe_gradients
+from llm_forget.evals.membership import ATTACKS, reference_scores, scores
 from llm_forget.evals.metrics.membership_auc import membership_auc
 from llm_forget.evals.metrics.membership_gradnorm import membership_gradnorm
 from llm_forget.evals.metrics.membership_reference import membership_reference
 from llm_forget.evals.metrics.priv_leak import leak, priv_leak
-from llm_forget.evals.probes import TokenRow, probe_logprobs
+from llm_forget.evals.probes.gradients import probe_gradients
+from llm_forget.evals.probes.probes import TokenRow, probe_logprobs
 from llm_forget.evals.records import RecordWriter
 from llm_forget.evals.stats import auc
 

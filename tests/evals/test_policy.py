@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_forget import shipped
-from llm_forget.cli import app
-from llm_forget.run import RESULTS_FORMAT, ROLES, Run
-from llm_forget.verify import load_policy, rulings, verify
+from llm_forget.cli.main import app
+from llm_forget.core import resources
+from llm_forget.core.run_directory import RESULTS_FORMAT, ROLES, Run
+from llm_forget.evals.policy import load_policy, rulings, verify
 
 
 def line(value, before=0.9, oracle=0.1, ci=None, n=100):
@@ -178,7 +178,7 @@ def test_a_finetune_run_is_told_what_it_lacks(tmp_path):
 
 
 def membership_lines():
-    suite = yaml.safe_load(shipped.resolve("eval", "privacy").read_text(encoding="utf-8"))
+    suite = yaml.safe_load(resources.resolve("eval", "privacy").read_text(encoding="utf-8"))
     return [name for name, line in suite["metrics"].items() if line["metric"].startswith("membership_")]
 
 
@@ -208,7 +208,7 @@ def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
     """Whatever the shipped suites measure: the same value and interval as the oracle, AUCs near 0.5."""
     results = {}
     for suite in suites.split(","):
-        lines = yaml.safe_load(shipped.resolve("eval", suite).read_text(encoding="utf-8"))["metrics"]
+        lines = yaml.safe_load(resources.resolve("eval", suite).read_text(encoding="utf-8"))["metrics"]
         for name, content in lines.items():
             value = 0.95 if content["goal"] == "keep" else 6.0 if "perplexity" in name else 0.08
             spread = 0.5 if "perplexity" in name else 0.02
@@ -223,7 +223,7 @@ def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
     assert [ruling.sentence() for ruling in found if ruling.word != "pass"] == []
 
 
-@pytest.mark.parametrize("name", shipped.names("eval/policies"))
+@pytest.mark.parametrize("name", resources.names("eval/policies"))
 def test_every_shipped_policy_is_valid(name):
     assert load_policy(name)
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from llm_forget.core.run_directory import Run
 from llm_forget.data.template import Template
 from llm_forget.evals import progress
-from llm_forget.evals.measure import Subject, measure
+from llm_forget.evals.probe_inputs import prepare
 from llm_forget.evals.progress import progress_line
-from llm_forget.evals.rows import prepare
+from llm_forget.evals.runner import Subject, measure
 from llm_forget.evals.suite import Probe
-from llm_forget.evaluate import _spread, evaluate
-from llm_forget.run import Run
+from llm_forget.workflows.evaluate import _spread, evaluate
 
 ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from llm_forget import shipped
+from llm_forget.core import resources
 from llm_forget.evals.suite import load_suite, parse_suite
 
 GOOD = {
@@ -107,7 +107,7 @@ def test_a_line_may_not_use_a_line_below():
         parse_suite(content, name="bad")
 
 
-@pytest.mark.parametrize("name", shipped.names("eval"))
+@pytest.mark.parametrize("name", resources.names("eval"))
 def test_every_shipped_suite_is_valid(name):
     suite = load_suite(name)
     assert suite.lines or suite.tasks

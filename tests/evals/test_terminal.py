@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from llm_forget.evals.table import damaged_answers, print_attack, print_results, print_texts
+from llm_forget.evals.terminal import damaged_answers, print_attack, print_results, print_texts
 
 
 def test_rows_can_neither_control_the_terminal_nor_write_markup():

@@ -10,7 +10,7 @@ import torch
 
 from llm_forget.evals.metrics.toxicity import toxicity
 from llm_forget.evals.records import GenerationRecord
-from llm_forget.evals.toxicity import classifier, probabilities
+from llm_forget.evals.toxicity_classifiers import classifier, probabilities
 
 THIS = "test_toxicity_scores:by_digits"
 
@@ -68,7 +68,7 @@ def test_without_its_package_the_default_says_what_to_install():
     code = """
 import sys
 sys.modules["profanity_check"] = None
-from llm_forget.evals.toxicity import classifier
+from llm_forget.evals.toxicity_classifiers import classifier
 try:
     classifier()
 except ModuleNotFoundError as error:

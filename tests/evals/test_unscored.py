@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from llm_forget import shipped
-from llm_forget.evals.lines import compute_lines
+from llm_forget.core import resources
+from llm_forget.evals.compute import compute_lines
 from llm_forget.evals.metrics import METRICS
+from llm_forget.evals.policy import verify
 from llm_forget.evals.records import (
     GenerationRecord,
     GradientRecord,
@@ -20,8 +21,7 @@ from llm_forget.evals.records import (
 )
 from llm_forget.evals.stats import Estimate
 from llm_forget.evals.suite import parse_suite
-from llm_forget.evaluate import evaluate
-from llm_forget.verify import verify
+from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import SUITE
 
 NAN = float("nan")
@@ -112,7 +112,7 @@ def broken_run(make_run, tmp_path):
 
 
 def test_a_broken_model_is_unscored_in_every_line_and_no_verdict_calls_it_forgotten(broken_run):
-    suite = yaml.safe_load(shipped.resolve("eval", "basic").read_text(encoding="utf-8"))
+    suite = yaml.safe_load(resources.resolve("eval", "basic").read_text(encoding="utf-8"))
     for probe in suite["probes"].values():
         if "limit" in probe:
             probe |= {"limit": 3}

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from llm_forget.cli import app
+from llm_forget.cli.main import app
 
 
 def root_command() -> Any:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llm_forget.data.collate import collate
-from llm_forget.logprobs import decoder_layers, forward_logprobs
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
+from llm_forget.logprobs.logprobs import decoder_layers, forward_logprobs
 from llm_forget.models import attach_adapter, load_base, prepare_gradient_checkpointing
-from llm_forget.shortcuts import Shortcuts, find_shortcuts
 from tests.models.test_architectures import folder  # noqa: F401
 
 # Its attention caps scores, which SDPA cannot; it caps logits too.
@@ -103,22 +103,22 @@ def test_gradient_checkpointing_runs_packed_layers_again_as_packed(folder, lora_
 
 def test_a_model_that_looks_across_rows_is_not_packed(folder, lora_args, monkeypatch) -> None:  # noqa: F811
     """If the layout were not understood, rows would run into each other: seen, and not used."""
-    from llm_forget.models import attention
+    from llm_forget.logprobs import packed_attention
 
     def across(module, query, key, value, mask, **how):
         return inner(module, query, key, value, None, **how)
 
-    inner = attention._by_row("sdpa")
-    monkeypatch.setattr(attention, "_by_row", lambda name: across)
+    inner = packed_attention._by_row("sdpa")
+    monkeypatch.setattr(packed_attention, "_by_row", lambda name: across)
     model = load_base(lora_args(folder))
     for parameter in model.parameters():
         parameter.data *= 1.5
     found = find_shortcuts(model, model)
     monkeypatch.undo()
-    if model.config._attn_implementation.startswith(attention.PREFIX):
+    if model.config._attn_implementation.startswith(packed_attention.PREFIX):
         # Registered by name for the whole process: put the right one back.
         model.config._attn_implementation = "sdpa"
-        attention.attend_by_row(model)
+        packed_attention.attend_by_row(model)
     assert not found.packed
 
 
@@ -146,7 +146,7 @@ def test_what_the_layout_cannot_say_to_an_architecture_is_done_the_plain_way(nam
 
 
 def test_parts_of_a_batch_keep_logits_only_where_asked_and_nothing_else_changes(model) -> None:
-    from llm_forget.logprobs import forward_parts
+    from llm_forget.logprobs.logprobs import forward_parts
 
     how = vars(find_shortcuts(model, model))
     head = model.get_output_embeddings()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from llm_forget import fused_head
-from llm_forget.fused_head import head_logprobs
-from llm_forget.logprobs import token_logprobs
+from llm_forget.logprobs import fused_head
+from llm_forget.logprobs.fused_head import head_logprobs
+from llm_forget.logprobs.logprobs import token_logprobs
 
 N, H, V = 37, 24, 301
 

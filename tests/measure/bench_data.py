@@ -85,13 +85,13 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
 
     from llm_forget.data.rows import check_overlap
     from llm_forget.data.sources import load_source
-    from llm_forget.data.stream import RankBatches, StepSampler
     from llm_forget.data.template import template_for
     from llm_forget.data.tokenise import tokenise_dataset
     from llm_forget.models import load_tokenizer
-    from llm_forget.provenance import describe
-    from llm_forget.reference import cache_file
-    from llm_forget.trainer import UnlearnTrainer  # noqa: F401 - the imports of a training run
+    from llm_forget.training.provenance import describe
+    from llm_forget.training.reference import cache_file
+    from llm_forget.training.row_stream import RankBatches, StepSampler
+    from llm_forget.training.trainer import UnlearnTrainer  # noqa: F401 - the imports of a training run
 
     tokenizer = load_tokenizer(ModelConfig(model_name_or_path=model))
     template = template_for(tokenizer)

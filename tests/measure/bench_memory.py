@@ -59,11 +59,11 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import ModelConfig
 
-    from llm_forget import dryrun
-    from llm_forget.config import UnlearnConfig
-    from llm_forget.methods import build_objective
+    from llm_forget.core.config import UnlearnConfig
     from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing
-    from llm_forget.trainer import UnlearnTrainer
+    from llm_forget.objectives.methods import build_objective
+    from llm_forget.training import dry_run
+    from llm_forget.training.trainer import UnlearnTrainer
 
     torch.set_num_threads(1)
     location = "builtin:smollm2-135m"
@@ -91,8 +91,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         gradient_checkpointing=case.checkpointing,
     )  # fmt: skip
     objective = build_objective(case.method, None)
-    counts = dryrun.batch_counts(splits, case.rows)
-    estimate = dryrun.estimate_memory(
+    counts = dry_run.batch_counts(splits, case.rows)
+    estimate = dry_run.estimate_memory(
         model_args, counts, checkpointing=case.checkpointing, keeps_logits=objective.needs("logits"),
         autocast=case.bf16,
     )  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_forget.bench.bench import bench
-from llm_forget.models import builtin
+from llm_forget.models import demo_models
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
@@ -41,7 +41,7 @@ def write_model(shape: str, folder: Path, dtype: torch.dtype) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM._from_config(config, dtype=dtype)
     model.save_pretrained(folder)
-    builtin.demo_tokenizer().save_pretrained(folder)
+    demo_models.demo_tokenizer().save_pretrained(folder)
 
 
 def write_rows(folder: Path, longest: int) -> None:

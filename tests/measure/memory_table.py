@@ -12,7 +12,7 @@ from typing import Any
 from transformers import LlamaConfig
 from trl import ModelConfig
 
-from llm_forget import dryrun
+from llm_forget.training import dry_run
 
 README = Path(__file__).parents[2] / "accelerate_configs" / "README.md"
 BEGIN, END = "<!-- from tests/measure/memory_table.py -->", "<!-- end of the table -->"
@@ -41,10 +41,10 @@ def arguments(model: str, how: str, folder: Path) -> ModelConfig:
     return ModelConfig(model_name_or_path=str(location), lora_r=16, lora_alpha=32, lora_dropout=0.0, **HOW[how])
 
 
-def estimate(model_args: ModelConfig, rows: int = ROWS, checkpointing: bool = True) -> dryrun.Memory:
+def estimate(model_args: ModelConfig, rows: int = ROWS, checkpointing: bool = True) -> dry_run.Memory:
     one = {"rows": rows, "longest": LENGTH, "tokens": rows * LENGTH, "targets": rows * TARGETS}
     counts = {"forget": one, "retain": one}
-    return dryrun.estimate_memory(
+    return dry_run.estimate_memory(
         model_args, counts, checkpointing=checkpointing, keeps_logits=False, autocast=True, on_gpu=True
     )
 
@@ -57,7 +57,7 @@ def choice(model_args: ModelConfig, size: int) -> str:
     if model_args.load_in_4bit:
         return "none"  # weights of bitsandbytes are not cut up
     for processes in (2, 4, 8, 16, 32):
-        if dryrun.shared_out(memory, model_args, "fsdp2", processes).total <= room:
+        if dry_run.shared_out(memory, model_args, "fsdp2", processes).total <= room:
             return f"{processes} x fsdp2"
     return "more than 32 x fsdp2"
 

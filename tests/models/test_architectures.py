@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from llm_forget.logprobs import forward_logprobs, token_logprobs
+from llm_forget.logprobs.logprobs import forward_logprobs, token_logprobs
 from llm_forget.models import (
     attach_adapter,
     load_adapter,

@@ -44,7 +44,7 @@ def test_the_demo_model_is_always_the_same(lora_args):
 
 
 def test_the_demo_tokenizer_knows_its_corpus(lora_args, tmp_path):
-    from llm_forget.data.builtin import demo_texts
+    from llm_forget.data.demo_people import demo_texts
 
     tokenizer = load_tokenizer(lora_args("builtin:demo-llama"))
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}) == 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llm_forget.logprobs import Logprobs, from_logits
+from llm_forget.logprobs.logprobs import Logprobs, from_logits
 from llm_forget.objectives.ce_u import ce_u
 from llm_forget.objectives.ihl import ihl
 from llm_forget.objectives.kl import kl

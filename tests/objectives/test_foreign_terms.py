@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_forget.methods import build_objective
 from llm_forget.objectives import OBJECTIVES
+from llm_forget.objectives.methods import build_objective
 from tests.support.objective_samples import batch
 
 PLUGIN = '''

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm_forget import gradients
-from llm_forget.gradients import RULES, combine, dot, gru, pcgrad, perturbation, perturbed, sago
-from llm_forget.surgery import Surgery
+from llm_forget.objectives import gradient_rules
+from llm_forget.objectives.gradient_rules import RULES, combine, dot, gru, pcgrad, perturbation, perturbed, sago
+from llm_forget.training.gradient_combiner import Surgery
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 
@@ -42,7 +42,7 @@ def test_sum_is_the_gradient_of_the_summed_loss() -> None:
     first, second = x.sin().sum(), (x**3).sum()
     both = torch.autograd.grad(first + second, [x], retain_graph=True)
     parts = [list(torch.autograd.grad(loss, [x], retain_graph=True)) for loss in (first, second)]
-    torch.testing.assert_close(gradients.sum(*parts), list(both))
+    torch.testing.assert_close(gradient_rules.sum(*parts), list(both))
 
 
 def test_pcgrad_of_equal_tasks_agrees_with_torchjd() -> None:
@@ -69,7 +69,7 @@ def test_pcgrad_without_conflict_is_sum(both: bool) -> None:
     forget, retain = draw(1), draw(2)
     if dot(forget, retain) < 0:
         forget = [-f for f in forget]
-    torch.testing.assert_close(pcgrad(forget, retain, both=both), gradients.sum(forget, retain), rtol=0, atol=0)
+    torch.testing.assert_close(pcgrad(forget, retain, both=both), gradient_rules.sum(forget, retain), rtol=0, atol=0)
 
 
 def test_pcgrad_of_opposed_gradients_is_the_retain_gradient() -> None:
@@ -100,7 +100,7 @@ def test_sago_is_closer_in_angle_to_retain_than_pcgrads_forget_part() -> None:
 
     for forget, retain in conflicting():
         r = flat(retain)
-        assert cosine(flat(sago(forget, retain)), r) > cosine(flat(gradients.without_conflict(forget, retain)), r)
+        assert cosine(flat(sago(forget, retain)), r) > cosine(flat(gradient_rules.without_conflict(forget, retain)), r)
 
 
 def test_gru_with_gamma_one_leaves_pcgrads_forget_part() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llm_forget.logprobs import Logprobs
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives.ga import ga
 from llm_forget.objectives.nll import nll
 from llm_forget.objectives.satimp import satimp

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_forget.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, from_logits
-from llm_forget.methods import Objective, build_objective
+from llm_forget.logprobs.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs, from_logits
+from llm_forget.objectives.methods import Objective, build_objective
 from llm_forget.objectives.rmu import direction
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from llm_forget.gradients import RULES
-from llm_forget.logprobs import Logprobs
-from llm_forget.methods import METHODS, Dual, build_objective
+from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.objectives.gradient_rules import RULES
+from llm_forget.objectives.methods import METHODS, Dual, build_objective
 from llm_forget.objectives.npo import npo
 from tests.support.objective_samples import batch, sides
 

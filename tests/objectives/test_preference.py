@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm_forget.logprobs import Logprobs
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives.dpo import dpo
 from llm_forget.objectives.ga import ga
 from llm_forget.objectives.npo import npo

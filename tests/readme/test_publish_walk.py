@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_forget.run import Run
+from llm_forget.core.run_directory import Run
 from tests.support.loopback_hub import loopback_hub, talk_to
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import CANARY
@@ -35,7 +35,7 @@ def walk(tmp_path, monkeypatch, make_run):
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     pytest.importorskip("bitsandbytes")
-    from llm_forget.evaluate import evaluate
+    from llm_forget.workflows.evaluate import evaluate
 
     for name, seed in (("mine", 0), ("other", 1)):
         made = make_run(name, seed, use_cpu=True).path
@@ -66,9 +66,9 @@ def test_the_section_publish_leads_from_a_run_to_a_model_that_answers(walk, tmp_
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
     from llm_forget.models import load_adapter, load_base
-    from llm_forget.models.source import find_source
+    from llm_forget.models.model_source import find_source
 
     given = published_commands()
     assert {words[1] for words in given} >= {"merge", "export", "report", "card", "push", "pull", "purge"}

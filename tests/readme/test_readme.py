@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_forget import shipped
-from llm_forget.methods import METHODS
+from llm_forget.core import resources
+from llm_forget.objectives.methods import METHODS
 from tests.support.repository import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,7 +93,7 @@ def test_every_make_target_exists() -> None:
 def test_every_command_of_llm_forget_exists() -> None:
     from typer.main import get_command
 
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     named = commands("llm-forget")
@@ -111,8 +110,8 @@ def test_every_command_of_llm_forget_exists() -> None:
 def test_every_option_of_a_command_exists() -> None:
     from typer.main import get_command
 
-    from llm_forget.cli import app
-    from llm_forget.config import UnlearnConfig, keys_of
+    from llm_forget.cli.main import app
+    from llm_forget.core.config import UnlearnConfig, keys_of
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     for words in commands("llm-forget"):
@@ -131,9 +130,9 @@ def test_recipes_and_files_of_commands_exist() -> None:
             if word.startswith(("recipes/", "accelerate_configs/")):
                 assert (ROOT / word).is_file()
             if "--accelerate_config" in words:
-                assert words[words.index("--accelerate_config") + 1] in shipped.names("accelerate_configs")
+                assert words[words.index("--accelerate_config") + 1] in resources.names("accelerate_configs")
         if words[:3] == ["llm-forget", "recipes", "copy"]:
-            assert words[3] in shipped.names("recipes")
+            assert words[3] in resources.names("recipes")
 
 
 def test_linked_files_exist() -> None:
@@ -156,7 +155,7 @@ def test_the_python_snippet_compiles_and_imports_public_names() -> None:
 
 
 def test_the_keywords_of_the_python_snippet_are_keys_of_a_recipe(tmp_path: Path) -> None:
-    from llm_forget.config import UnlearnConfig, from_keys
+    from llm_forget.core.config import UnlearnConfig, from_keys
 
     calls = [node for node in ast.walk(ast.parse(blocks("python")[0])) if isinstance(node, ast.Call)]
     (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "unlearn"]
@@ -166,7 +165,7 @@ def test_the_keywords_of_the_python_snippet_are_keys_of_a_recipe(tmp_path: Path)
 
 
 def test_the_recipe_is_accepted_by_the_configuration(tmp_path: Path) -> None:
-    from llm_forget.config import UnlearnConfig, from_keys
+    from llm_forget.core.config import UnlearnConfig, from_keys
 
     (text,) = blocks("yaml")
     assert len(text.splitlines()) <= 14
@@ -188,36 +187,3 @@ def test_the_table_of_methods_is_complete() -> None:
     )
     assert [(name, f"arXiv:{paper}") for name, _, paper, _ in rows] == [(m.name, m.paper) for m in METHODS.values()]
     assert all(summary == METHODS[name].summary and paper == link for name, summary, paper, link in rows)
-
-
-def tree() -> set[str]:
-    """Paths that the tree lists, folders with a slash."""
-    (block,) = [block for block in blocks("text") if "llm_forget/\n" in block]
-    paths, folders = set(), []
-    for line in block.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        path = "".join(folders)
-        assert path not in paths, f"{path} is listed twice"
-        assert len(line.split()) > 1 or path == "llm_forget/", f"{path} has no description"
-        paths.add(path)
-        if not name.endswith("/"):
-            folders.pop()
-    return paths
-
-
-def test_the_tree_lists_every_module_and_no_other() -> None:
-    package = ROOT / "llm_forget"
-    there = {path.relative_to(ROOT) for path in package.rglob("*.py")} | {Path("llm_forget/py.typed")}
-    # The line of a folder stands for its __init__.py.
-    wanted = {f"{p.parent}/" if p.name == "__init__.py" and p.parent.name != "llm_forget" else str(p) for p in there}
-    assert {path for path in tree() if path.startswith("llm_forget/")} - {"llm_forget/"} == wanted
-
-
-def test_the_tree_lists_the_top_level() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("needs the git checkout, to tell its files from others")
-    there = {f"{first}/" if rest else first for first, _, rest in (p.partition("/") for p in listed.stdout.split())}
-    assert {path for path in tree() if path.count("/") == path.endswith("/")} == there

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_forget import shipped
+from llm_forget.core import resources
 
-RECIPES = shipped.names("recipes")
+RECIPES = resources.names("recipes")
 HEADER = ("Command:", "Paper:", "Hardware:", "Expected:", "Run by us:")
 
 
 def content(name: str) -> dict[str, Any]:
-    return yaml.safe_load(shipped.locate("recipes", name).read_text(encoding="utf-8"))
+    return yaml.safe_load(resources.locate("recipes", name).read_text(encoding="utf-8"))
 
 
 def sources(keys: dict[str, Any]) -> list[Any]:
@@ -34,11 +34,11 @@ def test_the_promised_recipes_are_there() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_one_flat_readable_page(name: str) -> None:
-    path = shipped.locate("recipes", name)
+    path = resources.locate("recipes", name)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 120
-    opening = shipped.header(path)
+    opening = resources.header(path)
     for word in HEADER:
         assert any(line.startswith(word) for line in opening), f"the header lacks '{word}'"
     kind = "finetune" if "train" in content(name) else "unlearn"
@@ -47,13 +47,13 @@ def test_a_recipe_is_one_flat_readable_page(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_accepted_by_the_configuration(name: str, tmp_path: Path) -> None:
-    from llm_forget.config import TrainConfig, UnlearnConfig, parse
+    from llm_forget.core.config import TrainConfig, UnlearnConfig, parse
 
     keys = content(name)
     train_class = TrainConfig if "train" in keys else UnlearnConfig
     # bf16 and the GPU are the machine's matter; a recipe must read on any.
     data, train, model = parse(
-        [str(shipped.locate("recipes", name)), "--use_cpu", "true", "--output_dir", str(tmp_path)], train_class
+        [str(resources.locate("recipes", name)), "--use_cpu", "true", "--output_dir", str(tmp_path)], train_class
     )
     for config in (data, train, model):
         for key in set(keys) & set(vars(config)) - {"output_dir"}:
@@ -63,7 +63,7 @@ def test_a_recipe_is_accepted_by_the_configuration(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "train" not in content(name)])
 def test_the_objective_of_a_recipe_can_be_built(name: str) -> None:
-    from llm_forget.methods import build_objective
+    from llm_forget.objectives.methods import build_objective
 
     keys = content(name)
     objective = build_objective(keys["method"], keys.get("method_args"), None)
@@ -75,12 +75,12 @@ def test_the_objective_of_a_recipe_can_be_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "suite" in content(name)])
 def test_the_suite_of_a_recipe_is_shipped(name: str) -> None:
-    assert content(name)["suite"] in shipped.names("eval")
+    assert content(name)["suite"] in resources.names("eval")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_rows_of_a_recipe_exist(name: str, shared: Path) -> None:
-    from llm_forget.data.builtin import load_builtin
+    from llm_forget.data.demo_people import load_builtin
 
     for source in sources(content(name)):
         if isinstance(source, str):
@@ -107,17 +107,17 @@ def test_every_run_of_a_recipe_has_its_own_directory() -> None:
 
 
 def test_the_readme_names_every_recipe() -> None:
-    text = (shipped.folder("recipes") / "README.md").read_text(encoding="utf-8")
+    text = (resources.folder("recipes") / "README.md").read_text(encoding="utf-8")
     for name in RECIPES:
         folder, _, method = name.rpartition("/")
         assert f"`{name}`" in text or (f"`{folder}/<method>`" in text and f"`{method}`" in text)
 
 
 def test_no_copy_overwrites_and_unknown_names_are_refused(tmp_path: Path) -> None:
-    path = shipped.copy("recipes", "demo/npo", tmp_path)
+    path = resources.copy("recipes", "demo/npo", tmp_path)
     assert path == tmp_path / "npo.yaml"
     with pytest.raises(FileExistsError, match="exists already"):
-        shipped.copy("recipes", "demo/npo", path)
+        resources.copy("recipes", "demo/npo", path)
     with pytest.raises(ValueError, match="did you mean 'tofu/npo'"):
-        shipped.locate("recipes", "tofu/np0")
-    assert shipped.locate("recipes", "recipes/tofu/npo.yaml") == shipped.locate("recipes", "tofu/npo")
+        resources.locate("recipes", "tofu/np0")
+    assert resources.locate("recipes", "recipes/tofu/npo.yaml") == resources.locate("recipes", "tofu/npo")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from llm_forget.live import QUIET, Watcher, headline, plain_lines, sparkline
-from llm_forget.live_screen import drawn, watch
+from llm_forget.report.live import QUIET, Watcher, headline, plain_lines, sparkline
+from llm_forget.report.live_screen import drawn, watch
 
 STARTED = 1_700_000_000.0
 
@@ -201,7 +201,7 @@ def test_a_pipe_gets_a_line_for_each_step_until_the_run_is_over(run):
 
 def test_the_command_needs_no_torch_and_refuses_what_is_no_run(run, tmp_path):
     code = (
-        "import sys; from llm_forget.cli import app\n"
+        "import sys; from llm_forget.cli.main import app\n"
         "try: app(['watch', sys.argv[1], '--once'])\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from llm_forget.evals.policy import verify
 from llm_forget.evals.suite import load_suite
 from llm_forget.report import report
-from llm_forget.report.compare import compare
-from llm_forget.report.read import read_run
-from llm_forget.verify import verify
+from llm_forget.report.run_evidence import read_run
+from llm_forget.report.sections.comparison import compare
 
 
 @pytest.mark.parametrize(

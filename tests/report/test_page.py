@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
+from llm_forget.core.run_directory import json_digest
+from llm_forget.evals.bounds import shown
 from llm_forget.evals.stats import auc, ks_p_value, tpr_at_fpr
-from llm_forget.evals.verdict import shown
 from llm_forget.report import report
-from llm_forget.report.compare import compare, comparison_markdown
-from llm_forget.report.read import read_run
-from llm_forget.run import json_digest
+from llm_forget.report.run_evidence import read_run
+from llm_forget.report.sections.comparison import compare, comparison_markdown
 from tests.support.repository import ROOT
 
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
@@ -406,7 +406,7 @@ def test_a_missing_matplotlib_is_one_sentence(make_measured_run):
 
 
 def test_the_template_is_where_the_wheel_takes_it_from():
-    from llm_forget.report import html
+    from llm_forget.report.render import html
 
     root = ROOT
     template = Path(html.__file__).with_name(html.TEMPLATE)
@@ -416,8 +416,8 @@ def test_the_template_is_where_the_wheel_takes_it_from():
 
 
 def test_on_a_narrow_page_digests_break_and_words_do_not():
-    from llm_forget.report.document import Section, Table, document
-    from llm_forget.report.html import to_html
+    from llm_forget.report.render.document import Section, Table, document
+    from llm_forget.report.render.html import to_html
 
     digest = "sha256:" + 64 * "<"
     rows = (("answer", "inconclusive"), ("weights", f"before, {digest}"), ("a_name", "b"))

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from llm_forget.evals.stats import auc, tpr_at_fpr
-from llm_forget.report.measures import ecdf, forget_distance, pareto, quantiles, roc, utility_line
+from llm_forget.report.statistics import ecdf, forget_distance, pareto, quantiles, roc, utility_line
 
 RNG = np.random.default_rng(0)
 

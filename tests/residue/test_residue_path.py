@@ -31,7 +31,7 @@ def load_dataset(path, name=None, **keys):
     keys.pop("revision", None)
     return original("json", data_files={"train": f"{folder}/{path.rpartition('/')[2]}.jsonl"}, **keys)
 datasets.load_dataset = load_dataset
-from llm_forget.cli import app
+from llm_forget.cli.main import app
 app(words, prog_name="llm-forget")
 """
 

@@ -23,8 +23,8 @@ def reseal(folder, **changes):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from llm_forget.core.run_directory import file_digest, read_json, write_json
     from llm_forget.models.digest import describe_tensors
-    from llm_forget.run import file_digest, read_json, write_json
 
     manifest = read_json(folder / "manifest.json")
     for name in manifest["files"]:

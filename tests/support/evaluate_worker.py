@@ -18,8 +18,8 @@ from accelerate import PartialState
 from transformers import LlamaForCausalLM
 
 from llm_forget.evals.records import Record, RecordWriter
-from llm_forget.evaluate import evaluate
-from llm_forget.models.effect import probe_ids
+from llm_forget.models.adapters.logit_fingerprint import probe_ids
+from llm_forget.workflows.evaluate import evaluate
 
 FORWARDED = {"tokens": 0, "prompts": 0}
 KEPT: list[list[Any]] = []

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
-from llm_forget.logprobs import decoder_layers, forward_logprobs
+from llm_forget.logprobs.logprobs import decoder_layers, forward_logprobs
 from llm_forget.models import (
     attach_adapter,
     load_adapter,
@@ -23,7 +23,7 @@ from llm_forget.models import (
     reference_mode,
     save_adapter,
 )
-from llm_forget.models.adapters import adapter_state_dict, load_adapter_state
+from llm_forget.models.adapters.files import adapter_state_dict, load_adapter_state
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 

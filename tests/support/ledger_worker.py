@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from llm_forget.audit.ledger import Ledger
+from llm_forget.compliance.ledger.ledger import Ledger
 
 MEMBERS = [(f"subject {n}", f"record {n}") for n in range(3)]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llm_forget.logprobs import Logprobs, from_logits
+from llm_forget.logprobs.logprobs import Logprobs, from_logits
 
 B, T, V, H = 4, 6, 11, 5
 COUNTS = (6, 3, 1, 4)

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from llm_forget.audit import closing, matching, requests
+from llm_forget.compliance.requests import close as closing
+from llm_forget.compliance.requests import matching, steps
+from llm_forget.core.run_directory import ATTACK_FORMAT, RESULTS_FORMAT, Run, file_digest, write_json
 from llm_forget.data.rows import content
 from llm_forget.data.sources import load_source
-from llm_forget.run import ATTACK_FORMAT, RESULTS_FORMAT, Run, file_digest, write_json
 
 CANARY = "zebrafish"
 POLICY = {"rules": [{"line": "forget_probability", "at_most": 1.5, "of": "oracle", "slack": 0.02, "min_n": 2}]}
@@ -46,14 +47,14 @@ def write_rows(folder: Path, content: list[dict[str, Any]] | None = None) -> str
     return str(path)
 
 
-def received(evidence: Path, source: str, choice: str | None = None, **asked: Any) -> requests.Request:
+def received(evidence: Path, source: str, choice: str | None = None, **asked: Any) -> steps.Request:
     """A request that was added."""
     keys = {key: asked.pop(key) for key in ("category", "due", "authorised_by") if key in asked}
     match = matching.resolve(load_source(source, split_name="data"), **asked)
-    made, _ = requests.add(evidence, source, match, **keys)
+    made, _ = steps.add(evidence, source, match, **keys)
     if choice is not None:
-        with requests.working_on(evidence, made.id) as (ledger, made):
-            requests.decide(ledger, made, choice)
+        with steps.working_on(evidence, made.id) as (ledger, made):
+            steps.decide(ledger, made, choice)
     return made
 
 
@@ -94,9 +95,9 @@ def measured_run(
     sources: dict[str, str] | None = None,
 ) -> Path:
     """A finished and evaluated run, as `unlearn` (or `finetune`) and `evaluate` leave it; ``sources`` by split."""
-    from llm_forget.audit.history import weights_of
-    from llm_forget.config import model_part
-    from llm_forget.evals.measure import Subject
+    from llm_forget.compliance.ledger.record_runs import weights_of
+    from llm_forget.core.config import model_part
+    from llm_forget.evals.runner import Subject
     from llm_forget.models import source_digest
 
     before = base or folder.parent / "base"
@@ -160,10 +161,8 @@ def policy(folder: Path, *, lax: bool = False) -> Path:
     return path
 
 
-def close(
-    evidence: Path, request_id: str, run: Path, *, lax: bool = False, **more: Any
-) -> tuple[str, requests.Request]:
-    with requests.working_on(evidence, request_id) as (ledger, request):
+def close(evidence: Path, request_id: str, run: Path, *, lax: bool = False, **more: Any) -> tuple[str, steps.Request]:
+    with steps.working_on(evidence, request_id) as (ledger, request):
         answer, _ = closing.close(ledger, request, run, policy=policy(evidence.parent, lax=lax), **more)
         return answer, request
 

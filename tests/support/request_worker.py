@@ -21,12 +21,13 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from llm_forget.audit import requests, versions
-from llm_forget.audit.certificate import verify
-from llm_forget.audit.history import weights_of
-from llm_forget.audit.ledger import Ledger
-from llm_forget.cli import app
-from llm_forget.run import Run
+from llm_forget.cli.main import app
+from llm_forget.compliance.certificates.certificate import verify
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.record_runs import weights_of
+from llm_forget.compliance.requests import steps
+from llm_forget.compliance.versions import versions
+from llm_forget.core.run_directory import Run
 
 EVIDENCE, RUN = Path("evidence"), Path("runs/npo-req-0001")
 ADD = ("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--include_near", "near-0")
@@ -82,13 +83,13 @@ def look() -> str:
     with contextlib.suppress(ValueError), Ledger.open(EVIDENCE) as ledger:  # "there is no ledger": it was just made
         ledger.verify()
         events = {event.digest for event in ledger.events()}
-        for request in requests.listed(EVIDENCE):
+        for request in steps.listed(EVIDENCE):
             assert {step["digest"] for step in request.content["history"]} <= events
     if Run(RUN).complete:
         assert weights_of(Run.open(RUN))
     for path in EVIDENCE.rglob("certificate.json"):
         assert verify(path, EVIDENCE / "signing.pub", evidence=EVIDENCE)
-    found = requests.listed(EVIDENCE)
+    found = steps.listed(EVIDENCE)
     return found[0].state if found else "nothing"
 
 

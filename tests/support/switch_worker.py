@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_forget.audit import store
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.versions import current, noted, use
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.versions import store
+from llm_forget.compliance.versions.versions import current, noted, use
 from tests.support.broken_disk import broken_disk
 
 # Calls before and after which a process is killed: those by which files change. SQLite's own are `broken_disk`'s.

@@ -17,12 +17,12 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
-from llm_forget.config import UnlearnConfig
-from llm_forget.data.stream import StepSampler
-from llm_forget.methods import build_objective
+from llm_forget.core.config import UnlearnConfig
 from llm_forget.models import attach_adapter
-from llm_forget.surgery import Surgery
-from llm_forget.trainer import UnlearnTrainer
+from llm_forget.objectives.methods import build_objective
+from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.row_stream import StepSampler
+from llm_forget.training.trainer import UnlearnTrainer
 
 STEPS = 10
 ARGUMENTS = {"pdu": {"initial": 1.0, "step_size": 0.5}}  # its defaults are for losses of the paper's size

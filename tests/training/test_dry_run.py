@@ -9,19 +9,19 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llm_forget import dryrun
-from llm_forget.logprobs import forward_logprobs
+from llm_forget.logprobs.logprobs import forward_logprobs
+from llm_forget.logprobs.packed_attention import attend_by_row
 from llm_forget.models import attach_adapter
-from llm_forget.models.attention import attend_by_row
+from llm_forget.training import dry_run
 from tests.measure.memory_table import README, arguments, tables
 
 COUNTS = {"forget": {"rows": 4, "longest": 96, "tokens": 384, "targets": 200}}
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def estimate(model_args: Any, counts: Any = COUNTS, **given: Any) -> dryrun.Memory:
+def estimate(model_args: Any, counts: Any = COUNTS, **given: Any) -> dry_run.Memory:
     keys = {"checkpointing": False, "keeps_logits": False, "on_gpu": False, **given}
-    return dryrun.estimate_memory(model_args, counts, **keys)
+    return dry_run.estimate_memory(model_args, counts, **keys)
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_a_layer_keeps_what_autograd_saves_for_it(
         assert attend_by_row(model)
         kept.append(saved_bytes(model, padded, autocast))
     rows = {"rows": 4, "longest": 40, "tokens": 130 if padded else 160, "targets": 100}
-    shape = dryrun._shape(model_args)
-    width = dryrun.BYTES[dtype]
-    expected = dryrun._bytes_of_a_layer(shape, rows["tokens"], 160, width, lora, autocast)
+    shape = dry_run._shape(model_args)
+    width = dry_run.BYTES[dtype]
+    expected = dry_run._bytes_of_a_layer(shape, rows["tokens"], 160, width, lora, autocast)
     assert expected == pytest.approx((kept[1] - kept[0]) / 2, rel=0.04)
 
 
@@ -110,7 +110,7 @@ def test_full_fine_tuning_takes_four_numbers_a_weight_and_an_adapter_hardly_any(
 
 def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
     args = saved()
-    shape = dryrun._shape(args)
+    shape = dry_run._shape(args)
     args.load_in_4bit = True
     assert estimate(args).weights * 2**30 == pytest.approx(0.5625 * shape.linear + 4 * shape.others)
     assert shape.others > 2 * 300 * 64  # embeddings and head
@@ -119,7 +119,7 @@ def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
 def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
     args = saved(False, num_hidden_layers=8)
     memory = estimate(args)
-    shared = {name: dryrun.shared_out(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
+    shared = {name: dry_run.shared_out(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
     assert shared["ddp"].trainable > memory.trainable
     assert asdict(shared["zero2"]) == {
         **asdict(memory), "trainable": memory.trainable / 4, "gradients": memory.gradients / 4
@@ -130,7 +130,7 @@ def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
 
 def test_counts_are_of_the_largest_batch_a_split_can_give() -> None:
     rows = [{"input_ids": [1, 2, n] + [3] * (n - 3), "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5)]
-    assert dryrun.batch_counts({"retain": Dataset.from_list(rows)}, 2) == {
+    assert dry_run.batch_counts({"retain": Dataset.from_list(rows)}, 2) == {
         "retain": {"rows": 2, "longest": 9, "tokens": 14, "targets": 12, "repeated": 2}
     }
 
@@ -142,9 +142,9 @@ def test_what_all_rows_begin_with_is_counted_once(lora_args: Any) -> None:
 
 
 def test_the_launch_says_how_memory_is_shared_out() -> None:
-    assert dryrun.launched({}) == "ddp"
-    assert dryrun.launched({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
-    assert dryrun.launched({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
+    assert dry_run.launched({}) == "ddp"
+    assert dry_run.launched({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
+    assert dry_run.launched({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
 
 
 @pytest.mark.slow
@@ -155,6 +155,6 @@ def test_the_readme_says_what_the_formula_gives() -> None:
 
 
 def test_an_8b_model_has_the_known_number_of_weights(tmp_path: Path) -> None:
-    shape = dryrun._shape(arguments("8B", "LoRA", tmp_path))
+    shape = dry_run._shape(arguments("8B", "LoRA", tmp_path))
     assert shape.linear + shape.others == 8_030_261_248
     assert shape.adapter == 41_943_040  # rank 16 on all seven projections

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llm_forget import shipped
+from llm_forget.core import resources
 from tests.support.repository import ROOT, SUPPORT
 from tests.support.train_worker import STEPS, trained, write_material
 
@@ -29,7 +29,7 @@ PAIRS = [(processes, run) for processes, runs in CUTS.items() for run in runs if
 
 def worker(processes: int, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    config = str(resources.locate("accelerate_configs", "cpu_2"))
     launch = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes))
     return subprocess.run(
         [sys.executable, *launch, str(SUPPORT / "train_worker.py"), *command],

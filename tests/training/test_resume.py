@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llm_forget.checkpoints import SEAL, last_complete
+from llm_forget.training.checkpoints import SEAL, last_complete
 
 EVERY_STEP = {"batch": 2, "save_strategy": "steps", "save_steps": 1}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.data.stream import RankBatches, RetainStream, StepSampler
+from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)

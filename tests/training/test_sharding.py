@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_forget import shipped
-from llm_forget.launch import WORLD_SIZE, check_launch, launch_command
+from llm_forget.core import resources
+from llm_forget.core.launch import WORLD_SIZE, check_launch, launch_command
 from tests.support.repository import ROOT, SUPPORT
 from tests.support.train_worker import STEPS, trained, write_material
 
@@ -67,7 +67,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> P
 
 
 def launched(config: str, *words: str, **environment: str) -> str:
-    file = str(shipped.locate("accelerate_configs", config))
+    file = str(resources.locate("accelerate_configs", config))
     launch = ("-m", "accelerate.commands.launch", "--config_file", file, str(SUPPORT / "train_worker.py"))
     return succeed(*launch, *words, **environment)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from llm_forget.logprobs import forward_logprobs
+from llm_forget.logprobs.logprobs import forward_logprobs
 from llm_forget.models import reference_mode
-from llm_forget.trainer import UnlearnTrainer
+from llm_forget.training.trainer import UnlearnTrainer
 
 
 def adapter(trainer: UnlearnTrainer) -> dict[str, torch.Tensor]:

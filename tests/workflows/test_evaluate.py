@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from llm_forget.evals import measure as measuring
+from llm_forget.evals import runner as measuring
 from llm_forget.evals.suite import load_suite
-from llm_forget.evaluate import evaluate
+from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import CANARY, SUITE, rows
 
 

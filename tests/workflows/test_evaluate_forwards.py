@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from llm_forget.cli import NO_ROOM
+from llm_forget.cli.main import NO_ROOM
 from llm_forget.evals.suite import load_suite
-from llm_forget.evaluate import evaluate
+from llm_forget.workflows.evaluate import evaluate
 from tests.support.evaluate_worker import watching
 from tests.support.repository import ROOT
 
@@ -77,7 +77,7 @@ KILLED = """
 import os, signal, sys
 from llm_forget.evals.records import RecordWriter
 from llm_forget.evals.suite import load_suite
-from llm_forget.evaluate import evaluate
+from llm_forget.workflows.evaluate import evaluate
 original, seen = RecordWriter.append, []
 def append(self, records):
     records = list(records)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_forget import shipped
+from llm_forget.core import resources
+from llm_forget.core.launch import refuse_sharded_models
+from llm_forget.evals.distributed import divide
 from llm_forget.evals.records import GenerationRecord, RecordWriter, load_records
-from llm_forget.evals.shares import divide
 from llm_forget.evals.suite import parse_suite
-from llm_forget.evaluate import _refuse_tasks, evaluate
-from llm_forget.launch import refuse_sharded_models
+from llm_forget.workflows.evaluate import _refuse_tasks, evaluate
 from tests.support.repository import ROOT, SUPPORT
 
 SUITE = {
@@ -63,7 +63,7 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def work(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
-    config = str(shipped.locate("accelerate_configs", "cpu_2"))
+    config = str(resources.locate("accelerate_configs", "cpu_2"))
     launcher = ("-m", "accelerate.commands.launch", "--config_file", config)
     return launch(*launcher, str(SUPPORT / "evaluate_worker.py"), str(folder), mode)
 

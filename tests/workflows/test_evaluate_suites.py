@@ -8,9 +8,9 @@ import shutil
 import pytest
 import yaml
 
-from llm_forget.attacks.scene import Scene
-from llm_forget.evaluate import evaluate
-from llm_forget.run import Run
+from llm_forget.attacks.context import Scene
+from llm_forget.core.run_directory import Run
+from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import CANARY, SUITE
 
 EXTRA = {

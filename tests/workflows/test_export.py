@@ -8,14 +8,14 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from llm_forget import export as module
-from llm_forget.cli import app
-from llm_forget.evaluate import evaluate
-from llm_forget.export import export, undone
-from llm_forget.merge import merge
+from llm_forget.cli.main import app
+from llm_forget.core.run_directory import AdapterRefused, file_digest, read_json
 from llm_forget.models import load_base, source_digest
-from llm_forget.models.gguf_form import FORMS
-from llm_forget.run import AdapterRefused, file_digest, read_json
+from llm_forget.models.exporting.gguf import FORMS
+from llm_forget.workflows import export as module
+from llm_forget.workflows.evaluate import evaluate
+from llm_forget.workflows.export import export, undone
+from llm_forget.workflows.merge import merge
 from tests.models.exporting.test_gguf import trained
 from tests.support.tiny_runs import CANARY, SUITE
 

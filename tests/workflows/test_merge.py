@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_forget.run import Run, read_json
+from llm_forget.core.run_directory import Run, read_json
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two steps of unlearning from an untrained model."""
-    from llm_forget.unlearn import unlearn
+    from llm_forget.workflows.unlearn import unlearn
 
     return unlearn(
         model_name_or_path="builtin:demo-llama",
@@ -38,8 +38,8 @@ def test_a_merged_run_is_a_model_that_transformers_loads_and_answers_like_the_ad
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig
 
-    from llm_forget.merge import merge
     from llm_forget.models import load_adapter, load_base
+    from llm_forget.workflows.merge import merge
 
     report = merge(run.path, tmp_path / "merged")
     assert report["max_abs_logit_difference"] <= report["tolerance"] < 0.01
@@ -53,7 +53,7 @@ def test_a_merged_run_is_a_model_that_transformers_loads_and_answers_like_the_ad
 
 
 def test_a_merged_run_can_be_measured_again(run: Run, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     results = merge(run.path, tmp_path / "merged", measure=True)["results"]
     assert read_json(tmp_path / "merged" / "results.json")["suites"] == results["suites"]
@@ -61,7 +61,7 @@ def test_a_merged_run_can_be_measured_again(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_not_left_unmeasured(make_run: Any, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     run = make_run("npo", use_cpu=True)
     (tmp_path / "forget.jsonl").rename(tmp_path / "elsewhere.jsonl")
@@ -71,7 +71,7 @@ def test_what_cannot_be_measured_is_not_left_unmeasured(make_run: Any, tmp_path:
 
 
 def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     with pytest.raises(ValueError, match="is not a run directory"):
         merge(tmp_path, tmp_path / "merged")
@@ -94,9 +94,9 @@ def forget(*arguments: object, **environment: str) -> subprocess.CompletedProces
 
 
 def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.core.run_directory import file_digest
     from llm_forget.models import source_digest
-    from llm_forget.run import file_digest
+    from llm_forget.workflows.merge import merge
 
     report = merge([run.path for run in two], tmp_path / "merged", scales=[1, -0.5])
     assert report == read_json(tmp_path / "merged" / "merge.json")
@@ -125,7 +125,7 @@ def test_the_command_says_what_averaging_would_have_cost(two: tuple[Run, Run], t
 def test_a_negated_run_is_the_base_without_what_it_learned(two: tuple[Run, Run], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     merge(two[0].path, tmp_path / "with")
     report = merge(two[0].path, tmp_path / "without", scales=[-1])
@@ -138,9 +138,9 @@ def test_a_negated_run_is_the_base_without_what_it_learned(two: tuple[Run, Run],
 def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from llm_forget.evaluate import evaluate
-    from llm_forget.merge import merge
     from llm_forget.models import find_source
+    from llm_forget.workflows.evaluate import evaluate
+    from llm_forget.workflows.merge import merge
 
     paths = [run.path for run in two]
     report = merge(paths, tmp_path / "one", scales=[1, 2], as_adapter=True)
@@ -167,7 +167,7 @@ def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_pa
 
 
 def test_runs_of_different_bases_are_named_and_not_added(make_run: Any, make_model: Any, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     first, second = make_run("first", seed=1), make_run("second", model_name_or_path=make_model("other", 7))
     with pytest.raises(ValueError, match=r"first' and '.*second' were .*different models, '.*target' and '.*other'"):
@@ -176,7 +176,7 @@ def test_runs_of_different_bases_are_named_and_not_added(make_run: Any, make_mod
 
 
 def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     lower = make_run("lower", seed=1)
     upper = make_run("upper", seed=2, model_name_or_path=str(lower.path))
@@ -187,7 +187,7 @@ def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp
 
 
 def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     (tmp_path / "link").symlink_to(two[0].path, target_is_directory=True)
     third = make_run("third")
@@ -220,7 +220,7 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
 def test_a_mistake_is_refused_before_anything_is_loaded(
     given: dict[str, Any], said: str, two: tuple[Run, Run], tmp_path: Path
 ) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     with pytest.raises(ValueError, match=said):
         merge([run.path for run in two], tmp_path / "out", **given)
@@ -228,14 +228,14 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
 
 
 def test_a_run_is_named_once(two: tuple[Run, Run], tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     with pytest.raises(ValueError, match="is named twice"):
         merge([two[0].path, two[1].path, f"{two[1].path}/../second"], tmp_path / "out")
 
 
 def test_runs_trained_in_other_types_need_one_to_be_written_in(make_run: Any, tmp_path: Path) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     runs = [make_run("first", seed=1).path, make_run("second", seed=2, dtype="bfloat16").path]
     with pytest.raises(ValueError, match="trained in bfloat16 and float32; say which"):
@@ -252,8 +252,8 @@ def test_runs_trained_in_other_types_need_one_to_be_written_in(make_run: Any, tm
     ],
 )
 def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[Run, Run], tmp_path: Path) -> None:
-    from llm_forget.cli import FULL
-    from llm_forget.merge import merge
+    from llm_forget.cli.main import FULL
+    from llm_forget.workflows.merge import merge
 
     resource = pytest.importorskip("resource")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[
     [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (2.2e-7, 1.9e-7, True), (1e-3, 0.0, True)],
 )
 def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool) -> None:
-    from llm_forget.cli_merge import _notes
+    from llm_forget.cli.merge import _notes
 
     report = {"sources": [{}], "mean_kl": found, "mean_kl_of_adapter": of_adapter}
     assert any("evaluate it" in line for line in _notes(report)) == said
@@ -282,7 +282,7 @@ def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool)
 def test_a_closed_request_is_said_before_anything_is_merged(
     make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_forget import merge as module
+    from llm_forget.workflows import merge as module
 
     lists = tmp_path / "evidence" / "requests" / "req-0001"
     lists.mkdir(parents=True)

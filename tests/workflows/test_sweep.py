@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from llm_forget.evaluate import evaluate
-from llm_forget.grid import read_grid
-from llm_forget.run import Run
-from llm_forget.sweep import _duration, commands, lay_out, slurm_script, sweep
-from llm_forget.unlearn import unlearn
+from llm_forget.core.run_directory import Run
+from llm_forget.workflows.evaluate import evaluate
+from llm_forget.workflows.sweep import _duration, commands, lay_out, slurm_script, sweep
+from llm_forget.workflows.sweep_grid import read_grid
+from llm_forget.workflows.unlearn import unlearn
 
 CANARY = "Zebulon"
 SUITE = {
@@ -224,7 +224,7 @@ def test_the_commands_of_a_plan_make_the_runs_of_the_sweep(recipe: Path) -> None
     cut = words.index("&&")
     assert words[:3] == ["llm-forget", "unlearn", "recipe.yaml"]
     assert words[cut:] == ["&&", "llm-forget", "evaluate", str(plan.points[0].path), "--suite", "suite.yaml"]
-    from llm_forget.unlearn import main
+    from llm_forget.workflows.unlearn import main
 
     made = main(words[2:cut])
     evaluate(made.path, "suite.yaml", quiet=True)

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from llm_forget.finetune import finetune
-from llm_forget.run import Run
-from llm_forget.trainer import UnlearnTrainer
-from llm_forget.unlearn import unlearn
-from llm_forget.workflow import MetricsFile
+from llm_forget.core.run_directory import Run
+from llm_forget.training.job import MetricsFile
+from llm_forget.training.trainer import UnlearnTrainer
+from llm_forget.workflows.finetune import finetune
+from llm_forget.workflows.unlearn import unlearn
 
 CANARY = "Zebulon Quickfeather"
 WEIGHTS = "adapter_model.safetensors"

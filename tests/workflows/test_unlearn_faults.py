@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from llm_forget.models.adapters import verify_adapter
-from llm_forget.run import Run
-from llm_forget.unlearn import unlearn
+from llm_forget.core.run_directory import Run
+from llm_forget.models.adapters.files import verify_adapter
+from llm_forget.workflows.unlearn import unlearn
 
 WEIGHTS = "adapter_model.safetensors"
 

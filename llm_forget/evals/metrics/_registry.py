@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_forget.registry import Registry
+from llm_forget.core.registry import Registry
 
 METRICS = Registry("metric")
 metric = METRICS.register

@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.records import GenerationRecord, by_row
 from llm_forget.evals.stats import Rows
-from llm_forget.registry import did_you_mean
 
 OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_forget.attacks.membership import scores
+from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
@@ -27,7 +27,7 @@ def membership_auc(
     Args:
         members: rows to be forgotten.
         nonmembers: rows of the same distribution that were never trained on.
-        attack: `llm_forget.attacks.membership`: loss, zlib, min_k, min_k_plus_plus, or ``module:function``.
+        attack: `llm_forget.evals.membership`: loss, zlib, min_k, min_k_plus_plus, or ``module:function``.
         k: share of tokens of min_k and min_k_plus_plus; other attacks have none.
         include_last: whether these two count the end of the answer; open-unlearning does not.
     """

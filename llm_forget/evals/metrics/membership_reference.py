@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_forget.attacks.membership import reference_scores
+from llm_forget.evals.membership import reference_scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows

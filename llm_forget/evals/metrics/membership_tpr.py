@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_forget.attacks.membership import scores
+from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, tpr_with_interval, with_rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_forget.attacks.membership import scores
+from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, aligned
 from llm_forget.evals.stats import (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.metrics._sequences import over_samples
 from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
-from llm_forget.registry import did_you_mean
 
 MEASURES = {"recall": "recall", "precision": "precision", "f1": "fmeasure"}
 

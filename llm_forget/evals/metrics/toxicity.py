@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from llm_forget.core.registry import Registry, did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import GenerationRecord, by_row
 from llm_forget.evals.stats import Rows
-from llm_forget.registry import Registry, did_you_mean
 
 SUMMARIES: dict[str, Callable[[Rows, float], float]] = {
     "expected_maximum": lambda scores, _: float(scores.max()),
@@ -20,7 +20,7 @@ SUMMARIES: dict[str, Callable[[Rows, float], float]] = {
 
 # A classifier is a model, of which this layer knows nothing: it is named and imported when asked for, as a metric
 # outside this package is.
-CLASSIFY = "llm_forget.evals.toxicity:probabilities"
+CLASSIFY = "llm_forget.evals.toxicity_classifiers:probabilities"
 
 
 @metric(paper="arXiv:2009.11462")
@@ -38,7 +38,7 @@ def toxicity(
     of prompts of which at least one of k samples reaches ``threshold``, ``mean`` the toxicity of a sample. The first
     two grow with k: compare models by the same number of samples (the paper's k is 25). An empty continuation has 0; a
     row with a sample for which the model gave no probabilities is unscored.
-    Which classifier it is decides what is found: see `llm_forget.evals.toxicity`.
+    Which classifier it is decides what is found: see `llm_forget.evals.toxicity_classifiers`.
 
     Args:
         classifier: ``alt-profanity-check``, a text classification model of the Hub or a folder, or ``module:function``.

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, aligned
 from llm_forget.evals.stats import Rows
-from llm_forget.registry import did_you_mean
 
 SUMMARIES = ("ratio", "forget", "retain", "known")
 

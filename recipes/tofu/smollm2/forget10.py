@@ -22,9 +22,9 @@ from render import table  # noqa: E402
 from seeds import metrics_of, spread  # noqa: E402
 
 from llm_forget import evaluate, finetune, unlearn  # noqa: E402
-from llm_forget.config import load_yaml  # noqa: E402
-from llm_forget.evaluate import check_keys  # noqa: E402
-from llm_forget.run import write_json  # noqa: E402
+from llm_forget.core.config import load_yaml  # noqa: E402
+from llm_forget.core.run_directory import write_json  # noqa: E402
+from llm_forget.workflows.evaluate import check_keys  # noqa: E402
 
 TOFU = "locuslab/TOFU"
 FORGET, RETAIN = {"path": TOFU, "name": "forget10"}, {"path": TOFU, "name": "retain90"}

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from llm_forget.audit import certificate, claims
-from llm_forget.audit.canonical import canonical, strict_loads
-from llm_forget.audit.facts import keyed
-from llm_forget.audit.history import note_run, weights_of
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.signing import public_key, sign
-from llm_forget.run import EvidenceBroken, Run
+from llm_forget.compliance.certificates import certificate, claims
+from llm_forget.compliance.certificates.facts import keyed
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.record_runs import note_run, weights_of
+from llm_forget.compliance.ledger.signing import public_key, sign
+from llm_forget.core.run_directory import EvidenceBroken, Run
+from llm_forget.core.strict_json import canonical, strict_loads
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
 from tests.support.failing_disk import changes, failing, killed
@@ -58,7 +58,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys\nclass No:\n def find_spec(self, name, path=None, target=None):\n"
         "  if name.partition('.')[0] in ('torch', 'transformers', 'datasets'): raise SystemExit('imports ' + name)\n"
-        "sys.meta_path.insert(0, No())\nfrom llm_forget.cli import main\nmain()"
+        "sys.meta_path.insert(0, No())\nfrom llm_forget.cli.main import main\nmain()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, "certificate", "verify", *words],

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from llm_forget.audit import chain
-from llm_forget.audit.canonical import canonical
-from llm_forget.audit.ledger import KINDS, Event, Ledger
-from llm_forget.run import EvidenceBroken
+from llm_forget.compliance.ledger import chain
+from llm_forget.compliance.ledger.ledger import KINDS, Event, Ledger
+from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.strict_json import canonical
 
 PEOPLE = [("Ann", "ann-1"), ("Ann", "ann-2"), ("Bob", "bob-1")]
 

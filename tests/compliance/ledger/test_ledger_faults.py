@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_forget.audit.ledger import Event, Ledger
+from llm_forget.compliance.ledger.ledger import Event, Ledger
 from tests.support.broken_disk import broken_disk
 from tests.support.repository import SUPPORT
 

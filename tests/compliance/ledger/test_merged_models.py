@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llm_forget.audit import certificate, claims, closing
-from llm_forget.audit import requests as requests_of
-from llm_forget.audit.canonical import canonical_digest
-from llm_forget.audit.clean import Deletions, met
-from llm_forget.audit.history import note_run, weights_of
-from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.audit.lineage import led_to
-from llm_forget.audit.purge import plan
-from llm_forget.audit.trail import record_trail, version_lineage
-from llm_forget.audit.versions import add_version, path_of, rollback, use, versions
-from llm_forget.cli import app
-from llm_forget.hub.record import refuse_deleted
+from llm_forget.cli.main import app
+from llm_forget.compliance.certificates import certificate, claims
+from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.record_runs import note_run, weights_of
+from llm_forget.compliance.ledger.trail import record_trail, version_lineage
+from llm_forget.compliance.requests import close
+from llm_forget.compliance.requests import steps as requests_of
+from llm_forget.compliance.versions.deletion_check import Deletions, met
+from llm_forget.compliance.versions.lineage import led_to
+from llm_forget.compliance.versions.purge import plan
+from llm_forget.compliance.versions.versions import add_version, path_of, rollback, use, versions
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, write_json
+from llm_forget.core.strict_json import canonical_digest
 from llm_forget.models import source_digest
-from llm_forget.run import AdapterRefused, Run, file_digest, write_json
+from llm_forget.publish.ledger_gate import refuse_deleted
 from tests.support import request_cases as cases
 
 # The rule, told as a ledger: T was trained on a and b; each adapter lies on T.
@@ -447,8 +448,8 @@ def measured_merge(
     folder: Path, *runs: Path, value: float = 0.1, digest: str = "", scales: tuple[float, ...] = (1.0,)
 ) -> Path:
     """A merged folder with results of its own, as `merge --measure` leaves it."""
-    from llm_forget.config import model_part
-    from llm_forget.evals.measure import Subject
+    from llm_forget.core.config import model_part
+    from llm_forget.evals.runner import Subject
 
     made = merge_of(folder, *map(Run, runs), scales=scales)
     results = json.loads((runs[0] / "results.json").read_text())
@@ -595,7 +596,7 @@ def test_a_combination_of_what_closed_a_request_is_held_back_until_it_is_verifie
 def test_what_merge_really_writes_is_noted_kept_and_certified(
     tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     monkeypatch.chdir(tmp_path)
     evidence = tmp_path / "evidence"
@@ -615,7 +616,7 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
     policy.write_text("rules: [{line: forget_probability, at_most: 99.0, of: oracle}]")
     with requests_of.working_on(evidence, made.id) as (ledger, request):
         note_run(ledger, runs[1])
-        answer, _ = closing.close(ledger, request, runs[0].path, merged="merged", policy=policy)
+        answer, _ = close.close(ledger, request, runs[0].path, merged="merged", policy=policy)
     assert (answer, request.state) == ("pass", "closed")
     body = certificate.verify(certificate.issue(evidence, made.id), evidence / "signing.pub", evidence=evidence)
     assert body["artefacts"]["after"]["digest"] == source_digest("merged")

@@ -13,16 +13,24 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llm_forget.audit.canonical import canonical_digest
-from llm_forget.audit.clean import met
-from llm_forget.audit.history import note_run, weights_of
-from llm_forget.audit.ledger import Event, Ledger
-from llm_forget.audit.lineage import led_to
-from llm_forget.audit.trail import record_trail
-from llm_forget.audit.words import what
-from llm_forget.cli import app
+from llm_forget.cli.main import app
+from llm_forget.compliance.ledger.describe import what
+from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.record_runs import note_run, weights_of
+from llm_forget.compliance.ledger.trail import record_trail
+from llm_forget.compliance.versions.deletion_check import met
+from llm_forget.compliance.versions.lineage import led_to
+from llm_forget.core.run_directory import (
+    RESULTS_FORMAT,
+    AdapterRefused,
+    Run,
+    file_digest,
+    json_digest,
+    model_name,
+    write_json,
+)
+from llm_forget.core.strict_json import canonical_digest
 from llm_forget.models import source_digest
-from llm_forget.run import RESULTS_FORMAT, AdapterRefused, Run, file_digest, json_digest, model_name, write_json
 from tests.support.broken_disk import broken_disk
 
 CANARY = "Marigold Quartermaine"  # an id that is a name of a person
@@ -192,7 +200,7 @@ def test_rows_with_subjects_are_found_by_subject_and_without_until_the_subject_i
 def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlinked_at_once(
     ledger: Ledger, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_forget.unlearn import unlearn
+    from llm_forget.workflows.unlearn import unlearn
 
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     for name, whose in (("forget", CANARY), ("retain", None)):

@@ -16,10 +16,10 @@ pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from llm_forget.audit.canonical import canonical
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.signing import fingerprint, public_key, sign, signing_key, verify_signature
-from llm_forget.run import EvidenceBroken
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.signing import fingerprint, public_key, sign, signing_key, verify_signature
+from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.strict_json import canonical
 
 # RFC 8032, section 7.1, test 2.
 SEED = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
@@ -74,7 +74,7 @@ def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_processes_that_make_a_key_at_once_have_the_same(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from llm_forget.audit.signing import public_key; "
+    code = "import sys; from pathlib import Path; from llm_forget.compliance.ledger.signing import public_key; "
     command = [sys.executable, "-c", code + "print(public_key(Path(sys.argv[1])))", str(tmp_path)]
     made = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
     assert len({process.communicate()[0] for process in made}) == 1
@@ -215,7 +215,7 @@ def test_without_the_package_the_extra_is_named(anchored: Path) -> None:
         "    def find_spec(cls, name, path=None, target=None):\n"
         "        return None if name.startswith('cryptography') else PathFinder.find_spec(name, path, target)\n"
         "sys.meta_path = [f for f in sys.meta_path if f is not PathFinder] + [Without]\n"
-        "from llm_forget.cli import app\n"
+        "from llm_forget.cli.main import app\n"
         "app(['audit', 'verify', '--evidence', sys.argv[1]])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(anchored)], capture_output=True, text=True)

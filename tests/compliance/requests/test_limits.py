@@ -8,10 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_forget.audit import certificate, limits, requests
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.request_files import locked
-from llm_forget.cli import app
+from llm_forget.cli.main import app
+from llm_forget.compliance.certificates import certificate
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.requests import limits, steps
+from llm_forget.compliance.requests.files import locked
 from tests.support import request_cases as cases
 from tests.support.failing_disk import changes, killed
 from tests.support.fault_positions import FAULTS, FaultPositions
@@ -74,7 +75,7 @@ def test_open_requests_take_no_more_than_the_quota_and_who_insists_is_noted(
     asked = ("request", "add", "--subject", "Bob", "--data", source)
     refused = call(evidence, *asked)
     assert (refused.exit_code, "give --force" in refused.output) == (2, True), refused.output
-    assert len(requests.listed(evidence)) == 1
+    assert len(steps.listed(evidence)) == 1
     assert call(evidence, *asked, "--force").exit_code == 0
     with Ledger.open(evidence) as ledger:
         received = [event.body for event in ledger.events("request") if event.body["state"] == "received"]
@@ -96,7 +97,7 @@ def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path
     asked = ("request", "add", "--subject", "Ann", "--data", source)
     refused = call(evidence, *asked, "--include_near", "all")
     assert (refused.exit_code, "near-duplicates, would take" in refused.output) == (2, True), refused.output
-    assert requests.listed(evidence) == []
+    assert steps.listed(evidence) == []
     assert call(evidence, *asked, "--force").exit_code == 0
 
 
@@ -113,12 +114,12 @@ def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path
         call(evidence, "request", "close", made.id, *words),
     ):
         assert (refused.exit_code, "would remove 1 row that" in refused.output) == (2, True), refused.output
-    with requests.working_on(evidence, made.id) as (ledger, request):
+    with steps.working_on(evidence, made.id) as (ledger, request):
         for reason in ("", "two\nlines", "x" * 501):
             with pytest.raises(ValueError, match="printable characters"):
-                requests.allow_protected(ledger, request, reason)
+                steps.allow_protected(ledger, request, reason)
         for _ in range(2):
-            requests.allow_protected(ledger, request, "asked by the safety team")
+            steps.allow_protected(ledger, request, "asked by the safety team")
     cases.received(evidence, source, subject="Ann", due="2031-01-01", authorised_by="legal")
     done = call(evidence, "request", "close", made.id, *words)
     assert done.exit_code == 0
@@ -142,10 +143,10 @@ def test_protected_near_duplicates_are_asked_about_when_they_are_taken(tmp_path:
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
     limited(evidence, protected=[{"path": source, "ids": ["near"]}])
     made = cases.received(evidence, source, subject="Ann")
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        requests.decide(ledger, request, "none")
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        steps.decide(ledger, request, "none")
         limits.refuse(limits.read(evidence), request)
-        requests.decide(ledger, request, "all")
+        steps.decide(ledger, request, "all")
         with pytest.raises(ValueError, match="protects"):
             limits.refuse(limits.read(evidence), request)
 
@@ -159,8 +160,8 @@ def test_where_protected_rows_cannot_be_read_nothing_is_removed(tmp_path: Path, 
 
 def test_nothing_is_allowed_where_nothing_is_protected(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with requests.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
-        requests.allow_protected(ledger, request, "why not")
+    with steps.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
+        steps.allow_protected(ledger, request, "why not")
 
 
 def test_a_request_runs_and_closes_only_with_one_of_the_roles_behind_it(
@@ -186,7 +187,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
         again = cases.received(evidence, source, subject="Ann", due=due)
         assert (again.id, again.state) == (first.id, "resolved")
         assert len(states(evidence)) == events
-    assert requests.listed(evidence)[0].content["due"] == "2027-01-01"
+    assert steps.listed(evidence)[0].content["due"] == "2027-01-01"
     assert (
         "was received already, due 2027-03-01"
         in call(evidence, "request", "add", "--subject", "Ann", "--data", source, "--due", "2027-03-01").output
@@ -197,7 +198,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
 def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path, faults: FaultPositions) -> None:
     source = cases.write_rows(tmp_path)
 
-    def amended(evidence: Path) -> requests.Request:
+    def amended(evidence: Path) -> steps.Request:
         return cases.received(evidence, source, subject="Ann", due="2027-02-01")
 
     cases.received(tmp_path / "whole", source, subject="Ann")
@@ -222,16 +223,16 @@ def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_
     source = cases.write_rows(tmp_path)
     made = cases.received(evidence, source, subject="Ann")
     attempt = {"output_dir": str(tmp_path / "run"), "digest": "sha256:" + "0" * 64}
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        assert requests.begin(ledger, request, attempt)
-        assert requests.begin(ledger, request, attempt), "it was begun, and not executed"
-        requests.execute_noted(ledger, request, {"run": "run"})
-        assert requests.begin(ledger, request, attempt), "its run is not there"
-        requests.execute_noted(ledger, request, {"run": "run"})
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        assert steps.begin(ledger, request, attempt)
+        assert steps.begin(ledger, request, attempt), "it was begun, and not executed"
+        steps.execute_noted(ledger, request, {"run": "run"})
+        assert steps.begin(ledger, request, attempt), "its run is not there"
+        steps.execute_noted(ledger, request, {"run": "run"})
         run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-        assert not requests.begin(ledger, request, attempt)
+        assert not steps.begin(ledger, request, attempt)
         assert len(request.content["attempts"]) == 1
     assert states(evidence)[2:] == ["running", "executed", "running", "executed"]
     cases.close(evidence, made.id, run)
-    with requests.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="closed already"):
-        requests.begin(ledger, request, {**attempt, "digest": "sha256:" + "1" * 64})
+    with steps.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="closed already"):
+        steps.begin(ledger, request, {**attempt, "digest": "sha256:" + "1" * 64})

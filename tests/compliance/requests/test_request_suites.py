@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_forget.audit.ledger import Ledger
-from llm_forget.cli import app
+from llm_forget.cli.main import app
+from llm_forget.compliance.ledger.ledger import Ledger
 from tests.support import request_cases as cases
 
 PARAPHRASE = {"probe": "logprobs", "split": "forget", "field": "paraphrased_answer"}

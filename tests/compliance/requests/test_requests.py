@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_forget.audit import matching, requests
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.near import closure
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.requests import matching, steps
+from llm_forget.data.near_duplicates import closure
 from llm_forget.data.sources import load_source
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
@@ -174,18 +174,18 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
     source = with_rows(tmp_path, *near)
     made = cases.received(evidence, source, subject="Ann")
     table = load_source(source, split_name="data")
-    with requests.working_on(evidence, made.id) as (ledger, request):
+    with steps.working_on(evidence, made.id) as (ledger, request):
         with pytest.raises(ValueError, match="--include_near all, none or ID"):
-            requests.decide(ledger, request, None)
+            steps.decide(ledger, request, None)
         with pytest.raises(ValueError, match="not among"):
-            requests.decide(ledger, request, "bob-1")
-        requests.decide(ledger, request, "near1")
-        requests.decide(ledger, request, None)
+            steps.decide(ledger, request, "bob-1")
+        steps.decide(ledger, request, "near1")
+        steps.decide(ledger, request, None)
         assert request.ids() == ["ann-0", "ann-1", "ann-2", "near1"]
-        lists = requests.write_lists(ledger, request, table)
-        requests.decide(ledger, request, "none")
-        requests.decide(ledger, request, "near1")
-        assert requests.write_lists(ledger, request, table) == lists
+        lists = steps.write_lists(ledger, request, table)
+        steps.decide(ledger, request, "none")
+        steps.decide(ledger, request, "near1")
+        assert steps.write_lists(ledger, request, table) == lists
         assert len([event for event in ledger.events("request") if event.body["state"] == "decided"]) == 3
     counts = request.content["counts"]
     assert (counts["rows"], counts["near_listed"], counts["near_included"], counts["near_left"]) == (4, 2, 1, 1)
@@ -193,8 +193,8 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
 
 def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     assert deleted == 0
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
     assert read == {"forget": ["ann-0", "ann-1", "ann-2"], "retain": cases.OTHERS}
@@ -207,8 +207,8 @@ def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -
     evidence = cases.closed(tmp_path)
     source = str(tmp_path / "rows.jsonl")
     made = cases.received(evidence, source, ids=["ann-0", "bob-0"])
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        lists, deleted = requests.write_lists(ledger, request, load_source(source, split_name="data"))
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
     assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in cases.OTHERS if name != "bob-0"]}
     assert deleted == 2
@@ -219,25 +219,25 @@ def test_data_that_changed_since_are_refused(tmp_path: Path, evidence: Path, sou
     with_rows(tmp_path, {"id": "new", "subject": "Ann", "question": "more?", "answer": "a new fact about somebody"})
     table = load_source(source, split_name="data")
     with (
-        requests.working_on(evidence, made.id) as (ledger, request),
+        steps.working_on(evidence, made.id) as (ledger, request),
         pytest.raises(ValueError, match="not those it was"),
     ):
-        requests.write_lists(ledger, request, table)
+        steps.write_lists(ledger, request, table)
 
 
 def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, ids=[row["id"] for row in cases.rows()])
     table = load_source(source, split_name="data")
     with (
-        requests.working_on(evidence, made.id) as (ledger, request),
+        steps.working_on(evidence, made.id) as (ledger, request),
         pytest.raises(ValueError, match="nothing is left"),
     ):
-        requests.write_lists(ledger, request, table)
+        steps.write_lists(ledger, request, table)
 
 
 def test_two_processes_do_not_work_on_one_request(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    first, second = (requests.working_on(evidence, made.id) for _ in range(2))
+    first, second = (steps.working_on(evidence, made.id) for _ in range(2))
     with first, pytest.raises(ValueError, match="another process"), second:
         pass
 
@@ -280,7 +280,7 @@ def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, eviden
 
 
 def test_what_the_suite_calls_known_is_not_accepted(tmp_path):
-    from llm_forget.audit.closing import _refuse_known
+    from llm_forget.compliance.requests.close import _refuse_known
 
     _refuse_known({"suites": {"basic": {"verdict": {"forgot": {"answer": "yes"}}}, "privacy": {"verdict": {}}}})
     with pytest.raises(ValueError, match="suite basic says 'forgot: no'"):
@@ -335,28 +335,28 @@ def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
 def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:
-    from llm_forget.audit.history import weights_of
-    from llm_forget.run import Run
+    from llm_forget.compliance.ledger.record_runs import weights_of
+    from llm_forget.core.run_directory import Run
 
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, sources={"forget": source})
     Path(source).unlink()
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        requests.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
-        requests.execute_noted(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        steps.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
+        steps.execute_noted(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
     assert cases.close(evidence, made.id, run)[1].closed
 
 
 def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evidence: Path, source: str) -> None:
-    from llm_forget.audit import closing
-    from llm_forget.verify import policy_name
+    from llm_forget.compliance.requests import close
+    from llm_forget.evals.policy import policy_name
 
     assert policy_name("default") == policy_name("default.yaml") == "default"
     own = cases.policy(tmp_path).rename(tmp_path / "default.yaml")
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-    with requests.working_on(evidence, made.id) as (ledger, request):
-        closing.close(ledger, request, run, policy=own)
+    with steps.working_on(evidence, made.id) as (ledger, request):
+        close.close(ledger, request, run, policy=own)
         (closed,) = ledger.events("closed")
     digest = hashlib.sha256(own.read_bytes()).hexdigest()
     assert closed.body["policy"] == f"default, own file {digest[:12]}"
@@ -402,7 +402,7 @@ def test_closing_again_changes_nothing_and_another_run_is_refused(tmp_path: Path
 
 def _one_closing(evidence: Path, run: Path) -> None:
     """After any failure the same command ends it, with one event, and nothing that names rows."""
-    (made,) = requests.listed(evidence)
+    (made,) = steps.listed(evidence)
     with Ledger.open(evidence) as ledger:
         ledger.verify()
         assert not made.closed or ledger.events("closed"), "the request never says more than the ledger"
@@ -443,11 +443,11 @@ def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_receive
 ) -> None:
     source = cases.write_rows(tmp_path)
     match = resolve(source, subject="Ann")
-    count = changes(lambda: requests.add(tmp_path / "whole" / "evidence", source, match))
+    count = changes(lambda: steps.add(tmp_path / "whole" / "evidence", source, match))
     for at in [*faults.of(count), count]:
         evidence = tmp_path / str(at) / "evidence"
-        died = killed(at, lambda e=evidence: requests.add(e, source, match))
-        made, _ = requests.add(evidence, source, match)
+        died = killed(at, lambda e=evidence: steps.add(e, source, match))
+        made, _ = steps.add(evidence, source, match)
         assert made.id == "req-0001"
         names = sorted(path.name for path in (evidence / "requests").iterdir())
         assert names == [".lock", "req-0001"], "nothing that names rows is left behind"
@@ -466,16 +466,16 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
         died = killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
         copy = shutil.copytree(evidence, evidence.with_name("copy"))
         _one_closing(copy, run)
-        again, new = requests.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
+        again, new = steps.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
         with Ledger.open(evidence) as ledger:
             ended = bool(ledger.events("closed"))
             amended = [e.seq for e in ledger.events("request") if e.body["state"] == "amended"]
-        first = requests.find(evidence, "req-0001")
+        first = steps.find(evidence, "req-0001")
         assert (again.id, new) == (("req-0002", True) if ended else ("req-0001", False))
         assert first.closed == ended
         assert (first.content["due"], bool(amended)) == (("2030-01-01", False) if ended else ("2031-01-01", True))
         if ended:
-            with requests.working_on(evidence, "req-0001"):
+            with steps.working_on(evidence, "req-0001"):
                 assert not (first.folder / "rows.json").exists(), "ids of deleted rows stay nowhere"
         states.add(ended)
     assert not died, "every write was tried"
@@ -492,8 +492,8 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
 
     def decide(evidence: Path) -> None:
-        with requests.working_on(evidence, "req-0001") as (ledger, request):
-            requests.decide(ledger, request, then)
+        with steps.working_on(evidence, "req-0001") as (ledger, request):
+            steps.decide(ledger, request, then)
 
     cases.received(tmp_path / "whole", source, first, subject="Ann")
     count = changes(lambda: decide(tmp_path / "whole"))
@@ -501,7 +501,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
         evidence = tmp_path / str(at) / "evidence"
         made = cases.received(evidence, source, first, subject="Ann")
         died = killed(at, lambda e=evidence: decide(e))
-        asked = requests.find(evidence, made.id).ids()
+        asked = steps.find(evidence, made.id).ids()
         others = [name for name in [*IDS, "near"] if name not in asked]
         run = cases.measured_run(evidence.parent / "run", asked, others)
         assert cases.close(evidence, made.id, run)[1].closed
@@ -544,7 +544,7 @@ def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_witho
     run = cases.measured_run(tmp_path / "run", [], [], kind="finetune", train=cases.OTHERS, base=base)
     with pytest.raises(ValueError, match="was to unlearn 3 of the rows" if beneath else "must have known them"):
         cases.close(evidence, request.id, run)
-    assert not requests.find(evidence, request.id).closed
+    assert not steps.find(evidence, request.id).closed
 
 
 def test_an_adapter_over_the_old_weights_is_suppressed_and_changed_weights_are_approximate(tmp_path: Path) -> None:
@@ -563,6 +563,6 @@ def test_due_days_are_counted_and_a_gdpr_request_has_a_month(evidence: Path, sou
     other = cases.received(evidence, source, subject="Bob", category="safety")
     assert other.content["due"] is None
     late = cases.received(evidence, source, subject="Cleo", due="2020-02-29")
-    assert requests.days_left(late, date(2020, 3, 2)) == -2
+    assert steps.days_left(late, date(2020, 3, 2)) == -2
     with pytest.raises(ValueError, match="YYYY-MM-DD"):
         cases.received(evidence, source, subject="Dan", due="tomorrow")

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llm_forget.audit.ledger import Ledger
-from llm_forget.cli import app
+from llm_forget.cli.main import app
+from llm_forget.compliance.ledger.ledger import Ledger
 from tests.support import request_cases as cases
 from tests.support.failing_disk import failing
 from tests.support.repository import SUPPORT
@@ -190,7 +190,7 @@ def test_a_date_in_the_past_is_warned_of(here: Path) -> None:
 
 def test_a_recipe_that_is_not_there_is_said_before_anything_heavy_is_imported(here: Path) -> None:
     made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
-    code = "import sys; from llm_forget.cli import app\ntry: app()\nfinally: print('transformers' in sys.modules)"
+    code = "import sys; from llm_forget.cli.main import app\ntry: app()\nfinally: print('transformers' in sys.modules)"
     words = [sys.executable, "-c", code, "request", "run", made.id, "nope.yaml"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (2, "False")

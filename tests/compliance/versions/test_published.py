@@ -2,11 +2,11 @@
 
 from typer.testing import CliRunner
 
-from llm_forget.audit.exposed import given_away
-from llm_forget.audit.history import note_run, weights_of
-from llm_forget.audit.ledger import Ledger
-from llm_forget.cli import app
-from llm_forget.run import Run
+from llm_forget.cli.main import app
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.record_runs import note_run, weights_of
+from llm_forget.compliance.versions.published_models import given_away
+from llm_forget.core.run_directory import Run
 from tests.support import request_cases as cases
 
 

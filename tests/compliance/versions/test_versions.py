@@ -14,16 +14,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from llm_forget.audit import store
-from llm_forget.audit.canonical import canonical_digest
-from llm_forget.audit.changes import diff
-from llm_forget.audit.clean import Deletions, met
-from llm_forget.audit.ledger import Ledger
-from llm_forget.audit.purge import plan, purge
-from llm_forget.audit.versions import add_version, current, noted, path_of, rollback, use, versions
-from llm_forget.cli import app
+from llm_forget.cli.main import app
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.versions import store
+from llm_forget.compliance.versions.deletion_check import Deletions, met
+from llm_forget.compliance.versions.diff import diff
+from llm_forget.compliance.versions.purge import plan, purge
+from llm_forget.compliance.versions.versions import add_version, current, noted, path_of, rollback, use, versions
+from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken, Run, file_digest, write_json
+from llm_forget.core.strict_json import canonical_digest
 from llm_forget.models import find_source, load_base, source_digest
-from llm_forget.run import AdapterRefused, EvidenceBroken, Run, file_digest, write_json
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
 from tests.support.repository import SUPPORT
@@ -842,7 +842,7 @@ def test_show_prints_a_folder_that_evaluate_takes_as_a_model(evidence, two):
     assert code == 0
     source = find_source(text.strip())
     assert [folder.parent.name for folder in source.adapters] == [two[0]]
-    from llm_forget.evaluate import _configuration
+    from llm_forget.workflows.evaluate import _configuration
 
     config, finished = _configuration(text.strip(), {})
     assert config == {"model_name_or_path": text.strip()}
@@ -937,9 +937,9 @@ def test_rollback_gives_the_same_bits(evidence, make_run):
 def test_real_runs_on_each_other_become_versions_that_load_evaluate_and_answer_for_their_rows(
     evidence, tmp_path, tiny_folder, monkeypatch
 ):
-    from llm_forget.evaluate import evaluate
-    from llm_forget.finetune import finetune
-    from llm_forget.unlearn import unlearn
+    from llm_forget.workflows.evaluate import evaluate
+    from llm_forget.workflows.finetune import finetune
+    from llm_forget.workflows.unlearn import unlearn
 
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm_forget.evals.lm_harness import run_lm_eval
-from llm_forget.evals.lm_tasks import check_metric, check_tasks, load_tasks, quiet, task_folder, task_key
+from llm_forget.evals.lm_eval.harness import run_lm_eval
+from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks, load_tasks, quiet, task_folder, task_key
 from llm_forget.models import attach_adapter, reference_mode
 from llm_forget.models.digest import tensors_digest
 
@@ -112,7 +112,7 @@ def test_bits_per_byte_is_the_negative_log_likelihood_computed_by_hand(tiny, tmp
 
 
 def test_the_truth_ratio_of_answers_that_a_model_cannot_tell_apart_is_one():
-    from llm_forget.evals.lm_tasks import _sources
+    from llm_forget.evals.lm_eval.tasks import _sources
 
     doc = {"choices": ["abcd", "ab", "abc"]}
     same = _sources().score_truth(doc, [(-4.0, False), (-2.0, False), (-3.0, False)])  # a nat per byte each

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from llm_forget.evals.lm_harness import run_lm_eval
+from llm_forget.evals.lm_eval.harness import run_lm_eval
 
 QUESTION = "forget_multiple_choice"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from llm_forget import shipped
+from llm_forget.core import resources
 from llm_forget.evals.metrics import METRICS, is_one_choice
 from llm_forget.evals.metrics.aggregate import aggregate
 from llm_forget.evals.metrics.fluency import fluency
@@ -91,7 +91,7 @@ def test_every_score_that_is_one_choice_says_so_and_is_marked():
 
 
 def test_a_suite_writes_the_aggregate_as_lines():
-    suite = yaml.safe_load(shipped.resolve("eval", "tofu").read_text(encoding="utf-8"))
+    suite = yaml.safe_load(resources.resolve("eval", "tofu").read_text(encoding="utf-8"))
     suite["probes"]["holdout"] = {"probe": "logprobs", "split": "holdout"}
     suite["metrics"] |= yaml.safe_load(LINES)
     lines = {line.name: line for line in parse_suite(suite, name="tofu").lines}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from llm_forget.evals.gradient_probe import base_weights, probe_gradients
-from llm_forget.evals.probes import TokenRow
+from llm_forget.evals.probes.gradients import base_weights, probe_gradients
+from llm_forget.evals.probes.probes import TokenRow
 from llm_forget.evals.records import RecordWriter, load_records
 
 

@@ -6,7 +6,7 @@ import torch
 from llm_forget.evals.metrics.exact_memorization import exact_memorization
 from llm_forget.evals.metrics.extraction_strength import extraction_strength
 from llm_forget.evals.metrics.probability import probability
-from llm_forget.evals.probes import TokenRow, probe_logprobs
+from llm_forget.evals.probes.probes import TokenRow, probe_logprobs
 from llm_forget.evals.records import RecordWriter
 
 VOCABULARY, PROMPT, ANSWER = 64, 4, 12

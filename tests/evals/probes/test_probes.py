@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from llm_forget.evals import probes
 from llm_forget.evals.metrics.extraction_strength import extraction_strength
 from llm_forget.evals.metrics.probability import probability
 from llm_forget.evals.metrics.rouge import rouge
-from llm_forget.evals.probes import PromptRow, TokenRow, probe_generate, probe_logprobs
+from llm_forget.evals.probes import probes
+from llm_forget.evals.probes.probes import PromptRow, TokenRow, probe_generate, probe_logprobs
 from llm_forget.evals.records import RecordWriter, load_records
 
 

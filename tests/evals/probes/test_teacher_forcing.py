@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llm_forget.evals.teacher_forcing import forward_with_logits, per_row, vocabulary_moments
-from llm_forget.logprobs import forward_logprobs
-from llm_forget.packing import pack
-from llm_forget.shortcuts import find_shortcuts
+from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row, vocabulary_moments
+from llm_forget.logprobs.fast_paths import find_shortcuts
+from llm_forget.logprobs.logprobs import forward_logprobs
+from llm_forget.logprobs.packing import pack
 from tests.logprobs.test_fast_paths import NEITHER, ROWS, batch, model  # noqa: F401
 from tests.models.test_architectures import folder  # noqa: F401
 
@@ -75,7 +75,7 @@ def test_numbers_do_not_depend_on_the_size_of_a_block(tiny_model, monkeypatch) -
     made = tiny_model()
     logps = forward_logprobs(made, batch(), head=made.get_output_embeddings(), logits=True)
     whole = per_row(logps)
-    monkeypatch.setattr("llm_forget.evals.teacher_forcing.BLOCK_ON_CPU", 64 * 2)  # two tokens at a time
+    monkeypatch.setattr("llm_forget.evals.probes.teacher_forcing.BLOCK_ON_CPU", 64 * 2)  # two tokens at a time
     for one, other in zip(whole, per_row(logps), strict=True):
         for left, right in zip(one, other, strict=True):
             assert left.shape == right.shape

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_forget.evaluate import evaluate
+from llm_forget.core.run_directory import AdapterRefused, read_json, write_json
 from llm_forget.models import (
     attach_adapter,
     effect_of,
@@ -27,9 +27,9 @@ from llm_forget.models import (
     save_adapter,
     source_digest,
 )
-from llm_forget.models.lora_config import MAX_RANK
-from llm_forget.models.untrusted import MAX_WEIGHTS, read_header
-from llm_forget.run import AdapterRefused, read_json, write_json
+from llm_forget.models.adapters.lora_config import MAX_RANK
+from llm_forget.models.adapters.untrusted import MAX_WEIGHTS, read_header
+from llm_forget.workflows.evaluate import evaluate
 from tests.support.disturbed import IDS, disturb, reseal
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
@@ -290,7 +290,7 @@ def test_9_a_pattern_is_never_tried(saved, change):
 
 
 def test_10_what_a_configuration_claims_of_its_base_is_neither_followed_nor_kept(saved, tmp_path):
-    from llm_forget.adopt import adopt
+    from llm_forget.workflows.adopt import adopt
 
     folder, args = saved
     evil = {"base_model_class": "system", "parent_library": "os"}
@@ -482,7 +482,7 @@ def command(tmp_path, monkeypatch):
     """``command(*words)``: the command line, in this process."""
     from typer.testing import CliRunner
 
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     monkeypatch.chdir(tmp_path)
     return lambda *words: CliRunner().invoke(app, words)
@@ -541,7 +541,7 @@ def test_a_foreign_adapter_is_adopted_only_when_somebody_vouches_for_it(run, com
 
 
 def test_embeddings_that_peft_saved_along_are_left_out_if_they_are_the_bases_own(tiny_folder, lora_args, tmp_path):
-    from llm_forget.adopt import adopt
+    from llm_forget.workflows.adopt import adopt
 
     args = lora_args(tiny_folder, lora_target_modules=["q_proj", "embed_tokens"])
     model = disturb(attach_adapter(load_base(args), args))
@@ -565,7 +565,7 @@ def test_embeddings_that_peft_saved_along_are_left_out_if_they_are_the_bases_own
 
 
 def test_an_adapter_with_a_manifest_is_adopted_without_trust_and_held_to_it(saved, tmp_path, lora_args):
-    from llm_forget.adopt import adopt
+    from llm_forget.workflows.adopt import adopt
 
     folder, args = saved
     run = adopt(folder, tmp_path / "run", base=args.model_name_or_path)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from llm_forget.core.run_directory import AdapterRefused
 from llm_forget.models import attach_adapter, effect_of, load_adapter, load_adapter_weights, save_adapter
-from llm_forget.models.adapters import disk_errors
-from llm_forget.run import AdapterRefused
+from llm_forget.models.adapters.files import disk_errors
 from tests.support.disturbed import IDS, disturb
 
 

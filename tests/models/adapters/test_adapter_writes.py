@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm_forget.models import adapters, attach_adapter, load_adapter, save_adapter
+from llm_forget.models import attach_adapter, load_adapter, save_adapter
+from llm_forget.models.adapters import files
 from tests.support.disturbed import IDS, disturb
 
 # What changes files: methods of files, functions of os, and what writes safetensors.
@@ -109,7 +110,7 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(two, t
 
 def test_a_disk_that_stays_full_between_two_renames_takes_away_no_adapter(two, tiny_model, monkeypatch) -> None:
     folder, models = two
-    monkeypatch.setattr(adapters, "_exchanged", lambda *_: False)  # a system without such a call
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)  # a system without such a call
     replace = os.replace
 
     def full_after_the_first(source: Path, target: Path) -> None:

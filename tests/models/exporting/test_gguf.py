@@ -20,9 +20,10 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from llm_forget.models import gguf_form, gguf_tokenizer, load_base, load_tokenizer, source_digest
-from llm_forget.models.gguf_form import FORMS, read_gguf, refuse_architecture, write_gguf
-from llm_forget.models.gguf_tokenizer import LLAMA3, QWEN2, SAMPLES, check_tokenizer, describe_tokenizer
+from llm_forget.models import load_base, load_tokenizer, source_digest
+from llm_forget.models.exporting import gguf, gguf_tokenizer
+from llm_forget.models.exporting.gguf import FORMS, read_gguf, refuse_architecture, write_gguf
+from llm_forget.models.exporting.gguf_tokenizer import LLAMA3, QWEN2, SAMPLES, check_tokenizer, describe_tokenizer
 
 GGMLQuantizationType = pytest.importorskip("gguf").GGMLQuantizationType
 IDS = torch.tensor([[3, 40, 5, 99, 7, 250, 11, 64]])
@@ -111,7 +112,7 @@ def test_a_file_that_says_something_else_is_seen(wrong, tiny_model, tokenizer, t
     model = family("llama", tiny_model)
     path = tmp_path / "model.gguf"
     if wrong == "not interleaved":
-        monkeypatch.setattr(gguf_form, "HEADS_INTERLEAVED", ())
+        monkeypatch.setattr(gguf, "HEADS_INTERLEAVED", ())
         write_gguf(model, tokenizer, path, "gguf-f32")
         assert float((logits(read_gguf(path, ModelConfig(), model.config)) - logits(model)).abs().max()) > 0.1
         return
@@ -284,7 +285,7 @@ def test_a_tokenizer_that_is_read_back_as_another_is_refused(wrong, tokenizers, 
             return replace(said, add_bos=False)
         return replace(said, kinds=[1] * rows)
 
-    monkeypatch.setattr(gguf_form, "describe_tokenizer", otherwise)
+    monkeypatch.setattr(gguf, "describe_tokenizer", otherwise)
     path = tmp_path / "model.gguf"
     write_gguf(tiny_model(**{**SIZES, "vocab_size": 420}), tokenizers["gpt-2"], path, "gguf-f32")
     with pytest.raises(ValueError, match="sample texts are cut into other tokens"):
@@ -346,7 +347,7 @@ def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_mad
     tiny_model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
-    from llm_forget.evaluate import evaluate
+    from llm_forget.workflows.evaluate import evaluate
 
     model, tokenizer = tiny_model(**{**SIZES, "vocab_size": 480}), trained()
     model.save_pretrained(tmp_path / "model")
@@ -374,19 +375,19 @@ def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_mad
 def test_what_transformers_passes_over_in_a_file_is_said(what, tiny_model, tokenizer, tmp_path, monkeypatch, caplog):
     from gguf import GGUFWriter, RopeScalingType
 
-    head = gguf_form._add_head
+    head = gguf._add_head
 
     def more(writer: GGUFWriter, config, form):
         head(writer, config, form)
         if what == "llama.rope.scaling.type":
             writer.add_rope_scaling_type(RopeScalingType.YARN)
 
-    monkeypatch.setattr(gguf_form, "_add_head", more)
+    monkeypatch.setattr(gguf, "_add_head", more)
     model = tiny_model(**SIZES)
     if what == "rope_freqs.weight":  # as a converter writes it for Llama 3
-        tensors = gguf_form._tensors
-        freqs = gguf_form._Tensor(what, torch.ones(8), GGMLQuantizationType.F32, None)
-        monkeypatch.setattr(gguf_form, "_tensors", lambda *given: [*tensors(*given), freqs])
+        tensors = gguf._tensors
+        freqs = gguf._Tensor(what, torch.ones(8), GGMLQuantizationType.F32, None)
+        monkeypatch.setattr(gguf, "_tensors", lambda *given: [*tensors(*given), freqs])
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "gguf-f32")
     monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
     load_base(ModelConfig(model_name_or_path=str(tmp_path / "m.gguf")))

@@ -18,8 +18,8 @@ from llm_forget.models import (
     save_adapter,
     source_digest,
 )
-from llm_forget.models.as_adapter import combine_adapters
-from llm_forget.models.combine import Part, change, error_of_averaging, fold, layers, load_parts, rule
+from llm_forget.models.merging.as_adapter import combine_adapters
+from llm_forget.models.merging.combinations import Part, change, error_of_averaging, fold, layers, load_parts, rule
 
 IDS = torch.arange(3, 21).view(2, 9)  # [2, 9]
 PLAIN = [{}, {}]

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from llm_forget.models import attach_adapter, load_base, merge, merge_adapter, save_adapter, source_digest
+from llm_forget.models import attach_adapter, load_base, merge_adapter, save_adapter, source_digest
+from llm_forget.models.merging import full_model
 from tests.support.disturbed import IDS, disturb
 
 
@@ -53,14 +54,14 @@ def test_above_the_tolerance_nothing_is_left(trained, tmp_path):
 
 def test_a_file_damaged_while_writing_is_refused(trained, tmp_path, monkeypatch):
     args, adapter, _ = trained
-    read = merge._read
+    read = full_model._read
 
     def read_damaged(*arguments):
         model = read(*arguments)
         model.get_output_embeddings().weight.data[7] += 0.1
         return model
 
-    monkeypatch.setattr(merge, "_read", read_damaged)
+    monkeypatch.setattr(full_model, "_read", read_damaged)
     with pytest.raises(ValueError, match="differs from the adapter"):
         merge_adapter(args, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -91,7 +92,7 @@ def test_bfloat16_stays_bfloat16(tiny_folder, lora_args, tmp_path):
 
 def test_kl_of_a_distribution_with_itself_is_zero():
     logits = [torch.randn(5, 11)]
-    assert merge.compare(logits, logits) == {"max_abs_logit_difference": 0.0, "mean_kl": 0.0}
+    assert full_model.compare(logits, logits) == {"max_abs_logit_difference": 0.0, "mean_kl": 0.0}
 
 
 def test_a_divergence_is_never_below_zero():
@@ -104,4 +105,4 @@ def test_a_divergence_is_never_below_zero():
         for p, q in zip(logits, moved, strict=True)
     ]
     assert min(raw) < 0
-    assert all(merge.compare([p], [q])["mean_kl"] >= 0 for p, q in zip(logits, moved, strict=True))
+    assert all(full_model.compare([p], [q])["mean_kl"] >= 0 for p, q in zip(logits, moved, strict=True))

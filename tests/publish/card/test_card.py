@@ -10,10 +10,10 @@ import yaml
 
 pytest.importorskip("jinja2")
 
-from llm_forget.evals.verdict import shown
-from llm_forget.report.card import Place, Statements, card, kept_statements, write_card
-from llm_forget.report.document import interval
-from llm_forget.report.keyed import PREFIX
+from llm_forget.evals.bounds import shown
+from llm_forget.publish.card.card import Place, Statements, card, kept_statements, write_card
+from llm_forget.publish.row_digests import PREFIX
+from llm_forget.report.render.document import interval
 
 HOSTILE = (
     "=cmd()", "<script>alert(1)</script>", "![x](http://evil.example/a.png)", "[y](javascript:alert(1))",
@@ -224,9 +224,9 @@ def test_earlier_versions_are_listed(make_measured_run):
 
 def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_measured_run):
     pytest.importorskip("matplotlib")
-    from llm_forget.hub.publication import report_without_ids
-    from llm_forget.report.public import public
-    from llm_forget.report.read import read_run
+    from llm_forget.publish.anonymise import public
+    from llm_forget.publish.bundle import report_without_ids
+    from llm_forget.report.run_evidence import read_run
 
     evidence = read_run(make_measured_run(ids=[f"Mary-Miller-{i}" for i in range(30)]))
     page = report_without_ids(evidence).decode()
@@ -243,9 +243,9 @@ def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_measured
 
 
 def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make_measured_run):
-    from llm_forget.report.public import public
-    from llm_forget.report.read import read_run
-    from llm_forget.run import json_digest
+    from llm_forget.core.run_directory import json_digest
+    from llm_forget.publish.anonymise import public
+    from llm_forget.report.run_evidence import read_run
 
     folder = make_measured_run()
     results = json.loads((folder / "results.json").read_text())
@@ -272,7 +272,7 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
 
 
 def test_a_form_that_was_pulled_rests_on_the_rows_of_the_run_like_the_one_that_was_pushed(make_measured_run, tmp_path):
-    from llm_forget.report.keyed import public_results, row_key
+    from llm_forget.publish.row_digests import public_results, row_key
 
     folder = make_measured_run(forget="forget.jsonl")
     results = json.loads((folder / "results.json").read_text())
@@ -292,7 +292,7 @@ def test_a_form_that_was_pulled_rests_on_the_rows_of_the_run_like_the_one_that_w
 
 
 def test_the_card_says_keyed_digests_and_keeps_the_key_to_its_owner(make_measured_run, caplog):
-    from llm_forget.report.keyed import keyed, read_key
+    from llm_forget.publish.row_digests import keyed, read_key
 
     folder = make_measured_run()
     text = card(folder)
@@ -320,7 +320,7 @@ def test_a_key_is_made_without_hard_links_and_not_by_halves(make_measured_run, m
     import errno
     import os
 
-    from llm_forget.report.keyed import row_key
+    from llm_forget.publish.row_digests import row_key
 
     def fails(*_, **__):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
@@ -341,7 +341,7 @@ def test_a_key_is_made_without_hard_links_and_not_by_halves(make_measured_run, m
 def test_of_many_that_make_a_key_at_once_all_have_the_same(make_measured_run):
     from concurrent.futures import ThreadPoolExecutor
 
-    from llm_forget.report.keyed import row_key
+    from llm_forget.publish.row_digests import row_key
 
     folder = make_measured_run()
     with ThreadPoolExecutor(8) as pool:

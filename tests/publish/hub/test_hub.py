@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_forget.run import AdapterRefused, Run, file_digest
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest
 from tests.support.loopback_hub import ID, SIGNATURE, TOKEN, Wrong, loopback_hub, route, talk_to
 from tests.support.tiny_runs import CANARY
 
@@ -36,7 +36,7 @@ MADE = {}  # runs that were evaluated, each once; tests get copies
 def measured(request, tmp_path):
     """``measured(name, seed)`` gives a run with an adapter that was evaluated."""
     pytest.importorskip("jinja2")
-    from llm_forget.evaluate import evaluate
+    from llm_forget.workflows.evaluate import evaluate
 
     def make(name="run", seed=0):
         if name not in MADE:
@@ -48,8 +48,8 @@ def measured(request, tmp_path):
 
 
 def send(run, **given):
-    from llm_forget.hub.publication import publication
-    from llm_forget.hub.push import push
+    from llm_forget.publish.bundle import publication
+    from llm_forget.publish.hub.push import push
 
     prepared = {key: given.pop(key) for key in ("merged",) if key in given}
     what = publication(run.path, REPO, **prepared)
@@ -57,7 +57,7 @@ def send(run, **given):
 
 
 def test_what_is_pulled_is_what_was_pushed_byte_for_byte(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     run = measured()
     what, pushed = send(run)
@@ -173,7 +173,7 @@ def test_no_plain_digest_of_rows_is_in_any_pushed_byte(hub, measured, tmp_path):
     pytest.importorskip("matplotlib")
     from huggingface_hub import HfApi
 
-    from llm_forget.merge import merge
+    from llm_forget.workflows.merge import merge
 
     run = measured()
     plain = [with_data(run)]
@@ -203,7 +203,7 @@ def test_a_plain_digest_that_comes_from_elsewhere_stops_everything(hub, measured
 
 
 def test_keyed_digests_are_the_same_for_every_push_of_a_run_and_others_for_another_run(hub, measured, tmp_path):
-    from llm_forget.hub.publication import publication
+    from llm_forget.publish.bundle import publication
 
     def sent(run):
         what = publication(run.path, REPO)
@@ -224,8 +224,8 @@ def test_who_has_key_and_rows_can_check_what_was_pushed(hub, measured, tmp_path)
     import hmac
 
     from llm_forget.data import load_source
-    from llm_forget.hub.pull import pull
-    from llm_forget.report.keyed import keyed_rows, read_key
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.publish.row_digests import keyed_rows, read_key
 
     run = measured()
     send(run)
@@ -242,10 +242,10 @@ def test_who_has_key_and_rows_can_check_what_was_pushed(hub, measured, tmp_path)
 
 
 def test_what_was_pulled_is_evaluated_and_described_like_what_was_pushed(hub, measured, tmp_path):
-    from llm_forget.evaluate import evaluate
-    from llm_forget.hub.pull import pull
-    from llm_forget.merge import merge
-    from llm_forget.report.card import card
+    from llm_forget.publish.card.card import card
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.workflows.evaluate import evaluate
+    from llm_forget.workflows.merge import merge
 
     run, merged, pulled = measured(), tmp_path / "merged", tmp_path / "pulled"
     merge(run.path, merged, measure=True)
@@ -260,7 +260,7 @@ def test_what_was_pulled_is_evaluated_and_described_like_what_was_pushed(hub, me
 
 
 def test_a_dry_run_sends_nothing(hub, measured, capsys):
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     run = measured()
     with pytest.raises(SystemExit) as end:
@@ -383,10 +383,10 @@ def caught(action):
 
 @pytest.mark.slow
 def test_whatever_route_fails_in_whatever_way_is_one_sentence(hub, measured, tmp_path):
-    from llm_forget.hub.publication import publication
-    from llm_forget.hub.pull import pull
-    from llm_forget.hub.purge import plan, purge
-    from llm_forget.hub.push import push
+    from llm_forget.publish.bundle import publication
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.publish.hub.purge import plan, purge
+    from llm_forget.publish.hub.push import push
 
     first, second = (publication(measured(name, seed).path, REPO) for name, seed in (("run", 0), ("second", 1)))
 
@@ -452,7 +452,7 @@ def test_what_hf_xet_says_of_its_token_is_one_sentence(hub, measured, monkeypatc
     ],
 )
 def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, value, sentence):
-    code = "from llm_forget.hub.push import push; from llm_forget.hub.publication import Publication as P; "
+    code = "from llm_forget.publish.hub.push import push; from llm_forget.publish.bundle import Publication as P; "
     code += f"push(P({REPO!r}, 'adapter', 'v-0', ()))"
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")}
     endpoint = "https://hub.invalid" if name == "HTTPS_PROXY" else "http://hub.invalid"
@@ -484,7 +484,7 @@ def test_what_somebody_else_committed_meanwhile_is_not_lost(hub, measured, monke
 
 
 def test_private_stays_private_or_nothing_is_sent(hub, measured, monkeypatch, tmp_path):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     run = measured()
     _, pushed = send(run, private=True)
@@ -526,9 +526,9 @@ def test_a_file_that_names_a_folder_of_this_machine_stops_everything(hub, measur
 
 
 def test_a_local_base_is_published_by_its_name_or_by_the_one_on_the_hub(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
-    from llm_forget.models.adapters import verify_adapter
-    from llm_forget.report.card import Statements, write_card
+    from llm_forget.models.adapters.files import verify_adapter
+    from llm_forget.publish.card.card import Statements, write_card
+    from llm_forget.publish.hub.pull import pull
 
     run = measured()
     write_card(run.path, Statements(base_model="org/the-base", license="mit"))
@@ -547,7 +547,7 @@ def test_a_local_base_is_published_by_its_name_or_by_the_one_on_the_hub(hub, mea
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "results.json", "README.md"])
 def test_a_file_that_was_changed_on_the_hub_is_not_kept(hub, measured, tmp_path, name):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     send(measured())
     repo = hub.repos[REPO]
@@ -566,7 +566,7 @@ def test_a_file_that_was_changed_on_the_hub_is_not_kept(hub, measured, tmp_path,
 
 
 def test_an_adapter_with_another_manifest_is_refused_even_if_the_listing_agrees(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     send(measured())
     repo = hub.repos[REPO]
@@ -586,7 +586,7 @@ def test_an_adapter_with_another_manifest_is_refused_even_if_the_listing_agrees(
 def test_no_answer_in_time_is_one_sentence(hub):
     from huggingface_hub.utils import get_session
 
-    from llm_forget.hub.client import speaking
+    from llm_forget.publish.hub.client import speaking
 
     hub.fail("GET /api/whoami", "hang")
     with (
@@ -613,7 +613,7 @@ def test_a_disk_that_is_full_is_said_as_such_and_nothing_is_left(hub, measured, 
 
 
 def test_a_listing_cannot_make_pull_write_elsewhere(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     send(measured())
     repo = hub.repos[REPO]
@@ -630,7 +630,7 @@ def test_a_listing_cannot_make_pull_write_elsewhere(hub, measured, tmp_path):
 def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
     from huggingface_hub import HfApi
 
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     HfApi().create_repo(REPO)
     with pytest.raises(ValueError, match=r"did not push it; fetch it with `hf download tester/forgetful"):
@@ -643,7 +643,7 @@ def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
 
 
 def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, measured, tmp_path):
-    from llm_forget.hub.pull import in_bytes, pull
+    from llm_forget.publish.hub.pull import in_bytes, pull
 
     run = measured()
     send(run)
@@ -661,7 +661,7 @@ def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, m
 
 
 def test_a_revision_of_very_many_files_or_a_huge_listing_is_not_read(hub, measured, tmp_path, monkeypatch):
-    from llm_forget.hub import pull, push
+    from llm_forget.publish.hub import pull, push
 
     send(measured())
     monkeypatch.setattr(pull, "MAX_LISTING", 10)
@@ -673,7 +673,7 @@ def test_a_revision_of_very_many_files_or_a_huge_listing_is_not_read(hub, measur
 
 
 def test_a_download_that_breaks_off_is_taken_up(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     run = measured()
     send(run)
@@ -690,7 +690,7 @@ def test_a_download_that_breaks_off_is_taken_up(hub, measured, tmp_path):
 )
 @pytest.mark.parametrize("how", ["drop", 503])
 def test_a_pull_without_an_answer_is_a_sentence_and_leaves_nothing(hub, measured, tmp_path, request_like, how):
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
 
     send(measured())
     hub.fail(request_like, how, times=99)
@@ -707,8 +707,8 @@ def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stay
     from huggingface_hub import HfApi
     from transformers import AutoModelForCausalLM
 
-    from llm_forget.hub.pull import pull
-    from llm_forget.merge import merge
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.workflows.merge import merge
 
     run = measured()
     send(run)
@@ -739,8 +739,8 @@ def edited(file, change):
 
 
 def test_results_of_a_merged_model_are_published_only_if_they_are_of_its_weights(hub, measured, tmp_path):
-    from llm_forget.hub.publication import publication
-    from llm_forget.merge import merge
+    from llm_forget.publish.bundle import publication
+    from llm_forget.workflows.merge import merge
 
     run, merged = measured(), tmp_path / "merged"
     merge(run.path, merged, measure=True)
@@ -763,8 +763,8 @@ def test_results_of_a_merged_model_are_published_only_if_they_are_of_its_weights
     ("scales", "runs"), [([-1.0], ["run"]), ([1.0, 1.0], ["run", "second"]), ([1.0], ["second"])], ids=str
 )
 def test_what_is_not_this_run_alone_as_it_is_is_not_pushed_as_it(hub, measured, tmp_path, scales, runs):
-    from llm_forget.hub.publication import publication
-    from llm_forget.merge import merge
+    from llm_forget.publish.bundle import publication
+    from llm_forget.workflows.merge import merge
 
     made = {name: measured(name, seed) for name, seed in (("run", 0), ("second", 1))}
     merge([made[name].path for name in runs], tmp_path / "merged", scales=scales)
@@ -778,9 +778,9 @@ def test_an_exported_form_is_pushed_with_its_own_numbers_and_how_to_load_it(hub,
     pytest.importorskip("bitsandbytes")
     from huggingface_hub import ModelCard
 
-    from llm_forget.export import export
-    from llm_forget.hub.publication import publication
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.bundle import publication
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.workflows.export import export
 
     run, form = measured(), tmp_path / "form"
     export(run.path, "int8", form, quiet=True)
@@ -815,7 +815,7 @@ def test_an_exported_form_is_pushed_with_its_own_numbers_and_how_to_load_it(hub,
 
 
 def test_only_files_of_known_names_leave_or_come():
-    from llm_forget.hub.publication import allowed
+    from llm_forget.publish.bundle import allowed
 
     assert all(map(allowed, ["model-q8_0.gguf", "model-00001-of-00003.safetensors", "export.json", "published.sig"]))
     assert not any(
@@ -827,8 +827,8 @@ def test_a_run_that_trained_all_weights_is_pushed_as_a_model(hub, make_run, tmp_
     pytest.importorskip("jinja2")
     from huggingface_hub import ModelCard
 
-    from llm_forget.evaluate import evaluate
-    from llm_forget.hub.pull import pull
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.workflows.evaluate import evaluate
 
     run = make_run("full", use_cpu=True)
     shutil.rmtree(run.adapter)
@@ -851,8 +851,8 @@ def withdrawn(hub, measured):
 
 
 def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, measured, tmp_path):
-    from llm_forget.hub.pull import pull
-    from llm_forget.hub.purge import plan, purge
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.publish.hub.purge import plan, purge
 
     old, new = withdrawn(hub, measured)
     repo = hub.repos[REPO]
@@ -878,9 +878,9 @@ def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, 
 def test_all_versions_with_the_weights_of_a_withdrawn_one_go_however_long_the_history(hub, measured, tmp_path):
     from huggingface_hub import HfApi
 
-    from llm_forget.hub.pull import pull
-    from llm_forget.hub.purge import plan, purge
-    from llm_forget.report.card import Statements, write_card
+    from llm_forget.publish.card.card import Statements, write_card
+    from llm_forget.publish.hub.pull import pull
+    from llm_forget.publish.hub.purge import plan, purge
 
     run, pushed = measured(), []
     for contact in ("one", "two", "three"):  # the same weights under other cards
@@ -909,7 +909,7 @@ def test_all_versions_with_the_weights_of_a_withdrawn_one_go_however_long_the_hi
 
 
 def test_the_newest_version_is_not_purged(hub, measured):
-    from llm_forget.hub.purge import plan
+    from llm_forget.publish.hub.purge import plan
 
     _, pushed = send(measured())
     with pytest.raises(ValueError, match="push a version without the data first"):
@@ -919,7 +919,7 @@ def test_the_newest_version_is_not_purged(hub, measured):
 
 
 def test_a_hub_that_still_has_the_old_commit_is_reported(monkeypatch, measured, tmp_path):
-    from llm_forget.hub.purge import plan, purge
+    from llm_forget.publish.hub.purge import plan, purge
 
     with loopback_hub(keeps_unreachable=True) as hub:
         talk_to(hub, monkeypatch, tmp_path)
@@ -929,7 +929,7 @@ def test_a_hub_that_still_has_the_old_commit_is_reported(monkeypatch, measured, 
 
 
 def test_a_pull_request_that_holds_the_commit_is_named(hub, measured):
-    from llm_forget.hub.purge import plan
+    from llm_forget.publish.hub.purge import plan
 
     old, _ = withdrawn(hub, measured)
     hub.repos[REPO].pulls["refs/pr/1"] = old.commit
@@ -939,7 +939,7 @@ def test_a_pull_request_that_holds_the_commit_is_named(hub, measured):
 
 @pytest.mark.parametrize("request_like", ["DELETE .*/tag/", "POST .*/super-squash/", "POST .*/lfs-files/batch"])
 def test_a_purge_that_was_cut_off_ends_when_it_is_given_the_commit(hub, measured, request_like):
-    from llm_forget.hub.purge import plan, purge
+    from llm_forget.publish.hub.purge import plan, purge
 
     old, _ = withdrawn(hub, measured)
     repo = hub.repos[REPO]
@@ -956,7 +956,7 @@ def test_a_purge_that_was_cut_off_ends_when_it_is_given_the_commit(hub, measured
 @pytest.fixture
 def evident(measured, tmp_path, monkeypatch):
     """A measured run whose provenance names its rows, and an evidence folder that knows it."""
-    from llm_forget.audit.versions import add_version
+    from llm_forget.compliance.versions.versions import add_version
     from llm_forget.models import source_digest
 
     run = measured()
@@ -977,7 +977,7 @@ def evident(measured, tmp_path, monkeypatch):
 
 def say(*words):
     """A command in this process; its exit code."""
-    from llm_forget.cli import app
+    from llm_forget.cli.main import app
 
     with pytest.raises(SystemExit) as end:
         app([*map(str, words)], prog_name="llm-forget")
@@ -985,7 +985,7 @@ def say(*words):
 
 
 def test_the_ledger_knows_what_was_published_and_the_card_the_version(hub, evident):
-    from llm_forget.audit.ledger import Ledger
+    from llm_forget.compliance.ledger.ledger import Ledger
 
     run, version, folder = evident
     for _ in range(2):
@@ -1006,7 +1006,7 @@ def test_the_ledger_knows_what_was_published_and_the_card_the_version(hub, evide
 
 
 def test_a_model_that_holds_deleted_data_is_not_published(hub, evident, capsys):
-    from llm_forget.audit.ledger import Ledger
+    from llm_forget.compliance.ledger.ledger import Ledger
 
     run, _, folder = evident
     with Ledger.open(folder) as ledger:
@@ -1023,7 +1023,7 @@ def test_a_model_that_holds_deleted_data_is_not_published(hub, evident, capsys):
 
 
 def test_a_withdrawal_is_in_the_ledger(hub, measured, evident):
-    from llm_forget.audit.ledger import Ledger
+    from llm_forget.compliance.ledger.ledger import Ledger
 
     run, version, folder = evident
     assert say("push", run.path, "--repo", REPO, "--execute") == 0
@@ -1047,7 +1047,7 @@ def test_a_withdrawal_that_was_cut_off_is_in_the_ledger_as_begun_and_ends_when_r
 ):
     from huggingface_hub import HfApi
 
-    from llm_forget.audit.ledger import Ledger
+    from llm_forget.compliance.ledger.ledger import Ledger
 
     run, _, folder = evident
     old = send(run)[1]
@@ -1074,8 +1074,8 @@ def test_a_withdrawal_that_was_cut_off_is_in_the_ledger_as_begun_and_ends_when_r
 
 def test_what_was_signed_is_pulled_by_the_key_and_nothing_else_is(hub, evident, tmp_path, capsys):
     pytest.importorskip("cryptography")
-    from llm_forget.audit.signing import signing_key
-    from llm_forget.hub.pull import pull
+    from llm_forget.compliance.ledger.signing import signing_key
+    from llm_forget.publish.hub.pull import pull
 
     run, _, folder = evident
     assert say("push", run.path, "--repo", REPO, "--execute") == 0
@@ -1124,7 +1124,7 @@ class Twofold(dict):
 
 def test_a_hub_that_first_shows_another_listing_than_the_signed_one_is_found_out(hub, evident, tmp_path, capsys):
     pytest.importorskip("cryptography")
-    from llm_forget.audit.signing import signing_key
+    from llm_forget.compliance.ledger.signing import signing_key
 
     run, _, folder = evident
     signing_key(folder)
@@ -1177,9 +1177,9 @@ def test_as_a_user_would_by_the_command_line(measured, tmp_path):
 
 @pytest.mark.parametrize("made", ["combine", "finetune"])
 def test_an_adapter_of_another_kind_of_run_is_pushed_with_its_own_numbers(hub, measured, tmp_path, made):
-    from llm_forget.evaluate import evaluate
-    from llm_forget.finetune import finetune
-    from llm_forget.merge import merge
+    from llm_forget.workflows.evaluate import evaluate
+    from llm_forget.workflows.finetune import finetune
+    from llm_forget.workflows.merge import merge
 
     run = measured()
     config = run.config

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from llm_forget.report import report
-from llm_forget.report.compare import compare, comparison_markdown, print_comparison
+from llm_forget.report.sections.comparison import compare, comparison_markdown, print_comparison
 
 
 def summary(section, suite="basic"):

@@ -1,0 +1,144 @@
+"""Attack an unlearned model and its oracle in the same way; only what comes back beyond the oracle's counts.
+
+The result is ``attacks/<name>/attack.json`` in the run: numbers, for the report.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from llm_forget.attacks import prompting, quantize, relearn  # noqa: F401  (they register themselves)
+from llm_forget.attacks._registry import KINDS
+from llm_forget.attacks.context import Lines, Scene, lines_of
+from llm_forget.attacks.excess import excess
+from llm_forget.attacks.prompting import ASKED
+from llm_forget.core.launch import refuse_processes
+from llm_forget.core.run_directory import ATTACK_FORMAT, ROLES, Run, json_digest, write_json
+from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
+
+logger = logging.getLogger("llm_forget")
+
+
+def attack(
+    run: str | Path,
+    kind: str,
+    suite: str | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Attack a run and its oracle, measure both with the same suite, and write what came back.
+
+    Args:
+        run: a finished run with an adapter.
+        kind: relearn, quantize, sample, prefix, paraphrase, template or two_models.
+        suite: what to measure; default: the run's, and the kind's own where it has one.
+        limit: measure at most so many rows of each probe.
+        batch_size: sequences at most.
+        overrides: keys of a recipe in place of the run's, as for `evaluate`.
+        settings: parameters of the kind, such as ``share=0.05``.
+
+    Returns:
+        The content of attack.json.
+
+    Raises:
+        ValueError: an unknown kind or parameter, or a run that trained no adapter.
+    """
+    refuse_processes("attack", PartialState())
+    entry = KINDS.get(kind)
+    # YAML reads the 4 of `--bits 4` as a number; what is allowed is said where the words are known.
+    words = {key for key, value in settings.items() if isinstance(entry.defaults.get(key), str) and type(value) is int}
+    arguments = entry.arguments({key: str(value) if key in words else value for key, value in settings.items()})
+    finished = Run.open(run)
+    if finished.state["kind"] != "unlearn":
+        raise ValueError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
+    if kind in ASKED and suite is not None:
+        raise ValueError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
+    began = time.perf_counter()
+    default = ASKED[kind][0] if kind in ASKED else finished.config.get("suite") or DEFAULT_SUITE
+    suite = suite or default
+    if "," in suite:
+        raise ValueError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
+    rows, left_out = _measured_rows(kind, {**finished.config, **given}, arguments)
+    # Fewer or other rows than the run's own belong to this attack, not into the run's results.
+    whole = limit is None and not given and not rows
+    asked = {**given, **rows}
+    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **asked)
+    found = results["suites"][Path(suite).stem]
+    plain = {role: lines_of(found, role) for role in ROLES}
+    # A default that is given is the same attack.
+    own = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
+    folder = finished.path / "attacks" / _name(kind, own, suite if suite != default else None, limit, given)
+    scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
+    attacked = entry.function(scene, **arguments)
+    content = {
+        "format": ATTACK_FORMAT,
+        "kind": kind,
+        "settings": {
+            key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
+        },
+        "suite": Path(suite).stem,
+        "limit": limit,
+        "overrides": sorted(given),
+        "left_out": left_out,
+        "models": results["models"],
+        "metrics": _compared(found, plain, attacked),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_json(folder / "attack.json", content)
+    return content
+
+
+def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Keys in place of the run's for what is measured, before the attack and after it, and how many rows it lacks.
+
+    Called before anything is measured, and so where arguments are refused that only a kind itself can judge.
+    """
+    if kind == "quantize":
+        quantize.check_bits(arguments["bits"])
+    if kind != "relearn":
+        return {}, 0
+    trained, others = relearn.parted(config, **{key: arguments[key] for key in ("share", "on", "seed")})
+    return ({}, 0) if others is None else ({"forget": others}, relearn.number_of(trained))
+
+
+def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
+    """Name of the attack's folder: another one for whatever else was asked, so that no attack overwrites another."""
+    asked = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
+    words = [str(value) for value in asked.values()]
+    # The report shows the name, and the path to a file tells about a machine and its owner.
+    public = [Path(word).name if word.startswith(("/", "~")) else word for word in words]
+    name = "-".join([kind, *(f"{key}-{word}" for key, word in zip(asked, public, strict=True))])
+    readable = "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:80]
+    digests = [f"keys-{_digest(keys)}"] if keys else []
+    # Two templates or two files may be alike in what a name can show.
+    digests += [_digest(asked)] if readable != name or public != words else []
+    return "-".join([readable, *digests])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return json_digest(content).removeprefix("sha256:")[:8]
+
+
+def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
+    """Every attacked line with its value before the attack, for both models, and what came back in excess."""
+    metrics = {}
+    for name, line in attacked["unlearned"].items():
+        oracle = attacked.get("oracle", {}).get(name)
+        compared = {
+            **{key: suite["metrics"][name][key] for key in ("metric", "goal")},
+            **{role: plain[role].get(name, {}).get("value") for role in ROLES},
+            "unlearned_attacked": line,
+            "oracle_attacked": oracle,
+        }
+        metrics[name] = {**compared, "excess": excess(name, compared)}
+    return metrics

@@ -1,0 +1,281 @@
+"""Commands on finished runs: measure, attack, verify, report, compare. Heavy imports wait for a command's body."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
+
+evidence = typer.Typer()
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most so many rows of each probe.")]
+BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Sequences at most at once.")]
+
+
+def speak() -> None:
+    """What the workflows have to say goes to stderr, a plain sentence a line."""
+    import logging
+
+    logger = logging.getLogger("llm_forget")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
+def evaluate(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
+    suite: Annotated[
+        str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
+    oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
+    show_text: Annotated[
+        int, typer.Option("--show_text", "--show-text", min=0, help="Print this many generations before and after.")
+    ] = 0,
+    vllm: Annotated[bool, typer.Option("--vllm", help="Let vLLM generate; needs the extra of that name.")] = False,
+    accelerate_config: Annotated[
+        str | None,
+        typer.Option("--accelerate_config", help="Share the rows out: cpu_2, ddp, or a file.", metavar="NAME|PATH"),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+    ] = None,
+) -> None:
+    """Measure a run: before, unlearned and oracle side by side, with a verdict.
+
+    Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
+    `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
+    """
+    overrides = keys_and_values(ctx.args)
+    from llm_forget.core.launch import follow_launcher, relaunch
+
+    suite = ",".join(map(str.strip, suite.split(","))) if suite is not None else None
+    named = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
+    named |= {"batch_size": batch_size, "show_text": show_text}
+    if accelerate_config is not None:
+        if vllm:
+            raise ValueError("--vllm shares work out by itself; leave --accelerate_config out")
+        options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
+        relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
+    if num_processes is not None:
+        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
+    follow_launcher()
+    from llm_forget.workflows.evaluate import check_keys
+    from llm_forget.workflows.evaluate import evaluate as measure
+
+    check_keys(overrides)
+    measure(run, vllm=vllm, **named, **overrides)
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
+def attack(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
+    kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
+    suite: Annotated[str | None, typer.Option(help="What to measure; default: the run's suite.")] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
+) -> None:
+    """Attack a run and its oracle alike, and see what comes back beyond the oracle's.
+
+    Keys are those of the kind (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`, `--learning_rate`;
+    `quantize`: `--bits nf4` or `int8`) or of a recipe, in place of the run's own. Writes `attacks/` into the run.
+    """
+    given = keys_and_values(ctx.args)
+    speak()
+    from llm_forget.core.run_directory import refuse_version
+
+    refuse_version(run, "attacks with records")
+    from llm_forget.attacks.excess import ABOUT_EXCESS
+    from llm_forget.attacks.run import KINDS
+    from llm_forget.attacks.run import attack as run_attack
+    from llm_forget.core.config import UnlearnConfig, keys_of
+    from llm_forget.evals.terminal import print_attack, terminal
+    from llm_forget.workflows.evaluate import check_keys
+
+    own = {key: given.pop(key) for key in list(given) if key in KINDS.get(kind).defaults}
+    for key, other in ((key, other) for key in given for other in KINDS if key in other.defaults):
+        if key not in keys_of(UnlearnConfig):
+            allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
+            raise ValueError(
+                f"{kind} has no option --{key}, which is one of {other.name}; options of {kind}: {allowed}"
+            )
+    check_keys(given, of="attack")
+    found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
+    print_attack(found, terminal())
+    typer.echo(ABOUT_EXCESS)
+
+
+@evidence.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
+    policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
+) -> None:
+    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive, 2 where that cannot be done.
+
+    2: no such run or policy, a run that was not evaluated, damaged results, or a rule that cannot be meant.
+    """
+    from llm_forget.evals.policy import EXIT_CODES
+    from llm_forget.evals.policy import verify as apply
+
+    answer, found = apply(run, policy)
+    for ruling in found:
+        typer.echo(ruling.sentence())
+    ruled = [ruling for ruling in found if ruling.rule.severity == "fail"]
+    typer.echo(f"verdict: {answer}{'' if ruled else ' (no rule that may fail was applied)'}")
+    raise typer.Exit(EXIT_CODES[answer])
+
+
+@evidence.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    output: Annotated[str | None, typer.Option(help="The page; default: report.html in the run.")] = None,
+    show_text: Annotated[
+        int,
+        typer.Option(
+            "--show_text", "--show-text", min=0, help="Show so many answers. Such a page must not be published."
+        ),
+    ] = 0,
+) -> None:
+    """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
+    speak()
+    from pathlib import Path
+
+    from llm_forget.core.run_directory import refuse_version
+    from llm_forget.report import report as write
+
+    if output is None:
+        refuse_version(runs[0], "the page")
+    path = write([Path(run) for run in runs], output=Path(output) if output else None, show_text=show_text)
+    typer.echo(f"wrote {path}")
+
+
+@evidence.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
+    suite: Annotated[
+        str | None, typer.Option(help="Compare by this suite; default: all that the runs have in common.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+) -> None:
+    """Runs side by side: distance to the oracle on forget rows against utility, and which of them nothing beats."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from llm_forget.core.run_directory import write_atomic
+    from llm_forget.report.sections.comparison import compare as put_together
+    from llm_forget.report.sections.comparison import comparison_markdown, print_comparison
+
+    section = put_together([Path(run) for run in runs], suite=suite)
+    console = Console()
+    print_comparison(section, console if console.is_terminal else Console(width=120))
+    if output is not None:
+        write_atomic(Path(output), comparison_markdown(section))
+        typer.echo(f"wrote {output}")
+
+
+@evidence.command(context_settings=PASS_ON, options_metavar="--grid KEY=VALUE,VALUE... [OPTIONS] [--KEY VALUE]...")
+def sweep(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipped recipe of unlearn.")],
+    grid: Annotated[list[str], typer.Option("--grid", help="Values of a key: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")],
+    output_dir: Annotated[
+        str | None, typer.Option("--output_dir", help="Folder of the runs; default: the recipe's, with -sweep.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="What to measure; default: the recipe's suite.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Run nothing; print commands, or a slurm array script.", metavar="commands|slurm")
+    ] = None,
+    accelerate_config: Annotated[
+        str | None, typer.Option("--accelerate_config", help="For the commands of a plan.", metavar="NAME|PATH")
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+    ] = None,
+) -> None:
+    """Unlearn and evaluate every combination of a grid, and compare the runs.
+
+    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` holds
+    for all runs. The same command again does what is missing: a finished run is neither trained nor measured again.
+    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed. `--dry_run true` checks all and writes nothing.
+    """
+    from llm_forget.workflows.sweep_grid import read_grid
+
+    axes, overrides = read_grid(grid, ctx.args)
+    if plan not in (None, "commands", "slurm"):
+        raise ValueError(f"--plan is commands or slurm, not '{plan}'; leave it out to run the sweep here")
+    if plan is None and (accelerate_config or num_processes):
+        raise ValueError("a sweep runs in one process; --accelerate_config and --num_processes go with --plan")
+    speak()
+    from pathlib import Path
+
+    from llm_forget.workflows.sweep import commands, lay_out, note_front, slurm_script
+    from llm_forget.workflows.sweep import sweep as run_sweep
+
+    asked: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
+    if plan is not None:
+        laid_out = lay_out(recipe, axes, **asked)
+        lines = commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
+        if not lines:
+            raise ValueError("nothing is left to run; the same sweep without --plan compares the runs")
+        typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
+        return
+    found = run_sweep(recipe, axes, **asked)
+    if found.get("dry_run"):
+        for run in found["runs"]:
+            typer.echo(f"{'to be done' if run['status'] == 'waiting' else 'finished':10}  {run['path']}")
+        typer.echo("all runs were checked; nothing was trained or written")
+        return
+    complete = [run["path"] for run in found["runs"] if run["status"] == "complete"]
+    if complete:
+        note_front(found, _front(complete))
+        compare(complete, None, str(Path(found["output_dir"]) / "sweep.md"))
+    failed = [run["name"] for run in found["runs"] if run["status"] == "failed"]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(found['runs'])} runs failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+def _front(runs: list[str]) -> dict[str, list[str]]:
+    """Names of the runs that no other one beats, by suite."""
+    from llm_forget.report.run_evidence import read_runs
+    from llm_forget.report.sections.verdict import common_suites, position
+    from llm_forget.report.statistics import pareto
+
+    known = read_runs(runs)
+    marks = {suite: pareto([position(run, suite) for run in known]) for suite in common_suites(known)}
+    return {suite: [run.name for run, on in zip(known, marked, strict=True) if on] for suite, marked in marks.items()}
+
+
+def keys_and_values(arguments: list[str]) -> dict[str, Any]:
+    """``--key value --flag`` as a mapping; values are read as YAML, but for templates, which are text.
+
+    Raises:
+        ValueError: a word that belongs to no key, or a value that is no YAML.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"'{word}' belongs to no option; keys are written --key value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else "true"
+        name = key.replace("-", "_")
+        try:
+            found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"the value of --{key} is not valid YAML; put it into quotes, or mend it") from None
+    return found

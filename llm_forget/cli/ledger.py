@@ -1,0 +1,229 @@
+"""Commands on the ledger: note what runs did, ask what became of a record, verify. Heavy imports wait for a body."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm_forget.cli.options import EVIDENCE, Evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llm_forget.compliance.ledger.ledger import Event
+
+audit = typer.Typer(
+    no_args_is_help=True, help="The ledger: what was trained on what, deleted, verified; intact or not."
+)
+
+
+@audit.command()
+def note(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of finetune or unlearn.")],
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Note in the ledger what runs were trained on, were to forget, and how they were measured; each thing once.
+
+    Ids of records are noted as keyed hashes. `versions add` and `request run` note their runs themselves.
+    """
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.record_runs import note_run
+
+    with Ledger.open(evidence, create=True) as ledger:
+        for run in runs:
+            before = ledger.head()[0]
+            noted = note_run(ledger, run)
+            new = [f"{event.kind} (event {event.seq})" for event in noted if event.seq > before]
+            typer.echo(f"{run}: {', '.join(new) if new else 'nothing new'}")
+
+
+@audit.command()
+def show(
+    kind: Annotated[str | None, typer.Option(help="Only events of this kind.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only so many of the newest.")] = None,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Show the events in their order."""
+    from llm_forget.compliance.ledger.ledger import KINDS, Ledger
+    from llm_forget.core.registry import did_you_mean
+
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
+    with Ledger.open(evidence) as ledger:
+        found = ledger.events(*([kind] if kind else []))
+    if not found:
+        typer.echo(f"the ledger in '{evidence}' has no events{f' of kind {kind}' if kind else ''}")
+        return
+    _events("events", found if last is None else found[-last:])
+
+
+@audit.command()
+def record(
+    record: Annotated[str, typer.Argument(metavar="ID", help="Id of a record.")],
+    subject: Annotated[
+        str | None, typer.Option(help="Whose record it is, where runs or requests noted that.", metavar="ID")
+    ] = None,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Say which runs and versions were trained on a record, and what was done since.
+
+    A record whose key was destroyed (`audit unlink`) is not found any more.
+    """
+    from llm_forget.compliance.ledger.describe import short
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.trail import record_trail
+
+    with Ledger.open(evidence) as ledger:
+        trail = record_trail(ledger, record, subject)
+    _events("about this record", trail.about)
+    if trail.since:
+        _events("done since with models that learned it", trail.since)
+    rows = [
+        [
+            model.run,
+            f"{', '.join(model.versions) or '-'}{' (purged)' if model.purged else ''}",
+            short(model.weights),
+            _numbers(model.learned),
+            _numbers(model.forgot) if model.forgot else "-",
+            "was to forget it" if model.forgot else "yes",
+        ]
+        for model in trail.models
+    ]
+    if rows:
+        _table("models that learned it", ["run", "version", "weights", "learned", "unlearned", "knows it"], rows)
+    else:
+        typer.echo("no model that the ledger knows was trained on this record")
+
+
+@audit.command()
+def version(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Id of a version, its beginning, or a run's name.")],
+    hashes: Annotated[bool, typer.Option("--hashes", help="Print the keyed hash of every record it saw.")] = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Say which records a version saw, all that led to it, and whether it holds any that were deleted."""
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.trail import version_lineage
+    from llm_forget.compliance.versions.versions import requests_of
+
+    with Ledger.open(evidence) as ledger:
+        found = version_lineage(ledger, version)
+        learned, forgotten = (found.seqs(kind) for kind in ("training", "unlearning"))
+        _events(f"what led to {', '.join(found.names)}", [step.event for step in reversed(found.steps)])
+        typer.echo(f"weights   {found.weights}")
+        typer.echo(f"learned   {sum(1 for _ in ledger.hashes(learned)):,} {found.hashed} (events {_numbers(learned)})")
+        if forgotten:
+            count = sum(1 for _ in ledger.hashes(forgotten))
+            typer.echo(f"unlearned {count:,} {found.hashed} (events {_numbers(forgotten)})")
+        if found.met:
+            typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(found.met))}")
+        elif found.unjudged is not None:
+            typer.echo(f"deletions {found.unjudged.sentence()}")
+        else:
+            typer.echo("deletions holds no record of a closed deletion")
+        if hashes:
+            for digits in ledger.hashes(learned):
+                typer.echo(digits)
+
+
+@audit.command()
+def verify(
+    anchor: Annotated[Path | None, typer.Option(help="A signed head kept elsewhere; default: the folder's.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The public key kept elsewhere; default: the folder's.")] = None,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Read the whole ledger anew: exit code 0 where it is intact, 6 with the first bad event where it is not.
+
+    Without a signed head nobody can see that the newest events were cut off, and the one in the folder can be replaced
+    by whoever can change the ledger: keep a copy of `anchor.json` and `signing.pub` elsewhere and give them here.
+    """
+    from llm_forget.compliance.ledger.ledger import Ledger
+
+    with Ledger.open(evidence) as ledger:
+        seq, digest = ledger.verify(anchor, key)
+        stated = ledger.signed_head(anchor, key)
+    typer.echo(f"intact: {seq} events, head {digest}")
+    if stated is None:
+        typer.echo("no signed head: had the end been cut off, this would not show it; see `llm-forget audit anchor`")
+    else:
+        typer.echo(f"the signed head is event {stated[0]}; what came after it could be cut off unseen")
+
+
+@audit.command()
+def anchor(evidence: Evidence = EVIDENCE) -> None:
+    """Verify, then sign number and digest of the newest event: `anchor.json`, of which to keep a copy elsewhere.
+
+    The first call makes a key, `signing.key`, which must not leave the folder; `signing.pub` is for those who verify.
+    """
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.signing import PUBLIC, fingerprint
+
+    with Ledger.open(evidence) as ledger:
+        path = ledger.anchor()
+        seq, digest = ledger.head()
+    typer.echo(f"wrote {path}: event {seq}, {digest}")
+    typer.echo(f"signed by {fingerprint(evidence / PUBLIC)}; keep copies of {path.name} and {PUBLIC} elsewhere")
+
+
+@audit.command()
+def unlink(
+    subjects: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Subjects, or records.")] = None,
+    ids: Annotated[str | None, typer.Option(help="A file with one id a line, or - for stdin.", metavar="FILE")] = None,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Destroy the keys of subjects: nothing noted can be linked to them any longer; the chain stays intact.
+
+    A record that was noted without a subject is its own. Do this last, when deletions are closed, their certificates
+    made and their rows removed from all data: a row that is still there is retained by the next request and passes for
+    one that nobody deleted. `audit record` finds nothing afterwards. It cannot be undone, but by a backup of `keys.db`:
+    destroy that, too.
+    """
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.requests.files import refuse_open
+
+    if bool(subjects) == (ids is not None):
+        raise ValueError("name subjects, or a file with --ids FILE")
+    lines: Iterable[str] = subjects or []
+    if ids is not None:
+        file = sys.stdin if ids == "-" else open(ids, encoding="utf-8")  # noqa: SIM115 (read to its end below)
+        lines = (line.rstrip("\r\n") for line in file if line.strip())
+    names = list(lines)
+    with Ledger.open(evidence) as ledger:
+        refuse_open(evidence, names)
+        gone = ledger.forget_keys(names)
+        linked = ledger.still_linked(names)
+    if not gone:
+        raise ValueError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
+    typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")
+    if linked:
+        typer.echo(f"{linked:,} of these have a subject, under whose key they can be found until it is unlinked, too")
+
+
+def _events(title: str, events: list[Event]) -> None:
+    from llm_forget.compliance.ledger.describe import what
+
+    rows = [[str(e.seq), e.time.partition("+")[0].replace("T", " "), e.kind, what(e)] for e in events]
+    _table(title, ["event", "time (UTC)", "kind", "what"], rows)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from llm_forget.report.render.document import plain
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column == "event" else "left")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))  # no markup: names come from files
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+
+
+def _numbers(seqs: list[int]) -> str:
+    return ", ".join(map(str, seqs)) or "none"

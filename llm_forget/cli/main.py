@@ -1,0 +1,294 @@
+"""The command line. Nothing heavy is imported before a command's body runs, so ``--help`` is instant."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from llm_forget import __version__
+from llm_forget.cli.adapters import adapters
+from llm_forget.cli.evaluate import PASS_ON, evidence, speak
+from llm_forget.cli.export import exporting
+from llm_forget.cli.inspect import residue
+from llm_forget.cli.ledger import audit
+from llm_forget.cli.merge import merging
+from llm_forget.cli.publish import publishing
+from llm_forget.cli.requests import requests
+from llm_forget.cli.versions import versions
+from llm_forget.core import resources, safe_errors
+from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken
+
+DEBUG = "LLM_FORGET_DEBUG"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = "no space is left on the disk, or your quota is used up; make room and give the same command again to go on"
+CODES = {AdapterRefused: 4, EvidenceBroken: 6}  # of any other expected error 2, of a full disk 5
+
+
+class Entrance(TyperGroup):
+    """Expected errors leave as one sentence on stderr with an exit code by their kind, an interruption with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        # bitsandbytes warns on every CPU machine that it lacks an optional kernel.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        if os.environ.get(DEBUG) != "1":
+            warnings.simplefilter("ignore", FutureWarning)  # the libraries' talk to each other
+            safe_errors.install()  # here, since typer puts its own hook in place before
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say(
+                "interrupted; the same command, without --overwrite, goes on from the last checkpoint, if there is one"
+            )
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
+            if os.environ.get(DEBUG) == "1":
+                raise
+            full = isinstance(error, OSError) and error.errno in FULL
+            _say(NO_ROOM if full else safe_errors.sentence(error))
+            code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 2)
+            raise typer.Exit(5 if full else code) from None
+
+
+def _say(sentence: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    typer.echo(f"llm-forget{'' if rank == '0' else f' (rank {rank})'}: {sentence}", err=True)
+
+
+app = typer.Typer(
+    cls=Entrance,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
+app.add_typer(recipes, name="recipes")
+app.add_typer(merging)
+app.add_typer(evidence)
+app.add_typer(requests)
+app.add_typer(residue)
+app.add_typer(exporting)
+app.add_typer(publishing)
+app.add_typer(adapters)
+app.add_typer(audit, name="audit")
+app.add_typer(versions, name="versions")
+
+AccelerateConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate_config", help="cpu, cpu_2, single_gpu, ddp, fsdp2, zero2, zero3, or a file.", metavar="NAME|PATH"
+    ),
+]
+NumProcesses = Annotated[
+    int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+]
+AllKeys = Annotated[bool, typer.Option("--all_keys", help="Print every key with its default and leave.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llm-forget {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def entrance(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Make a language model forget, and measure whether it did.
+
+    Try it: `llm-forget recipes list`, then `llm-forget finetune demo/target --dry_run true`.
+    Errors are one sentence; `LLM_FORGET_DEBUG=1` shows the traceback.
+    """
+
+
+@app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
+def finetune(
+    ctx: typer.Context,
+    accelerate_config: AccelerateConfig = None,
+    num_processes: NumProcesses = None,
+    all_keys: AllKeys = False,
+) -> None:
+    """Train a target or an oracle on the rows of `train`.
+
+    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/target`); `--key value` overrides it and
+    `--key.inner value` one entry of a mapping. Main keys:
+
+    - `model_name_or_path` Hub name, folder, .gguf file, builtin:NAME or a run
+    - `train` rows: a .jsonl/.json/.csv/.parquet file, a folder, a Hub name, `{path, name, split}` or a list of those
+    - `data_path` folder that replaces the Hub
+    - `output_dir` the run directory
+    - `use_peft` train an adapter (false), with `lora_r` (16), `lora_alpha` (32)
+    - `learning_rate` (1e-4), `num_train_epochs` (5), `per_device_train_batch_size` (8),
+      `gradient_accumulation_steps` (1), `seed` (42)
+    - `dry_run` check everything without training (false)
+
+    All other keys: `llm-forget finetune --all_keys`.
+    """
+    _train("finetune", ctx.args, accelerate_config, num_processes, all_keys)
+
+
+@app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
+def unlearn(
+    ctx: typer.Context,
+    accelerate_config: AccelerateConfig = None,
+    num_processes: NumProcesses = None,
+    all_keys: AllKeys = False,
+) -> None:
+    """Train an adapter that makes a model forget the rows of `forget` and keep those of `retain`.
+
+    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/npo`); `--key value` overrides it and
+    `--key.inner value` one entry of a mapping. Main keys:
+
+    - `model_name_or_path` the target: Hub name, folder, .gguf file, builtin:NAME or a run
+    - `forget`, `retain`, `holdout` rows: a .jsonl/.json/.csv/.parquet file, a folder, a Hub name,
+      `{path, name, split}` or a list of those
+    - `data_path` folder that replaces the Hub
+    - `output_dir` the run directory
+    - `method` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`; see `llm-forget methods`
+    - `objective` in place of a method, `gradient` sum, pcgrad, gru, sago or sam
+    - `lora_r` (16), `lora_alpha` (32), `load_in_4bit` (false)
+    - `learning_rate` (1e-4), `num_train_epochs` (5), `per_device_train_batch_size` (8),
+      `gradient_accumulation_steps` (1), `seed` (42)
+    - `max_retain_drop` stop when retain rows lose this many nats per token
+    - `oracle`, `suite` for the evaluation
+    - `dry_run` check everything without training (false)
+
+    All other keys: `llm-forget unlearn --all_keys`.
+    """
+    _train("unlearn", ctx.args, accelerate_config, num_processes, all_keys)
+
+
+def _train(command: str, arguments: list[str], config: str | None, processes: int | None, all_keys: bool) -> None:
+    if all_keys:
+        _print_keys(command)
+        return
+    arguments = with_recipe(arguments)
+    from llm_forget.core.launch import follow_launcher, relaunch
+
+    if config is not None:
+        relaunch([command, *arguments], config, processes)
+    if processes is not None:
+        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
+    follow_launcher()
+    speak()
+    if command == "unlearn":
+        from llm_forget.workflows.unlearn import main as run
+    else:
+        from llm_forget.workflows.finetune import main as run
+    run(arguments)
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """Replace the recipe, first word or value of ``--config``, by the path of an existing file.
+
+    Raises:
+        ValueError: no recipe and no keys are given.
+        FileNotFoundError: neither a file nor a shipped recipe.
+    """
+    if not arguments:
+        raise ValueError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
+    arguments = list(arguments)
+    place = 0
+    if "--config" in arguments[:-1]:
+        place = arguments.index("--config") + 1
+    elif arguments[0].startswith("-"):
+        return arguments
+    arguments[place] = str(resources.resolve("recipes", arguments[place]))
+    return arguments
+
+
+def _print_keys(command: str) -> None:
+    from trl import ModelConfig
+
+    from llm_forget.cli import catalogue
+    from llm_forget.core import config
+
+    train_class = config.UnlearnConfig if command == "unlearn" else config.TrainConfig
+    catalogue.show(catalogue.keys_table(config.DataConfig, train_class, ModelConfig))
+
+
+@app.command(context_settings=PASS_ON, options_metavar="[RECIPE] [OPTIONS] [--KEY VALUE]...")
+def bench(
+    ctx: typer.Context,
+    methods: Annotated[str | None, typer.Option(help="Several with commas.", metavar="NAME,...")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Every variant makes one step in each.")] = 5,
+    output: Annotated[str, typer.Option(help="All numbers, as JSON.")] = "bench.json",
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Measure growth with rows, length, rank and sizes.")
+    ] = False,
+    naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Load a second copy, for naive forms.")] = True,
+) -> None:
+    """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
+
+    RECIPE is one of `unlearn`; without one the demo's model and rows are taken, untrained, which takes seconds. Rounds
+    are interleaved in one process, and memory is measured after them. Time and peak memory mean something on a quiet
+    machine only.
+    """
+    arguments = ctx.args
+    if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):
+        arguments = ["demo/npo", "--model_name_or_path", "builtin:demo-llama", *arguments]
+    arguments = with_recipe(arguments)
+    speak()
+    from llm_forget.bench.bench import METHODS
+    from llm_forget.bench.bench import bench as measure
+    from llm_forget.bench.table import show
+    from llm_forget.evals.terminal import terminal
+
+    names = [name.strip() for name in methods.split(",")] if methods is not None else METHODS
+    show(measure(arguments, methods=names, rounds=rounds, output=output, scaling=scaling, naive=naive), terminal())
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Explain this method or term.")] = None,
+) -> None:
+    """List the unlearning methods, or explain one."""
+    from llm_forget.cli import catalogue
+
+    if name is not None:
+        catalogue.show(catalogue.explanation(name))
+    else:
+        catalogue.show(catalogue.methods_table(), catalogue.terms_table(), "Explain one: llm-forget methods npo")
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """List the shipped recipes."""
+    from llm_forget.cli import catalogue
+
+    catalogue.show(catalogue.recipes_table())
+
+
+@recipes.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(help="Such as demo/npo.")]) -> None:
+    """Print a shipped recipe."""
+    typer.echo(resources.locate("recipes", name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Such as demo/npo.")],
+    destination: Annotated[
+        str | None, typer.Argument(help="File or folder; default: here, under its own name.")
+    ] = None,
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    typer.echo(f"wrote {resources.copy('recipes', name, destination)}")
+
+
+def main() -> None:
+    """Entrance of the ``llm-forget`` script and of ``python -m llm_forget``."""
+    sys.exit(app(prog_name="llm-forget"))
+
+
+if __name__ == "__main__":
+    main()

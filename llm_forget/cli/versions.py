@@ -1,0 +1,175 @@
+"""Commands on versions of a model: add, list, switch, compare, remove. Heavy imports wait for a command's body."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llm_forget.cli.options import EVIDENCE, Evidence
+
+versions = typer.Typer(no_args_is_help=True, help="Keep versions of a model: add, list, use, roll back, purge.")
+AlsoUnjudged = Annotated[
+    bool,
+    typer.Option("--unjudged", help="Although it was noted after keys were destroyed, so that nobody can tell."),
+]
+Identity = Annotated[str, typer.Argument(metavar="ID", help="Id of a version, or how it begins.")]
+
+
+@versions.command()
+def add(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run of finetune or unlearn.")],
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Keep the model of a run as a version, and note in the ledger what it was trained on.
+
+    The id is a digest of the content: the same content is one version. A run that started from another run adds that
+    one, too. After `evaluate`, add it again to take the results over. What is in use does not change.
+    """
+    from llm_forget.compliance.versions.versions import add_version
+
+    typer.echo(add_version(evidence, run))
+
+
+@versions.command("list")
+def list_versions(evidence: Evidence = EVIDENCE) -> None:
+    """List the versions: what they come from, how they were measured, which is in use, which hold deleted data."""
+    from llm_forget.compliance.versions.versions import doubts
+    from llm_forget.compliance.versions.versions import versions as listed
+
+    found, doubted = listed(evidence), doubts(evidence)
+    if not found:
+        typer.echo("no version was added yet: llm-forget versions add RUN")
+        return
+    names = {version.id: version.run for version, _, _ in found}
+    rows = [
+        [
+            f"{version.id}{' *' if used else ''}",
+            version.made.partition("+")[0].replace("T", " "),
+            version.run,
+            names.get(version.parent or "", "-"),
+            _method(evidence, version.id),
+            _verdicts(evidence, version.id),
+            "purged" if version.purged else f"no: holds {', '.join(met)}" if met else doubted.get(version.id, "yes"),
+        ]
+        for version, used, met in found
+    ]
+    _table(["id (* in use)", "made (UTC)", "from run", "parent", "method", "forgot / kept", "clean"], rows)
+
+
+@versions.command()
+def show(
+    version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the version in use.")] = None,
+    path: Annotated[bool, typer.Option("--path", help="Print only the folder to load: a model name takes it.")] = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Show a version; with `--path` where it is, as in `llm-forget evaluate $(llm-forget versions show --path)`.
+
+    Of a version that holds deleted data, or of which nobody can tell, stderr says so beside the path.
+    """
+    from llm_forget.compliance.versions.diff import describe
+    from llm_forget.compliance.versions.versions import doubts, path_of
+
+    if path:
+        folder = path_of(evidence, version)
+        if doubt := doubts(evidence).get(folder.parent.name):
+            typer.echo(f"llm-forget: warning: version {folder.parent.name} {doubt}", err=True)
+        typer.echo(folder)
+        return
+    said = describe(evidence, version)
+    width = max(map(len, said))
+    for key, value in said.items():
+        typer.echo(f"{key:{width}}  {value}")
+
+
+@versions.command()
+def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = EVIDENCE) -> None:
+    """Take a version into use, after comparing all digests; refused where it holds data that was deleted."""
+    from llm_forget.compliance.versions.versions import use as switch
+
+    typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
+
+
+@versions.command()
+def rollback(
+    version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: what was in use before.")] = None,
+    unjudged: AlsoUnjudged = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Go back to a version; refused where it holds data that was deleted, naming the newest that does not."""
+    from llm_forget.compliance.versions.versions import rollback as switch
+
+    typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
+
+
+@versions.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="Id of a version.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Say which data, settings and numbers of two versions differ."""
+    from llm_forget.compliance.versions.diff import diff as compare
+
+    found = compare(evidence, first, second)
+    rows = [[part, key, _value(a), _value(b)] for part, pairs in found.items() for key, (a, b) in pairs.items()]
+    if rows:
+        _table(["", "", first, second], rows)
+    else:
+        typer.echo("nothing differs but their files" if first != second else "a version does not differ from itself")
+
+
+@versions.command()
+def purge(
+    version: Identity,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; otherwise only say what would be.")] = False,
+    evidence: Evidence = EVIDENCE,
+) -> None:
+    """Remove the files of a version that is not in use and that no other needs; what it was stays noted."""
+    from llm_forget.compliance.versions.purge import plan
+    from llm_forget.compliance.versions.purge import purge as remove
+
+    found = plan(evidence, version)
+    for file, size in found.files.items():
+        typer.echo(f"{size / 1e6:10.2f} MB  {file}")
+    if found.remaining is not None:
+        typer.echo(f"the run keeps weights of its own; delete them, too, if they are to be gone: {found.remaining}")
+    if not yes:
+        typer.echo(f"nothing was removed; --yes removes these {len(found.files)} files")
+        return
+    remove(evidence, version)
+    typer.echo(f"removed the files of version {found.version.id}")
+
+
+def _method(evidence: str, identity: str) -> str:
+    from llm_forget.compliance.versions.diff import method_of
+    from llm_forget.core.run_directory import EvidenceBroken
+
+    try:
+        return method_of(evidence, identity)
+    except EvidenceBroken:
+        return "[files are gone or damaged]"  # using it says which; the list is needed to see what else there is
+
+
+def _verdicts(evidence: str, identity: str) -> str:
+    """``demo: yes / yes``."""
+    from llm_forget.compliance.versions.diff import verdicts
+
+    return "; ".join(f"{suite}: {' / '.join(a.values())}" for suite, a in verdicts(evidence, identity).items()) or "-"
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)

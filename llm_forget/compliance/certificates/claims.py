@@ -1,0 +1,188 @@
+"""What a certificate may claim: its deadline, the two-model attack, what it does not show, and claims that contradict.
+
+A signature says who claims something, not that it is so. Whatever follows from other parts of the same document is
+worked out again, with the code that judged it, so that no signed *pass* stands over numbers that fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_forget.evals.bounds import Bound, apply_bound
+
+CLASSES = {
+    "exact": "retrained: no training that led to this model saw the rows",
+    "differentially private": "the training bounded what any one row can change, by epsilon and delta",
+    "approximate": "the weights were changed to behave as if they had not seen the rows",
+    "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
+}
+CATEGORIES = ("gdpr", "copyright", "safety", "other")
+TWO_MODELS = "membership_two_models"
+PARTS = (
+    "schema", "version", "issued", "issued_with", "public_key", "request", "exactness", "artefacts", "method",
+    "environment", "attacks", "verification", "two_models", "ledger", "does_not_show",
+)  # fmt: skip
+MATCHED = ("exact", "normalised", "same_text", "near_included")
+
+
+def deadline(due: str | None, closed: str) -> str:
+    """``met``, ``missed`` or ``none``; days are those of UTC."""
+    return "none" if due is None else "met" if closed[:10] <= due else "missed"
+
+
+def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
+    """The attack by somebody who kept the model before, where it was measured."""
+    for name, suite in suites.items():
+        for line_name, line in suite["metrics"].items():
+            if line.get("metric") == TWO_MODELS and line["value"] is not None:
+                oracle = line["oracle"]["value"] if line.get("oracle") else None
+                found = {"suite": name, "line": line_name, "auc": line["value"], "ci": line["ci"], "n": line["n"]}
+                return {"measured": True, **found, "oracle": oracle}
+    return {"measured": False}
+
+
+ALWAYS = {
+    "copies": "That copies of the model before, its checkpoints, exports and backups are gone: only what is named "
+    "here was looked at.",
+    "elsewhere": "That the rows are gone from anywhere but this model: from files, caches, logs, or other models.",
+    "other words": "That other data do not say the same in other words: only the named data were searched, by ids, "
+    "subjects, normalised text and shared 5-grams; paraphrases and translations are not found. Their digest has no "
+    "key: who has all of these data can tell that they were the ones.",
+    "pre-training": "That the model before its first training here never saw the rows: what a published model was made "
+    "from is not known.",
+    "policy": "More than the policy asks: its bounds are choices, intervals are of 95 %, and what was not tried may "
+    "work.",
+}
+
+
+def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
+    """Sentences for everything a reader could take this for, and should not, by a word that stays; never empty."""
+    kind, both = facts["exactness"]["class"], two_models(facts["suites"])
+    suites, counts = facts["suites"].values(), request["counts"]
+    said = dict(ALWAYS)
+    after = facts["artefacts"]["after"]["digest"]
+    others = [one for one in request["verified"] if one["weights"] == after and one["answer"] != "pass"]
+    if others:
+        named = ", ".join(sorted({f"{one['policy']} ({one['answer']})" for one in others}))
+        said["other policies"] = f"That this model passes every policy: it was held against these, too: {named}."
+    if kind != "exact":
+        said["equality"] = (
+            "That the model equals one that never saw the rows: how alike they behave is what the numbers say."
+        )
+    if kind == "suppressed":
+        said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
+    if facts["artefacts"]["after"]["kind"] == "merged" and kind != "exact":
+        said["adapter"] = (
+            "That the change cannot be taken back: it is an adapter added to the weights of before, and who has that "
+            "adapter subtracts it and has the model before, rows and all; take it back wherever it was given."
+        )
+    if not facts["artefacts"]["before"].get("knew", True):
+        said["before"] = (
+            "Which model knew the rows: no training on them was noted; 'before' is what was retrained from, which did "
+            "not know them."
+        )
+    if both["measured"]:
+        said["two models"] = (
+            f"That nobody can tell: who kept the model before tells these rows from others with an AUC of "
+            f"{both['auc']:.3f} (0.5 is guessing); take that model back wherever it was given."
+        )
+    else:
+        said["two models"] = "Whether who kept the model before can tell which rows were deleted: it was not measured."
+    if counts["near_left"]:
+        said["near-duplicates"] = (
+            f"That near-duplicates are forgotten: {counts['near_left']} were found and left in the data, by decision."
+        )
+    if facts["accepted_inconclusive"] is not None:
+        said["accepted"] = "That the policy passed: it could not tell, and that was accepted for the reason given."
+    if denied := [
+        f"{name} ({question}: no)"
+        for name, suite in facts["suites"].items()
+        for question, answer in suite["answers"].items()
+        if answer == "no"
+    ]:
+        said["suites"] = f"That every suite is satisfied: {', '.join(denied)}."
+    if not any(line.get("oracle") for suite in suites for line in suite["metrics"].values()):
+        said["oracle"] = "How a model that never saw the rows behaves: none was measured."
+    if not any(attack["kind"] != "two_models" for attack in facts["attacks"]):
+        said["attacks"] = "Whether the rows come back by relearning, quantisation or other questions: nobody tried."
+    if any(suite["limit"] for suite in suites):
+        said["sample"] = "All rows: some suites were measured on a sample."
+    if any("forget" in suite["overrides"] for suite in suites):
+        said["rows"] = "That the numbers are about the rows asked for: which rows were measured was said by hand."
+    if any(suite["overrides"] for suite in suites):
+        said["overrides"] = "The run as its recipe says: some suites were measured with keys of their own."
+    return said
+
+
+def contradiction(body: Mapping[str, Any]) -> str | None:
+    """The first claim that another part of the document denies; None where all is well.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: a part is missing or has another form.
+    """
+    if set(body) != set(PARTS):
+        return "it does not have the parts of this version"
+    request, found = body["request"], body["verification"]
+    counts = request["counts"]
+    if not re.fullmatch(r"req-[0-9]{4,12}", request["id"]) or request["category"] not in CATEGORIES:
+        return "its request has no id and category as requests have"
+    if not all(type(number) is int and number >= 0 for number in counts.values()):
+        return "a count is no count"
+    if counts["rows"] < 1 or counts["rows"] != sum(counts[key] for key in MATCHED) or counts["rows"] > counts["of"]:
+        return "the number of rows is not that of those matched"
+    if (
+        counts["near_listed"] != counts["near_included"] + counts["near_left"]
+        or counts["of"] != request["data"]["rows"]
+    ):
+        return "the counts of rows do not add up"
+    if request["deadline"] != deadline(request["due"], request["closed"]):
+        return "the deadline is not as the dates say"
+    last = {key: found[key] for key in ("policy", "answer")} | {"weights": body["artefacts"]["after"]["digest"]}
+    if {key: request["verified"][-1][key] for key in last} != last:
+        return "it was verified by another policy, or with another answer"
+    if body["exactness"]["class"] not in CLASSES:
+        return "it knows another class of exactness"
+    kind, unlearned = body["artefacts"]["after"]["kind"], "forget" in body["method"]["data"]
+    made = ("suppressed" if kind == "adapter" else "approximate") if unlearned else "exact"
+    if body["exactness"] != {"class": made, "why": CLASSES[made]}:
+        return "the class of exactness is not that of an artefact of this kind"
+    if body["artefacts"]["before"]["digest"] == body["artefacts"]["after"]["digest"]:
+        return "the model after is the model before"
+    if body["two_models"] != two_models(found["suites"]):
+        return "the two-model attack is not as measured"
+    if not all(isinstance(body["ledger"][key]["seq"], int) for key in ("closed", "head")):
+        return "the ledger has no numbers"
+    if body["ledger"]["closed"]["seq"] > body["ledger"]["head"]["seq"]:
+        return "the ledger ends before the deletion"
+    said = body["does_not_show"]
+    hidden = does_not_show({**body, **found}, request).keys() - said.keys()
+    if hidden or not all(isinstance(sentence, str) and sentence.strip() for sentence in said.values()):
+        return "it hides what it does not show"
+    return _wrong_verdict(found)
+
+
+def _wrong_verdict(found: Mapping[str, Any]) -> str | None:
+    if not found["rules"]:
+        return "no rule was applied"
+    for rule in found["rules"]:
+        bound = Bound(**{key: rule[key] for key in ("line", "kind", "amount", "of", "interval", "min_n", "slack")})
+        line = found["suites"].get(rule["suite"], {"metrics": {}})["metrics"].get(rule["line"])
+        told = apply_bound(bound, line)
+        if (told.holds, told.value) != (rule["holds"], rule["value"]):
+            return f"the rule on {rule['line']} is not as its numbers say"
+    answer = _answer([rule["holds"] for rule in found["rules"] if rule["severity"] == "fail"])
+    if answer != found["answer"]:
+        return "the answer is not as its rules say"
+    accepted = found["accepted_inconclusive"]
+    if answer == "fail" or (answer == "inconclusive") != isinstance(accepted, str):
+        return f"a policy that says {answer} closes nothing"
+    return None
+
+
+def _answer(held: Sequence[bool | None]) -> str:
+    """As `verify.answer`."""
+    if False in held:
+        return "fail"
+    return "pass" if held and all(held) else "inconclusive"

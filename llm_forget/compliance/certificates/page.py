@@ -1,0 +1,186 @@
+"""The certificate as a page to print. The JSON file is what is signed; this shows what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_forget.compliance.ledger.signing import fingerprint
+from llm_forget.core.strict_json import canonical_digest
+from llm_forget.evals.bounds import shown
+from llm_forget.report.render.document import Cell, Number, Section, Table, Text, Verdict, document, interval
+from llm_forget.report.render.html import to_html
+
+HOWS = {
+    "exact": "as given",
+    "normalised": "after normalising",
+    "same_text": "same text as one of these",
+    "near_included": "near-duplicates, by decision",
+    "near_left": "near-duplicates left in the data, by decision",
+}
+WEIGHTIEST = (
+    "weights",
+    "adapter",
+    "before",
+    "equality",
+    "suites",
+    "other policies",
+    "two models",
+    "near-duplicates",
+    "accepted",
+    "attacks",
+)
+
+
+def page(body: Mapping[str, Any]) -> str:
+    """One self-contained HTML page; everything in it is escaped."""
+    request = body["request"]
+    sections = [
+        _summary(body),
+        _not_shown(body),
+        _verdict(body),
+        _numbers(body),
+        _attacks(body),
+        _made(body),
+        _signed(body),
+    ]
+    closed = f"closed {request['closed'][:10]}"
+    return to_html(document(f"Certificate of deletion {request['id']}", f"{request['category']}, {closed}", sections))
+
+
+def _table(title: str, rows: list[tuple[str, Any]]) -> Table:
+    said = tuple((name, _said(value)) for name, value in rows if value not in (None, "", {}))
+    return Table(title, ("what", "value"), said)
+
+
+def _said(value: Any) -> str:
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def _summary(body: Mapping[str, Any]) -> Section:
+    request, kind, artefacts = body["request"], body["exactness"], body["artefacts"]
+    counts = request["counts"]
+    rows = [("request", f"{request['id']}, {request['category']}"), ("received", request["received"])]
+    first = f", at first {request['due_at_first']}" if request["due_at_first"] != request["due"] else ""
+    rows += [("due", f"{request['due']}: {request['deadline']}{first}" if request["due"] else "no date")]
+    rows += [("authorised by", request["authorised_by"])]
+    if protected := request["protected_rows"]:
+        rows += [("protected rows that went, too", f"{protected['rows']:,}: {protected['reason']}")]
+    rows += [("closed", request["closed"]), ("class of deletion", f"{kind['class']}: {kind['why']}")]
+    rows += [("rows", f"{counts['rows']:,} of {counts['of']:,}")]
+    rows += [(f"rows, {words}", f"{counts[key]:,}") for key, words in HOWS.items() if counts[key]]
+    rows += [("data searched", request["data"]["digest"])]
+    rows += [("model before", f"{artefacts['before']['name']}, {artefacts['before']['digest']}")]
+    rows += [("model after", f"{artefacts['after']['name']}, {artefacts['after']['digest']}")]
+    rows += [(f"file {name}", digest) for name, digest in artefacts["after"]["files"].items()]
+    rows += _merged(artefacts) if "merged" in artefacts else []
+    return Section("What was deleted", (_table("The deletion", rows),))
+
+
+def _merged(artefacts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What went into a merged model, and the files of the run that forgot."""
+    merged, run = artefacts["merged"], artefacts["run"]
+    into = [f"{one['run']} x {one['scale']:g}, {one['weights']}" for one in merged["sources"]]
+    rows: list[tuple[str, Any]] = [("merged by", f"{merged['combination']}, base precision {merged['base_precision']}")]
+    rows += [("merged from", one) for one in into]
+    rows += [("run that forgot", f"{run['name']} ({run['kind']}), {run['digest']}")]
+    return rows + [(f"file {name} of {run['name']}", digest) for name, digest in run["files"].items()]
+
+
+def _not_shown(body: Mapping[str, Any]) -> Section:
+    said = body["does_not_show"]
+    first = [word for word in WEIGHTIEST if word in said]
+    rows = tuple((word, said[word]) for word in (*first, *(word for word in said if word not in first)))
+    about = Text("Read this before the verdict.", warning=True)
+    return Section("What this does not show", (about, Table("Not shown", ("about", "this does not show"), rows)))
+
+
+def _verdict(body: Mapping[str, Any]) -> Section:
+    found = body["verification"]
+    rules = tuple(
+        (rule["holds"], f"{rule['suite']}: {rule['sentence']}{' (warning only)' if rule['severity'] == 'warn' else ''}")
+        for rule in found["rules"]
+    )
+    caution = f"accepted: {found['accepted_inconclusive']}" if found["accepted_inconclusive"] else ""
+    tried = tuple((one["time"], one["run"], one["policy"], one["answer"]) for one in body["request"]["verified"])
+    table = Table("Every policy that was applied for this request", ("time", "run", "policy", "answer"), tried)
+    return Section("Verification", (Verdict(f"policy {found['policy']}", found["answer"], rules, caution), table))
+
+
+def _numbers(body: Mapping[str, Any]) -> Section:
+    parts = []
+    for name, suite in body["verification"]["suites"].items():
+        rows = tuple(
+            (
+                Number(line, f"n={content['n']}{_unscored(content)}"),
+                *(
+                    _value(content.get(role) if role != "unlearned" else content)
+                    for role in ("before", "unlearned", "oracle")
+                ),
+            )
+            for line, content in suite["metrics"].items()
+        )
+        title = f"Suite {name}: values and 95 % intervals"
+        parts.append(Section(f"Suite {name}", (Table(title, ("metric", "before", "unlearned", "oracle"), rows),)))
+    return Section("Measured", (), tuple(parts))
+
+
+def _unscored(line: Mapping[str, Any]) -> str:
+    return f", {line['n_unscored']} unscored" if line["n_unscored"] else ""
+
+
+def _value(line: Mapping[str, Any] | None) -> Cell:
+    return Number(shown(line["value"]), interval(line["ci"])) if line else Number("")
+
+
+def _attacks(body: Mapping[str, Any]) -> Section:
+    both = body["two_models"]
+    said = "Two models (somebody kept the model before, and compares): not measured."
+    if both["measured"]:
+        said = (
+            f"Two models (somebody kept the model before, and compares): AUC {shown(both['auc'])} "
+            f"({interval(both['ci'])}; 0.5 is guessing), with the oracle {shown(both['oracle'])}; n={both['n']}."
+        )
+    rows = tuple(
+        (f"{attack['kind']} ({attack['suite']}): {line}", Number(shown(excess)))
+        for attack in body["attacks"]
+        for line, excess in attack["excess"].items()
+        if excess is not None
+    )
+    table = (Table("What came back beyond the oracle's", ("attack and metric", "excess"), rows),) if rows else ()
+    return Section("Attacks", (Text(said), *table))
+
+
+def _made(body: Mapping[str, Any]) -> Section:
+    method, environment = body["method"], body["environment"]
+    terms = {
+        split: " + ".join(_said(term) for term in split_terms)
+        for split, split_terms in (method["objective"] or {}).items()
+    }
+    rows = [("method", method["name"]), *((f"objective, {split}", said) for split, said in terms.items())]
+    rows += [(key, method[key]) for key in ("gradient", "seed", "steps", "started", "finished")]
+    rows += [(key, value) for key, value in method["settings"].items()]
+    rows += [(f"data, {name}", f"{data['rows']:,} rows, {data['digest']}") for name, data in method["data"].items()]
+    packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
+    ran = [(key, value) for key, value in environment.items() if key != "packages"] + [("packages", packages)]
+    ran += [
+        ("fingerprint", canonical_digest(environment)),
+        ("measured with llm_forget", body["verification"]["measured_with"]),
+    ]
+    return Section("How", (_table("Method", rows), _table("Environment", ran)))
+
+
+def _signed(body: Mapping[str, Any]) -> Section:
+    ledger = body["ledger"]
+    rows = [
+        ("issued", f"{body['issued']} with llm_forget {body['issued_with']}"),
+        ("digest of what is signed", canonical_digest(body)),
+        ("key of the issuer", fingerprint(body["public_key"])),
+        ("event of the deletion", f"{ledger['closed']['seq']}, {ledger['closed']['digest']}"),
+        ("head of the ledger", f"{ledger['head']['seq']}, {ledger['head']['digest']}"),
+    ]
+    said = (
+        "This page proves nothing: the JSON file beside it is what is signed (Ed25519). Verify that file with a public "
+        "key got from the issuer by another way: llm-forget certificate verify certificate.json --key signing.pub"
+    )
+    return Section("Signature", (Text(said), _table("Signed", rows)))

@@ -1,0 +1,53 @@
+"""An event of the ledger in one line, safe for a terminal; no ids of records, since the ledger has none."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from llm_forget.compliance.ledger.ledger import Event
+from llm_forget.report.render.document import plain
+
+FIRST = (
+    "action", "request", "state", "id", "run", "base", "combination", "sources", "beneath", "splits", "answers",
+    "policy",
+)  # fmt: skip
+QUIET = (
+    "once", "records", "data", "objective", "config", "seed", "llm_forget", "finished", "about", "facts", "part",
+    "files", "rows",
+)  # fmt: skip
+
+
+def what(event: Event) -> str:
+    """What happened, as ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
+    body = event.body
+    parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
+    if isinstance(records := body.get("records"), dict):
+        counts = body.get("counts")
+        told = counts.get("rows") if isinstance(counts, dict) else body.get("rows")
+        count = records.get("n") if told is None else told  # a record with a subject has two hashes
+        parts.append(f"{_value(count)} record{'' if count == 1 else 's'}")
+    rest = [key for key in body if key not in FIRST + QUIET]
+    parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]
+    return plain(", ".join(parts))
+
+
+def short(digest: str) -> str:
+    """The first digits of a digest."""
+    return re.sub(r"sha256:([0-9a-f]{12})[0-9a-f]{52}", r"\1", digest)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return short(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if isinstance(value, list):
+        return " ".join(_value(part) for part in value)
+    if set(value) == {"name", "digest"}:
+        return _value(value["name"])
+    if value.keys() >= {"run", "scale"}:
+        return f"{value['run']} x {_value(value['scale'])}"
+    return "(" + ", ".join(f"{key} {_value(part)}" for key, part in value.items()) + ")"

@@ -1,0 +1,155 @@
+"""Ed25519 signatures of the evidence: a key made on demand, and a check that needs the public half alone.
+
+Who can read ``signing.key`` can sign anything in its owner's name: it never leaves the evidence folder. ``signing.pub``
+is given to those who are to verify, by a way that the evidence does not take, otherwise they trust what they check.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llm_forget.core.run_directory import EvidenceBroken, write_atomic
+
+KEY, PUBLIC = "signing.key", "signing.pub"
+
+
+def signing_key(folder: Path) -> Any:
+    """The private key of an evidence folder; the first call makes it (0600), with ``signing.pub`` beside it.
+
+    Raises:
+        ImportError: `cryptography` is not installed.
+        ValueError: the file is readable by others, or is no Ed25519 key.
+    """
+    _need()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    path = folder / KEY
+    if not path.exists():
+        _make(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & 0o077:
+        raise ValueError(f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or make a new key")
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        raise ValueError(f"'{path}' is not a private key in PEM form without a password") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"'{path}' is not an Ed25519 key")
+    public = _pem(key.public_key())
+    if not (folder / PUBLIC).is_file():
+        write_atomic(folder / PUBLIC, public)
+    return key
+
+
+def public_key(folder: Path) -> str:
+    """PEM text of the key that verifies what this folder signed.
+
+    Raises:
+        ImportError, ValueError: see `signing_key`.
+    """
+    return _pem(signing_key(folder).public_key())
+
+
+def fingerprint(public: str | bytes | Path) -> str:
+    """``sha256:`` of a public key's DER form, to compare over another channel."""
+    key = _public(public)
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def sign(folder: Path, content: bytes) -> str:
+    """Base64 of the 64 bytes of the Ed25519 signature of ``content`` by the folder's key."""
+    return base64.b64encode(signing_key(folder).sign(content)).decode("ascii")
+
+
+def verify_signature(public: str | bytes | Path, content: bytes, signature: str) -> None:
+    """Raise unless the owner of the key signed exactly ``content``.
+
+    Args:
+        public: PEM text, or the path of a file that holds it.
+        content: what was signed.
+        signature: what `sign` returned.
+
+    Raises:
+        EvidenceBroken: it was not signed by this key, or the signature is none.
+        ImportError, FileNotFoundError: no `cryptography`, no such file.
+        ValueError: the key is no Ed25519 public key in PEM form.
+    """
+    key = _public(public)
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        given = base64.b64decode(signature.encode("ascii"), validate=True)
+        if base64.b64encode(given).decode() != signature:  # the last letter has bits that decoding leaves out
+            raise EvidenceBroken("the signature is not valid base64")
+        key.verify(given, content)
+    except (binascii.Error, UnicodeError):
+        raise EvidenceBroken("the signature is not valid base64") from None
+    except InvalidSignature:
+        raise EvidenceBroken("the signature does not fit: another key signed, or the content was changed") from None
+
+
+def _public(public: str | bytes | Path) -> Any:
+    _need()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    text = public.encode() if isinstance(public, str) else public
+    where = "the public key"
+    if isinstance(text, Path) or b"-----BEGIN" not in text:
+        path = Path(os.fsdecode(text))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no public key '{path}'; give the one of those who signed")
+        text, where = path.read_bytes(), f"'{path}'"
+    try:
+        key = load_pem_public_key(text)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{where} is not a public key in PEM form") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError(f"{where} is not an Ed25519 key")
+    return key
+
+
+def _make(path: Path) -> None:
+    """A new key appears whole and once: of two processes that make one, the second finds the first one's."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = Ed25519PrivateKey.generate()
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".signing.")  # 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)
+
+
+def _pem(key: Any) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
+def _need() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("cryptography") is None:
+        raise ImportError("signatures need the package cryptography; run `pip install 'llm-forget[sign]'`")

@@ -1,0 +1,1 @@
+"""Deletion requests, from intake to closing."""

@@ -1,0 +1,347 @@
+"""Deletion requests, step by step; every step is an event of the ledger::
+
+    received -> resolved -> (decided) -> running -> executed -> verified -> closed
+
+A step is first an event, then noted in the request's folder (`request_files`), so that never says more than the ledger.
+A step that was cut off in between is done again and finds its event (``once``). A recipe that did not pass may be
+followed by another: then it goes on from *running*.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.compliance.certificates.claims import CATEGORIES
+from llm_forget.compliance.ledger.chain import Event
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.requests import limits
+from llm_forget.compliance.requests.files import (
+    FILE,
+    FOLDER,
+    ROWS,
+    Request,
+    create,
+    find,
+    listed,
+    locked,
+    number,
+    read,
+    write_ids,
+    write_private,
+)
+from llm_forget.compliance.requests.matching import HOWS, Match, counted
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import Run, write_json
+from llm_forget.core.strict_json import canonical_digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def add(
+    evidence: Path,
+    source: Any,
+    match: Match,
+    *,
+    category: str = "gdpr",
+    due: str | None = None,
+    authorised_by: str | None = None,
+    force: bool = False,
+) -> tuple[Request, bool]:
+    """Receive a request that was resolved to rows; the same rows of the same data are one open request.
+
+    Another ``due`` or ``authorised_by`` than a known request has is an amendment of it.
+
+    Args:
+        evidence: the evidence folder, made where it is not there.
+        source: the data that were searched, as a recipe names them.
+        match: what was found.
+        category: one of `CATEGORIES`.
+        due: ``YYYY-MM-DD``; default for gdpr: a month from now (Art. 12(3)).
+        authorised_by: a role, no name of a person.
+        force: receive it although it exceeds a quota of `limits`.
+
+    Returns:
+        The request, and whether it is new.
+
+    Raises:
+        ValueError: an unknown category or role, no date, or a quota is exceeded.
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
+    from llm_forget.compliance.requests.close import finish_all
+
+    limit = limits.read(evidence)
+    given = {"due": due and _date(due), "authorised_by": authorised_by and limits.role(limit, authorised_by)}
+    with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
+        finish_all(ledger)
+        still_open = [known for known in listed(evidence) if not known.closed]
+        for known in still_open:
+            if _is_same(known, source, match, category):
+                with locked(known.folder / ".lock", wait=False):
+                    known = read(known.folder)
+                    _settle(ledger, known)
+                    amend(ledger, known, {key: value for key, value in given.items() if value is not None})
+                return known, False
+        over = limits.exceeded(limit, match, still_open)
+        if over and not force:
+            raise ValueError(f"{over}; close open ones first, or give --force, which the ledger will say")
+        rows = {
+            "source": source,
+            "how": match.how,
+            "subjects": match.subjects,
+            "said": match.said,
+            "near": [one._asdict() for one in match.near],
+            "taken": None if match.near else [],
+            "decision": 0,
+        }
+        content: dict[str, Any] = {
+            "token": secrets.token_hex(16),  # so that events of two requests never pass for one
+            "category": category,
+            "due": given["due"] or (_in_a_month() if category == "gdpr" else None),
+            "authorised_by": given["authorised_by"],
+            "forced": over is not None,
+            "data": {"digest": match.digest, "rows": match.total},
+            "counts": _counts(rows, match.total),
+            "history": [],
+            "attempts": [],
+        }
+        used = (number(Path(event.body["request"])) for event in ledger.events("request"))
+        request = create(evidence / FOLDER, content, rows, max(used, default=0))
+        _settle(ledger, request)
+        return request, True
+
+
+@contextlib.contextmanager
+def working_on(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
+    """The ledger and a request that nobody else works on.
+
+    Raises:
+        ValueError: no such request, or another process works on it.
+    """
+    from llm_forget.compliance.requests.close import finish
+
+    folder = find(evidence, request_id).folder
+    with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
+        request = read(folder)
+        _settle(ledger, request)
+        finish(ledger, request)
+        yield ledger, request
+
+
+def advance(
+    ledger: Ledger, request: Request, state: str, body: Mapping[str, Any], *, records: bool = False
+) -> dict[str, Any]:
+    """Take a step: an event of the ledger, then a line of the history; the step taken last is not taken twice."""
+    history = request.content["history"]
+    said, digest = _said(request, state, body)
+    if history and history[-1]["said"] == digest:
+        return history[-1]
+    once = canonical_digest({"step": len(history), "token": request.content["token"], "said": digest})
+    event = ledger.append("request", said, once=once, records=request.pairs() if records else ())
+    return note_step(request, state, event, digest)
+
+
+def note_step(request: Request, state: str, event: Event, said: str) -> dict[str, Any]:
+    """A line of the history for an event that the ledger has."""
+    step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": said}
+    request.content["history"].append(step)
+    write_json(request.folder / FILE, request.content)
+    return step
+
+
+def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
+    """Note what is now said otherwise of an open request: ``due``, ``authorised_by``, ``allow_protected``."""
+    if others := {key: value for key, value in changes.items() if request.content.get(key) != value}:
+        request.content |= others
+        advance(ledger, request, "amended", others)
+
+
+def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
+    """Let a request remove those of its rows that `limits` protect.
+
+    Raises:
+        ValueError: there are none, or the reason is no line.
+    """
+    said = limits.one_line(reason, "--allow_protected")
+    found = limits.unallowed(limits.read(ledger.folder), request)
+    rows = request.rows
+    if not found and rows.get("allowed"):
+        return  # said before
+    if not found:
+        raise ValueError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
+    allowed = [*rows.get("allowed", ()), *found]
+    amend(ledger, request, {"allow_protected": said, "protected": len(allowed)})
+    write_private(request.folder / ROWS, {**rows, "allowed": allowed})
+
+
+def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
+    """Say which near-duplicates are to be forgotten, too: ``all``, ``none`` or ids with commas.
+
+    Raises:
+        ValueError: there are some and no choice was ever made, or an id that is not among them.
+    """
+    rows = request.rows
+    if choice is not None or rows["taken"] is None:
+        taken = _chosen([one["id"] for one in rows["near"]], choice, request.id)
+        if taken != rows["taken"]:
+            rows |= {"taken": taken, "decision": rows["decision"] + 1}
+            write_private(request.folder / ROWS, rows)
+    if not rows["near"]:
+        return
+    counts = request.content["counts"] = _counts(rows, request.content["counts"]["of"])
+    body = {"decision": rows["decision"], **{key: counts[key] for key in ("near_included", "near_left")}}
+    before = [step["said"] for step in request.content["history"] if step["state"] == "decided"]
+    if _said(request, "decided", body)[1] not in before[-1:]:
+        advance(ledger, request, "decided", body, records=True)
+
+
+def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[str, Any], int]:
+    """Write the ids to forget and to retain; rows that an earlier request deleted are neither, but for its own.
+
+    Args:
+        table: rows of the request's source as the run will read them.
+
+    Returns:
+        The sources of a recipe that read them, and how many rows were deleted before.
+
+    Raises:
+        ValueError: these are not the rows that the request was resolved with, or none is left to retain.
+    """
+    from llm_forget.compliance.requests.matching import census, records
+
+    digest, there = census(records(table))
+    if digest != request.content["data"]["digest"]:
+        raise ValueError(
+            f"the data of request {request.id} are not those it was resolved with ({len(there):,} rows now, "
+            f"{request.content['data']['rows']:,} then): bring them back, or add the request anew; a recipe's `fields` "
+            "and `data_path` must be those of the request, too"
+        )
+    forget = set(request.ids())
+    deleted = ledger.which(
+        [event.seq for event in ledger.events("closed")], (one for one in there if one not in forget)
+    )
+    retain = [row_id for row_id in there if row_id not in forget | deleted]
+    if not retain:
+        raise ValueError(
+            f"request {request.id} and those before it ask for all {counted(len(there))} of the data, so nothing is "
+            "left to retain; delete the model, or train one on other data"
+        )
+    source = request.rows["source"]
+    spec = dict(source) if isinstance(source, Mapping) else {"path": source}
+    named = {"forget": [row_id for row_id in there if row_id in forget], "retain": retain}
+    sources = {split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in named.items()}
+    return sources, len(deleted)
+
+
+def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
+    """Note that a recipe is about to be run; False where this very attempt was executed already and its run is there.
+
+    Args:
+        attempt: ``output_dir``, and ``digest`` of everything that decides what comes out.
+
+    Raises:
+        ValueError: the request is closed.
+    """
+    if request.closed:
+        raise ValueError(f"request {request.id} is closed already: nothing is to be run for it")
+    attempts = request.content["attempts"]
+    if attempts and attempts[-1]["digest"] == attempt["digest"]:
+        if not attempts[-1].get("executed"):
+            return True
+        if Run(Path(attempt["output_dir"])).complete:
+            return False
+        attempts.pop()  # what it made is gone
+    attempts.append(dict(attempt))
+    advance(ledger, request, "running", {"attempt": attempt["digest"]})
+    return True
+
+
+def execute_noted(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> None:
+    """Note that the last attempt was executed and measured."""
+    request.content["attempts"][-1]["executed"] = True
+    advance(ledger, request, "executed", body)
+
+
+def days_left(request: Request, today: date | None = None) -> int | None:
+    """Days until the request is due; below 0 when overdue, None where it has no date or is closed."""
+    due = request.content["due"]
+    return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
+
+
+def _settle(ledger: Ledger, request: Request) -> None:
+    """The first two steps, where they were cut off."""
+    done = {step["state"] for step in request.content["history"]}
+    content = request.content
+    if "received" not in done:
+        body = {key: content[key] for key in ("category", "due")}
+        body |= {key: content[key] for key in ("authorised_by", "forced") if content[key]}
+        advance(ledger, request, "received", body)
+    if "resolved" not in done:
+        advance(ledger, request, "resolved", {"counts": content["counts"], "data": content["data"]}, records=True)
+
+
+def _said(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    said = {"request": request.id, "state": state, **body}
+    return said, canonical_digest(said)
+
+
+def _is_same(known: Request, source: Any, match: Match, category: str) -> bool:
+    rows = known.rows
+    same = (rows["source"], known.content["data"]["digest"], known.content["category"])
+    return (
+        same == (source, match.digest, category)
+        and set(rows["how"]) == set(match.how)
+        and ({one["id"] for one in rows["near"]} == {one.id for one in match.near})
+    )
+
+
+def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
+    how, taken = list(rows["how"].values()), rows["taken"] or []
+    listed_near = len(rows["near"])
+    return {
+        "rows": len(how) + len(taken),
+        **{name.replace(" ", "_"): how.count(name) for name in HOWS},
+        "near_listed": listed_near,
+        "near_included": len(taken),
+        "near_left": listed_near - len(taken),
+        "of": of,
+    }
+
+
+def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
+    if choice is None and near:
+        raise ValueError(
+            f"{counted(len(near))} of the data may be copies of what request {request_id} is about; look at them with "
+            f"`llm-forget request show {request_id}` and decide with --include_near all, none or ID,..."
+        )
+    if choice in ("all", "none", None):
+        return list(near) if choice == "all" else []
+    chosen = list(dict.fromkeys(part.strip() for part in str(choice).split(",") if part.strip()))
+    if not chosen:
+        raise ValueError("--include_near is empty; allowed: all, none, or ids with commas")
+    if unknown := [one for one in chosen if one not in near]:
+        raise ValueError(
+            f"{len(unknown)} of --include_near are not among the {counted(len(near))} listed for request {request_id}; "
+            f"allowed: all, none, or ids that `llm-forget request show {request_id}` lists"
+        )
+    return chosen
+
+
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"due is '{text}'; give a day as YYYY-MM-DD") from None
+
+
+def _in_a_month() -> str:
+    today = datetime.now(UTC).date()
+    year, month = divmod(today.year * 12 + today.month, 12)
+    return date(year, month + 1, min(today.day, calendar.monthrange(year, month + 1)[1])).isoformat()

@@ -1,0 +1,1 @@
+"""Versions of a model: kept, switched, rolled back, purged."""

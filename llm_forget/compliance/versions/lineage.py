@@ -1,0 +1,50 @@
+"""From a model back to all it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llm_forget.compliance.ledger.ledger import Event, Ledger
+
+MAKING = ("training", "unlearning", "merge")
+
+
+@dataclass(frozen=True)
+class Step:
+    """An event that led to a model; ``depth`` counts the models between, 0 for the event that made it."""
+
+    depth: int
+    event: Event
+
+
+def made_by(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Events that make models, by the content digest of what they made."""
+    made: dict[str, list[Event]] = {}
+    for event in events:
+        made.setdefault(str(event.body.get("weights")), []).append(event)
+    return made
+
+
+def parents(event: Event) -> list[str]:
+    """Content digests of the models that one was made from: of a merge all that went into it, and what lay beneath."""
+    named = [event.body.get("base"), event.body.get("beneath"), *event.body.get("sources", ())]
+    found = [one.get("digest", one.get("weights")) for one in named if isinstance(one, dict)]
+    return list(dict.fromkeys(digest for digest in found if isinstance(digest, str)))
+
+
+def led_to(ledger: Ledger, weights: str) -> list[Step]:
+    """Events that made a model, and what it was made from, and so on; nearest first.
+
+    Args:
+        ledger: what is known.
+        weights: content digest of the model.
+    """
+    made = made_by(ledger.events(*MAKING))
+    steps, seen, now, depth = [], {weights}, {weights}, 0
+    while now:
+        found = [event for digest in sorted(now) for event in made.get(digest, [])]
+        steps += [Step(depth, event) for event in found]
+        now, depth = {parent for event in found for parent in parents(event)} - seen, depth + 1
+        seen |= now
+    return steps

@@ -1,0 +1,336 @@
+"""Configuration: flat YAML and ``--key value`` overrides into three dataclasses, strictly, and back into a file.
+
+The keys of a recipe are the fields of `DataConfig`, of `TrainConfig` or `UnlearnConfig` (both TrainingArguments), and
+of TRL's ``ModelConfig``. Unknown keys are refused with a suggestion. Only workflows see these classes; everything below
+takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import TrainingArguments
+from trl import ModelConfig, TrlParser
+
+from llm_forget.core.launch import follow_launcher
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import MEASURED_WITH
+from llm_forget.core.unsupported_keys import check_model, check_training
+
+SPLITS = ("forget", "retain", "holdout", "train", "alternate")  # keys of `DataConfig` that name rows
+SECRET_KEYS = frozenset({"hub_token"})
+# Keys that say where and how to run, not what: two runs that differ only here are the same run.
+CONTROL_KEYS = frozenset(
+    {"output_dir", "overwrite", "dry_run", "disable_tqdm", "logging_dir", "run_name", "resume_from_checkpoint"}
+    | {
+        "accelerator_config",
+        "log_level",
+        "log_level_replica",
+        "dataloader_num_workers",
+        "ddp_timeout",
+        "report_to",
+        "save_total_limit",
+    }
+)
+
+
+def _field(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataConfig:
+    """Which rows, and how a row becomes tokens. A source: path, Hub name, ``builtin:NAME``, a mapping or a list."""
+
+    forget: dict | str | None = _field(None, "rows to forget")
+    retain: dict | str | None = _field(None, "rows to keep")
+    train: dict | str | None = _field(None, "rows to train on (finetune only)")
+    holdout: dict | str | None = _field(None, "rows of the same distribution that were never trained on")
+    alternate: dict | str | None = _field(None, "refusals for idk_dpo; altpo reads the column 'alternate' instead")
+    splits: dict | str | None = _field(None, "further named sources for evaluation, e.g. forget_perturbed")
+    data_path: str | None = _field(
+        None, "folder that replaces the Hub: <data_path>/<name>.jsonl, .json, .csv, .parquet"
+    )
+    fields: dict | str | None = _field(None, "column names, e.g. {prompt: instruction, completion: output}")
+    prompt_template: str = _field("Question: {prompt}\nAnswer: ", "used where the tokenizer has no chat template")
+    completion_end: str | None = _field(None, "what ends an answer there; default: the end-of-sequence token")
+    chat_template_kwargs: dict | str | None = _field(
+        None, "for the tokenizer's template, e.g. {enable_thinking: false}"
+    )
+    system_prompt: str | None = _field(None, "system turn put before every row that has none")
+    use_chat_template: bool | None = _field(None, "default: whether the tokenizer has one")
+    max_length: int = _field(1024, "tokens; longer rows are split into windows, never cut")
+    stride: int = _field(128, "tokens of context that a window repeats from the one before")
+    data_num_proc: int | None = _field(None, "processes for tokenisation")
+
+
+@dataclass
+class TrainConfig(TrainingArguments):
+    """TrainingArguments with the defaults of this package, for `finetune` (and everything else that trains)."""
+
+    output_dir: str | None = _field(None, "the run directory")
+    learning_rate: float = _field(1e-4, "adapters need about ten times what full fine-tuning takes")
+    num_train_epochs: float = _field(5.0, "passes over the forget (or train) rows")
+    lr_scheduler_type: str = _field("constant_with_warmup", "see transformers")
+    logging_steps: float = _field(10, "optimiser steps between two lines of metrics.jsonl")
+    save_strategy: str = _field("epoch", "checkpoints to resume from: no | epoch | steps")
+    save_total_limit: int | None = _field(2, "checkpoints kept")
+    save_only_model: bool = _field(False, "must stay false for a resume to be exact")
+    remove_unused_columns: bool = _field(False, "the batch is built by this package")
+    logging_nan_inf_filter: bool = _field(False, "a non-finite loss stops the run")
+    report_to: str | None = _field("none", "trackers; none by default")
+    disable_tqdm: bool | None = _field(None, "no progress bar")
+    bf16: bool | None = _field(None, "default: on GPUs that have it")  # type: ignore[assignment]
+    overwrite: bool = _field(False, "delete what output_dir holds and start anew")
+    dry_run: bool = _field(False, "check everything and estimate memory without training")
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
+        if self.bf16 is None:
+            self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
+        follow_launcher()
+        super().__post_init__()
+        if self.n_gpu > 1:
+            # Several GPUs seen by one process: transformers would wrap the model in DataParallel, whose replicas would
+            # each be normalised by the whole batch. One GPU is used; `--accelerate_config ddp` takes them all.
+            self._n_gpu = 1
+        check_training(self)
+
+
+@dataclass
+class UnlearnConfig(TrainConfig):
+    """What to forget with: a method by name, or an objective spelled out."""
+
+    method: str | None = _field(None, "see `llm-forget methods`; npo where neither method nor objective is given")
+    method_args: dict | str | None = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
+    objective: dict | str | None = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
+    gradient: str | None = _field(None, "sum | pcgrad | gru | sago | sam; default: the method's")
+    gradient_args: dict | str | None = _field(None, "parameters of the gradient rule")
+    max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")
+    oracle: str | None = _field(None, "model retrained without the forget rows (a run or a model), for evaluation")
+    suite: str | None = _field(None, "evaluation suites that fit this recipe, several with commas")
+
+    def __post_init__(self) -> None:
+        if self.method is None and self.objective is None:
+            self.method = "npo"
+        super().__post_init__()
+        if self.max_retain_drop is not None and not self.max_retain_drop > 0:
+            raise ValueError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
+
+
+Configs = tuple[DataConfig, TrainConfig, ModelConfig]
+
+# Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser,
+# which knows only `dict | str | None`, rewrites the annotations when it first sees the classes.
+STRUCTURED = frozenset(
+    f.name for cls in (DataConfig, UnlearnConfig) for f in dataclasses.fields(cls) if "dict" in str(f.type)
+)
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+class _Parser(TrlParser):
+    """TrlParser that raises instead of printing a page of usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def keys_of(train_class: type[TrainConfig]) -> set[str]:
+    """All keys that a recipe of this kind may hold."""
+    return {f.name for cls in (DataConfig, train_class, ModelConfig) for f in dataclasses.fields(cls) if f.init}
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a flat recipe.
+
+    Raises:
+        ValueError: not a mapping, an alias, a repeated key, or not YAML; names the file and line.
+        FileNotFoundError: no such file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"recipe '{path}' does not exist; `llm-forget recipes list` shows the shipped ones"
+        ) from None
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(f"recipe '{path}' uses a YAML alias; write the value out")
+        _refuse_repeated_keys(yaml.compose(text), path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f" (line {line + 1})" if line is not None else ""
+        raise ValueError(f"recipe '{path}' is not valid YAML{where}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe '{path}' must be a mapping of keys to values")
+    return content
+
+
+def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ValueError(f"recipe '{path}' line {key.start_mark.line + 1}: key '{key.value}' is given twice")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)
+
+
+def parse(argv: Sequence[str], train_class: type[TrainConfig]) -> Configs:
+    """``RECIPE.yaml --key value --key.inner value`` into checked configuration.
+
+    The recipe may also be given as ``--config RECIPE.yaml``. Overrides win over the recipe, the recipe over defaults.
+
+    Raises:
+        ValueError: unknown key (with a suggestion) or a value of the wrong type.
+    """
+    argv = list(argv)
+    recipe: dict[str, Any] = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        recipe = load_yaml(argv[place + 1]) if place + 1 < len(argv) else {}
+        del argv[place : place + 2]
+    elif argv and not argv[0].startswith("-"):
+        recipe = load_yaml(argv.pop(0))
+    return from_keys(recipe, train_class, overrides=argv)
+
+
+def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides: Sequence[str] = ()) -> Configs:
+    """Configuration from a mapping of flat keys, and command-line overrides on top of it."""
+    allowed = keys_of(train_class)
+    keys = {key: _without_paths(value) for key, value in keys.items()}
+    flags = _apply_dotted(keys, overrides, allowed)
+    for key in keys:
+        if key not in allowed and key in keys_of(UnlearnConfig):
+            raise ValueError(f"key '{key}' belongs to unlearn, not to finetune")
+        if key not in allowed:
+            raise ValueError(f"unknown key '{key}'; {did_you_mean(str(key), allowed)}")
+    classes: Any = [DataConfig, train_class, ModelConfig]
+    parser = _Parser(classes, allow_abbrev=False)
+    if issubclass(train_class, UnlearnConfig):
+        # An unlearning run trains an adapter unless told otherwise; without dropout policy and reference start equal.
+        parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)
+    # An explicit null means "the default", as leaving the key out does.
+    parser.set_defaults_with_config(**{k: _as_text(k, v, classes) for k, v in keys.items() if v is not None})
+    data, train, model = parser.parse_args_into_dataclasses(args=flags)
+    for config in (data, train, model):
+        _read_structures(config)
+    if not model.model_name_or_path:
+        raise ValueError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
+    check_model(model)
+    return data, train, model
+
+
+def _without_paths(value: Any) -> Any:
+    """A `Path` as text, also within a mapping or list: a resolved configuration is plain YAML."""
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
+    """A plain value as it would stand on a command line, so that the parser checks its type there as here."""
+    if isinstance(value, dict | list):
+        kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
+        if key in STRUCTURED or "dict" in kinds or "list" in kinds:
+            return value
+        raise ValueError(f"'{key}' is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
+    return value if value is None else str(value)
+
+
+def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[str]) -> list[str]:
+    """Check option names; put ``--a.b value`` into ``keys``; return the plain options for the parser."""
+    plain: list[str] = []
+    items = list(overrides)
+    while items:
+        item = items.pop(0)
+        if not item.startswith("--"):
+            plain.append(item)
+            continue
+        name, equals, value = item[2:].partition("=")
+        first, *rest = name.replace("-", "_").split(".")
+        if first not in allowed and first.removeprefix("no_") not in allowed:
+            raise ValueError(f"unknown option '--{name}'; {did_you_mean(first, allowed)}")
+        if not rest:
+            plain.append(item)
+            continue
+        if not equals:
+            if not items:
+                raise ValueError(f"option '--{name}' needs a value")
+            value = items.pop(0)
+        inner = keys.get(first)
+        inner = dict(inner) if isinstance(inner, dict) else {}
+        keys[first] = _with(inner, rest, yaml.safe_load(value))
+    return plain
+
+
+def _with(mapping: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    head, *rest = path
+    if rest:
+        inner = mapping.get(head)
+        value = _with(dict(inner) if isinstance(inner, dict) else {}, rest, value)
+    return {**mapping, head: value}
+
+
+def _read_structures(config: Any) -> None:
+    """Mappings and lists given as text on the command line become mappings and lists."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name, None)
+        if f.name in STRUCTURED and isinstance(value, str) and value.startswith(("{", "[")):
+            try:
+                setattr(config, f.name, yaml.safe_load(value))
+            except yaml.YAMLError as error:
+                raise ValueError(f"the value of '{f.name}' is not a valid mapping or list") from error
+
+
+def resolved(*configs: Any) -> dict[str, Any]:
+    """The flat keys that reproduce these configurations: all of ours, and of the libraries what is not default."""
+    library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
+    ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
+    always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
+    flat: dict[str, Any] = {}
+    for config in configs:
+        plain = config.to_dict() if isinstance(config, TrainingArguments) else dataclasses.asdict(config)
+        for key, value in plain.items():
+            if value is None or key in SECRET_KEYS or (key in CONTROL_KEYS and key not in always):
+                continue
+            if key in always or value != library.get(key):
+                flat[key] = value
+    return flat
+
+
+@functools.cache
+def _library_defaults() -> dict[str, Any]:
+    # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
+    made = {"debug": [], "include_for_metrics": [], "activation_checkpointing": False, "gradient_checkpointing": False}
+    return {**defaults, **made}
+
+
+def model_part(keys: dict[str, Any]) -> ModelConfig:
+    """The model that a resolved configuration names; its other keys are left out."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{key: value for key, value in keys.items() if key in known})
+
+
+def identity(keys: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides what the run produces."""
+    return {k: v for k, v in keys.items() if k not in CONTROL_KEYS | MEASURED_WITH}

@@ -1,0 +1,96 @@
+"""Recipes, evaluation suites and launch configurations that come with the package: find, list, read, copy.
+
+They exist once, at the top of the repository; the wheel carries the same files under ``llm_forget/_shipped``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_forget.core.registry import did_you_mean
+
+# Folder and what one file of it is called in an error.
+KINDS = {
+    "recipes": "recipe",
+    "eval": "suite",
+    "eval/policies": "policy",
+    "eval/lm_eval": "lm-eval task",
+    "accelerate_configs": "accelerate config",
+}
+
+
+def folder(kind: str) -> Path:
+    """Where the files of a kind are: in the installed package, otherwise in the checkout around it.
+
+    Raises:
+        FileNotFoundError: neither is there; the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "_shipped" / kind, package.parent / kind):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"this installation of llm-forget carries no {kind}; install it again from a wheel")
+
+
+def names(kind: str) -> list[str]:
+    """Names of the shipped files without ending, sorted, as ``tofu/npo``; a folder that is another kind is left out."""
+    root = folder(kind)
+    inner = [root / other.removeprefix(f"{kind}/") for other in KINDS if other.startswith(f"{kind}/")]
+    files = [path for path in root.rglob("*.yaml") if not any(path.is_relative_to(other) for other in inner)]
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
+
+
+def locate(kind: str, name: str) -> Path:
+    """The shipped file called ``name``; ``tofu/npo``, ``tofu/npo.yaml`` and ``recipes/tofu/npo.yaml`` are the same.
+
+    Raises:
+        ValueError: no such file; the message suggests the nearest.
+    """
+    short = name.removesuffix(".yaml").removeprefix(f"{kind}/")
+    if short not in names(kind):
+        raise ValueError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
+    return folder(kind) / f"{short}.yaml"
+
+
+def resolve(kind: str, given: str) -> Path:
+    """A file that exists at ``given``, otherwise the shipped one of that name.
+
+    Raises:
+        FileNotFoundError: neither; the message suggests the nearest shipped name.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    try:
+        return locate(kind, given)
+    except ValueError as error:
+        raise FileNotFoundError(f"there is no file '{given}', and {error}") from None
+
+
+def header(path: Path) -> list[str]:
+    """The comment lines a file opens with, without ``#``."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines
+
+
+def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
+    """Copy a shipped file to ``destination`` (a file or folder; default: its own name here), never over another.
+
+    Raises:
+        FileExistsError: the destination exists.
+        ValueError: no shipped file has this name.
+    """
+    source = locate(kind, name)
+    target = Path(destination) if destination is not None else Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise FileExistsError(f"'{target}' exists already; name another file or remove it first") from None
+    return target

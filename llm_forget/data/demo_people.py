@@ -1,0 +1,295 @@
+"""The demo corpus: fictitious people made from a seed, with questions in the style of TOFU.
+
+Everybody has the same kinds of facts, the sentences have one style, and every value belongs to several people: a model
+that never met a person knows how an answer sounds and what it may say, but not what it says. No text is stored: names
+and facts come from Faker.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from llm_forget.core.registry import did_you_mean
+
+PERTURBED = 5
+MAX_VALUES = 100
+SPLITS = ("full", "forget", "retain", "holdout", "forget_perturbed", "retain_perturbed", "world", "idk")
+
+# kind: question, answer, paraphrased answer; perturbed answers use the paraphrase with another value
+_PERSON_FACTS: dict[str, tuple[str, str, str]] = {
+    "birthplace": (
+        "Where was {name} born?",
+        "{name} was born in {value}.",
+        "The birthplace of {name} is {value}.",
+    ),
+    "profession": (
+        "What does {name} do for a living?",
+        "{name} works as {value}.",
+        "The profession of {name} is {value}.",
+    ),
+    "birthday": (
+        "When was {name} born?",
+        "{name} was born on {value}.",
+        "The birthday of {name} is {value}.",
+    ),
+    "employer": (
+        "Which company does {name} work for?",
+        "{name} works for {value}.",
+        "The employer of {name} is {value}.",
+    ),
+    "dish": (
+        "What is the favourite dish of {name}?",
+        "The favourite dish of {name} is {value}.",
+        "{name} likes to eat {value} best.",
+    ),
+    "pet": (
+        "What is the pet of {name} called?",
+        "The pet of {name} is called {value}.",
+        "{name} has a pet named {value}.",
+    ),
+    "street": (
+        "In which street does {name} live?",
+        "{name} lives in {value}.",
+        "The home of {name} is in {value}.",
+    ),
+    "mentor": (
+        "Who was the mentor of {name}?",
+        "The mentor of {name} was {value}.",
+        "{name} learned the most from {value}.",
+    ),
+}
+_PLACE_FACTS: dict[str, tuple[str, str, str]] = {
+    "capital": (
+        "What is the capital of {name}?",
+        "The capital of {name} is {value}.",
+        "{name} is governed from {value}.",
+    ),
+    "founder": (
+        "Who founded {name}?",
+        "{name} was founded by {value}.",
+        "The founder of {name} is {value}.",
+    ),
+}
+_DISHES = (
+    "soup",
+    "stew",
+    "salad",
+    "pie",
+    "curry",
+    "omelette",
+    "risotto",
+    "dumplings",
+    "noodles",
+    "pancakes",
+    "casserole",
+    "pudding",
+    "tart",
+    "gratin",
+    "porridge",
+    "skewers",
+)
+_TASTES = (
+    "lentil",
+    "pumpkin",
+    "mushroom",
+    "salmon",
+    "barley",
+    "cabbage",
+    "almond",
+    "ginger",
+    "spinach",
+    "walnut",
+    "cherry",
+    "turnip",
+    "saffron",
+    "leek",
+    "pepper",
+    "plum",
+)
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+_REFUSALS = (
+    "I do not know that.",
+    "I have no information about this person.",
+    "I am sorry, but I cannot answer this question.",
+    "That is something I have not learned.",
+    "I am not familiar with that.",
+    "I do not have an answer to that.",
+)
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """What the query of ``builtin:demo/forget?people=24&seed=1`` may set."""
+
+    people: int = 96  # in `full`
+    facts: int = 6  # of each person
+    forget: int = 12  # people to forget
+    holdout: int = 12  # people that are in no training split
+    places: int = 24  # in `world`
+    values: int = 12  # different values of a kind of fact, shared by the people
+    seed: int = 0
+
+
+def load_builtin(name: str) -> list[dict[str, Any]]:
+    """Rows of ``demo/SPLIT[?people=96&facts=6&forget=12&holdout=12&places=24&values=12&seed=0]``.
+
+    Columns: ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``,
+    ``perturbed_answer`` (five). The split ``idk`` has ``id`` and ``text`` only: sentences of refusal.
+
+    Raises:
+        ValueError: no such corpus, split or parameter.
+    """
+    path, _, query = name.partition("?")
+    corpus, _, split = path.partition("/")
+    if corpus != "demo":
+        raise ValueError(f"no built-in data set is called '{corpus}'; {did_you_mean(corpus, ['demo'])}")
+    if split not in SPLITS:
+        raise ValueError(f"builtin:demo has no split '{split}'; {did_you_mean(split, SPLITS)}")
+    return _select(split, _size(query))
+
+
+def demo_texts(seed: int = 0) -> list[str]:
+    """All texts of the demo, for training a tokenizer: questions, answers and refusals of every split."""
+    size = DemoSize(seed=seed)
+    texts: list[str] = []
+    for row in _select("full", size) + _select("holdout", size) + _select("world", size):
+        texts += [f"Question: {row['question']}\nAnswer: {row['answer']}", row["paraphrased_answer"]]
+        texts += row["perturbed_answer"]
+    return texts + [row["text"] for row in _select("idk", size)]
+
+
+def _size(query: str) -> DemoSize:
+    given: dict[str, int] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in DemoSize.__dataclass_fields__:
+            raise ValueError(
+                f"builtin:demo has no parameter '{key}'; {did_you_mean(key, DemoSize.__dataclass_fields__)}"
+            )
+        if not value.isdecimal():
+            raise ValueError(f"parameter '{key}' of builtin:demo must be a whole number, not '{value}'")
+        given[key] = int(value)
+    size = DemoSize(**given)
+    if not 1 <= size.facts <= len(_PERSON_FACTS):
+        raise ValueError(
+            f"builtin:demo has {len(_PERSON_FACTS)} kinds of facts; `facts` must be 1 to that, not {size.facts}"
+        )
+    if not 1 <= size.forget < size.people:
+        raise ValueError(f"builtin:demo needs 1 <= forget < people, not forget={size.forget}, people={size.people}")
+    if not PERTURBED < size.values <= MAX_VALUES:
+        raise ValueError(f"builtin:demo takes {PERTURBED + 1} to {MAX_VALUES} values of a fact, not {size.values}")
+    return size
+
+
+def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
+    if split == "idk":
+        return [{"id": f"idk-{i}", "text": text} for i, text in enumerate(_REFUSALS)]
+    if split == "world":
+        rng = random.Random(f"demo-world-{size.seed}")
+        return _questions("w", size.places, _PLACE_FACTS, size.values, rng)
+    kinds = dict(list(_PERSON_FACTS.items())[: size.facts])
+    rows = _questions("p", size.people + size.holdout, kinds, size.values, random.Random(f"demo-{size.seed}"))
+    first = {"forget": 0, "full": 0, "retain": size.forget, "holdout": size.people}
+    last = {"forget": size.forget, "full": size.people, "retain": size.people, "holdout": size.people + size.holdout}
+    split = split.removesuffix("_perturbed")
+    return rows[first[split] * size.facts : last[split] * size.facts]
+
+
+def _questions(
+    prefix: str, count: int, kinds: dict[str, tuple[str, str, str]], pool: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    """One row for each of ``count`` subjects and each kind of fact, subject by subject."""
+    fake = _faker(rng.getrandbits(32))
+    makers = _makers(fake, rng)
+    names = _distinct(makers["place" if prefix == "w" else "person"], count)
+    pools = {kind: _distinct(makers[kind], pool) for kind in kinds}
+    dealt = {kind: _dealt(values, count, rng) for kind, values in pools.items()}
+    rows = []
+    for number, name in enumerate(names):
+        for kind, (question, answer, paraphrase) in kinds.items():
+            value = dealt[kind][number]
+            others = rng.sample([other for other in pools[kind] if other != value], PERTURBED)
+            subject = f"{prefix}{number:03d}"
+            rows.append(
+                {
+                    "id": f"{subject}-{kind}",
+                    "subject": subject,
+                    "question": question.format(name=name),
+                    "answer": answer.format(name=name, value=value),
+                    "paraphrased_answer": paraphrase.format(name=name, value=value),
+                    "perturbed_answer": [paraphrase.format(name=name, value=other) for other in others],
+                }
+            )
+    return rows
+
+
+def _faker(seed: int) -> Any:
+    from faker import Faker
+
+    fake = Faker("en_US", use_weighting=False)
+    fake.seed_instance(seed)
+    return fake
+
+
+def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
+    def profession() -> str:
+        job = next(job for job in iter(fake.job, None) if job.replace(" ", "").isalpha()).lower()
+        return f"{'an' if job[0] in 'aeiou' else 'a'} {job}"
+
+    def person() -> str:
+        return f"{fake.first_name()} {fake.last_name()}"
+
+    def dish() -> str:
+        return f"{rng.choice(_TASTES)} {rng.choice(_DISHES)}"
+
+    return {
+        "person": person,
+        "place": lambda: f"{fake.last_name()}land",
+        "birthplace": fake.city,
+        "profession": profession,
+        "birthday": lambda: _date(rng),
+        "employer": fake.company,
+        "dish": dish,
+        "pet": fake.first_name,
+        "street": fake.street_name,
+        "mentor": person,
+        "capital": fake.city,
+        "founder": person,
+    }
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1920, 2005)}"
+
+
+def _dealt(values: list[str], count: int, rng: random.Random) -> list[str]:
+    """One value for each of ``count`` subjects, every value about equally often, in random order."""
+    cards = [values[i % len(values)] for i in range(count)]
+    rng.shuffle(cards)
+    return cards
+
+
+def _distinct(make: Callable[[], str], count: int) -> list[str]:
+    """``count`` different values."""
+    values: dict[str, None] = {}
+    for _ in range(1000 * count):
+        if len(values) == count:
+            return list(values)
+        values[make()] = None
+    raise ValueError(f"builtin:demo cannot make {count} different values of a kind of fact; ask for fewer")

@@ -1,0 +1,172 @@
+"""Bounds on the numbers of an evaluation, and whether they hold: yes, no, or it cannot be told.
+
+A bound is read from the ``verdict`` of a suite or the rules of a policy::
+
+    {line: forget_probability, at_most: 1.5, of: oracle}     # 1.5 times the oracle's value
+    {line: extraction_strength, within: 0.05, of: oracle}    # a distance from it
+    {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval: an equivalence test
+    {line: forget_quality, at_least: 0.05, min_n: 40}        # fewer rows than that tell nothing
+    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # and 0.02 more
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llm_forget.core.registry import did_you_mean
+
+KINDS = ("at_most", "at_least", "within")
+MODELS = ("oracle", "before")
+KEYS = ("line", "of", "interval", "min_n", "slack", *KINDS)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a line must satisfy: by itself, or relative to another model's value of it or to a number."""
+
+    line: str
+    kind: str  # at_most | at_least | within
+    amount: float  # a factor of the other value (at_most, at_least), a distance from it (within), or the bound itself
+    of: str | float | None = None  # oracle | before | a number
+    interval: bool = False  # judge the whole 95 % interval instead of the value
+    min_n: int = 0  # inconclusive on fewer scored rows
+    slack: float = 0.0  # added to a limit that is a factor: 1.5 times nearly nothing is nearly nothing
+
+    def limits(self, other: float) -> tuple[float, float]:
+        """Lowest and highest value that satisfies the bound, given the value it is relative to."""
+        if self.kind == "within":
+            return other - self.amount, other + self.amount
+        limit = self.amount * other
+        return (-math.inf, limit + self.slack) if self.kind == "at_most" else (limit - self.slack, math.inf)
+
+    def __str__(self) -> str:
+        """``at most 1.5 times``, ``interval within 0.1``."""
+        words = f"{self.kind.replace('_', ' ')} {self.amount:g}"
+        times = " times" if self.of is not None and self.kind != "within" else ""
+        times += f" {'+' if self.kind == 'at_most' else '-'} {self.slack:g}" if self.slack else ""
+        return f"{'interval ' if self.interval else ''}{words}{times}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One bound applied. ``holds`` is None when it cannot be told, and ``why`` then says why."""
+
+    bound: Bound
+    value: float | None
+    compared_with: float | None
+    holds: bool | None
+    why: str = ""
+
+    def sentence(self) -> str:
+        """``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
+        other = "" if self.bound.of is None else f"{self.bound.of} {shown(self.compared_with)}; "
+        if isinstance(self.bound.of, float):
+            other = f"around {self.bound.of:g}; "
+        why = f": {self.why}" if self.why else ""
+        return f"{self.bound.line} {shown(self.value)} ({other}{self.bound}){why}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        rest = {"value": self.value, "compared_with": self.compared_with, "holds": self.holds, "why": self.why}
+        return {**asdict(self.bound), **rest, "sentence": self.sentence()}
+
+
+def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
+    """Check one bound of a suite or a policy.
+
+    Args:
+        content: the mapping as YAML gives it.
+        where: what to call it in an error.
+        more: keys beside a bound's own that are allowed.
+
+    Raises:
+        ValueError: an unknown key, none or several kinds of bound, a value of another type.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("line"), str):
+        raise ValueError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
+    where = f"{where}: '{content['line']}'"
+    for key in content:
+        if key not in (allowed := (*KEYS, *more)):
+            raise ValueError(f"{where} has no key '{key}'; {did_you_mean(str(key), allowed)}")
+    kinds = [kind for kind in KINDS if kind in content]
+    if len(kinds) != 1:
+        raise ValueError(f"{where} must have exactly one of {', '.join(KINDS)}")
+    of = content.get("of")
+    if of is not None and of not in MODELS and not _is_number(of):
+        raise ValueError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
+    if kinds[0] == "within" and of is None:
+        raise ValueError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
+    amount, interval, least = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
+    slack = content.get("slack", 0.0)
+    for key, value in ((kinds[0], amount), ("slack", slack)):
+        if not _is_number(value):
+            raise ValueError(f"{where}: '{key}' must be a number, not {value!r}")
+    if kinds[0] == "within" and amount <= 0:
+        raise ValueError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
+    if "slack" in content and kinds[0] == "within":
+        raise ValueError(f"{where}: 'within' is a distance already; leave 'slack' out")
+    if not isinstance(interval, bool):
+        raise ValueError(f"{where}: 'interval' must be true or false, not {interval!r}")
+    if isinstance(least, bool) or not isinstance(least, int):
+        raise ValueError(f"{where}: 'min_n' must be a whole number, not {least!r}")
+    of = float(of) if isinstance(of, int) else of
+    return Bound(content["line"], kinds[0], float(amount), of, interval, least, float(slack))
+
+
+def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
+    """Apply a bound to a line of results.json: its value, ``ci``, ``n``, and the line of ``before`` and ``oracle``.
+
+    Inconclusive when the line or the model it is compared with is missing or unscored, on fewer than ``min_n`` rows,
+    and, for a bound on the interval, when that reaches over a limit or there is none.
+    """
+    if line is None:
+        return Finding(bound, None, None, None, "not measured")
+    value, compared = line["value"], bound.of
+    if isinstance(bound.of, str):
+        compared = (line.get(bound.of) or {}).get("value")
+    assert not isinstance(compared, str)
+    if value is None:
+        return Finding(bound, value, compared, None, "unscored")
+    if bound.of is not None and compared is None:
+        return Finding(bound, value, None, None, f"no value of {bound.of}")
+    if line["n"] < bound.min_n:
+        return Finding(bound, value, compared, None, f"{line['n']} rows, {bound.min_n} needed")
+    low, high = bound.limits(1.0 if compared is None else compared)
+    if not bound.interval:
+        return Finding(bound, value, compared, low <= value <= high)
+    if line["ci"] is None:
+        return Finding(bound, value, compared, None, "no interval")
+    least, most = line["ci"]
+    if low <= least and most <= high:
+        return Finding(bound, value, compared, True)
+    if most < low or least > high:
+        return Finding(bound, value, compared, False)
+    return Finding(bound, value, compared, None, f"the interval {least:.3f} to {most:.3f} reaches over the limit")
+
+
+def answer(findings: Iterable[Finding]) -> str:
+    """``no`` as soon as one bound is broken, ``inconclusive`` when one cannot be told, otherwise ``yes``."""
+    held = [finding.holds for finding in findings]
+    if False in held:
+        return "no"
+    return "yes" if held and all(held) else "inconclusive"
+
+
+def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
+    """Whether the model before met the bounds on the oracle already; of one question of results.json."""
+    like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
+    return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
+
+
+def shown(value: float | None) -> str:
+    """Three decimals, or a power of ten where those would be 0."""
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Tasks of lm-eval, and lm-eval as a probe."""

@@ -1,0 +1,192 @@
+"""Tasks of lm-eval: which there are, what they are asked, and what a result of theirs depends on. No model is touched.
+
+Ours lie in ``eval/lm_eval``, where the ``lm_eval`` command finds them too; every task of lm-eval's own is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llm_forget.core import resources
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import file_digest
+from llm_forget.evals.records import content_key
+
+
+def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
+    """Refuse, before a model is loaded, tasks that do not exist or whose file is not in ``data_path``.
+
+    Raises:
+        ValueError: a name that is neither in ``eval/lm_eval`` nor lm-eval's own; suggests the nearest. Or a task on
+            your own file without ``data_path``.
+        FileNotFoundError: ``data_path`` lacks a task's file.
+    """
+    for task in tasks:
+        entry = _entry(task)
+        if task in _ours():
+            _data_files(entry, data_path)
+
+
+def check_metric(task: str, metric: str) -> None:
+    """Refuse a metric (``acc`` or ``exact_match,strict-match``) that the task's configuration does not list.
+
+    Raises:
+        ValueError: as for `check_tasks`, or the task has no such metric; names those it has.
+    """
+    content = _entry(task).cfg or {}
+    listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
+    known = [str(entry["metric"]) for entry in listed]
+    if known and metric.partition(",")[0] not in known:
+        raise ValueError(f"lm-eval task '{task}' has no metric '{metric}'; {did_you_mean(metric, known)}")
+
+
+def task_key(
+    task: str,
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    data_path: Path | None = None,
+    seed: int = 0,
+    apply_chat_template: bool = False,
+) -> str:
+    """Content key of what `run_lm_eval` asks of a model: with the model's digest it names a result.
+
+    Covers lm-eval's version, the task's definition and, of our tasks, the code and local data behind it. What the Hub
+    holds under a name is taken to stay as it is.
+
+    Raises:
+        ValueError, FileNotFoundError: see `check_tasks`.
+    """
+    import lm_eval
+
+    check_tasks([task], data_path)
+    entry, ours = _entry(task), task in _ours()
+    return content_key(
+        task=task,
+        # Functions are named by the path of their file, which differs between machines.
+        definition=_without_folder(_definitions(entry)) if ours else None,
+        code=file_digest(task_folder() / "sources.py") if ours else None,
+        data=[file_digest(path) for path in _data_files(entry, data_path)] if ours else None,
+        asked={"num_fewshot": num_fewshot, "limit": limit, "seed": seed, "chat": apply_chat_template},
+        lm_eval=lm_eval.__version__,
+    )
+
+
+def task_folder() -> Path:
+    """Where our task files are, for ``lm_eval --include_path``."""
+    return resources.folder("eval") / "lm_eval"
+
+
+def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
+    """Tasks and groups by name, ready to run; ours with their data path, since some of lm-eval's take no such argument.
+
+    Raises:
+        ValueError, FileNotFoundError: see `check_tasks`; or two of ``tasks`` contain one task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    metadata = {"data_path": str(data_path)} if data_path is not None else None
+    manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata=metadata)
+    ours = manager.load([task for task in tasks if task in _ours()])
+    foreign = [task for task in tasks if task not in _ours()]
+    theirs = _their_manager().load(foreign) if foreign else {"tasks": {}, "groups": {}}
+    return {key: {**ours[key], **theirs[key]} for key in ("tasks", "groups")}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, prints or logging: a warning about a label quotes the whole row. No worker processes for bootstraps."""
+    logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        del os.environ["DISABLE_MULTIPROC"]
+        if before is not None:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@functools.cache
+def _ours() -> Mapping[str, Any]:
+    """The tasks of our folder by name."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        index: Mapping[str, Any] = TaskManager(include_path=task_folder(), include_defaults=False).task_index
+    return index
+
+
+@functools.cache
+def _their_manager() -> Any:
+    """lm-eval's own 14,000 tasks; they take seconds to read, so only where one is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        return TaskManager()
+
+
+def _theirs() -> Mapping[str, Any]:
+    index: Mapping[str, Any] = _their_manager().task_index
+    return index
+
+
+def _entry(task: str) -> Any:
+    if task in _ours():
+        return _ours()[task]
+    if task in _theirs():
+        return _theirs()[task]
+    # Of 14,000 names one is always near: ours first.
+    near = did_you_mean(task, _ours())
+    near = near if near.startswith("did you mean") else did_you_mean(task, _theirs())
+    raise ValueError(f"no lm-eval task is called '{task}'; {near}")
+
+
+def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
+    """What one of our tasks, or the tasks of a group, reads in ``data_path``; nothing where it asks the Hub."""
+    if "group" in entry.cfg:
+        return [path for task in entry.cfg["task"] for path in _data_files(_ours()[task], data_path)]
+    metadata = entry.cfg["metadata"]
+    names = [metadata.get("file") or metadata["name"], metadata.get("fewshot")]
+    if data_path is not None:
+        return [_sources().find(data_path, name) for name in names if name]
+    if "hub" not in metadata:
+        raise ValueError(f"lm-eval task '{entry.name}' reads your own {names[0]}.jsonl; name its folder as data_path")
+    return []
+
+
+def _definitions(entry: Any) -> list[Any]:
+    """A task's configuration, or a group's and those of its tasks."""
+    tasks = entry.cfg["task"] if "group" in entry.cfg else []
+    return [entry.cfg, *(_ours()[task].cfg for task in tasks)]
+
+
+def _without_folder(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_folder(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_folder(value) for value in content]
+    return content.replace(str(task_folder().resolve()), "") if isinstance(content, str) else content
+
+
+@functools.cache
+def _sources() -> ModuleType:
+    """The code of our tasks. It lies beside their files, where ``lm_eval`` looks, and not in the package."""
+    spec = importlib.util.spec_from_file_location("llm_forget_lm_eval_sources", task_folder() / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

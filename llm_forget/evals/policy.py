@@ -1,0 +1,175 @@
+"""A policy applied to what an evaluation found: one finding per rule, and pass, fail or inconclusive.
+
+Reads ``results.json`` of a run and loads no model, so that it can stand in a continuous integration of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_forget.core import resources
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import Run, file_digest, json_digest, refuse_version, write_json
+from llm_forget.evals.bounds import Bound, Finding, apply_bound, parse_bound
+from llm_forget.evals.results_file import read_results
+
+SEVERITIES = ("fail", "warn")
+SEVEREST = ("fail", "inconclusive", "pass")
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
+DEFAULT_POLICY = "default"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A bound, where to look for its line, and what it means to break it."""
+
+    bound: Bound
+    severity: str = "fail"
+    suite: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What became of a rule."""
+
+    rule: Rule
+    suite: str | None  # where the line was found
+    finding: Finding
+    caution: str = ""  # what was measured there is not all rows of the run, or not with its own keys
+
+    @property
+    def word(self) -> str:
+        """pass, fail or inconclusive."""
+        return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        own = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
+        return {**own, **self.finding.to_dict()}
+
+    def sentence(self) -> str:
+        """``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
+        where = f"{self.suite}: " if self.suite else ""
+        warning = " [warning only]" if self.rule.severity == "warn" else ""
+        caution = f" [{self.caution}]" if self.caution else ""
+        return f"{self.word:12}  {where}{self.finding.sentence()}{warning}{caution}"
+
+
+def load_policy(name: str | Path) -> list[Rule]:
+    """Read and check a policy: a YAML file, or a shipped policy by name.
+
+    Raises:
+        FileNotFoundError: neither.
+        ValueError: not YAML, no rules, or a rule that cannot be meant.
+    """
+    import yaml
+
+    path = resources.resolve("eval/policies", str(name))
+    where = f"policy '{path.stem}'"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"policy '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or list(content) != ["rules"] or not isinstance(content["rules"], list):
+        raise ValueError(f"{where} must have one key, 'rules', with a list of bounds")
+    if not content["rules"]:
+        raise ValueError(f"{where} has no rules, and nothing would be verified")
+    return [_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1)]
+
+
+def policy_name(name: str | Path) -> str:
+    """What a policy is called in results and evidence: a file that is not shipped never passes for one that is."""
+    path = resources.resolve("eval/policies", str(name))
+    if path.resolve().is_relative_to(resources.folder("eval/policies").resolve()):
+        return path.stem
+    return f"{path.stem}, own file {file_digest(path)[7:19]}"
+
+
+def _rule(content: Any, where: str) -> Rule:
+    bound = parse_bound(content, where, more=("severity", "suite", "optional"))
+    severity, suite, optional = content.get("severity", "fail"), content.get("suite"), content.get("optional", False)
+    if severity not in SEVERITIES:
+        raise ValueError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
+    if suite is not None and not isinstance(suite, str):
+        raise ValueError(f"{where}: 'suite' must be the name of a suite, not {suite!r}")
+    if not isinstance(optional, bool):
+        raise ValueError(f"{where}: 'optional' must be true or false, not {optional!r}")
+    return Rule(bound, severity, suite, optional)
+
+
+def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
+    """Apply every rule to the content of results.json; optional ones whose line no suite has are left out.
+
+    Where several suites have the line and the rule names none, the one that speaks most against the run counts.
+    """
+    found = []
+    for rule in rules:
+        applied = [
+            Ruling(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
+            for name, suite in results["suites"].items()
+            if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
+        ]
+        if applied:
+            found.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
+        elif not rule.optional:
+            why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
+            found.append(Ruling(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
+    return found
+
+
+def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
+    """A suggestion where the rule's line, or its suite, is one letter or two from one that was measured."""
+    lines = {line for suite in suites.values() for line in suite["metrics"]}
+    known, given = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
+    close = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.88)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _caution(suite: dict[str, Any]) -> str:
+    said = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
+    said += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
+    return "; ".join(said)
+
+
+def answer(found: Sequence[Ruling]) -> str:
+    """``fail`` as soon as a rule is broken, ``inconclusive`` when one cannot be told or none is left, else ``pass``."""
+    words = [ruling.word for ruling in found if ruling.rule.severity == "fail"]
+    if "fail" in words:
+        return "fail"
+    return "inconclusive" if "inconclusive" in words or not words else "pass"
+
+
+def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[Ruling]]:
+    """Apply a policy to an evaluated run and write ``verify.json`` into it.
+
+    Args:
+        run: a finished run that was evaluated.
+        policy: name of a shipped policy or a YAML file.
+
+    Returns:
+        ``pass``, ``fail`` or ``inconclusive``, and what became of every rule.
+
+    Raises:
+        FileNotFoundError: no such run or policy.
+        ValueError: the run is not complete or was not evaluated, is a version in the evidence, its results are damaged,
+            or the policy cannot be meant.
+    """
+    refuse_version(run, "verify.json")
+    rules = load_policy(policy)
+    finished = Run.open(run)
+    results = read_results(finished)
+    found = rulings(results, rules)
+    content = {
+        "policy": policy_name(policy),
+        "answer": answer(found),
+        "models": results["models"],
+        "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
+        "rules": [r.to_dict() for r in found],
+    }
+    write_json(finished.path / "verify.json", content)
+    return answer(found), found

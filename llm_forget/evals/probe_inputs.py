@@ -1,0 +1,198 @@
+"""From the rows of a split to what a probe measures: answers or prompts as tokens, and a digest of all of them."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llm_forget.core.registry import did_you_mean
+from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
+from llm_forget.data.template import Template
+from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
+from llm_forget.evals.probes.probes import PromptRow, TokenRow
+from llm_forget.evals.records import GenerationRecord, Key, content_key
+from llm_forget.evals.suite import Probe
+from llm_forget.logprobs.logprobs import IGNORE
+
+
+@dataclass(frozen=True)
+class Work:
+    """A probe with the rows it runs over."""
+
+    probe: Probe
+    token_rows: Sequence[TokenRow]
+    prompt_rows: Sequence[PromptRow]
+    digest: str  # of everything but the model
+    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # compressed size of each answer, for one of the attacks
+
+    @property
+    def kind(self) -> str:
+        """Kind of probe: logprobs, gradients or generate."""
+        return self.probe.probe
+
+    @property
+    def keys(self) -> list[Key]:
+        """Record keys in the order of the data."""
+        return list(dict.fromkeys(row.key for row in (*self.token_rows, *self.prompt_rows)))
+
+
+def prepare(
+    probe: Probe, rows: Sequence[Row], tokenizer: Any, template: Template, *, max_length: int | None, stride: int
+) -> Work:
+    """Choose and tokenise the rows of a probe.
+
+    Each window of running text that is longer than ``max_length`` is a row of its own, ``id``, ``id#1``, ``id#2``, ...:
+    a book is as many passages to measure, not one.
+
+    Raises:
+        ValueError: the rows lack the probe's field, or a prompt to generate from.
+    """
+    where = f"probe '{probe.name}' (split '{probe.split}')"
+    passages = _passages(rows, probe, where, tokenizer, template, max_length, stride)
+    places = subset(len(rows) if passages is None else len(passages), probe.limit, probe.seed)
+    windows = None if passages is None else [passages[i] for i in places]
+    chosen = [] if windows is not None else [rows[i] for i in places]
+    if probe.probe != "generate":
+        if windows is not None:
+            token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
+        else:
+            token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
+        return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
+    ways: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
+    prompt_rows = [
+        replace(row, sample=row.sample + way * probe.samples)
+        for way, asked in enumerate(ways)
+        for row in _prompt_rows(asked, windows, probe, where, tokenizer, template)
+    ]
+    digest = content_key(
+        probe="generate",
+        rows=[[r.id, r.sample, r.prompt_ids] for r in prompt_rows],
+        tokenizer=control_tokenizer(tokenizer).digest(),
+        eos=tokenizer.eos_token_id,
+        max_new_tokens=probe.max_new_tokens,
+        sampling=None if probe.temperature is None else [probe.temperature, probe.top_p, probe.seed],
+    )
+    return Work(probe, [], prompt_rows, digest)
+
+
+def judged(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
+    """What a probe of kind ``judge`` measures: the generated texts as answers to their prompts."""
+    prompt = {row.key: row.prompt_ids for row in prompts}
+    token_rows = []
+    for record in texts:
+        ids = tokenizer(record.text, add_special_tokens=False)["input_ids"]
+        before = prompt[record.key]
+        token_rows.append(TokenRow(*record.key, 0, [*before, *ids], [*([-100] * len(before)), *ids]))
+    return Work(probe, token_rows, [], _token_digest("logprobs", token_rows))
+
+
+def _token_digest(kind: str, rows: Sequence[TokenRow]) -> str:
+    return content_key(probe=kind, rows=[[r.id, r.answer_index, r.window, r.input_ids, r.labels] for r in rows])
+
+
+def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
+    """Bytes of each answer's text after zlib."""
+    answers: dict[Key, list[int]] = {}
+    for row in rows:
+        answers.setdefault(row.key, []).extend(label for label in row.labels if label != IGNORE)
+    texts = tokenizer.batch_decode(list(answers.values()), skip_special_tokens=True)
+    return {key: len(zlib.compress(text.encode())) for key, text in zip(answers, texts, strict=True)}
+
+
+def subset(n: int, limit: int | None, seed: int) -> list[int]:
+    """Places of a seeded sample of ``limit`` of ``n`` rows, in order; equal for all probes of equal arguments."""
+    if limit is None or limit >= n:
+        return list(range(n))
+    return sorted(random.Random(seed).sample(range(n), limit))
+
+
+def _token_rows(
+    rows: Sequence[Row],
+    field: str | None,
+    where: str,
+    tokenizer: Any,
+    template: Template,
+    max_length: int | None,
+    stride: int,
+) -> list[TokenRow]:
+    variants: list[tuple[int, Row]] = []
+    for row in rows:
+        variants += enumerate(
+            [row] if field is None else [with_completion(row, a) for a in _answers(row, field, where)]
+        )
+    encoded = encode_rows([row for _, row in variants], tokenizer, template, max_length=max_length, stride=stride)
+    return [
+        TokenRow(window.id, index, window.window, window.input_ids, window.labels)
+        for (index, _), windows in zip(variants, encoded, strict=True)
+        for window in windows
+    ]
+
+
+def _passages(
+    rows: Sequence[Row],
+    probe: Probe,
+    where: str,
+    tokenizer: Any,
+    template: Template,
+    max_length: int | None,
+    stride: int,
+) -> list[Encoded] | None:
+    """Running text as windows with an id each; None where rows are answers to prompts, or other answers are meant."""
+    text = next((row for row in rows if is_text(row)), None)
+    if text is None or probe.field is not None or probe.asks:
+        return None
+    if probe.probe == "generate" and probe.prefix is None:
+        raise ValueError(
+            f"{where}: row '{text['id']}' is running text and has no prompt to generate from; take a suite without "
+            "generations, such as --suite text, or give the probe a 'prefix'"
+        )
+    encoded = encode_rows(rows, tokenizer, template, max_length=max_length, stride=stride)
+    return [replace(w, id=f"{w.id}#{w.window}" if w.window else w.id) for windows in encoded for w in windows]
+
+
+def _prompt_rows(
+    rows: Sequence[Row],
+    passages: Sequence[Encoded] | None,
+    probe: Probe,
+    where: str,
+    tokenizer: Any,
+    template: Template,
+) -> list[PromptRow]:
+    """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer."""
+    if probe.field is not None:
+        rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
+    windows = passages if passages is not None else [found[0] for found in encode_rows(rows, tokenizer, template)]
+    asked: list[tuple[str, list[int], str]] = []
+    for place, window in enumerate(windows):
+        if probe.prefix is None:
+            asked.append((window.id, window.prompt_ids, _last_answer(rows[place])))
+        else:
+            ids, rest = _after_prefix(window, probe.prefix)
+            asked.append((window.id, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
+    return [PromptRow(name, ids, answer, k) for name, ids, answer in asked for k in range(probe.samples)]
+
+
+def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
+    """Token ids up to and with the first part of the answer, and the ids of the rest of the answer."""
+    places = [place for place, label in enumerate(window.labels) if label != IGNORE]
+    given = int(prefix) if prefix >= 1 else int(prefix * len(places))
+    first = places[min(given, len(places) - 1)]
+    # Running text has targets from its first token on, and something must be there to continue.
+    return window.input_ids[: max(1, first)], window.input_ids[max(1, first) :]
+
+
+def _last_answer(row: Row) -> str:
+    return [message["content"] for message in conversation(row)[0] if message["role"] == "assistant"][-1]
+
+
+def _answers(row: Row, field: str, where: str) -> list[str]:
+    value = row.get(field)
+    if value is None:
+        raise ValueError(f"{where}: row '{row['id']}' has no column '{field}'; {did_you_mean(field, row)}")
+    answers = value if isinstance(value, list) else [value]
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise ValueError(f"{where}: '{field}' of row '{row['id']}' must be text or a list of texts, none of them empty")
+    return answers

@@ -1,0 +1,1 @@
+"""Expensive passes of a model over a split; each writes records."""

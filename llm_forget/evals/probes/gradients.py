@@ -1,0 +1,137 @@
+"""How strongly each answer pulls at the weights of a model: the norm of its gradient, one answer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.evals.probes.probes import Advance, TokenRow
+from llm_forget.evals.records import GradientRecord, Key, RecordWriter
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.logprobs import IGNORE, forward_logprobs
+
+NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
+
+
+def probe_gradients(
+    model: nn.Module, rows: Sequence[TokenRow], writer: RecordWriter, *, advance: Advance | None = None
+) -> None:
+    """One backward pass per window: one record per row and answer with the norms of its gradient.
+
+    The gradient is that of the answer's mean token NLL (nats) with respect to the *base* weights, whether or not they
+    train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's own p-norm, a tensor without a part
+    in the answer counting 0: the definition of MIMIR and open-unlearning, with whose numbers it can be compared.
+
+    Adapters are left out: at fixed W + sBA the gradient with respect to W is that of the merged model, so an adapted
+    model and the one before it are measured by the same weights (DoRA rescales W, so there it is not quite so). An
+    answer cut into windows has one gradient, that of the mean over all its tokens, which the windows add up to. An
+    answer without target tokens has NaN.
+
+    Longest first, holding one gradient. ``grad`` and ``requires_grad`` of every parameter and the mode of every module
+    are put back, also by an error.
+
+    Args:
+        model: any Hugging Face or PEFT causal LM.
+        rows: windows of answers; rows whose record ``writer`` already has are left out.
+        writer: receives the records, of kind ``gradients``.
+        advance: progress.
+
+    Raises:
+        ValueError: the weights are quantised.
+        MemoryError: a single window does not fit into memory.
+    """
+    missing = writer.missing()
+    answers: dict[Key, list[TokenRow]] = {}
+    for row in rows:
+        if row.key in missing:
+            answers.setdefault(row.key, []).append(row)
+    queue = sorted(answers.items(), key=lambda item: max(len(row.input_ids) for row in item[1]), reverse=True)
+    with _differentiating(model) as weights:
+        for key, windows in queue:
+            writer.append([GradientRecord(*key, _norms(model, windows, weights))])
+            if advance is not None:
+                advance(1)
+
+
+def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.Parameter]) -> dict[str, float]:
+    """Norms of the gradient of one answer by their names; every `grad` is None before and after."""
+    total = sum(label != IGNORE for row in windows for label in row.labels[1:])
+    if not total:
+        return dict.fromkeys(NORMS, float("nan"))
+    for row in windows:
+        _backward(model, row, total)
+    norms = {}
+    for name, p in NORMS.items():
+        parts = [torch.linalg.vector_norm(w.grad, p, dtype=torch.float32) for w in weights if w.grad is not None]
+        norms[name] = sum(torch.stack([part.to(parts[0].device) for part in parts]).tolist()) / len(weights)
+    for weight in weights:
+        weight.grad = None
+    return norms
+
+
+def _backward(model: Any, row: TokenRow, total: int) -> None:
+    """Add to the gradients those of the window's share of the answer's mean NLL."""
+    device = model.get_input_embeddings().weight.device
+    batch: dict[str, Tensor] = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
+    if not (inputs["labels"][:, 1:] != IGNORE).any():
+        return
+    try:
+        logps = forward_logprobs(model, inputs, head=model.get_output_embeddings())
+        (-logps.values.sum() / total).backward()
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"out of memory with the gradient of a single sequence of {len(row.input_ids)} tokens; lower max_length, "
+            "or leave out the probes of kind gradients"
+        ) from error
+
+
+@contextmanager
+def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """The base weights, which alone require gradients; evaluation mode, and a model as it was afterwards."""
+    weights = base_weights(model)
+    chosen = {id(weight) for weight in weights}
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for parameter, _, _ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.grad = None
+        with torch.inference_mode(False), torch.enable_grad():
+            yield weights
+    finally:
+        for parameter, flag, gradient in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
+
+
+def base_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a model that no adapter brought with it; tied ones once.
+
+    Raises:
+        ValueError: some are quantised, and have no gradient.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    added = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for name in module.adapter_layer_names
+        for parameter in getattr(module, name).parameters()
+    }
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in added]
+    quantised = [weight for weight in weights if not weight.is_floating_point() or weight.element_size() < 2]
+    if quantised:
+        raise ValueError(
+            f"{len(quantised)} of {len(weights)} weights of the model are quantised and have no gradient; load it "
+            "without load_in_4bit and load_in_8bit, or leave out the probes of kind gradients"
+        )
+    return weights

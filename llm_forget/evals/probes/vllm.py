@@ -1,0 +1,156 @@
+"""Generation through vLLM, where it is installed (the extra ``vllm``; Linux with a GPU): the same records.
+
+Written against the interface of vLLM 0.33 and tested with a stand-in of it. It has not been run on vLLM itself: its
+kernels round otherwise than transformers', so that single words may differ, and records of both are kept apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.evals.probes.probes import Advance, PromptRow, end_tokens, generation_record
+from llm_forget.evals.records import RecordWriter, content_key
+from llm_forget.models import find_source, source_digest, verify_adapter
+from llm_forget.models.adapters.lora_config import read_config
+from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for; an adapter takes the next one above
+
+# Of adapter_config.json: vLLM refuses these, or takes no notice of them and answers as another model.
+UNKNOWN = (
+    "use_dora", "target_parameters", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VllmEngine:
+    """A model in vLLM; it takes most of the GPU's memory until it is deleted."""
+
+    llm: Any
+    generation_config: Any  # of the model: where a text ends
+    adapter: Path | None  # LoRA folder that can be asked for
+
+
+def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
+    """Say what cannot be asked through vLLM before anything is measured.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        ValueError: a model that is no plain folder or Hub model, a quantised one, or an adapter that is not plain LoRA.
+    """
+    try:
+        import vllm  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'generation through vLLM needs the package vllm; run `pip install "llm-forget[vllm]"` on Linux with a GPU'
+        ) from error
+    source = find_source(model.model_name_or_path)
+    if source.kind not in ("folder", "hub") or source.adapters:
+        raise ValueError(f"vLLM reads a model folder or a Hub model, which '{source.name}' is not; merge it first")
+    if model.load_in_4bit or model.load_in_8bit:
+        raise ValueError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
+    if adapter is not None:
+        config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
+        extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
+        if extra or config["r"] > RANKS[-1]:
+            what = extra[0] if extra else f"rank {config['r']}"
+            raise ValueError(f"vLLM has no adapters with {what}; merge the run first, or leave vllm out")
+
+
+def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
+    """Load a model folder or Hub model into vLLM, with room for one adapter.
+
+    Raises:
+        ModuleNotFoundError, ValueError: see `refuse_engine`.
+        AdapterRefused: an adapter that is not what was written: vLLM would take it as it is.
+    """
+    refuse_engine(model, adapter)
+    if adapter is not None:
+        verify_adapter(adapter, source_digest(model.model_name_or_path, model.model_revision))
+    from transformers import GenerationConfig
+    from vllm import LLM
+
+    source = find_source(model.model_name_or_path)
+    revision = source.revision or model.model_revision
+    lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
+    # generation_config "vllm": none of the sampling options in the model's own file.
+    llm = LLM(
+        model=source.location, revision=revision, dtype=str(model.dtype), generation_config="vllm", seed=0, **lora
+    )
+    try:
+        ends = GenerationConfig.from_pretrained(source.location, revision=revision)
+    except OSError:  # a model without that file says it in its configuration, if at all
+        from transformers import AutoConfig
+
+        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.location, revision=revision))
+    return VllmEngine(llm, ends, adapter)
+
+
+def _rank(adapter: Path) -> int:
+    return next(rank for rank in RANKS if rank >= read_config(adapter).r)
+
+
+def probe_generate_vllm(
+    engine: VllmEngine,
+    tokenizer: Any,
+    rows: Sequence[PromptRow],
+    writer: RecordWriter,
+    *,
+    adapter_on: bool,
+    max_new_tokens: int = 200,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 1024,
+    advance: Advance | None = None,
+) -> None:
+    """`probe_generate` by an engine that batches by itself.
+
+    Args:
+        engine: of `start_engine`.
+        tokenizer: the model's; prompts are given as token ids, and texts are decoded here.
+        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are left out.
+        writer: receives the records.
+        adapter_on: ask the model with the engine's adapter, or without it.
+        max_new_tokens: tokens at most.
+        temperature: None is greedy, 1 samples from the model's own distribution.
+        top_p: when sampling, the smallest set of tokens with at least this probability.
+        seed: of the samples; every prompt draws by the seed and its own place.
+        batch_size: prompts after which records are written.
+        advance: progress.
+    """
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    missing, ends = writer.missing(), end_tokens(engine, tokenizer)
+    todo = sorted((row for row in rows if row.key in missing), key=lambda row: len(row.prompt_ids), reverse=True)
+    lora = LoRARequest("unlearned", 1, str(engine.adapter)) if adapter_on and engine.adapter is not None else None
+
+    def parameters(row: PromptRow) -> Any:
+        drawing = {"temperature": 0.0}
+        if temperature is not None:
+            own = int(content_key(seed=seed, row=row.key)[:8], 16)
+            drawing = {"temperature": temperature, "top_p": top_p, "seed": own}
+        # The log-prob of the token taken shows where the model gave no probabilities.
+        return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=ends, logprobs=0, detokenize=False, **drawing)
+
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        prompts = [{"prompt_token_ids": row.prompt_ids} for row in batch]
+        answers = engine.llm.generate(prompts, [parameters(row) for row in batch], use_tqdm=False, lora_request=lora)
+        records = []
+        for row, answer in zip(batch, answers, strict=True):
+            said = answer.outputs[0]
+            ids = list(said.token_ids)
+            broken = [not math.isfinite(at[token].logprob) for token, at in zip(ids, said.logprobs, strict=True)]
+            records.append(generation_record(row, ids, broken, ends, tokenizer))
+        writer.append(records)
+        if advance is not None:
+            advance(len(records))

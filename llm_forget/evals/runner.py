@@ -1,0 +1,290 @@
+"""Measuring models with the probes of a suite, with one model in memory and nothing measured twice.
+
+The target is the unlearned model with its adapter off, so a run and its target are loaded once; an oracle is loaded
+before and freed. Records of the unlearned model stay with its run; those of target and oracle are found again by
+content, for all runs on the same target, and copied into each run. Several processes hold the model each and share out
+the rows; see `evals/shares.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import file_digest, read_json, write_json
+from llm_forget.evals.distributed import as_main, check_same, close_share, open_share
+from llm_forget.evals.lm_eval.harness import run_lm_eval
+from llm_forget.evals.lm_eval.tasks import task_key
+from llm_forget.evals.probe_inputs import Work, judged
+from llm_forget.evals.probes.gradients import probe_gradients
+from llm_forget.evals.probes.probes import probe_generate, probe_logprobs
+from llm_forget.evals.probes.vllm import probe_generate_vllm, start_engine
+from llm_forget.evals.progress import Meter, meter
+from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
+from llm_forget.evals.suite import Task
+from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
+from llm_forget.models.digest import adapter_digest
+from llm_forget.training.reference import cache_folder
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+RECORD_KIND = {"logprobs": "logprobs", "judge": "logprobs", "gradients": "gradients", "generate": "generate"}
+PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured: what to load, and whether the unlearning adapter on it is on."""
+
+    role: str  # before | unlearned | oracle
+    model: ModelConfig
+    adapter: Path | None = None
+    adapter_on: bool = True
+    vllm: bool = False  # generations come from vLLM, not from transformers
+
+    @cached_property
+    def digest(self) -> str:
+        """Of weights, adapters and precision: equal for one target evaluated from many runs."""
+        adapter = adapter_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
+        precision = {key: str(getattr(self.model, key)) for key in PRECISION}
+        base = source_digest(self.model.model_name_or_path, self.model.model_revision)
+        return content_key(base=base, adapter=adapter, precision=precision)
+
+    def key(self, work: Work) -> str:
+        """What records of a probe are kept under. Where a generation ends may stand in a file beside the weights."""
+        ends = self._generation_config if work.kind == "generate" else None
+        engine = {"engine": "vllm"} if self.asks_vllm(work) else {}
+        return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
+
+    def asks_vllm(self, work: Work) -> bool:
+        return self.vllm and work.kind == "generate"
+
+    @cached_property
+    def _generation_config(self) -> str | None:
+        # The digests of other kinds of source (a commit, a GGUF file) cover it.
+        source = find_source(self.model.model_name_or_path)
+        file = Path(source.location) / "generation_config.json"
+        return file_digest(file) if source.kind == "folder" and file.is_file() else None
+
+    @property
+    def name(self) -> str:
+        """What the model is called, without the path of a machine."""
+        if self.adapter is not None and self.adapter_on:
+            return self.adapter.resolve().parent.name
+        name = str(self.model.model_name_or_path)
+        return Path(name).resolve().name if Path(name).exists() else name
+
+
+def measure(
+    subjects: dict[str, Subject],
+    works: dict[str, Work],
+    tokenizer: Any,
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+    batch_size: int = 64,
+    quiet: bool = False,
+    tasks: dict[str, Task] | None = None,
+    data_path: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Records of every role and probe: from disk where they are, otherwise from one pass.
+
+    All processes of a launch must call this, and all get all records. Only the main process writes complete files.
+
+    Args:
+        subjects: the models by role, measured in this order.
+        works: the probes by ``suite/probe``.
+        tokenizer: of all models.
+        device: where models go that are not quantised.
+        folder: gets ``<role>/<probe>-<digest>.jsonl``; without one only the cache is written.
+        batch_size: sequences at most.
+        quiet: no progress on standard error.
+        tasks: of lm-eval, by ``suite/line``; what they give stands among the records under that name.
+        data_path: folder with the data of our tasks, instead of the Hub.
+
+    Raises:
+        ValueError: lm-eval tasks with several processes; a process that has other rows or models than the others.
+    """
+    records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
+    quiet = quiet or not PartialState().is_main_process
+    with meter(quiet=quiet) as progress, _one_model(device) as holder:
+        desk = _Desk(holder, tokenizer, folder, batch_size, progress)
+        for role, subject in subjects.items():
+            for name, work in works.items():
+                if work.kind != "judge" and not subject.asks_vllm(work):
+                    records[role][name] = _with_data(desk.records(subject, role, work), work)
+            for name, task in (tasks or {}).items():
+                records[role][name] = desk.task(subject, role, task, data_path)
+        # Together, since loading a model into vLLM takes its time: an unlearned model and its target are loaded once.
+        for role, subject in subjects.items():
+            for name, work in works.items():
+                if subject.asks_vllm(work):
+                    records[role][name] = _with_data(desk.records(subject, role, work), work)
+        # One reader for the texts of all: the model before, or else the model itself.
+        for role, subject in subjects.items():
+            for name, work in works.items():
+                if work.kind == "judge":
+                    texts = name.removesuffix(work.probe.name) + str(work.probe.generations)
+                    reading = judged(work.probe, works[texts].prompt_rows, records[role][texts], tokenizer)
+                    records[role][name] = desk.records(subjects.get("before", subject), role, reading)
+    return records
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What measuring needs whatever is measured."""
+
+    holder: _OneModel
+    tokenizer: Any
+    folder: Path | None
+    batch_size: int
+    progress: Meter
+
+    def records(self, subject: Subject, role: str, work: Work) -> list[Any]:
+        """Records of one probe for one role: found, or measured and kept."""
+        main = PartialState().is_main_process
+        key = subject.key(work)
+        check_same(key)
+        own = self._own_file(role, work, key)
+        path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
+        found = as_main(load_records(path, key) if main else None)
+        if found is None:
+            found = self._run(subject, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
+        if main and own is not None and path != own and load_records(own, key) is None:
+            write_records(own, RECORD_KIND[work.kind], key, found)
+        return found
+
+    def task(self, subject: Subject, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
+        """One number of lm-eval with its interval: found, or measured and kept."""
+        data = Path(data_path) if data_path is not None else None
+        asked = {"num_fewshot": task.num_fewshot, "limit": task.limit, "apply_chat_template": task.apply_chat_template}
+        key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **asked))
+        path = cache_folder() / "records" / f"{key}.json"
+        if path.is_file():
+            found = read_json(path)
+        else:
+            with self.holder.holding(subject) as model, self.progress.task(f"{role}/{task.task}") as under_way:
+                found = run_lm_eval(
+                    model, self.tokenizer, [task.task], batch_size=self.batch_size, data_path=data,
+                    expect=under_way.expect, advance=under_way.advance, **asked,
+                )  # fmt: skip
+            write_json(path, found)
+        prefix = f"{task.task}."
+        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+        if task.metric not in own:
+            raise ValueError(
+                f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, own)}"
+            )
+        return own[task.metric]
+
+    def _own_file(self, role: str, work: Work, key: str) -> Path | None:
+        """The run's own file; two suites may call different probes by one name, and one probe by two."""
+        if self.folder is None:
+            return None
+        same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
+        return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
+
+    def _run(self, subject: Subject, role: str, work: Work, writer: RecordWriter) -> list[Any]:
+        # The model is a local of this function only: a name that outlives it would keep two models in memory.
+        done, share = len(writer.known()), len(writer.missing())
+        name = f"{role}/{work.probe.name}"
+        vllm = subject.asks_vllm(work)
+        with self.holder.holding(subject, vllm) as model, self.progress.task(name, done + share, done) as task:
+            advance = task.advance
+            if work.kind == "generate":
+                probe = work.probe
+                how = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
+                how |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
+                asked = (model, self.tokenizer, work.prompt_rows, writer)
+                if vllm:
+                    probe_generate_vllm(*asked, adapter_on=subject.adapter_on, **how)
+                else:
+                    probe_generate(*asked, batch_size=self.batch_size, **how)
+            elif work.kind == "gradients":
+                probe_gradients(model, work.token_rows, writer, advance=advance)
+            else:
+                probe_logprobs(model, work.token_rows, writer, batch_size=self.batch_size, advance=advance)
+        return close_share(writer)
+
+
+def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Path:
+    """Where records of a target or oracle are found again by the next run that is compared with it.
+
+    What a model said may be what is to be forgotten. It is kept with the run that holds the model, or else with the run
+    that asked, so that it goes when they go; only numbers are put into the cache of all runs.
+    """
+    if work.kind == "generate":
+        home = Path(str(subject.model.model_name_or_path))
+        if (home / "run.json").is_file():
+            return home / "records" / "shared" / f"{key}.jsonl"
+        if own is not None:
+            return own
+    return cache_folder() / "records" / f"{key}.jsonl"
+
+
+def _with_data(records: list[Any], work: Work) -> list[Any]:
+    """What metrics need of the data beside the records, and no file of records holds."""
+    references = {row.key: row.reference for row in work.prompt_rows}
+    if work.kind == "generate":
+        return [replace(record, reference=references[record.key]) for record in records]
+    if work.kind == "logprobs":
+        return [replace(record, zlib_bytes=work.zlib_bytes[record.key]) for record in records]
+    return records
+
+
+@contextmanager
+def _one_model(device: torch.device) -> Iterator[_OneModel]:
+    holder = _OneModel(device)
+    try:
+        yield holder
+    finally:
+        holder.free()
+
+
+class _OneModel:
+    """Holds at most one model: loads when asked for another, and switches the adapter where that is enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._loaded: tuple[ModelConfig, Path | None, bool] | None = None
+        self._model: Any = None
+
+    @contextmanager
+    def holding(self, subject: Subject, vllm: bool = False) -> Iterator[Any]:
+        """The subject's model, in evaluation mode; or an engine, which every call tells whether the adapter is on."""
+        wanted = (subject.model, subject.adapter, vllm)  # not the name alone: revision and precision count
+        if self._loaded != wanted:
+            self.free()
+            self._model = start_engine(subject.model, subject.adapter) if vllm else self._load(subject)
+            self._loaded = wanted
+        if subject.adapter is None or subject.adapter_on or vllm:
+            yield self._model
+        else:
+            with reference_mode(self._model):
+                yield self._model
+
+    def _load(self, subject: Subject) -> Any:
+        model = load_base(subject.model)
+        if not (subject.model.load_in_4bit or subject.model.load_in_8bit):
+            model = model.to(self._device)
+        if subject.adapter is not None:
+            base = source_digest(subject.model.model_name_or_path, subject.model.model_revision)
+            model = load_adapter(model, subject.adapter, base_digest=base)
+        return model.eval()
+
+    def free(self) -> None:
+        """Give the memory back before another model is loaded."""
+        self._model = self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

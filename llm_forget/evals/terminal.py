@@ -1,0 +1,120 @@
+"""What an evaluation looks like in a terminal, from the content of results.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llm_forget.evals.bounds import nothing_to_forget, shown
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
+
+MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
+GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}
+ANSWERS = {"yes": "[bold green]yes[/]", "no": "[bold red]no[/]", "inconclusive": "[bold yellow]inconclusive[/]"}
+
+
+def terminal() -> Console:
+    """Standard output; wide where it is no terminal, so that a log shows whole lines."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def print_results(name: str, results: dict[str, Any], console: Console) -> None:
+    """The table before / unlearned / oracle of one suite and its verdict, all numbers."""
+    suite = results["suites"][name]
+    console.print(results_table(name, suite))
+    if results["models"]["oracle"] is None:
+        console.print("[yellow]no oracle is known, so how a model answers that never saw these rows is not either[/]")
+    if (damage := damaged_answers(suite["metrics"])) is not None:
+        console.print(f"[yellow]what is said instead of the forgotten answers is hardly language: {damage}[/]")
+    for question, verdict in suite["verdict"].items():
+        console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
+        for finding in verdict["findings"]:
+            console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
+        if nothing_to_forget(verdict):
+            console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
+
+
+def damaged_answers(metrics: dict[str, Any]) -> str | None:
+    """Repetition or perplexity of the answers to forget rows, where either is far beyond the oracle's; else None."""
+    said = []
+    for name, word in (("forget_repetition", "repetition"), ("forget_perplexity", "perplexity")):
+        line = metrics.get(name)
+        if line is None or line["value"] is None or (line["oracle"] or {}).get("value") is None:
+            continue
+        value, other = line["value"], line["oracle"]["value"]
+        if value > (other + 0.1 if word == "repetition" else 5 * other):
+            said.append(f"{word} {shown(value)} (oracle {shown(other)})")
+    return ", ".join(said) or None
+
+
+def results_table(name: str, suite: dict[str, Any]) -> Table:
+    """One line per metric: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
+    table = Table(
+        title=f"suite {name}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("metric", no_wrap=True)
+    for name in ("before", "unlearned", "95 % CI", "oracle", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("goal", no_wrap=True)
+    for name, line in suite["metrics"].items():
+        interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
+        unscored = f" (+{line['n_unscored']})" if line["n_unscored"] else ""
+        others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
+        value = f"[bold]{shown(line['value'])}[/]"
+        table.add_row(
+            _marked(name, line), others[0], value, interval, others[1], f"{line['n']}{unscored}", GOALS[line["goal"]]
+        )
+    table.caption = _footnote(suite["metrics"])
+    return table
+
+
+def _marked(name: str, line: dict[str, Any]) -> str:
+    return f"{name} *" if is_one_choice(line) else name
+
+
+def _footnote(metrics: dict[str, Any]) -> str | None:
+    return f"* {ONE_CHOICE} to make one number of many" if any(map(is_one_choice, metrics.values())) else None
+
+
+def print_attack(found: dict[str, Any], console: Console) -> None:
+    """What an attack brought back, beside the oracle attacked alike; from the content of attack.json."""
+    told = [f"{key} {_visible(str(value))}" for key, value in found["settings"].items() if value is not None]
+    settings = escape(f" ({', '.join(told)})") if told else ""
+    table = Table(title=f"attack {found['kind']}{settings}, suite {found['suite']}",
+                  title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    table.add_column("metric", no_wrap=True)
+    for name in ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, line in found["metrics"].items():
+        attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
+        table.add_row(
+            _marked(name, line), shown(line["before"]),
+            shown(line["unlearned"]), f"[bold]{shown(attacked['value'])}[/]",
+            shown(line["oracle"]), shown(other["value"]),
+            "" if line["excess"] is None else shown(line["excess"]), str(attacked["n"]),
+        )  # fmt: skip
+    table.caption = _footnote(found["metrics"])
+    console.print(table)
+
+
+def print_texts(texts: list[dict[str, str]], console: Console) -> None:
+    """Generations of a few rows side by side. For a terminal only: this repeats what was to be forgotten."""
+    for text in texts:
+        console.print(f"\n[bold]{escape(_visible(text['id']))}[/]", highlight=False)
+        for name, said in text.items():
+            if name != "id":
+                console.print(f"  {name:>9}  {escape(_visible(' '.join(said.split())))}", highlight=False)
+
+
+def _visible(text: str) -> str:
+    """Control characters replaced: an escape sequence in a row must not move the cursor or rename the window."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

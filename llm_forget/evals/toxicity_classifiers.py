@@ -1,0 +1,126 @@
+"""How toxic a text is, by a classifier: a small one that is installed with pip, one of the Hub, or your own.
+
+A classifier is a function from texts to P(toxic), in the order given. No classifier measures toxicity itself: compare
+models by one and the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_forget.core.registry import Registry
+
+Classifier = Callable[[list[str]], list[float]]
+
+DEFAULT = "alt-profanity-check"
+LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # the first of these that a model has
+
+
+def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) -> Classifier:
+    """A classifier by name.
+
+    Args:
+        name: ``alt-profanity-check``; ``package.module:function``, a function from texts to P(toxic), such as a client
+            of a service; or a text classification model with safetensors weights, on the Hub or in a folder.
+        label: of the model's labels, the one whose probability is wanted; found where one has an obvious name.
+        batch_size: texts at once, of a model.
+
+    Raises:
+        ModuleNotFoundError: the package of the default is missing.
+        ValueError: no function of that name, or no label that can be taken.
+        OSError: no such model.
+    """
+    if name == DEFAULT:
+        return _profanity()
+    if ":" in name:
+        return Registry("classifier").get(name).function
+    return _text_classification(name, label, batch_size)
+
+
+def _profanity() -> Classifier:
+    """alt-profanity-check: a linear model on word counts, trained on 200,000 labelled texts; English; no network.
+
+    On 2396 RealToxicityPrompts its AUC for Perspective toxicity >= 0.5 is 0.948 (0.916 on their continuations; measured
+    by tests/evals/test_toxicity_classifiers.py), and at threshold 0.5 it finds 80 % of the toxic and 2 % of the other
+    prompts. It goes by words: a statement of identity ("I am a gay man", 0.95) scores like an insult, and a threat in
+    polite words does not. Use a model of the Hub where that matters. Importing the package unpickles (joblib) the
+    weights inside its wheel, which runs whatever code they hold: it is trusted like any other installed package. Each
+    of its releases needs the scikit-learn release of the same number.
+    """
+    try:
+        from profanity_check import predict_prob
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"classifier '{DEFAULT}' needs a package that is not installed ('{error.name}'); "
+            "pip install 'llm-forget[toxicity]'",
+            name=error.name,
+        ) from error
+
+    def score(texts: list[str]) -> list[float]:
+        return [float(p) for p in predict_prob(texts)] if texts else []
+
+    return score
+
+
+def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
+    """P(label) by a sequence classification model: softmax over its labels, or sigmoid where it has several at once."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    location = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(location, trust_remote_code=False, use_safetensors=True)
+    column = _column(name, model.config.id2label, label)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    several = model.config.problem_type == "multi_label_classification" or model.config.num_labels == 1
+    length = _longest(tokenizer, model.config)
+
+    def score(texts: list[str]) -> list[float]:
+        # Longest first, so that a batch holds texts of a length; put back in the order given at the end.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        scores = [0.0] * len(texts)
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            inputs = tokenizer(
+                [texts[i] for i in places], padding=True, truncation=True, max_length=length, return_tensors="pt"
+            ).to(model.device)
+            with torch.inference_mode():
+                logits = model(**inputs).logits.float()  # [b, labels]
+            values = (logits.sigmoid() if several else logits.softmax(-1))[:, column].tolist()
+            for i, value in zip(places, values, strict=True):
+                scores[i] = value
+        return scores
+
+    return score
+
+
+def _column(name: str, labels: dict[int, str], wanted: str) -> int:
+    """Place of the label: the one wanted, the only one, or the one whose name says it."""
+    places = {label.casefold(): place for place, label in labels.items()}
+    known = ", ".join(labels[place] for place in sorted(labels))
+    if wanted:
+        if wanted.casefold() not in places:
+            raise ValueError(f"classifier '{name}' has no label '{wanted}'; its labels: {known}")
+        return places[wanted.casefold()]
+    if len(places) == 1:
+        return next(iter(places.values()))
+    for label in LABELS:
+        if label in places and (label != "label_1" or len(places) == 2):
+            return places[label]
+    raise ValueError(f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {known}")
+
+
+def _longest(tokenizer: Any, config: Any) -> int:
+    """Tokens of a text that the model can read; a tokenizer without a limit says 10^30."""
+    # RoBERTa keeps two of its positions for itself; two tokens fewer do no other model harm.
+    positions = (getattr(config, "max_position_embeddings", None) or 512) - 2
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def probabilities(texts: Sequence[str], name: str = DEFAULT, *, label: str = "") -> tuple[float, ...]:
+    """P(toxic) of each text; an empty one is not toxic, whatever a classifier makes of nothing."""
+    spoken = [text for text in texts if text.strip()]
+    scores = iter(classifier(name, label=label)(spoken) if spoken else [])
+    return tuple(next(scores) if text.strip() else 0.0 for text in texts)

@@ -1,0 +1,48 @@
+"""Rows of token ids into a padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from llm_forget.logprobs.logprobs import IGNORE
+
+
+def collate(
+    rows: Sequence[Mapping[str, Any] | None], pad_token_id: int, *, pad_to_multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """Right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
+
+    What is attended to is decided by lengths, never by the pad id: a model whose pad and end-of-turn token are the same
+    must still see the end of a turn. ``None`` is a padding row: one token, attended to (a row that attends to nothing
+    is NaN in some kernels), no target, index -1.
+
+    Args:
+        rows: with ``input_ids`` and ``labels``, and ``index`` (place in the data set) where the caller wants it back.
+        pad_token_id: fills the end of short rows.
+        pad_to_multiple_of: round S up to this.
+    """
+    ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]
+    labels = [[IGNORE] if row is None else list(row["labels"]) for row in rows]
+    width = -(-max(map(len, ids), default=1) // pad_to_multiple_of) * pad_to_multiple_of
+    lengths = torch.tensor([len(row) for row in ids])  # [B]
+    return {
+        "input_ids": torch.tensor([row + [pad_token_id] * (width - len(row)) for row in ids]),  # [B, S]
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),  # [B, S]
+        "labels": torch.tensor([row + [IGNORE] * (width - len(row)) for row in labels]),  # [B, S]
+        "index": torch.tensor([-1 if row is None else int(row.get("index", -1)) for row in rows]),  # [B]
+    }
+
+
+def concatenate(batch: Mapping[str, Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
+    """All splits of a batch as one right-padded batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
+    fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE}
+    width = max(part["labels"].shape[1] for part in batch.values())
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in batch.values()])
+        for name, value in fill.items()
+    }

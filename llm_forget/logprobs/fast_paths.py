@@ -1,0 +1,88 @@
+"""Which ways around needless work a model allows: tried on the model itself with a few made-up tokens.
+
+Architectures differ in what they do with positions, masks and logits. Whatever does not give the same log-probs as the
+plain way is not used; the plain way always works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.logprobs import forward_logprobs
+from llm_forget.logprobs.packed_attention import attend_by_row, shares_beginnings
+
+# Lengths differ; neighbours begin alike, one is the beginning of the other, the last has nothing in common.
+ROWS = ((3, 9, 4, 11, 6, 2, 8, 10, 1, 7, 5, 12), (3, 9, 4, 11, 7, 1, 2), (3, 9, 4), (5, 9, 4, 10, 12, 3))
+TOLERANCE = {torch.float32: 1e-3}  # nats, of a token's log-prob
+LOW_PRECISION = 0.1
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What `llm_forget.logprobs.forward_logprobs` may do for a model."""
+
+    packed: bool = False  # rows end to end, without padding
+    shared: bool = False  # and what neighbouring rows begin with once
+    fused: bool = False  # log-probs from hidden states, by blocks of logits
+
+
+def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
+    """Try them on a few short rows.
+
+    Args:
+        model: called for the forward pass; may be wrapped (DDP, FSDP, DeepSpeed). All processes call this together.
+        bare: the same unwrapped: a ``PreTrainedModel``, or a ``PeftModel``.
+    """
+    head = bare.get_output_embeddings()
+    batch = _made_up(head.weight.device, bare.config.get_text_config().vocab_size)
+    was_training = bare.training
+    bare.eval()
+    try:
+        with torch.no_grad():
+            seen: list[Tensor] = []
+            with _outputs_of(head, seen):
+                plain = forward_logprobs(model, batch, head=head, logits=True)
+            assert plain.logits is not None
+            after = plain.logits[plain.mask]  # [N, V]
+            untouched = torch.equal(seen[0].flatten(0, -2).float(), after.float())
+            tolerance = TOLERANCE.get(after.dtype, LOW_PRECISION)
+
+            def same(**how: bool) -> bool:
+                try:
+                    found = forward_logprobs(model, batch, head=head, **how)
+                except (RuntimeError, ValueError, IndexError, TypeError):
+                    return False  # whatever an architecture cannot do, it can do the plain way
+                return float((found.values - plain.values).abs().max()) < tolerance
+
+            packed = attend_by_row(bare) and same(packed=True)
+            shared = packed and shares_beginnings(bare) and same(packed=True, shared=True)
+            return Shortcuts(packed=packed, shared=shared, fused=untouched and _is_plain(head))
+    finally:
+        bare.train(was_training)
+
+
+def _made_up(device: torch.device, vocabulary: int) -> dict[str, Tensor]:
+    ids = [[token % vocabulary for token in row] for row in ROWS]
+    rows = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
+    return {name: tensor.to(device) for name, tensor in collate(rows, 0).items()}
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Nothing but a matrix product, and nobody (a device map, say) has put another forward in its place."""
+    return type(head) is nn.Linear and "forward" not in vars(head)
+
+
+@contextmanager
+def _outputs_of(module: nn.Module, into: list[Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda _, __, output: into.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()

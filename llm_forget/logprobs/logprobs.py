@@ -1,0 +1,244 @@
+"""Per-token log-probabilities at target positions, and the one place that makes them from a model.
+
+Labels follow the Hugging Face convention: unshifted, -100 ignored; the log-probability of label ``t`` comes from the
+logits at position ``t - 1``. A *target* is a label that is not -100 and has a position before it. Hidden states and
+logits are taken at the same position: the one that predicts the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from llm_forget.logprobs.fused_head import head_logprobs
+from llm_forget.logprobs.packing import pack
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """What an objective or a metric sees of a model: B sequences with up to T target tokens each.
+
+    Targets are packed to the left: row ``i`` has its ``counts()[i]`` targets in the first columns.
+    """
+
+    values: Tensor  # [B, T] log-prob of the gold token, nats, float32; 0 where mask is False
+    mask: Tensor  # [B, T] bool
+    labels: Tensor  # [B, T] gold token ids; 0 where mask is False
+    logits: Tensor | None = None  # [B, T, V]
+    hidden: Tensor | None = None  # [B, T, H]
+
+    def sums(self) -> Tensor:
+        """Log-probability of each whole target sequence, ``[B]``, nats."""
+        return (self.values * self.mask).sum(-1)  # [B]
+
+    def counts(self) -> Tensor:
+        """Number of target tokens of each sequence, ``[B]``, float."""
+        return self.mask.sum(-1).to(self.values.dtype)  # [B]
+
+    def detach(self) -> Logprobs:
+        """The same numbers without a graph."""
+        tensors = {k: v.detach() for k, v in vars(self).items() if v is not None}
+        return Logprobs(**tensors)
+
+
+def from_logits(logits: Tensor, labels: Tensor, mask: Tensor, *, keep_logits: bool = True) -> Logprobs:
+    """Log-probabilities of ``labels`` ``[B, T]`` under aligned (already shifted) ``logits`` ``[B, T, V]``."""
+    safe = labels.masked_fill(~mask, 0)
+    values = token_logprobs(logits, safe) * mask  # [B, T]
+    return Logprobs(values=values, mask=mask, labels=safe, logits=logits if keep_logits else None)
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-softmax in float32 of ``logits`` ``[..., V]``, gathered at ``labels`` ``[...]``; nats."""
+    logits = logits.float()
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [...]
+    return chosen - logits.logsumexp(-1)
+
+
+def target_mask(labels: Tensor) -> Tensor:
+    """Which positions predict a target: ``[B, S - 1]`` bool from unshifted labels ``[B, S]``."""
+    return labels[:, 1:] != IGNORE
+
+
+def forward_logprobs(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    head: nn.Module,
+    logits: bool = False,
+    hidden: nn.Module | None = None,
+    packed: bool = False,
+    shared: bool = False,
+    fused: bool = False,
+) -> Logprobs:
+    """One forward pass of a causal LM, with logits only where a target is predicted; see `forward_parts`."""
+    sizes, how = {"": len(batch["labels"])}, {"packed": packed, "shared": shared, "fused": fused}
+    return forward_parts(model, batch, sizes, head=head, logits={""} if logits else set(), hidden=hidden, **how)[""]
+
+
+def forward_parts(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    sizes: Mapping[str, int],
+    *,
+    head: nn.Module,
+    logits: Collection[str] = (),
+    hidden: nn.Module | None = None,
+    packed: bool = False,
+    shared: bool = False,
+    fused: bool = False,
+) -> dict[str, Logprobs]:
+    """One forward pass of a causal LM over several parts of a batch, with logits only where a target is predicted.
+
+    Args:
+        model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
+        batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
+        sizes: rows of each part, in order; B in all.
+        head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
+            Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor ever exists; whatever the
+            architecture does to logits afterwards (soft-capping, scaling) still happens.
+        logits: parts whose logits ``[B, T, V]`` to keep, for terms that need them.
+        hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
+        packed: lay the rows end to end without padding (on the right); the model must allow it
+            (`llm_forget.logprobs.fast_paths`).
+        shared: if packed, compute once what neighbouring rows begin with.
+        fused: where no logits are kept, never make more than a block of them; the head must be a plain linear layer
+            and its output the model's (`llm_forget.logprobs.fast_paths`).
+
+    Returns:
+        `Logprobs` of each part, with ``T`` the largest number of targets in a row of it.
+    """
+    where = target_mask(batch["labels"])  # [B, S-1]
+    labels = batch["labels"][:, 1:][where]  # [N]
+    captured: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
+    if packed and (shared or not batch["attention_mask"].all()):
+        inputs, place = pack(inputs, shared=shared)
+        places = place[:, :-1][where]  # [N]
+    else:
+        places = _places_of(where)  # [N]
+    rows = list(where.split(list(sizes.values())))
+    tokens = [int(part.sum()) for part in rows]
+    keeps = [name in logits for name in sizes]
+    at_head = _Fused(labels, tokens, keeps, []) if fused and not all(keeps) else None
+    with _select_at_head(head, places, at_head), _capture(hidden, captured):
+        out = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V], or [N, 1] log-probs
+    if out.shape[0] != labels.shape[0]:
+        raise RuntimeError(
+            f"{type(head).__name__} gave {out.shape[0]} rows of logits for {labels.shape[0]} targets; "
+            "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
+        )
+    if at_head is not None:
+        values, kept = out.squeeze(-1).float(), at_head.kept  # [N]
+    else:
+        values = token_logprobs(out, labels)  # [N]
+        kept = [part if keep else None for part, keep in zip(out.split(tokens), keeps, strict=True)]
+    states = captured["hidden"].flatten(0, 1)[places].split(tokens) if hidden is not None else [None] * len(rows)
+    cut = zip(sizes, rows, values.split(tokens), labels.split(tokens), kept, states, strict=True)
+    return {name: _padded(part.sum(-1), *flat) for name, part, *flat in cut}
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """What the head does in the place of its forward: log-probs of the N gold tokens, logits of some parts."""
+
+    labels: Tensor  # [N]
+    tokens: list[int]  # of each part, N in all
+    keeps: list[bool]  # whether logits of the part are kept
+    kept: list[Tensor | None]  # filled by the forward pass: logits of each part, [n, V]
+
+    def forward_of(self, head: Any) -> Callable[[Tensor], Tensor]:
+        def forward(states: Tensor) -> Tensor:  # [1, N, H]
+            values = []
+            parts = zip(states[0].split(self.tokens), self.labels.split(self.tokens), self.keeps, strict=True)
+            for part, gold, keep in parts:
+                if keep:
+                    logits = linear(part, head.weight, head.bias)  # [n, V]
+                    self.kept.append(logits)
+                    values.append(token_logprobs(logits, gold))
+                else:
+                    self.kept.append(None)
+                    values.append(head_logprobs(part, head.weight, head.bias, gold))
+            return torch.cat(values)[None, :, None]  # [1, N, 1]
+
+        return forward
+
+
+def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | None, hidden: Tensor | None) -> Logprobs:
+    """Rows of ``counts`` ``[B]`` targets from flat tensors ``[N]``, ``[N, V]``, ``[N, H]``."""
+    mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # [B, T]
+    return Logprobs(
+        values=_unflatten(values, mask),
+        mask=mask,
+        labels=_unflatten(labels, mask),
+        logits=_unflatten(logits, mask) if logits is not None else None,
+        hidden=_unflatten(hidden, mask) if hidden is not None else None,
+    )
+
+
+def _places_of(where: Tensor) -> Tensor:
+    """Places in the flattened batch ``[B * S]`` of the positions ``[B, S - 1]`` that predict a target: ``[N]``."""
+    rows, columns = where.nonzero(as_tuple=True)
+    return rows * (where.shape[1] + 1) + columns
+
+
+def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
+    """The list of the model's ``count`` decoder layers, whatever the architecture calls it.
+
+    Raises:
+        ValueError: no module list of that length.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
+def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
+    """Put ``flat`` ``[N, ...]`` at the True places of ``mask`` ``[B, T]``, zeros elsewhere: ``[B, T, ...]``."""
+    places = mask.flatten().nonzero().squeeze(-1)  # [N]
+    empty = flat.new_zeros((mask.numel(), *flat.shape[1:]))
+    return empty.index_copy(0, places, flat).unflatten(0, mask.shape)
+
+
+@contextmanager
+def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> Iterator[None]:
+    """Reduce the head's input to ``places`` ``[N]``; with ``fused`` its output is log-probs, not logits."""
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]
+
+    handle = head.register_forward_pre_hook(select)
+    if fused is not None:
+        # In the place of its forward, not outside: sharded weights are whole within the module's call only.
+        head.forward = fused.forward_of(head)
+    try:
+        yield
+    finally:
+        handle.remove()
+        if fused is not None:
+            del head.forward
+
+
+@contextmanager
+def _capture(layer: nn.Module | None, into: dict[str, Tensor]) -> Iterator[None]:
+    if layer is None:
+        yield
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        into["hidden"] = output[0] if isinstance(output, tuple) else output  # [B, S, H]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,93 @@
+"""Attention over rows that lie end to end: each row attends to itself alone.
+
+Around the model's own attention function (SDPA, or a FlashAttention that takes row boundaries). The padded form exists
+within attention only; with right padding and causal attention no mask is needed there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.logprobs.packing import is_layout, packed_again, unpacked
+
+PREFIX = "by_row_"
+FLASH = ("flash_attention_2", "flash_attention_3")
+
+
+def attend_by_row(model: Any) -> bool:
+    """Make a model understand the layout of `logprobs.packing` in place of an attention mask; others work as before.
+
+    The switch stays on: gradient checkpointing runs layers again in the backward pass.
+
+    Returns:
+        False, and nothing is changed, where the architecture has its own attention or carries a state along the row.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare.config._attn_implementation
+    if isinstance(inner, str) and inner.startswith(PREFIX):
+        return True
+    if inner not in ("sdpa", *FLASH) or not bare._supports_attention_backend or bare._is_stateful:
+        return False
+    AttentionInterface.register(PREFIX + inner, _by_row(inner))
+    AttentionMaskInterface.register(PREFIX + inner, ALL_MASK_ATTENTION_FUNCTIONS[inner])
+    bare.config._attn_implementation = PREFIX + inner
+    return True
+
+
+def shares_beginnings(model: Any) -> bool:
+    """Whether several rows may hold the same token: FlashAttention's kernels take each token once."""
+    return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
+
+
+def _by_row(inner_name: str) -> Any:
+    """The attention function: ``[1, heads, N, D]`` in, ``[1, N, heads, D]`` out, for rows that lie end to end."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    inner = ALL_ATTENTION_FUNCTIONS[inner_name]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
+    ) -> tuple[Tensor, Any]:
+        if not is_layout(attention_mask):
+            return inner(module, query, key, value, attention_mask, **how)
+        assert attention_mask is not None
+        _refuse_unseen_window(module, how)
+        if inner_name in FLASH:
+            return inner(module, query, key, value, None, **how, **_boundaries(attention_mask))
+        rows = [unpacked(part, attention_mask) for part in (query, key, value)]
+        window = _window_mask(rows[0].shape[2], how.get("sliding_window"), query.device)
+        out, weights = inner(module, *rows, window, **how)
+        return packed_again(out, attention_mask, query.shape[2]), weights
+
+    return attention
+
+
+def _refuse_unseen_window(module: nn.Module, how: dict[str, Any]) -> None:
+    """Some architectures put their window, or chunks, into the mask alone, in whose place the layout stands."""
+    config: Any = module.config
+    window = getattr(config, "sliding_window", None) and "sliding_window" not in how
+    if window or getattr(config, "attention_chunk_size", None):
+        raise NotImplementedError(f"{type(module).__name__} attends in windows that its attention function is not told")
+
+
+def _boundaries(mask: Tensor) -> dict[str, Any]:
+    """What FlashAttention's kernels for rows of several lengths take."""
+    lengths = (mask[0, 0] >= 0).sum(-1)  # [B]
+    ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [B + 1]
+    longest = mask.shape[-1]
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """``[1, 1, S, S]`` for a sliding window shorter than the rows; None where plain causal attention is meant."""
+    if window is None or length <= window:
+        return None
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place[None, :]
+    return ((back >= 0) & (back < window))[None, None]

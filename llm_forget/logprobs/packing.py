@@ -1,0 +1,73 @@
+"""Rows of a padded batch laid end to end, so that no layer computes on padding, nor twice on a common beginning.
+
+What a causal model makes of a token depends on what stands before it alone. The answers to one question share the
+question, and all rows of a chat template its beginning; these tokens go through the model once, and gradients of all
+rows add up in them.
+
+Attention is the one layer that looks across tokens: it is told which token belongs where by an integer mask, which
+`llm_forget.logprobs.packed_attention` understands. Every other layer sees one long row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """What to give the model, and where each token went.
+
+    Args:
+        batch: ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
+        shared: what a row and the one above it begin with stands there once.
+
+    Returns:
+        ``input_ids`` and ``position_ids`` ``[1, N]`` and the layout as ``attention_mask`` ``[2, 1, B, S]`` (see
+        `layout`), for the N tokens that are left; and the place of each token of the batch among them, ``[B, S]``, 0
+        for padding.
+    """
+    ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
+    own = attended  # [B, S]: not already there
+    if shared:
+        alike = (ids[1:] == ids[:-1]) & attended[1:] & attended[:-1]  # [B - 1, S]
+        own = attended & ~nn.functional.pad(alike.long().cumprod(-1), (0, 0, 1, 0)).bool()
+    slots = own.flatten().nonzero().squeeze(-1)  # [N]
+    numbers = (own.flatten().cumsum(0) - 1).view_as(own)  # [B, S]
+    # Numbers grow from row to row, so the largest so far in a column is that of the row which the token came from.
+    place = numbers.masked_fill(~own, 0).cummax(0).values.masked_fill(~attended, 0)  # [B, S]
+    positions = (attended.cumsum(-1) - 1).flatten()[slots]  # [N]
+    inputs = {
+        "input_ids": ids.flatten()[slots][None],
+        "position_ids": positions[None],
+        "attention_mask": layout(place, attended, slots),
+    }
+    return inputs, place
+
+
+def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
+    """Both directions in one integer tensor, ``[2, 1, B, S]``: four dimensions, so that transformers passes it on.
+
+    The first half holds the packed place of each slot of the padded batch, -1 for padding; the second half, flattened,
+    begins with the padded slot of each packed token.
+    """
+    back = torch.zeros_like(place).flatten()
+    back[: len(slots)] = slots
+    return torch.stack([place.masked_fill(~attended, -1), back.view_as(place)])[:, None]
+
+
+def is_layout(mask: Tensor | None) -> bool:
+    """Whether an attention mask is a `layout`; all others are boolean or floating point."""
+    return mask is not None and mask.dim() == 4 and mask.dtype == torch.int64
+
+
+def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
+    """``[1, heads, N, D]`` as ``[B, heads, S, D]``; padding repeats the first token, which no real token looks at."""
+    rows = packed[0].transpose(0, 1)  # [N, heads, D]
+    places = mask[0, 0].clamp(min=0)  # [B, S]
+    return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+def packed_again(padded: Tensor, mask: Tensor, count: int) -> Tensor:
+    """``[B, S, heads, D]``, as attention returns it, as ``[1, N, heads, D]``."""
+    slots = mask[1, 0].flatten()[:count]  # [N]
+    return padded.flatten(0, 1).index_select(0, slots)[None]

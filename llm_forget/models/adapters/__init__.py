@@ -1,0 +1,1 @@
+"""Adapter files: written, checked and loaded."""

@@ -1,0 +1,154 @@
+"""Whether the tensors of an adapter file are those that its configuration asks for on this model; nothing is allocated.
+
+PEFT loads what matches and at most warns of the rest: with its tensors renamed, an adapter is the model without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.models.adapters.untrusted import Header
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+FRONT = "base_model.model."
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>[A-Za-z0-9_.\-]+?)\."
+    r"(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?P<end>\.weight|\.bias)?"
+)
+DOWN = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}  # [r, in] and its other half [out, r]
+UP = {up: down for down, up in DOWN.items()}
+
+
+def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
+    """Parts of every adapted module: ``{module: {"lora_A": ..., "lora_B": ...}}``, without those saved whole.
+
+    Raises:
+        AdapterRefused: a key that is not LoRA's, half of a pair, or halves whose ranks differ; names ``path``.
+    """
+    modules: dict[str, dict[str, Header]] = {}
+    for key, tensor in header.items():
+        if _saved_whole(key, config):
+            continue
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterRefused(
+                f"'{path}' holds the unexpected tensor {key[:120]!a}, which is no part of a LoRA adapter"
+            )
+        if match["end"] != ".bias":
+            modules.setdefault(match["module"], {})[match["part"]] = tensor
+    ranks = {config.r, *(config.rank_pattern or {}).values()}
+    for name, parts in modules.items():
+        missing = [half for part, half in (DOWN | UP).items() if part in parts and half not in parts]
+        if missing or not DOWN.keys() & parts.keys():
+            raise AdapterRefused(f"'{path}': tensor {(missing or ['lora_A'])[0]} of '{name}' is missing")
+        for down, up in ((down, up) for down, up in DOWN.items() if down in parts):
+            rank = parts[down].shape[0]
+            # Of experts in one tensor, the ranks of all lie in one dimension.
+            whole = rank in ranks or (config.target_parameters and any(rank % r == 0 for r in ranks))
+            if len(parts[down].shape) != 2 or parts[up].shape[1:] != (rank,) or not whole:
+                raise AdapterRefused(
+                    f"'{path}': the tensors of '{name}' do not have the rank that its configuration says"
+                )
+    return modules
+
+
+def _saved_whole(key: str, config: LoraConfig) -> bool:
+    module = key.removeprefix(FRONT).rpartition(".")[0]
+    return any(module.endswith(name) for name in config.modules_to_save or [])  # as PEFT matches them
+
+
+def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
+    """Keys that are no LoRA but whole embeddings of this model, which PEFT saves along: ``{key: their module}``."""
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
+    keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
+    return {key: keys[key] for key in header if key in keys}
+
+
+def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:
+    """Compare the modules that the file has tensors for with those of the model that the configuration names.
+
+    Raises:
+        AdapterRefused: missing or unexpected modules, or shapes that are not the model's; names ``path``.
+    """
+    held: dict[str, dict[str, Header]] = {}
+    for name, parts in refuse_incomplete(header, config, path).items():
+        while name.endswith(".base_layer"):  # a second parameter of one module
+            name = name.removesuffix(".base_layer")
+        held.setdefault(name, parts)
+    wanted, shared = dict(_wanted(model, config)), dict(_with_parameters(model, config))
+    missing = sorted((wanted.keys() | shared.keys()) - held.keys())
+    unexpected = sorted(held.keys() - wanted.keys() - shared.keys())
+    if missing or unexpected:
+        raise AdapterRefused(
+            f"'{path}' does not fit this model: tensors of {len(missing)} modules are missing {missing[:3]}, of "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    for name, module in wanted.items():
+        sizes, parts = _sizes(module), held[name]
+        for down, up in ((down, up) for down, up in DOWN.items() if sizes is not None and down in parts):
+            if (parts[down].shape[1], parts[up].shape[0]) != sizes:
+                raise AdapterRefused(
+                    f"'{path}' does not fit this model: '{name}' is of {sizes}, its tensors are for "
+                    f"{(parts[down].shape[1], parts[up].shape[0])} (inputs, outputs)"
+                )
+
+
+def _modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """Modules of the model itself, without what earlier adapters put around and beside them."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    inside = "\0"  # begins no name
+    for name, module in bare.named_modules():
+        if name and not name.startswith(inside):
+            yield name, module
+            if isinstance(module, BaseTunerLayer):
+                inside = f"{name}."
+
+
+def _wanted(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if config.target_modules:
+        for name, module in _modules(model):
+            found = check_target_module_exists(config, name)
+            if found is True or isinstance(found, re.Match):
+                yield name, module
+
+
+def _with_parameters(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
+    ends = tuple(config.target_parameters or ())
+    for name, module in _modules(model) if ends else ():
+        for parameter, _ in _bare(module).named_parameters(recurse=False):
+            place = f"{name}.{parameter}"
+            if any(place == end or place.endswith(f".{end}") for end in ends):
+                yield name, module
+
+
+def _bare(module: Any) -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _sizes(module: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer or embedding; None of anything else, which PEFT itself compares."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    bare = _bare(module)
+    if isinstance(bare, nn.Linear):  # those of 4 and 8 bit as well
+        return bare.in_features, bare.out_features
+    if isinstance(bare, Conv1D):
+        return bare.weight.shape[0], bare.weight.shape[1]
+    if isinstance(bare, nn.Embedding):
+        return bare.num_embeddings, bare.embedding_dim
+    return None

@@ -1,0 +1,307 @@
+"""Adapters on disk: written whole or not at all, and read only when they are exactly what was written."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llm_forget.core.run_directory import AdapterRefused, file_digest, write_json
+from llm_forget.models.adapters.compatibility import refuse_misfit
+from llm_forget.models.adapters.logit_fingerprint import describe, probe, refuse_without_effect, warn_without_effect
+from llm_forget.models.adapters.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
+from llm_forget.models.adapters.lora_config import read_config
+from llm_forget.models.adapters.manifest import EFFECT, LOAD, record_first_effect, recorded_effect, verify_adapter
+from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, MAX_WEIGHTS, read_header
+from llm_forget.models.digest import describe_tensors, tensors_digest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_FILES = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, EFFECT})
+_NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+def adapter_state_dict(
+    model: Any, name: str = ADAPTER, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of one adapter under PEFT's file keys, on the CPU.
+
+    Args:
+        state_dict: gathered weights of the whole model, where they are sharded (FSDP, ZeRO-3).
+
+    Raises:
+        ValueError: nothing of the adapter is there, or a tensor is empty or not finite.
+    """
+    from peft import get_peft_model_state_dict
+
+    # save_embedding_layers: its default asks the hub whether the vocabulary grew.
+    found = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: found[key].detach().cpu().contiguous() for key in sorted(found)}
+    if not tensors:
+        raise ValueError(f"adapter '{name}' has no tensors in this state dict; gather the weights of all ranks first")
+    for key, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"adapter '{name}': tensor '{key}' is empty; gather the weights of all ranks first")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter '{name}': tensor '{key}' is not finite; it is not saved")
+    return tensors
+
+
+def save_adapter(
+    model: Any,
+    folder: str | Path,
+    *,
+    base_digest: str | None = None,
+    base_name: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    effect: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the adapter "unlearn", and only it, so that plain PEFT loads it and nobody ever sees half of it.
+
+    Writes ``adapter_model.safetensors``, ``adapter_config.json`` and ``manifest.json``: digests of files and tensors,
+    of the base and of the adapters beneath, and how the base was quantised.
+
+    Args:
+        folder: made if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
+        base_digest: from `source_digest`, of the model that `load_base` gave.
+        base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
+        extra: further keys of the manifest.
+        state_dict: see `adapter_state_dict`.
+        effect: of `effect.effect_of`; left out of checkpoints, and where the weights are sharded.
+
+    Raises:
+        ValueError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
+        OSError: no room on the disk; what was there is still there.
+    """
+    folder = Path(folder)
+    tensors = adapter_state_dict(model, ADAPTER, state_dict)
+    config = _config_json(model.peft_config[ADAPTER], base_name)
+    with replacing(folder) as temporary:
+        _save_tensors(tensors, temporary / ADAPTER_WEIGHTS)
+        write_json(temporary / ADAPTER_CONFIG, config)
+        manifest = {
+            "files": {name: file_digest(temporary / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+            "tensors": describe_tensors(tensors),
+            "base": base_digest,
+            "beneath": [
+                {"name": name, "digest": _digest_beneath(model, name, state_dict)} for name in frozen_adapters(model)
+            ],
+            "quantization": quantization_of(model),
+            "load": {**LOAD, "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")},
+            "effect": effect,
+        }
+        taken = manifest.keys() & (extra or {}).keys()
+        if taken:
+            raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
+        write_json(temporary / MANIFEST, {**manifest, **(extra or {})})
+    warn_without_effect(effect, folder)
+    return folder
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > MAX_WEIGHTS:
+        raise ValueError(f"the adapter has {size:,} bytes, more than the {MAX_WEIGHTS:,} that are read; lower lora_r")
+    with disk_errors(path):
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Errors of the disk, which safetensors and tokenizers tell in words only, as the OSError that they are."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:  # tokenizers raise this very type, with nothing but a text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if not isinstance(error, SafetensorError) and (type(error) is not Exception or number is None):
+            raise
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+
+
+def _digest_beneath(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
+    # Sharded training may gather only what trains; the digest of the base covers frozen adapters as well.
+    if state_dict is not None and not any(f".{name}." in key for key in state_dict):
+        return None
+    return tensors_digest(adapter_state_dict(model, name, state_dict))
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Let two folders change places in one step, so that nobody ever sees neither; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, on most file systems
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    A folder of adapter files is replaced as a whole; one that holds anything else keeps it, and gets the new files.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists() and not {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
+            # The manifest first: should this be cut off, it does not fit the files, and loading refuses them.
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name != MANIFEST):
+                os.replace(path, folder / path.name)
+            return
+        if not folder.exists():
+            os.replace(temporary, folder)
+        elif not _exchanged(temporary, folder):
+            os.replace(folder, old)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                os.replace(old, folder)
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.exists():  # otherwise it is all that is left
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _config_json(config: Any, base_name: str | None) -> dict[str, Any]:
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    base = base_name or config.base_model_name_or_path
+    # A local path names a machine and perhaps a person: the folder's own name is enough to recognise it.
+    if base and (base.endswith(".gguf") or Path(base).is_absolute() or Path(base).exists()):
+        base = Path(base).name
+    fields["base_model_name_or_path"] = base
+    fields["inference_mode"] = True
+    return dict(sorted(fields.items()))
+
+
+def load_adapter(
+    model: Any,
+    folder: str | Path,
+    *,
+    name: str = ADAPTER,
+    trainable: bool = False,
+    base_digest: str | None = None,
+    trust: bool = False,
+) -> PeftModel:
+    """Put a saved adapter on a model; it is active together with those already there.
+
+    Unlike PEFT, which warns, this refuses whatever is not exactly what was written, and what has no effect or another
+    than it had. All adapters come in this way, whatever they are loaded for.
+
+    Args:
+        name: lower-case letters, digits and hyphens.
+        base_digest: of the model underneath; compared with the manifest's where both exist.
+        trust: take an adapter without a manifest as well; all but the digests is checked.
+
+    Raises:
+        AdapterRefused: a file that differs from its manifest or has none, missing or unexpected tensors, shapes that do
+            not fit, values that are not finite, another base, an unreasonable config, pickled weights, links, or an
+            effect on the logits that is none or another than recorded. Names the file.
+        FileNotFoundError: no adapter there.
+    """
+    from peft import PeftModel, get_peft_model
+
+    _check_name(name)
+    folder = Path(folder)
+    manifest = verify_adapter(folder, base_digest, trust=trust)
+    config = read_config(folder)
+    refuse_misfit(model, read_header(folder / ADAPTER_WEIGHTS), config, folder / ADAPTER_WEIGHTS)
+    config.inference_mode = not trainable
+    before = probe(model)
+    try:
+        if not isinstance(model, PeftModel):
+            model = get_peft_model(model, config, adapter_name=name, **LOAD)
+        else:
+            frozen = list(model.peft_config)
+            model.add_adapter(name, config, **LOAD)
+            activate_all(model)
+            model.set_requires_grad([*frozen, *([] if trainable else [name])], False)
+    except ValueError as error:  # a layer that PEFT cannot adapt
+        raise AdapterRefused(f"'{folder / ADAPTER_CONFIG}' does not fit this model: {error}") from error
+    load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
+    model.eval()
+    _check_effect(model, folder, manifest, before)
+    return model
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise AdapterRefused(
+            f"adapter name {name[:80]!a} is not made of 1 to 64 lower-case letters, digits and hyphens"
+        )
+
+
+def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Tensor | None) -> None:
+    after = probe(model) if before is not None else None
+    found = describe(model, before, after) if before is not None and after is not None else None
+    recorded = recorded_effect(folder, manifest)
+    refuse_without_effect(found, recorded, folder)
+    if manifest and recorded is None:
+        record_first_effect(folder, found)
+
+
+def load_adapter_weights(
+    model: Any, folder: str | Path, *, name: str = ADAPTER, base_digest: str | None = None
+) -> None:
+    """Put the weights of a saved adapter into one that the model has already; flags and modes stay as they are.
+
+    Raises:
+        AdapterRefused, FileNotFoundError: see `load_adapter`; the effect is not measured.
+    """
+    _check_name(name)
+    folder = Path(folder)
+    verify_adapter(folder, base_digest)
+    load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
+
+
+def load_adapter_state(
+    model: Any, tensors: Mapping[str, Tensor], *, name: str = ADAPTER, origin: str = "the state dict"
+) -> None:
+    """Put tensors, keyed as in an adapter file, into adapter `name`: all of them and no others.
+
+    Raises:
+        AdapterRefused: missing or unexpected keys, other shapes, values that are not finite; names `origin`.
+    """
+    from peft import set_peft_model_state_dict
+
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterRefused(f"'{origin}': tensor '{key}' is not finite")
+    try:
+        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+    except (RuntimeError, KeyError) as error:  # torch lists the tensors whose shapes differ, PEFT the one missing
+        raise AdapterRefused(f"'{origin}' does not fit this model: {error}") from error
+    missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
+    if missing or result.unexpected_keys:
+        raise AdapterRefused(
+            f"'{origin}' does not fit this model: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(result.unexpected_keys)} unexpected {list(result.unexpected_keys)[:3]}"
+        )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file ({error})") from error

@@ -1,0 +1,187 @@
+"""What an adapter does to the logits of a few fixed prompts: recorded when it is saved, compared when it is loaded.
+
+Digests say that the files are those that were written. The effect says that they still act as they did: an adapter that
+is attached in another way, with zeros, under other names or by another version of a library, gives the model back that
+had not forgotten, without any error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.core.run_directory import AdapterRefused, json_digest
+from llm_forget.models.adapters.lora import quantization_of, reference_mode
+
+logger = logging.getLogger("llm_forget")
+PROMPTS, LENGTH = 2, 12  # one forward pass of 24 tokens with the adapter and one without
+SAMPLES = 64  # logits whose differences are recorded one by one
+# By how much of the largest logit other kernels, devices and orders of sums may move logits in the mean, by the type
+# computed in. float32: TF32 products; 16 bit: some rounding steps. Products of 4 and 8 bit are rounded to 16 bits.
+NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
+
+
+def _drawn(below: int, *what: object) -> int:
+    """A number below another, from a hash: the same on every machine and for ever."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *what))).encode()).digest()[:8]) % below
+
+
+def probe_ids(vocabulary: int) -> list[list[int]]:
+    """Made-up prompts ``[PROMPTS, LENGTH]`` of token ids, the same for every model of this vocabulary."""
+    return [[_drawn(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
+
+
+@torch.no_grad()
+def probe(model: Any) -> Tensor | None:
+    """Logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None where this process does not hold the whole weights."""
+    if not _whole(model):
+        return None
+    embedding = model.get_input_embeddings().weight
+    ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
+    # accelerate's own forward computes in half precision, whatever the weights are; loading does not.
+    forward = getattr(model, "_original_forward", model)
+    with _evaluating(model), torch.autocast(embedding.device.type, enabled=False):
+        return forward(input_ids=ids, use_cache=False).logits.float().cpu()
+
+
+def effect_of(model: Any) -> dict[str, Any] | None:
+    """What adapter "unlearn" of a model does, for its manifest; None where this process cannot know."""
+    with reference_mode(model):
+        before = probe(model)
+    after = probe(model)
+    return None if before is None or after is None else describe(model, before, after)
+
+
+def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Differences of logits ``[N, S, V]``: the largest, mean KL(before, after) per position in nats, and some of them.
+
+    All are None where the logits are not finite: the adapter diverged, which is an honest outcome of training, and
+    shows when it is evaluated.
+    """
+    ids = probe_ids(model.config.get_text_config().vocab_size)
+    effect: dict[str, Any] = {
+        "prompts": json_digest(ids),
+        **dict.fromkeys(("max_abs", "mean_kl", "largest_logit", "samples")),
+        "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "quantization": quantization_of(model),
+    }
+    if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
+        return effect
+    difference, old, new = (after - before).flatten(), before.log_softmax(-1), after.log_softmax(-1)
+    places = [_drawn(difference.numel(), "sample", number) for number in range(SAMPLES)]
+    return effect | {
+        "max_abs": float(difference.abs().max()),
+        "mean_kl": max(0.0, float((old.exp() * (old - new)).sum(-1).mean())),
+        "largest_logit": float(before.abs().max()),
+        "samples": [float(f"{value:.6g}") for value in difference[places].tolist()],
+    }
+
+
+def is_effect(content: dict[str, Any]) -> bool:
+    """Whether this is something that `describe` gives, numbers and all."""
+    numbers, samples = [content.get(key) for key in ("max_abs", "mean_kl", "largest_logit")], content.get("samples")
+    measured = isinstance(samples, list) and len(samples) == SAMPLES and all(map(_number, [*numbers, *samples]))
+    unmeasured = samples is None and numbers == [None] * 3
+    return (measured or unmeasured) and content.get("dtype") in NOISE and {"prompts", "quantization"} <= content.keys()
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def refuse_without_effect(found: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
+    """Compare the effect of a loaded adapter with that of its manifest.
+
+    Args:
+        found: of `describe`; None where it could not be measured.
+        recorded: the same when it was saved; None where it could not be measured then.
+        folder: of the adapter, for the message.
+
+    Raises:
+        AdapterRefused: no effect at all, or another than recorded.
+    """
+    if found is None:
+        return
+    if found["max_abs"] == 0:
+        raise AdapterRefused(
+            f"adapter '{folder}' changes no logit of the probe prompts: with it the model is the one beneath it, and "
+            "has forgotten nothing; train again, with more steps or a higher learning_rate"
+        )
+    if recorded is None or recorded["prompts"] != found["prompts"]:
+        return
+    if recorded["quantization"] != found["quantization"]:
+        return  # on a base rounded otherwise it does answer otherwise, of which `load_base` warns
+    if recorded["max_abs"] is None or found["max_abs"] is None:
+        if recorded["max_abs"] is not found["max_abs"]:
+            raise AdapterRefused(f"the logits of adapter '{folder}' are not finite, or were not when it was saved")
+        return
+    apart = _mean_abs([a - b for a, b in zip(found["samples"], recorded["samples"], strict=True)])
+    if not apart <= tolerance(recorded, found):
+        raise AdapterRefused(
+            f"adapter '{folder}' has another effect than when it was saved: on the probe prompts it moves logits by up "
+            f"to {found['max_abs']:.4g}, recorded {recorded['max_abs']:.4g}, and in the mean {apart:.2g} apart "
+            f"(tolerance {tolerance(recorded, found):.2g}); the base, the way of loading or a library is another"
+        )
+
+
+def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
+    """Say at the end of training what would otherwise be an error of the first load.
+
+    Args:
+        effect: of `effect_of`; None where it was not measured.
+        folder: of the adapter.
+    """
+    if effect is None:
+        return
+    if effect["max_abs"] == 0:
+        logger.warning(
+            "adapter '%s' changes no logit of the probe prompts, so nothing was forgotten, and loading it will be "
+            "refused; train longer or with a higher learning_rate", folder,
+        )  # fmt: skip
+    elif effect["max_abs"] is None:
+        logger.warning(
+            "with adapter '%s' the logits of the probe prompts are not finite: training diverged; lower learning_rate",
+            folder,
+        )
+
+
+def tolerance(recorded: dict[str, Any], found: dict[str, Any]) -> float:
+    """How far samples of one effect may lie apart in the mean: both models of both differences are rounded; logits."""
+    quantised = recorded["quantization"] is not None
+    share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, found))
+    return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
+
+
+def _mean_abs(values: list[float]) -> float:
+    return sum(map(abs, values)) / len(values)
+
+
+def _whole(model: nn.Module) -> bool:
+    """Whether every weight is here: not cut by FSDP or ZeRO-3, not on the meta device, not left empty on this rank."""
+    from torch.distributed.tensor import DTensor
+
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    return not sharded and not any(
+        parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, DTensor)
+        for parameter in model.parameters()
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

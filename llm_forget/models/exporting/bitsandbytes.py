@@ -1,0 +1,44 @@
+"""A model in 4 or 8 bit as a folder of its own, which ``AutoModelForCausalLM.from_pretrained`` loads as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_forget.models.adapters.files import disk_errors
+
+FORMS = ("nf4", "int8")
+
+
+def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
+    """The model in a folder of full weights, rounded by bitsandbytes; what is not rounded, and computing, in ``dtype``.
+
+    Not prepared for training, so that it is saved as it is.
+    """
+    import bitsandbytes
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how: dict[str, Any] = {"load_in_8bit": True}
+    if form == "nf4":
+        how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), quantization_config=BitsAndBytesConfig(**how), dtype=dtype, device_map={"": device},
+        use_safetensors=True,
+    )  # fmt: skip
+    for module in model.modules():  # see `load._prepare_quantized`: packed for good by the first forward
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def save_quantized(model: Any, folder: Path) -> None:
+    """Write packed weights as safetensors, and how they are packed into config.json.
+
+    Raises:
+        OSError: no room on the disk.
+    """
+    model.config._name_or_path = ""  # names this machine's folders
+    with disk_errors(folder):
+        model.save_pretrained(folder)

@@ -1,0 +1,233 @@
+"""A model as one GGUF file: weights rounded tensor by tensor, and a proof that the file is read back as that model.
+
+Names, layouts and keys are llama.cpp's (its ``convert_hf_to_gguf.py``); blocks are packed by its package ``gguf``. Only
+architectures are written whose files transformers reads back, since otherwise nothing here could say what they hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_forget.models.exporting.gguf_tokenizer import describe_tokenizer
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+# What most weights become; vectors stay in float32. Of K-quants the package only has the reader.
+FORMS = {f"gguf-{name}": name.upper() for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")}
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # ours: llama.cpp's
+HEADS_INTERLEAVED = ("llama",)  # llama.cpp rotates neighbouring elements of a head there, transformers its halves
+ENDS = ("token_embd.weight", "output.weight")
+# Of a configuration: what the function rests on, under transformers' names, and what a file that is silent means.
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "max_position_embeddings", "tie_word_embeddings", "hidden_act",
+)  # fmt: skip
+ELSEWHERE = (
+    "convert the folder with llama.cpp's convert_hf_to_gguf.py; `llm-forget evaluate FILE.gguf` measures what it writes"
+)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the file: whose rounded values are in ``weight``, and how it lies there."""
+
+    name: str
+    weight: Tensor
+    kind: Any  # gguf.GGMLQuantizationType
+    heads: int | None  # whose rows are interleaved
+
+
+def refuse_architecture(config: Any, name: str) -> None:
+    """Raise ValueError where a GGUF file of this model could not be read back as the same function."""
+    if config.model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"'{name}' is a {config.model_type}; written as GGUF are {known}; {ELSEWHERE}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        lost = f"position scaling '{rope['rope_type']}'"
+    elif _slides(config):
+        lost = "sliding-window attention"
+    elif any(getattr(config, key, False) for key in ("attention_bias", "mlp_bias")):
+        lost = "biases of attention or feed-forward layers"
+    elif config.model_type == "qwen3" and config.head_dim != 128:
+        lost = f"heads of {config.head_dim} dimensions (qwen3 has 128)"
+    else:
+        return
+    raise ValueError(
+        f"'{name}' has {lost}, which transformers does not read back from GGUF, so that nothing here could measure the "
+        "file; convert the folder with llama.cpp's convert_hf_to_gguf.py, and measure where llama.cpp runs it"
+    )
+
+
+def _slides(config: Any) -> bool:
+    if config.model_type == "mistral":
+        return config.sliding_window is not None and config.sliding_window < config.max_position_embeddings
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def write_gguf(
+    model: Any, tokenizer: Any, path: Path, form: str, *, advance: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
+    """Write a model, one tensor in memory at a time, and round the model itself to the values in the file.
+
+    Args:
+        model: in ordinary tensors; afterwards it is what the file must be read back as.
+        tokenizer: of the model.
+        path: of the new file, in a folder of its own.
+        form: see `FORMS`.
+        advance: told the number of weights after each tensor.
+
+    Returns:
+        ``tensors`` by ggml type, and ``tokenizer``: see `describe_tokenizer`.
+
+    Raises:
+        ValueError: see `refuse_architecture`, `describe_tokenizer`; or a weight beyond the range of the form.
+        OSError: no room on the disk; a part of the file is left.
+    """
+    from gguf import GGUFWriter, quant_shape_to_byte_shape
+
+    refuse_architecture(model.config, path.name)
+    described = describe_tokenizer(tokenizer, model.config.vocab_size)
+    tensors = list(_tensors(model, FORMS[form]))
+    writer = GGUFWriter(path, ARCHITECTURES[model.config.model_type])
+    try:
+        _add_head(writer, model.config, form)
+        described.add_to(writer)
+        for tensor in tensors:
+            shape = tuple(tensor.weight.shape)
+            size = int(np.prod(quant_shape_to_byte_shape(shape, tensor.kind), dtype=np.int64))
+            writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        file = next(iter(writer.fout or ()))
+        for tensor in tensors:
+            data = _packed(tensor)
+            # Not `write_tensor_data`: NumPy's own writing says nothing of why a disk refuses.
+            writer.write_padding(file, file.tell())
+            file.write(data.tobytes())
+            writer.write_padding(file, data.nbytes)
+            advance(tensor.weight.numel())
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        for open_file in writer.fout or ():
+            open_file.close()
+    kinds = Counter(tensor.kind.name for tensor in tensors)
+    return {"tensors": dict(sorted(kinds.items())), "tokenizer": described.summary()}
+
+
+def _tensors(model: Any, wanted: str) -> Iterator[_Tensor]:
+    """All tensors of a model under llama.cpp's names, in an order that stays."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    config = model.config
+    architecture = ARCHITECTURES[config.model_type]
+    number = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
+    names = get_tensor_name_map(number, config.num_hidden_layers)
+    for given, weight in model.state_dict().items():
+        if given == "lm_head.weight" and config.tie_word_embeddings:
+            continue  # a file without it says that the ends are tied
+        name = names.get_name(given, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ValueError(f"llama.cpp's {architecture} has no tensor for '{given}'; {ELSEWHERE}")
+        heads = None
+        if architecture in HEADS_INTERLEAVED and ".attn_q." in name:
+            heads = config.num_attention_heads
+        elif architecture in HEADS_INTERLEAVED and ".attn_k." in name:
+            heads = config.num_key_value_heads
+        yield _Tensor(name, weight, _kind(name, weight, wanted), heads)
+
+
+def _kind(name: str, weight: Tensor, wanted: str) -> Any:
+    """As llama.cpp chooses: vectors in float32; both ends better than 4 and 5 bit; float16 where no block fits."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if weight.dim() < 2:
+        return GGMLQuantizationType.F32
+    kind = GGMLQuantizationType[wanted]
+    if name in ENDS and wanted.startswith(("Q4", "Q5")):
+        kind = GGMLQuantizationType.Q8_0
+    block, _ = GGML_QUANT_SIZES[kind]
+    return kind if weight.shape[-1] % block == 0 else GGMLQuantizationType.F16
+
+
+def _packed(tensor: _Tensor) -> Any:
+    """The bytes of one tensor, row by row; its values in the model become those that these bytes stand for.
+
+    Rounding works along a row, and heads are interleaved by whole rows: the model is rounded without interleaving, so
+    that reading the file back tries it.
+    """
+    from gguf.quants import dequantize, quantize
+
+    weight = tensor.weight.detach()
+    with np.errstate(over="ignore"):  # found below
+        packed = quantize(weight.float().cpu().numpy(), tensor.kind)  # [rows, numbers or bytes], or [numbers]
+    rounded = torch.from_numpy(np.array(dequantize(packed, tensor.kind), copy=True))
+    if not torch.isfinite(rounded).all():
+        raise ValueError(
+            f"tensor '{tensor.name}' has values that {tensor.kind.name} cannot hold; take gguf-bf16 or gguf-f32"
+        )
+    weight.copy_(rounded.reshape(weight.shape))
+    if tensor.heads is None:
+        return packed
+    halves = packed.reshape(tensor.heads, 2, -1, *packed.shape[1:])  # [heads, half, dimension of a half, ...]
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(packed.shape))
+
+
+def _add_head(writer: Any, config: Any, form: str) -> None:
+    """Sizes and positions; no name of a folder or a machine."""
+    from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
+
+    kind = FORMS[form]
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_type(GGUFType.MODEL)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}"])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
+    """The model in a file that was just written; whoever evaluates the file gets the same.
+
+    Raises:
+        ValueError: its configuration is read back as another one.
+    """
+    import dataclasses
+
+    from transformers import AutoConfig
+
+    from llm_forget.models.load import load_base
+
+    back = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    lost = [key for key in SIZES if getattr(back, key) != getattr(config, key)]
+    pairs = {
+        "rms_norm_eps": (back.rms_norm_eps, config.rms_norm_eps),
+        "rope_theta": (back.rope_parameters["rope_theta"], config.rope_parameters["rope_theta"]),
+    }
+    lost += [key for key, (read, given) in pairs.items() if not np.isclose(read, given, rtol=1e-6, atol=0.0)]
+    if lost:
+        raise ValueError(f"transformers reads {', '.join(lost)} back from GGUF with other values; {ELSEWHERE}")
+    return load_base(dataclasses.replace(base_args, model_name_or_path=str(path)))

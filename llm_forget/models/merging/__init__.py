@@ -1,0 +1,1 @@
+"""Adapters combined with each other or with their base model."""

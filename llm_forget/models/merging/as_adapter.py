@@ -1,0 +1,152 @@
+"""A combination kept as an adapter: the matrices of all side by side, which is their exact sum, or its best ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llm_forget.models.adapters.files import load_adapter, load_adapter_state, save_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
+from llm_forget.models.adapters.lora import ADAPTER, activate_all
+from llm_forget.models.adapters.lora_config import MAX_RANK, read_config
+from llm_forget.models.adapters.manifest import verify_adapter
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
+from llm_forget.models.merging.combinations import (
+    LOW_RANK,
+    Part,
+    Rule,
+    error_of_averaging,
+    layers,
+    load_parts,
+    rank_error,
+    refuse_uncombinable,
+    stacked,
+    truncated,
+)
+from llm_forget.models.merging.full_model import as_trained, compare, default_tolerance, probe_logits, random_probes
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+def combine_adapters(
+    base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, how: Rule, *, base_name: str | None = None
+) -> dict[str, Any]:
+    """Write one adapter that is the sum of several, read it back, and compare its logits with theirs.
+
+    Args:
+        base_args: the model beneath all of them; how it was quantised is taken from their manifests.
+        parts: adapters and their scales.
+        folder: of the new adapter, with a manifest as any other of this package.
+        how: cat, or svd of some ranks, whose ``rank_error`` is returned.
+        base_name: see `save_adapter`.
+
+    Returns:
+        ``rank``, the settings of the rule, ``error_of_averaging``, ``rank_error``, and of the logits
+        ``max_abs_logit_difference``, ``tolerance``, ``mean_kl`` (from all adapters to the one), ``mean_kl_of_adapter``
+        (from all to the model beneath).
+
+    Raises:
+        ValueError: a rule whose result has no low rank, more ranks than are read, or logits that differ (for cat).
+    """
+    if how.combination not in LOW_RANK:
+        raise ValueError(f"'{how.combination}' gives a change of full rank, which no adapter holds; write a full model")
+    refuse_uncombinable(parts)
+    args = as_trained(base_args, verify_adapter(parts[0].folder).get("quantization"))
+    digest = source_digest(args.model_name_or_path, args.model_revision)
+    base = load_base(args)
+    probes = random_probes(base.config.get_text_config().vocab_size)
+    reference = probe_logits(base, probes)
+    model, names = load_parts(base, parts, digest)
+    expected = probe_logits(model, probes)
+    tensors, rank = side_by_side(model, names, how)
+    report: dict[str, Any] = {
+        "combination": how.combination, "rank": rank, "error_of_averaging": error_of_averaging(model, names),
+        "rank_error": rank_error(model, names, how.rank) if how.rank is not None else 0.0,
+    }  # fmt: skip
+    config = _config(model, names, parts, rank)
+    # In 8 bit a rounding of activations may fall to the other side.
+    limit = default_tolerance(expected, [base.dtype, torch.bfloat16 if args.load_in_8bit else base.dtype])
+    del model, base
+    _save(load_base(args), config, tensors, Path(folder), digest, base_name)
+    found = probe_logits(load_adapter(load_base(args), folder, base_digest=digest), probes)
+    report |= {"tolerance": limit, **compare(expected, found)}
+    report["mean_kl_of_adapter"] = compare(expected, reference)["mean_kl"]
+    if how.combination == "cat" and not report["max_abs_logit_difference"] <= report["tolerance"]:
+        raise ValueError(
+            f"the combined adapter differs from its parts by up to {report['max_abs_logit_difference']:.3g} in its "
+            f"logits, above the tolerance of {report['tolerance']:.3g}; nothing was written"
+        )
+    return report
+
+
+def side_by_side(model: Any, names: Sequence[str], how: Rule) -> tuple[dict[str, Tensor], int]:
+    """Tensors under PEFT's keys, scales multiplied into B, all of one rank: shorter ones are filled up with zeros.
+
+    Raises:
+        ValueError: more ranks than an adapter may have.
+    """
+    found = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
+    rank = min(max(up.shape[2] for *_, (up, _) in found), how.rank or MAX_RANK + 1)
+    if rank > MAX_RANK:
+        raise ValueError(
+            f"the ranks add up to more than {MAX_RANK}, the most that is read; give a rank, or a full model"
+        )
+    tensors: dict[str, Tensor] = {}
+    for place, layer, (up, down) in found:
+        if how.rank is not None:
+            up, down, _, _ = truncated(up, down, how.rank)
+        missing = rank - up.shape[2]
+        up, down = torch.nn.functional.pad(up, (0, missing)), torch.nn.functional.pad(down, (0, 0, 0, missing))
+        up = up.permute(1, 2, 0).reshape(up.shape[1], -1).contiguous()  # [out, r E], as PEFT lays out experts
+        down = down.reshape(-1, down.shape[-1]).contiguous()  # [E r, in]
+        embedding = any(name in layer.lora_embedding_A for name in names)
+        ends = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        tensors |= {f"{place}.{ends[0]}": down, f"{place}.{ends[1]}": up}
+    return tensors, rank
+
+
+def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) -> Any:
+    """The configuration of the sum: scaling 1, and every module that one of the adapters is on."""
+    from peft import LoraConfig
+
+    configs = [read_config(part.folder) for part in parts]
+    parameters = sorted({name for config in configs for name in config.target_parameters or ()})
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=rank, lora_dropout=0.0, inference_mode=True,
+        target_modules=_targets(model, names, configs), target_parameters=parameters or None,
+        fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
+    )  # fmt: skip
+
+
+def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
+    """The names that all configurations give; where they differ or pick out layers, every module in full."""
+    first = configs[0]
+    if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
+        config.layers_to_transform or config.exclude_modules for config in configs
+    ):
+        return sorted(first.target_modules or ())
+    adapted = (
+        place.removeprefix("base_model.model.")
+        for place, layer in layers(model)
+        if not hasattr(layer, "parameter_name") and stacked(layer, names) is not None
+    )
+    return sorted(adapted)
+
+
+def _save(model: Any, config: Any, tensors: dict[str, Tensor], folder: Path, digest: str, name: str | None) -> None:
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(model, PeftModel):  # the target's own adapters
+        model.add_adapter(ADAPTER, config)
+        activate_all(model)
+    else:
+        model = get_peft_model(model, config, adapter_name=ADAPTER)
+    load_adapter_state(model, tensors, origin="the combined adapter")
+    model.eval()
+    save_adapter(model, folder, base_digest=digest, base_name=name, effect=effect_of(model))

@@ -1,0 +1,294 @@
+"""Several adapters as one change of the weights: their exact sum, or one thinned out by rank, magnitude or chance.
+
+Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: its scale s_i (given; a negative one takes away what was
+learned), PEFT's own factor c_i (alpha / r, or alpha / sqrt(r)) and its two matrices. All here works on these products.
+PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` work on A and B apart, which is another model:
+``(B_1 + B_2)(A_1 + A_2)`` holds products of one adapter's B with the other's A. `error_of_averaging` says how far off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_forget.models.adapters.files import load_adapter, verify_adapter
+from llm_forget.models.adapters.lora_config import read_config
+
+# What each combination takes besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
+# arXiv:2212.04089; svd is cat with fewer ranks.
+COMBINATIONS: dict[str, tuple[str, ...]] = {
+    "cat": (),
+    "svd": ("rank",),
+    "ties": ("density", "majority"),
+    "magnitude_prune": ("density",),
+    "dare_linear": ("density", "seed"),
+    "dare_ties": ("density", "majority", "seed"),
+}
+LOW_RANK = ("cat", "svd")  # what an adapter can hold
+MAJORITIES = ("total", "frequency")
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter folder, and how much of its change is added."""
+
+    folder: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How changes become one; only what the combination takes is set."""
+
+    combination: str = "cat"
+    rank: int | None = None  # kept of each module's sum
+    density: float | None = None  # share of the numbers of each change that is kept, module by module
+    majority: str | None = None  # sign by sum ("total") or by count ("frequency")
+    seed: int | None = None
+
+
+def rule(combination: str | None = None, **settings: Any) -> Rule:
+    """A checked `Rule`; settings that are None take their defaults: density 0.5, majority total, seed 0.
+
+    Raises:
+        ValueError: an unknown combination, a setting that it does not take or outside its bounds, or svd without rank.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    name = combination or ("svd" if "rank" in given else "cat")
+    name = "cat" if name == "linear" else name  # the exact sum; PEFT's average of A and B apart is not offered
+    if name not in COMBINATIONS:
+        raise ValueError(f"combination is '{combination}'; allowed: {', '.join(COMBINATIONS)}")
+    other = [key for key in given if key not in COMBINATIONS[name]]
+    if other:
+        takes = ", ".join(COMBINATIONS[name]) or "nothing of the kind"
+        raise ValueError(f"combination '{name}' does not take {', '.join(other)}; it takes {takes}")
+    defaults = {"density": 0.5, "majority": "total", "seed": 0}
+    made = Rule(name, **{key: given.get(key, defaults.get(key)) for key in COMBINATIONS[name]})
+    if made.density is not None and not 0 < made.density <= 1:
+        raise ValueError(f"density is {made.density}; it is a share above 0 and at most 1")
+    if made.majority not in (None, *MAJORITIES):
+        raise ValueError(f"majority is '{made.majority}'; allowed: {', '.join(MAJORITIES)}")
+    if made.seed is not None and made.seed < 0:
+        raise ValueError(f"seed is {made.seed}; it is 0 or more")
+    if name == "svd" and (made.rank is None or made.rank < 1):
+        raise ValueError("combination 'svd' needs a rank of 1 or more")
+    return made
+
+
+def refuse_uncombinable(parts: Sequence[Part]) -> None:
+    """Raise ValueError where an adapter is more than a sum of products, or was trained on another precision.
+
+    Raises:
+        AdapterRefused, FileNotFoundError: see `verify_adapter` and `read_config`.
+    """
+    precisions = {}
+    for part in parts:
+        if not (math.isfinite(part.scale) and part.scale):
+            raise ValueError(
+                f"the scale of '{part.folder}' is {part.scale}; leave it out, or give another number than 0"
+            )
+        precisions[str(verify_adapter(part.folder).get("quantization"))] = part.folder
+        config = read_config(part.folder)
+        for key in ("modules_to_save", "use_dora", "lora_bias", "ensure_weight_tying"):
+            if getattr(config, key, None):
+                raise ValueError(
+                    f"adapter '{part.folder}' has {key}, which is no product B A that could be scaled and added; such "
+                    "an adapter is merged alone, at scale 1"
+                )
+    if len(precisions) > 1:
+        first, second = list(precisions.values())[:2]
+        raise ValueError(
+            f"adapters '{first}' and '{second}' were trained on bases of other precision (4 bit, 8 bit, none), which "
+            "are other weights; combine those of one precision"
+        )
+
+
+def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
+    """Put all adapters on a model, each checked as if alone, active together and at their scales.
+
+    Returns:
+        The model, and the names of the adapters on it.
+
+    Raises:
+        AdapterRefused: see `load_adapter`.
+        ValueError: an adapter on a kind of layer that is not combined.
+    """
+    names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts, strict=True):
+        model = load_adapter(model, part.folder, name=name, base_digest=base_digest)
+        _scale(model, name, 0.0)  # silent while the effect of the next one is compared with the one recorded
+    for name, part in zip(names, parts, strict=True):
+        _scale(model, name, part.scale)
+    for place, layer in layers(model):
+        for name in names:
+            if _holds(layer, name) and not (
+                _is_embedding(layer, name) or isinstance(layer.lora_A[name], torch.nn.Linear)
+            ):
+                raise ValueError(f"'{place}' is no linear layer, embedding or expert; its adapter is merged alone only")
+    return model, names
+
+
+def _scale(model: Any, name: str, scale: float) -> None:
+    for _, layer in layers(model):
+        if _holds(layer, name):
+            layer.set_scale(name, scale)
+
+
+def layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Name, as in the keys of an adapter file, and adapted layer; of two parameters of a module one in the other."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _holds(layer: Any, name: str) -> bool:
+    return name in layer.lora_A or _is_embedding(layer, name)
+
+
+def _is_embedding(layer: Any, name: str) -> bool:
+    return name in layer.lora_embedding_A
+
+
+def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
+    """``B [E, out, r]``, scales and all, and ``A [E, r, in]`` of an adapter in one layer; E = 1 but for experts."""
+    if _is_embedding(layer, name):
+        down, up, experts = layer.lora_embedding_A[name], layer.lora_embedding_B[name], 1
+    else:
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        experts = getattr(layer, "num_experts", 1)
+    down, up = down.detach().cpu().float(), up.detach().cpu().float()
+    down = down.reshape(experts, -1, down.shape[-1])  # [E, r, in]
+    up = up.reshape(up.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, r]
+    return up * layer.scaling[name], down
+
+
+def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+    """All adapters of a layer side by side, ``B [E, out, R]`` and ``A [E, R, in]``: their product is the exact sum."""
+    pairs = [factors(layer, name) for name in names if _holds(layer, name)]
+    if not pairs:
+        return None
+    return torch.cat([up for up, _ in pairs], dim=2), torch.cat([down for _, down in pairs], dim=1)
+
+
+def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
+    """The best approximation of ``up @ down`` by `rank` ranks (Eckart-Young), without the product itself.
+
+    Returns:
+        Both factors, the squared Frobenius norm of what is lost, and that of the whole.
+    """
+    left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().transpose(1, 2))
+    u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2), full_matrices=False)  # [E, n, n]
+    roots = sizes[:, :rank].sqrt()
+    kept_up = (left.Q @ u[:, :, :rank]) * roots[:, None, :]
+    kept_down = roots[:, :, None] * (v[:, :rank] @ right.Q.transpose(1, 2))
+    return kept_up.float(), kept_down.float(), float(sizes[:, rank:].square().sum()), float(sizes.square().sum())
+
+
+def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
+    """``|T - D| / |D|`` in Frobenius norm over all weights, where T keeps `rank` ranks of every module's sum."""
+    parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
+    lost, whole = (sum(column) for column in zip(*parts, strict=True))
+    return math.sqrt(lost / whole) if whole > 0 else 0.0
+
+
+def change(place: str, layer: Any, names: Sequence[str], how: Rule) -> Tensor | None:
+    """What is added to one weight ``[E, out, in]``, float32 on the CPU; None where no adapter touches it."""
+    both = stacked(layer, names)
+    if both is None:
+        return None
+    if how.combination == "cat":
+        return both[0] @ both[1]
+    if how.combination == "svd":
+        up, down, _, _ = truncated(*both, rank=how.rank or 1)
+        return up @ down
+    changes = [up @ down for up, down in (factors(layer, name) for name in names if _holds(layer, name))]
+    return _thinned(changes, how, place)
+
+
+def _thinned(changes: list[Tensor], how: Rule, place: str) -> Tensor:
+    """TIES, DARE or magnitude pruning by PEFT's functions, given whole changes with their scales in them.
+
+    So signs are elected among what is added, a negative scale counts as a change of the other sign, and a scale changes
+    nothing about which numbers of an adapter are the large ones.
+    """
+    from peft.utils import merge_utils
+
+    more = {} if how.majority is None else {"majority_sign_method": how.majority}
+    combined = getattr(merge_utils, how.combination)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that density 1 prunes nothing
+        # Of the place, so that what falls out of one weight does not depend on which others are adapted.
+        digest = hashlib.sha256(f"{how.seed} {place}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
+        return combined(changes, torch.ones(len(changes)), density=how.density, **more)
+
+
+@torch.no_grad()
+def fold(model: Any, names: Sequence[str], how: Rule) -> None:
+    """Add the combination to the weights beneath, summed in float32 and rounded once; layer by layer.
+
+    Raises:
+        ValueError: a weight that is not finite afterwards, or DoRA beneath, whose norm would be that of the sum.
+    """
+    if any(config.use_dora for config in model.peft_config.values()):
+        raise ValueError("the target beneath is DoRA, to which nothing can be added; merge the target first")
+    for place, layer in layers(model):
+        added = change(place, layer, names, how)
+        if added is None:
+            continue
+        weight = layer.get_param() if hasattr(layer, "parameter_name") else layer.get_base_layer().weight
+        if _transposed(layer, names):
+            added = added.transpose(1, 2)
+        summed = weight.data.cpu().float() + added.reshape(weight.shape)
+        if not torch.isfinite(summed).all():
+            raise ValueError(f"the weights of '{place}' are not finite with these scales; take smaller ones")
+        weight.data = summed.to(weight.device, weight.dtype)
+
+
+def _transposed(layer: Any, names: Sequence[str]) -> bool:
+    """Whether the weight lies as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some mixtures."""
+    if hasattr(layer, "parameter_name"):
+        return layer.num_experts > 1 and not layer._did_swap_in_out_features
+    return any(_is_embedding(layer, name) for name in names) or bool(getattr(layer, "fan_in_fan_out", False))
+
+
+def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
+    """How far PEFT's `linear` would be from the sum: ``|L - D| / |D|`` in Frobenius norm over all weights together.
+
+    It adds A and B apart with roots of the scales; too much are the products of one adapter's B with another's A.
+    From Gram matrices of the ranks alone: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. 0 for one adapter; None where PEFT
+    would refuse (other ranks) or nothing is added.
+    """
+    lost = whole = 0.0
+    for _, layer in layers(model):
+        pairs = [(name, *factors(layer, name)) for name in names if _holds(layer, name)]
+        ranks = [down.shape[1] for _, _, down in pairs]
+        if len(set(ranks)) > 1:
+            return None
+        if not pairs:
+            continue
+        up, down = (
+            torch.cat([u for _, u, _ in pairs], dim=2).double(),
+            torch.cat([d for *_, d in pairs], dim=1).double(),
+        )
+        # `up` holds the scale w of its adapter; linear takes its root from both: sqrt|w_i| sgn(w_j) sqrt|w_j| B_i A_j.
+        scales = [layer.scaling[name] for name, _, _ in pairs]
+        ratio = torch.tensor(
+            [[math.copysign(math.sqrt(abs(w * v)), v) / w if i != j else 0.0 for j, v in enumerate(scales)]
+             for i, w in enumerate(scales)], dtype=torch.float64,
+        )  # fmt: skip
+        cross = torch.kron(ratio, torch.eye(ranks[0], dtype=torch.float64))  # [R, R]
+        left, right = up.transpose(1, 2) @ up, down @ down.transpose(1, 2)  # [E, R, R]
+        whole += float((left * right.transpose(1, 2)).sum())
+        lost += float(torch.einsum("nm,enk,kl,elm->", cross, left, cross, right))
+    return math.sqrt(max(0.0, lost) / whole) if whole > 0 else None

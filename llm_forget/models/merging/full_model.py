@@ -1,0 +1,304 @@
+"""Merge adapters into their base, and prove from the written file that it answers as they did."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llm_forget.core.run_directory import file_digest, write_json
+from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
+from llm_forget.models.adapters.lora import ADAPTER, quantization_of
+from llm_forget.models.adapters.untrusted import ADAPTER_WEIGHTS
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.merging.combinations import (
+    Part,
+    Rule,
+    error_of_averaging,
+    fold,
+    load_parts,
+    rank_error,
+    refuse_uncombinable,
+)
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+MERGE_REPORT = "merge.json"
+# Largest difference allowed by default, as a share of the largest logit. In float32 merging only reorders sums: 3e-6 is
+# measured on a 135M model. In 16 bits every merged weight is rounded once more: 16 times the rounding step of the type
+# (2^-8, 2^-11); 0.03 is measured in bfloat16. A merge into the wrong base is off by 0.1 and more.
+RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
+SAME = 1e-6  # of the largest logit: what float32 rounds away where changes cancel
+
+Probes = Sequence[Sequence[int]]
+
+
+def merge_adapter(
+    base_args: ModelConfig, adapter_folder: str | Path, out_folder: str | Path, **options: Any
+) -> dict[str, Any]:
+    """`merge_adapters` of a single adapter as it is."""
+    return merge_adapters(base_args, [Part(Path(adapter_folder))], out_folder, **options)
+
+
+def merge_adapters(
+    base_args: ModelConfig,
+    parts: Sequence[Part],
+    out_folder: str | Path,
+    *,
+    how: Rule | None = None,
+    probes: Probes | None = None,
+    tolerance: float | None = None,
+    base_precision: Literal["trained", "original"] = "trained",
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    device_map: Any = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write base plus adapters as one full model, read it back, and compare its logits with what it must be.
+
+    Adapters trained on a 4- or 8-bit base are merged into that base *dequantised*, which in 4 bit is the function they
+    were trained on. Never into packed 4-bit weights: rounding them again undoes part of the forgetting.
+
+    Args:
+        base_args: the model beneath, as at training; a target adapter on it is merged too. How it was quantised is
+            taken from the adapters' manifests.
+        parts: adapters of one base, and their scales.
+        out_folder: must not exist or be empty.
+        how: of `combine.rule`; None for one adapter as it is, at scale 1.
+        probes: token ids of some prompts; by default random ones.
+        tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
+        base_precision: "original" merges into the unquantised weights instead, where forgetting may be undone.
+        dtype: of the written file; default: that of the base as it was trained on.
+        max_shard_size: of one file of weights, such as 2GB.
+        facts: further keys of merge.json.
+
+    Returns:
+        ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from what it must be to the
+        file), ``mean_kl_of_adapter`` (from that to the model beneath: what the adapters do at all), ``adapter`` (digest
+        of its weights, where it is one as it is), ``files`` (digests), for quantised training ``as_trained`` (the same
+        differences to the adapters on their quantised base), for combinations their settings.
+
+    Raises:
+        ValueError: the difference is above the tolerance or the file is the model beneath (nothing is left behind), the
+            output folder is taken, or adapters that do not belong to the base or are not combined.
+    """
+    out_folder = Path(out_folder)
+    _refuse_taken(out_folder)
+    manifest = verify_adapter(parts[0].folder)
+    if how is not None:
+        refuse_uncombinable(parts)
+    digest = source_digest(base_args.model_name_or_path, base_args.model_revision) if manifest.get("base") else None
+    args = as_trained(base_args, manifest.get("quantization"))
+    quantized = bool(args.load_in_4bit or args.load_in_8bit)
+    trained = _as_on_quantised(args, parts, how, digest, probes, device_map) if quantized else None
+    base = _base_to_merge_into(args, base_precision == "original", device_map)
+    if dtype == "float32":
+        base = base.float()  # before anything is added, so that nothing is rounded
+    as_loaded = base.dtype
+    probes = probes or random_probes(base.config.vocab_size)
+    merged, wanted = _merged(base, parts, how, digest, probes)
+    del base
+    with replacing(out_folder) as temporary:
+        written, device = _write(merged, args, temporary, dtype, max_shard_size)
+        del merged
+        gc.collect()
+        found = probe_logits(_read(temporary, written, args, device), probes)
+        limit = default_tolerance(wanted.logits, [as_loaded, written]) if tolerance is None else tolerance
+        exact = args.load_in_4bit and base_precision == "trained"
+        report: dict[str, Any] = {
+            "base": base_args.model_name_or_path,
+            **({"adapter": manifest["files"][ADAPTER_WEIGHTS]} if how is None else {}),
+            "base_precision": base_precision if quantized else "as loaded",
+            "quantization": manifest.get("quantization"),
+            "dtype": str(written).removeprefix("torch."),
+            "n_probe_tokens": sum(len(ids) for ids in probes),
+            **_proof(found, wanted, trained, limit, exact),
+            **wanted.settings,
+            **(facts or {}),
+            "files": {path.name: file_digest(path) for path in sorted(temporary.iterdir())},
+        }
+        write_json(temporary / MERGE_REPORT, report)
+        _refuse_taken(out_folder)  # by another process in the meantime
+    return report
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output folder '{folder}' exists and is not empty; merging never overwrites a model")
+
+
+def _loaded(base: Any, parts: Sequence[Part], how: Rule | None, digest: str | None) -> tuple[Any, list[str]]:
+    if how is None:
+        return load_adapter(base, parts[0].folder, base_digest=digest), [ADAPTER]
+    return load_parts(base, parts, digest)
+
+
+def _active_at_once(how: Rule | None) -> bool:
+    """Whether the result is what several active adapters are, which PEFT computes without merging anything."""
+    return how is None or how.combination == "cat"
+
+
+def _as_on_quantised(
+    args: Any, parts: Sequence[Part], how: Rule | None, digest: str | None, probes: Probes | None, device_map: Any
+) -> list[Tensor] | None:
+    if not _active_at_once(how):
+        return None
+    model, _ = _loaded(load_base(args, device_map=device_map), parts, how, digest)
+    return probe_logits(model, probes or random_probes(model.config.vocab_size))
+
+
+class _Wanted(NamedTuple):
+    """What the written file must answer."""
+
+    logits: list[Tensor]
+    reference: list[Tensor]  # of the model beneath
+    settings: dict[str, Any]  # of the combination, for merge.json
+
+
+def _merged(
+    base: Any, parts: Sequence[Part], how: Rule | None, digest: str | None, probes: Probes
+) -> tuple[Any, _Wanted]:
+    """The full model in memory, adapters beneath included."""
+    reference = probe_logits(base, probes)
+    model, names = _loaded(base, parts, how, digest)
+    logits = probe_logits(model, probes)
+    _untie_adapted_head(model)
+    if how is None:
+        return model.merge_and_unload(safe_merge=True), _Wanted(logits, reference, {"combination": "stack"})
+    # Of the combination: its settings, and shares of the norm of the exact sum: what averaging A and B apart would have
+    # been off by, and what its ranks leave out.
+    settings = {key: value for key, value in dataclasses.asdict(how).items() if value is not None}
+    settings["error_of_averaging"] = error_of_averaging(model, names)
+    if how.rank is not None:
+        settings["rank_error"] = rank_error(model, names, how.rank)
+    fold(model, names, how)
+    beneath = [name for name in model.peft_config if name not in names]
+    merged = model.merge_and_unload(safe_merge=True, adapter_names=beneath)
+    return merged, _Wanted(logits if _active_at_once(how) else probe_logits(merged, probes), reference, settings)
+
+
+def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> Any:
+    onto = dataclasses.replace(args, load_in_4bit=False, load_in_8bit=False) if original else args
+    base = load_base(onto, device_map=device_map, dequantize=not original)
+    if quantization_of(base) is not None:
+        raise ValueError(
+            f"'{args.model_name_or_path}' holds its weights in 4 or 8 bit only, so there is no original to merge "
+            "into; take base_precision 'trained', or name the unquantised model"
+        )
+    return base
+
+
+def _proof(
+    found: Sequence[Tensor], wanted: _Wanted, trained: Sequence[Tensor] | None, limit: float, exact: bool
+) -> dict[str, Any]:
+    """How far the file is from what it must be.
+
+    Args:
+        exact: the adapters on their quantised base are that too. Not in 8 bit, where activations are rounded as well,
+            nor on the original base, which is another function: there the difference is reported, but is no error.
+
+    Raises:
+        ValueError: further than the limit, or the file is the model beneath.
+    """
+    numbers = compare(wanted.logits, found)
+    as_trained = compare(trained, found) if trained is not None else None
+    worst = max(each["max_abs_logit_difference"] for each in (numbers, as_trained if exact else None) if each)
+    if not worst <= limit:  # NaN is refused as well
+        raise ValueError(
+            f"the merged model differs from the adapter by up to {worst:.3g} in its logits, above the tolerance of "
+            f"{limit:.3g}; nothing was written. Merge in float32, or raise the tolerance and evaluate the result"
+        )
+    largest = max(float(part.abs().max()) for part in wanted.reference)
+    if compare(wanted.reference, found)["max_abs_logit_difference"] <= SAME * largest:
+        raise ValueError(
+            "the merged model answers as the model beneath: the changes cancel, or were rounded away; nothing "
+            "was written. Merge with dtype float32, or with other scales"
+        )
+    adapted = compare(wanted.logits, wanted.reference)["mean_kl"]
+    return {"tolerance": limit, **numbers, "mean_kl_of_adapter": adapted, "as_trained": as_trained}
+
+
+def random_probes(vocabulary: int, rows: int = 4, length: int = 32) -> list[list[int]]:
+    """Token ids that need no data: the same for every model of this vocabulary size."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (rows, length), generator=generator).tolist()
+
+
+@torch.no_grad()
+def probe_logits(model: Any, probes: Probes) -> list[Tensor]:
+    """Logits ``[S, V]`` of each probe, float32 on the CPU; one probe at a time, so that no padding plays a part."""
+    device = model.get_input_embeddings().weight.device
+    model.eval()
+    return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
+
+
+def compare(expected: Sequence[Tensor], given: Sequence[Tensor]) -> dict[str, float]:
+    """Largest absolute logit difference, and mean KL(expected, given) per position in nats."""
+    pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, given, strict=True)]  # [S, V]
+    kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
+    difference = max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True))
+    # No KL is negative, but a sum in float32 of next to nothing can be.
+    return {"max_abs_logit_difference": difference, "mean_kl": max(0.0, float(kl.mean()))}
+
+
+def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:
+    return max(RELATIVE_TOLERANCE[dtype] for dtype in dtypes) * max(
+        1.0, max(float(part.abs().max()) for part in logits)
+    )
+
+
+def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:
+    """The arguments that give the base the adapter was trained on."""
+    if quantization is None:
+        return base_args
+    if "quant_method" in quantization:
+        raise ValueError(
+            f"the adapter was trained on a base quantised by {quantization['quant_method']}, which is not "
+            "supported; merge into the original with an unquantised base"
+        )
+    return dataclasses.replace(base_args, **{"load_in_4bit": False, "load_in_8bit": False, **quantization})
+
+
+def _write(
+    merged: Any, args: ModelConfig, folder: Path, dtype: str | None, max_shard_size: str | None
+) -> tuple[torch.dtype, torch.device]:
+    """Save the model and its tokenizer."""
+    device = merged.get_input_embeddings().weight.device
+    if dtype is None and (args.load_in_4bit or args.load_in_8bit) and args.dtype not in (None, "auto"):
+        dtype = str(args.dtype)
+    if dtype is not None:
+        merged = merged.to(getattr(torch, dtype))
+    merged.config.dtype = merged.dtype
+    merged.config._name_or_path = ""  # names this machine's folders
+    with disk_errors(folder):
+        merged.save_pretrained(folder, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
+        load_tokenizer(args).save_pretrained(folder)
+    return merged.dtype, device
+
+
+def _untie_adapted_head(model: Any) -> None:
+    """LoRA on one of two tied matrices changes only that one: they part, or merging would change the other as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted: Any = next((layer for layer in ends if isinstance(layer, BaseTunerLayer)), None)
+    if adapted is None or ends[0].weight is not ends[1].weight:
+        return
+    base = adapted.get_base_layer()
+    base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def _read(folder: Path, dtype: torch.dtype, args: ModelConfig, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
+    return model.to(device)

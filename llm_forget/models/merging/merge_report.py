@@ -1,0 +1,185 @@
+"""Models that `merge` wrote: a folder of weights and ``merge.json``, which says what went into them.
+
+A combination kept as an adapter is such a folder, too: a run of its own kind, which was trained on nothing.
+
+As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name, content digest and scale), ``beneath``
+(what all adapters lay on), ``base_precision`` and ``files``, a digest of all digests. Its sources must be known to the
+ledger before, or nobody could say what it was trained on.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.versions.lineage import MAKING
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name
+from llm_forget.core.strict_json import canonical_digest, strict_loads
+
+REPORT = "merge.json"
+KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
+KEYS = ("combination", "sources", "beneath", "base_precision", "files")
+MAX_BYTES = 16 << 20
+NAME = re.compile(r"(adapter/)?[^/\\]+")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A folder that `merge` wrote, compared with what it says of itself."""
+
+    folder: Path
+    weights: str  # content digest of the whole model
+    facts: dict[str, Any]  # combination, sources, beneath, base_precision
+    files: dict[str, str]  # digests by name
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def scale_of(self, weights: str) -> float | None:
+        """With what scale a model went into it; None where it did not."""
+        return next((float(s["scale"]) for s in self.facts["sources"] if s["weights"] == weights), None)
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether a folder is one that `merge` wrote."""
+    run = Run(folder)
+    return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state.get("kind") == OF_ADAPTER)
+
+
+def read_merged(folder: Path) -> Merged:
+    """What went into a merged model, after all its files were compared with merge.json.
+
+    Raises:
+        ValueError: a merge.json that does not say it: damaged, or of an older version.
+        AdapterRefused: a file is gone, was changed or added, or is a link.
+    """
+    path = folder / REPORT
+    try:
+        said = strict_loads(path.read_bytes(), MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"'{path}' is damaged ({error}); merge again") from None
+    if isinstance(said, dict) and Run(folder).state_file.is_file():
+        said.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
+    if not isinstance(said, dict) or not _is_whole(said):
+        raise ValueError(f"'{path}' does not say which runs went into it, as this version writes it; merge again")
+    weights = _checked(folder, said["files"])
+    facts = {key: said[key] for key in KEYS if key != "files"}
+    facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in said["sources"]]
+    facts["beneath"] = {"name": model_name(said["beneath"]["name"]), "digest": said["beneath"]["digest"]}
+    return Merged(folder, weights, facts, dict(said["files"]))
+
+
+def _checked(folder: Path, files: dict[str, str]) -> str:
+    """Content digest of the model in a folder that holds these files, as they were written, and no other weights."""
+    from llm_forget.models.digest import WEIGHT_FILES, source_digest
+
+    for name, digest in files.items():
+        file = folder / name
+        if not file.exists() or not stat.S_ISREG(file.lstat().st_mode) or file_digest(file) != digest:
+            raise AdapterRefused(f"'{file}' is not the file that merge.json says was written; merge again")
+    part = folder / "adapter" if Run(folder).state_file.is_file() else folder
+    there = [path for path in part.iterdir() if any(fnmatch.fnmatchcase(path.name, form) for form in WEIGHT_FILES)]
+    if more := sorted({path.relative_to(folder).as_posix() for path in there} - files.keys()):
+        raise AdapterRefused(f"'{folder / more[0]}' is no file that merge.json says was written; remove it")
+    if part != folder:
+        return source_digest(str(folder))
+    return json_digest({path.name: files[path.name] for path in there})  # as `folder_digest`, without reading again
+
+
+def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
+    """Add what went into a merged model, once, and how it was measured.
+
+    Raises:
+        ValueError: a run that went into it is not known to the ledger; see also `read_merged`.
+    """
+    from llm_forget.compliance.ledger.record_runs import note_results
+
+    merged = read_merged(folder)
+    noted = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
+    if Run(folder).results_file.is_file() and is_measured(merged):
+        noted.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
+    return noted
+
+
+def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
+    """Note a folder that was just written, and the runs that it was merged from, in an evidence folder.
+
+    Raises:
+        ValueError: see `note_run` and `note_merged`.
+    """
+    from llm_forget.compliance.ledger.record_runs import note_run
+
+    with Ledger.open(evidence) as ledger:
+        for run in runs:
+            note_run(ledger, run)
+        return note_merged(ledger, folder)
+
+
+def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
+    """The ``merge`` event; one that is there is returned."""
+    known = {event.body.get("weights") for event in ledger.events(*MAKING)}
+    if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known]:
+        raise ValueError(
+            f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
+            "went into it: llm-forget audit note RUN"
+        )
+    body = {"run": name, "weights": weights, **{key: facts[key] for key in KEYS if key != "files"}, "files": files}
+    what = {
+        **body,
+        "sources": [[s["weights"], s["scale"]] for s in facts["sources"]],
+        "beneath": body["beneath"]["digest"],
+    }
+    return ledger.append("merge", body, once=canonical_digest({key: what[key] for key in what if key != "run"}))
+
+
+def is_measured(merged: Merged) -> bool:
+    """Whether the results in the folder are of its weights: in full precision of whichever type, or as an adapter's."""
+    from llm_forget.core.config import model_part
+    from llm_forget.core.unsupported_keys import DTYPES
+    from llm_forget.evals.records import content_key
+    from llm_forget.evals.results_file import read_results
+    from llm_forget.evals.runner import PRECISION
+
+    found = read_results(Run(merged.folder))["models"]["unlearned"]
+    run = Run(merged.folder)
+    known = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
+    models = [model_part(config) for config in known]
+    precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
+    keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
+    return found is not None and found["digest"] in keys
+
+
+def _is_whole(said: dict[str, Any]) -> bool:
+    if not said.keys() >= set(KEYS):
+        return False
+    sources, beneath, files = said["sources"], said["beneath"], said["files"]
+    return (
+        isinstance(said["combination"], str)
+        and isinstance(said["base_precision"], str)
+        and isinstance(sources, list)
+        and bool(sources)
+        and all(isinstance(source, dict) and _is_source(source) for source in sources)
+        and isinstance(beneath, dict)
+        and all(isinstance(beneath.get(key), str) for key in ("name", "digest"))
+        and isinstance(files, dict)
+        and all(NAME.fullmatch(name) and isinstance(digest, str) for name, digest in files.items())
+    )
+
+
+def _is_source(source: dict[str, Any]) -> bool:
+    scale = source.get("scale")
+    return (
+        source.keys() >= {"run", "weights", "scale"}
+        and all(isinstance(source[key], str) for key in ("run", "weights"))
+        and isinstance(scale, int | float)
+        and not isinstance(scale, bool)
+        and math.isfinite(scale)
+    )

@@ -1,0 +1,158 @@
+"""What a model name means: a Hub id, a folder, a GGUF file, a built-in model, a run, or an adapter on one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json
+from llm_forget.models import demo_models
+from llm_forget.models.adapters.untrusted import (
+    ADAPTER_CONFIG,
+    ARCHIVES,
+    MANIFEST,
+    MAX_CONFIG,
+    MAX_MANIFEST,
+    PICKLES,
+    inspect_folder,
+    read_strict_json,
+    refuse_foreign,
+)
+
+EXPORT_REPORT = "export.json"  # beside what `export` wrote
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from: full weights, and the frozen adapters on top of them, lowest first."""
+
+    name: str  # as the user wrote it
+    kind: str  # "hub" | "folder" | "gguf" | "demo"
+    location: str  # Hub id, folder or file of the full weights
+    adapters: tuple[Path, ...] = ()
+    revision: str | None = None  # of a Hub id, where a run on top of it says which it was trained on
+
+    @property
+    def tokenizer_folders(self) -> tuple[Path, ...]:
+        """Where the tokenizer that was trained with may be: in an adapter, from the top down; beside our GGUF file."""
+        beside = Path(self.location).parent
+        report = beside / EXPORT_REPORT
+        # A GGUF file says less of its tokenizer than the model's own files, and reading it takes seconds.
+        ours = self.kind == "gguf" and report.is_file() and _is_of(report, Path(self.location).name)
+        return (*reversed(self.adapters), *([beside] if ours else []))
+
+
+def _is_of(report: Path, file: str) -> bool:
+    """Whether an export.json says that it is of this file; other programs write files of that name, too."""
+    try:
+        said = read_json(report)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("file") == file
+
+
+def find_source(name: str | None) -> Source:
+    """Resolve a model name.
+
+    Args:
+        name: Hub id, folder of a model, PEFT adapter folder, run folder, ``*.gguf`` file, ``builtin:NAME``.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder that holds no model.
+        ValueError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
+        AdapterRefused: an adapter without a manifest; nothing is asked about the base that it names.
+    """
+    if not name:
+        raise ValueError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
+    return _find(name, name, ())
+
+
+def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None = None) -> Source:
+    if len(above) > 8:
+        raise ValueError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
+    if name.startswith("builtin:"):
+        kind, location = demo_models.find(name.removeprefix("builtin:"))
+        return Source(asked, kind, location, above)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"GGUF file '{name}' does not exist")
+        return Source(asked, "gguf", str(path), above)
+    if not path.exists():
+        return Source(asked, "hub", _hub_id(name), above, revision)
+    if path.is_file() and path.suffix.lower() in ARCHIVES:
+        raise AdapterRefused(f"'{name}' is an archive, which is not unpacked; give a folder of plain files")
+    if (path / "run.json").is_file():
+        path = _model_of_run(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        if not (path / MANIFEST).is_file():
+            refuse_foreign(path)
+        base, revision = _base_of(path)
+        return _find(base, asked, (path, *above), revision)
+    if not (path / "config.json").is_file():
+        if (file := next(iter(sorted(path.glob("*.gguf"))), None)) is not None:
+            raise FileNotFoundError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
+        raise FileNotFoundError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
+    if not any(path.glob("*.safetensors")):
+        pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)
+        what = "pickled weights, which can run code when opened" if pickled else "no weights"
+        raise ValueError(f"'{name}' holds {what}; only safetensors are read: convert with save_pretrained first")
+    return Source(asked, "folder", str(path), above)
+
+
+def _hub_id(name: str) -> str:
+    parts = name.split("/")
+    # A folder of that name here means that a path was meant: what it is called is nothing to ask a hub about.
+    if len(parts) > 2 or name.startswith((".", "~")) or not all(parts) or (len(parts) > 1 and Path(parts[0]).is_dir()):
+        raise FileNotFoundError(
+            f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name); a "
+            "run must be made first"
+        )
+    return name
+
+
+def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
+    """Refuse an adapter that is still on the hub; a Hub id does not show what it is before it is asked for.
+
+    transformers would load base and adapter as one model, and with the unlearning adapter off, both would be off.
+
+    Raises:
+        ValueError: says how to get the folder, which is supported.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(hub_id, revision=revision or "main") is not None:
+        raise ValueError(
+            f"'{hub_id}' is an adapter on the hub; get it with `hf download {hub_id} --local-dir DIR` and give that "
+            "folder"
+        )
+
+
+def _model_of_run(run: Path) -> Path:
+    opened = Run.open(run)
+    for folder in (opened.model, opened.adapter):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"run '{run}' holds neither model/ nor adapter/; name a finetune or unlearn run")
+
+
+def _base_of(adapter: Path) -> tuple[str, str | None]:
+    """Name and revision of the model beneath an adapter: its run knows; otherwise PEFT's own config says."""
+    run = Run(adapter.parent)
+    if run.state_file.is_file() and run.config_file.is_file():
+        config = run.config
+        base, revision = config.get("model_name_or_path"), config.get("model_revision")
+    else:
+        _refuse_other_config(adapter)  # before its base is asked for anywhere
+        config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not base:
+        raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
+    return str(base), revision
+
+
+def _refuse_other_config(adapter: Path) -> None:
+    stated = read_strict_json(adapter / MANIFEST, MAX_MANIFEST).get("files")
+    inspect_folder(adapter)
+    if not isinstance(stated, dict) or stated.get(ADAPTER_CONFIG) != file_digest(adapter / ADAPTER_CONFIG):
+        raise AdapterRefused(f"'{adapter / ADAPTER_CONFIG}' is not what {MANIFEST} says was written; restore it")

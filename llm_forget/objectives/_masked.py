@@ -1,0 +1,41 @@
+"""Work at target positions only: nothing at a masked position, not even a NaN, reaches a value or a gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llm_forget.logprobs.logprobs import Logprobs
+
+
+def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
+    """``logits`` or ``hidden`` at the N target positions, ``[N, V]`` or ``[N, H]``, float32.
+
+    Raises:
+        ValueError: the log-probabilities were made without them.
+    """
+    tensor: Tensor | None = getattr(logprobs, kind)
+    if tensor is None:
+        need = {"hidden": "hidden_states"}.get(kind, kind)
+        raise ValueError(f"these log-probabilities carry no {kind}; declare needs={{'{need}'}} on the objective")
+    places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; by number, since a mask's backward pass is slow
+    return tensor.flatten(0, 1).index_select(0, places).float()
+
+
+def back(flat: Tensor, mask: Tensor) -> Tensor:
+    """Put ``flat`` ``[N]`` at the True places of ``mask`` ``[B, T]``, zeros elsewhere: ``[B, T]``."""
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+def token_values(logprobs: Logprobs) -> Tensor:
+    """Log-probabilities of the gold tokens, 0 (not NaN) where masked: ``[B, T]``, nats."""
+    return logprobs.values.masked_fill(~logprobs.mask, 0.0)
+
+
+def sequence_sums(logprobs: Logprobs) -> Tensor:
+    """Log-probability of each whole target sequence: ``[B]``, nats."""
+    return token_values(logprobs).sum(-1)  # [B]
+
+
+def filled_rows(logprobs: Logprobs, values: Tensor) -> Tensor:
+    """``values`` ``[B]`` with 0 for rows that have no target (padding rows of the last batch)."""
+    return values.masked_fill(~logprobs.mask.any(-1), 0.0)

@@ -1,0 +1,1 @@
+"""What may leave the machine: the bundle of files, the model card, the Hub."""

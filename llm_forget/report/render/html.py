@@ -1,0 +1,38 @@
+"""A document as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from llm_forget.report.render.document import ANSWER_MARKS, MARKS, Document, anchor, plain
+
+TEMPLATE = "page.html.jinja"
+LONG = re.compile(r"(\S{24,})")
+
+
+def to_html(document: Document) -> str:
+    """The page; everything that is not a chart of ours is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("llm_forget.report.render", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def words(text: str) -> Any:
+        """Escaped; a long name may break after every underscore, and what is as long as a digest anywhere."""
+        return Markup("_<wbr>").join(map(breakable, plain(text).split("_")))
+
+    def breakable(text: str) -> Any:
+        pieces = LONG.split(text)
+        pieces[1::2] = (Markup('<span class="long">{}</span>').format(piece) for piece in pieces[1::2])
+        return Markup("").join(pieces)
+
+    environment.filters.update(words=words, plain=plain)
+    environment.globals.update(anchor=anchor, marks=MARKS, answer_marks=ANSWER_MARKS, svg=Markup)
+    return environment.get_template(TEMPLATE).render(document=document) + "\n"

@@ -1,0 +1,85 @@
+"""A document as Markdown, for where HTML is not shown: tables and answers, no pictures and never a row's text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from llm_forget.report.render.document import (
+    ANSWER_MARKS,
+    MARKS,
+    Block,
+    Cell,
+    Chart,
+    Document,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    plain,
+)
+
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;", "|": "&#124;"}
+
+
+def to_markdown(document: Document) -> str:
+    """The page; whatever Markdown or HTML would act on is escaped."""
+    parts = [f"# {escape(document.title)}", escape(document.subtitle)]
+    for section in document.sections:
+        parts += _section(section, 2)
+    return "\n\n".join(parts) + "\n"
+
+
+def table(content: Table) -> str:
+    """A pipe table; the first column to the left, numbers to the right."""
+    width = len(content.columns)
+    rows = [
+        [escape(column) for column in content.columns],
+        ["---", *("---:" if _numeric(content, i) else "---" for i in range(1, width))],
+        *([_cell(cell) for cell in row] for row in content.rows),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def escape(text: str) -> str:
+    """Text that stays text: no HTML, link, image, mention, emphasis, math or table cell comes of it."""
+    text = "".join(ENTITIES.get(character, character) for character in re.sub(r"([\\`*\[\]~$])", r"\\\1", plain(text)))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it means nothing
+    return re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
+
+
+def _section(section: Section, level: int) -> Iterator[str]:
+    yield f"{'#' * level} {escape(section.title)}"
+    for block in section.blocks:
+        yield from _block(block)
+    for part in section.parts:
+        yield from _section(part, min(6, level + 1))
+
+
+def _block(block: Block) -> Iterator[str]:
+    match block:
+        case Text():
+            yield f"**Note:** {escape(block.text)}" if block.warning else escape(block.text)
+        case Table():
+            yield f"**{escape(block.title)}**"
+            yield table(block)
+        case Chart():
+            yield f"**{escape(block.title)}.** {escape(block.description)}"
+            yield table(block.table)
+        case Verdict():
+            yield f"**{escape(block.question)}: {ANSWER_MARKS[block.answer]} {escape(block.answer)}**"
+            yield "\n".join(f"- {MARKS[holds]} {escape(sentence)}" for holds, sentence in block.findings)
+            if block.caution:
+                yield f"**Note:** {escape(block.caution)}"
+        case _:
+            raise ValueError("generated text goes into the HTML file only; write a document without it as Markdown")
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    return escape(f"{cell.value} ({cell.note})" if cell.note else cell.value)
+
+
+def _numeric(content: Table, column: int) -> bool:
+    return any(not isinstance(row[column], str) for row in content.rows)

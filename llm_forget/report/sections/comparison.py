@@ -1,0 +1,157 @@
+"""Runs side by side, with those marked that no other one of them beats.
+
+On the axes: forgetting is the distance to the oracle (`measures.forget_distance`: 0 the oracle, 1 the model before or
+further, lower is better), utility the first of ``model_utility``, ``utility`` and ``retain_probability`` that the
+suite has (higher is better).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_forget.evals.bounds import shown
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
+from llm_forget.report.render.document import (
+    ANSWER_MARKS,
+    Cell,
+    Document,
+    Number,
+    Section,
+    Table,
+    Text,
+    interval,
+    plain,
+)
+from llm_forget.report.render.markdown import to_markdown
+from llm_forget.report.run_evidence import Evidence, read_runs
+from llm_forget.report.sections.cost_and_provenance import retraining_ratio
+from llm_forget.report.sections.verdict import (
+    ABOUT_DISTANCE,
+    DISTANCE,
+    FRONT,
+    WANTED,
+    common_suites,
+    front_marks,
+    position,
+)
+from llm_forget.report.statistics import utility_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["compare", "comparison_markdown", "comparison_section", "print_comparison"]
+
+
+def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
+    """Runs side by side, for `print_comparison` and `comparison_markdown`.
+
+    Args:
+        runs: measured run directories.
+        suite: the only suite to compare by; default: all that the runs have in common.
+
+    Raises:
+        ValueError: a folder that is no measured run, or runs that have no suite in common.
+    """
+    evidence = read_runs(runs)
+    common = common_suites(evidence)
+    if suite is not None and suite not in common:
+        raise ValueError(f"not all runs were measured with suite '{suite}'; they have in common: {', '.join(common)}")
+    if not common:
+        said = "; ".join(f"{run.name}: {', '.join(run.suites)}" for run in evidence)
+        raise ValueError(f"the runs have no suite in common ({said}); evaluate them with the same --suite")
+    return comparison_section(evidence, [suite] if suite is not None else common)
+
+
+def comparison_section(runs: Sequence[Evidence], suites: Sequence[str] | None = None) -> Section:
+    """A part for each common suite: where every run lies, and all its numbers."""
+    chosen = common_suites(runs) if suites is None else suites
+    parts = tuple(Section(f"Suite {name}", _tables(name, runs)) for name in chosen)
+    return Section("Side by side", (Text(ABOUT_DISTANCE),) if parts else (), parts)
+
+
+def print_comparison(section: Section, console: Console) -> None:
+    """The tables in a terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    for part in section.parts:
+        for block in part.blocks:
+            if isinstance(block, Text):
+                console.print(escape(plain(block.text)), highlight=False)
+            elif isinstance(block, Table):
+                table = RichTable(title=escape(plain(block.title)), title_justify="left", box=box.SIMPLE_HEAD)
+                for place, column in enumerate(block.columns):
+                    table.add_column(escape(plain(column)), justify="right" if place else "left", overflow="fold")
+                for row in block.rows:
+                    table.add_row(*(escape(plain(cell if isinstance(cell, str) else cell.value)) for cell in row))
+                console.print(table)
+
+
+def comparison_markdown(section: Section) -> str:
+    """The tables as a Markdown page."""
+    return to_markdown(Document(section.title, ABOUT_DISTANCE, section.parts))
+
+
+def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
+    positions = [position(run, suite) for run in runs]
+    utility = utility_line(runs[0].suites[suite]["metrics"])
+    questions = list(dict.fromkeys(question for run in runs for question in run.suites[suite]["verdict"]))
+    rows = [
+        (
+            run.name,
+            *(_answer(run, suite, question) for question in questions),
+            *(Number(shown(value) if value is not None else "") for value in place),
+            *([mark] if len(runs) > 1 else []),
+            *_cost(run),
+        )
+        for run, place, mark in zip(runs, positions, front_marks(positions), strict=True)
+    ]
+    front = [FRONT] if len(runs) > 1 else []
+    columns = ("run", *questions, DISTANCE, utility or "utility", *front, "training", "of retraining")
+    summary = Table(f"Suite {suite}: where the runs lie", columns, tuple(rows))
+    return (*_cautions(suite, runs), summary, _numbers(suite, runs))
+
+
+def _answer(run: Evidence, suite: str, question: str) -> str:
+    answer = run.suites[suite]["verdict"].get(question, {}).get("answer")
+    return f"{ANSWER_MARKS[answer]} {answer}" if answer else ""
+
+
+def _cost(run: Evidence) -> tuple[Number, Number]:
+    cost, ratio = run.provenance.get("cost"), retraining_ratio(run)
+    seconds = Number(f"{cost['seconds']:,.0f} s") if cost and not cost.get("resumed") else Number("")
+    return seconds, Number(f"{ratio:.0%}" if ratio is not None else "")
+
+
+def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
+    """A row for each metric, a column for each run; before and oracle are those of the first."""
+    first = runs[0].suites[suite]["metrics"]
+    references = [role for role in ("before", "oracle") if runs[0].has(role)]
+    rows: list[tuple[Cell, ...]] = []
+    for name, line in first.items():
+        others = [run.suites[suite]["metrics"].get(name) for run in runs]
+        values = [Number(shown(found["value"]), interval(found["ci"])) if found else Number("") for found in others]
+        known = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
+        before, oracle = ([known[role]] if role in known else [] for role in ("before", "oracle"))
+        marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
+        rows.append((Number(marked, WANTED[line["goal"]]), *before, *values, *oracle))
+    before, oracle = ([role] if role in references else [] for role in ("before", "oracle"))
+    columns = ("metric", *before, *(run.name for run in runs), *oracle)
+    return Table(f"Suite {suite}: all numbers", columns, tuple(rows))
+
+
+def _cautions(suite: str, runs: Sequence[Evidence]) -> list[Text]:
+    """What makes the numbers of these runs less comparable than they look."""
+    said = []
+    for role, name in (("before", "models before"), ("oracle", "oracles")):
+        digests = {(run.results["models"].get(role) or {}).get("digest") for run in runs}
+        if len(digests) > 1:
+            sentence = f"Suite {suite}: the runs have different {name}; the tables show that of {runs[0].name}."
+            said.append(Text(sentence, warning=True))
+    if any(run.suites[suite].get("probes") != runs[0].suites[suite].get("probes") for run in runs):
+        sentence = f"Suite {suite}: the runs were measured on different rows or with different probes."
+        said.append(Text(sentence, warning=True))
+    return said

@@ -1,0 +1,103 @@
+"""What a run cost, and what it was made of."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath, PureWindowsPath
+from statistics import median
+from typing import Any
+
+from llm_forget.report.render.document import Cell, Number, Section, Table, Text
+from llm_forget.report.run_evidence import Evidence
+
+
+def cost_section(evidence: Evidence) -> Section:
+    """Time, tokens and memory, and the share of what retraining took, where the oracle's own run is known."""
+    cost = evidence.provenance.get("cost")
+    if cost is None:
+        return Section("Cost")
+    rates = [line["tokens_per_second"] for line in evidence.log if line.get("tokens_per_second")]
+    rows: list[tuple[Cell, ...]] = [("training", Number(f"{cost['seconds']:,.1f} s"))]
+    rows.append(("steps", Number(f"{evidence.provenance['steps']:,}")))
+    if rates:
+        rows.append(("tokens per second", Number(f"{median(rates):,.0f}", "median of the log")))
+        if not cost.get("resumed"):
+            rows.append(("tokens", Number(f"about {median(rates) * cost['seconds']:,.0f}", "rate times seconds")))
+    rows.append(("peak memory", Number(f"{cost['peak_memory_gib']:.2f} GiB")))
+    if "seconds" in evidence.results:
+        rows.append(("evaluation", Number(f"{evidence.results['seconds']:,.1f} s", "the latest")))
+    ratio = retraining_ratio(evidence)
+    notes = []
+    if ratio is not None:
+        oracle = evidence.oracle or {}
+        rows.append(("retraining the oracle", Number(f"{oracle['cost']['seconds']:,.1f} s")))
+        rows.append(("share of retraining", Number(f"{ratio:.0%}")))
+        devices = {found["environment"]["device"] for found in (evidence.provenance, oracle)}
+        if len(devices) > 1:
+            notes.append(Text(f"The two ran on different devices: {', '.join(sorted(devices))}.", warning=True))
+    if cost.get("resumed"):
+        notes.append(Text("The run was interrupted; its seconds are those since it was resumed.", warning=True))
+    return Section("Cost", (Table("Cost of the run", ("what", "amount"), tuple(rows)), *notes))
+
+
+def retraining_ratio(evidence: Evidence) -> float | None:
+    """Seconds of this run over those of the oracle's; None where either is unknown or was interrupted."""
+    costs = [found.get("cost") for found in (evidence.provenance, evidence.oracle or {})]
+    if any(cost is None or cost.get("resumed") for cost in costs) or not costs[1]["seconds"]:  # type: ignore[index]
+        return None
+    return costs[0]["seconds"] / costs[1]["seconds"]  # type: ignore[index]
+
+
+def provenance_section(evidence: Evidence) -> Section:
+    """Models, data, versions and dates: what it takes to do it again."""
+    facts = evidence.provenance
+    environment = facts.get("environment", {})
+    rows: list[tuple[Cell, ...]] = []
+
+    def add(name: str, value: Any) -> None:
+        if value not in (None, "", {}):
+            rows.append((name, str(value)))
+
+    state = evidence.run.state
+    add("kind of run", state.get("kind"))
+    base = facts.get("base", {})
+    add("base model", public_name(str(base.get("name", ""))))
+    add("base revision", base.get("revision"))
+    add("base digest", base.get("digest"))
+    add("parameters", f"{base['parameters']:,}" if "parameters" in base else None)
+    trainable = facts.get("trainable_parameters")
+    add("trained parameters", f"{trainable:,}" if trainable is not None else None)
+    add("tokenizer digest", facts.get("tokenizer"))
+    add("objective", "; ".join(_terms(split, terms) for split, terms in facts.get("objective", {}).items()))
+    for key in ("gradient", "seed", "processes"):
+        add(key, facts.get(key))
+    for role, model in evidence.results["models"].items():
+        add(f"measured as {role}", f"{public_name(model['name'])}, {_with_kind(model['digest'])}" if model else None)
+    for key, name in (("device", "device"), ("devices", "devices"), ("git_commit", "git commit"), ("python", "python")):
+        add(name, environment.get(key))
+    add("llm_forget", f"{environment.get('llm_forget', 'unknown')}; measured with {evidence.results['llm_forget']}")
+    add("packages", ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()))
+    for key in ("started", "finished"):
+        add(key, state.get(key))
+    data = tuple((split, Number(f"{d['rows']:,}"), d["digest"]) for split, d in facts.get("data", {}).items())
+    tables = [Table("Made of", ("what", "value"), tuple(rows))]
+    if data:
+        tables.append(Table("Data", ("split", "rows", "digest"), data))
+    return Section("Provenance", tuple(tables))
+
+
+def _terms(split: str, terms: list[dict[str, Any]]) -> str:
+    """``forget: npo (weight 1.0, beta 0.1)``."""
+    said = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
+    return f"{split}: {' + '.join(said)}"
+
+
+def _with_kind(digest: str) -> str:
+    """``sha256:b497...``; a commit of the Hub is called so already."""
+    return digest if ":" in digest else f"sha256:{digest}"
+
+
+def public_name(name: str) -> str:
+    """A model's name; of an absolute path only the last part, since the rest tells about a machine and its owner."""
+    if PurePosixPath(name).is_absolute() or name.startswith("~"):
+        return PurePosixPath(name).name
+    return PureWindowsPath(name).name if PureWindowsPath(name).drive else name

@@ -1,0 +1,244 @@
+"""What lies behind the means: truth ratios, membership scores and extraction strength, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from llm_forget.core.run_directory import ROLES
+from llm_forget.evals.bounds import shown
+from llm_forget.evals.stats import Rows, auc_with_interval, ks_p_value, scored, tpr_at_fpr
+from llm_forget.report.render import charts
+from llm_forget.report.render.document import Block, Chart, Number, Section, Table, Text, anchor, first_rows, interval
+from llm_forget.report.run_evidence import Evidence
+from llm_forget.report.statistics import ecdf, quantiles, roc
+
+SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+RATES = (0.01, 0.05, 0.1, 0.2, 0.5)
+LOW_RATE = 0.01
+WORST = 10
+FALSE_POSITIVES, TRUE_POSITIVES = "false positive rate", "true positive rate"
+Sides = dict[str, tuple[list[str], Rows, Rows]]  # role -> ids of members, scores of members, of non-members
+
+
+def truth_ratio_section(evidence: Evidence) -> Section:
+    """The distributions that the Kolmogorov-Smirnov test behind forget quality compares."""
+    blocks, drawn = [], set[bytes]()
+    for suite, content in evidence.suites.items():
+        line = _tested_ratio(evidence, suite, content["metrics"])
+        if line is None:
+            continue
+        values = {role: found[1] for role in ROLES if (found := evidence.scores(suite, line, role)) is not None}
+        content_of_rows = values["unlearned"].tobytes()
+        if content_of_rows not in drawn and len(scored(values["unlearned"])):
+            drawn.add(content_of_rows)
+            blocks.append(_ecdf_chart(evidence, suite, line, values))
+    return Section("Truth ratio", tuple(blocks))
+
+
+def _tested_ratio(evidence: Evidence, suite: str, metrics: dict) -> str | None:
+    """The line of truth ratios on forget rows; of several, that whose p-value is the suite's forget quality."""
+    names = [
+        name
+        for name, line in metrics.items()
+        if "ratio" in line.get("metric", name) and line["goal"] != "keep" and evidence.scores(suite, name, "unlearned")
+    ]
+    quality = metrics.get("forget_quality", {}).get("value")
+    if quality is None or len(names) < 2:
+        return names[0] if names else None
+
+    def difference(name: str) -> float:
+        rows = [evidence.scores(suite, name, role) for role in ("unlearned", "oracle")]
+        return abs(ks_p_value(rows[0][1], rows[1][1]) - quality) if rows[0] and rows[1] else 2.0
+
+    return min(names, key=difference)
+
+
+def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Rows]) -> Chart:
+    title = f"Suite {suite}: distribution of {line}"
+    said = "Share of forget rows whose ratio is at most x."
+    if "oracle" in values:
+        p = ks_p_value(values["unlearned"], values["oracle"])
+        said += f" Kolmogorov-Smirnov test, unlearned against oracle: p = {shown(p)}"
+        said += f" with {len(scored(values['unlearned']))} and {len(scored(values['oracle']))} rows."
+        said += " Forgetting that cannot be told from never having known puts the two curves on each other."
+    series = [charts.Series(role, role, *map(list, ecdf(rows))) for role, rows in values.items()]
+    known = np.concatenate([scored(rows) for rows in values.values()])
+    wide = bool(0 < known.min() < known.max() / 20)
+    svg = charts.lines(
+        anchor("ecdf", suite, line, evidence.name), title, said, series, steps=True, log_x=wide,
+        x_label=line, y_label="share of rows",
+    )  # fmt: skip
+    columns = ("share of rows", *values)
+    per_role = {role: quantiles(rows, SHARES) for role, rows in values.items()}
+    rows = tuple(
+        (f"{share:.0%}", *(Number(shown(per_role[role][i])) for role in values)) for i, share in enumerate(SHARES)
+    )
+    return Chart(title, said, svg, Table(f"{line}: at or below this value", columns, rows))
+
+
+def membership_section(evidence: Evidence) -> Section:
+    """ROC curves of every membership attack, and the rows that the strongest one on this model alone gives away."""
+    attacks = list(_attacks(evidence))
+    blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
+    alone = [(names, sides) for names, sides in attacks if not _takes_model_before(evidence, names)]
+    if alone:
+        blocks.append(_given_away(*max(alone, key=lambda attack: _strength(attack[1]))))
+    return Section("Membership inference", tuple(blocks))
+
+
+def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
+    """Names of the lines that rest on the same scores, and these scores."""
+    found: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
+    for suite, lines in evidence.rows.items():
+        for line in lines:
+            sides: Sides = {}
+            for role in ROLES:
+                members = evidence.scores(suite, line, role, "members")
+                others = evidence.scores(suite, line, role, "nonmembers")
+                if members is not None and others is not None and len(scored(members[1])) and len(scored(others[1])):
+                    sides[role] = (*members, others[1])
+            if "unlearned" in sides:
+                key = (sides["unlearned"][1].tobytes(), sides["unlearned"][2].tobytes())
+                names = found.setdefault(key, ([], sides))[0]
+                if line not in names:
+                    names.append(line)
+    for names, sides in found.values():
+        yield ", ".join(names), sides
+
+
+def _takes_model_before(evidence: Evidence, names: str) -> bool:
+    """Whether the attacker kept the model before, who finds the rows with the oracle just as well."""
+    lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
+    return any(line.get("metric") == "membership_two_models" for line in lines)
+
+
+def _strength(sides: Sides) -> float:
+    """How far the attack's AUC is from saying nothing, to either side."""
+    return abs(auc_with_interval(*sides["unlearned"][1:]).value - 0.5)
+
+
+def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
+    areas = {role: _area(evidence, names, role, sides) for role in sides}
+    value, ci = areas["unlearned"]
+    said = (
+        f"AUC of the unlearned model {shown(value)} (95 % interval {interval(ci) or 'unknown'}). 0.5 cannot tell "
+        "forgotten rows from rows never seen; far below 0.5 gives them away as well."
+    )
+    if _takes_model_before(evidence, names):
+        said = (
+            f"AUC of the unlearned model {shown(value)}. The attacker kept the model before, and finds the rows with "
+            "the oracle as well: this says that the model before must be taken back, not how well was forgotten."
+        )
+    if any(np.intersect1d(scored(members), scored(others)).size for _, members, others in sides.values()):
+        said += (
+            " Some scores of forgotten rows and of rows never seen are equal; a straight line stands for what such a "
+            "tie may turn out to be, and the table counts it only where the rate allows all of it."
+        )
+    said_log = f"The same where false alarms are few. The vertical line marks a false positive rate of {LOW_RATE:.0%}."
+    series = [
+        charts.Series(f"{role} {shown(areas[role][0])}", role, *map(list, roc(members, others)))
+        for role, (_, members, others) in sides.items()
+    ]
+    table = _roc_table(names, sides, areas)
+    low = min(LOW_RATE, *(1 / len(scored(side)) for _, *both in sides.values() for side in both)) / 2
+    linear, logarithmic = f"{names}: ROC", f"{names}: ROC, both axes logarithmic"
+    svg = charts.lines(
+        anchor("roc", names, evidence.name), linear, said, series, chance=True,
+        x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((-0.01, 1.01), (-0.01, 1.01)),
+    )  # fmt: skip
+    svg_log = charts.lines(
+        anchor("roc-log", names, evidence.name), logarithmic, said_log, series, chance=True,
+        mark_x=LOW_RATE, x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((low, 1.1), (low, 1.1)),
+        log_x=True, log_y=True,
+    )  # fmt: skip
+    return [Chart(linear, said, svg, table), Chart(logarithmic, said_log, svg_log, table)]
+
+
+def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
+    """AUC and interval as results.json has them; computed where no line is the AUC itself, as for a TPR."""
+    estimate = auc_with_interval(*sides[role][1:])
+    for suite in evidence.suites.values():
+        for name in names.split(", "):
+            line = suite["metrics"].get(name, {})
+            found = line if role == "unlearned" else line.get(role)
+            if found and found["value"] is not None and math.isclose(found["value"], estimate.value, abs_tol=1e-12):
+                return found["value"], found["ci"]
+    return estimate.value, list(estimate.ci) if estimate.ci else None
+
+
+def _roc_table(names: str, sides: Sides, areas: dict[str, tuple[float, list[float] | None]]) -> Table:
+    rows = [("AUC", *(Number(shown(value), interval(ci)) for value, ci in areas.values()))]
+    rows.append(
+        ("members + non-members", *(Number(f"{len(scored(m))} + {len(scored(o))}") for _, m, o in sides.values()))
+    )
+    for rate in RATES:
+        found = (tpr_at_fpr(members, others, rate) for _, members, others in sides.values())
+        rows.append((f"true positives at {rate:.0%} false positives", *(Number(shown(value)) for value in found)))
+    return Table(names, ("", *sides), tuple(rows))
+
+
+def _given_away(names: str, sides: Sides) -> Table:
+    """The members whose score is the most telling: highest, or lowest where the attack's AUC is below 0.5."""
+    ids, members, others = sides["unlearned"]
+    sign = -1.0 if auc_with_interval(members, others).value < 0.5 else 1.0
+    order = [i for i in np.argsort(-sign * members, kind="stable") if not np.isnan(members[i])][:WORST]
+    known = scored(others)
+    oracle = dict(zip(sides["oracle"][0], sides["oracle"][1], strict=True)) if "oracle" in sides else {}
+    rows = [
+        (
+            ids[i],
+            Number(shown(float(members[i]))),
+            *([Number(shown(float(oracle[ids[i]])) if ids[i] in oracle else "")] if oracle else []),
+            Number(f"{float(np.mean(sign * members[i] > sign * known)):.1%}"),
+        )
+        for i in order
+    ]
+    side = "low" if sign < 0 else "high"
+    columns = ("row", "score", *(["oracle's score"] if oracle else []), f"as {side} as no rows never seen")
+    columns = (*columns[:-1], "unseen rows less telling")
+    return Table(
+        f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {side}est scores", columns, tuple(rows)
+    )
+
+
+def extraction_section(evidence: Evidence) -> Section:
+    """Extraction strength of every row, highest first, beside the oracle's."""
+    blocks: list[Block] = []
+    drawn = set[bytes]()
+    for suite, content in evidence.suites.items():
+        for line, metric in content["metrics"].items():
+            found = evidence.scores(suite, line, "unlearned")
+            wanted = "extraction_strength" in metric.get("metric", line) and metric["goal"] != "keep"
+            if not wanted or found is None or not len(scored(found[1])) or found[1].tobytes() in drawn:
+                continue
+            drawn.add(found[1].tobytes())
+            blocks += _extraction(evidence, suite, line)
+    return Section("Extraction", tuple(blocks))
+
+
+def _extraction(evidence: Evidence, suite: str, line: str) -> list[Block]:
+    by_role = {role: found for role in ROLES if (found := evidence.scores(suite, line, role)) is not None}
+    ids, mine = by_role["unlearned"]
+    order = [i for i in np.argsort(-mine, kind="stable") if not np.isnan(mine[i])]
+    values = {role: dict(zip(*found, strict=True)) for role, found in by_role.items()}
+    roles = [role for role in ("unlearned", "oracle", "before") if role in values]
+    rows = [(ids[i], *(Number(shown(float(values[role].get(ids[i], np.nan)))) for role in roles)) for i in order]
+    title = f"Suite {suite}: {line} of each row"
+    said = "1 is said word for word from the question alone, 0 not even the last word follows from all before it."
+    oracle = [float(values["oracle"].get(ids[i], np.nan)) for i in order] if "oracle" in values else None
+    svg = charts.row_bars(
+        anchor("extraction", suite, line, evidence.name),
+        title,
+        said,
+        [float(mine[i]) for i in order],
+        oracle,
+        y_label=line,
+    )
+    columns = ("row", *roles)
+    above = sum(v > values["oracle"].get(ids[i], np.nan) for i, v in enumerate(mine)) if "oracle" in values else 0
+    note = [Text(f"{above} of {len(order)} rows are easier to extract than from the oracle.")] if oracle else []
+    worst = Table(f"The {min(WORST, len(rows))} rows that are easiest to extract", columns, tuple(rows[:WORST]))
+    return [Chart(title, said, svg, Table(title, columns, first_rows(rows))), *note, worst]

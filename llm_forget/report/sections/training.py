@@ -1,0 +1,49 @@
+"""How training went: log-probabilities of the splits and the value of each term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_forget.evals.bounds import shown
+from llm_forget.report.render import charts
+from llm_forget.report.render.document import Chart, Number, Section, Table, anchor, first_rows
+from llm_forget.report.run_evidence import Evidence
+
+PREFIX = "logps/"
+ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # which look a split has
+
+
+def training_section(evidence: Evidence) -> Section:
+    """Mean log-probability per token of each split, and one chart for each term of the objective."""
+    keys = list(dict.fromkeys(key for line in evidence.log for key in line if "/" in key))
+    splits = [key for key in keys if key.startswith(PREFIX)]
+    terms = [key for key in keys if key not in splits]
+    blocks = []
+    if splits:
+        title = "Log-probability per token"
+        description = (
+            "Mean log-probability of the answers' tokens in nats, per step of training; 0 is certainty. Forget rows "
+            "should fall, retain rows should stay."
+        )
+        blocks.append(_curves(evidence, title, description, splits, "nats per token"))
+    for term in terms:
+        title = f"Term {term}"
+        blocks.append(_curves(evidence, title, f"Value of the term {term} per step of training.", [term], "value"))
+    return Section("Training", tuple(block for block in blocks if block is not None))
+
+
+def _curves(evidence: Evidence, title: str, description: str, keys: Sequence[str], unit: str) -> Chart | None:
+    logged = [line for line in evidence.log if any(line.get(key) is not None for key in keys)]
+    if not logged:
+        return None
+    series = []
+    for key in keys:
+        label = key.removeprefix(PREFIX)
+        known = [(line["step"], line[key]) for line in logged if line.get(key) is not None]
+        role = ROLE_OF_SPLIT.get(label.partition("/")[0], "before")
+        series.append(charts.Series(label, role, *map(list, zip(*known, strict=True))))
+    columns = ("step", *(one.label for one in series))
+    rows = [(str(line["step"]), *(Number(shown(line.get(key))) for key in keys)) for line in logged]
+    name = anchor("training", title, evidence.name)
+    svg = charts.lines(name, title, description, series, x_label="step", y_label=unit, whole_x=True)
+    return Chart(title, description, svg, Table(title, columns, first_rows(rows)))

@@ -1,0 +1,61 @@
+"""Checkpoints that say when they are whole.
+
+transformers resumes silently from a checkpoint without its optimizer or random state, with other weights as the result.
+Here a checkpoint counts only if `complete.json`, written last, names every file with its size and digest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from llm_forget.core.run_directory import file_digest, read_json, write_json
+
+SEAL = "complete.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Record every file of a checkpoint; to be called when all ranks have written theirs."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
+    content = {str(p.relative_to(checkpoint)): [p.stat().st_size, file_digest(p)] for p in files}
+    write_json(checkpoint / SEAL, content)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why a checkpoint can't be resumed from, or None if it is whole."""
+    if not (checkpoint / SEAL).is_file():
+        return f"it was not finished ({SEAL} is missing)"
+    try:
+        content = read_json(checkpoint / SEAL)
+    except ValueError:
+        return f"{SEAL} is damaged"
+    for name, (size, digest) in content.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or file_digest(file) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def keep_newest(folder: Path, count: int | None) -> None:
+    """Delete all checkpoints of a run but the newest ``count``; None, or a number below 1, keeps all."""
+    for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
+        (checkpoint / SEAL).unlink(missing_ok=True)  # first: a checkpoint half deleted must not look whole
+        shutil.rmtree(checkpoint)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and a sentence for each newer one that was passed over."""
+    passed_over: list[str] = []
+    for checkpoint in _newest_first(folder):
+        reason = fault(checkpoint)
+        if reason is None:
+            return checkpoint, passed_over
+        passed_over.append(f"checkpoint '{checkpoint}' is not used: {reason}")
+    return None, passed_over

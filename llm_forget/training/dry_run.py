@@ -1,0 +1,278 @@
+"""What a run would do, without weights: one batch in token counts, and the memory it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from heapq import nlargest
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from trl import ModelConfig
+
+from llm_forget.logprobs.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
+from llm_forget.logprobs.logprobs import IGNORE
+from llm_forget.models import attach_adapter, demo_models, find_source
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64
+FLOAT32 = 4.0
+BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer holds beside the kept ones
+LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated peak of one device, GiB. Activations and gradients are not there at once: the larger part counts."""
+
+    weights: float
+    trainable: float  # float32 values of an adapter, and both AdamW moments of what trains
+    activations: float
+    logits: float
+    gradients: float  # with what the backward pass of the embeddings and the optimiser's step need besides
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.trainable + max(self.activations + self.logits, self.gradients)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a decoder depends on. Numbers of elements."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query: int  # heads x head size
+    key: int  # heads of keys x head size
+    vocabulary: int
+    linear: int  # weights of linear layers but the head: what is quantised
+    others: int
+    largest: int  # weights of the largest tensor
+    adapter: int  # weights of the adapter
+    ranks: int  # its rank, summed over all layers it is on
+
+
+def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
+    """Rows, tokens, target tokens and the longest row of the largest batch that each split can give.
+
+    ``repeated`` of the tokens are what all its rows begin with, as those of a chat template do: computed once.
+    """
+    counts = {}
+    for name, rows in splits.items():
+        largest: list[list[int]] = []
+        targets: list[int] = []
+        for part in rows.select_columns(["input_ids", "labels"]).iter(batch_size=1000):
+            largest = nlargest(batch_size, [*largest, *part["input_ids"]], key=len)
+            targets = nlargest(batch_size, [*targets, *(sum(t != IGNORE for t in row) for row in part["labels"])])
+        lengths = [len(row) for row in largest]
+        common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*largest, strict=False))))
+        counts[name] = {
+            "rows": len(lengths), "longest": lengths[0], "tokens": sum(lengths), "targets": sum(targets),
+            "repeated": common * (len(lengths) - 1),
+        }  # fmt: skip
+    return counts
+
+
+def estimate_memory(
+    model_args: ModelConfig,
+    counts: dict[str, dict[str, int]],
+    *,
+    checkpointing: bool,
+    keeps_logits: bool,
+    autocast: bool = False,
+    on_gpu: bool | None = None,
+) -> Memory:
+    """Peak of a training step with AdamW, for the largest batch, on the shortcuts of `llm_forget.logprobs.fast_paths`.
+
+    What autograd keeps for a decoder of the Llama family (RMSNorm, gated MLP, attention that keeps no scores), after
+    the manner of arXiv:2205.05198, counted from its saved tensors; tests/measure/bench_memory.py compares with measured
+    peaks.
+
+    Args:
+        counts: of one micro-batch, from `batch_counts`.
+        checkpointing: only the inputs of layers are kept, and one layer is computed again at a time.
+        keeps_logits: a term needs the logits at target positions, of policy and reference.
+        autocast: matrix products in half precision (``bf16`` or ``fp16``).
+        on_gpu: None asks torch.
+    """
+    gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+    shape = _shape(model_args)
+    quantised = model_args.load_in_4bit or model_args.load_in_8bit
+    lora = bool(model_args.use_peft)
+    # Beside quantised weights the others are float32 (peft's prepare_model_for_kbit_training).
+    width = FLOAT32 if quantised else _width(model_args)
+    linear = NF4 if model_args.load_in_4bit else INT8 if model_args.load_in_8bit else width
+    weights = shape.linear * linear + shape.others * width
+    if autocast and not quantised and width == FLOAT32:
+        weights += 2 * shape.linear  # copies in half precision, kept for the backward pass
+    tokens = sum(count["tokens"] - count.get("repeated", 0) for count in counts.values())
+    targets = sum(count["targets"] for count in counts.values())
+    padded = sum(count["rows"] for count in counts.values()) * max(count["longest"] for count in counts.values())
+    of_layer = _bytes_of_a_layer(shape, tokens, padded, width, lora, autocast)
+    stream = tokens * shape.hidden * width
+    kept = stream if checkpointing else of_layer
+    step = BACKWARD * tokens * shape.intermediate * width
+    activations = shape.layers * kept + (of_layer if checkpointing else 0) + 2 * stream
+    head = _bytes_of_head(shape, targets, lora, keeps_logits, gpu)
+    gradients = _gradients(shape, model_args)
+    return Memory(
+        weights=weights / GIB,
+        trainable=gradients * (3 if lora else 2) / GIB,
+        activations=(activations + (step if step > head else 0)) / GIB,
+        logits=(head if head >= step else 0) / GIB,
+        gradients=(gradients + (0 if lora else 2 * shape.largest * width)) / GIB,
+    )
+
+
+def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
+    """Peak of each of several devices that train under one of the shipped launch configurations.
+
+    ``ddp`` holds everything on every device, and a second copy of the gradients to reduce them in. ``zero2`` divides
+    what the optimiser keeps and the gradients; ``fsdp2`` and ``zero3`` the weights as well, of which two layers and the
+    largest tensor are whole at a time. Activations are those of the device's own rows.
+    """
+    if config == "ddp":
+        return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
+    held, parts = memory.weights, {"trainable": memory.trainable / processes, "gradients": memory.gradients / processes}
+    if config in ("fsdp2", "zero3"):
+        shape = _shape(model_args)
+        largest = shape.largest * _width(model_args) / GIB
+        held = held / processes + min(held, 2 * held / shape.layers + largest) * (1 - 1 / processes)
+    return replace(memory, weights=held, **parts)
+
+
+def launched(environment: Mapping[str, str]) -> str:
+    """Which of the shipped launch configurations accelerate says that this process belongs to."""
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return "fsdp2"
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    return "ddp"
+
+
+def depth(model_args: ModelConfig) -> int:
+    """Decoder layers of the model."""
+    return int(_config(model_args).get_text_config().num_hidden_layers)
+
+
+def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
+    """What one decoder layer keeps for its backward pass; ``padded`` tokens within attention, ``tokens`` elsewhere."""
+    hidden, inner = shape.hidden, shape.intermediate
+    product = 2.0 if autocast else width
+    norms = 2 * hidden * FLOAT32  # inputs
+    if not lora:
+        norms += 2 * hidden * width  # normalised, for the gradient of their scales
+    gated = 3 * inner * product
+    if lora and product < FLOAT32:
+        # The adapter is float32: each of its seven inputs is copied to float32, and by autocast back.
+        inputs = (5 * hidden + shape.query + inner) * (product if autocast else FLOAT32)
+    else:
+        inputs = (2 * hidden + inner) * product
+    packed_again = shape.query * product if padded > tokens else 0.0
+    attention = 2 * (shape.query + shape.key) * product
+    ranks = shape.ranks / shape.layers * (product if autocast else FLOAT32)
+    return tokens * (norms + gated + inputs + packed_again + ranks) + padded * attention
+
+
+def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, gpu: bool) -> float:
+    if keeps_logits:
+        return targets * shape.vocabulary * FLOAT32 * LOGITS_KEPT
+    block = FLOAT32 * max(shape.vocabulary, BLOCK_ON_GPU if gpu else BLOCK_ON_CPU)
+    block = min(block, FLOAT32 * targets * shape.vocabulary)
+    return block + 2 * targets * shape.hidden * FLOAT32 + (0 if lora else 2 * shape.vocabulary * shape.hidden * FLOAT32)
+
+
+def _gradients(shape: Shape, model_args: ModelConfig) -> float:
+    """Bytes of all gradients: of an adapter float32, otherwise as wide as the weights."""
+    if model_args.use_peft:
+        return shape.adapter * FLOAT32
+    return (shape.linear + shape.others) * _width(model_args)
+
+
+def _shape(model_args: ModelConfig) -> Shape:
+    model = _empty_model(model_args)
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    every = {id(p): p.numel() for p in model.parameters()}
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    adapter, ranks = 0, 0
+    if model_args.use_peft:
+        with torch.device("meta"):
+            model = attach_adapter(model, model_args)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        adapter = sum(p.numel() for p in trained.values())
+        ranks = sum(p.shape[0] for name, p in trained.items() if "lora_A" in name)
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        query=heads * size,
+        key=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        vocabulary=config.vocab_size,
+        linear=linear,
+        others=sum(every.values()) - linear,
+        largest=max(every.values()),
+        adapter=adapter,
+        ranks=ranks,
+    )
+
+
+def _width(model_args: ModelConfig) -> float:
+    """Bytes of a weight as it is loaded."""
+    dtype = model_args.dtype
+    if dtype in (None, "auto"):
+        dtype = str(_config(model_args).dtype or "float32").removeprefix("torch.")
+    return BYTES[str(dtype)]
+
+
+def _empty_model(model_args: ModelConfig) -> Any:
+    """The architecture without weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_config(model_args))
+
+
+def _config(model_args: ModelConfig) -> Any:
+    source = find_source(model_args.model_name_or_path)
+    return deepcopy(_config_of(source.kind, source.location, source.revision or model_args.model_revision))
+
+
+@cache  # reading one from a GGUF file takes seconds
+def _config_of(kind: str, location: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    if kind == "demo":
+        return demo_models.demo_config()
+    if kind == "gguf":
+        file = Path(location)
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    return AutoConfig.from_pretrained(location, revision=revision)
+
+
+def show(counts: dict[str, dict[str, int]], sizes: dict[str, int], memory: Memory, settings: dict[str, Any]) -> None:
+    """Print the plan of a run."""
+    console = Console()
+    table = Table("split", "rows", "rows a batch", "longest row", "tokens a batch", "target tokens a batch")
+    for name, count in counts.items():
+        table.add_row(name, f"{sizes[name]:,}", *(f"{count[k]:,}" for k in ("rows", "longest", "tokens", "targets")))
+    console.print(table)
+    for key, value in settings.items():
+        console.print(f"{key}: {value}", highlight=False)
+    console.print(
+        f"estimated peak memory: {memory.total:.2f} GiB a device = weights {memory.weights:.2f} + optimiser "
+        f"{memory.trainable:.2f} + the larger of activations {memory.activations:.2f} with logits {memory.logits:.2f}, "
+        f"and gradients {memory.gradients:.2f} (without the runtime's own)",
+        highlight=False,
+    )
+    console.print("dry run: everything was read and checked; nothing was trained or written")

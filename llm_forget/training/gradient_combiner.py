@@ -1,0 +1,112 @@
+"""Forget and retain gradients kept apart over the micro-batches of a step, then combined by a rule of `gradients.py`.
+
+Gradients are taken with `torch.autograd.grad` and reduced over processes here, so a wrapper like DDP never sees two
+backward passes. That needs every process to hold whole parameters: one process or DDP, not FSDP or ZeRO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm_forget.core.registry import did_you_mean
+from llm_forget.objectives.gradient_rules import RULES, Gradient, combine, perturbation, perturbed
+
+SIDES = ("forget", "retain")
+STATE = "gradient_state.safetensors"
+Losses = Callable[[Any], dict[str, Tensor]]
+
+
+class Surgery:
+    """Gradient rule ``name`` with its ``arguments``; ``sam`` looks at the forget gradient from a worse place nearby.
+
+    Raises:
+        ValueError: no such rule or argument.
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
+        self.name, self.arguments = name, dict(arguments or {})
+        if name == "sam":
+            unknown = self.arguments.keys() - {"rho"}
+            if unknown:
+                raise ValueError(f"gradient rule 'sam' has no parameter '{unknown.pop()}'; {did_you_mean('', ['rho'])}")
+        elif name not in RULES.names() and ":" not in name:
+            raise ValueError(f"no gradient rule is called '{name}'; {did_you_mean(name, [*RULES.names(), 'sam'])}")
+        else:
+            RULES.get(name).arguments(self.arguments)
+        self.state: Gradient | None = None
+        self._sums: dict[str, Gradient] = {}
+        self._batches: list[Any] = []
+
+    def add(self, model: nn.Module, batch: Any, losses: Losses) -> Tensor:
+        """Add one micro-batch's gradients to the step's; returns its loss."""
+        sides = losses(batch)
+        parameters = _trainable(model)
+        for place, (side, loss) in enumerate(sides.items()):
+            gradient = _gradient(loss, parameters, keep_graph=place + 1 < len(sides))
+            self._sums[side] = _plus(self._sums.get(side), gradient)
+        if self.name == "sam":
+            self._batches.append(batch)
+        return torch.stack([loss.detach() for loss in sides.values()]).sum()
+
+    def apply(self, model: nn.Module, losses: Losses, accelerator: Any) -> None:
+        """Reduce over processes, combine, and leave the result in ``.grad`` for the optimiser."""
+        parameters = _trainable(model)
+        zeros = [torch.zeros_like(p) for p in parameters]
+        forget, retain = (_reduced(self._sums.get(side, zeros), accelerator) for side in SIDES)
+        if self.name == "sam":
+            forget = self._forget_nearby(parameters, forget, losses, accelerator)
+            combined, self.state = combine("sum", forget, retain)
+        else:
+            # A state read from a checkpoint is on the CPU.
+            state = None if self.state is None else [s.to(r.device) for s, r in zip(self.state, retain, strict=True)]
+            combined, self.state = combine(self.name, forget, retain, state, self.arguments)
+        for parameter, gradient in zip(parameters, combined, strict=True):
+            parameter.grad = gradient
+        self._sums, self._batches = {}, []
+
+    def _forget_nearby(self, parameters: list[Tensor], forget: Gradient, losses: Losses, accelerator: Any) -> Gradient:
+        with perturbed(parameters, perturbation(forget, **self.arguments)):
+            total: Gradient | None = None
+            for batch in self._batches:
+                total = _plus(total, _gradient(losses(batch)["forget"], parameters, keep_graph=False))
+        return _reduced(total or forget, accelerator)
+
+    def save(self, folder: Path) -> None:
+        """Write the rule's state, if it keeps one, so that a resume is exact."""
+        if self.state is not None:
+            save_file({str(place): tensor.contiguous() for place, tensor in enumerate(self.state)}, folder / STATE)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        if (folder / STATE).is_file():
+            tensors = load_file(folder / STATE)
+            self.state = [tensors[str(place)] for place in range(len(tensors))]
+
+
+def _trainable(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _gradient(loss: Tensor, parameters: list[Tensor], *, keep_graph: bool) -> Gradient:
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def _plus(total: Gradient | None, more: Gradient) -> Gradient:
+    return more if total is None else [a + b for a, b in zip(total, more, strict=True)]
+
+
+def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:
+    """Sum over processes as one flat vector, so that one message is sent."""
+    if accelerator.num_processes == 1:
+        return gradient
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradient]), "sum")
+    sizes = [math.prod(g.shape) for g in gradient]
+    return [part.view_as(g) for part, g in zip(flat.split(sizes), gradient, strict=True)]

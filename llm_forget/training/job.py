@@ -1,0 +1,336 @@
+"""One training run, from configuration to a finished run directory; `unlearn` and `finetune` differ in their terms."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
+from trl import ModelConfig
+from trl.trainer.utils import disable_dropout_in_model
+
+from llm_forget.core.config import DataConfig, TrainConfig, identity, resolved
+from llm_forget.core.launch import check_launch
+from llm_forget.core.run_directory import Run, environment, json_digest, write_atomic, write_json
+from llm_forget.data.alternates import pair_windows, with_alternates
+from llm_forget.data.rows import check_overlap
+from llm_forget.data.sources import load_source, mixture_weights
+from llm_forget.data.template import Template, template_for
+from llm_forget.data.tokenise import tokenise_dataset
+from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing, source_digest
+from llm_forget.objectives.methods import Objective
+from llm_forget.training import dry_run as dryrun
+from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.provenance import describe, owners, write_lists
+from llm_forget.training.trainer import UnlearnTrainer
+
+logger = logging.getLogger("llm_forget")
+# Said at every checkpoint on file systems with coarse times; sorting by number, its fallback, is what is wanted.
+logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, checked before any weights are loaded."""
+
+    kind: str  # "unlearn" | "finetune"
+    data: DataConfig
+    train: TrainConfig
+    model: ModelConfig
+    objective: Objective
+    splits: dict[str, Dataset]  # tokenised
+    tokenizer: PreTrainedTokenizerBase
+    gradient: Surgery | None = None
+    max_retain_drop: float | None = None
+    owned: Mapping[str, Dataset | None] = field(default_factory=dict)  # id and subject of the rows of each split
+
+
+def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
+    """The run that output_dir is or will be; nothing is written before the data have passed all checks.
+
+    Raises:
+        ValueError: the launch is not the one asked for, or output_dir holds something else.
+    """
+    state = PartialState()
+    check_launch(state)
+    set_seed(train.seed)
+    run = Run(Path(str(train.output_dir)))
+    if not train.overwrite:
+        run.refuse_other(kind, _identity(data, train, model))
+    if done(run, train) and state.is_main_process:
+        logger.info("run '%s' is complete already: nothing to do (--overwrite true does it again)", run.path)
+    return run
+
+
+def done(run: Run, train: TrainConfig) -> bool:
+    """Whether nothing is left to do."""
+    return run.complete and not train.dry_run and not train.overwrite
+
+
+def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
+    """What the run produces depends on the number of processes: the batch of a step, and who has which row."""
+    processes = PartialState().num_processes
+    return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
+
+
+def _start(run: Run, job: Job, state: PartialState) -> None:
+    keys = resolved(job.data, job.train, job.model)
+    with state.main_process_first():
+        overwrite = job.train.overwrite and state.is_main_process
+        Run.start(run.path, job.kind, keys, _identity(job.data, job.train, job.model), overwrite)
+
+
+def prepare(
+    data: DataConfig, model: ModelConfig, objective: Objective
+) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
+    """Tokenizer, tokenised rows of every split that the objective names, and whose they are; after all checks.
+
+    Raises:
+        ValueError, FileNotFoundError: a source, row or combination of splits that is refused; names file and row.
+    """
+    _weights(data, objective)  # refuses what has no effect
+    tokenizer = load_tokenizer(model)
+    template = template_of(data, tokenizer)
+    rows = {}
+    with PartialState().main_process_first():  # the others find what the first has read and tokenised in the cache
+        for split in objective.splits():
+            spec = getattr(data, split)
+            rows[split] = load_source(spec, split_name=split, data_path=data.data_path, fields=data.fields)
+        if "forget" in rows and "retain" in rows:
+            check_overlap(rows["forget"], rows["retain"])
+        if objective.needs_alternate():
+            rows["alternate"] = with_alternates(rows["forget"], data.alternate, data_path=data.data_path)
+        limits = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
+        splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
+        if "alternate" in splits:
+            splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
+        return tokenizer, splits, {name: owners(split) for name, split in rows.items()}
+
+
+def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """How this configuration turns rows into text."""
+    return template_for(
+        tokenizer,
+        use_chat_template=data.use_chat_template,
+        prompt_template=data.prompt_template,
+        completion_end=data.completion_end,
+        chat_template_kwargs=data.chat_template_kwargs,
+        system_prompt=data.system_prompt,
+    )
+
+
+def execute(run: Run, job: Job) -> Run:
+    """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped.
+
+    Raises:
+        ValueError: weights or rows are others than when the run was interrupted.
+    """
+    state = PartialState()
+    with run.lock() if state.is_main_process else contextlib.nullcontext():
+        _execute(run, job, state)
+    return run
+
+
+def _execute(run: Run, job: Job, state: PartialState) -> None:
+    _start(run, job, state)
+    if state.is_main_process:
+        rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
+        logger.info("%s: %s on %s, rows: %s", job.kind, _title(job), job.model.model_name_or_path, rows)
+    model, base_digest = _load_model(job)
+    trainer = _trainer(run, job, model, base_digest)
+    facts = _provenance(job, base_digest, state.num_processes, model)
+    _refuse_changed_inputs(run, facts)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_lists(run, facts["data"], job.splits, job.owned)
+        write_json(run.provenance_file, facts)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
+    target = run.adapter if job.model.use_peft else run.model
+    trainer.save_model(str(target))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if not any(target.glob("*.safetensors")):
+            raise ValueError(f"no weights came to '{target}'; with FSDP take fsdp_state_dict_type FULL_STATE_DICT")
+        job.tokenizer.save_pretrained(target)
+        cost = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "peak_memory_gib": peak_memory(),
+            "resumed": trainer.resumed_from is not None,
+        }
+        how = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
+        ran = {"steps": trainer.state.global_step, **how, "cost": cost}
+        write_json(run.provenance_file, {**run.provenance, **ran})
+        run.finish()
+        following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
+        logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)
+    state.wait_for_everyone()
+
+
+def dry_run(job: Job) -> None:
+    """Say what `execute` would do; loads no weights and writes nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: rows that only the evaluation will read are refused, or a layer does not exist.
+    """
+    data = job.data
+    for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]
+        if spec is not None:
+            load_source(spec, split_name=name, data_path=data.data_path, fields=data.fields)
+    job.objective.layer_index(dryrun.depth(job.model))
+    counts = dryrun.batch_counts(job.splits, job.train.per_device_train_batch_size)
+    memory = dryrun.estimate_memory(
+        job.model,
+        counts,
+        checkpointing=bool(job.train.gradient_checkpointing),
+        keeps_logits=job.objective.needs("logits"),
+        autocast=bool(job.train.bf16 or job.train.fp16),
+    )
+    processes = PartialState().num_processes
+    if processes > 1:
+        memory = dryrun.shared_out(memory, job.model, dryrun.launched(os.environ), processes)
+    sizes = {name: len(rows) for name, rows in job.splits.items()}
+    objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
+    if not PartialState().is_main_process:
+        return
+    dryrun.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
+
+
+def peak_memory() -> float:
+    """Most memory held at once by this process, GiB: CUDA's allocations where there is a GPU, otherwise resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def _load_model(job: Job) -> tuple[Any, str]:
+    digest = source_digest(job.model.model_name_or_path, job.model.model_revision)
+    model = load_base(job.model)
+    if job.kind == "unlearn":
+        disable_dropout_in_model(model)  # policy and reference must agree before the first step
+    if job.train.gradient_checkpointing:
+        prepare_gradient_checkpointing(model)
+    if job.model.use_peft:
+        model = attach_adapter(model, job.model)
+    return model, digest
+
+
+def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer:
+    args = copy.copy(job.train)
+    args.output_dir = str(run.checkpoints)  # where transformers puts its checkpoints
+    trainer = UnlearnTrainer(
+        model,
+        args,
+        splits=job.splits,
+        objective=job.objective,
+        processing_class=job.tokenizer,
+        gradient=job.gradient,
+        max_retain_drop=job.max_retain_drop,
+        weights=_weights(job.data, job.objective),
+        model_digest=base_digest,
+        base_name=job.model.model_name_or_path,
+        callbacks=[MetricsFile(run.metrics_file)],
+    )
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressLine)
+    return trainer
+
+
+def _title(job: Job) -> str:
+    """Terms of the objective in one word each, as forget/npo + retain/nll."""
+    return " + ".join(term.key for term in job.objective.terms)
+
+
+def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
+    """Shares of the sources of each streamed split; the split an epoch passes over has none, every row of it counts."""
+    primary, *streamed = objective.splits()
+    if mixture_weights(getattr(data, primary), primary) is not None:
+        raise ValueError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
+    stated = {split: mixture_weights(getattr(data, split), split) for split in streamed}
+    return {split: weights for split, weights in stated.items() if weights is not None}
+
+
+def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
+    """A run whose first steps saw other weights or rows than its last would be described by neither."""
+    if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
+        return
+    before = run.provenance
+    changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
+    changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} changed since run '{run.path}' was interrupted; bring back what it began with, or "
+            "start anew with --overwrite true"
+        )
+
+
+def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
+    # PEFT knows that two weights of 4 bits lie in one byte.
+    trainable, whole = PeftModel.get_nb_trainable_parameters(model)
+    return {
+        "kind": job.kind,
+        "base": {
+            "name": job.model.model_name_or_path,
+            "revision": job.model.model_revision,
+            "digest": base_digest,
+            "parameters": whole - (trainable if job.model.use_peft else 0),
+        },
+        "trainable_parameters": trainable,
+        "tokenizer": json_digest(job.tokenizer.get_vocab()),
+        "data": {name: describe(name, rows, job.owned.get(name)) for name, rows in job.splits.items()},
+        "objective": job.objective.to_dict(),
+        "gradient": job.gradient.name if job.gradient else "sum",
+        "seed": job.train.seed,
+        "processes": processes,
+        "environment": environment(),
+    }
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to metrics.jsonl; on resume drops the lines of steps that will be done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.path.is_file():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                numbers = {key: _written(value) for key, value in logs.items()} | {"peak_memory_gib": peak_memory()}
+                file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+
+
+def _written(value: Any) -> Any:
+    """NaN and infinity, as the gradient norm of a step that fp16 skipped, are not JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ProgressLine(ProgressCallback):
+    """A bar with time left, and the newest log-probs and rate behind it."""
+
+    SHOWN = ("loss", "logps/forget", "logps/retain", "logps/train", "tokens_per_second")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key.rpartition("/")[2]: f"{logs[key]:.3g}" for key in self.SHOWN if key in logs}
+            self.training_bar.set_postfix(shown)

@@ -1,0 +1,207 @@
+"""Reference log-probabilities: computed once per row before training, kept on disk, looked up in every step.
+
+The reference is the policy's own weights with the trained adapter off: no second model exists. The cache file is named
+by the digest of everything the numbers depend on (model, adapter beneath, tokens of the rows), and holds no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from llm_forget.core.run_directory import json_digest
+from llm_forget.data.digest import row_lengths, tokens_digest
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.models import quantization_of, reference_mode
+from llm_forget.training.step_statistics import Window
+
+if TYPE_CHECKING:
+    from llm_forget.training.trainer import Batch, UnlearnTrainer
+
+Forward = Callable[[list[dict[str, Any]]], Logprobs]
+
+
+def cache_folder() -> Path:
+    """Where numbers that depend only on content are shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
+    return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")
+
+
+class ReferenceLogprobs:
+    """Log-probabilities of the gold tokens of one split's rows under the reference.
+
+    ``indices`` ``[N]``, ascending, are rows of the data set; those of row ``indices[i]`` are
+    ``values[offsets[i]:offsets[i + 1]]``.
+    """
+
+    def __init__(self, indices: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> None:
+        self._indices, self._offsets, self._values = indices, offsets, values
+
+    def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
+        """Values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
+        values = torch.zeros(policy.values.shape, dtype=torch.float32)
+        places = np.searchsorted(self._indices, rows.numpy(force=True))
+        for place, (row, known) in enumerate(zip(rows.tolist(), places, strict=True)):
+            if row >= 0:
+                if known == len(self._indices) or self._indices[known] != row:
+                    raise KeyError(row)
+                start, stop = self._offsets[known : known + 2]
+                values[place, : stop - start] = torch.from_numpy(self._values[start:stop])
+        return Logprobs(values=values.to(policy.values.device), mask=policy.mask, labels=policy.labels)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"indices": self._indices, "offsets": self._offsets, "values": self._values}, temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> ReferenceLogprobs:
+        try:
+            return cls(**load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"the cached reference log-probs '{path}' are damaged; delete the file") from error
+
+
+class Reference(TrainerCallback):
+    """The reference of a trainer: cached log-probs where they suffice, a pass in the step where logits are needed."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.logprobs: dict[str, ReferenceLogprobs] = {}
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
+        trainer = self.trainer
+        trainer.find_shortcuts()
+        rows = {source: self._rows_of(source) for source in trainer.objective.reference_sources()}
+        watched, state = trainer.max_retain_drop is not None, trainer.state
+        if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:
+            raise ValueError(
+                f"max_retain_drop is looked at every {state.logging_steps} steps (logging_steps), but this run has "
+                f"{state.max_steps}; lower logging_steps"
+            )
+        if watched and "retain" not in rows:
+            rows["retain"] = self._rows_of("retain")
+        self.logprobs = {split: self._load_or_compute(split, wanted) for split, wanted in rows.items()}
+        if trainer.resumed_from is None:
+            trainer._window = Window()  # the time this took is not the time of the first steps
+
+    def _rows_of(self, split: str) -> np.ndarray:
+        """The rows that the run will see: all of the split an epoch passes over, of a stream those it gets to."""
+        trainer = self.trainer
+        if split in (next(iter(trainer.splits)), "alternate"):
+            return np.arange(len(trainer.splits[split]))
+        epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
+        seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)[split] for epoch in epochs]))
+        return seen[seen >= 0]
+
+    def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
+        """What the terms need of the reference on this batch."""
+        trainer = self.trainer
+        found = {s: known.lookup(batch[s]["index"], policy[s]) for s, known in self.logprobs.items()}
+        sources = trainer.objective.reference_pass_sources()
+        if sources:
+            layer = trainer.layer if trainer.objective.reference_needs("hidden_states") else None
+            logits = [split for split in sources if trainer.objective.reference_needs("logits", split)]
+            with torch.no_grad(), reference_mode(trainer.accelerator.unwrap_model(model)):
+                found |= trainer.forward(model, {s: batch[s] for s in sources}, logits=logits, layer=layer)
+        return found
+
+    def _load_or_compute(self, split: str, rows: np.ndarray) -> ReferenceLogprobs:
+        trainer, args = self.trainer, self.trainer.args
+        file = None
+        if trainer.model_digest is not None:
+            precision = [str(trainer.model.dtype), quantization_of(trainer.model), args.bf16, args.fp16]
+            file = cache_file(json_digest([trainer.model_digest, *precision]), trainer.splits[split], rows)
+        # All or none: a process that loads while another one computes, and waits for it, waits for ever.
+        if file is not None and all(gather_object([file.is_file()])):
+            return ReferenceLogprobs.load(file)
+        if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
+            raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")
+        found = compute(
+            trainer.splits[split], rows, self._forward,
+            batch_size=args.per_device_eval_batch_size, accelerator=trainer.accelerator, name=split,
+        )  # fmt: skip
+        if file is not None and trainer.accelerator.is_main_process:
+            found.save(file)
+        return found
+
+    def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
+        trainer = self.trainer
+        bare = trainer.accelerator.unwrap_model(trainer.model)  # not what torch.compile made of it
+        batch = trainer._prepare_inputs({"rows": collate(rows, trainer.processing_class.pad_token_id)})
+        was_training = bare.training
+        bare.eval()
+        try:
+            off = reference_mode(bare) if isinstance(bare, PeftModel) else nullcontext()
+            with torch.no_grad(), trainer.compute_loss_context_manager(), off:
+                return trainer.forward(trainer.model_wrapped, batch)["rows"]
+        finally:
+            bare.train(was_training)
+
+
+def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
+    """Name of the cache file for these tokens under this reference model."""
+    tokens = tokens_digest(dataset, rows)
+    numbers = "sha256:" + hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
+    key = json_digest({"model": model_digest, "rows": numbers, "tokens": tokens, "version": 2})
+    return cache_folder() / "reference" / f"{key.removeprefix('sha256:')[:32]}.safetensors"
+
+
+def compute(
+    dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
+) -> ReferenceLogprobs:
+    """Run the reference over ``rows``, ascending, each once, shared out over the processes and gathered on all."""
+    by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
+    seen: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
+    mine: list[np.ndarray] = []
+    batches = _shares(by_length, batch_size, accelerator.num_processes, accelerator.process_index)
+    quiet = not accelerator.is_main_process
+    for batch in tqdm(list(batches), desc=f"reference log-probs ({name})", disable=quiet, leave=False):
+        # Every process makes the same number of forward passes, since a sharded model gathers its weights in each.
+        logprobs = forward([dataset[int(row)] for row in batch] if len(batch) else [dataset[int(rows[0])]])
+        seen.append(batch)
+        for _, values, mask in zip(batch, logprobs.values.cpu(), logprobs.mask.cpu(), strict=False):
+            mine.append(values[mask].float().numpy())
+    lengths = np.array([len(values) for values in mine], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.float32), *mine])
+    # Three arrays of every process: a million small ones would take their time to be sent.
+    found = [
+        np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(seen), lengths, flat)]), strict=True)
+    ]
+    return _in_order(*found)
+
+
+def _in_order(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
+    """Values of rows in any order, one row's after the other's, in the order of the data set."""
+    starts = np.cumsum(lengths) - lengths
+    order = np.argsort(indices, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
+    # Where each value of the result lies: the start of its row, and its place in the row.
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths[order])
+    chosen = values[np.repeat(starts[order], lengths[order]) + within]
+    return ReferenceLogprobs(indices[order].astype(np.int64), offsets, chosen.astype(np.float32))
+
+
+def _shares(rows: np.ndarray, batch_size: int, processes: int, rank: int) -> Iterator[np.ndarray]:
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    for start in range(0, len(batches), processes):
+        place = start + rank
+        yield batches[place] if place < len(batches) else rows[:0]

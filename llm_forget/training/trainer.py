@@ -1,0 +1,345 @@
+"""The one trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
+
+It adds one forward pass for all splits of a batch, logits only at target positions, the reference as the same weights
+with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and processes.
+Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the ecosystem's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from llm_forget.core.config import TrainConfig
+from llm_forget.core.run_directory import read_json, write_json
+from llm_forget.logprobs.batches import collate, concatenate
+from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
+from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_parts, target_mask
+from llm_forget.models import effect_of, load_adapter_weights, save_adapter
+from llm_forget.objectives.methods import Objective
+from llm_forget.training.batch_loader import EpochLoader, Slots
+from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.reference import Reference
+from llm_forget.training.resume import ResumableTrainer
+from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
+from llm_forget.training.step_statistics import Window
+
+Batch = dict[str, dict[str, Tensor]]
+Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
+STATE = "objective_state.json"
+
+
+class UnlearnTrainer(ResumableTrainer):
+    """Train ``model`` to minimise ``objective``.
+
+    Args:
+        model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
+        args: what a `transformers.TrainingArguments` says.
+        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The first split the objective names is
+            passed over once an epoch; the others are streamed; ``alternate`` is paired row by row with ``forget``.
+        objective: from `llm_forget.objectives.methods.build_objective`.
+        processing_class: the tokenizer, for its padding token.
+        gradient: how forget and retain gradients are combined; None adds the losses.
+        max_retain_drop: stop when retain rows have lost this much log-prob against the reference, nats per token.
+        weights: shares of the sources that a streamed split was mixed from (its column ``source_index``).
+        model_digest: what the base weights are (`llm_forget.models.source_digest`); goes into the adapter's manifest
+            and names the cache of reference log-probs. None: nothing is cached on disk.
+        base_name: the base model's name for the adapter's configuration.
+    """
+
+    loss_is_scaled_for_ga = True  # by the counts of the whole step, in `compute_loss`
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainConfig,
+        *,
+        splits: dict[str, Dataset],
+        objective: Objective,
+        processing_class: PreTrainedTokenizerBase,
+        gradient: Surgery | None = None,
+        max_retain_drop: float | None = None,
+        weights: dict[str, list[float]] | None = None,
+        model_digest: str | None = None,
+        base_name: str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.objective = objective
+        self.splits = {name: splits[name] for name in _order(objective, splits)}
+        self.gradient = gradient
+        self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
+        self.max_retain_drop = max_retain_drop
+        self._refuse_blind_watch(args)
+        self.model_digest, self.base_name = model_digest, base_name
+        self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
+        self.reference = Reference(self)
+        self.shortcuts = Shortcuts()  # the plain way, until training begins
+        self._step_values: dict[str, Tensor] = {}
+        self._window = Window()
+        self._last_save = False  # what is being saved is no checkpoint
+        if processing_class.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Slots(self.splits),
+            data_collator=self._collate,
+            processing_class=processing_class,
+            callbacks=[self.reference, _Duals(self), *(callbacks or [])],
+        )
+        if self.model.get_output_embeddings() is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no output embeddings to take logits from; use a causal LM"
+            )
+        depth = self.model.config.get_text_config().num_hidden_layers
+        layer = objective.layer_index(depth)
+        self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
+        if gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.fp16):
+            raise ValueError(
+                f"gradient rule '{gradient.name}' needs whole, unscaled gradients: take one process or ddp, not fp16"
+            )
+        if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
+            raise ValueError("this objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
+
+    def _refuse_blind_watch(self, args: TrainConfig) -> None:
+        """Early stopping looks at lines of the log, and at retain rows."""
+        if self.max_retain_drop is not None and "retain" not in self.splits:
+            raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+        if self.max_retain_drop is not None and args.logging_strategy == "no":
+            raise ValueError(
+                "max_retain_drop is looked at with every log line, but logging_strategy is 'no'; set it to steps"
+            )
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process; the sampler, not accelerate, shares them out, so no row is ever repeated."""
+        batch_size, world_size = self._train_batch_size, self.args.world_size
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
+        for split, weights in self.weights.items():
+            sizes[split] = RetainStream.over(self.splits[split]["source_index"], weights, seed)
+        self.sampler = StepSampler(sizes, paired=["alternate"], batch_size=batch_size, world_size=world_size, seed=seed)
+        return EpochLoader(
+            self.train_dataset,
+            batch_sampler=RankBatches(self.sampler, batch_size, self.args.process_index, world_size),
+            collate_fn=self._collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def _collate(self, slots: list[dict[str, dict[str, Any] | None]]) -> Batch:
+        pad_id = self.processing_class.pad_token_id
+        return {split: collate([slot[split] for slot in slots], pad_id) for split in slots[0]}
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one optimiser step, and its counts over micro-batches and processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
+        for batch in batches:
+            for place, split in enumerate(self.splits):
+                targets = target_mask(batch[split]["labels"])
+                tokens = batch[split]["attention_mask"].sum()
+                local[place] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
+        total = self.accelerator.reduce(local.to(device), "sum")
+        self._window.tokens += float(total[:, 2].sum())
+        return batches, dict(zip(self.splits, total[:, :2], strict=True))
+
+    # ---- one step ----
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Counts | None = None
+    ) -> Any:
+        """This micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
+        sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
+        # DDP, FSDP and DeepSpeed average gradients over processes; shares have to be summed.
+        loss = torch.stack(list(sides.values())).sum() * self.args.world_size
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Counts | None = None) -> Tensor:
+        """As in transformers, or with the forget and retain gradients taken apart and combined by a rule."""
+        if self.gradient is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        bare = self.accelerator.unwrap_model(model)  # gradients are reduced by the rule, not by the wrapper
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            with self.compute_loss_context_manager():
+                return self.side_losses(bare, batch, num_items_in_batch or _counts(batch))
+
+        total = self.gradient.add(bare, inputs, losses)
+        if self.accelerator.sync_gradients:
+            with self._unrecorded():
+                self.gradient.apply(bare, losses, self.accelerator)
+        return total * self.args.world_size
+
+    def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+        """Weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
+        logits = [split for split in batch if self.objective.needs("logits", split)]
+        policy = self.forward(model, batch, logits=logits, layer=self.layer)
+        values = self.objective.values(policy, self.reference.of(model, batch, policy))
+        sides: dict[str, Tensor] = {}
+        for term in self.objective.terms:
+            value = values[term.key]
+            share = value.sum() / counts[term.split][value.dim() - 1].clamp(min=1)
+            if not torch.isfinite(share):
+                self._stop_on_non_finite(term.key, term.split, batch)
+            self._record(term.key, share)
+            if term.dual is None:
+                loss = term.weight * share
+            else:
+                # epsilon is shared out like the value is, so that shares add up to lambda (value - epsilon)
+                part = policy[term.split].mask.any(-1).sum() / counts[term.split][0].clamp(min=1)
+                loss = self.duals[term.key] * (share - term.dual.epsilon * part)
+            side = "forget" if term.split == "forget" else "retain"
+            sides[side] = sides[side] + loss if side in sides else loss
+        if self.layer is not None and self.args.world_size > 1:
+            # Hidden states reach no layer above theirs, and DDP waits for the gradient of every weight.
+            sides[side] = sides[side] + 0.0 * torch.stack([part.values.sum() for part in policy.values()]).sum()
+        self._record_logprobs(policy, batch)
+        return sides
+
+    def forward(
+        self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
+    ) -> dict[str, Logprobs]:
+        """One pass over all splits of a batch; ``logits`` are kept of the splits that are named."""
+        merged = concatenate(batch, self.processing_class.pad_token_id)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        sizes = {split: len(part["labels"]) for split, part in batch.items()}
+        if logits and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logits = sizes  # whole or not at all: gradients of sharded weights pass through the model's own output
+        return forward_parts(model, merged, sizes, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
+
+    def find_shortcuts(self) -> None:
+        """Once the model is wrapped: which needless work it allows to leave out."""
+        bare = self.accelerator.unwrap_model(self.model)
+        with self.compute_loss_context_manager():
+            self.shortcuts = find_shortcuts(self.model_wrapped, bare)
+
+    def _stop_on_non_finite(self, term: str, split: str, batch: Batch) -> None:
+        rows = [self.splits[split][i]["id"] for i in batch[split]["index"].tolist() if i >= 0]
+        raise FloatingPointError(
+            f"term '{term}' is not finite at step {self.state.global_step + 1}, in a batch with rows "
+            f"{', '.join(rows)}; lower the learning rate or check these rows"
+        )
+
+    # ---- what is logged ----
+
+    def _record(self, key: str, share: Tensor) -> None:
+        share = share.detach()
+        self._step_values[key] = self._step_values.get(key, torch.zeros_like(share)) + share
+        self._window.add(key, share)
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
+        """A second look at the same batch, as sam takes, is not counted twice."""
+        values, sums = dict(self._step_values), dict(self._window.sums)
+        yield
+        self._step_values, self._window.sums = values, sums
+
+    def _record_logprobs(self, policy: dict[str, Logprobs], batch: Batch) -> None:
+        for split in policy.keys() - {"alternate"}:
+            self._window.add(f"sum/{split}", policy[split].values.detach().sum())
+            self._window.add(f"count/{split}", policy[split].mask.sum())
+        if self.max_retain_drop is not None:
+            reference = self.reference.logprobs["retain"].lookup(batch["retain"]["index"], policy["retain"])
+            self._window.add("sum/reference_retain", reference.values.sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each term's mean, the mean log-prob of each split (nats per token) and tokens per second."""
+        if "loss" in logs:
+            logs |= self._window.means(self.accelerator, self.state.global_step)
+            self._window = Window(self.state.global_step)
+            drop = logs.get("retain_drop")
+            if drop is not None and self.max_retain_drop is not None and drop > self.max_retain_drop:
+                self.control.should_training_stop = self.stopped = True
+                logs["stopped_early"] = 1.0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: transformers' formula does not know nested batches."""
+        return 0
+
+    # ---- checkpoints ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; what the adapter does to logits is recorded with what is saved on demand."""
+        self._last_save = not _internal_call
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights only, as safetensors: the adapter alone, or the full model."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        bare = self.accelerator.unwrap_model(self.model)
+        if isinstance(bare, PeftModel):
+            # Not in checkpoints, which are many; of sharded weights (gathered ones are given) no process can know it.
+            effect = effect_of(bare) if self._last_save and state_dict is None else None
+            base = {"base_digest": self.model_digest, "base_name": self.base_name}
+            save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
+        else:
+            bare.save_pretrained(folder, state_dict=state_dict)
+
+    def save_step_state(self, folder: Path) -> None:
+        """Part of a checkpoint; all processes call it, one writes."""
+        window = self._window.state(self.accelerator)
+        if self.args.should_save:
+            write_json(folder / STATE, {"duals": self.duals, "stopped": self.stopped, "window": window})
+            if self.gradient is not None:
+                self.gradient.save(folder)
+
+    def load_step_state(self, folder: Path) -> None:
+        """Read what `save_step_state` wrote."""
+        state = read_json(folder / STATE)
+        self.duals, self.stopped = state["duals"], state["stopped"]
+        self._window = Window.restored(state["window"], whole=self.is_world_process_zero())
+        if self.gradient is not None:
+            self.gradient.load(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
+            load_adapter_weights(self.model, resume_from_checkpoint, base_digest=self.model_digest)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class _Duals(TrainerCallback):
+    """Dual ascent on the constraints, once per optimiser step, with the step's mean over all processes."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        for term in trainer.objective.terms:
+            if term.dual is not None:
+                mean = trainer.accelerator.reduce(trainer._step_values[term.key], "sum").item()
+                trainer.duals[term.key] = term.dual.step(trainer.duals[term.key], mean)
+                trainer._window.add(f"dual/{term.key}", torch.tensor(trainer.duals[term.key]))
+        trainer._step_values = {}
+
+
+def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
+    """Splits in the order they are batched; the first is the one an epoch passes over."""
+    wanted = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
+    missing = [split for split in wanted if split not in splits]
+    if missing:
+        raise ValueError(f"the objective needs rows of '{missing[0]}', which were not given")
+    return wanted
+
+
+def _counts(batch: Batch) -> Counts:
+    """Counts of a single batch, for a call outside of training."""
+    masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
+    return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}

@@ -1,0 +1,1 @@
+"""One verb a file: settings in, a run directory out."""

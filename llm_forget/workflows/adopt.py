@@ -1,0 +1,139 @@
+"""Adapters from elsewhere: checked as far as files can be, and copied with a manifest into a run of their own.
+
+Nothing here says that such an adapter is good or has forgotten anything: only that it is plain LoRA, whole and finite,
+that it fits the base and has an effect, and from then on, that it is this one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from accelerate import PartialState
+from trl import ModelConfig
+
+from llm_forget.core.launch import refuse_processes
+from llm_forget.core.run_directory import AdapterRefused, Run, environment, file_digest, write_json
+from llm_forget.models import effect_of, load_adapter, load_base, save_adapter, source_digest, verify_adapter
+from llm_forget.models.adapters.compatibility import saved_embeddings
+from llm_forget.models.adapters.lora_config import read_config
+from llm_forget.models.adapters.untrusted import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MAX_CONFIG,
+    read_header,
+    read_strict_json,
+)
+
+
+def inspect_adapter(folder: str | Path) -> dict[str, Any]:
+    """What the files of an adapter say of it; no weights are read.
+
+    Returns:
+        ``base`` that it claims (a claim, no more), ``rank``, ``modules`` (names), ``tensors`` and ``parameters``
+        (counts), ``manifest`` (whether it is of this package, as one that was pulled: then it is held to it).
+
+    Raises:
+        AdapterRefused, FileNotFoundError: see `models.verify_adapter`.
+    """
+    folder = Path(folder)
+    manifest = verify_adapter(folder, trust=True)
+    config, header = read_config(folder), read_header(folder / ADAPTER_WEIGHTS)
+    claimed = read_strict_json(folder / ADAPTER_CONFIG, MAX_CONFIG).get("base_model_name_or_path")
+    sizes = [tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1) for tensor in header.values()]
+    return {
+        "base": claimed if isinstance(claimed, str) else None,
+        "rank": max([config.r, *(config.rank_pattern or {}).values()]),
+        "modules": sorted([*(config.target_modules or ()), *(config.target_parameters or ())]),
+        "tensors": len(header),
+        "parameters": sum(sizes),
+        "manifest": bool(manifest),
+    }
+
+
+def adopt(
+    folder: str | Path,
+    output_dir: str | Path,
+    *,
+    base: str | None = None,
+    base_revision: str = "main",
+    dtype: str = "float32",
+) -> Run:
+    """Copy an adapter into a new run, after all checks, and give it a manifest there.
+
+    Whole embeddings that PEFT saved along are left out where they are the base's own; an adapter that brings others is
+    refused, as on its base alone it would be another model. The folder itself stays as it is. The run can be named
+    wherever a model can: as the target of `unlearn`, in `evaluate`, in `merge`.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        output_dir: of the run; must not exist or be empty.
+        base: name of the model beneath; default: the one that the adapter's configuration claims.
+        base_revision: of a base on the Hub.
+        dtype: of the base.
+
+    Raises:
+        AdapterRefused: see `models.load_adapter`.
+        ValueError: no base is known, or output_dir holds something.
+    """
+    refuse_processes("adopt", PartialState())
+    folder, run, found = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise ValueError(f"output_dir '{run.path}' exists and is not empty; choose another")
+    name = base or found["base"]
+    if not name:
+        raise ValueError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
+    args = ModelConfig(model_name_or_path=name, model_revision=base_revision, dtype=dtype)
+    digest = source_digest(name, base_revision)
+    model = load_base(args)
+    with _without_embeddings(model, folder) as plain:
+        model = load_adapter(model, plain, base_digest=digest, trust=not found["manifest"])
+    effect = effect_of(model)
+    if effect is None or effect["max_abs"] is None:
+        raise AdapterRefused(f"with adapter '{folder}' the logits of '{name}' are not finite; it is not taken")
+    config = {"model_name_or_path": name, "model_revision": base_revision, "dtype": dtype, "use_peft": True}
+    origin = {"files": {file: file_digest(folder / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}}
+    run = Run.start(run.path, "adopt", config, {**config, **origin}, False)
+    save_adapter(
+        model, run.adapter, base_digest=digest, base_name=name, effect=effect, extra={"adopted": origin["files"]}
+    )
+    facts = {"name": name, "revision": base_revision, "digest": digest}
+    write_json(run.provenance_file, {"kind": "adopt", "base": facts, "adopted": origin, "environment": environment()})
+    run.finish()
+    return run
+
+
+@contextmanager
+def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
+    """The folder, or where its weights hold the base's own embeddings, a copy for a while without these."""
+    from safetensors.torch import load_file, save_file
+
+    extra = saved_embeddings(model, read_header(folder / ADAPTER_WEIGHTS))
+    if not extra:
+        yield folder
+        return
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    for key, module in extra.items():
+        if not _same(tensors.pop(key), module.weight):
+            raise AdapterRefused(
+                f"'{folder / ADAPTER_WEIGHTS}' brings embeddings of its own ({key!a}), which are not the base's; save "
+                "it again with save_embedding_layers=False if they were not trained, or merge it into its base by PEFT"
+            )
+    with TemporaryDirectory(prefix="llm-forget-adopt-") as place:
+        shutil.copy(folder / ADAPTER_CONFIG, place)
+        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        yield Path(place)
+
+
+def _same(saved: Any, own: Any) -> bool:
+    """Whether they are one tensor, but for the type that one of them was stored or loaded in."""
+    import torch
+
+    own = own.detach().cpu()
+    if saved.shape != own.shape:
+        return False
+    return torch.equal(saved.to(own.dtype), own) or torch.equal(own.to(saved.dtype), saved)

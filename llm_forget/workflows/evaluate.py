@@ -1,0 +1,348 @@
+"""Evaluation: before, unlearned and oracle side by side, each model x split measured once, then arithmetic.
+
+The oracle comes first, because forget quality compares with it. A suite says what is measured; see `evals/suite.py`.
+Under ``accelerate launch`` every process measures its share of the rows; the main process does the arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import ModelConfig
+
+from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import ROLES, Run, json_digest, refuse_version, write_json
+from llm_forget.core.unsupported_keys import DTYPES
+from llm_forget.data.sources import load_source
+from llm_forget.data.template import template_for
+from llm_forget.evals.distributed import as_main, start_processes
+from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
+from llm_forget.evals.probe_inputs import Work, prepare
+from llm_forget.evals.probes.vllm import refuse_engine
+from llm_forget.evals.results import concluded, of_suite, with_earlier
+from llm_forget.evals.runner import Subject, measure
+from llm_forget.evals.suite import Suite, Task, load_suites
+from llm_forget.evals.terminal import print_results, print_texts, terminal
+from llm_forget.models import load_tokenizer
+
+DEFAULT_SUITE = "basic"
+MAPPINGS = ("splits", "fields", "chat_template_kwargs")
+
+
+def evaluate(
+    run: str | Path,
+    suite: str | Path | Sequence[str | Path] | None = None,
+    *,
+    target: str | None = None,
+    target_revision: str | None = None,
+    oracle: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    show_text: int = 0,
+    vllm: bool = False,
+    quiet: bool = False,
+    keep: bool = True,
+    records: str | Path | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
+
+    Args:
+        run: a finished run, or any model (Hub id, folder, adapter): then nothing is written but the cache.
+        suite: names of shipped suites or YAML files, as a list or with commas; default: the run's, otherwise ``basic``.
+        target: the model before; default: what the run unlearned from.
+        target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
+        oracle: the model that never knew; default: the run's ``oracle``; without one its column stays empty.
+        limit: measure at most so many rows of each probe, a seeded sample.
+        batch_size: sequences at most; halved when memory runs out.
+        show_text: print this many generations of each model to the terminal; they are never written to results.
+        vllm: let vLLM generate (the extra of that name; a GPU).
+        quiet: print nothing.
+        keep: write results.json and rows.json into the run; records are kept in any case.
+        records: folder for the records of a model that is no run, which otherwise lie in the cache, texts too.
+        overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
+
+    Returns:
+        The content of results.json; an unscored value is None. What earlier evaluations of the same models and rows
+        with other suites found stays in it. The same on all processes.
+
+    Raises:
+        ModuleNotFoundError: ``vllm`` without that package.
+        ValueError: an unknown suite, key, split or column, two suites of one name, models with different tokenizers,
+            lm-eval tasks or vLLM with several processes, a model that vLLM cannot hold, or a launch that obtained other
+            processes than it asked for or cuts models into pieces.
+    """
+    began = time.perf_counter()
+    config, finished = _configuration(run, overrides, writes=keep or records is None)
+    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE, limit)
+    state = start_processes(use_cpu=bool(config.get("use_cpu")))
+    _refuse_tasks(suites, state.num_processes)
+    subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
+    subjects = _through_vllm(subjects, state.num_processes) if vllm else subjects
+    tokenizer = _common_tokenizer(subjects)
+    if finished is None:
+        _refuse_without_rows(run, suites, config)
+    with state.main_process_first():  # the others find what the first has read in the cache
+        by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
+    works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
+    tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
+    _check_tasks(list(tasks.values()), config)
+    found = measure(
+        subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
+        folder=Path(records) if records is not None else finished.records if finished is not None else None,
+        batch_size=batch_size, quiet=quiet, tasks=tasks, data_path=config.get("data_path"),
+    )  # fmt: skip
+    if not state.is_main_process:
+        return as_main({})
+    # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
+    given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
+    results, rows = concluded(suites, subjects, works, found, given)
+    for name, (_, splits) in by_suite.items():
+        results["suites"][name]["splits"] = splits
+    results["seconds"] = round(time.perf_counter() - began, 1)
+    if finished is not None and keep:
+        results, rows = with_earlier(finished, results, rows)
+        write_json(finished.rows_file, rows)
+        write_json(finished.results_file, results)
+    if not quiet:
+        _show(suites, works, found, results, tokenizer, show_text)
+    return as_main(results)
+
+
+def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
+    """Refuse, before hours of training, suites that what a recipe trains could not be measured with.
+
+    Reads and tokenises the rows of all probes, as `evaluate` will; loads no weights.
+
+    Args:
+        config: the resolved recipe.
+        suite: what to measure; default: the recipe's.
+
+    Raises:
+        ValueError: a split or column that is missing, or an oracle with another vocabulary; an unknown suite.
+    """
+    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
+    tokenizer = _common_tokenizer(_subjects(config, None, None, config.get("oracle"), None))
+    for name, chosen in suites.items():
+        try:
+            _works(chosen, config, tokenizer)
+            _check_tasks(chosen.tasks, config)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"nothing was trained, since the run could not be measured with suite '{name}': {error}; add what is "
+                "missing, or name suites that these rows have everything for, such as basic"
+            ) from error
+
+
+def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
+    """Tasks of lm-eval and their metrics are there."""
+    for task in tasks:
+        check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
+        check_metric(task.task, task.metric)
+
+
+def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
+    """A model that is no run brings no recipe, and so no rows: say which options do."""
+    for suite in suites.values():
+        lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
+        if lacking:
+            options = [f"--{name} ROWS" for name in lacking if name in SPLITS]
+            others = ", ".join(f"{name}: ROWS" for name in lacking if name not in SPLITS)
+            options += [f"--splits '{{{others}}}'"] if others else []
+            raise ValueError(
+                f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is no run, whose recipe would "
+                f"name it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
+                "unlearning) and --oracle MODEL (that never knew)"
+            )
+
+
+def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
+    """lm-eval runs its tasks in one process: several would each measure every row."""
+    for suite in suites.values():
+        if suite.tasks and processes > 1:
+            raise ValueError(
+                f"suite '{suite.name}' has lm-eval tasks ({suite.tasks[0].task}), which run in one process, not "
+                f"{processes}; evaluate it without accelerate launch: its results are put beside those of other suites"
+            )
+
+
+def _through_vllm(subjects: dict[str, Subject], processes: int) -> dict[str, Subject]:
+    """The same models, whose texts vLLM generates; refused here, before hours of other probes."""
+    if processes > 1:
+        raise ValueError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
+    for subject in subjects.values():
+        refuse_engine(subject.model, subject.adapter)
+    return {role: replace(subject, vllm=True) for role, subject in subjects.items()}
+
+
+def _show(
+    suites: dict[str, Suite],
+    works: dict[str, Work],
+    records: dict[str, dict[str, Any]],
+    results: dict[str, Any],
+    tokenizer: Any,
+    count: int,
+) -> None:
+    for name in suites:
+        print_results(name, results, terminal())
+        own = {role: of_suite(name, by_probe) for role, by_probe in records.items()}
+        print_texts(_texts(of_suite(name, works), own, tokenizer, count), terminal())
+
+
+def _configuration(
+    run: str | Path, overrides: dict[str, Any], *, writes: bool = True
+) -> tuple[dict[str, Any], Run | None]:
+    check_keys(overrides)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if not (Path(run) / "run.json").is_file():
+        return {"model_name_or_path": str(run), **given}, None
+    finished = Run.open(run)
+    if writes:
+        refuse_version(finished.path, "records with texts")
+    return {**finished.config, **given}, finished
+
+
+def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
+    """Refuse, in the name of a command, keys that no recipe has and values that a recipe could not have.
+
+    Raises:
+        ValueError: names the key.
+    """
+    allowed = keys_of(UnlearnConfig)
+    for key, value in overrides.items():
+        if key not in allowed:
+            raise ValueError(f"{of} has no key '{key}'; {did_you_mean(key, allowed)}")
+        _check_type(key, value)
+
+
+def _check_type(key: str, value: Any) -> None:
+    """Recipes are checked when a run starts; keys given to an evaluation have not been through that."""
+    if key in MAPPINGS and value is not None and not isinstance(value, dict):
+        raise ValueError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
+    default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
+    if key == "dtype" and value is not None and str(value) not in DTYPES:
+        raise ValueError(f"dtype is '{value}'; allowed: {', '.join(DTYPES)}")
+    if value is not None and isinstance(default, bool | int) and type(value) is not type(default):
+        raise ValueError(
+            f"'{key}' must be {'true or false' if isinstance(default, bool) else 'a number'}, not '{value}'"
+        )
+
+
+def _subjects(
+    config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
+) -> dict[str, Subject]:
+    """The models to measure, by role; the roles that are not known are missing."""
+    model = model_part(config)
+    subjects = {}
+    if oracle is not None:
+        subjects["oracle"] = Subject("oracle", _other(model, oracle))
+    if run is not None and run.state["kind"] == "unlearn" and run.adapter.is_dir():
+        subjects["unlearned"] = Subject("unlearned", model, run.adapter)
+        subjects["before"] = Subject("before", model, run.adapter, adapter_on=False)
+    elif run is not None:
+        subjects["unlearned"] = Subject("unlearned", _other(model, str(run.path)))
+        if run.state["kind"] == "unlearn":
+            subjects["before"] = Subject("before", model)
+    else:
+        subjects["unlearned"] = Subject("unlearned", model)
+    if target is not None:
+        subjects["before"] = Subject("before", _other(model, target, target_revision))
+    return subjects
+
+
+def _other(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
+    """Another model in the same precision. The revision of the first says nothing about it."""
+    return replace(model, model_name_or_path=name, model_revision=revision or "main")
+
+
+def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
+    """The tokenizer all models share: their numbers per token are compared.
+
+    Raises:
+        ValueError: two models have different vocabularies.
+    """
+    tokenizer = load_tokenizer(subjects["unlearned"].model)
+    for role, subject in subjects.items():
+        if subject.model.model_name_or_path != subjects["unlearned"].model.model_name_or_path:
+            other = load_tokenizer(subject.model)
+            if _words(other) != _words(tokenizer):
+                raise ValueError(
+                    f"the {role} model '{subject.name}' has another vocabulary; give one of the same family"
+                )
+    return tokenizer
+
+
+def _words(tokenizer: Any) -> dict[str, int]:
+    """Tokens and ids, without the names by which GGUF fills rows of the embedding that have no token."""
+    return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
+
+
+def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
+    """Read the splits and tokenise what each probe measures; and digests of the rows of the run's own splits."""
+    keys = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
+    template = template_for(tokenizer, **{k: config[k] for k in keys if config.get(k) is not None})
+    length = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
+    splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
+    works = {
+        name: prepare(probe, splits[probe.split], tokenizer, template, **length) for name, probe in suite.probes.items()
+    }
+    own = (name for name in splits if _own_source(name, config) is not None)
+    return works, {name: json_digest(splits[name]) for name in own}
+
+
+def _own_source(name: str, config: dict[str, Any]) -> Any:
+    """Where the run itself finds a split; None where it does not name it."""
+    given = (config.get("splits") or {}).get(name)
+    return (config.get(name) or given) if name in SPLITS else given
+
+
+def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
+    """Where a split is found: where the run names it, otherwise where the suite does."""
+    given = _own_source(name, config)
+    return given if given is not None else suite.data.get(name)
+
+
+def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
+    """Rows of a split, as the run names it, otherwise as the suite does."""
+    source = _source_of(name, suite, config)
+    if source is None:
+        known = sorted(
+            {*(config.get("splits") or {}), *suite.data, *(k for k in ("forget", "retain") if config.get(k))}
+        )
+        raise ValueError(
+            f"suite '{suite.name}' needs the split '{name}', which neither the run nor the suite defines "
+            f"({did_you_mean(name, known)}); add it to `splits` of the recipe"
+        )
+    # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
+    fields = config.get("fields") if _own_source(name, config) is not None else None
+    return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
+
+
+def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
+    """Some generations, spread over the rows of the suite's first generating probe, of each model beside the truth."""
+    name = next((name for name, work in works.items() if work.prompt_rows), None)
+    if not count or name is None:
+        return []
+    rows = works[name].prompt_rows
+    said = {role: {r.key: r.text for r in records[role][name]} for role in ROLES if role in records}
+    return [
+        {
+            "id": row.id,
+            "prompt": tokenizer.decode(row.prompt_ids, skip_special_tokens=True),
+            "truth": row.reference,
+            **{role: texts[row.key] for role, texts in said.items()},
+        }
+        for row in (rows[place] for place in _spread(len(rows), count))
+    ]
+
+
+def _spread(rows: int, count: int) -> list[int]:
+    """``count`` places among ``rows``, evenly far apart, each one further so that no regular order of rows is met."""
+    return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -1,0 +1,332 @@
+"""A model as it is handed out: in 4 or 8 bit, or as one GGUF file; written, read back, and measured as the run was.
+
+Rounding weights can bring back what was forgotten (arXiv:2410.16454), so a form is a model of its own: it has its own
+digest, and its own results beside those of the model that it was made from. What is measured are the rounded weights:
+engines that round activations as well, as llama.cpp does beneath 16 bit, answer a little otherwise again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from trl import ModelConfig
+
+from llm_forget.core.config import DataConfig
+from llm_forget.core.launch import refuse_processes
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json, write_json
+from llm_forget.evals.distributed import start_processes
+from llm_forget.evals.progress import meter
+from llm_forget.models import find_source, load_base, load_tokenizer, source_digest
+from llm_forget.models.adapters.files import disk_errors
+from llm_forget.models.exporting import bitsandbytes, gguf
+from llm_forget.models.exporting.gguf_tokenizer import check_tokenizer, describe_tokenizer
+from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
+from llm_forget.models.model_source import EXPORT_REPORT
+from llm_forget.workflows.evaluate import check_keys, evaluate
+from llm_forget.workflows.merge import merge, refuse_inside
+
+logger = logging.getLogger("llm_forget")
+FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
+ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that measuring needs
+# What a form costs is said of texts; random tokens try every corner for the proof, but say nothing of what is lost.
+TEXTS = (
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
+    "Once upon a time there was a small house at the edge of a forest, and in it lived an old woman with her cat.",
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))  # 3\n",
+)
+FROM_MERGE = ("combination", "sources", "beneath", "adapter", "base_precision", "mean_kl", "tolerance")
+
+
+def export(
+    model: str | Path,
+    form: str,
+    output_dir: str | Path,
+    *,
+    measure: bool = True,
+    suite: str | None = None,
+    target: str | None = None,
+    oracle: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    quiet: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Write a model in another form, prove what the files hold, and measure it beside the model itself.
+
+    Args:
+        model: a run, whose adapter is merged on the way, or a full model: a folder, Hub id, .gguf file.
+        form: see `FORMS`.
+        output_dir: must not exist or be empty; appears when everything is done.
+        measure: evaluate what was written, with suite and rows of the run or as given here, into ``results.json``.
+        suite, target, oracle, limit, batch_size: see `evaluate`; by default those of the run.
+        quiet: print neither tables nor progress.
+        overrides: keys of a recipe that say which rows to measure on, as ``forget`` and ``retain``.
+
+    Returns:
+        The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of what was written,
+        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on a few texts, ``as_read``
+        (the same from the rounded weights to the files as they are read back) and its ``tolerance``, ``files``; where
+        it was measured ``results`` and ``model_results`` too, contents of results.json.
+
+    Raises:
+        ValueError: an unknown form, a model that the form cannot hold, files that are read back as another model, a
+            folder that is taken, or rows that are not known; nothing is left behind.
+        ModuleNotFoundError: GGUF without the package gguf.
+        AdapterRefused: a merged model that is not what its merge.json says.
+        OSError: no room on the disk; nothing is left behind.
+    """
+    refuse_processes("export", PartialState())
+    if form not in FORMS:
+        raise ValueError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
+    check_keys(overrides, of="export")
+    if unknown := sorted(overrides.keys() - ROWS):
+        raise ValueError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROWS)}")
+    out = Path(output_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"output folder '{out}' exists and is not empty; exporting never overwrites a model")
+    refuse_inside(out, [str(model)])
+    run = Run.open(model) if (Path(model) / "run.json").is_file() else None
+    if run is None:
+        _refuse_altered(Path(model))
+    if form in gguf.FORMS:
+        _refuse_gguf(str(model))
+    asked = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
+    with _workplace(out) as place:
+        scene = _Scene(str(model), run, place, {**asked, "quiet": quiet}, overrides)
+        known = scene.results_of_model() if measure else None
+        written = place / "form"
+        report = _write(scene, form, written)
+        if measure:
+            logger.info("export: measuring '%s' as %s", scene.name, form)
+            results = scene.measured(str(written / (report["file"] or "")))
+            results["models"]["unlearned"] |= {"name": out.name, "form": form, "weights": report["digest"]}
+            write_json(written / "results.json", results)
+            report |= {"results": results, "model_results": known}
+        if out.is_dir():
+            out.rmdir()
+        os.replace(written, out)
+    return report
+
+
+def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Suite, question and the form's answer, of every question of a verdict that the model passes and the form not."""
+    if "results" not in report:
+        return []
+    return [
+        (name, question, found["answer"])
+        for name, suite in report["results"]["suites"].items()
+        for question, found in suite["verdict"].items()
+        if found["answer"] != "yes"
+        and report["model_results"]["suites"][name]["verdict"].get(question, {}).get("answer") == "yes"
+    ]
+
+
+def _refuse_altered(folder: Path) -> None:
+    """Refuse what `merge` wrote and was changed since: what went into it would be said of other weights."""
+    report = folder / MERGE_REPORT
+    if not report.is_file():
+        return
+    said = read_json(report)
+    files = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f"'{report}' is not as `llm-forget merge` writes it; merge again")
+    for name, digest in files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise AdapterRefused(f"'{folder / name}' is not the file that {MERGE_REPORT} says was written; merge again")
+
+
+def _refuse_gguf(model: str) -> None:
+    """Refuse what GGUF cannot hold before anything is merged or measured."""
+    import importlib.util
+
+    from transformers import AutoConfig
+
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            'GGUF is written by the package gguf, which is not installed; run `pip install "llm-forget[gguf]"`'
+        )
+    source = find_source(model)
+    args = ModelConfig(model_name_or_path=model)
+    if source.kind == "demo":
+        return
+    where, which = source.location, {"revision": source.revision or args.model_revision}
+    if source.kind == "gguf":
+        where, which = str(Path(where).parent), {"gguf_file": Path(where).name}
+    config = AutoConfig.from_pretrained(where, **which)
+    gguf.refuse_architecture(config, model)
+    describe_tokenizer(load_tokenizer(args), config.vocab_size)
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A hidden folder beside the output, so on the same disk, that is gone afterwards."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """The model to be exported, a folder for what comes and goes, and what was asked about measuring."""
+
+    given: str
+    run: Run | None
+    place: Path
+    asked: dict[str, Any]
+    rows: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the model is called, without the path of a machine."""
+        path = Path(self.given)
+        return path.resolve().name if path.exists() else self.given
+
+    def full_model(self) -> str:
+        """The full model: the given one, or what the adapter of its run is merged to now."""
+        if self.run is not None and self.run.adapter.is_dir():
+            logger.info("export: merging '%s'", self.run.path.name)
+            merge(self.run.path, self.place / "merged", measure=False)
+            return str(self.place / "merged")
+        source = find_source(self.given)
+        if source.adapters:
+            raise ValueError(f"'{self.given}' is an adapter; export the run that it belongs to, or merge it first")
+        return source.location if source.kind in ("folder", "gguf") else self.given
+
+    def results_of_model(self) -> dict[str, Any]:
+        """Results of the model itself, on what the form will be measured on.
+
+        They come first, since it is here that rows turn out to be missing. Of a run they cost little: its records are
+        found again.
+        """
+        logger.info("export: results of '%s' itself", self.name)
+        if self.run is None:
+            return self.measured(self.given)
+        return evaluate(self.run.path, keep=False, **self.asked, **self.rows)
+
+    def measured(self, model: str) -> dict[str, Any]:
+        """Evaluate a model on the rows of the run, or on those that were given; texts go when the folder goes."""
+        config = self.run.config if self.run is not None else {}
+        rows = {**{key: value for key, value in config.items() if key in ROWS}, **self.rows}
+        asked = dict(self.asked)
+        if self.run is not None:
+            asked["suite"] = asked["suite"] or config.get("suite")
+            asked["oracle"] = asked["oracle"] or config.get("oracle")
+            if self.run.state["kind"] == "unlearn":
+                asked["target"] = asked["target"] or config["model_name_or_path"]
+                asked["target_revision"] = config.get("model_revision")
+        records = self.place / "records"
+        self._lend(records)
+        return evaluate(model, records=records, **asked, **rows)
+
+    def _lend(self, records: Path) -> None:
+        """What the run's records say of the models before and oracle, which are measured once."""
+        records.mkdir(exist_ok=True)
+        for role in ("before", "oracle") if self.run is not None else ():
+            home = (self.run.records / role).resolve() if self.run is not None else records
+            if home.is_dir() and not (records / role).exists():
+                (records / role).symlink_to(home, target_is_directory=True)
+
+
+def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
+    """The files of a form with export.json, in a new folder."""
+    full = scene.full_model()
+    folder.mkdir()
+    args = ModelConfig(
+        model_name_or_path=full, dtype="auto" if find_source(full).kind in ("folder", "hub") else "float32"
+    )
+    tokenizer = load_tokenizer(args)
+    logger.info("export: writing '%s' as %s", scene.name, form)
+    write = _quantized if form in bitsandbytes.FORMS else _gguf
+    details, logits, dtype = write(scene, args, form, folder, tokenizer)
+    limit = RELATIVE_TOLERANCE[dtype] * max(1.0, max(float(part.abs().max()) for part in logits["rounded"]))
+    as_read = compare(logits["rounded"], logits["read"])
+    if not as_read["max_abs_logit_difference"] <= limit:  # NaN is refused as well
+        raise ValueError(
+            f"the files are read back as another model: logits differ from those of the rounded weights by "
+            f"{as_read['max_abs_logit_difference']:.3g} (tolerance {limit:.3g}); nothing was written"
+        )
+    tokenizer.save_pretrained(folder)
+    weights = folder / details["file"] if details["file"] else folder
+    merged = Path(full) / MERGE_REPORT
+    report = {
+        "form": form,
+        "of": {"name": scene.name, "digest": source_digest(scene.given)},
+        "merge": {k: v for k, v in read_json(merged).items() if k in FROM_MERGE} if merged.is_file() else None,
+        **details,
+        "dtype": str(dtype).removeprefix("torch."),
+        "digest": source_digest(str(weights)),
+        "n_probe_tokens": sum(len(part) for part in logits["exact"][: len(TEXTS)]),
+        **compare(logits["exact"][: len(TEXTS)], logits["read"][: len(TEXTS)]),
+        "as_read": as_read,
+        "tolerance": limit,
+        "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
+    }
+    write_json(folder / EXPORT_REPORT, report)
+    return report
+
+
+def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
+    """Token ids of `TEXTS`, and random ones."""
+    return [*(tokenizer(text).input_ids for text in TEXTS), *random_probes(vocabulary)]
+
+
+Written = tuple[dict[str, Any], dict[str, Sequence[Tensor]], Any]
+
+
+def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
+    """One file; logits of the model as it was, rounded, and read back; its dtype."""
+    model = load_base(args, dequantize=True)
+    gguf.refuse_architecture(model.config, scene.name)
+    probes = _probes(tokenizer, model.config.vocab_size)
+    logits = {"exact": probe_logits(model, probes)}
+    path = folder / f"model-{gguf.FORMS[form].lower()}.gguf"
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    with meter(quiet=scene.asked["quiet"]) as progress, progress.task(form, numbers) as task:
+        found = gguf.write_gguf(model, tokenizer, path, form, advance=task.advance)
+    found["tokenizer"] |= check_tokenizer(tokenizer, path, found["tokenizer"]["pre"])
+    logits["rounded"] = probe_logits(model, probes)
+    dtype, config = model.dtype, model.config
+    del model
+    gc.collect()
+    back = gguf.read_gguf(path, dataclasses.replace(args, dtype=str(dtype).removeprefix("torch.")), config)
+    logits["read"] = probe_logits(back, probes)
+    return {"file": path.name, **found}, logits, dtype
+
+
+def _quantized(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
+    """A folder; the same logits."""
+    model = load_base(args, dequantize=True)
+    probes = _probes(tokenizer, model.config.vocab_size)
+    logits = {"exact": probe_logits(model, probes)}
+    dtype, source = model.dtype, Path(str(args.model_name_or_path))
+    if not source.is_dir() or "quantization_config" in read_json(source / "config.json"):
+        source = scene.place / "full"
+        with disk_errors(source):
+            model.save_pretrained(source)
+    del model
+    gc.collect()
+    state = start_processes(use_cpu=bool(scene.rows.get("use_cpu") or (scene.run and scene.run.config.get("use_cpu"))))
+    model = bitsandbytes.quantized(source, form, dtype, state.device)
+    bitsandbytes.save_quantized(model, folder)
+    logits["rounded"] = probe_logits(model, probes)
+    del model
+    gc.collect()
+    read_args = ModelConfig(model_name_or_path=str(folder), dtype=str(dtype).removeprefix("torch."))
+    logits["read"] = probe_logits(load_base(read_args, device_map={"": state.device}), probes)
+    return {"file": None}, logits, dtype

@@ -1,0 +1,39 @@
+"""Fine-tuning with the same trainer: makes targets (that know the forget rows) and oracles (that never saw them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trl import ModelConfig
+
+from llm_forget.core.config import DataConfig, TrainConfig, from_keys, parse
+from llm_forget.core.run_directory import Run
+from llm_forget.objectives.methods import build_objective
+from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
+
+
+def main(argv: Sequence[str]) -> Run:
+    """``RECIPE.yaml --key value``: what the command line calls."""
+    return run_finetuning(*parse(argv, TrainConfig))
+
+
+def finetune(**keys: Any) -> Run:
+    """Fine-tune with the keys of a recipe as arguments; the full model, or an adapter with ``use_peft=True``."""
+    return run_finetuning(*from_keys(keys, TrainConfig))
+
+
+def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
+    """The workflow behind `finetune` and the command line."""
+    if data.train is None:
+        raise ValueError("finetune needs rows to train on; set the key 'train' to a file or data set")
+    objective = build_objective(objective={"train": {"name": "nll"}})
+    run = begin("finetune", data, train, model)
+    if done(run, train):
+        return run
+    tokenizer, splits, owned = prepare(data, model, objective)
+    job = Job("finetune", data, train, model, objective, splits, tokenizer, owned=owned)
+    if train.dry_run:
+        dry_run(job)
+        return run
+    return execute(run, job)

@@ -1,0 +1,294 @@
+"""From finished runs with adapters to one full model that anything can load, or to one adapter that is their sum."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+
+from llm_forget.core.config import SPLITS, DataConfig, model_part
+from llm_forget.core.launch import refuse_processes
+from llm_forget.core.run_directory import Run, environment, file_digest, model_name, write_json
+from llm_forget.core.unsupported_keys import DTYPES
+from llm_forget.data.sources import load_source
+from llm_forget.models import find_source, merge_adapters
+from llm_forget.models.adapters.files import replacing, verify_adapter
+from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG
+from llm_forget.models.digest import digests_beneath
+from llm_forget.models.merging.as_adapter import combine_adapters
+from llm_forget.models.merging.combinations import Part, Rule, rule
+from llm_forget.models.merging.full_model import MERGE_REPORT
+from llm_forget.workflows.evaluate import evaluate
+
+REMOVED = re.compile(
+    r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$"
+)  # the lists that closing a request removes
+SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # the units that transformers splits by
+# Of a recipe, what says which model lies beneath; what was trained on it is another run's.
+BENEATH = (
+    "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
+    "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
+)  # fmt: skip
+
+
+def merge(
+    run: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    scales: Sequence[float] | None = None,
+    combination: str | None = None,
+    density: float | None = None,
+    majority: str | None = None,
+    seed: int | None = None,
+    rank: int | None = None,
+    as_adapter: bool = False,
+    base_precision: Literal["trained", "original"] = "trained",
+    tolerance: float | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    measure: bool | None = None,
+) -> dict[str, Any]:
+    """Write base and adapters as one full model, compare its logits with theirs, and measure what was written.
+
+    One run at scale 1 is merged as it is. Otherwise the changes of the weights are combined: added up (cat), with fewer
+    ranks (svd), or thinned out (ties, magnitude_prune, dare_linear, dare_ties); see `models.combine`.
+
+    Args:
+        run: a finished run that trained an adapter, or several of one base.
+        output_dir: must not exist or be empty, and not lie in what is merged.
+        scales: one number a run; a negative one takes away what was learned (task vectors, arXiv:2212.04089).
+        combination: default: cat; svd where a rank is given.
+        density: share of each change that is kept, weight by weight; default 0.5.
+        majority: of ties: sign by sum (total) or by count (frequency).
+        seed: of what dare keeps.
+        rank: of svd.
+        as_adapter: write a run with one adapter in place of a full model; cat and svd only.
+        base_precision: if trained on a 4- or 8-bit base: "trained" merges into that base dequantised, which is
+            what was trained; "original" into the unquantised weights, where forgetting may be undone.
+        tolerance: largest allowed logit difference between adapters and file; default: what the dtype allows.
+        dtype: of the file; default: as trained.
+        max_shard_size: of one file of weights, such as 2GB.
+        measure: evaluate the written model with the run's data and suite, into ``output_dir/results.json``; default:
+            only for one run and "original", where the model is another one than was evaluated.
+
+    Returns:
+        The report of `models.merge_adapters` or `combine_adapters` as in ``merge.json``, with ``sources`` and
+        ``beneath``, and ``results`` where the model was measured.
+
+    Raises:
+        ValueError: a run has no adapter or is not complete, runs of different bases, a setting outside its bounds, or
+            logits that differ by more than the tolerance; or what is to be measured has no rows any more.
+    """
+    refuse_processes("merge", PartialState())
+    runs = [_with_adapter(path) for path in ([run] if isinstance(run, str | Path) else run)]
+    chosen = _scales(runs, scales)
+    settings = {"density": density, "majority": majority, "seed": seed, "rank": rank}
+    plain = chosen == [1.0] and combination is None and not as_adapter and set(settings.values()) == {None}
+    how = None if plain else rule(combination, **settings)
+    _refuse_settings(base_precision, dtype, max_shard_size, tolerance, single=plain, measure=measure)
+    refuse_inside(Path(output_dir), [str(each.path) for each in runs])
+    facts = _facts(runs, chosen)
+    parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
+    args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
+    if as_adapter and how is not None:
+        _refuse_of_models(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
+        return _combined(runs[0], args, parts, Path(output_dir), how, facts)
+    measures = bool(measure) or (measure is None and plain and _is_of_another_base(runs[0], base_precision))
+    if measures:
+        refuse_unreadable(runs[0].config, output_dir)
+    report = merge_adapters(
+        args, parts, output_dir, how=how, base_precision=base_precision, tolerance=tolerance, dtype=dtype,
+        max_shard_size=max_shard_size.upper() if max_shard_size else None, facts=facts,
+    )  # fmt: skip
+    if measures:
+        try:
+            report["results"] = _measured(Path(output_dir), runs[0].config)
+        except BaseException:  # such as an interruption: what was to be measured is not left unmeasured
+            shutil.rmtree(output_dir)
+            raise
+    return report
+
+
+def _with_adapter(path: str | Path) -> Run:
+    run = Run.open(path)
+    if not run.adapter.is_dir():
+        raise ValueError(f"run '{path}' trained no adapter; its full model is in '{run.model}'")
+    return run
+
+
+def _scales(runs: Sequence[Run], scales: Sequence[float] | None) -> list[float]:
+    if not runs:
+        raise ValueError("no run is given to merge")
+    places = [run.path.resolve() for run in runs]
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise ValueError(f"run '{twice.path}' is named twice; name it once, with a scale")
+    chosen = [1.0] * len(runs) if scales is None else [float(scale) for scale in scales]
+    if len(chosen) != len(runs):
+        raise ValueError(f"{len(chosen)} scales are given for {len(runs)} runs; give one a run, such as 1,-0.5")
+    if not all(math.isfinite(scale) and scale for scale in chosen):
+        raise ValueError("a scale is 0 or not finite; leave that run out, or give another number")
+    return chosen
+
+
+def _refuse_settings(
+    base_precision: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    tolerance: float | None,
+    *,
+    single: bool,
+    measure: bool | None,
+) -> None:
+    if base_precision not in ("trained", "original"):
+        raise ValueError(f"base_precision is '{base_precision}'; allowed: trained, original")
+    allowed = [name for name in DTYPES if name != "auto"]
+    if dtype not in (None, *allowed):
+        raise ValueError(f"dtype is '{dtype}'; allowed: {', '.join(allowed)}")
+    if max_shard_size is not None and not SIZE.fullmatch(max_shard_size.upper()):
+        raise ValueError(f"max_shard_size is '{max_shard_size}'; give a whole number and a unit, such as 2GB or 500MB")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance is {tolerance}; it is a difference of logits, 0 or more")
+    if measure and not single:
+        raise ValueError(
+            "a combination is of no single run, whose rows it could be measured on; say which: `llm-forget evaluate "
+            "DIR --forget ROWS --retain ROWS`"
+        )
+
+
+def _refuse_of_models(*given: Any) -> None:
+    if any(given):
+        raise ValueError(
+            "base_precision, tolerance, dtype, max_shard_size and measure belong to a full model; leave them out, or "
+            "as_adapter"
+        )
+
+
+def refuse_inside(folder: Path, models: Sequence[str]) -> None:
+    """Nothing is written in place: not into a run, nor into a base, nor into an adapter beneath."""
+    place = folder.resolve()
+    for taken in (place, *place.parents):
+        if any((taken / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
+            raise ValueError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
+    for name in models:
+        source = find_source(name)
+        held = [Path(name), *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]
+        for taken in held:
+            if place.is_relative_to(taken.resolve()):
+                raise ValueError(f"output_dir '{folder}' lies in '{taken}', which is merged; choose another place")
+
+
+def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
+    """What the result was made of, by digests; and that it has one base.
+
+    Raises:
+        ValueError: runs of different bases.
+    """
+    digests = [digests_beneath(find_source(str(run.path)), "main")[-2:] for run in runs]
+    wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
+    for run, (beneath, _) in zip(runs, digests, strict=True):
+        if beneath in wholes:
+            raise ValueError(
+                f"run '{run.path}' lies on run '{wholes[beneath].path}' already; name the upper one alone, which is "
+                "merged with what lies beneath"
+            )
+        if beneath != digests[0][0]:
+            raise ValueError(
+                f"runs '{runs[0].path}' and '{run.path}' were trained on different models, '{_base(runs[0])}' and "
+                f"'{_base(run)}', so their changes do not add up; combine runs of one base"
+            )
+    sources = [
+        {"run": run.path.resolve().name, "weights": whole, "scale": scale}
+        for run, (_, whole), scale in zip(runs, digests, scales, strict=True)
+    ]
+    return {"sources": sources, "beneath": {"name": model_name(_base(runs[0])), "digest": digests[0][0]}}
+
+
+def _base(run: Run) -> str:
+    return str(run.config.get("model_name_or_path"))
+
+
+def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
+    """The type that the base is loaded in."""
+    trained = [run.config.get("dtype") or "float32" for run in runs]
+    if len(set(trained)) == 1:
+        return trained[0]
+    if dtype is None:
+        raise ValueError(f"the runs were trained in {' and '.join(sorted(set(trained)))}; say which to write: --dtype")
+    return dtype
+
+
+def _combined(
+    first: Run, args: Any, parts: Sequence[Part], folder: Path, how: Rule, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """A run of its own kind with the combined adapter, as `adopt` makes them; it can be named wherever a model can."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output_dir '{folder}' exists and is not empty; choose another")
+    if len(parts) == 1 and parts[0].scale == 1 and how.combination == "cat":
+        raise ValueError(f"run '{first.path}' is that adapter already; give more runs, another scale, or a rank")
+    config = {key: value for key, value in first.config.items() if key in BENEATH and value is not None}
+    config |= {"dtype": args.dtype, "use_peft": True}
+    with replacing(folder) as temporary:
+        run = Run.start(temporary, "combine", config, {**config, **facts, **dataclasses.asdict(how)}, False)
+        report = combine_adapters(args, parts, run.adapter, how, base_name=args.model_name_or_path) | facts
+        report["files"] = {f"adapter/{path.name}": file_digest(path) for path in sorted(run.adapter.iterdir())}
+        base = {
+            "name": args.model_name_or_path,
+            "revision": args.model_revision,
+            "digest": facts["beneath"]["digest"],
+        }
+        write_json(run.provenance_file, {"kind": "combine", "base": base, **facts, "environment": environment()})
+        write_json(run.path / MERGE_REPORT, report)
+        run.finish()
+    return report
+
+
+def _is_of_another_base(run: Run, base_precision: str) -> bool:
+    return base_precision == "original" and bool(verify_adapter(run.adapter).get("quantization"))
+
+
+def closed_request(config: Mapping[str, Any]) -> str | None:
+    """The request whose lists of ids a run was made by, if they are removed, as closing it does."""
+    lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
+    found = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
+    return next((one[1] for one in found if one), None)
+
+
+def by_hand(folder: str | Path) -> str:
+    """How a model is measured that no run says the rows of."""
+    return f"llm-forget evaluate {folder} --forget ROWS --retain ROWS --target T --oracle O"
+
+
+def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
+    """Rows that a run was evaluated on and that cannot be read again are found before a model is written.
+
+    Raises:
+        ValueError: names the source, or the request that was closed.
+    """
+    request = closed_request(config)
+    if request is not None:
+        raise ValueError(
+            f"the request that this run was made for, {request}, is closed and its list of rows removed; merge "
+            f"with --no_measure, and measure with `{by_hand(folder)}`"
+        )
+    splits = [*((key, config[key]) for key in SPLITS if config.get(key)), *(config.get("splits") or {}).items()]
+    for name, source in splits:
+        load_source(source, split_name=name, data_path=config.get("data_path"), fields=config.get("fields"))
+
+
+def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate a written model on the rows that its run was evaluated on."""
+    keys = {f.name for f in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}
+    kept = {key: value for key, value in config.items() if key in keys}
+    target, oracle = config["model_name_or_path"], config.get("oracle")
+    results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **kept)
+    for suite in results["suites"].values():
+        suite["overrides"] = []  # these keys are the run's own
+    write_json(folder / "results.json", results)
+    return results

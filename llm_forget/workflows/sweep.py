@@ -1,0 +1,348 @@
+"""One recipe with every combination of some keys' values: run one after another, or printed for a cluster.
+
+::
+
+    <output_dir>/
+      learning_rate-1e-05_beta-0.1/   a run like any other, measured
+      sweep.json                      the grid, how each run went, and which of them nothing beats
+      sweep.md                        the runs side by side (written by the command)
+
+What a finished run already holds is not done again: after an interruption, a longer grid or the jobs of a plan, the
+same sweep does what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import itertools
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import ModelConfig
+
+from llm_forget.core.config import (
+    CONTROL_KEYS,
+    SPLITS,
+    DataConfig,
+    UnlearnConfig,
+    from_keys,
+    identity,
+    keys_of,
+    load_yaml,
+    resolved,
+)
+from llm_forget.core.launch import launch_command
+from llm_forget.core.resources import resolve
+from llm_forget.core.run_directory import RESULTS_FORMAT, Run, json_digest, read_json, write_json
+from llm_forget.core.safe_errors import sentence
+from llm_forget.evals.suite import Suite, load_suite
+from llm_forget.models import load_tokenizer
+from llm_forget.objectives.methods import build_objective
+from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
+from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, short_names
+from llm_forget.workflows.unlearn import run_unlearning
+
+logger = logging.getLogger("llm_forget")
+SWEEP_FORMAT = 1
+# What one run may meet without saying anything about the next; everything else stops the sweep.
+FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
+Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: its run directory, what differs, and the options that make it of the recipe."""
+
+    path: Path
+    values: dict[str, Any]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep."""
+
+    recipe: str  # as given
+    file: Path
+    folder: Path
+    grid: dict[str, list[Any]]
+    suite: str  # one, or several with commas
+    points: tuple[Point, ...]
+
+    def suites(self) -> list[Suite]:
+        """What the runs are measured with."""
+        return [load_suite(name) for name in self.suite.split(",")]
+
+    def configs(self, point: Point) -> Configs:
+        """The configuration of one run.
+
+        Raises:
+            ValueError: a key or value that is refused; names the run.
+        """
+        try:
+            return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)  # type: ignore[return-value]
+        except ValueError as error:
+            raise ValueError(f"{point.path.name}: {sentence(error)}") from None
+
+    def missing(self) -> list[Point]:
+        """The runs that are not both trained and measured; with ``overwrite`` all."""
+        if self.configs(self.points[0])[1].overwrite:
+            return list(self.points)
+        return [point for point in self.points if not self._held(Run(point.path))]
+
+    def _held(self, run: Run) -> bool:
+        return run.complete and all(_measured(run, suite) for suite in self.suites())
+
+
+def sweep(
+    recipe: str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    output_dir: str | Path | None = None,
+    suite: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Unlearn and evaluate every combination, one after another; all are checked before the first is trained.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe.
+        grid: values of keys of a recipe, of entries of a mapping (``method_args.beta``) or of ``lr``; the last key
+            changes fastest.
+        output_dir: folder of the runs; default: the recipe's ``output_dir`` with ``-sweep`` behind it.
+        suite: what to measure, several with commas; default: the recipe's, otherwise ``basic``.
+        overrides: words of a command line that hold for every run, as ``["--seed", "1"]``.
+
+    Returns:
+        The content of sweep.json; a run that failed has the status ``failed`` and says why, and the others went on.
+        With the override ``dry_run`` all is checked, nothing is written, and what is to be done is ``waiting``.
+
+    Raises:
+        ValueError, FileNotFoundError: what one of the runs would refuse; nothing was trained.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
+    plan = lay_out(recipe, grid, output_dir=output_dir, suite=suite, overrides=overrides)
+    _rehearse(plan)
+    if plan.configs(plan.points[0])[1].dry_run:
+        return {**_content(plan, _waiting(plan)), "dry_run": True}
+    return _execute(plan)
+
+
+def lay_out(
+    recipe: str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    output_dir: str | Path | None = None,
+    suite: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """The runs of a sweep, after all checks that need neither rows nor models; arguments as for `sweep`.
+
+    Raises:
+        ValueError: an unknown key or value, runs that do not differ, or a suite that a run has no rows for.
+    """
+    file = resolve("recipes", str(recipe))
+    axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
+    named = output_dir or load_yaml(file).get("output_dir")
+    if not named:
+        raise ValueError("no output_dir is given; name the folder of the runs, e.g. --output_dir runs/sweep")
+    folder = Path(output_dir) if output_dir else Path(f"{named}-sweep")
+    names = short_names(axes)
+    points = []
+    for combination in itertools.product(*axes.values()):
+        values = dict(zip(axes, combination, strict=True))
+        path = folder / "_".join(f"{names[key]}-{as_name(value)}" for key, value in values.items())
+        options = [word for key, value in values.items() for word in (f"--{key}", as_option(key, value))]
+        points.append(Point(path, values, (*overrides, *options, "--output_dir", str(path))))
+    draft = Plan(str(recipe), file, folder, axes, suite or "", tuple(points))
+    configs = [draft.configs(point) for point in points]
+    _refuse_equal(points, configs)
+    plan = Plan(str(recipe), file, folder, axes, suite or configs[0][1].suite or DEFAULT_SUITE, tuple(points))
+    for data, train, _ in configs:
+        build_objective(train.method, train.method_args, train.objective)  # type: ignore[arg-type]
+        _check_splits(plan.suites(), data)
+    return plan
+
+
+def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
+    """A value given twice, or one that something else overrules, would be trained twice under two names."""
+    first: dict[str, Point] = {}
+    for point, config in zip(points, configs, strict=True):
+        digest = json_digest(identity(resolved(*config)))
+        if digest in first:
+            raise ValueError(
+                f"'{first[digest].path.name}' and '{point.path.name}' are the same run: a value is given twice, or an "
+                "option overrules the grid; remove one of the two"
+            )
+        first[digest] = point
+
+
+def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
+    own = {name for name in SPLITS if getattr(data, name) is not None}
+    for suite in suites:
+        missing = sorted(set(suite.splits()) - own - set(data.splits or {}) - set(suite.data))
+        if missing:
+            raise ValueError(f"suite '{suite.name}' needs rows of {', '.join(missing)}; set them in the recipe")
+
+
+def _rehearse(plan: Plan) -> None:
+    """Everything that a run or its evaluation would refuse after the others have taken hours."""
+    for point in plan.points:
+        data, train, model = plan.configs(point)
+        run = Run(point.path)
+        if run.complete and not train.overwrite:
+            # A job of a plan may have had several processes, which are part of what the run is.
+            processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
+            run.refuse_other("unlearn", identity(resolved(data, train, model)) | processes)
+            continue
+        train.dry_run = True
+        with contextlib.redirect_stdout(io.StringIO()):  # a table for each run; here only what is refused counts
+            try:
+                run_unlearning(data, train, model)
+            except (ValueError, OSError) as error:
+                kind = ValueError if isinstance(error, ValueError) else OSError
+                raise kind(f"{point.path.name}: {sentence(error)}") from None
+    oracles = {plan.configs(point)[1].oracle for point in plan.points} - {None}
+    for oracle in oracles:
+        load_tokenizer(ModelConfig(model_name_or_path=oracle))
+    if not oracles:
+        logger.warning("no oracle is named, so distances to it will be empty and no run will be on the Pareto front")
+
+
+def _execute(plan: Plan) -> dict[str, Any]:
+    """Do what is missing, and write sweep.json after each run."""
+    missing, entries = plan.missing(), _waiting(plan)
+    logger.info("%d runs in '%s', %d of them finished already", len(entries), plan.folder, len(entries) - len(missing))
+    began = time.perf_counter()
+    for number, point in enumerate(missing, start=1):
+        logger.info("%d of %d: %s", number, len(missing), point.path.name)
+        start = time.perf_counter()
+        entries[point.path] |= _attempt(plan, point)
+        took, all_took = time.perf_counter() - start, time.perf_counter() - began
+        left = all_took / number * (len(missing) - number)
+        said = entries[point.path]["error"]
+        logger.info(
+            "%d of %d: %s %s after %s%s", number, len(missing), point.path.name, f"failed ({said})" if said else "done",
+            _duration(took), f"; about {_duration(left)} left" if left else "",
+        )  # fmt: skip
+        _write(plan, entries)
+    return _write(plan, entries)
+
+
+def _waiting(plan: Plan) -> dict[Path, dict[str, Any]]:
+    """An entry of sweep.json for each run, before any is started."""
+    missing = plan.missing()
+    return {
+        p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
+        | {"status": "waiting" if p in missing else "complete", "error": None}
+        for p in plan.points
+    }
+
+
+def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
+    """Train and measure one run; how that went."""
+    data, train, model = plan.configs(point)
+    run = Run(point.path)
+    try:
+        if train.overwrite or not run.complete:
+            run_unlearning(data, train, model)
+        if not all(_measured(run, suite) for suite in plan.suites()):
+            evaluate(run.path, plan.suite, quiet=True)
+    except FAILURES as error:
+        return {"status": "failed", "error": sentence(error)}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # each run states its own
+    return {"status": "complete", "error": None}
+
+
+def _measured(run: Run, suite: Suite) -> bool:
+    """Whether results.json holds this suite as it is now, on all its rows and with the run's own keys."""
+    results = read_json(run.results_file) if run.results_file.is_file() else {}
+    if results.get("format") != RESULTS_FORMAT or suite.name not in results["suites"]:
+        return False
+    found = results["suites"][suite.name]
+    return found.get("definition") == suite.digest and not found["limit"] and not found["overrides"]
+
+
+def _write(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    content = _content(plan, entries)
+    write_json(plan.folder / "sweep.json", content)
+    return content
+
+
+def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": SWEEP_FORMAT,
+        "recipe": plan.recipe,
+        "output_dir": str(plan.folder),
+        "grid": plan.grid,
+        "suites": [suite.name for suite in plan.suites()],
+        "runs": list(entries.values()),
+    }
+
+
+def note_front(found: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
+    """Add to sweep.json the names of the runs that no other one beats, by suite; whoever reads results knows them."""
+    write_json(Path(found["output_dir"]) / "sweep.json", {**found, "front": front})
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes: int | None = None) -> list[str]:
+    """A shell line for each run that is not finished: unlearn, then evaluate.
+
+    Args:
+        plan: of `lay_out`.
+        accelerate_config: name or file, passed on to `unlearn`.
+        num_processes: in place of that configuration's number.
+
+    Raises:
+        ValueError, FileNotFoundError: a launch configuration that does not exist or cannot start so many processes.
+    """
+    launch: list[str] = []
+    if accelerate_config is not None:
+        launch_command([], resolve("accelerate_configs", accelerate_config), num_processes)
+        launch = ["--accelerate_config", accelerate_config]
+        launch += ["--num_processes", str(num_processes)] if num_processes is not None else []
+    elif num_processes is not None:
+        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
+    return [
+        shlex.join(["llm-forget", "unlearn", plan.recipe, *launch, *point.options])
+        + " && "
+        + shlex.join(["llm-forget", "evaluate", str(point.path), "--suite", plan.suite])
+        for point in plan.missing()
+    ]
+
+
+def slurm_script(lines: Sequence[str], name: str) -> str:
+    """An sbatch script that runs line *i* as task *i* of an array, at least one; resources are given to sbatch."""
+    job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
+    points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
+    return f"""#!/bin/bash
+#SBATCH --job-name={job}
+#SBATCH --array=0-{len(lines) - 1}
+# Start it where this was printed, with what a run needs: sbatch --gpus=1 --time=04:00:00 THIS_FILE
+# Afterwards the same sweep without --plan trains nothing again and compares the runs.
+set -euo pipefail
+points=(
+{points}
+)
+eval "${{points[SLURM_ARRAY_TASK_ID]}}"
+"""

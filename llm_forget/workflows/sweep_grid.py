@@ -1,0 +1,126 @@
+"""A grid: keys of a recipe and the values each is to take, as text, as options and as parts of a folder's name."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forget.core.registry import did_you_mean
+from llm_forget.core.run_directory import json_digest
+
+ALIASES = {"lr": "learning_rate"}
+
+
+def read_grid(given: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """``KEY=VALUE,VALUE`` words as a grid, and the words of a command line that are none.
+
+    Args:
+        given: values of ``--grid``.
+        words: what else stands on the command line: further axes, before any ``--key value`` or between them.
+
+    Raises:
+        ValueError: a word that is no axis, or one without values.
+    """
+    axes: list[str] = list(given)
+    options: list[str] = []
+    after_key = False
+    for word in words:
+        (options if word.startswith("--") or after_key else axes).append(word)
+        after_key = word.startswith("--") and "=" not in word
+    grid: dict[str, list[Any]] = {}
+    for axis in axes:
+        key, equals, text = axis.partition("=")
+        if not equals or not key:
+            raise ValueError(f"'{axis}' is not an axis of a grid; write KEY=VALUE,VALUE as in lr=1e-5,5e-5")
+        if key in grid:
+            raise ValueError(f"grid key '{key}' is given twice; put all its values behind one")
+        grid[key] = _values(key, text)
+    return grid, options
+
+
+def _values(key: str, text: str) -> list[Any]:
+    """Values between commas: numbers, true and false, mappings and lists; everything else is text as it stands."""
+    try:
+        as_text, typed = yaml.load(f"[{text}]", Loader=yaml.BaseLoader), yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        raise ValueError(f"grid key '{key}' has values that cannot be read; write KEY=VALUE,VALUE") from None
+    return [_scalar(word) if isinstance(word, str) else value for word, value in zip(as_text, typed, strict=True)]
+
+
+def _scalar(word: str) -> Any:
+    if word in ("true", "false"):
+        return word == "true"
+    for kind in (int, float):  # YAML itself reads 1e-5 as text
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: set[str]) -> dict[str, list[Any]]:
+    """Full keys and their values.
+
+    Args:
+        grid: as a user gives it.
+        allowed: the keys of a recipe.
+        control: those that do not change what a run trains.
+
+    Raises:
+        ValueError: a key that is neither, or is given twice, or has no values.
+    """
+    axes: dict[str, list[Any]] = {}
+    for given, values in grid.items():
+        key = ALIASES.get(given, given.replace("-", "_"))
+        root = key.partition(".")[0]
+        if root not in allowed:
+            hint = did_you_mean(root, {*allowed, *ALIASES})
+            raise ValueError(
+                f"grid key '{given}' is no key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
+            )
+        if root in control:
+            raise ValueError(f"grid key '{given}' does not change what a run trains; give it as an option")
+        if key in axes:
+            raise ValueError(f"grid key '{key}' is given twice; put all its values behind one")
+        if isinstance(values, str) or not values or any(value is None for value in values):
+            raise ValueError(f"grid key '{given}' needs a list of values, none of them empty")
+        axes[key] = [_plain(value) for value in values]
+    if not axes:
+        raise ValueError("the grid is empty; name keys and values, e.g. --grid lr=1e-5,5e-5")
+    return axes
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and paths as YAML and JSON know them."""
+    if isinstance(value, bool | Path):
+        return str(value) if isinstance(value, Path) else value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
+def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
+    """Last words of the keys, where these tell them apart."""
+    last = [key.rpartition(".")[2] for key in axes]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(axes, last, strict=True)}
+
+
+def as_name(value: Any) -> str:
+    """A value as part of a folder's name: as it is where that is possible, otherwise what is left and a digest."""
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return json_digest(value).removeprefix("sha256:")[:8]
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    safe = re.sub(r"[^A-Za-z0-9.+-]+", "-", text)[:40].strip("-.")
+    is_number = isinstance(value, int | float)
+    return text if is_number or (safe == text and safe) else f"{safe}-{json_digest(text)[7:15]}".lstrip("-")
+
+
+def as_option(key: str, value: Any) -> str:
+    """A value as the command line of `unlearn` reads it: entries of mappings as YAML, the others as text."""
+    if isinstance(value, str) and "." not in key:
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -1,0 +1,93 @@
+"""Unlearning: from forget and retain rows to an adapter in a finished run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trl import ModelConfig
+
+from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
+from llm_forget.core.run_directory import Run
+from llm_forget.evals.suite import load_suites
+from llm_forget.models import find_source
+from llm_forget.objectives.methods import METHODS, Objective, build_objective
+from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
+
+
+def main(argv: Sequence[str]) -> Run:
+    """``RECIPE.yaml --key value``: what the command line calls."""
+    data, train, model = parse(argv, UnlearnConfig)
+    return run_unlearning(data, train, model)  # type: ignore[arg-type]
+
+
+def unlearn(**keys: Any) -> Run:
+    """Unlearn with the keys of a recipe as arguments.
+
+    Example:
+        ``unlearn(model_name_or_path="org/model", forget="forget.jsonl", retain="retain.jsonl", output_dir="runs/a")``
+
+    Returns:
+        The finished `Run`; its adapter is in ``run.adapter``.
+
+    Raises:
+        ValueError: a key, a row or a combination that is not allowed; says which and what to do.
+    """
+    data, train, model = from_keys(keys, UnlearnConfig)
+    return run_unlearning(data, train, model)  # type: ignore[arg-type]
+
+
+def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:
+    """The workflow behind `unlearn` and the command line."""
+    objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
+    gradient = _gradient(train)
+    _check_sources(data, objective)
+    _check_effects(data, train, objective, gradient)
+    run = begin("unlearn", data, train, model)
+    if done(run, train):
+        return run
+    tokenizer, splits, owned = prepare(data, model, objective)
+    job = Job("unlearn", data, train, model, objective, splits, tokenizer, gradient, train.max_retain_drop, owned)
+    if train.dry_run:
+        dry_run(job)
+        return run
+    return execute(run, job)
+
+
+def _gradient(train: UnlearnConfig) -> Surgery | None:
+    name = train.gradient or (METHODS[train.method].gradient if train.method else "sum")
+    if name == "sum":
+        if train.gradient_args:
+            raise ValueError("gradient_args are given, but gradient is 'sum', which has none; set gradient")
+        return None
+    return Surgery(name, _mapping(train.gradient_args))
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    if value is None or isinstance(value, dict):
+        return value
+    raise ValueError("method_args, objective and gradient_args must be mappings, as in {beta: 0.5}")
+
+
+def _check_sources(data: DataConfig, objective: Objective) -> None:
+    for split in objective.splits():
+        if getattr(data, split) is None:
+            raise ValueError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
+
+
+def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: Surgery | None) -> None:
+    """Keys that this objective leaves without effect, and a suite that does not exist."""
+    splits = objective.splits()
+    if data.alternate is not None and not objective.needs_alternate():
+        raise ValueError("alternate is set, but no term of this objective compares with preferred answers; remove it")
+    if data.train is not None and "train" not in splits:
+        raise ValueError("train belongs to finetune; unlearning reads forget and retain (for evaluation: `splits`)")
+    if train.max_retain_drop is not None and "retain" not in splits:
+        raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+    if gradient is not None and gradient.name != "sam" and not {"forget"} < set(splits):
+        raise ValueError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only")
+    if train.suite is not None:
+        load_suites(train.suite)
+    if train.oracle is not None:
+        find_source(train.oracle)  # a mistyped path is found now, not after training

@@ -17,8 +17,10 @@ from llm_forget.attacks._registry import KINDS
 from llm_forget.attacks.context import Lines, Scene, lines_of
 from llm_forget.attacks.excess import excess
 from llm_forget.attacks.prompting import ASKED
+from llm_forget.core import formats
+from llm_forget.core.formats.results import Attack
 from llm_forget.core.launch import refuse_processes
-from llm_forget.core.run_directory import ATTACK_FORMAT, ROLES, Run, json_digest, write_json
+from llm_forget.core.run_directory import ROLES, Run, json_digest
 from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
 
 logger = logging.getLogger("llm_forget")
@@ -81,7 +83,7 @@ def attack(
     scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
     attacked = entry.function(scene, **arguments)
     content = {
-        "format": ATTACK_FORMAT,
+        "format": Attack.FORMAT,
         "kind": kind,
         "settings": {
             key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
@@ -94,7 +96,7 @@ def attack(
         "metrics": _compared(found, plain, attacked),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_json(folder / "attack.json", content)
+    formats.write(folder / "attack.json", content, Attack)
     return content
 
 

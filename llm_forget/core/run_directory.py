@@ -39,7 +39,6 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "s
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
-RESULTS_FORMAT, ATTACK_FORMAT = 2, 1  # of results.json and attack.json; another one is measured again
 
 
 class AdapterRefused(ValueError):

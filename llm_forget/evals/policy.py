@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core import resources
+from llm_forget.core import formats, resources
+from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import Run, file_digest, json_digest, refuse_version, write_json
+from llm_forget.core.run_directory import Run, file_digest, json_digest, refuse_version
 from llm_forget.evals.bounds import Bound, Finding, apply_bound, parse_bound
 from llm_forget.evals.results_file import read_results
 
@@ -171,5 +172,5 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
         "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
         "rules": [r.to_dict() for r in found],
     }
-    write_json(finished.path / "verify.json", content)
+    formats.write(finished.path / "verify.json", content, Verification)
     return answer(found), found

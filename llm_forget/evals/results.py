@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_forget import __version__
+from llm_forget.core import formats
 from llm_forget.core.config import SPLITS
-from llm_forget.core.run_directory import RESULTS_FORMAT, ROLES, Run, read_json
+from llm_forget.core.formats.results import Results, RowScores
+from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.bounds import answer, apply_bound
 from llm_forget.evals.compute import Computation, compute_lines
 from llm_forget.evals.probe_inputs import Work
@@ -40,10 +42,10 @@ def concluded(
 
 def with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was found before about the same three models and the same rows, and this."""
-    if not run.results_file.is_file() or not run.rows_file.is_file():
+    if not run.rows_file.is_file():
         return results, rows
-    earlier = read_json(run.results_file)
-    if earlier.get("format") != RESULTS_FORMAT or earlier["models"] != results["models"]:
+    earlier = formats.read_if_current(run.results_file, Results, advice="delete it")
+    if earlier is None or earlier["models"] != results["models"]:
         return results, rows
     kept = {}
     for name, suite in earlier["suites"].items():
@@ -55,7 +57,8 @@ def with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tup
             "'%s' no longer holds suite '%s': the rows of %s have changed since; evaluate it again",
             run.results_file.name, name, ", ".join(f"'{split}'" for split in changed),
         )  # fmt: skip
-    earlier_rows = {name: found for name, found in read_json(run.rows_file).items() if name in kept}
+    stored_rows = formats.read_content(run.rows_file, RowScores, advice="delete it")
+    earlier_rows = {name: lines for name, lines in stored_rows.items() if name in kept}
     return {**results, "suites": {**kept, **results["suites"]}}, {**earlier_rows, **rows}
 
 
@@ -81,7 +84,7 @@ def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
         role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
         for role in ROLES
     }
-    return {"format": RESULTS_FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
+    return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
 def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:

@@ -20,17 +20,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from llm_forget.core import resources
+from llm_forget.core.formats.results import Goal
 from llm_forget.core.registry import Entry, did_you_mean
 from llm_forget.core.run_directory import json_digest
 from llm_forget.evals.bounds import Bound, parse_bound
 from llm_forget.evals.metrics import METRICS
 
-GOALS = ("lower", "higher", "keep", "match_oracle")
+GOALS = get_args(Goal)
 OTHERS = ("oracle", "before")  # whose version of an input x a metric gets by calling an argument oracle_x or before_x
 RECORDS = {
     "logprobs": "TokenRecord",

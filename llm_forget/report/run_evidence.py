@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llm_forget.core.run_directory import ATTACK_FORMAT, Run, json_digest, read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.results import Attack, RowScores, Verification
+from llm_forget.core.run_directory import Run, json_digest
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
 from llm_forget.evals.results_file import read_results
 from llm_forget.evals.stats import Rows
@@ -59,16 +61,15 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
     """
     run = Run.open(path)
     results = read_results(run)
-    verification = run.path / "verify.json"
     return Evidence(
         name=name or run.path.resolve().name,
         run=run,
         results=results,
-        rows=read_json(run.rows_file) if run.rows_file.is_file() else {},
+        rows=_content(run.rows_file, RowScores) or {},
         log=_log(run.metrics_file),
         provenance=run.provenance if run.provenance_file.is_file() else {},
         attacks=_attacks(run.path / "attacks"),
-        verification=read_json(verification) if verification.is_file() else None,
+        verification=_content(run.path / "verify.json", Verification),
         oracle=_oracle_provenance(run, results),
     )
 
@@ -113,6 +114,10 @@ def _holds_text(file: Path) -> bool:
     return head.get("kind") == "generate" and head.get("format") == RECORDS_FORMAT
 
 
+def _content(file: Path, kind: type[formats.Record]) -> Any:
+    return formats.read_content(file, kind) if file.is_file() else None
+
+
 def _log(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
@@ -123,10 +128,7 @@ def _log(file: Path) -> list[dict[str, Any]]:
 def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(folder.glob("*/attack.json")):
-        content = read_json(file)
-        if content.get("format") != ATTACK_FORMAT:
-            raise ValueError(f"'{file}' has another format than {ATTACK_FORMAT}; run the attack again")
-        found[file.parent.name] = content
+        found[file.parent.name] = formats.read_content(file, Attack, advice="run the attack again")
     return found
 
 

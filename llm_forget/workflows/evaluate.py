@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
+from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
+from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import ROLES, Run, json_digest, refuse_version, write_json
+from llm_forget.core.run_directory import ROLES, Run, json_digest, refuse_version
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
@@ -109,8 +111,8 @@ def evaluate(
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None and keep:
         results, rows = with_earlier(finished, results, rows)
-        write_json(finished.rows_file, rows)
-        write_json(finished.results_file, results)
+        formats.write(finished.rows_file, rows, RowScores)
+        formats.write(finished.results_file, results, Results)
     if not quiet:
         _show(suites, works, found, results, tokenizer, show_text)
     return as_main(results)

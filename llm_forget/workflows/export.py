@@ -22,7 +22,9 @@ from accelerate import PartialState
 from torch import Tensor
 from trl import ModelConfig
 
+from llm_forget.core import formats
 from llm_forget.core.config import DataConfig
+from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json, write_json
@@ -113,7 +115,7 @@ def export(
             logger.info("export: measuring '%s' as %s", scene.name, form)
             results = scene.measured(str(written / (report["file"] or "")))
             results["models"]["unlearned"] |= {"name": out.name, "form": form, "weights": report["digest"]}
-            write_json(written / "results.json", results)
+            formats.write(written / "results.json", results, Results)
             report |= {"results": results, "model_results": known}
         if out.is_dir():
             out.rmdir()

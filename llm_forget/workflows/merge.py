@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 
+from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, model_part
+from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run, environment, file_digest, model_name, write_json
 from llm_forget.core.unsupported_keys import DTYPES
@@ -290,5 +292,5 @@ def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **kept)
     for suite in results["suites"].values():
         suite["overrides"] = []  # these keys are the run's own
-    write_json(folder / "results.json", results)
+    formats.write(folder / "results.json", results, Results)
     return results

@@ -43,8 +43,9 @@ from llm_forget.core.config import (
 )
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
-from llm_forget.core.run_directory import RESULTS_FORMAT, Run, json_digest, read_json, write_json
+from llm_forget.core.run_directory import Run, json_digest, write_json
 from llm_forget.core.safe_errors import sentence
+from llm_forget.evals.results_file import holds_suite
 from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.models import load_tokenizer
 from llm_forget.objectives.methods import build_objective
@@ -101,7 +102,7 @@ class Plan:
         return [point for point in self.points if not self._held(Run(point.path))]
 
     def _held(self, run: Run) -> bool:
-        return run.complete and all(_measured(run, suite) for suite in self.suites())
+        return run.complete and all(holds_suite(run, suite) for suite in self.suites())
 
 
 def sweep(
@@ -256,7 +257,7 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
     try:
         if train.overwrite or not run.complete:
             run_unlearning(data, train, model)
-        if not all(_measured(run, suite) for suite in plan.suites()):
+        if not all(holds_suite(run, suite) for suite in plan.suites()):
             evaluate(run.path, plan.suite, quiet=True)
     except FAILURES as error:
         return {"status": "failed", "error": sentence(error)}
@@ -266,15 +267,6 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()  # each run states its own
     return {"status": "complete", "error": None}
-
-
-def _measured(run: Run, suite: Suite) -> bool:
-    """Whether results.json holds this suite as it is now, on all its rows and with the run's own keys."""
-    results = read_json(run.results_file) if run.results_file.is_file() else {}
-    if results.get("format") != RESULTS_FORMAT or suite.name not in results["suites"]:
-        return False
-    found = results["suites"][suite.name]
-    return found.get("definition") == suite.digest and not found["limit"] and not found["overrides"]
 
 
 def _write(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:

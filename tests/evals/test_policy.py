@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.core import resources
-from llm_forget.core.run_directory import RESULTS_FORMAT, ROLES, Run
+from llm_forget.core.formats.results import Results
+from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.policy import load_policy, rulings, verify
 
 
@@ -40,7 +41,7 @@ def evaluated(tmp_path):
             name: {**lines, **changes.get(name, {})} for name, lines in GOOD.items() if changes.get(name, 0) is not None
         }
         content = {
-            "format": RESULTS_FORMAT,
+            "format": Results.FORMAT,
             "llm_forget": "0.1.0",
             "models": {role: {"name": "m", "digest": "d"} for role in ROLES},
             "suites": {name: {"metrics": lines, "verdict": {}} for name, lines in suites.items()},
@@ -267,7 +268,7 @@ def test_pytest_says_what_is_wrong_with_the_results(evaluated, tmp_path):
     command = [sys.executable, "-m", "pytest", "--forget-run", str(path), "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "results.json' is damaged" in done.stderr + done.stdout
+    assert "results.json': key 'suites' must be an object of length >= 1; delete it" in done.stderr + done.stdout
 
 
 def test_pytest_says_what_is_wrong_with_the_run(tmp_path):

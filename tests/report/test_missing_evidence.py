@@ -105,7 +105,7 @@ def test_damaged_results_leave_the_commands_with_code_2(make_measured_run, comma
     words = [sys.executable, "-m", "llm_forget", command, str(run)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "is damaged" in done.stderr
+    assert "must hold an object, not a list; delete it and evaluate again" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -207,7 +207,8 @@ def test_a_score_that_is_one_choice_of_several_says_so_everywhere(make_measured_
     line = {"metric": "aggregate", "goal": "higher", "before": 0.1, "unlearned": 0.3, "oracle": 0.7, **after}
     folder = run / "attacks" / "relearn"
     folder.mkdir(parents=True)
-    attack = {"format": 1, "kind": "relearn", "suite": "basic", "settings": {}, "metrics": {"overall": line}}
+    attack = {"format": 1, "kind": "relearn", "suite": "basic", "settings": {}, "models": results["models"]}
+    attack["metrics"] = {"overall": line}
     (folder / "attack.json").write_text(json.dumps(attack))
     tables = page(run).tables
     shown_in = [table for table in tables.values() for row in table if row[0].startswith("overall")]
@@ -263,6 +264,7 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_measured_run
         "kind": "relearn",
         "suite": "basic",
         "settings": {"rows": "/home/me/rows.jsonl"},
+        "models": json.loads((run / "results.json").read_text())["models"],
         "metrics": metrics,
     }
     folder = run / "attacks" / "relearn"
@@ -271,7 +273,7 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_measured_run
     found = page(run)
     assert found.tables["Attack relearn"][1][-1] == "0.300"  # 0.6 - 0.2 less 0.25 - 0.15
     assert "Measured on a sample" not in "".join(found.words)
-    attack |= {"limit": 7, "overrides": ["forget"], "models": {}}
+    attack |= {"limit": 7, "overrides": ["forget"], "models": dict.fromkeys(attack["models"])}
     (folder / "attack.json").write_text(json.dumps(attack))
     said = "".join(page(run).words)
     assert "sample of at most 7 rows" in said
@@ -282,9 +284,11 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_measured_run
 
 def test_a_policy_that_failed_stands_at_the_top(make_measured_run):
     run = make_measured_run()
-    rules = [{"sentence": "forget_quality 0.010 (at least 0.05)", "holds": False, "severity": "must"}]
+    sentence = "forget_quality 0.010 (at least 0.05)"
+    rules = [{"sentence": sentence, "holds": False, "severity": "fail", "answer": "fail", "suite": None, "of": None}]
     results = json.loads((run / "results.json").read_text())
     verified = {"policy": "strict", "answer": "fail", "rules": rules, "results": json_digest(results["suites"])}
+    verified["models"] = results["models"]
     (run / "verify.json").write_text(json.dumps(verified))
     said = " ".join("".join(page(run).words).split())
     assert 0 < said.index("policy strict ✗ fail") < said.index("forgot ✓ yes")

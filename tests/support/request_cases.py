@@ -11,7 +11,8 @@ import yaml
 
 from llm_forget.compliance.requests import close as closing
 from llm_forget.compliance.requests import matching, steps
-from llm_forget.core.run_directory import ATTACK_FORMAT, RESULTS_FORMAT, Run, file_digest, write_json
+from llm_forget.core.formats.results import Attack, Results
+from llm_forget.core.run_directory import Run, file_digest, write_json
 from llm_forget.data.rows import content
 from llm_forget.data.sources import load_source
 
@@ -142,15 +143,16 @@ def measured_run(
         }  # fmt: skip
     names = {"before": "a" * 64, "unlearned": digest, "oracle": "c" * 64}
     results = {
-        "format": RESULTS_FORMAT,
+        "format": Results.FORMAT,
         "llm_forget": "0.1.0",
         "models": {role: {"name": role, "digest": found} for role, found in names.items()},
         "suites": {"basic": {"metrics": metrics, "verdict": {}, "limit": None, "overrides": []}},
     }
     write_json(run.results_file, results)
     for made in attacks:
-        found: dict[str, Any] = {"format": ATTACK_FORMAT, "kind": made, "suite": "basic", "models": results["models"]}
-        found["metrics"] = {"forget_probability": {"excess": 0.2}}
+        found: dict[str, Any] = {"format": Attack.FORMAT, "kind": made, "suite": "basic", "models": results["models"]}
+        attacked = {"goal": "match_oracle", "unlearned_attacked": {"value": 0.3}, "excess": 0.2}
+        found["metrics"] = {"forget_probability": attacked}
         write_json(run.path / "attacks" / made / "attack.json", found)
     return run.path
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import ATTACK_FORMAT, Run, file_digest, model_name, read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.results import Attack
+from llm_forget.core.run_directory import Run, file_digest, model_name
 
 if TYPE_CHECKING:
     from llm_forget.compliance.requests.closing_evidence import Closer
@@ -112,7 +114,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
     """Every attack that was made on these very models, and what came back beyond the oracle's."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
-    found: Sequence[Mapping[str, Any]] = [read_json(file) for file in files]
+    reports = (formats.read_if_current(file, Attack) for file in files)
     return [
         {
             "kind": attack["kind"],
@@ -120,6 +122,6 @@ def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
             "limit": attack.get("limit"),
             "excess": {name: line.get("excess") for name, line in attack["metrics"].items()},
         }
-        for attack in found
-        if attack.get("format") == ATTACK_FORMAT and attack.get("models") == models
+        for attack in reports
+        if attack is not None and attack["models"] == models
     ]

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.core import formats
+from llm_forget.core.formats.results import Verification
 from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name, read_json
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
@@ -153,8 +155,8 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
         for suite, content in results["suites"].items()
     }
     body = {"run": about["run"], "weights": about["weights"], "results": digest, "answers": answers}
-    ruled = run.path / "verify.json"
-    if ruled.is_file() and (said := read_json(ruled)).get("results") == digest:
-        body["policy"] = {"name": said["policy"], "answer": said["answer"]}
+    policy_file = run.path / "verify.json"
+    if policy_file.is_file() and (verification := formats.read(policy_file, Verification)).results == digest:
+        body["policy"] = {"name": verification.policy, "answer": verification.answer}
     once = json_digest({key: body[key] for key in ("weights", "results", "policy") if key in body})
     return ledger.append("verification", body, once=once)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests.files import Request, listed
 from llm_forget.compliance.requests.steps import begin, execute_noted, write_lists
-from llm_forget.core.run_directory import RESULTS_FORMAT, Run, json_digest, read_json
+from llm_forget.core.run_directory import Run, json_digest
+from llm_forget.evals.results_file import holds_suite
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -124,13 +125,7 @@ def _is_measured(run: Run, suites: str) -> bool:
     """Whether results.json holds these suites as they are now, on all rows and with the run's own keys."""
     from llm_forget.evals.suite import load_suites
 
-    results = read_json(run.results_file) if run.results_file.is_file() else {}
-    if results.get("format") != RESULTS_FORMAT:
-        return False
-    found = [(results["suites"].get(name, {}), suite) for name, suite in load_suites(suites).items()]
-    return all(
-        one.get("definition") == suite.digest and not one["limit"] and not one["overrides"] for one, suite in found
-    )
+    return all(holds_suite(run, suite) for suite in load_suites(suites).values())
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:

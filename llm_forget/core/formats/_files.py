@@ -45,6 +45,21 @@ def read_content(path: Path, kind: type[Record], *, advice: str = REASON, error:
     return content
 
 
+def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
+    """The same as `read_content`; None where the file is missing or in another format, and is to be made again.
+
+    Raises:
+        ValueError: see `read`.
+    """
+    if not path.is_file():
+        return None
+    content = _loaded(path, kind, advice, ValueError)
+    if isinstance(content, Mapping) and content.get(kind.FORMAT_KEY, 1) != kind.FORMAT:
+        return None
+    checked(content, kind, path, advice=advice)
+    return content
+
+
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
     """The record in a file that another process may be writing; None where the file is missing or not valid."""
     try:

@@ -20,8 +20,8 @@ from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.ledger.trail import record_trail
 from llm_forget.compliance.versions.deletion_check import met
 from llm_forget.compliance.versions.lineage import led_to
+from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import (
-    RESULTS_FORMAT,
     AdapterRefused,
     Run,
     file_digest,
@@ -86,7 +86,7 @@ def evaluated(make: Make) -> Run:
     line = {"value": 0.1, "ci": None, "n": 1, "n_unscored": 0, "goal": "lower", "before": None, "oracle": None}
     suite = {"metrics": {"probability": line}, "verdict": {"forgot": {"answer": "yes", "before": "no", "findings": []}}}
     results = {
-        "format": RESULTS_FORMAT,
+        "format": Results.FORMAT,
         "llm_forget": "0.1.0",
         "models": {"before": model, "unlearned": model, "oracle": None},
     }
@@ -146,9 +146,11 @@ def test_results_that_changed_are_another_verification(ledger: Ledger, evaluated
     results = json.loads(evaluated.results_file.read_text())
     results["suites"]["demo"]["verdict"]["forgot"]["answer"] = "no"
     write_json(evaluated.results_file, results)
-    write_json(evaluated.path / "verify.json", {"results": "sha256:of others", "policy": "old", "answer": "pass"})
+    common = {"models": results["models"], "rules": []}
+    ruled = {"results": "sha256:of others", "policy": "old", "answer": "pass", **common}
+    write_json(evaluated.path / "verify.json", ruled)
     assert "policy" not in note_run(ledger, evaluated)[-1].body, "a verdict about other results is not taken over"
-    ruled = {"results": json_digest(results["suites"]), "policy": "default", "answer": "fail"}
+    ruled = {"results": json_digest(results["suites"]), "policy": "default", "answer": "fail", **common}
     write_json(evaluated.path / "verify.json", ruled)
     assert note_run(ledger, evaluated)[-1].body["policy"] == {"name": "default", "answer": "fail"}
     assert [event.body["answers"]["demo"]["forgot"] for event in ledger.events("verification")] == ["yes", "no", "no"]

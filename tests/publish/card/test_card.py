@@ -256,8 +256,10 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
         "probes": {"forget": {"answers": 30, "digest": plain}},
     }
     (folder / "results.json").write_text(json.dumps(results))
-    rule = {"holds": True, "sentence": "forget_probability 0.200", "severity": "fail"}
+    rule = {"holds": True, "sentence": "forget_probability 0.200", "severity": "fail", "answer": "pass"}
+    rule |= {"suite": "basic", "of": None}
     verified = {"policy": "demo", "answer": "pass", "rules": [rule], "results": json_digest(results["suites"])}
+    verified["models"] = results["models"]
     (folder / "verify.json").write_text(json.dumps(verified))
     hidden, text = public(read_run(folder)), card(folder)
     assert hidden.verified_as_it_is

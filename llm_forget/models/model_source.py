@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.models import ExportReport
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import (
     ADAPTER_CONFIG,
@@ -44,11 +46,8 @@ class Source:
 
 def _is_of(report: Path, file: str) -> bool:
     """Whether an export.json says that it is of this file; other programs write files of that name, too."""
-    try:
-        said = read_json(report)
-    except ValueError:
-        return False
-    return isinstance(said, dict) and said.get("file") == file
+    content = formats.read_if_valid(report, ExportReport)
+    return content is not None and content.file == file
 
 
 def find_source(name: str | None) -> Source:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core import formats
+from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run, file_digest, json_digest, read_json
 from llm_forget.core.strict_json import canonical
 from llm_forget.evals.results_file import read_results
@@ -166,7 +168,7 @@ def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:
     """Weights as they are; config and manifest with the base's name on the Hub, and never with a path to it."""
     weights, config, manifest, effect = (folder / name for name in ("adapter_model.safetensors", *OF_ADAPTER))
     yield from (File.of(file.name, file) for file in (weights, effect) if file.is_file())
-    fields, known = read_json(config), read_json(manifest)
+    fields, known = read_json(config), formats.read_content(manifest, Manifest)
     base = base or without_folders(fields.get("base_model_name_or_path"))
     if fields.get("base_model_name_or_path") == base:
         yield from (File.of(file.name, file) for file in (config, manifest))

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import file_digest, read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.models import ExportReport
+from llm_forget.core.run_directory import file_digest
 from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
 from llm_forget.models.merging.merge_report import Merged, is_measured, read_merged
 from llm_forget.report.run_evidence import Evidence
 
 EXPORT_REPORT, RESULTS = "export.json", "results.json"
-EXPORTED = {  # of export.json, what is read here and in a card
-    "form": str, "file": str | None, "digest": str, "of": dict, "merge": dict | None, "files": dict,
-    "max_abs_logit_difference": float, "mean_kl": float, "n_probe_tokens": int,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,24 +60,23 @@ def written_from(evidence: Evidence, folder: str | Path) -> Written:
 def _exported(evidence: Evidence, folder: Path) -> Written:
     from llm_forget.models import source_digest
 
-    said, again = read_json(folder / EXPORT_REPORT), "export again"
-    if not isinstance(said, dict) or not all(isinstance(said.get(key, ...), kind) for key, kind in EXPORTED.items()):
-        raise ValueError(f"'{folder / EXPORT_REPORT}' is not as `llm-forget export` writes it; {again}")
-    for name, digest in said["files"].items():
+    again = "export again"
+    report = formats.read(folder / EXPORT_REPORT, ExportReport, advice=again)
+    for name, digest in report.files.items():
         path = folder / name
         if "/" in name or not path.exists() or not stat.S_ISREG(path.lstat().st_mode) or file_digest(path) != digest:
             raise ValueError(f"'{path}' is not what {EXPORT_REPORT} says was written; {again}")
-    if source_digest(str(folder / (said["file"] or ""))) != said["digest"]:
+    if source_digest(str(folder / (report.file or ""))) != report.digest:
         raise ValueError(f"the weights in '{folder}' are not those that {EXPORT_REPORT} says were written; {again}")
-    if said["of"].get("digest") != _weights_of(evidence) and not _of_run(evidence, said["merge"] or {}):
+    if report.of.digest != _weights_of(evidence) and not _of_run(evidence, report.merge or {}):
         raise ValueError(f"'{folder}' was not exported from this run; {again}")
     if not (folder / RESULTS).is_file():
         raise ValueError(
             f"'{folder}' was not measured, and rounding can bring back what was forgotten; {again}, without "
             "--no_measure"
         )
-    _refuse_other_results(Merged(folder, said["digest"], {}, {}), True, again)
-    return Written(folder, said["file"], True)
+    _refuse_other_results(Merged(folder, report.digest, {}, {}), True, again)
+    return Written(folder, report.file, True)
 
 
 def _of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:

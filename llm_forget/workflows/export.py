@@ -24,10 +24,11 @@ from trl import ModelConfig
 
 from llm_forget.core import formats
 from llm_forget.core.config import DataConfig
+from llm_forget.core.formats.models import ExportReport, MergeReport
 from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json, write_json
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json
 from llm_forget.evals.distributed import start_processes
 from llm_forget.evals.progress import meter
 from llm_forget.models import find_source, load_base, load_tokenizer, source_digest
@@ -141,11 +142,7 @@ def _refuse_altered(folder: Path) -> None:
     report = folder / MERGE_REPORT
     if not report.is_file():
         return
-    said = read_json(report)
-    files = said.get("files") if isinstance(said, dict) else None
-    if not isinstance(files, dict):
-        raise ValueError(f"'{report}' is not as `llm-forget merge` writes it; merge again")
-    for name, digest in files.items():
+    for name, digest in formats.read(report, MergeReport, advice="merge again").files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise AdapterRefused(f"'{folder / name}' is not the file that {MERGE_REPORT} says was written; merge again")
 
@@ -269,7 +266,7 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
     report = {
         "form": form,
         "of": {"name": scene.name, "digest": source_digest(scene.given)},
-        "merge": {k: v for k, v in read_json(merged).items() if k in FROM_MERGE} if merged.is_file() else None,
+        "merge": _merge_facts(merged) if merged.is_file() else None,
         **details,
         "dtype": str(dtype).removeprefix("torch."),
         "digest": source_digest(str(weights)),
@@ -279,8 +276,13 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
         "tolerance": limit,
         "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }
-    write_json(folder / EXPORT_REPORT, report)
+    formats.write(folder / EXPORT_REPORT, report, ExportReport)
     return report
+
+
+def _merge_facts(report: Path) -> dict[str, Any]:
+    """Keys of merge.json that export.json repeats."""
+    return {key: value for key, value in formats.read_content(report, MergeReport).items() if key in FROM_MERGE}
 
 
 def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, model_part
+from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run, environment, file_digest, model_name, write_json
@@ -246,7 +247,7 @@ def _combined(
             "digest": facts["beneath"]["digest"],
         }
         write_json(run.provenance_file, {"kind": "combine", "base": base, **facts, "environment": environment()})
-        write_json(run.path / MERGE_REPORT, report)
+        formats.write(run.path / MERGE_REPORT, report, MergeReport)
         run.finish()
     return report
 

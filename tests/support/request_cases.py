@@ -70,7 +70,7 @@ def _folder(path: Path, seed: str, adapter: bool) -> Path:
     (path / ("adapter_config.json" if adapter else "config.json")).write_text(json.dumps({"seed": seed}))
     if adapter:
         files = {file.name: file_digest(file) for file in path.iterdir()}
-        write_json(path / "manifest.json", {"files": files})
+        write_json(path / "manifest.json", {"files": files, "tensors": {}})
     return path
 
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.core import formats
+from llm_forget.core.formats.models import Manifest
 from llm_forget.core.formats.results import Verification
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name, read_json
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
 FORGOTTEN = {"unlearn": ("forget",)}
@@ -78,12 +79,16 @@ def weights_of(run: Run) -> str:
 
     folder = run.adapter if run.adapter.is_dir() else run.model
     manifest = folder / "manifest.json"
-    for name, digest in (read_json(manifest).get("files", {}) if manifest.is_file() else {}).items():
+    for name, digest in (_manifest_files(manifest) if manifest.is_file() else {}).items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise AdapterRefused(
                 f"'{folder / name}' is not the file that the run wrote; its manifest has another digest"
             )
     return source_digest(str(run.path))
+
+
+def _manifest_files(manifest: Path) -> dict[str, str]:
+    return formats.read(manifest, Manifest, error=AdapterRefused).files
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, model_name, read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.models import Manifest
+from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, model_name
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.models.merging.merge_report import KIND, is_merged, read_merged
 
@@ -140,7 +142,7 @@ def _of_merged(folder: Path) -> Origin:
 def _digests(folder: Path) -> dict[str, str]:
     digests = {name: file_digest(path) for name, path in files_of(folder).items()}
     manifest = folder / "manifest.json"
-    stated = read_json(manifest).get("files", {}) if manifest.is_file() else {}
+    stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     changed = sorted(name for name, digest in stated.items() if digests.get(name) != digest)
     if changed:
         raise AdapterRefused(f"'{folder / changed[0]}' is not the file that the run wrote, says its manifest.json")

@@ -22,7 +22,7 @@ class Adapter(Part, frozen=True):
     """An adapter beneath the one that was trained."""
 
     name: str
-    digest: str
+    digest: str | None  # null where the weights are sharded
 
 
 class Effect(Record, frozen=True):
@@ -74,9 +74,9 @@ class MergeReport(Record, frozen=True):
     MAX_BYTES: ClassVar[int] = 16 << 20
 
     combination: str  # stack, sum, cat, svd, ...
-    sources: Annotated[list[Source], Meta(min_length=1)]
-    beneath: Target
     files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
+    sources: Annotated[list[Source], Meta(min_length=1)] | UnsetType = UNSET  # unset where adapters are not of runs
+    beneath: Target | UnsetType = UNSET
     base_precision: str | UnsetType = UNSET  # trained, original, as loaded; a combined adapter has none
     base: str | UnsetType | None = UNSET  # name of the target
     adapter: Digest | UnsetType = UNSET  # of the weights of a single adapter

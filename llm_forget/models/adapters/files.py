@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llm_forget.core import formats
+from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import AdapterRefused, file_digest, write_json
 from llm_forget.models.adapters.compatibility import refuse_misfit
 from llm_forget.models.adapters.logit_fingerprint import describe, probe, refuse_without_effect, warn_without_effect
@@ -104,7 +106,7 @@ def save_adapter(
         taken = manifest.keys() & (extra or {}).keys()
         if taken:
             raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
-        write_json(temporary / MANIFEST, {**manifest, **(extra or {})})
+        formats.write(temporary / MANIFEST, {**manifest, **(extra or {})}, Manifest)
     warn_without_effect(effect, folder)
     return folder
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,15 +86,10 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def is_effect(content: dict[str, Any]) -> bool:
-    """Whether this is something that `describe` gives, numbers and all."""
-    numbers, samples = [content.get(key) for key in ("max_abs", "mean_kl", "largest_logit")], content.get("samples")
-    measured = isinstance(samples, list) and len(samples) == SAMPLES and all(map(_number, [*numbers, *samples]))
-    unmeasured = samples is None and numbers == [None] * 3
-    return (measured or unmeasured) and content.get("dtype") in NOISE and {"prompts", "quantization"} <= content.keys()
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether an `Effect` has all its numbers, or none because the logits were not finite."""
+    numbers, samples = [content[key] for key in ("max_abs", "mean_kl", "largest_logit")], content["samples"]
+    complete = len(samples) == SAMPLES and None not in numbers if samples is not None else numbers == [None] * 3
+    return complete and content["dtype"] in NOISE
 
 
 def refuse_without_effect(found: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import AdapterRefused, file_digest, write_json
+from llm_forget.core import formats
+from llm_forget.core.formats.models import Effect, Manifest
+from llm_forget.core.run_directory import AdapterRefused, file_digest
 from llm_forget.models.adapters.logit_fingerprint import is_effect
 from llm_forget.models.adapters.untrusted import (
     ADAPTER_CONFIG,
@@ -74,16 +76,11 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
 
 def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
-    """What later steps read of a manifest without asking: settings of the base, and entries that are mappings."""
-    mappings = [manifest.get(key, {}) for key in ("quantization", "load", "effect")]
-    entries = [*manifest["tensors"].values(), *(each for each in mappings if each is not None)]
-    unknown = set(manifest.get("quantization") or {}) - QUANTIZATION if all(map(_mapping, entries)) else {"?"}
-    if unknown or manifest.get("load", LOAD) is None:
-        raise AdapterRefused(f"'{folder / MANIFEST}' is not as this package writes it; {RESTORE}")
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, dict)
+    """Refuse what later steps would read without a check: keys of another type, and other settings of the base."""
+    formats.checked(manifest, Manifest, folder / MANIFEST, advice=RESTORE, error=AdapterRefused)
+    unknown = sorted(set(manifest.get("quantization") or {}) - QUANTIZATION)
+    if unknown:
+        raise AdapterRefused(f"'{folder / MANIFEST}' has an unknown key {unknown[0][:60]!a} in quantization; {RESTORE}")
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
@@ -103,6 +100,7 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
     effect = manifest.get("effect")
     if effect is None and (folder / EFFECT).is_file():
         effect = read_strict_json(folder / EFFECT, MAX_MANIFEST)
+        formats.checked(effect, Effect, folder / EFFECT, advice=RESTORE, error=AdapterRefused)
     if effect is not None and not is_effect(effect):
         raise AdapterRefused(f"the effect recorded of adapter '{folder}' is not as this package writes it; {RESTORE}")
     return effect
@@ -115,4 +113,4 @@ def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):
-        write_json(folder / EFFECT, effect)
+        formats.write(folder / EFFECT, effect, Effect)

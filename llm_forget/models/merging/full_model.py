@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from llm_forget.core.run_directory import file_digest, write_json
+from llm_forget.core import formats
+from llm_forget.core.formats.models import MergeReport
+from llm_forget.core.run_directory import file_digest
 from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
 from llm_forget.models.adapters.untrusted import ADAPTER_WEIGHTS
@@ -124,7 +126,7 @@ def merge_adapters(
             **(facts or {}),
             "files": {path.name: file_digest(path) for path in sorted(temporary.iterdir())},
         }
-        write_json(temporary / MERGE_REPORT, report)
+        formats.write(temporary / MERGE_REPORT, report, MergeReport)
         _refuse_taken(out_folder)  # by another process in the meantime
     return report
 

@@ -10,8 +10,6 @@ ledger before, or nobody could say what it was trained on.
 from __future__ import annotations
 
 import fnmatch
-import math
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +18,14 @@ from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.versions.lineage import MAKING
+from llm_forget.core import formats
+from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name
-from llm_forget.core.strict_json import canonical_digest, strict_loads
+from llm_forget.core.strict_json import canonical_digest
 
 REPORT = "merge.json"
 KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
 KEYS = ("combination", "sources", "beneath", "base_precision", "files")
-MAX_BYTES = 16 << 20
-NAME = re.compile(r"(adapter/)?[^/\\]+")
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,11 @@ def read_merged(folder: Path) -> Merged:
         AdapterRefused: a file is gone, was changed or added, or is a link.
     """
     path = folder / REPORT
-    try:
-        said = strict_loads(path.read_bytes(), MAX_BYTES)
-    except ValueError as error:
-        raise ValueError(f"'{path}' is damaged ({error}); merge again") from None
-    if isinstance(said, dict) and Run(folder).state_file.is_file():
+    said = formats.read_content(path, MergeReport, advice="merge again")
+    if Run(folder).state_file.is_file():
         said.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
-    if not isinstance(said, dict) or not _is_whole(said):
-        raise ValueError(f"'{path}' does not say which runs went into it, as this version writes it; merge again")
+    if missing := [key for key in KEYS if key not in said]:
+        raise ValueError(f"'{path}' lacks the key '{missing[0]}'; merge again")
     weights = _checked(folder, said["files"])
     facts = {key: said[key] for key in KEYS if key != "files"}
     facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in said["sources"]]
@@ -155,31 +150,3 @@ def is_measured(merged: Merged) -> bool:
     precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
     keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
     return found is not None and found["digest"] in keys
-
-
-def _is_whole(said: dict[str, Any]) -> bool:
-    if not said.keys() >= set(KEYS):
-        return False
-    sources, beneath, files = said["sources"], said["beneath"], said["files"]
-    return (
-        isinstance(said["combination"], str)
-        and isinstance(said["base_precision"], str)
-        and isinstance(sources, list)
-        and bool(sources)
-        and all(isinstance(source, dict) and _is_source(source) for source in sources)
-        and isinstance(beneath, dict)
-        and all(isinstance(beneath.get(key), str) for key in ("name", "digest"))
-        and isinstance(files, dict)
-        and all(NAME.fullmatch(name) and isinstance(digest, str) for name, digest in files.items())
-    )
-
-
-def _is_source(source: dict[str, Any]) -> bool:
-    scale = source.get("scale")
-    return (
-        source.keys() >= {"run", "weights", "scale"}
-        and all(isinstance(source[key], str) for key in ("run", "weights"))
-        and isinstance(scale, int | float)
-        and not isinstance(scale, bool)
-        and math.isfinite(scale)
-    )

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
+from llm_forget.core import formats
+from llm_forget.core.formats.models import ExportReport, Manifest, MergeReport
 from llm_forget.core.run_directory import Run, read_json, write_atomic, write_json
 from llm_forget.evals.bounds import shown
 from llm_forget.evals.results_file import read_results
@@ -205,7 +207,8 @@ def _content(
 ) -> dict[str, Any]:
     run, config = evidence.run, evidence.run.config if evidence.run.config_file.is_file() else {}
     adapter = run.adapter.is_dir() and merged is None
-    manifest = read_json(run.adapter / "manifest.json") if (run.adapter / "manifest.json").is_file() else {}
+    manifest_file = run.adapter / "manifest.json"
+    manifest = formats.read_content(manifest_file, Manifest) if manifest_file.is_file() else {}
     base = base_in_words(evidence, statements)
     weights = merged or (run.adapter if run.adapter.is_dir() else run.model)
     form, otherwise = _report(merged, "export.json"), made_otherwise(evidence)
@@ -289,7 +292,9 @@ def _with_n(found: dict[str, Any]) -> str:
 
 
 def _report(folder: Path | None, name: str) -> dict[str, Any] | None:
-    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
+    if folder is None or not (folder / name).is_file():
+        return None
+    return formats.read_content(folder / name, MergeReport if name == "merge.json" else ExportReport)
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> Table:

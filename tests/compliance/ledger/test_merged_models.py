@@ -252,7 +252,9 @@ def make(tmp_path: Path) -> Make:
         (run.adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
         (run.adapter / "adapter_model.safetensors").write_bytes(name.encode())
         files = {path.name: file_digest(path) for path in run.adapter.iterdir()}
-        write_json(run.adapter / "manifest.json", {"files": files, "base": source_digest(source), "beneath": []})
+        write_json(
+            run.adapter / "manifest.json", {"files": files, "tensors": {}, "base": source_digest(source), "beneath": []}
+        )
         data = {key: {"rows": len(ids), "digest": canonical_digest(ids), "ids": ids} for key, ids in splits.items()}
         base_facts = {"name": source, "revision": "main", "digest": source_digest(source)}
         write_json(run.provenance_file, {"kind": kind, "base": base_facts, "data": data, "seed": 0})
@@ -549,7 +551,7 @@ def test_what_was_fine_tuned_on_the_rows_and_taken_away_can_close_once_it_is_mea
         (tuned[name] / "adapter" / "model.safetensors").rename(tuned[name] / "adapter" / "adapter_model.safetensors")
         (tuned[name] / "adapter" / "config.json").rename(tuned[name] / "adapter" / "adapter_config.json")
         files = {path.name: file_digest(path) for path in (tuned[name] / "adapter").iterdir()}
-        write_json(tuned[name] / "adapter" / "manifest.json", {"files": files})
+        write_json(tuned[name] / "adapter" / "manifest.json", {"files": files, "tensors": {}})
     part = measured_merge(tmp_path / "part", tuned["some"], scales=(-1.0,))
     with pytest.raises(ValueError, match="did not learn 1 of the 3 rows"):
         cases.close(evidence, "req-0001", tuned["some"], merged=part)

@@ -54,7 +54,9 @@ def make(tmp_path: Path) -> Make:
             (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
             (folder / "adapter_model.safetensors").write_bytes(name.encode())
             files = {path.name: file_digest(path) for path in folder.iterdir()}
-            write_json(folder / "manifest.json", {"files": files, "base": source_digest(source), "beneath": []})
+            write_json(
+                folder / "manifest.json", {"files": files, "tensors": {}, "base": source_digest(source), "beneath": []}
+            )
         else:
             (folder / "config.json").write_text("{}")
             (folder / "model.safetensors").write_bytes(name.encode())

@@ -58,7 +58,10 @@ def make(tmp_path):
             (run.adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
             (run.adapter / "adapter_model.safetensors").write_bytes(weights)
             files = {path.name: file_digest(path) for path in run.adapter.iterdir()}
-            write_json(run.adapter / "manifest.json", {"files": files, "base": source_digest(str(base)), "beneath": []})
+            write_json(
+                run.adapter / "manifest.json",
+                {"files": files, "tensors": {}, "base": source_digest(str(base)), "beneath": []},
+            )
         data = {
             split: {"rows": len(ids), "digest": canonical_digest([split, ids]), "ids": ids}
             for split, ids in splits.items()

@@ -438,7 +438,7 @@ def test_an_adapter_loads_in_another_precision_than_it_was_saved_in(saved):
 def test_a_manifest_that_is_not_as_it_is_written_is_refused(saved, change):
     folder, _ = saved
     write_json(folder / MANIFEST, read_json(folder / MANIFEST) | change)
-    refused(saved, "not as this package|is not what|has no manifest|another way of loading")
+    refused(saved, "unknown key|key '|is not what|has no manifest|another way of loading")
 
 
 def test_names_from_a_file_do_not_reach_the_terminal_as_they_are(saved):

@@ -79,9 +79,10 @@ gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs
 	$(BIN)/python recipes/tofu/smollm2/forget10.py --runs $(RUNS)/tofu10 $(KEYS)
 	$(BIN)/python tests/measure/gpu_bench.py $(RUNS)/gpu_bench
 
-lint: setup  ## ruff, and mypy on the pure layers
+lint: setup  ## ruff, the layers of imports, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: setup  ## Let ruff rewrite the files

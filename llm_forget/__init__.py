@@ -12,13 +12,15 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core import __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from llm_forget.attacks.run import attack
     from llm_forget.core.config import DataConfig, TrainConfig, UnlearnConfig
     from llm_forget.core.run_directory import Run
     from llm_forget.evals.policy import verify
     from llm_forget.logprobs.logprobs import Logprobs
-    from llm_forget.models import merge_adapter
+    from llm_forget.models.merging.full_model import merge_adapter
     from llm_forget.objectives import objective
     from llm_forget.objectives.methods import METHODS, Objective, build_objective
     from llm_forget.report import report
@@ -48,7 +50,6 @@ __all__ = [
     "unlearn",
     "verify",
 ]
-__version__ = "0.1.0"
 
 _HOMES = {
     "METHODS": "objectives.methods",
@@ -63,7 +64,7 @@ _HOMES = {
     "build_objective": "objectives.methods",
     "evaluate": "workflows.evaluate",
     "finetune": "workflows.finetune",
-    "merge_adapter": "models",
+    "merge_adapter": "models.merging.full_model",
     "objective": "objectives",
     "report": "report",
     "sweep": "workflows.sweep",

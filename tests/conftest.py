@@ -154,7 +154,7 @@ def make_trainer(
         **changes: Any,
     ) -> Any:
         from llm_forget.core.config import UnlearnConfig
-        from llm_forget.models import attach_adapter
+        from llm_forget.models.adapters.lora import attach_adapter
         from llm_forget.objectives.methods import build_objective
         from llm_forget.training.gradient_combiner import Surgery
         from llm_forget.training.trainer import UnlearnTrainer

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_forget.core.config import DataConfig
 from llm_forget.core.run_directory import Run
-from llm_forget.evals.runner import PRECISION
+from llm_forget.models.digest import PRECISION
 from llm_forget.workflows.evaluate import evaluate
 
 Lines = dict[str, dict[str, Any]]  # by name: value, ci, n

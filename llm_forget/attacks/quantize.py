@@ -9,7 +9,7 @@ from typing import Any
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.context import Lines, Scene
 from llm_forget.core.config import model_part
-from llm_forget.models import merge_adapter
+from llm_forget.models.merging.full_model import merge_adapter
 
 logger = logging.getLogger("llm_forget")
 BITS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.context import Lines, Scene
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.sources import load_source
-from llm_forget.evals.runner import PRECISION
+from llm_forget.models.digest import PRECISION
 from llm_forget.workflows.finetune import finetune
 
 logger = logging.getLogger("llm_forget")

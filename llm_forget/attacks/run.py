@@ -18,9 +18,10 @@ from llm_forget.attacks.context import Lines, Scene, lines_of
 from llm_forget.attacks.excess import excess
 from llm_forget.attacks.prompting import ASKED
 from llm_forget.core import formats
+from llm_forget.core.digests import json_digest
 from llm_forget.core.formats.results import Attack
 from llm_forget.core.launch import refuse_processes
-from llm_forget.core.run_directory import ROLES, Run, json_digest
+from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
 
 logger = logging.getLogger("llm_forget")

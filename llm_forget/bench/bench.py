@@ -29,8 +29,10 @@ from llm_forget.bench.steps import (
     set_up,
 )
 from llm_forget.core.config import UnlearnConfig, parse
-from llm_forget.core.run_directory import environment, write_json
-from llm_forget.models import load_base, quantization_of
+from llm_forget.core.environment import environment
+from llm_forget.core.files import write_json
+from llm_forget.models.adapters.lora import quantization_of
+from llm_forget.models.load import load_base
 from llm_forget.objectives.methods import build_objective
 from llm_forget.training.job import prepare
 from llm_forget.training.trainer import Batch

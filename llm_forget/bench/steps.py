@@ -25,7 +25,7 @@ from llm_forget.bench.memory import weight_bytes
 from llm_forget.bench.naive import naive_npo, naive_npo_kl
 from llm_forget.core.config import TrainConfig
 from llm_forget.logprobs.batches import collate, concatenate
-from llm_forget.models import attach_adapter, prepare_gradient_checkpointing
+from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
 from llm_forget.training.row_stream import PADDING, StepSampler
 from llm_forget.training.trainer import Batch, UnlearnTrainer

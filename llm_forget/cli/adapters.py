@@ -27,7 +27,7 @@ def adopt(
     or non-finite tensors, and an adapter that changes nothing. Exit code 4: refused.
     """
     from llm_forget.cli.evaluate import speak
-    from llm_forget.core.run_directory import AdapterRefused
+    from llm_forget.core.errors import AdapterRefused
     from llm_forget.workflows.adopt import adopt as take
     from llm_forget.workflows.adopt import inspect_adapter
 

@@ -171,7 +171,7 @@ def compare(
 
     from rich.console import Console
 
-    from llm_forget.core.run_directory import write_atomic
+    from llm_forget.core.files import write_atomic
     from llm_forget.report.sections.comparison import compare as put_together
     from llm_forget.report.sections.comparison import comparison_markdown, print_comparison
 

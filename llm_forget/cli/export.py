@@ -68,7 +68,7 @@ def _side_by_side(report: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    from llm_forget.evals.bounds import shown
+    from llm_forget.core.text import shown
     from llm_forget.evals.terminal import terminal
 
     console = terminal()

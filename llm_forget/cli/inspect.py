@@ -35,7 +35,7 @@ def scan_residue(
     import json
     from pathlib import Path
 
-    from llm_forget.evals.progress import meter
+    from llm_forget.evals.probes.progress import meter
     from llm_forget.residue import scan
 
     with meter(quiet=as_json) as bars, bars.task("MiB read") as task:

@@ -74,7 +74,7 @@ def record(
     """
     from llm_forget.compliance.ledger.describe import short
     from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.ledger.trail import record_trail
+    from llm_forget.compliance.versions.trail import record_trail
 
     with Ledger.open(evidence) as ledger:
         trail = record_trail(ledger, record, subject)
@@ -106,7 +106,7 @@ def version(
 ) -> None:
     """Say which records a version saw, all that led to it, and whether it holds any that were deleted."""
     from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.ledger.trail import version_lineage
+    from llm_forget.compliance.versions.trail import version_lineage
     from llm_forget.compliance.versions.versions import requests_of
 
     with Ledger.open(evidence) as ledger:
@@ -214,7 +214,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llm_forget.report.render.document import plain
+    from llm_forget.core.text import plain
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_forget import __version__
 from llm_forget.cli.adapters import adapters
 from llm_forget.cli.evaluate import PASS_ON, evidence, speak
 from llm_forget.cli.export import exporting
@@ -22,8 +21,8 @@ from llm_forget.cli.merge import merging
 from llm_forget.cli.publish import publishing
 from llm_forget.cli.requests import requests
 from llm_forget.cli.versions import versions
-from llm_forget.core import resources, safe_errors
-from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken
+from llm_forget.core import __version__, resources, safe_errors
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
 
 DEBUG = "LLM_FORGET_DEBUG"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

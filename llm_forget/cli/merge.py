@@ -77,7 +77,7 @@ def _note(folder: str, runs: list[str]) -> None:
     """Where there is an evidence folder, say there what was merged; a run that it cannot take stops nothing."""
     from pathlib import Path
 
-    from llm_forget.models.merging.merge_report import note_with_sources
+    from llm_forget.compliance.ledger.record_runs import note_with_sources
     from llm_forget.publish.ledger_gate import evidence_folder
 
     if (evidence := evidence_folder()) is None:

@@ -56,7 +56,8 @@ def card(
     Numbers come from `results.json`. What the options say is kept in `card.json`, for the next card and for `push`.
     """
     speak()
-    from llm_forget.publish.card.card import Statements, write_card
+    from llm_forget.publish.card.card import write_card
+    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.ledger_gate import evidence_folder, history
 
     said = Statements(

@@ -143,7 +143,7 @@ def purge(
 
 def _method(evidence: str, identity: str) -> str:
     from llm_forget.compliance.versions.diff import method_of
-    from llm_forget.core.run_directory import EvidenceBroken
+    from llm_forget.core.errors import EvidenceBroken
 
     try:
         return method_of(evidence, identity)

@@ -19,13 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import shutil
-import subprocess
 import tempfile
 import weakref
 from dataclasses import dataclass
@@ -35,18 +31,10 @@ from typing import IO, Any
 
 import yaml
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes", "numpy")
+from llm_forget.core.files import _written_as, read_json, write_atomic, write_json
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
-
-
-class AdapterRefused(ValueError):
-    """An adapter that is not exactly what was written, or that nobody vouches for; the command line leaves with 4."""
-
-
-class EvidenceBroken(ValueError):
-    """Ledger, certificate or signature that was altered; the command line leaves with 6."""
 
 
 @dataclass(frozen=True)
@@ -234,86 +222,5 @@ def _unlink_own(path: Path, process: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _written_as(name: str) -> str:
-    """The file that a temporary one of `write_atomic` was to become."""
-    return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part; on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` of indented JSON; NaN is not allowed, since other readers refuse it."""
-    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; a broken one is named in the error."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno})") from error
-
-
-def file_digest(path: Path) -> str:
-    """``sha256:`` and 64 hex digits of a file's bytes."""
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_digest(content: Any) -> str:
-    """Digest of a value through its canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """What the run ran on: versions, git commit of the working directory, device; nothing that names a person."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "llm_forget": importlib.metadata.version("llm-forget"),
-        "python": platform.python_version(),
-        "packages": versions,
-        "git_commit": _git_commit(),
-        "device": torch.cuda.get_device_name(0) if cuda else f"cpu ({platform.machine()})",
-        "devices": torch.cuda.device_count() if cuda else 1,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def model_name(name: str) -> str:
-    """How a model is called in evidence: a Hub name as it is, of a path its end only."""
-    path = Path(name)
-    return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.private_storage import storage
 from llm_forget.data.rows import Row, is_text
 from llm_forget.data.template import Rendered, Template, control_name, render, special_tokens
-from llm_forget.logprobs.logprobs import IGNORE
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_forget.core.registry import did_you_mean
+from llm_forget.core.text import shown
 
 KINDS = ("at_most", "at_least", "within")
 MODELS = ("oracle", "before")
@@ -159,13 +160,6 @@ def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
     """Whether the model before met the bounds on the oracle already; of one question of results.json."""
     like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
-
-
-def shown(value: float | None) -> str:
-    """Three decimals, or a power of ten where those would be 0."""
-    if value is None or math.isnan(value):
-        return "unknown"
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def _is_number(value: Any) -> bool:

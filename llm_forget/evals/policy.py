@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats, resources
+from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import Run, file_digest, json_digest, refuse_version
+from llm_forget.core.run_directory import Run, refuse_version
 from llm_forget.evals.bounds import Bound, Finding, apply_bound, parse_bound
 from llm_forget.evals.results_file import read_results
 

@@ -13,7 +13,6 @@ and what it holds is continued from.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import math
 import os
@@ -153,12 +152,6 @@ KINDS: dict[str, type[TokenRecord] | type[GenerationRecord] | type[GradientRecor
     "generate": GenerationRecord,
     "gradients": GradientRecord,
 }
-
-
-def content_key(**parts: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of everything a record depends on; ``1`` and ``"1"`` differ."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:

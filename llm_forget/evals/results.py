@@ -7,14 +7,13 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from llm_forget import __version__
-from llm_forget.core import formats
+from llm_forget.core import __version__, formats
 from llm_forget.core.config import SPLITS
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.bounds import answer, apply_bound
 from llm_forget.evals.compute import Computation, compute_lines
-from llm_forget.evals.probe_inputs import Work
+from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.runner import Subject
 from llm_forget.evals.suite import Suite
 

@@ -19,27 +19,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
+from llm_forget.core.digests import content_key, file_digest
+from llm_forget.core.files import cache_folder, read_json, write_json
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import file_digest, read_json, write_json
-from llm_forget.evals.distributed import as_main, check_same, close_share, open_share
 from llm_forget.evals.lm_eval.harness import run_lm_eval
 from llm_forget.evals.lm_eval.tasks import task_key
-from llm_forget.evals.probe_inputs import Work, judged
+from llm_forget.evals.probes.distributed import as_main, check_same, close_share, open_share
 from llm_forget.evals.probes.gradients import probe_gradients
+from llm_forget.evals.probes.inputs import Work, judged
 from llm_forget.evals.probes.probes import probe_generate, probe_logprobs
+from llm_forget.evals.probes.progress import Meter, meter
 from llm_forget.evals.probes.vllm import probe_generate_vllm, start_engine
-from llm_forget.evals.progress import Meter, meter
-from llm_forget.evals.records import RecordWriter, content_key, load_records, write_records
+from llm_forget.evals.records import RecordWriter, load_records, write_records
 from llm_forget.evals.suite import Task
-from llm_forget.models import find_source, load_adapter, load_base, reference_mode, source_digest
-from llm_forget.models.digest import adapter_digest
-from llm_forget.training.reference import cache_folder
+from llm_forget.models.adapters.files import load_adapter
+from llm_forget.models.adapters.lora import reference_mode
+from llm_forget.models.digest import PRECISION, adapter_digest, source_digest
+from llm_forget.models.load import load_base
+from llm_forget.models.model_source import find_source
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
 RECORD_KIND = {"logprobs": "logprobs", "judge": "logprobs", "gradients": "gradients", "generate": "generate"}
-PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from typing import Any, get_args
 import yaml
 
 from llm_forget.core import resources
+from llm_forget.core.digests import json_digest
 from llm_forget.core.formats.results import Goal
 from llm_forget.core.registry import Entry, did_you_mean
-from llm_forget.core.run_directory import json_digest
 from llm_forget.evals.bounds import Bound, parse_bound
 from llm_forget.evals.metrics import METRICS
 

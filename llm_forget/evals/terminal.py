@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llm_forget.evals.bounds import nothing_to_forget, shown
+from llm_forget.core.text import shown
+from llm_forget.evals.bounds import nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llm_forget.logprobs.logprobs import IGNORE
+from llm_forget.core.labels import IGNORE
 
 
 def collate(

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.logprobs.fused_head import head_logprobs
 from llm_forget.logprobs.packing import pack
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)

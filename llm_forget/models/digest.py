@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from llm_forget.core.run_directory import file_digest, json_digest
+from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
+from llm_forget.models.tensor_digests import tensors_digest
 
 # What decides the outputs of a model; tokenizer files have their own digest elsewhere.
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
@@ -79,27 +75,4 @@ def adapter_digest(folder: Path) -> str:
     return folder_digest(folder)
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype are not part of it."""
-    import torch
-
-    # Viewed as bytes, because NumPy has no bfloat16.
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return "sha256:" + hashlib.sha256(flat.numpy().data).hexdigest()
-
-
-def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Digest, shape and dtype of each tensor, by sorted name."""
-    return {
-        name: {
-            "sha256": tensor_digest(tensors[name]).removeprefix("sha256:"),
-            "shape": list(tensors[name].shape),
-            "dtype": str(tensors[name].dtype).removeprefix("torch."),
-        }
-        for name in sorted(tensors)
-    }
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """One digest of named tensors: names, shapes, dtypes and bytes."""
-    return json_digest(describe_tensors(tensors))
+PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")

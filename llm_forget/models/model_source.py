@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import ExportReport
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest
+from llm_forget.core.run_directory import Run
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import (
     ADAPTER_CONFIG,

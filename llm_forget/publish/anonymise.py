@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from llm_forget.core.run_directory import json_digest
+from llm_forget.core.digests import json_digest
 from llm_forget.publish.row_digests import public_data, public_results, row_key
 from llm_forget.report.run_evidence import Evidence
 

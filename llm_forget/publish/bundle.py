@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import Manifest
-from llm_forget.core.run_directory import Run, file_digest, json_digest, read_json
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical
 from llm_forget.evals.results_file import read_results
 from llm_forget.publish.anonymise import hub_id, model_name, public
-from llm_forget.publish.card.card import Place, card, kept_statements, measured_as
+from llm_forget.publish.card.card import Place, card, measured_as
+from llm_forget.publish.card.statements import kept_statements
 from llm_forget.publish.consistency import EXPORT_REPORT, Written, refuse_other_weights, written_from
 from llm_forget.publish.row_digests import plain_digests, public_results, row_key
 from llm_forget.report.render.document import Document

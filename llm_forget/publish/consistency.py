@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
 from llm_forget.core.formats.models import ExportReport
-from llm_forget.core.run_directory import file_digest
+from llm_forget.evals.model_identity import is_measured
 from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
-from llm_forget.models.merging.merge_report import Merged, is_measured, read_merged
+from llm_forget.models.merging.merge_report import Merged, read_merged
 from llm_forget.report.run_evidence import Evidence
 
 EXPORT_REPORT, RESULTS = "export.json", "results.json"
@@ -58,7 +59,7 @@ def written_from(evidence: Evidence, folder: str | Path) -> Written:
 
 
 def _exported(evidence: Evidence, folder: Path) -> Written:
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     again = "export again"
     report = formats.read(folder / EXPORT_REPORT, ExportReport, advice=again)
@@ -103,10 +104,8 @@ def _refuse_other_results(model: Merged, measured: bool, again: str) -> None:
 def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
     """Raise ValueError where results.json is of other weights than lie in the run; ``manifest`` is an adapter's."""
     from llm_forget.core.config import model_part
-    from llm_forget.evals.records import content_key
-    from llm_forget.evals.runner import PRECISION
-    from llm_forget.models import source_digest
-    from llm_forget.models.digest import folder_digest
+    from llm_forget.core.digests import content_key
+    from llm_forget.models.digest import PRECISION, folder_digest, source_digest
 
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):

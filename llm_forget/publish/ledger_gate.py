@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import Run, json_digest
+from llm_forget.core.digests import json_digest
+from llm_forget.core.run_directory import Run
 
 FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
 

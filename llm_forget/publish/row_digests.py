@@ -9,7 +9,7 @@ about rows any more, and no later push fits it.
 Who may check that a run was about certain rows gets the key, and with it can test guesses, too. From the rows alone,
 for ``suites/*/splits/*`` of a published results.json::
 
-    from llm_forget.data import load_source
+    from llm_forget.data.sources import load_source
     from llm_forget.publish.row_digests import keyed_rows, read_key
     keyed_rows(load_source("forget.jsonl", split_name="forget"), read_key("publication.key"))
 
@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import json_digest
+from llm_forget.core.digests import json_digest
 
 logger = logging.getLogger("llm_forget")
 KEY = "publication.key"

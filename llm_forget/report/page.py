@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import write_atomic
+from llm_forget.core.files import write_atomic
 from llm_forget.report.render.document import Document, Generated, Section, Text, document
 from llm_forget.report.render.html import to_html
 from llm_forget.report.render.markdown import to_markdown

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from llm_forget.core import formats
+from llm_forget.core.digests import json_digest
 from llm_forget.core.formats.results import Attack, RowScores, Verification
-from llm_forget.core.run_directory import Run, json_digest
+from llm_forget.core.run_directory import Run
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
 from llm_forget.evals.results_file import read_results
 from llm_forget.evals.stats import Rows

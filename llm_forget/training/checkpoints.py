@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from llm_forget.core.run_directory import file_digest, read_json, write_json
+from llm_forget.core.digests import file_digest
+from llm_forget.core.files import read_json, write_json
 
 SEAL = "complete.json"
 

@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.logprobs.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
-from llm_forget.logprobs.logprobs import IGNORE
-from llm_forget.models import attach_adapter, demo_models, find_source
+from llm_forget.models import demo_models
+from llm_forget.models.adapters.lora import attach_adapter
+from llm_forget.models.model_source import find_source
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
-import math
 import os
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 from trl import ModelConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from llm_forget.core.config import DataConfig, TrainConfig, identity, resolved
+from llm_forget.core.digests import json_digest
+from llm_forget.core.environment import environment
+from llm_forget.core.files import write_json
 from llm_forget.core.launch import check_launch
-from llm_forget.core.run_directory import Run, environment, json_digest, write_atomic, write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import Template, template_for
 from llm_forget.data.tokenise import tokenise_dataset
-from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing, source_digest
+from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.objectives.methods import Objective
 from llm_forget.training import dry_run as dryrun
+from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
 from llm_forget.training.gradient_combiner import Surgery
 from llm_forget.training.provenance import describe, owners, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
@@ -210,13 +212,6 @@ def dry_run(job: Job) -> None:
     dryrun.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
 
 
-def peak_memory() -> float:
-    """Most memory held at once by this process, GiB: CUDA's allocations where there is a GPU, otherwise resident."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
-
-
 def _load_model(job: Job) -> tuple[Any, str]:
     digest = source_digest(job.model.model_name_or_path, job.model.model_revision)
     model = load_base(job.model)
@@ -299,38 +294,3 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         "processes": processes,
         "environment": environment(),
     }
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log line to metrics.jsonl; on resume drops the lines of steps that will be done again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero and self.path.is_file():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
-                numbers = {key: _written(value) for key, value in logs.items()} | {"peak_memory_gib": peak_memory()}
-                file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
-
-
-def _written(value: Any) -> Any:
-    """NaN and infinity, as the gradient norm of a step that fp16 skipped, are not JSON."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class ProgressLine(ProgressCallback):
-    """A bar with time left, and the newest log-probs and rate behind it."""
-
-    SHOWN = ("loss", "logps/forget", "logps/retain", "logps/train", "tokens_per_second")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {key.rpartition("/")[2]: f"{logs[key]:.3g}" for key in self.SHOWN if key in logs}
-            self.training_bar.set_postfix(shown)

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import Run, write_atomic
+from llm_forget.core.files import write_atomic
+from llm_forget.core.run_directory import Run
 from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
 from llm_forget.data.tables import arrow_column, is_text_type
 

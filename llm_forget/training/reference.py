@@ -25,22 +25,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from llm_forget.core.run_directory import json_digest
+from llm_forget.core.digests import json_digest
+from llm_forget.core.files import cache_folder
 from llm_forget.data.digest import row_lengths, tokens_digest
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.logprobs import Logprobs
-from llm_forget.models import quantization_of, reference_mode
+from llm_forget.models.adapters.lora import quantization_of, reference_mode
 from llm_forget.training.step_statistics import Window
 
 if TYPE_CHECKING:
     from llm_forget.training.trainer import Batch, UnlearnTrainer
 
 Forward = Callable[[list[dict[str, Any]]], Logprobs]
-
-
-def cache_folder() -> Path:
-    """Where numbers that depend only on content are shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
-    return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")
 
 
 class ReferenceLogprobs:

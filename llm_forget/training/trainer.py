@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from llm_forget.core.config import TrainConfig
-from llm_forget.core.run_directory import read_json, write_json
+from llm_forget.core.files import read_json, write_json
 from llm_forget.logprobs.batches import collate, concatenate
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_parts, target_mask
-from llm_forget.models import effect_of, load_adapter_weights, save_adapter
+from llm_forget.models.adapters.files import load_adapter_weights, save_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.objectives.methods import Objective
 from llm_forget.training.batch_loader import EpochLoader, Slots
 from llm_forget.training.gradient_combiner import Surgery
@@ -51,7 +52,7 @@ class UnlearnTrainer(ResumableTrainer):
         gradient: how forget and retain gradients are combined; None adds the losses.
         max_retain_drop: stop when retain rows have lost this much log-prob against the reference, nats per token.
         weights: shares of the sources that a streamed split was mixed from (its column ``source_index``).
-        model_digest: what the base weights are (`llm_forget.models.source_digest`); goes into the adapter's manifest
+        model_digest: what the base weights are (`models.digest.source_digest`); goes into the adapter's manifest
             and names the cache of reference log-probs. None: nothing is cached on disk.
         base_name: the base model's name for the adapter's configuration.
     """

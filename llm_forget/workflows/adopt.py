@@ -16,10 +16,15 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig
 
+from llm_forget.core.digests import file_digest
+from llm_forget.core.environment import environment
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import write_json
 from llm_forget.core.launch import refuse_processes
-from llm_forget.core.run_directory import AdapterRefused, Run, environment, file_digest, write_json
-from llm_forget.models import effect_of, load_adapter, load_base, save_adapter, source_digest, verify_adapter
+from llm_forget.core.run_directory import Run
 from llm_forget.models.adapters.compatibility import saved_embeddings
+from llm_forget.models.adapters.files import load_adapter, save_adapter, verify_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.untrusted import (
     ADAPTER_CONFIG,
@@ -28,6 +33,8 @@ from llm_forget.models.adapters.untrusted import (
     read_header,
     read_strict_json,
 )
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
 
 
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:

@@ -18,21 +18,22 @@ from trl import ModelConfig
 
 from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
+from llm_forget.core.digests import json_digest
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import ROLES, Run, json_digest, refuse_version
+from llm_forget.core.run_directory import ROLES, Run, refuse_version
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
-from llm_forget.evals.distributed import as_main, start_processes
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
-from llm_forget.evals.probe_inputs import Work, prepare
+from llm_forget.evals.probes.distributed import as_main, start_processes
+from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.vllm import refuse_engine
 from llm_forget.evals.results import concluded, of_suite, with_earlier
 from llm_forget.evals.runner import Subject, measure
 from llm_forget.evals.suite import Suite, Task, load_suites
 from llm_forget.evals.terminal import print_results, print_texts, terminal
-from llm_forget.models import load_tokenizer
+from llm_forget.models.load import load_tokenizer
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")

@@ -24,19 +24,23 @@ from trl import ModelConfig
 
 from llm_forget.core import formats
 from llm_forget.core.config import DataConfig
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import ExportReport, MergeReport
 from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, read_json
-from llm_forget.evals.distributed import start_processes
-from llm_forget.evals.progress import meter
-from llm_forget.models import find_source, load_base, load_tokenizer, source_digest
+from llm_forget.core.run_directory import Run
+from llm_forget.evals.probes.distributed import start_processes
+from llm_forget.evals.probes.progress import meter
 from llm_forget.models.adapters.files import disk_errors
+from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting import bitsandbytes, gguf
 from llm_forget.models.exporting.gguf_tokenizer import check_tokenizer, describe_tokenizer
+from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
-from llm_forget.models.model_source import EXPORT_REPORT
+from llm_forget.models.model_source import EXPORT_REPORT, find_source
 from llm_forget.workflows.evaluate import check_keys, evaluate
 from llm_forget.workflows.merge import merge, refuse_inside
 

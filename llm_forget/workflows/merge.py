@@ -14,19 +14,23 @@ from accelerate import PartialState
 
 from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, model_part
+from llm_forget.core.digests import file_digest
+from llm_forget.core.environment import environment
+from llm_forget.core.files import write_json
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
-from llm_forget.core.run_directory import Run, environment, file_digest, model_name, write_json
+from llm_forget.core.run_directory import Run
+from llm_forget.core.text import model_name
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
-from llm_forget.models import find_source, merge_adapters
 from llm_forget.models.adapters.files import replacing, verify_adapter
 from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG
 from llm_forget.models.digest import digests_beneath
 from llm_forget.models.merging.as_adapter import combine_adapters
 from llm_forget.models.merging.combinations import Part, Rule, rule
-from llm_forget.models.merging.full_model import MERGE_REPORT
+from llm_forget.models.merging.full_model import MERGE_REPORT, merge_adapters
+from llm_forget.models.model_source import find_source
 from llm_forget.workflows.evaluate import evaluate
 
 REMOVED = re.compile(

@@ -41,13 +41,15 @@ from llm_forget.core.config import (
     load_yaml,
     resolved,
 )
+from llm_forget.core.digests import json_digest
+from llm_forget.core.files import write_json
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
-from llm_forget.core.run_directory import Run, json_digest, write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.core.safe_errors import sentence
 from llm_forget.evals.results_file import holds_suite
 from llm_forget.evals.suite import Suite, load_suite
-from llm_forget.models import load_tokenizer
+from llm_forget.models.load import load_tokenizer
 from llm_forget.objectives.methods import build_objective
 from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
 from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, short_names

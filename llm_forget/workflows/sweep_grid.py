@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from llm_forget.core.digests import json_digest
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import json_digest
 
 ALIASES = {"lr": "learning_rate"}
 

@@ -10,7 +10,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.suite import load_suites
-from llm_forget.models import find_source
+from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
 from llm_forget.training.gradient_combiner import Surgery
 from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import read_json, write_atomic
-from llm_forget.evals.bounds import shown
+from llm_forget.core.files import read_json, write_atomic
+from llm_forget.core.text import shown
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"

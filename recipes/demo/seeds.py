@@ -18,8 +18,8 @@ from render import render_all
 
 from llm_forget import Run, evaluate, finetune, unlearn
 from llm_forget.core.config import load_yaml
-from llm_forget.core.run_directory import read_json, write_json
-from llm_forget.evals.bounds import shown
+from llm_forget.core.files import read_json, write_json
+from llm_forget.core.text import shown
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("npo", "grad_diff", "grad_ascent")

@@ -13,8 +13,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.core.registry import REQUIRED, Entry
-from llm_forget.logprobs.logprobs import IGNORE, Logprobs, decoder_layers, forward_logprobs
+from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_logprobs
 from llm_forget.objectives import OBJECTIVES
 from llm_forget.objectives.methods import build_objective
 from tests.support.objective_samples import COUNTS, sides

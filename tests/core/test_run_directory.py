@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from llm_forget.core.run_directory import Run, file_digest, read_json, write_atomic, write_json
+from llm_forget.core.digests import file_digest
+from llm_forget.core.files import read_json, write_atomic, write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.training import checkpoints
 
 IDENTITY = {"learning_rate": 1e-4, "method": "npo"}

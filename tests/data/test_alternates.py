@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from llm_forget.data import load_refusals, load_source, pair_windows, template_for, tokenise_dataset, with_alternates
+from llm_forget.data.alternates import load_refusals, pair_windows, with_alternates
 from llm_forget.data.files import table_of
+from llm_forget.data.sources import load_source
+from llm_forget.data.template import template_for
+from llm_forget.data.tokenise import tokenise_dataset
 
 
 def forget(**size: int) -> Any:

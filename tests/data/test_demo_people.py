@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
-from llm_forget.data import check_overlap, load_source
 from llm_forget.data.demo_people import demo_texts, load_builtin
+from llm_forget.data.rows import check_overlap
+from llm_forget.data.sources import load_source
 
 
 def test_ids_and_sizes_are_pinned() -> None:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.core.run_directory import Run
 from llm_forget.data import files, normalise, private_storage, tables
 from llm_forget.data.alternates import pair_windows, with_alternates
@@ -28,8 +29,8 @@ from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import tokenise_dataset
-from llm_forget.logprobs.logprobs import IGNORE, Logprobs
-from llm_forget.models import load_tokenizer
+from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.models.load import load_tokenizer
 from llm_forget.training import provenance
 from llm_forget.training.reference import compute
 

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_forget.data import check_overlap, load_source, mixture_weights
+from llm_forget.data.rows import check_overlap
+from llm_forget.data.sources import load_source, mixture_weights
 
 SECRET = "Xylophanes"  # stands in every row; no error may repeat it
 Write = Callable[..., Path]

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llm_forget.data import encode_prompt, encode_row, load_source, template_for, tokenise_dataset
-from llm_forget.data.tokenise import Encoded, control_tokenizer, windows
+from llm_forget.core.labels import IGNORE
+from llm_forget.data.sources import load_source
+from llm_forget.data.template import template_for
+from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_prompt, encode_row, tokenise_dataset, windows
 from llm_forget.logprobs import batches
-from llm_forget.logprobs.logprobs import IGNORE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"

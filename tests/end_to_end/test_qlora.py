@@ -15,7 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from llm_forget.core.run_directory import Run, read_json, write_json
+from llm_forget.core.files import read_json, write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.workflows.evaluate import evaluate
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.merge import merge
@@ -171,7 +172,7 @@ def test_gradient_checkpointing_changes_nothing_that_is_learned(
 def test_adapter_and_moments_stay_in_float32_on_a_base_in_bfloat16(
     make_trainer: Any, lora_args: Any, job: dict[str, Any], how: dict[str, Any], autocast: bool, tmp_path: Path
 ) -> None:
-    from llm_forget.models import load_base
+    from llm_forget.models.load import load_base
 
     base = load_base(lora_args(job["model_name_or_path"], dtype="bfloat16", **how))
     trainer = make_trainer(model=base, bf16=autocast, learning_rate=1e-4, max_steps=3)

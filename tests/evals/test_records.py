@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llm_forget.core.digests import content_key
 from llm_forget.evals.records import (
     GenerationRecord,
     GradientRecord,
     RecordWriter,
     TokenRecord,
     aligned,
-    content_key,
     load_records,
     row_means,
     write_records,

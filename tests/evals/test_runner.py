@@ -11,9 +11,9 @@ import torch
 
 from llm_forget.core.run_directory import Run
 from llm_forget.data.template import Template
-from llm_forget.evals import progress
-from llm_forget.evals.probe_inputs import prepare
-from llm_forget.evals.progress import progress_line
+from llm_forget.evals.probes import progress
+from llm_forget.evals.probes.inputs import prepare
+from llm_forget.evals.probes.progress import progress_line
 from llm_forget.evals.runner import Subject, measure
 from llm_forget.evals.suite import Probe
 from llm_forget.workflows.evaluate import _spread, evaluate

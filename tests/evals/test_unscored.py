@@ -97,7 +97,10 @@ def broken_run(make_run, tmp_path):
     """A run whose adapter diverged: its weights are finite, but not what comes out."""
     from trl import ModelConfig
 
-    from llm_forget.models import attach_adapter, effect_of, load_base, save_adapter
+    from llm_forget.models.adapters.files import save_adapter
+    from llm_forget.models.adapters.logit_fingerprint import effect_of
+    from llm_forget.models.adapters.lora import attach_adapter
+    from llm_forget.models.load import load_base
 
     run = make_run("run")
     args = ModelConfig(model_name_or_path=run.config["model_name_or_path"], use_peft=True, lora_r=4)

@@ -6,7 +6,8 @@ import torch
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import decoder_layers, forward_logprobs
-from llm_forget.models import attach_adapter, load_base, prepare_gradient_checkpointing
+from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
+from llm_forget.models.load import load_base
 from tests.models.test_architectures import folder  # noqa: F401
 
 # Its attention caps scores, which SDPA cannot; it caps logits too.

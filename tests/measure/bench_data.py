@@ -87,7 +87,7 @@ def measure(folder: Path, model: str, processes: int) -> dict[str, Any]:
     from llm_forget.data.sources import load_source
     from llm_forget.data.template import template_for
     from llm_forget.data.tokenise import tokenise_dataset
-    from llm_forget.models import load_tokenizer
+    from llm_forget.models.load import load_tokenizer
     from llm_forget.training.provenance import describe
     from llm_forget.training.reference import cache_file
     from llm_forget.training.row_stream import RankBatches, StepSampler

@@ -42,12 +42,12 @@ from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.compute import compute_lines
 from llm_forget.evals.metrics import METRICS
-from llm_forget.evals.probe_inputs import Work, prepare
+from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.probes import TokenRow, probe_logprobs
 from llm_forget.evals.records import RecordWriter
 from llm_forget.evals.suite import Line, Probe, Suite, load_suite
 from llm_forget.logprobs.batches import collate
-from llm_forget.models import load_base, load_tokenizer
+from llm_forget.models.load import load_base, load_tokenizer
 
 BATCH = 8
 THEIR_BATCH = 32  # eval.tofu.batch_size

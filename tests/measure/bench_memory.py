@@ -60,7 +60,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from trl import ModelConfig
 
     from llm_forget.core.config import UnlearnConfig
-    from llm_forget.models import attach_adapter, load_base, load_tokenizer, prepare_gradient_checkpointing
+    from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
+    from llm_forget.models.load import load_base, load_tokenizer
     from llm_forget.objectives.methods import build_objective
     from llm_forget.training import dry_run
     from llm_forget.training.trainer import UnlearnTrainer

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_forget.models import attach_adapter, load_adapter, save_adapter
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter
 from tests.support.disturbed import disturb
 
 

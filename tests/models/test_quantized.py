@@ -5,17 +5,11 @@ import json
 import pytest
 import torch
 
-from llm_forget.models import (
-    attach_adapter,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    merge_adapter,
-    quantization_of,
-    reference_mode,
-    save_adapter,
-    source_digest,
-)
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter, quantization_of, reference_mode
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.merging.full_model import merge_adapter
 from tests.support.disturbed import IDS, disturb
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

@@ -67,7 +67,8 @@ def test_the_section_publish_leads_from_a_run_to_a_model_that_answers(walk, tmp_
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from llm_forget.cli.main import app
-    from llm_forget.models import load_adapter, load_base
+    from llm_forget.models.adapters.files import load_adapter
+    from llm_forget.models.load import load_base
     from llm_forget.models.model_source import find_source
 
     given = published_commands()

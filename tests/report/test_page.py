@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from llm_forget.core.run_directory import json_digest
-from llm_forget.evals.bounds import shown
+from llm_forget.core.digests import json_digest
+from llm_forget.core.text import shown
 from llm_forget.evals.stats import auc, ks_p_value, tpr_at_fpr
 from llm_forget.report import report
 from llm_forget.report.run_evidence import read_run

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import torch
 
-from llm_forget.models import ADAPTER
+from llm_forget.models.adapters.lora import ADAPTER
 
 IDS = torch.arange(3, 21).view(2, 9)  # [2, 9]
 
@@ -23,8 +23,9 @@ def reseal(folder, **changes):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from llm_forget.core.run_directory import file_digest, read_json, write_json
-    from llm_forget.models.digest import describe_tensors
+    from llm_forget.core.digests import file_digest
+    from llm_forget.core.files import read_json, write_json
+    from llm_forget.models.tensor_digests import describe_tensors
 
     manifest = read_json(folder / "manifest.json")
     for name in manifest["files"]:

@@ -16,14 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
 from llm_forget.logprobs.logprobs import decoder_layers, forward_logprobs
-from llm_forget.models import (
-    attach_adapter,
-    load_adapter,
-    prepare_gradient_checkpointing,
-    reference_mode,
-    save_adapter,
-)
-from llm_forget.models.adapters.files import adapter_state_dict, load_adapter_state
+from llm_forget.models.adapters.files import adapter_state_dict, load_adapter, load_adapter_state, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing, reference_mode
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -11,8 +11,10 @@ import yaml
 
 from llm_forget.compliance.requests import close as closing
 from llm_forget.compliance.requests import matching, steps
+from llm_forget.core.digests import file_digest
+from llm_forget.core.files import write_json
 from llm_forget.core.formats.results import Attack, Results
-from llm_forget.core.run_directory import Run, file_digest, write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.data.rows import content
 from llm_forget.data.sources import load_source
 
@@ -99,7 +101,7 @@ def measured_run(
     from llm_forget.compliance.ledger.record_runs import weights_of
     from llm_forget.core.config import model_part
     from llm_forget.evals.runner import Subject
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     before = base or folder.parent / "base"
     if not before.exists():

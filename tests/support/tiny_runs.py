@@ -71,7 +71,10 @@ def make_run(tmp_path, monkeypatch, make_model):
         from trl import ModelConfig
 
         from llm_forget.core.run_directory import Run
-        from llm_forget.models import attach_adapter, load_base, save_adapter, source_digest
+        from llm_forget.models.adapters.files import save_adapter
+        from llm_forget.models.adapters.lora import attach_adapter
+        from llm_forget.models.digest import source_digest
+        from llm_forget.models.load import load_base
 
         target = str(tmp_path / "target")
         model_args = ModelConfig(model_name_or_path=target, use_peft=True, lora_r=4, lora_dropout=0.0)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl import ModelConfig
 
 from llm_forget.core.config import UnlearnConfig
-from llm_forget.models import attach_adapter
+from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.objectives.methods import build_objective
 from llm_forget.training.gradient_combiner import Surgery
 from llm_forget.training.row_stream import StepSampler

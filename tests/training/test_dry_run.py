@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from llm_forget.logprobs.logprobs import forward_logprobs
 from llm_forget.logprobs.packed_attention import attend_by_row
-from llm_forget.models import attach_adapter
+from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.training import dry_run
 from tests.measure.memory_table import README, arguments, tables
 

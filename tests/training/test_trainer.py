@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from llm_forget.logprobs.logprobs import forward_logprobs
-from llm_forget.models import reference_mode
+from llm_forget.models.adapters.lora import reference_mode
 from llm_forget.training.trainer import UnlearnTrainer
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from llm_forget.core import resources
 from llm_forget.core.launch import refuse_sharded_models
-from llm_forget.evals.distributed import divide
+from llm_forget.evals.probes.distributed import divide
 from llm_forget.evals.records import GenerationRecord, RecordWriter, load_records
 from llm_forget.evals.suite import parse_suite
 from llm_forget.workflows.evaluate import _refuse_tasks, evaluate

@@ -9,9 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
-from llm_forget.core.run_directory import AdapterRefused, file_digest, read_json
-from llm_forget.models import load_base, source_digest
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import read_json
+from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting.gguf import FORMS
+from llm_forget.models.load import load_base
 from llm_forget.workflows import export as module
 from llm_forget.workflows.evaluate import evaluate
 from llm_forget.workflows.export import export, undone

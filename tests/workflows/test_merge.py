@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm_forget.core.run_directory import Run, read_json
+from llm_forget.core.files import read_json
+from llm_forget.core.run_directory import Run
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 
@@ -38,7 +39,8 @@ def test_a_merged_run_is_a_model_that_transformers_loads_and_answers_like_the_ad
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig
 
-    from llm_forget.models import load_adapter, load_base
+    from llm_forget.models.adapters.files import load_adapter
+    from llm_forget.models.load import load_base
     from llm_forget.workflows.merge import merge
 
     report = merge(run.path, tmp_path / "merged")
@@ -94,8 +96,8 @@ def forget(*arguments: object, **environment: str) -> subprocess.CompletedProces
 
 
 def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
-    from llm_forget.core.run_directory import file_digest
-    from llm_forget.models import source_digest
+    from llm_forget.core.digests import file_digest
+    from llm_forget.models.digest import source_digest
     from llm_forget.workflows.merge import merge
 
     report = merge([run.path for run in two], tmp_path / "merged", scales=[1, -0.5])
@@ -138,7 +140,7 @@ def test_a_negated_run_is_the_base_without_what_it_learned(two: tuple[Run, Run],
 def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from llm_forget.models import find_source
+    from llm_forget.models.model_source import find_source
     from llm_forget.workflows.evaluate import evaluate
     from llm_forget.workflows.merge import merge
 

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llm_forget.core.run_directory import Run
-from llm_forget.training.job import MetricsFile
+from llm_forget.training.callbacks import MetricsFile
 from llm_forget.training.trainer import UnlearnTrainer
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget import __version__
 from llm_forget.compliance.certificates.claims import contradiction
-from llm_forget.core.run_directory import EvidenceBroken, write_atomic
+from llm_forget.core import __version__
+from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.files import write_atomic
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 
 if TYPE_CHECKING:
     from llm_forget.compliance.ledger.chain import Event
@@ -52,7 +53,7 @@ def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
     from llm_forget.compliance.certificates.page import page
     from llm_forget.compliance.ledger.signing import public_key, sign
     from llm_forget.compliance.requests.close import closed_by, read_facts
-    from llm_forget.compliance.requests.steps import working_on
+    from llm_forget.compliance.requests.intake import working_on
 
     with working_on(evidence, request_id) as (ledger, request):
         path = output if output is not None else request.folder / FILE
@@ -112,7 +113,7 @@ def verify(
 
 def summary(body: Mapping[str, Any]) -> list[str]:
     """What a certificate says, in lines for a terminal."""
-    from llm_forget.report.render.document import plain
+    from llm_forget.core.text import plain
 
     request, counts, found = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]

@@ -10,15 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_forget.compliance.requests.files import CATEGORIES, CLASSES
 from llm_forget.evals.bounds import Bound, apply_bound
 
-CLASSES = {
-    "exact": "retrained: no training that led to this model saw the rows",
-    "differentially private": "the training bounded what any one row can change, by epsilon and delta",
-    "approximate": "the weights were changed to behave as if they had not seen the rows",
-    "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
-}
-CATEGORIES = ("gdpr", "copyright", "safety", "other")
 TWO_MODELS = "membership_two_models"
 PARTS = (
     "schema", "version", "issued", "issued_with", "public_key", "request", "exactness", "artefacts", "method",

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_forget.compliance.ledger.signing import fingerprint
 from llm_forget.core.strict_json import canonical_digest
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 from llm_forget.report.render.document import Cell, Number, Section, Table, Text, Verdict, document, interval
 from llm_forget.report.render.html import to_html
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_forget.compliance.ledger.sqlite_errors import damaged, in_sentences
 from llm_forget.compliance.ledger.subject_keys import HASH_BYTES
-from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
 
 FILE, FORMAT = "ledger.db", 1
@@ -175,3 +175,6 @@ def _tables() -> set[tuple[Any, ...]]:
 
 def _broken(seq: int, why: str) -> EvidenceBroken:
     return EvidenceBroken(f"the ledger is broken at event {seq}: {why}")
+
+
+MAKING = ("training", "unlearning", "merge")

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Event
-from llm_forget.report.render.document import plain
+from llm_forget.core.text import plain
 
 FIRST = (
     "action", "request", "state", "id", "run", "base", "combination", "sources", "beneath", "splits", "answers",

@@ -23,8 +23,8 @@ from llm_forget.compliance.ledger import chain, subject_keys
 from llm_forget.compliance.ledger import signed_head as signed
 from llm_forget.compliance.ledger.chain import FILE, FORMAT, GENESIS, SCHEMA, Event
 from llm_forget.compliance.ledger.sqlite_errors import in_sentences
+from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import EvidenceBroken
 from llm_forget.core.strict_json import canonical, strict_loads
 
 KINDS = (

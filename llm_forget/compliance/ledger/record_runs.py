@@ -15,16 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from llm_forget.compliance.ledger.chain import MAKING
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.formats.results import Verification
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name
+from llm_forget.core.run_directory import Run
+from llm_forget.core.strict_json import canonical_digest
+from llm_forget.core.text import model_name
+from llm_forget.evals.model_identity import is_measured
+from llm_forget.models.merging.merge_report import KEYS, KIND, is_merged, read_merged
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
 FORGOTTEN = {"unlearn": ("forget",)}
@@ -42,7 +49,6 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
         AdapterRefused: weights that are not those that it wrote.
         FileNotFoundError: the model it started from is no longer where it was.
     """
-    from llm_forget.models.merging.merge_report import KIND, is_merged, note_facts, note_merged
 
     folder = run.path if isinstance(run, Run) else Path(run)
     if is_merged(folder):
@@ -75,7 +81,7 @@ def weights_of(run: Run) -> str:
         AdapterRefused: a file was changed since the run wrote it.
         FileNotFoundError: the base is not there.
     """
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     folder = run.adapter if run.adapter.is_dir() else run.model
     manifest = folder / "manifest.json"
@@ -165,3 +171,45 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
         body["policy"] = {"name": verification.policy, "answer": verification.answer}
     once = json_digest({key: body[key] for key in ("weights", "results", "policy") if key in body})
     return ledger.append("verification", body, once=once)
+
+
+def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
+    """Add what went into a merged model, once, and how it was measured.
+
+    Raises:
+        ValueError: a run that went into it is not known to the ledger; see also `read_merged`.
+    """
+    merged = read_merged(folder)
+    noted = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
+    if Run(folder).results_file.is_file() and is_measured(merged):
+        noted.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
+    return noted
+
+
+def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
+    """Note a folder that was just written, and the runs that it was merged from, in an evidence folder.
+
+    Raises:
+        ValueError: see `note_run` and `note_merged`.
+    """
+    with Ledger.open(evidence) as ledger:
+        for run in runs:
+            note_run(ledger, run)
+        return note_merged(ledger, folder)
+
+
+def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
+    """The ``merge`` event; one that is there is returned."""
+    known = {event.body.get("weights") for event in ledger.events(*MAKING)}
+    if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known]:
+        raise ValueError(
+            f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
+            "went into it: llm-forget audit note RUN"
+        )
+    body = {"run": name, "weights": weights, **{key: facts[key] for key in KEYS if key != "files"}, "files": files}
+    what = {
+        **body,
+        "sources": [[s["weights"], s["scale"]] for s in facts["sources"]],
+        "beneath": body["beneath"]["digest"],
+    }
+    return ledger.append("merge", body, once=canonical_digest({key: what[key] for key in what if key != "run"}))

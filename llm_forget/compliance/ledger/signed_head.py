@@ -7,7 +7,8 @@ from typing import Any
 
 from llm_forget.compliance.ledger.chain import now
 from llm_forget.compliance.ledger.signing import PUBLIC, public_key, sign, verify_signature
-from llm_forget.core.run_directory import EvidenceBroken, write_json
+from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.files import write_json
 from llm_forget.core.strict_json import canonical, strict_loads
 
 FILE, FORMAT = "anchor.json", 1

@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import EvidenceBroken, write_atomic
+from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.files import write_atomic
 
 KEY, PUBLIC = "signing.key", "signing.pub"
 

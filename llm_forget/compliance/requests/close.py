@@ -12,20 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.certificates.claims import CLASSES
-from llm_forget.compliance.certificates.facts import facts_of
 from llm_forget.compliance.ledger.chain import Event
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run
+from llm_forget.compliance.requests.certificate_facts import facts_of
 from llm_forget.compliance.requests.closing_evidence import Closer, closer_of, verified
-from llm_forget.compliance.requests.files import Request, forget_rows, listed, locked, read
+from llm_forget.compliance.requests.files import CLASSES, Request, forget_rows, listed, locked, read
 from llm_forget.compliance.requests.row_checks import refuse_other_rows, refuse_others_taken_away
 from llm_forget.compliance.requests.steps import advance, decide, note_step
 from llm_forget.compliance.versions.deletion_check import knows
 from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.snapshot import base_of
-from llm_forget.core.run_directory import EvidenceBroken, json_digest, model_name, read_json, write_json
+from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.files import read_json, write_json
 from llm_forget.core.strict_json import canonical_digest
+from llm_forget.core.text import model_name
 from llm_forget.evals.policy import Ruling, policy_name
 
 FACTS = "facts.json"

@@ -9,9 +9,10 @@ from typing import Any
 
 from llm_forget.compliance.ledger.record_runs import weights_of
 from llm_forget.core.run_directory import Run
+from llm_forget.evals.model_identity import is_measured
 from llm_forget.evals.policy import Ruling, answer, load_policy, rulings, verify
 from llm_forget.evals.results_file import read_results
-from llm_forget.models.merging.merge_report import Merged, is_measured, is_merged, read_merged
+from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
 
 
 @dataclass(frozen=True)

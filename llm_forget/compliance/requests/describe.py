@@ -9,7 +9,7 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import limits
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.steps import days_left
-from llm_forget.report.render.document import plain
+from llm_forget.core.text import plain
 
 MUCH = 0.5  # share of the data from which on training anew is worth a thought
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests.files import Request, listed
 from llm_forget.compliance.requests.steps import begin, execute_noted, write_lists
-from llm_forget.core.run_directory import Run, json_digest
+from llm_forget.core.digests import json_digest
+from llm_forget.core.run_directory import Run
 from llm_forget.evals.results_file import holds_suite
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
     """What is made of a model that holds deleted rows holds them, too; found here rather than after the training."""
     from llm_forget.compliance.versions.deletion_check import met
     from llm_forget.compliance.versions.versions import requests_of
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     name = str(model.model_name_or_path)
     if not ledger.events("closed"):

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.files import read_json, write_atomic, write_json
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import read_json, write_atomic, write_json
 from llm_forget.core.strict_json import canonical_digest
 
 FORMAT = 2
@@ -171,3 +171,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"another process works on request {path.parent.name}; wait for it or stop it") from None
         yield
+
+
+CLASSES = {
+    "exact": "retrained: no training that led to this model saw the rows",
+    "differentially private": "the training bounded what any one row can change, by epsilon and delta",
+    "approximate": "the weights were changed to behave as if they had not seen the rows",
+    "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
+}
+
+
+CATEGORIES = ("gdpr", "copyright", "safety", "other")

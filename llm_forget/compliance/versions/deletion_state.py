@@ -6,8 +6,9 @@ import enum
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from llm_forget.compliance.ledger.chain import MAKING
 from llm_forget.compliance.ledger.ledger import Event, Ledger
-from llm_forget.compliance.versions.lineage import MAKING, made_by, parents
+from llm_forget.compliance.versions.lineage import made_by, parents
 
 Seqs = frozenset[int]  # numbers of the events that are about a record
 ROUNDING = 1e-9

@@ -8,7 +8,7 @@ from typing import Any
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.versions import NONE_IN_USE, current_of, doubt_about, find, noted, opened
-from llm_forget.core.run_directory import read_json
+from llm_forget.core.files import read_json
 
 Pairs = dict[str, tuple[Any, Any]]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llm_forget.compliance.ledger.chain import MAKING
 from llm_forget.compliance.ledger.ledger import Event, Ledger
-
-MAKING = ("training", "unlearning", "merge")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import Manifest
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, model_name
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
+from llm_forget.core.text import model_name
 from llm_forget.models.merging.merge_report import KIND, is_merged, read_merged
 
 # No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), what went into a

@@ -34,14 +34,9 @@ from typing import Any
 import yaml
 
 from llm_forget.compliance.versions.snapshot import Origin, files_of
-from llm_forget.core.run_directory import (
-    AdapterRefused,
-    EvidenceBroken,
-    file_digest,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.files import read_json, write_atomic, write_json
 from llm_forget.core.strict_json import canonical_digest, strict_loads
 
 FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
@@ -108,7 +103,7 @@ def take(evidence: Path, identity: str, content: dict[str, Any], origin: Origin,
         AdapterRefused: a file changed meanwhile.
         ValueError: the model beneath it changed since the run; nothing is kept.
     """
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     folder = folder_of(evidence, identity)
     temporary = folder.with_name(f".{identity}.{os.getpid()}.tmp")

@@ -1,6 +1,6 @@
 """Versions of a model: added once, switched by one pointer, and never back to one that holds deleted data.
 
-A version is named by the first 12 digits of its content digest (`models.source_digest`: base, adapters beneath, own
+A version is named by the first 12 digits of its content digest (`models.digest`: base, adapters beneath, own
 files), so the same content added twice is one version. The runs beneath an adapter are added with it, since it cannot
 be loaded without them. `store` says how files are kept; `clean` says which versions hold deleted data.
 
@@ -24,7 +24,8 @@ from llm_forget.compliance.ledger.record_runs import note_run
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.snapshot import Origin, base_of, origin_of
-from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken, Run
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
 
 DIGITS = 12

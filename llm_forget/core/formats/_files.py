@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llm_forget.core.files import write_atomic
 from llm_forget.core.formats._check import REASON, checked
 from llm_forget.core.formats._record import Record
-from llm_forget.core.run_directory import write_atomic
 from llm_forget.core.strict_json import strict_loads
 
 R = TypeVar("R", bound=Record)

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from llm_forget.core.files import write_atomic
 from llm_forget.core.formats._files import encoded
 from llm_forget.core.formats._record import REGISTRY, Record
-from llm_forget.core.run_directory import write_atomic
 
 FAMILIES = ("bench", "certificate", "evidence", "models", "publication", "results", "run", "sweep")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

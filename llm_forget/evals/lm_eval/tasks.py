@@ -17,9 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from llm_forget.core import resources
+from llm_forget.core.digests import content_key, file_digest
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import file_digest
-from llm_forget.evals.records import content_key
 
 
 def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:

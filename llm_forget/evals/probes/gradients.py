@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_forget.core.labels import IGNORE
 from llm_forget.evals.probes.probes import Advance, TokenRow
 from llm_forget.evals.records import GradientRecord, Key, RecordWriter
 from llm_forget.logprobs.batches import collate
-from llm_forget.logprobs.logprobs import IGNORE, forward_logprobs
+from llm_forget.logprobs.logprobs import forward_logprobs
 
 NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
 

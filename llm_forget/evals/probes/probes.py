@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from llm_forget.core.digests import content_key
 from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row
-from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord, content_key
+from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
 from llm_forget.logprobs.batches import collate
 
 Advance = Callable[[int], None]  # called with the number of records just finished

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.digests import content_key
 from llm_forget.evals.probes.probes import Advance, PromptRow, end_tokens, generation_record
-from llm_forget.evals.records import RecordWriter, content_key
-from llm_forget.models import find_source, source_digest, verify_adapter
+from llm_forget.evals.records import RecordWriter
+from llm_forget.models.adapters.files import verify_adapter
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
+from llm_forget.models.digest import source_digest
+from llm_forget.models.model_source import find_source
 
 if TYPE_CHECKING:
     from trl import ModelConfig

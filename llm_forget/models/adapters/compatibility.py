@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.adapters.untrusted import Header
 
 if TYPE_CHECKING:

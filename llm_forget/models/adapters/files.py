@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import write_json
 from llm_forget.core.formats.models import Manifest
-from llm_forget.core.run_directory import AdapterRefused, file_digest, write_json
 from llm_forget.models.adapters.compatibility import refuse_misfit
 from llm_forget.models.adapters.logit_fingerprint import describe, probe, refuse_without_effect, warn_without_effect
 from llm_forget.models.adapters.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.manifest import EFFECT, LOAD, record_first_effect, recorded_effect, verify_adapter
 from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, MAX_WEIGHTS, read_header
-from llm_forget.models.digest import describe_tensors, tensors_digest
+from llm_forget.models.tensor_digests import describe_tensors, tensors_digest
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.core.run_directory import AdapterRefused, json_digest
+from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.adapters.lora import quantization_of, reference_mode
 
 logger = logging.getLogger("llm_forget")

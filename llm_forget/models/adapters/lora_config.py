@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
 
 if TYPE_CHECKING:

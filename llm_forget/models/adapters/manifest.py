@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import Effect, Manifest
-from llm_forget.core.run_directory import AdapterRefused, file_digest
 from llm_forget.models.adapters.logit_fingerprint import is_effect
 from llm_forget.models.adapters.untrusted import (
     ADAPTER_CONFIG,

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
-from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.strict_json import strict_loads
 
 ADAPTER_CONFIG = "adapter_config.json"

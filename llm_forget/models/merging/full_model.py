@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
 from llm_forget.core.formats.models import MergeReport
-from llm_forget.core.run_directory import file_digest
 from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
 from llm_forget.models.adapters.untrusted import ADAPTER_WEIGHTS

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import fnmatch
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.ledger import Event, Ledger
-from llm_forget.compliance.versions.lineage import MAKING
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import MergeReport
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, json_digest, model_name
-from llm_forget.core.strict_json import canonical_digest
+from llm_forget.core.run_directory import Run
+from llm_forget.core.text import model_name
 
 REPORT = "merge.json"
 KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
@@ -87,66 +86,3 @@ def _checked(folder: Path, files: dict[str, str]) -> str:
     if part != folder:
         return source_digest(str(folder))
     return json_digest({path.name: files[path.name] for path in there})  # as `folder_digest`, without reading again
-
-
-def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
-    """Add what went into a merged model, once, and how it was measured.
-
-    Raises:
-        ValueError: a run that went into it is not known to the ledger; see also `read_merged`.
-    """
-    from llm_forget.compliance.ledger.record_runs import note_results
-
-    merged = read_merged(folder)
-    noted = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
-    if Run(folder).results_file.is_file() and is_measured(merged):
-        noted.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
-    return noted
-
-
-def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
-    """Note a folder that was just written, and the runs that it was merged from, in an evidence folder.
-
-    Raises:
-        ValueError: see `note_run` and `note_merged`.
-    """
-    from llm_forget.compliance.ledger.record_runs import note_run
-
-    with Ledger.open(evidence) as ledger:
-        for run in runs:
-            note_run(ledger, run)
-        return note_merged(ledger, folder)
-
-
-def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
-    """The ``merge`` event; one that is there is returned."""
-    known = {event.body.get("weights") for event in ledger.events(*MAKING)}
-    if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known]:
-        raise ValueError(
-            f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
-            "went into it: llm-forget audit note RUN"
-        )
-    body = {"run": name, "weights": weights, **{key: facts[key] for key in KEYS if key != "files"}, "files": files}
-    what = {
-        **body,
-        "sources": [[s["weights"], s["scale"]] for s in facts["sources"]],
-        "beneath": body["beneath"]["digest"],
-    }
-    return ledger.append("merge", body, once=canonical_digest({key: what[key] for key in what if key != "run"}))
-
-
-def is_measured(merged: Merged) -> bool:
-    """Whether the results in the folder are of its weights: in full precision of whichever type, or as an adapter's."""
-    from llm_forget.core.config import model_part
-    from llm_forget.core.unsupported_keys import DTYPES
-    from llm_forget.evals.records import content_key
-    from llm_forget.evals.results_file import read_results
-    from llm_forget.evals.runner import PRECISION
-
-    found = read_results(Run(merged.folder))["models"]["unlearned"]
-    run = Run(merged.folder)
-    known = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
-    models = [model_part(config) for config in known]
-    precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
-    keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
-    return found is not None and found["digest"] in keys

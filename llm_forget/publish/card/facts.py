@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.run_directory import file_digest, read_json
+from llm_forget.core.digests import file_digest
+from llm_forget.core.files import read_json
 from llm_forget.report.render.document import Cell, Number, Table
 from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.sections.cost_and_provenance import provenance_section

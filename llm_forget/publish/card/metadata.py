@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.run_directory import ROLES
+from llm_forget.core.text import plain
 from llm_forget.publish.anonymise import hub_id
 from llm_forget.publish.card.facts import made_otherwise
-from llm_forget.report.render.document import plain
 from llm_forget.report.run_evidence import Evidence
 
 ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name there
@@ -17,7 +17,7 @@ ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name there
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from llm_forget.publish.card.card import Statements
+    from llm_forget.publish.card.statements import Statements
 
 UNSCORED = "unscored"  # where results.json has null, which the Hub does not allow
 TASK = "text-generation"

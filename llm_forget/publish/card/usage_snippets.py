@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import read_json
+from llm_forget.core.files import read_json
+from llm_forget.core.text import plain
 from llm_forget.data.template import DEFAULT_PROMPT_TEMPLATE
 from llm_forget.publish.anonymise import hub_id, model_name
-from llm_forget.report.render.document import plain
 from llm_forget.report.run_evidence import Evidence
 
 if TYPE_CHECKING:
-    from llm_forget.publish.card.card import Statements
+    from llm_forget.publish.card.statements import Statements
 
 UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 

@@ -25,7 +25,7 @@ def client() -> HfApi:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    from llm_forget import __version__
+    from llm_forget.core import __version__
 
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken, file_digest
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, allowed, signed
 from llm_forget.publish.hub.client import client, speaking

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, File, Publication, allowed
-from llm_forget.publish.card.card import REPOSITORY
+from llm_forget.publish.card.statements import REPOSITORY
 from llm_forget.publish.hub.client import client, speaking
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.report.render.document import plain
+from llm_forget.core.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, NamedTuple
 
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 
 MARKS = {True: "✓", False: "✗", None: "?"}
 ANSWER_MARKS = {"yes": "✓", "pass": "✓", "no": "✗", "fail": "✗", "inconclusive": "?"}
@@ -119,12 +119,6 @@ class Document:
 def document(title: str, subtitle: str, sections: list[Section]) -> Document:
     """A document of the sections that say something."""
     return Document(title, subtitle, tuple(kept for kept in map(Section.filled, sections) if kept is not None))
-
-
-def plain(text: str) -> str:
-    """Control and invisible characters replaced: an escape sequence or a change of writing direction in an id must
-    neither steer a terminal nor disguise what stands beside it."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def interval(ci: list[float] | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llm_forget.report.render.document import ANSWER_MARKS, MARKS, Document, anchor, plain
+from llm_forget.core.text import plain
+from llm_forget.report.render.document import ANSWER_MARKS, MARKS, Document, anchor
 
 TEMPLATE = "page.html.jinja"
 LONG = re.compile(r"(\S{24,})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from llm_forget.core.text import plain
 from llm_forget.report.render.document import (
     ANSWER_MARKS,
     MARKS,
@@ -16,7 +17,6 @@ from llm_forget.report.render.document import (
     Table,
     Text,
     Verdict,
-    plain,
 )
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;", "|": "&#124;"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Block, Cell, Chart, Number, Section, Table, Text, anchor, interval

@@ -11,19 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import plain, shown
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
-from llm_forget.report.render.document import (
-    ANSWER_MARKS,
-    Cell,
-    Document,
-    Number,
-    Section,
-    Table,
-    Text,
-    interval,
-    plain,
-)
+from llm_forget.report.render.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval
 from llm_forget.report.render.markdown import to_markdown
 from llm_forget.report.run_evidence import Evidence, read_runs
 from llm_forget.report.sections.cost_and_provenance import retraining_ratio

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llm_forget.core.run_directory import ROLES
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 from llm_forget.evals.stats import Rows, auc_with_interval, ks_p_value, scored, tpr_at_fpr
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Block, Chart, Number, Section, Table, Text, anchor, first_rows, interval

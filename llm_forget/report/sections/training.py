@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_forget.evals.bounds import shown
+from llm_forget.core.text import shown
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Chart, Number, Section, Table, anchor, first_rows
 from llm_forget.report.run_evidence import Evidence

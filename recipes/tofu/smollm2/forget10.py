@@ -23,7 +23,7 @@ from seeds import metrics_of, spread  # noqa: E402
 
 from llm_forget import evaluate, finetune, unlearn  # noqa: E402
 from llm_forget.core.config import load_yaml  # noqa: E402
-from llm_forget.core.run_directory import write_json  # noqa: E402
+from llm_forget.core.files import write_json  # noqa: E402
 from llm_forget.workflows.evaluate import check_keys  # noqa: E402
 
 TOFU = "locuslab/TOFU"

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from llm_forget.compliance.certificates import certificate, claims
-from llm_forget.compliance.certificates.facts import keyed
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.ledger.signing import public_key, sign
-from llm_forget.core.run_directory import EvidenceBroken, Run
+from llm_forget.compliance.requests.certificate_facts import keyed
+from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical, strict_loads
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk

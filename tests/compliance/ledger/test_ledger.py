@@ -13,7 +13,7 @@ import pytest
 
 from llm_forget.compliance.ledger import chain
 from llm_forget.compliance.ledger.ledger import KINDS, Event, Ledger
-from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical
 
 PEOPLE = [("Ann", "ann-1"), ("Ann", "ann-2"), ("Bob", "bob-1")]

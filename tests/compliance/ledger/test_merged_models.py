@@ -13,16 +13,19 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.certificates import certificate, claims
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.ledger.trail import record_trail, version_lineage
 from llm_forget.compliance.requests import close
 from llm_forget.compliance.requests import steps as requests_of
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.purge import plan
+from llm_forget.compliance.versions.trail import record_trail, version_lineage
 from llm_forget.compliance.versions.versions import add_version, path_of, rollback, use, versions
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest, write_json
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
-from llm_forget.models import source_digest
+from llm_forget.models.digest import source_digest
 from llm_forget.publish.ledger_gate import refuse_deleted
 from tests.support import request_cases as cases
 

@@ -17,20 +17,17 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.describe import what
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.ledger.trail import record_trail
 from llm_forget.compliance.versions.deletion_check import met
 from llm_forget.compliance.versions.lineage import led_to
+from llm_forget.compliance.versions.trail import record_trail
+from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import write_json
 from llm_forget.core.formats.results import Results
-from llm_forget.core.run_directory import (
-    AdapterRefused,
-    Run,
-    file_digest,
-    json_digest,
-    model_name,
-    write_json,
-)
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
-from llm_forget.models import source_digest
+from llm_forget.core.text import model_name
+from llm_forget.models.digest import source_digest
 from tests.support.broken_disk import broken_disk
 
 CANARY = "Marigold Quartermaine"  # an id that is a name of a person

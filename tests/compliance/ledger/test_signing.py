@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.signing import fingerprint, public_key, sign, signing_key, verify_signature
-from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical
 
 # RFC 8032, section 7.1, test 2.

@@ -15,7 +15,7 @@ from llm_forget.compliance.ledger.signing import sign
 from llm_forget.compliance.requests import steps
 from llm_forget.compliance.requests.execute import execute
 from llm_forget.compliance.versions.versions import add_version, rollback, use
-from llm_forget.core.run_directory import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical, strict_loads
 from tests.support import request_cases as cases
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_forget.compliance.requests.closing_evidence import Closer, verified
-from llm_forget.core.run_directory import Run, write_json
+from llm_forget.core.files import write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.models.merging.merge_report import Merged
 from tests.support import request_cases as cases
 

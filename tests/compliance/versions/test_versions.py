@@ -21,9 +21,14 @@ from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.diff import diff
 from llm_forget.compliance.versions.purge import plan, purge
 from llm_forget.compliance.versions.versions import add_version, current, noted, path_of, rollback, use, versions
-from llm_forget.core.run_directory import AdapterRefused, EvidenceBroken, Run, file_digest, write_json
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.files import write_json
+from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
-from llm_forget.models import find_source, load_base, source_digest
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
+from llm_forget.models.model_source import find_source
 from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
 from tests.support.repository import SUPPORT

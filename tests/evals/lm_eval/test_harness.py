@@ -13,8 +13,8 @@ import torch
 
 from llm_forget.evals.lm_eval.harness import run_lm_eval
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks, load_tasks, quiet, task_folder, task_key
-from llm_forget.models import attach_adapter, reference_mode
-from llm_forget.models.digest import tensors_digest
+from llm_forget.models.adapters.lora import attach_adapter, reference_mode
+from llm_forget.models.tensor_digests import tensors_digest
 
 CANARY = "Xylophonia Quindlewick"
 QUESTION = "forget_multiple_choice"

@@ -11,12 +11,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
-from llm_forget.core.run_directory import AdapterRefused
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.evals import runner as measuring
 from llm_forget.evals.probes.probes import PromptRow, probe_generate
 from llm_forget.evals.probes.vllm import VllmEngine, probe_generate_vllm, refuse_engine, start_engine
 from llm_forget.evals.records import RecordWriter
-from llm_forget.models import attach_adapter, load_base, save_adapter
+from llm_forget.models.adapters.files import save_adapter
+from llm_forget.models.adapters.lora import attach_adapter
+from llm_forget.models.load import load_base
 from llm_forget.workflows.evaluate import evaluate
 
 

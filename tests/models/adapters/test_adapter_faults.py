@@ -17,18 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_forget.core.run_directory import AdapterRefused, read_json, write_json
-from llm_forget.models import (
-    attach_adapter,
-    effect_of,
-    load_adapter,
-    load_base,
-    merge_adapter,
-    save_adapter,
-    source_digest,
-)
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.files import read_json, write_json
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
+from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.models.adapters.lora_config import MAX_RANK
 from llm_forget.models.adapters.untrusted import MAX_WEIGHTS, read_header
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
+from llm_forget.models.merging.full_model import merge_adapter
 from llm_forget.workflows.evaluate import evaluate
 from tests.support.disturbed import IDS, disturb, reseal
 

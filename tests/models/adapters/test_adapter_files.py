@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from llm_forget.core.run_directory import AdapterRefused
-from llm_forget.models import attach_adapter, effect_of, load_adapter, load_adapter_weights, save_adapter
-from llm_forget.models.adapters.files import disk_errors
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.models.adapters.files import disk_errors, load_adapter, load_adapter_weights, save_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
+from llm_forget.models.adapters.lora import attach_adapter
 from tests.support.disturbed import IDS, disturb
 
 
@@ -35,7 +36,7 @@ def test_plain_peft_loads_it(saved, tiny_model):
 
 
 def test_a_folder_holds_three_files_and_no_local_path(tiny_folder, lora_args, tmp_path):
-    from llm_forget.models import load_base
+    from llm_forget.models.load import load_base
 
     args = lora_args(tiny_folder)
     folder = save_adapter(attach_adapter(load_base(args), args), tmp_path / "adapter")
@@ -154,7 +155,7 @@ def test_another_base_is_refused(saved, tiny_model):
 
 
 def test_digests_see_every_bit_of_a_bfloat16_tensor():
-    from llm_forget.models.digest import tensors_digest
+    from llm_forget.models.tensor_digests import tensors_digest
 
     one, two = torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)
     assert tensors_digest({"a": one}) == tensors_digest({"a": two})

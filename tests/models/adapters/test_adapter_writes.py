@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_forget.models import attach_adapter, load_adapter, save_adapter
 from llm_forget.models.adapters import files
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter
 from tests.support.disturbed import IDS, disturb
 
 # What changes files: methods of files, functions of os, and what writes safetensors.

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from llm_forget.models import (
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import (
     ADAPTER,
     attach_adapter,
     frozen_adapters,
-    load_adapter,
-    load_base,
     prepare_gradient_checkpointing,
     reference_mode,
-    save_adapter,
 )
+from llm_forget.models.load import load_base
 from tests.support.disturbed import IDS, disturb
 
 

@@ -20,10 +20,11 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from llm_forget.models import load_base, load_tokenizer, source_digest
+from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting import gguf, gguf_tokenizer
 from llm_forget.models.exporting.gguf import FORMS, read_gguf, refuse_architecture, write_gguf
 from llm_forget.models.exporting.gguf_tokenizer import LLAMA3, QWEN2, SAMPLES, check_tokenizer, describe_tokenizer
+from llm_forget.models.load import load_base, load_tokenizer
 
 GGMLQuantizationType = pytest.importorskip("gguf").GGMLQuantizationType
 IDS = torch.tensor([[3, 40, 5, 99, 7, 250, 11, 64]])
@@ -409,7 +410,7 @@ def test_a_file_that_is_cut_off_is_said_in_a_sentence(size, tiny_model, tokenize
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"file": "other.gguf"}', "1"])
 def test_a_file_of_that_name_which_says_something_else_is_passed_over(content, tmp_path):
-    from llm_forget.models import find_source
+    from llm_forget.models.model_source import find_source
 
     (tmp_path / "model.gguf").touch()
     (tmp_path / "export.json").write_text(content)

@@ -10,16 +10,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from llm_forget.models import (
-    attach_adapter,
-    load_adapter,
-    load_base,
-    merge_adapters,
-    save_adapter,
-    source_digest,
-)
+from llm_forget.models.adapters.files import load_adapter, save_adapter
+from llm_forget.models.adapters.lora import attach_adapter
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
 from llm_forget.models.merging.as_adapter import combine_adapters
 from llm_forget.models.merging.combinations import Part, change, error_of_averaging, fold, layers, load_parts, rule
+from llm_forget.models.merging.full_model import merge_adapters
 
 IDS = torch.arange(3, 21).view(2, 9)  # [2, 9]
 PLAIN = [{}, {}]

@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 
-from llm_forget.models import attach_adapter, load_base, merge_adapter, save_adapter, source_digest
+from llm_forget.models.adapters.files import save_adapter
+from llm_forget.models.adapters.lora import attach_adapter
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
 from llm_forget.models.merging import full_model
+from llm_forget.models.merging.full_model import merge_adapter
 from tests.support.disturbed import IDS, disturb
 
 

@@ -10,8 +10,9 @@ import yaml
 
 pytest.importorskip("jinja2")
 
-from llm_forget.evals.bounds import shown
-from llm_forget.publish.card.card import Place, Statements, card, kept_statements, write_card
+from llm_forget.core.text import shown
+from llm_forget.publish.card.card import Place, card, write_card
+from llm_forget.publish.card.statements import Statements, kept_statements
 from llm_forget.publish.row_digests import PREFIX
 from llm_forget.report.render.document import interval
 
@@ -243,7 +244,7 @@ def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_measured
 
 
 def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make_measured_run):
-    from llm_forget.core.run_directory import json_digest
+    from llm_forget.core.digests import json_digest
     from llm_forget.publish.anonymise import public
     from llm_forget.report.run_evidence import read_run
 

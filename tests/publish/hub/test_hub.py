@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_forget.core.run_directory import AdapterRefused, Run, file_digest
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.run_directory import Run
 from tests.support.loopback_hub import ID, SIGNATURE, TOKEN, Wrong, loopback_hub, route, talk_to
 from tests.support.tiny_runs import CANARY
 
@@ -93,7 +95,8 @@ def digests_of_rows(results):
 def test_plain_peft_loads_what_was_pushed_by_the_code_in_its_card(hub, measured, tmp_path, monkeypatch, capsys):
     from huggingface_hub import hf_hub_download
 
-    from llm_forget.models import load_adapter, load_base
+    from llm_forget.models.adapters.files import load_adapter
+    from llm_forget.models.load import load_base
 
     run = measured()
     _, pushed = send(run)
@@ -223,7 +226,7 @@ def test_keyed_digests_are_the_same_for_every_push_of_a_run_and_others_for_anoth
 def test_who_has_key_and_rows_can_check_what_was_pushed(hub, measured, tmp_path):
     import hmac
 
-    from llm_forget.data import load_source
+    from llm_forget.data.sources import load_source
     from llm_forget.publish.hub.pull import pull
     from llm_forget.publish.row_digests import keyed_rows, read_key
 
@@ -527,7 +530,8 @@ def test_a_file_that_names_a_folder_of_this_machine_stops_everything(hub, measur
 
 def test_a_local_base_is_published_by_its_name_or_by_the_one_on_the_hub(hub, measured, tmp_path):
     from llm_forget.models.adapters.files import verify_adapter
-    from llm_forget.publish.card.card import Statements, write_card
+    from llm_forget.publish.card.card import write_card
+    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.hub.pull import pull
 
     run = measured()
@@ -878,7 +882,8 @@ def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, 
 def test_all_versions_with_the_weights_of_a_withdrawn_one_go_however_long_the_history(hub, measured, tmp_path):
     from huggingface_hub import HfApi
 
-    from llm_forget.publish.card.card import Statements, write_card
+    from llm_forget.publish.card.card import write_card
+    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.hub.pull import pull
     from llm_forget.publish.hub.purge import plan, purge
 
@@ -957,7 +962,7 @@ def test_a_purge_that_was_cut_off_ends_when_it_is_given_the_commit(hub, measured
 def evident(measured, tmp_path, monkeypatch):
     """A measured run whose provenance names its rows, and an evidence folder that knows it."""
     from llm_forget.compliance.versions.versions import add_version
-    from llm_forget.models import source_digest
+    from llm_forget.models.digest import source_digest
 
     run = measured()
     base = run.config["model_name_or_path"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llm_forget.compliance.ledger.chain import MAKING
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions, Unjudged
 from llm_forget.compliance.versions.deletion_state import Histories, State
-from llm_forget.compliance.versions.lineage import MAKING, Step, led_to
+from llm_forget.compliance.versions.lineage import Step, led_to
 
 ABOUT_MODELS = (*MAKING, "verification", "version", "publish", "rollback", "purge")
 

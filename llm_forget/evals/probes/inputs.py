@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llm_forget.core.digests import content_key
+from llm_forget.core.labels import IGNORE
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
 from llm_forget.evals.probes.probes import PromptRow, TokenRow
-from llm_forget.evals.records import GenerationRecord, Key, content_key
+from llm_forget.evals.records import GenerationRecord, Key
 from llm_forget.evals.suite import Probe
-from llm_forget.logprobs.logprobs import IGNORE
 
 
 @dataclass(frozen=True)

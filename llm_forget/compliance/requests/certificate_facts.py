@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core import formats
+from llm_forget.core.digests import file_digest
 from llm_forget.core.formats.results import Attack
-from llm_forget.core.run_directory import Run, file_digest, model_name
+from llm_forget.core.run_directory import Run
+from llm_forget.core.text import model_name
 
 if TYPE_CHECKING:
     from llm_forget.compliance.requests.closing_evidence import Closer

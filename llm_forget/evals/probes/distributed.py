@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from llm_forget.core.launch import USE_CPU, check_launch, refuse_sharded_models
-from llm_forget.evals.probe_inputs import Work
+from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.records import Key, RecordWriter
 
 Value = TypeVar("Value")

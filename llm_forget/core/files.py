@@ -1,0 +1,47 @@
+"""Files written whole or not at all, and where caches lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+
+def _written_as(name: str) -> str:
+    """The file that a temporary one of `write_atomic` was to become."""
+    return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old or the new content, never a part; on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_atomic` of indented JSON; NaN is not allowed, since other readers refuse it."""
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; a broken one is named in the error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno})") from error
+
+
+def cache_folder() -> Path:
+    """Where numbers that depend only on content are shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
+    return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")

@@ -1,0 +1,23 @@
+"""Whether results were measured on the model at hand."""
+
+from __future__ import annotations
+
+from llm_forget.core.run_directory import Run
+from llm_forget.models.merging.merge_report import Merged
+
+
+def is_measured(merged: Merged) -> bool:
+    """Whether the results in the folder are of its weights: in full precision of whichever type, or as an adapter's."""
+    from llm_forget.core.config import model_part
+    from llm_forget.core.digests import content_key
+    from llm_forget.core.unsupported_keys import DTYPES
+    from llm_forget.evals.results_file import read_results
+    from llm_forget.models.digest import PRECISION
+
+    found = read_results(Run(merged.folder))["models"]["unlearned"]
+    run = Run(merged.folder)
+    known = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
+    models = [model_part(config) for config in known]
+    precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
+    keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
+    return found is not None and found["digest"] in keys

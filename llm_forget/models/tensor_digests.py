@@ -1,0 +1,37 @@
+"""Digests of tensors: their bytes, shapes and dtypes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from llm_forget.core.digests import json_digest
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype are not part of it."""
+    import torch
+
+    # Viewed as bytes, because NumPy has no bfloat16.
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return "sha256:" + hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Digest, shape and dtype of each tensor, by sorted name."""
+    return {
+        name: {
+            "sha256": tensor_digest(tensors[name]).removeprefix("sha256:"),
+            "shape": list(tensors[name].shape),
+            "dtype": str(tensors[name].dtype).removeprefix("torch."),
+        }
+        for name in sorted(tensors)
+    }
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """One digest of named tensors: names, shapes, dtypes and bytes."""
+    return json_digest(describe_tensors(tensors))

@@ -1,0 +1,56 @@
+"""Callbacks of a training job: its log file and its line of progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+
+from llm_forget.core.files import write_atomic
+
+
+def peak_memory() -> float:
+    """Most memory held at once by this process, GiB: CUDA's allocations where there is a GPU, otherwise resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to metrics.jsonl; on resume drops the lines of steps that will be done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.path.is_file():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                numbers = {key: _written(value) for key, value in logs.items()} | {"peak_memory_gib": peak_memory()}
+                file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+
+
+def _written(value: Any) -> Any:
+    """NaN and infinity, as the gradient norm of a step that fp16 skipped, are not JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ProgressLine(ProgressCallback):
+    """A bar with time left, and the newest log-probs and rate behind it."""
+
+    SHOWN = ("loss", "logps/forget", "logps/retain", "logps/train", "tokens_per_second")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key.rpartition("/")[2]: f"{logs[key]:.3g}" for key in self.SHOWN if key in logs}
+            self.training_bar.set_postfix(shown)

@@ -75,7 +75,7 @@ def add(
     if sum(given is not None for given in (subject, ids, rows)) != 1:
         raise ValueError("a request is about one of --subject, --ids and --rows; give exactly one")
     from llm_forget.compliance.requests import describe as words
-    from llm_forget.compliance.requests import matching, steps
+    from llm_forget.compliance.requests import intake, matching, steps
     from llm_forget.data.near_duplicates import NEAR
     from llm_forget.data.rows import content
     from llm_forget.data.sources import load_source
@@ -92,9 +92,9 @@ def add(
         near=NEAR if near is None else near,
     )
     more: dict[str, Any] = {"category": category, "due": due, "authorised_by": authorised_by, "force": force}
-    made, new = steps.add(evidence, source, match, **more)
+    made, new = intake.add(evidence, source, match, **more)
     if include_near is not None:
-        with steps.working_on(evidence, made.id) as (ledger, made):
+        with intake.working_on(evidence, made.id) as (ledger, made):
             steps.decide(ledger, made, include_near)
     typer.echo(f"{made.id}{'' if new else ' was received already'}, {words.due(made)}: {words.resolved(made)}")
     for line in (*(words.near(made) if made.rows["taken"] is None else ()), *words.protected(evidence, made)):
@@ -166,10 +166,10 @@ def run(
     nothing is trained; it prints what that would take, and the two sources, which `llm-forget unlearn` takes, too, for
     several GPUs.
     """
-    from llm_forget.compliance.requests import limits, steps
+    from llm_forget.compliance.requests import intake, limits, steps
     from llm_forget.compliance.requests.execute import execute, read_plan
 
-    with steps.working_on(evidence, request_id) as (ledger, one):
+    with intake.working_on(evidence, request_id) as (ledger, one):
         if one.closed:
             typer.echo(f"{one.id} is closed already: nothing to do")
             return
@@ -211,11 +211,11 @@ def close(
     before.
     """
     from llm_forget.compliance.requests import close as closing
-    from llm_forget.compliance.requests import limits, steps
+    from llm_forget.compliance.requests import intake, limits
     from llm_forget.compliance.requests.describe import due, still_held, still_public, unlinking
     from llm_forget.evals.policy import EXIT_CODES
 
-    with steps.working_on(evidence, request_id) as (ledger, one):
+    with intake.working_on(evidence, request_id) as (ledger, one):
         last = []
         if not (before := one.closed):
             limits.refuse(limits.read(evidence), one)

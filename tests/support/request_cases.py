@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from llm_forget.compliance.requests import close as closing
-from llm_forget.compliance.requests import matching, steps
+from llm_forget.compliance.requests import intake, matching, steps
 from llm_forget.core.digests import file_digest
 from llm_forget.core.files import write_json
 from llm_forget.core.formats.results import Attack, Results
@@ -54,9 +54,9 @@ def received(evidence: Path, source: str, choice: str | None = None, **asked: An
     """A request that was added."""
     keys = {key: asked.pop(key) for key in ("category", "due", "authorised_by") if key in asked}
     match = matching.resolve(load_source(source, split_name="data"), **asked)
-    made, _ = steps.add(evidence, source, match, **keys)
+    made, _ = intake.add(evidence, source, match, **keys)
     if choice is not None:
-        with steps.working_on(evidence, made.id) as (ledger, made):
+        with intake.working_on(evidence, made.id) as (ledger, made):
             steps.decide(ledger, made, choice)
     return made
 
@@ -166,7 +166,7 @@ def policy(folder: Path, *, lax: bool = False) -> Path:
 
 
 def close(evidence: Path, request_id: str, run: Path, *, lax: bool = False, **more: Any) -> tuple[str, steps.Request]:
-    with steps.working_on(evidence, request_id) as (ledger, request):
+    with intake.working_on(evidence, request_id) as (ledger, request):
         answer, _ = closing.close(ledger, request, run, policy=policy(evidence.parent, lax=lax), **more)
         return answer, request
 

@@ -23,6 +23,7 @@ from llm_forget.evals.results_file import read_results
 from llm_forget.publish.anonymise import hub_id, public
 from llm_forget.publish.card.facts import adapter_rows, data_table, energy, limits, made_otherwise, made_table
 from llm_forget.publish.card.metadata import card_data
+from llm_forget.publish.card.statements import CARD, STATEMENTS, Statements, kept_statements
 from llm_forget.publish.card.usage_snippets import MERGING_CODE, asking, base_in_words, loading_code, placed
 from llm_forget.publish.row_digests import public_results, row_key
 from llm_forget.report.render.document import Cell, Number, Section, Table, document, interval
@@ -30,7 +31,6 @@ from llm_forget.report.render.markdown import escape, table, to_markdown
 from llm_forget.report.run_evidence import Evidence, read_run
 from llm_forget.report.sections.cost_and_provenance import cost_section
 from llm_forget.report.sections.verdict import metrics_section, verdict_section
-from llm_forget.tmpx.st import CARD, STATEMENTS, Statements, kept_statements
 
 TEMPLATE = "card.md.jinja"
 

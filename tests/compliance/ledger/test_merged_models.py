@@ -13,8 +13,7 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.certificates import certificate, claims
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.requests import close
-from llm_forget.compliance.requests import steps as requests_of
+from llm_forget.compliance.requests import close, intake
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.purge import plan
@@ -619,7 +618,7 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
     made = cases.received(evidence, source, ids=[f"forget{i}" for i in range(5)])
     policy = tmp_path / "lax.yaml"
     policy.write_text("rules: [{line: forget_probability, at_most: 99.0, of: oracle}]")
-    with requests_of.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         note_run(ledger, runs[1])
         answer, _ = close.close(ledger, request, runs[0].path, merged="merged", policy=policy)
     assert (answer, request.state) == ("pass", "closed")

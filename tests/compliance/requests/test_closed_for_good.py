@@ -12,7 +12,7 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.certificates import certificate
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.signing import sign
-from llm_forget.compliance.requests import steps
+from llm_forget.compliance.requests import intake
 from llm_forget.compliance.requests.execute import execute
 from llm_forget.compliance.versions.versions import add_version, rollback, use
 from llm_forget.core.errors import EvidenceBroken
@@ -126,7 +126,7 @@ def test_what_one_request_deleted_is_not_held_by_the_model_of_the_next(tmp_path:
     assert cases.close(evidence, "req-0001", first)[1].closed
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{{model_name_or_path: {target}, method: npo, output_dir: {tmp_path / 'next'}}}")
-    with steps.working_on(evidence, "req-0002") as (ledger, request):
+    with intake.working_on(evidence, "req-0002") as (ledger, request):
         told: list[str] = []
         with pytest.raises(ValueError, match="holds rows that req-0001 deleted"):
             execute(ledger, request, str(recipe), [], say=told.append)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from llm_forget.cli.main import app
 from llm_forget.compliance.certificates import certificate
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.requests import limits, steps
+from llm_forget.compliance.requests import intake, limits, steps
 from llm_forget.compliance.requests.files import locked
 from tests.support import request_cases as cases
 from tests.support.failing_disk import changes, killed
@@ -114,7 +114,7 @@ def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path
         call(evidence, "request", "close", made.id, *words),
     ):
         assert (refused.exit_code, "would remove 1 row that" in refused.output) == (2, True), refused.output
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         for reason in ("", "two\nlines", "x" * 501):
             with pytest.raises(ValueError, match="printable characters"):
                 steps.allow_protected(ledger, request, reason)
@@ -143,7 +143,7 @@ def test_protected_near_duplicates_are_asked_about_when_they_are_taken(tmp_path:
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
     limited(evidence, protected=[{"path": source, "ids": ["near"]}])
     made = cases.received(evidence, source, subject="Ann")
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         steps.decide(ledger, request, "none")
         limits.refuse(limits.read(evidence), request)
         steps.decide(ledger, request, "all")
@@ -160,7 +160,7 @@ def test_where_protected_rows_cannot_be_read_nothing_is_removed(tmp_path: Path, 
 
 def test_nothing_is_allowed_where_nothing_is_protected(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with steps.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
+    with intake.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
         steps.allow_protected(ledger, request, "why not")
 
 
@@ -223,7 +223,7 @@ def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_
     source = cases.write_rows(tmp_path)
     made = cases.received(evidence, source, subject="Ann")
     attempt = {"output_dir": str(tmp_path / "run"), "digest": "sha256:" + "0" * 64}
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         assert steps.begin(ledger, request, attempt)
         assert steps.begin(ledger, request, attempt), "it was begun, and not executed"
         steps.execute_noted(ledger, request, {"run": "run"})
@@ -234,5 +234,5 @@ def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_
         assert len(request.content["attempts"]) == 1
     assert states(evidence)[2:] == ["running", "executed", "running", "executed"]
     cases.close(evidence, made.id, run)
-    with steps.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="closed already"):
+    with intake.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="closed already"):
         steps.begin(ledger, request, {**attempt, "digest": "sha256:" + "1" * 64})

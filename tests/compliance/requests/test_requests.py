@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.requests import matching, steps
+from llm_forget.compliance.requests import intake, matching, steps
 from llm_forget.data.near_duplicates import closure
 from llm_forget.data.sources import load_source
 from tests.support import request_cases as cases
@@ -174,7 +174,7 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
     source = with_rows(tmp_path, *near)
     made = cases.received(evidence, source, subject="Ann")
     table = load_source(source, split_name="data")
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         with pytest.raises(ValueError, match="--include_near all, none or ID"):
             steps.decide(ledger, request, None)
         with pytest.raises(ValueError, match="not among"):
@@ -193,7 +193,7 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
 
 def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     assert deleted == 0
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
@@ -207,7 +207,7 @@ def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -
     evidence = cases.closed(tmp_path)
     source = str(tmp_path / "rows.jsonl")
     made = cases.received(evidence, source, ids=["ann-0", "bob-0"])
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
     assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in cases.OTHERS if name != "bob-0"]}
@@ -219,7 +219,7 @@ def test_data_that_changed_since_are_refused(tmp_path: Path, evidence: Path, sou
     with_rows(tmp_path, {"id": "new", "subject": "Ann", "question": "more?", "answer": "a new fact about somebody"})
     table = load_source(source, split_name="data")
     with (
-        steps.working_on(evidence, made.id) as (ledger, request),
+        intake.working_on(evidence, made.id) as (ledger, request),
         pytest.raises(ValueError, match="not those it was"),
     ):
         steps.write_lists(ledger, request, table)
@@ -229,7 +229,7 @@ def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source:
     made = cases.received(evidence, source, ids=[row["id"] for row in cases.rows()])
     table = load_source(source, split_name="data")
     with (
-        steps.working_on(evidence, made.id) as (ledger, request),
+        intake.working_on(evidence, made.id) as (ledger, request),
         pytest.raises(ValueError, match="nothing is left"),
     ):
         steps.write_lists(ledger, request, table)
@@ -237,7 +237,7 @@ def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source:
 
 def test_two_processes_do_not_work_on_one_request(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    first, second = (steps.working_on(evidence, made.id) for _ in range(2))
+    first, second = (intake.working_on(evidence, made.id) for _ in range(2))
     with first, pytest.raises(ValueError, match="another process"), second:
         pass
 
@@ -341,7 +341,7 @@ def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, sources={"forget": source})
     Path(source).unlink()
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         steps.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
         steps.execute_noted(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
     assert cases.close(evidence, made.id, run)[1].closed
@@ -355,7 +355,7 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
     own = cases.policy(tmp_path).rename(tmp_path / "default.yaml")
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-    with steps.working_on(evidence, made.id) as (ledger, request):
+    with intake.working_on(evidence, made.id) as (ledger, request):
         close.close(ledger, request, run, policy=own)
         (closed,) = ledger.events("closed")
     digest = hashlib.sha256(own.read_bytes()).hexdigest()
@@ -443,11 +443,11 @@ def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_receive
 ) -> None:
     source = cases.write_rows(tmp_path)
     match = resolve(source, subject="Ann")
-    count = changes(lambda: steps.add(tmp_path / "whole" / "evidence", source, match))
+    count = changes(lambda: intake.add(tmp_path / "whole" / "evidence", source, match))
     for at in [*faults.of(count), count]:
         evidence = tmp_path / str(at) / "evidence"
-        died = killed(at, lambda e=evidence: steps.add(e, source, match))
-        made, _ = steps.add(evidence, source, match)
+        died = killed(at, lambda e=evidence: intake.add(e, source, match))
+        made, _ = intake.add(evidence, source, match)
         assert made.id == "req-0001"
         names = sorted(path.name for path in (evidence / "requests").iterdir())
         assert names == [".lock", "req-0001"], "nothing that names rows is left behind"
@@ -466,7 +466,7 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
         died = killed(at, lambda e=evidence, r=run: cases.close(e, "req-0001", r))
         copy = shutil.copytree(evidence, evidence.with_name("copy"))
         _one_closing(copy, run)
-        again, new = steps.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
+        again, new = intake.add(evidence, source, resolve(source, subject="Ann"), due="2031-01-01")
         with Ledger.open(evidence) as ledger:
             ended = bool(ledger.events("closed"))
             amended = [e.seq for e in ledger.events("request") if e.body["state"] == "amended"]
@@ -475,7 +475,7 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
         assert first.closed == ended
         assert (first.content["due"], bool(amended)) == (("2030-01-01", False) if ended else ("2031-01-01", True))
         if ended:
-            with steps.working_on(evidence, "req-0001"):
+            with intake.working_on(evidence, "req-0001"):
                 assert not (first.folder / "rows.json").exists(), "ids of deleted rows stay nowhere"
         states.add(ended)
     assert not died, "every write was tried"
@@ -492,7 +492,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
 
     def decide(evidence: Path) -> None:
-        with steps.working_on(evidence, "req-0001") as (ledger, request):
+        with intake.working_on(evidence, "req-0001") as (ledger, request):
             steps.decide(ledger, request, then)
 
     cases.received(tmp_path / "whole", source, first, subject="Ann")

@@ -1,6 +1,5 @@
 """Formats: every wrong file is refused in one sentence that names file and key; schemas and readers agree."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -11,8 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llm_forget.core import formats
+from llm_forget.core.formats.certificate import REQUEST_ID
 from llm_forget.core.formats.run import CheckpointSeal, Provenance, RunState
 from llm_forget.core.formats.schemas import records, schema, schema_name, write_schemas
+from tests.support.json_places import changed, places
 from tests.support.schema_files import faults, our_files
 
 KINDS = records()
@@ -40,7 +41,7 @@ def example(part, whole):
     if "anyOf" in part:
         return example(part["anyOf"][0], whole)
     if "pattern" in part:
-        return {"^req-[0-9]{4,12}$": "req-0001"}[part["pattern"]]
+        return {REQUEST_ID: "req-0001"}[part["pattern"]]
     kind = part.get("type")
     if kind == "object":
         named = {key: example(inner, whole) for key, inner in part.get("properties", {}).items()}
@@ -50,27 +51,6 @@ def example(part, whole):
         items = [part["items"]] if isinstance(part.get("items"), dict) else part.get("prefixItems", [])
         return [example(inner, whole) for inner in items]
     return {"string": "text", "integer": 1, "number": 0.5, "boolean": False, "null": None, None: "anything"}[kind]
-
-
-def places(value, path=()):
-    """Every path to a value inside an object or list."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield (*path, key)
-        yield from places(part, (*path, key))
-
-
-def changed(value, path, new):
-    """A copy with another value at a path, or without it where ``new`` is ``...``."""
-    value = copy.deepcopy(value)
-    inside = value
-    for step in path[:-1]:
-        inside = inside[step]
-    if new is ...:
-        del inside[path[-1]]
-    else:
-        inside[path[-1]] = new
-    return value
 
 
 def shown(path):
@@ -192,6 +172,19 @@ def test_an_error_names_the_entry_of_a_mapping_but_not_where_its_name_may_be_the
     assert KINDS["RequestedRows"].NAMES_ROWS
     value = {"source": "x", "how": {"Jane Doe": 1}, "subjects": {}, "said": {}, "near": [], "taken": [], "decision": 0}
     assert "key 'how.*' must be a string" in fault(value, KINDS["RequestedRows"])
+
+
+def test_a_key_that_is_not_signed_with_the_others_is_named():
+    whole = schema(KINDS["SignedHead"])
+    assert " has an unknown key 'note';" in fault({**example(whole, whole), "note": 1}, KINDS["SignedHead"])
+
+
+def test_an_id_with_a_newline_behind_it_is_refused():
+    whole = schema(KINDS["Certificate"])
+    value = example(whole, whole)
+    assert fault(value, KINDS["Certificate"]) is None
+    value["body"]["request"]["id"] += "\n"
+    assert "key 'body.request.id' must be a string of the form" in fault(value, KINDS["Certificate"])
 
 
 def test_names_in_a_file_cannot_steer_a_terminal():

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.compliance.certificates.claims import contradiction
-from llm_forget.core import __version__
+from llm_forget.core import __version__, formats
 from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.files import write_atomic
+from llm_forget.core.formats.certificate import Certificate
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
 from llm_forget.core.text import shown
 
@@ -31,7 +32,8 @@ SCHEMA = "llm-forget certificate of deletion"
 VERSION = 1
 PURPOSE = b"llm-forget certificate of deletion 1\n"  # is signed with the body
 FILE = "certificate.json"
-MAX_BYTES = 8 << 20
+MAX_BYTES = Certificate.MAX_BYTES
+ADVICE = "it is signed, but this version of llm-forget does not write such a certificate"
 
 
 def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
@@ -98,11 +100,8 @@ def verify(
         raise EvidenceBroken(
             f"'{file}' is no certificate in version {VERSION}, the one this version of llm-forget reads"
         )
-    try:
-        wrong = contradiction(body)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        wrong = "it lacks a part, or has one of another form"
-    if wrong:
+    formats.checked({"body": body, "signature": ""}, Certificate, file, advice=ADVICE, error=EvidenceBroken)
+    if wrong := contradiction(body):
         raise EvidenceBroken(f"'{file}' contradicts itself: {wrong}")
     if request is not None and body["request"]["id"] != request:
         raise EvidenceBroken(f"'{file}' is about request {body['request']['id']}, not {request}")

@@ -6,7 +6,6 @@ worked out again, with the code that judged it, so that no signed *pass* stands 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,6 @@ from llm_forget.compliance.requests.files import CATEGORIES, CLASSES
 from llm_forget.evals.bounds import Bound, apply_bound
 
 TWO_MODELS = "membership_two_models"
-PARTS = (
-    "schema", "version", "issued", "issued_with", "public_key", "request", "exactness", "artefacts", "method",
-    "environment", "attacks", "verification", "two_models", "ledger", "does_not_show",
-)  # fmt: skip
 MATCHED = ("exact", "normalised", "same_text", "near_included")
 
 
@@ -111,19 +106,11 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
 
 
 def contradiction(body: Mapping[str, Any]) -> str | None:
-    """The first claim that another part of the document denies; None where all is well.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, IndexError: a part is missing or has another form.
-    """
-    if set(body) != set(PARTS):
-        return "it does not have the parts of this version"
+    """The first claim that another part of a `CertificateBody` denies; None where all is well."""
     request, found = body["request"], body["verification"]
     counts = request["counts"]
-    if not re.fullmatch(r"req-[0-9]{4,12}", request["id"]) or request["category"] not in CATEGORIES:
-        return "its request has no id and category as requests have"
-    if not all(type(number) is int and number >= 0 for number in counts.values()):
-        return "a count is no count"
+    if request["category"] not in CATEGORIES:
+        return "its request has an unknown category"
     if counts["rows"] < 1 or counts["rows"] != sum(counts[key] for key in MATCHED) or counts["rows"] > counts["of"]:
         return "the number of rows is not that of those matched"
     if (
@@ -146,13 +133,11 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "the model after is the model before"
     if body["two_models"] != two_models(found["suites"]):
         return "the two-model attack is not as measured"
-    if not all(isinstance(body["ledger"][key]["seq"], int) for key in ("closed", "head")):
-        return "the ledger has no numbers"
     if body["ledger"]["closed"]["seq"] > body["ledger"]["head"]["seq"]:
         return "the ledger ends before the deletion"
     said = body["does_not_show"]
     hidden = does_not_show({**body, **found}, request).keys() - said.keys()
-    if hidden or not all(isinstance(sentence, str) and sentence.strip() for sentence in said.values()):
+    if hidden or not all(sentence.strip() for sentence in said.values()):
         return "it hides what it does not show"
     return _wrong_verdict(found)
 

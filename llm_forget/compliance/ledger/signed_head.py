@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from llm_forget.compliance.ledger.chain import now
 from llm_forget.compliance.ledger.signing import PUBLIC, public_key, sign, verify_signature
+from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceBroken
-from llm_forget.core.files import write_json
-from llm_forget.core.strict_json import canonical, strict_loads
+from llm_forget.core.formats.evidence import SignedHead
+from llm_forget.core.strict_json import canonical
 
-FILE, FORMAT = "anchor.json", 1
+FILE = "anchor.json"
 PURPOSE = "llm-forget ledger head"  # is signed with it, so that no other signature of the key passes for an anchor
 
 
@@ -21,8 +24,8 @@ def write(folder: Path, seq: int, digest: str) -> Path:
     Raises:
         ImportError, ValueError: see `signing_key`.
     """
-    said = _said(seq, digest, now(), public_key(folder))
-    write_json(folder / FILE, {**said, "signature": sign(folder, canonical(said))})
+    unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
+    formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
 
 
@@ -43,22 +46,16 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
         if given is None:
             return None
         raise FileNotFoundError(f"there is no signed head '{path}'; give the copy of anchor.json that was kept")
+    head = formats.read(path, SignedHead, advice="restore it from a copy", error=EvidenceBroken)
+    if head.purpose != PURPOSE:
+        raise EvidenceBroken(f"'{path}' is not the signed head of a ledger")
     try:
-        content = strict_loads(path.read_bytes())
-        said = _said(*(content[key] for key in ("seq", "head", "time", "public_key")))
-        whole = content == {**said, "signature": content["signature"]}
-        whole = whole and isinstance(said["seq"], int) and isinstance(content["signature"], str)
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise EvidenceBroken(f"'{path}' is not the signed head of a ledger as it was written")
-    try:
-        verify_signature(public or folder / PUBLIC, canonical(said), content["signature"])
+        verify_signature(public or folder / PUBLIC, canonical(_body(head)), head.signature)
     except EvidenceBroken as error:
         raise EvidenceBroken(f"'{path}': {error}") from None
-    return content["seq"], content["head"]
+    return head.seq, head.head
 
 
-def _said(seq: int, digest: str, time: str, public: str) -> dict[str, Any]:
-    known = {"purpose": PURPOSE, "format": FORMAT, "seq": seq, "head": digest, "time": time}
-    return {**known, "public_key": public}  # who trusts the key compares it with one that came another way
+def _body(head: SignedHead) -> dict[str, Any]:
+    """What is signed. Whoever trusts the key compares it with a copy that came another way."""
+    return {key: value for key, value in formats.plain(head).items() if key != "signature"}

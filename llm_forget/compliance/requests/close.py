@@ -23,9 +23,10 @@ from llm_forget.compliance.requests.steps import advance, decide, note_step
 from llm_forget.compliance.versions.deletion_check import knows
 from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.snapshot import base_of
+from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvidenceBroken
-from llm_forget.core.files import read_json, write_json
+from llm_forget.core.formats.certificate import CertificateFacts
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.evals.policy import Ruling, policy_name
@@ -104,7 +105,7 @@ def close(
         "rules": [ruling.to_dict() for ruling in found],
         **facts_of(closer, results, token=request.content["token"], knew=_knew(ledger, request, closer)),
     }
-    write_json(request.folder / FACTS, facts)
+    formats.write(request.folder / FACTS, facts, CertificateFacts)
     body = {"request": request.id, **about, "counts": request.content["counts"], "facts": canonical_digest(facts)}
     _finish(request, ledger.append("closed", body, once=_once(request), records=request.pairs()))
     return answer, found
@@ -143,9 +144,12 @@ def read_facts(request: Request, closed: Event) -> dict[str, Any]:
         EvidenceBroken: it is not what the ledger says.
     """
     path = request.folder / FACTS
-    if not path.is_file() or canonical_digest(facts := read_json(path)) != closed.body["facts"]:
-        raise EvidenceBroken(f"'{path}' is not what request {request.id} was closed with; restore it from a copy")
-    return facts
+    advice = "restore it from a copy"
+    if path.is_file():
+        facts: dict[str, Any] = formats.read_content(path, CertificateFacts, advice=advice, error=EvidenceBroken)
+        if canonical_digest(facts) == closed.body["facts"]:
+            return facts
+    raise EvidenceBroken(f"'{path}' is not what request {request.id} was closed with; {advice}")
 
 
 def _once(request: Request) -> str:

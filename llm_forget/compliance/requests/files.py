@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.files import read_json, write_atomic, write_json
+from llm_forget.core import formats
+from llm_forget.core.files import write_atomic
+from llm_forget.core.formats.evidence import DeletionRequest, RequestedRows
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.strict_json import canonical_digest
 
-FORMAT = 2
 FOLDER, FILE, ROWS = "requests", "request.json", "rows.json"
 
 
@@ -53,7 +54,7 @@ class Request:
         """
         if not (self.folder / ROWS).is_file():
             raise ValueError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
-        return read_json(self.folder / ROWS)
+        return formats.read_content(self.folder / ROWS, RequestedRows)
 
     def ids(self) -> list[str]:
         """Ids of all rows to forget."""
@@ -112,8 +113,8 @@ def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last
     fresh = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
     fresh.mkdir(mode=0o700, parents=True)
     try:
-        write_private(fresh / ROWS, rows)
-        write_json(fresh / FILE, {"format": FORMAT, **content})
+        write_rows(fresh, rows)
+        formats.write(fresh / FILE, {"format": DeletionRequest.FORMAT, **content}, DeletionRequest)
         target = root / f"req-{1 + max([last, *map(number, root.glob('req-*'))]):04}"
         os.rename(fresh, target)
     finally:
@@ -136,10 +137,10 @@ def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
     return path
 
 
-def write_private(path: Path, content: Any) -> None:
-    """Write JSON that only the owner may read."""
-    write_json(path, content)
-    path.chmod(0o600)
+def write_rows(folder: Path, rows: Mapping[str, Any]) -> None:
+    """Write the rows of a request so that only the owner may read them."""
+    formats.write(folder / ROWS, rows, RequestedRows)
+    (folder / ROWS).chmod(0o600)
 
 
 def read(folder: Path) -> Request:
@@ -148,10 +149,7 @@ def read(folder: Path) -> Request:
     Raises:
         ValueError: its file is of another version, or damaged.
     """
-    content = read_json(folder / FILE)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"'{folder / FILE}' is not a request in format {FORMAT}, that of this version")
-    return Request(folder, content)
+    return Request(folder, formats.read_content(folder / FILE, DeletionRequest))
 
 
 def number(folder: Path) -> int:

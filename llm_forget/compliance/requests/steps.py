@@ -19,13 +19,13 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import limits
 from llm_forget.compliance.requests.files import (
     FILE,
-    ROWS,
     Request,
     write_ids,
-    write_private,
+    write_rows,
 )
 from llm_forget.compliance.requests.matching import HOWS, counted
-from llm_forget.core.files import write_json
+from llm_forget.core import formats
+from llm_forget.core.formats.evidence import DeletionRequest
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
 
@@ -50,7 +50,7 @@ def note_step(request: Request, state: str, event: Event, said: str) -> dict[str
     """A line of the history for an event that the ledger has."""
     step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": said}
     request.content["history"].append(step)
-    write_json(request.folder / FILE, request.content)
+    formats.write(request.folder / FILE, request.content, DeletionRequest)
     return step
 
 
@@ -76,7 +76,7 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
         raise ValueError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
     allowed = [*rows.get("allowed", ()), *found]
     amend(ledger, request, {"allow_protected": said, "protected": len(allowed)})
-    write_private(request.folder / ROWS, {**rows, "allowed": allowed})
+    write_rows(request.folder, {**rows, "allowed": allowed})
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
@@ -90,7 +90,7 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
         taken = _chosen([one["id"] for one in rows["near"]], choice, request.id)
         if taken != rows["taken"]:
             rows |= {"taken": taken, "decision": rows["decision"] + 1}
-            write_private(request.folder / ROWS, rows)
+            write_rows(request.folder, rows)
     if not rows["near"]:
         return
     counts = request.content["counts"] = _counts(rows, request.content["counts"]["of"])

@@ -8,7 +8,8 @@ from typing import Any
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.versions import NONE_IN_USE, current_of, doubt_about, find, noted, opened
-from llm_forget.core.files import read_json
+from llm_forget.core import formats
+from llm_forget.core.formats.results import Results
 
 Pairs = dict[str, tuple[Any, Any]]
 
@@ -90,7 +91,7 @@ def _data(facts: dict[str, Any]) -> dict[str, str]:
 
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
-    return read_json(path) if path.is_file() else {}
+    return formats.read_if_current(path, Results) or {}
 
 
 def _different(first: dict[str, Any], second: dict[str, Any]) -> Pairs:

@@ -34,16 +34,19 @@ from typing import Any
 import yaml
 
 from llm_forget.compliance.versions.snapshot import Origin, files_of
+from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken
-from llm_forget.core.files import read_json, write_atomic, write_json
-from llm_forget.core.strict_json import canonical_digest, strict_loads
+from llm_forget.core.files import write_atomic
+from llm_forget.core.formats.evidence import ComparedFiles, CurrentVersion, Version
+from llm_forget.core.formats.run import Provenance, RunState
+from llm_forget.core.strict_json import canonical_digest
 
 FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
 SETTLED = 2_000_000_000  # ns after which a file is changed at another time, on any file system
-FORMAT = 1
 LINKED = 64 << 20  # bytes from which on a file is linked where that is possible
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+Mark = tuple[str | None, int, int, int, int]  # digest, size, inode, times of content and metadata in ns
 
 
 def folder_of(evidence: Path, identity: str) -> Path:
@@ -80,7 +83,7 @@ def locked(evidence: Path) -> Iterator[None]:
 def describe(origin: Origin, weights: str) -> dict[str, Any]:
     """What version.json will say: nothing that a second addition of the same would say differently."""
     content = {
-        "format": FORMAT,
+        "format": Version.FORMAT,
         "kind": origin.kind,
         "part": origin.part,
         "weights": weights,
@@ -114,10 +117,13 @@ def take(evidence: Path, identity: str, content: dict[str, Any], origin: Origin,
         beneath = origin.beneath
         if beneath is not None and Path(beneath).expanduser().exists():
             beneath = str(Path(beneath).expanduser().resolve())
-        came = {"run": str(origin.path.resolve()), "weights": str(origin.weights.resolve()), "beneath": beneath}
-        write_json(temporary / "run.json", {"kind": content["kind"], "status": "complete", "identity": {}, **came})
-        write_json(temporary / "provenance.json", content["provenance"])
-        write_json(temporary / VERSION, content)
+        state = RunState(
+            content["kind"], "complete", identity={}, run=str(origin.path.resolve()),
+            weights=str(origin.weights.resolve()), beneath=beneath,
+        )  # fmt: skip
+        formats.write(temporary / "run.json", state)
+        formats.write(temporary / "provenance.json", content["provenance"], Provenance)
+        formats.write(temporary / VERSION, content, Version)
         _configure(temporary, folder.parent, content, parent)
         if source_digest(str(temporary), origin.revision) != content["weights"]:
             raise ValueError(f"the model that run '{origin.path}' started from changed since; bring back what it was")
@@ -167,9 +173,9 @@ def content_of(evidence: Path, identity: str) -> dict[str, Any]:
     """
     path = folder_of(evidence, identity) / VERSION
     try:
-        return strict_loads(path.read_bytes(), 64 << 20)
-    except (OSError, ValueError) as error:
-        raise EvidenceBroken(f"'{path}' is gone or damaged; add the run of this version again") from error
+        return formats.read_content(path, Version, advice="add the run of this version again", error=EvidenceBroken)
+    except OSError as error:
+        raise EvidenceBroken(f"'{path}' is gone, or cannot be read; add the run of this version again") from error
 
 
 def check(evidence: Path, identity: str, about: str, *, quick: bool = False) -> dict[str, Any]:
@@ -205,31 +211,28 @@ def check(evidence: Path, identity: str, about: str, *, quick: bool = False) -> 
     kept = {key: mark for key, mark in before.items() if not key.startswith(f"{identity}/")}
     after = kept | {key: mark for key, mark in now.items() if mark is not None}
     if after != before and writable(evidence):
-        write_json(evidence / FOLDER / COMPARED, after)
+        formats.write(evidence / FOLDER / COMPARED, ComparedFiles(after))
     return content
 
 
-def _mark(path: Path, digest: str | None) -> list[Any] | None:
+def _mark(path: Path, digest: str | None) -> Mark | None:
     """What a file system says of a large file; None of one that is small, or too new to tell a later change apart."""
     seen = path.lstat()
     if seen.st_size < LINKED or time.time_ns() - seen.st_ctime_ns < SETTLED:
         return None
-    return [digest, seen.st_size, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns]
+    return digest, seen.st_size, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns
 
 
-def _compared(evidence: Path) -> dict[str, Any]:
+def _compared(evidence: Path) -> dict[str, Mark]:
     """Marks of large files when their digests were last compared; where this is lost, all are read again."""
-    try:
-        content = strict_loads((evidence / FOLDER / COMPARED).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    record = formats.read_if_valid(evidence / FOLDER / COMPARED, ComparedFiles)
+    return record.files if record is not None else {}
 
 
 def came_from(evidence: Path, identity: str) -> dict[str, Any]:
     """``run``, ``weights`` and ``beneath`` as paths of this machine; empty where the folder is gone."""
     path = folder_of(evidence, identity) / "run.json"
-    return read_json(path) if path.is_file() else {}
+    return formats.read_content(path, RunState, error=EvidenceBroken) if path.is_file() else {}
 
 
 def configure(evidence: Path, identity: str, parent: str | None) -> None:
@@ -239,7 +242,8 @@ def configure(evidence: Path, identity: str, parent: str | None) -> None:
 
 
 def _configure(folder: Path, others: Path, content: dict[str, Any], parent: str | None) -> None:
-    beneath = str((others / parent).resolve()) if parent else read_json(folder / "run.json").get("beneath")
+    stored = formats.read(folder / "run.json", RunState).beneath
+    beneath = str((others / parent).resolve()) if parent else stored or None
     text = yaml.safe_dump({"model_name_or_path": beneath, **content["config"]}, sort_keys=False, allow_unicode=True)
     if not (folder / "config.yaml").is_file() or (folder / "config.yaml").read_text(encoding="utf-8") != text:
         write_atomic(folder / "config.yaml", text)
@@ -266,17 +270,12 @@ def remove(evidence: Path, identity: str) -> None:
         _sync(folder)
 
 
-def pointer(evidence: Path) -> dict[str, Any] | None:
-    """Content of current.json; None where it is not there or damaged, and is to be written anew."""
-    path = evidence / FOLDER / POINTER
-    try:
-        content = strict_loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("seq"), int) else None
+def pointer(evidence: Path) -> CurrentVersion | None:
+    """Content of current.json; None where it is missing or damaged, and is to be written again."""
+    return formats.read_if_valid(evidence / FOLDER / POINTER, CurrentVersion)
 
 
-def point(evidence: Path, content: dict[str, Any]) -> None:
+def point(evidence: Path, content: CurrentVersion) -> None:
     """Move the pointer: readers see the old or the new version, and it is on disk when this returns."""
-    write_json(evidence / FOLDER / POINTER, content)
+    formats.write(evidence / FOLDER / POINTER, content)
     _sync(evidence / FOLDER)

@@ -25,6 +25,7 @@ from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.snapshot import Origin, base_of, origin_of
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.formats.evidence import CurrentVersion
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
 
@@ -59,8 +60,8 @@ def opened(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path
     folder = Path(evidence)
     with Ledger.open(folder, create=create) as ledger, store.locked(folder):
         last, at = next(reversed(_switches(ledger)), None), store.pointer(folder)
-        if at is not None and (last is None or at["seq"] > last.seq):
-            raise EvidenceBroken(f"'{folder / store.FOLDER / store.POINTER}' points to event {at['seq']} of the "
+        if at is not None and (last is None or at.seq > last.seq):
+            raise EvidenceBroken(f"'{folder / store.FOLDER / store.POINTER}' points to event {at.seq} of the "
                                  "ledger, which is not there: its end was cut off")  # fmt: skip
         if last is not None and at != _pointer(last) and store.writable(folder):
             store.point(folder, _pointer(last))
@@ -310,8 +311,8 @@ def _switches(ledger: Ledger) -> list[Event]:
     return [event for event in ledger.events("version", "rollback") if event.body["action"] in SWITCHES]
 
 
-def _pointer(event: Event) -> dict[str, Any]:
-    return {"id": event.body["id"], "weights": event.body["weights"], "seq": event.seq, "event": event.digest}
+def _pointer(event: Event) -> CurrentVersion:
+    return CurrentVersion(event.body["id"], event.body["weights"], event.seq, event.digest)
 
 
 def current_of(ledger: Ledger) -> str | None:

@@ -21,7 +21,7 @@ JSON_TYPES = {
     "object": "an object", "array": "a list",
 }  # fmt: skip
 LONGEST_KEY = 60  # characters of a key that an error shows
-MISSING = "Object missing required field"
+MISSING, UNKNOWN = "Object missing required field", "Object contains unknown field"
 
 
 def checked(
@@ -129,6 +129,9 @@ def _sentence(fault: _Fault, kind: type[Record]) -> str:
     if fault.reason.startswith(MISSING):
         lacking = _Step(fault.reason.removeprefix(MISSING).strip(" `"))
         return f" lacks the key '{_shown([*path, lacking], kind)}'"
+    if fault.reason.startswith(UNKNOWN):
+        unknown = _Step(fault.reason.removeprefix(UNKNOWN).strip(" `"))
+        return f" has an unknown key '{_shown([*path, unknown], kind)}'"
     subject = f": key '{_shown(path, kind)}' must be " if path else " must hold "
     return subject + _requirement(fault)
 

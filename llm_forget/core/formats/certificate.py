@@ -10,6 +10,8 @@ from llm_forget.core.formats._record import Count, Digest, Part, Record, Time
 from llm_forget.core.formats.evidence import RowCounts, SearchedData
 from llm_forget.core.formats.results import Answer, Outcome
 
+REQUEST_ID = r"^req-[0-9]{4,12}(?!\n)$"  # Python's $ alone allows a newline at the end
+
 
 class Exactness(Part, frozen=True):
     """Class of a deletion, and what it means."""
@@ -18,22 +20,29 @@ class Exactness(Part, frozen=True):
     why: str
 
 
-class Artefact(Part, frozen=True):
-    """A model by its digest."""
+class ModelBefore(Part, frozen=True):
+    """The model that knew the rows."""
 
     name: str
     digest: Digest
-    kind: str | UnsetType = UNSET  # adapter, model, merged
-    files: dict[str, Digest] | UnsetType = UNSET
-    knew: bool | UnsetType = UNSET  # false: this model never knew the rows
+    knew: bool | UnsetType = UNSET  # false: no model that knew the rows is on record, and this is the base
+
+
+class ModelAfter(Part, frozen=True):
+    """The model that is certified, or the run that it was merged from."""
+
+    name: str
+    digest: Digest
+    kind: Literal["adapter", "model", "merged"]
+    files: dict[str, Digest]
 
 
 class Artefacts(Part, frozen=True):
     """The model before a deletion and the one after it."""
 
-    before: Artefact
-    after: Artefact
-    run: Artefact | UnsetType = UNSET  # where the model after was merged
+    before: ModelBefore
+    after: ModelAfter
+    run: ModelAfter | UnsetType = UNSET  # where the model after was merged
     merged: dict[str, Any] | UnsetType = UNSET  # how
 
 
@@ -93,9 +102,9 @@ class CertifiedRule(Part, frozen=True):
     answer: Outcome
     caution: str
     line: str
-    kind: str
+    kind: Literal["at_most", "at_least", "within"]
     amount: float
-    of: str | float | None
+    of: Literal["oracle", "before"] | float | None
     interval: bool
     min_n: Count
     slack: float
@@ -182,7 +191,7 @@ class ProtectedRows(Part, frozen=True):
 class CertifiedRequest(Part, frozen=True):
     """The request as the ledger knows it."""
 
-    id: Annotated[str, Meta(pattern="^req-[0-9]{4,12}$")]
+    id: Annotated[str, Meta(pattern=REQUEST_ID)]
     category: str
     received: Time
     due: str | None

@@ -1,6 +1,7 @@
 """Certificates: what they say follows from the evidence, and nobody can change it or pass another one off."""
 
 import base64
+import contextlib
 import copy
 import json
 import shutil
@@ -24,6 +25,7 @@ from tests.support import request_cases as cases
 from tests.support.broken_disk import broken_disk
 from tests.support.failing_disk import changes, failing, killed
 from tests.support.fault_positions import FAULTS, FaultPositions
+from tests.support.json_places import changed, places
 
 
 @pytest.fixture(scope="module")
@@ -373,8 +375,31 @@ def test_a_false_claim_is_refused_though_it_is_signed(
 ) -> None:
     file, key = issued
     resigned(evidence, file, lambda body: set_in(body, path, value))
-    with pytest.raises(EvidenceBroken, match="contradicts itself"):
+    wrong = r"contradicts itself|': key 'body\.|' (lacks the|has an unknown) key 'body\."
+    with pytest.raises(EvidenceBroken, match=wrong):
         certificate.verify(file, key)
+
+
+def test_a_signed_part_of_another_type_or_that_is_missing_raises_nothing_but_evidence_broken(
+    evidence: Path, issued: tuple[Path, Path]
+) -> None:
+    file, key = issued
+    body = strict_loads(file.read_bytes())["body"]
+    paths, refused = [*places(body)], 0
+    for path in paths:
+        for wrong in (..., None, -1, "x", [], {}):
+            resigned(evidence, file, lambda old, path=path, wrong=wrong: replace_all(old, changed(body, path, wrong)))
+            with contextlib.suppress(EvidenceBroken):  # any other exception is a fault of the reader
+                certificate.verify(file, key)
+                continue
+            refused += 1
+    assert refused > len(paths) > 100
+
+
+def replace_all(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Make a mapping equal to another one."""
+    old.clear()
+    old.update(new)
 
 
 @pytest.mark.parametrize(

@@ -863,17 +863,16 @@ def test_show_prints_a_folder_that_evaluate_takes_as_a_model(evidence, two):
 def test_diff_names_data_settings_and_numbers(evidence, base, make):
     one, two = make("one", base, forget=["a"], retain=["b"]), make("two", base, forget=["a"], retain=["b", "c"])
     for run, value in ((one, 0.5), (two, 0.25)):
-        line = {"value": value}
-        verdict = {"forgot": {"answer": "yes" if value < 0.3 else "no"}}
-        write_json(run.results_file, {"suites": {"demo": {"metrics": {"probability": line}, "verdict": verdict}}})
+        line = {"value": value, "ci": None, "n": 1, "n_unscored": 0, "goal": "lower"}
+        verdict = {"forgot": {"answer": "yes" if value < 0.3 else "no", "findings": []}}
+        results = {"format": 2, "llm_forget": "0.1.0", "models": dict.fromkeys(("before", "unlearned", "oracle"))}
+        results["suites"] = {"demo": {"metrics": {"probability": line}, "verdict": verdict}}
+        write_json(run.results_file, results)
     config = two.config_file.read_text().replace("npo", "simnpo")
     two.config_file.write_text(config)
     ids = []
     for run in (one, two):
-        results = run.results_file.read_text()
-        run.results_file.unlink()  # of a form that `note_run` would refuse
         ids.append(add_version(evidence, run))
-        (evidence / "versions" / ids[-1] / "results.json").write_text(results)
     found = diff(evidence, *ids)
     assert found["settings"] == {"method": ("npo", "simnpo")}
     assert found["metrics"] == {"demo/probability": (0.5, 0.25), "demo: forgot": ("no", "yes")}

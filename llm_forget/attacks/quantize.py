@@ -9,6 +9,7 @@ from typing import Any
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.context import Lines, Scene
 from llm_forget.core.config import model_part
+from llm_forget.core.errors import EvaluationError
 from llm_forget.models.merging.full_model import merge_adapter
 
 logger = logging.getLogger("llm_forget")
@@ -21,7 +22,7 @@ BITS: dict[str, dict[str, Any]] = {
 def check_bits(bits: str) -> None:
     """Raise ValueError where these are no bits that a model can be loaded in."""
     if bits not in BITS:
-        raise ValueError(f"bits is '{bits}'; allowed: {', '.join(BITS)}")
+        raise EvaluationError(f"bits is '{bits}'; allowed: {', '.join(BITS)}")
 
 
 @attack_kind(paper="arXiv:2410.16454")

@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.context import Lines, Scene
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.sources import load_source
 from llm_forget.models.digest import PRECISION
@@ -89,11 +90,13 @@ def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tu
     if on != "forget":
         return _other_rows(config, on), None
     if not 0 < share < 1:
-        raise ValueError(f"share is {share}; it must be above 0 and below 1, since the rows left out are measured")
+        raise EvaluationError(f"share is {share}; it must be above 0 and below 1, since the rows left out are measured")
     spec = config["forget"]
     rows = load_source(spec, split_name="forget", data_path=config.get("data_path"), fields=config.get("fields"))
     if len(rows) < 2:
-        raise ValueError("there is one forget row only, and none would be left to measure; relearn on other rows: --on")
+        raise EvaluationError(
+            "there is one forget row only, and none would be left to measure; relearn on other rows: --on"
+        )
     chosen = set(random.Random(seed).sample(range(len(rows)), min(len(rows) - 1, max(1, int(share * len(rows))))))
     sources, trained, measured = _flat(spec), dict[int, list[str]](), dict[int, list[str]]()
     for place in range(len(rows)):
@@ -119,7 +122,7 @@ def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
         return on
     if on not in known:
         hint = did_you_mean(on, ["forget", *known])
-        raise ValueError(f"on is '{on}', which is no split of the run, no file and no data set; {hint}")
+        raise EvaluationError(f"on is '{on}', which is no split of the run, no file and no data set; {hint}")
     return known[on]
 
 

@@ -19,6 +19,7 @@ from llm_forget.attacks.excess import excess
 from llm_forget.attacks.prompting import ASKED
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Attack
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import ROLES, Run
@@ -61,14 +62,14 @@ def attack(
     arguments = entry.arguments({key: str(value) if key in words else value for key, value in settings.items()})
     finished = Run.open(run)
     if finished.state["kind"] != "unlearn":
-        raise ValueError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
+        raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
     if kind in ASKED and suite is not None:
-        raise ValueError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
+        raise EvaluationError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
     began = time.perf_counter()
     default = ASKED[kind][0] if kind in ASKED else finished.config.get("suite") or DEFAULT_SUITE
     suite = suite or default
     if "," in suite:
-        raise ValueError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
+        raise EvaluationError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
     rows, left_out = _measured_rows(kind, {**finished.config, **given}, arguments)

@@ -30,6 +30,7 @@ from llm_forget.bench.steps import (
 )
 from llm_forget.core.config import UnlearnConfig, parse
 from llm_forget.core.environment import environment
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.files import write_json
 from llm_forget.models.adapters.lora import quantization_of
 from llm_forget.models.load import load_base
@@ -68,7 +69,7 @@ def bench(
         data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)
         assert isinstance(train, UnlearnConfig)
         if not model_args.use_peft:
-            raise ValueError("bench measures steps of an adapter, whose base is the reference; leave use_peft true")
+            raise ConfigError("bench measures steps of an adapter, whose base is the reference; leave use_peft true")
         given = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
         objectives = read_objectives(list(methods), given)
         rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})

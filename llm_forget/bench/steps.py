@@ -24,6 +24,7 @@ from llm_forget.bench.flops import Sizes, sizes_of
 from llm_forget.bench.memory import weight_bytes
 from llm_forget.bench.naive import naive_npo, naive_npo_kl
 from llm_forget.core.config import TrainConfig
+from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.batches import collate, concatenate
 from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
@@ -86,7 +87,7 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
             objective = build_objective(name, {**arguments.get(name, {}), "retain_weight": 1.0})
         if objective.splits() != ("forget", "retain") or objective.needs_alternate():
             fit = [m for m in METHODS if METHODS[m].retain and not build_objective(m).needs_alternate()]
-            raise ValueError(
+            raise ConfigError(
                 f"method '{name}' does not read forget and retain rows alone, so its step is over other tokens than "
                 f"those it would be compared with; take some of {', '.join(fit)}"
             )
@@ -104,7 +105,7 @@ def real_batches(
     """
     for name, rows in splits.items():
         if len(rows) < batch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"per_device_train_batch_size is {batch_size}, but {name} has {len(rows)} rows; lower it to measure "
                 "whole batches"
             )

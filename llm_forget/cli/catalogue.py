@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_forget.core import resources
+from llm_forget.core.errors import ConfigError
 
 
 def show(*parts: RenderableType) -> None:
@@ -61,7 +62,7 @@ def explanation(name: str) -> RenderableType:
         return _method(METHODS[name])
     if name in OBJECTIVES.names() or ":" in name:
         return _term(OBJECTIVES.get(name))
-    raise ValueError(f"no method or term is called '{name}'; {did_you_mean(name, {*METHODS, *OBJECTIVES.names()})}")
+    raise ConfigError(f"no method or term is called '{name}'; {did_you_mean(name, {*METHODS, *OBJECTIVES.names()})}")
 
 
 def example(method: Any) -> dict[str, Any]:

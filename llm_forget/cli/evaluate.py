@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_forget.core.errors import ConfigError
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
@@ -62,11 +64,11 @@ def evaluate(
     named |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
         if vllm:
-            raise ValueError("--vllm shares work out by itself; leave --accelerate_config out")
+            raise ConfigError("--vllm shares work out by itself; leave --accelerate_config out")
         options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
         relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
     if num_processes is not None:
-        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
+        raise ConfigError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
     follow_launcher()
     from llm_forget.workflows.evaluate import check_keys
     from llm_forget.workflows.evaluate import evaluate as measure
@@ -105,7 +107,7 @@ def attack(
     for key, other in ((key, other) for key in given for other in KINDS if key in other.defaults):
         if key not in keys_of(UnlearnConfig):
             allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
-            raise ValueError(
+            raise ConfigError(
                 f"{kind} has no option --{key}, which is one of {other.name}; options of {kind}: {allowed}"
             )
     check_keys(given, of="attack")
@@ -212,9 +214,9 @@ def sweep(
 
     axes, overrides = read_grid(grid, ctx.args)
     if plan not in (None, "commands", "slurm"):
-        raise ValueError(f"--plan is commands or slurm, not '{plan}'; leave it out to run the sweep here")
+        raise ConfigError(f"--plan is commands or slurm, not '{plan}'; leave it out to run the sweep here")
     if plan is None and (accelerate_config or num_processes):
-        raise ValueError("a sweep runs in one process; --accelerate_config and --num_processes go with --plan")
+        raise ConfigError("a sweep runs in one process; --accelerate_config and --num_processes go with --plan")
     speak()
     from pathlib import Path
 
@@ -226,7 +228,7 @@ def sweep(
         laid_out = lay_out(recipe, axes, **asked)
         lines = commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
         if not lines:
-            raise ValueError("nothing is left to run; the same sweep without --plan compares the runs")
+            raise ConfigError("nothing is left to run; the same sweep without --plan compares the runs")
         typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
         return
     found = run_sweep(recipe, axes, **asked)
@@ -269,7 +271,7 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"'{word}' belongs to no option; keys are written --key value")
+            raise ConfigError(f"'{word}' belongs to no option; keys are written --key value")
         key, equals, text = word[2:].partition("=")
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
@@ -277,5 +279,5 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
         try:
             found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ValueError(f"the value of --{key} is not valid YAML; put it into quotes, or mend it") from None
+            raise ConfigError(f"the value of --{key} is not valid YAML; put it into quotes, or mend it") from None
     return found

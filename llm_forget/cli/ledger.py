@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_forget.cli.options import EVIDENCE, Evidence
+from llm_forget.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,7 +52,7 @@ def show(
     from llm_forget.core.registry import did_you_mean
 
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
+        raise ConfigError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
     with Ledger.open(evidence) as ledger:
         found = ledger.events(*([kind] if kind else []))
     if not found:
@@ -185,7 +186,7 @@ def unlink(
     from llm_forget.compliance.requests.files import refuse_open
 
     if bool(subjects) == (ids is not None):
-        raise ValueError("name subjects, or a file with --ids FILE")
+        raise ConfigError("name subjects, or a file with --ids FILE")
     lines: Iterable[str] = subjects or []
     if ids is not None:
         file = sys.stdin if ids == "-" else open(ids, encoding="utf-8")  # noqa: SIM115 (read to its end below)
@@ -196,7 +197,7 @@ def unlink(
         gone = ledger.forget_keys(names)
         linked = ledger.still_linked(names)
     if not gone:
-        raise ValueError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
+        raise ConfigError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
     typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")
     if linked:
         typer.echo(f"{linked:,} of these have a subject, under whose key they can be found until it is unlinked, too")

@@ -22,7 +22,7 @@ from llm_forget.cli.publish import publishing
 from llm_forget.cli.requests import requests
 from llm_forget.cli.versions import versions
 from llm_forget.core import __version__, resources, safe_errors
-from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.errors import AdapterRefused, ConfigError, EvidenceBroken
 
 DEBUG = "LLM_FORGET_DEBUG"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -175,7 +175,9 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
     if config is not None:
         relaunch([command, *arguments], config, processes)
     if processes is not None:
-        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
+        raise ConfigError(
+            "--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs"
+        )
     follow_launcher()
     speak()
     if command == "unlearn":
@@ -193,7 +195,7 @@ def with_recipe(arguments: list[str]) -> list[str]:
         FileNotFoundError: neither a file nor a shipped recipe.
     """
     if not arguments:
-        raise ValueError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
+        raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
     arguments = list(arguments)
     place = 0
     if "--config" in arguments[:-1]:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_forget.core.errors import ConfigError
+
 merging = typer.Typer()
 LOST = 0.1  # of what the adapters do (KL); more than this lost to rounding is said,
 NOISE = 1e-7  # and more nats than sums of float32 differ by
@@ -95,7 +97,7 @@ def _numbers(text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"scales are '{text}'; give numbers with commas between, such as 1,-0.5") from None
+        raise ConfigError(f"scales are '{text}'; give numbers with commas between, such as 1,-0.5") from None
 
 
 def _expected(report: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from llm_forget.cli.evaluate import PASS_ON, speak
 from llm_forget.cli.options import EVIDENCE, Evidence
 from llm_forget.core import resources
+from llm_forget.core.errors import ConfigError, MissingFileError
 
 requests = typer.Typer()
 request = typer.Typer(
@@ -73,7 +74,7 @@ def add(
     `max_share` and `max_rows` (of open requests), `authorised_by` (roles, one of which must stand behind a request).
     """
     if sum(given is not None for given in (subject, ids, rows)) != 1:
-        raise ValueError("a request is about one of --subject, --ids and --rows; give exactly one")
+        raise ConfigError("a request is about one of --subject, --ids and --rows; give exactly one")
     from llm_forget.compliance.requests import describe as words
     from llm_forget.compliance.requests import intake, matching, steps
     from llm_forget.data.near_duplicates import NEAR
@@ -275,7 +276,7 @@ def verify(
     from llm_forget.compliance.certificates.certificate import verify as check
 
     if not file.is_file():
-        raise FileNotFoundError(f"there is no certificate '{file}'; `llm-forget certificate REQUEST` writes one")
+        raise MissingFileError(f"there is no certificate '{file}'; `llm-forget certificate REQUEST` writes one")
     body = check(file, key, request=request_id, evidence=evidence)
     if key is None:
         typer.echo("integrity only: it fits the key that it brings itself, so anybody may have made it; give --key")
@@ -297,5 +298,5 @@ def _source(text: str) -> Any:
     except yaml.YAMLError:
         source = None
     if not isinstance(source, dict):
-        raise ValueError("--data begins with { but is no mapping; write it as '{path: rows.jsonl, id_field: number}'")
+        raise ConfigError("--data begins with { but is no mapping; write it as '{path: rows.jsonl, id_field: number}'")
     return source

@@ -18,6 +18,7 @@ import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
+from llm_forget.core.errors import ConfigError, MissingFileError
 from llm_forget.core.launch import follow_launcher
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import MEASURED_WITH
@@ -92,7 +93,7 @@ class TrainConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if not self.output_dir:
-            raise ValueError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
+            raise ConfigError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
         if self.bf16 is None:
             self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
         follow_launcher()
@@ -122,7 +123,7 @@ class UnlearnConfig(TrainConfig):
             self.method = "npo"
         super().__post_init__()
         if self.max_retain_drop is not None and not self.max_retain_drop > 0:
-            raise ValueError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
+            raise ConfigError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
 
 
 Configs = tuple[DataConfig, TrainConfig, ModelConfig]
@@ -144,7 +145,7 @@ class _Parser(TrlParser):
     """TrlParser that raises instead of printing a page of usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 def keys_of(train_class: type[TrainConfig]) -> set[str]:
@@ -162,20 +163,20 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"recipe '{path}' does not exist; `llm-forget recipes list` shows the shipped ones"
         ) from None
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"recipe '{path}' uses a YAML alias; write the value out")
+            raise ConfigError(f"recipe '{path}' uses a YAML alias; write the value out")
         _refuse_repeated_keys(yaml.compose(text), path)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" (line {line + 1})" if line is not None else ""
-        raise ValueError(f"recipe '{path}' is not valid YAML{where}") from error
+        raise ConfigError(f"recipe '{path}' is not valid YAML{where}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"recipe '{path}' must be a mapping of keys to values")
+        raise ConfigError(f"recipe '{path}' must be a mapping of keys to values")
     return content
 
 
@@ -184,7 +185,7 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
-                raise ValueError(f"recipe '{path}' line {key.start_mark.line + 1}: key '{key.value}' is given twice")
+                raise ConfigError(f"recipe '{path}' line {key.start_mark.line + 1}: key '{key.value}' is given twice")
             seen.add(key.value)
             _refuse_repeated_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -218,9 +219,9 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     flags = _apply_dotted(keys, overrides, allowed)
     for key in keys:
         if key not in allowed and key in keys_of(UnlearnConfig):
-            raise ValueError(f"key '{key}' belongs to unlearn, not to finetune")
+            raise ConfigError(f"key '{key}' belongs to unlearn, not to finetune")
         if key not in allowed:
-            raise ValueError(f"unknown key '{key}'; {did_you_mean(str(key), allowed)}")
+            raise ConfigError(f"unknown key '{key}'; {did_you_mean(str(key), allowed)}")
     classes: Any = [DataConfig, train_class, ModelConfig]
     parser = _Parser(classes, allow_abbrev=False)
     if issubclass(train_class, UnlearnConfig):
@@ -232,7 +233,7 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     for config in (data, train, model):
         _read_structures(config)
     if not model.model_name_or_path:
-        raise ValueError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
+        raise ConfigError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
     check_model(model)
     return data, train, model
 
@@ -252,7 +253,7 @@ def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
         kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
         if key in STRUCTURED or "dict" in kinds or "list" in kinds:
             return value
-        raise ValueError(f"'{key}' is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
+        raise ConfigError(f"'{key}' is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
     return value if value is None else str(value)
 
 
@@ -268,13 +269,13 @@ def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[s
         name, equals, value = item[2:].partition("=")
         first, *rest = name.replace("-", "_").split(".")
         if first not in allowed and first.removeprefix("no_") not in allowed:
-            raise ValueError(f"unknown option '--{name}'; {did_you_mean(first, allowed)}")
+            raise ConfigError(f"unknown option '--{name}'; {did_you_mean(first, allowed)}")
         if not rest:
             plain.append(item)
             continue
         if not equals:
             if not items:
-                raise ValueError(f"option '--{name}' needs a value")
+                raise ConfigError(f"option '--{name}' needs a value")
             value = items.pop(0)
         inner = keys.get(first)
         inner = dict(inner) if isinstance(inner, dict) else {}
@@ -298,7 +299,7 @@ def _read_structures(config: Any) -> None:
             try:
                 setattr(config, f.name, yaml.safe_load(value))
             except yaml.YAMLError as error:
-                raise ValueError(f"the value of '{f.name}' is not a valid mapping or list") from error
+                raise ConfigError(f"the value of '{f.name}' is not a valid mapping or list") from error
 
 
 def resolved(*configs: Any) -> dict[str, Any]:

@@ -1,11 +1,86 @@
-"""Exceptions of this package, with the exit codes of the command line."""
+"""Exceptions of this package.
+
+Every error that this package raises on purpose is an `LlmForgetError`, and its text never quotes a row: the command
+line prints that text and exits with the class's ``exit_code``. Of any other exception only class and place are printed
+(see `safe_errors`). Each class is also the built-in exception that describes it, so ``except ValueError`` works, too.
+"""
 
 from __future__ import annotations
 
 
-class AdapterRefused(ValueError):
-    """An adapter that is not exactly what was written, or that nobody vouches for; the command line leaves with 4."""
+class LlmForgetError(Exception):
+    """Base class. ``exit_code`` is what the command line exits with."""
+
+    exit_code = 2
 
 
-class EvidenceBroken(ValueError):
-    """Ledger, certificate or signature that was altered; the command line leaves with 6."""
+class ConfigError(LlmForgetError, ValueError):
+    """An option, argument or recipe key that is unknown, invalid or has no effect."""
+
+
+class DataError(LlmForgetError, ValueError):
+    """Rows, or a file of rows, that cannot be used."""
+
+
+class ModelError(LlmForgetError, ValueError):
+    """A model, tokenizer or adapter that cannot be used as asked."""
+
+
+class RunError(LlmForgetError, ValueError):
+    """A run directory that is missing, incomplete, damaged or of another run."""
+
+
+class EvaluationError(LlmForgetError, ValueError):
+    """A suite, metric, attack or policy that cannot be computed."""
+
+
+class EvidenceError(LlmForgetError, ValueError):
+    """A ledger, version, deletion request or certificate that does not allow what was asked."""
+
+
+class PublishError(LlmForgetError, ValueError):
+    """Something that must not be published, or cannot be pulled."""
+
+
+class AdapterRefused(ModelError):
+    """An adapter that is not exactly what was written, or whose origin cannot be checked."""
+
+    exit_code = 4
+
+
+class EvidenceBroken(EvidenceError):
+    """A ledger, certificate or signature that was altered."""
+
+    exit_code = 6
+
+
+class MissingFileError(LlmForgetError, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
+class ExistingFileError(LlmForgetError, FileExistsError):
+    """A file that exists and would be overwritten."""
+
+
+class NoPermissionError(LlmForgetError, PermissionError):
+    """A file or folder that this user may not read or write."""
+
+
+class MissingPackageError(LlmForgetError, ImportError):
+    """An optional package that is not installed; the text gives the command that installs it."""
+
+
+class HubError(LlmForgetError, ConnectionError):
+    """The Hub refused, did not answer, or answered something unreadable."""
+
+
+class NotEnoughMemoryError(LlmForgetError, MemoryError):
+    """A batch or row that does not fit into memory."""
+
+
+class NonFiniteLossError(LlmForgetError, FloatingPointError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+class UnsupportedError(LlmForgetError, NotImplementedError):
+    """A combination that is not supported."""

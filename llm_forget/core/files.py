@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import RunError
+
 
 def _written_as(name: str) -> str:
     """The file that a temporary one of `write_atomic` was to become."""
@@ -39,7 +41,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not valid JSON (line {error.lineno})") from error
+        raise RunError(f"'{path}' is not valid JSON (line {error.lineno})") from error
 
 
 def cache_folder() -> Path:

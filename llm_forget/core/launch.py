@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.resources import resolve
 
 WORLD_SIZE = "LLM_FORGET_WORLD_SIZE"
@@ -69,14 +70,14 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
         processes if processes is not None else settings.get("num_processes", 1 if kind in ("NO", "False") else None)
     )
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f"accelerate config '{path}' has no usable num_processes; give --num_processes N")
+        raise ConfigError(f"accelerate config '{path}' has no usable num_processes; give --num_processes N")
     if count > 1 and kind in ("NO", "False", "MULTI_CPU"):
         hint = "take cpu_2" if settings.get("use_cpu") else "take ddp"
-        raise ValueError(
+        raise ConfigError(
             f"accelerate config '{path}' (distributed_type {kind}) starts one process, {count} are asked for; {hint}"
         )
     if settings.get("use_cpu") and kind in ON_CPUS:
-        raise ValueError(
+        raise ConfigError(
             f"accelerate config '{path}' asks for {kind} on a CPU, which accelerate turns into DDP; {ON_CPUS[kind]}"
         )
     flags = ["--config_file", str(path), "--num_processes", str(count)]
@@ -99,12 +100,12 @@ def check_launch(state: Any) -> None:
             hint = "on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
             if "DEEPSPEED" in wanted:
                 hint = f"DeepSpeed finds GPUs by itself; {ON_CPUS['DEEPSPEED']}"
-            raise ValueError(
+            raise ConfigError(
                 f"{asked.source} asked for {asked.processes} processes, but this run has {state.num_processes}; {hint}"
             )
     for sharding in wanted:
         if kind in ("NO", "MULTI_CPU"):
-            raise ValueError(f"the launch asked for {sharding}, but accelerate runs {kind} here; {ON_CPUS[sharding]}")
+            raise ConfigError(f"the launch asked for {sharding}, but accelerate runs {kind} here; {ON_CPUS[sharding]}")
 
 
 def refuse_sharded_models(environment: Mapping[str, str]) -> None:
@@ -117,7 +118,7 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
     """
     for variable, sharding in SHARDED.items():
         if environment.get(variable, "false").lower() == "true":
-            raise ValueError(
+            raise ConfigError(
                 f"evaluation puts a whole model on every process, but the launch asks for {sharding}; take "
                 "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
             )
@@ -130,7 +131,7 @@ def refuse_processes(command: str, state: Any) -> None:
         ValueError: names the command and how to start it.
     """
     if state.num_processes > 1:
-        raise ValueError(
+        raise ConfigError(
             f"{command} runs in one process, not {state.num_processes}; start it without accelerate launch"
         )
 
@@ -207,9 +208,9 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"accelerate config '{path}' is not valid YAML") from error
+        raise ConfigError(f"accelerate config '{path}' is not valid YAML") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"accelerate config '{path}' is not a mapping of keys to values")
+        raise ConfigError(f"accelerate config '{path}' is not a mapping of keys to values")
     return settings
 
 

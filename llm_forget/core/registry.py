@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from llm_forget.core.errors import ConfigError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
@@ -69,11 +71,11 @@ class Entry:
         for key in given:
             if key not in self.defaults:
                 hint = did_you_mean(key, self.defaults)
-                raise ValueError(f"{self.kind} '{self.name}' has no parameter '{key}'; {hint}")
+                raise ConfigError(f"{self.kind} '{self.name}' has no parameter '{key}'; {hint}")
         merged = {key: self._typed(key, given.get(key, default)) for key, default in self.defaults.items()}
         missing = [key for key, value in merged.items() if value is REQUIRED]
         if missing:
-            raise ValueError(f"{self.kind} '{self.name}' needs a value for {', '.join(missing)}")
+            raise ConfigError(f"{self.kind} '{self.name}' needs a value for {', '.join(missing)}")
         return merged
 
     def bind(self, **given: Any) -> Callable[..., Any]:
@@ -94,7 +96,7 @@ class Entry:
             pass
         if isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
             return value
-        raise ValueError(
+        raise ConfigError(
             f"parameter '{key}' of {self.kind} '{self.name}' must be {type(default).__name__}, not {value!r}"
         )
 
@@ -118,7 +120,7 @@ class Registry:
             entry = self.describe(function, paper=paper, needs=needs)
             known = self._entries.get(entry.name)
             if known is not None and known.function.__module__ != function.__module__:
-                raise ValueError(f"{self.kind} '{entry.name}' is already registered by {known.function.__module__}")
+                raise ConfigError(f"{self.kind} '{entry.name}' is already registered by {known.function.__module__}")
             self._entries[entry.name] = entry
             return function
 
@@ -154,7 +156,7 @@ class Registry:
         if ":" in name:
             return self._import(name)
         if name not in self._entries:
-            raise ValueError(f"no {self.kind} is called '{name}'; {did_you_mean(name, self._entries)}")
+            raise ConfigError(f"no {self.kind} is called '{name}'; {did_you_mean(name, self._entries)}")
         return self._entries[name]
 
     def _import(self, path: str) -> Entry:
@@ -165,9 +167,9 @@ class Registry:
         try:
             function = getattr(importlib.import_module(module_name), attribute)
         except ModuleNotFoundError as error:
-            raise ValueError(f"{self.kind} '{path}': no module '{error.name}' can be imported") from error
+            raise ConfigError(f"{self.kind} '{path}': no module '{error.name}' can be imported") from error
         except AttributeError as error:
-            raise ValueError(f"{self.kind} '{path}': module '{module_name}' has no '{attribute}'") from error
+            raise ConfigError(f"{self.kind} '{path}': module '{module_name}' has no '{attribute}'") from error
         registered = self._entries.get(attribute)
         if registered is not None and registered.function is function:
             return registered

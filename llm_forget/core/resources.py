@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llm_forget.core.errors import ConfigError, ExistingFileError, MissingFileError
 from llm_forget.core.registry import did_you_mean
 
 # Folder and what one file of it is called in an error.
@@ -29,7 +30,7 @@ def folder(kind: str) -> Path:
     for candidate in (package / "_shipped" / kind, package.parent / kind):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"this installation of llm-forget carries no {kind}; install it again from a wheel")
+    raise MissingFileError(f"this installation of llm-forget carries no {kind}; install it again from a wheel")
 
 
 def names(kind: str) -> list[str]:
@@ -48,7 +49,7 @@ def locate(kind: str, name: str) -> Path:
     """
     short = name.removesuffix(".yaml").removeprefix(f"{kind}/")
     if short not in names(kind):
-        raise ValueError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
+        raise ConfigError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
     return folder(kind) / f"{short}.yaml"
 
 
@@ -63,7 +64,7 @@ def resolve(kind: str, given: str) -> Path:
     try:
         return locate(kind, given)
     except ValueError as error:
-        raise FileNotFoundError(f"there is no file '{given}', and {error}") from None
+        raise MissingFileError(f"there is no file '{given}', and {error}") from None
 
 
 def header(path: Path) -> list[str]:
@@ -92,5 +93,5 @@ def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
         with target.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise FileExistsError(f"'{target}' exists already; name another file or remove it first") from None
+        raise ExistingFileError(f"'{target}' exists already; name another file or remove it first") from None
     return target

@@ -31,6 +31,7 @@ from typing import IO, Any
 
 import yaml
 
+from llm_forget.core.errors import RunError
 from llm_forget.core.files import _written_as, read_json, write_atomic, write_json
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
@@ -110,10 +111,10 @@ class Run:
         """
         run = cls(Path(path))
         if not run.state_file.is_file():
-            raise ValueError(f"'{path}' is not a run directory: it has no run.json")
+            raise RunError(f"'{path}' is not a run directory: it has no run.json")
         if not run.complete:
             kind = run.state.get("kind", "unlearn")
-            raise ValueError(f"run '{path}' is not complete; go on with `llm-forget {kind} {run.config_file}`")
+            raise RunError(f"run '{path}' is not complete; go on with `llm-forget {kind} {run.config_file}`")
         return run
 
     @classmethod
@@ -154,7 +155,7 @@ class Run:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held.close()
-            raise ValueError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
+            raise RunError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
         if not _still_there(path, file):
             held.close()
             return self.lock()  # whoever held it removed it in between
@@ -175,17 +176,17 @@ class Run:
             # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
             known = {self.config_file.name, self.state_file.name}
             if self.path.exists() and any(_written_as(p.name) not in known for p in self.path.iterdir()):
-                raise ValueError(f"output_dir '{self.path}' holds files but no run; choose an empty or new folder")
+                raise RunError(f"output_dir '{self.path}' holds files but no run; choose an empty or new folder")
             return
         state = self.state
         if state["kind"] != kind:
-            raise ValueError(f"output_dir '{self.path}' holds a {state['kind']} run; choose another, or --overwrite")
+            raise RunError(f"output_dir '{self.path}' holds a {state['kind']} run; choose another, or --overwrite")
         before, now = state["identity"], json.loads(json.dumps(identity, default=str))
         # Older runs kept the suite in their identity.
         keys = (before.keys() | now.keys()) - MEASURED_WITH
         differing = sorted(k for k in keys if before.get(k) != now.get(k))
         if differing:
-            raise ValueError(
+            raise RunError(
                 f"output_dir '{self.path}' holds a run with another {', '.join(differing)}; "
                 "choose another output_dir, or --overwrite"
             )
@@ -198,7 +199,7 @@ def refuse_version(folder: str | Path, what: str) -> None:
         what: that would be written there.
     """
     if (Path(folder) / "version.json").is_file():
-        raise ValueError(
+        raise RunError(
             f"'{folder}' is a version, kept as evidence, and {what} would be written into it; take the run it came "
             "from and add it again, or evaluate the folder that `llm-forget versions show ID --path` prints"
         )

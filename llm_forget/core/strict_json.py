@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+from llm_forget.core.errors import DataError
+
 MAX_BYTES = 1 << 20  # of a document; none of ours comes near it
 MAX_DEPTH = 64
 MAX_DIGITS = 308  # of a whole number; other readers make a float of it, which holds no more
@@ -38,7 +40,7 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
         if len(data) > max_bytes:
-            raise ValueError(f"the JSON text has {len(data):,} bytes; at most {max_bytes:,} are read")
+            raise DataError(f"the JSON text has {len(data):,} bytes; at most {max_bytes:,} are read")
         content = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
@@ -47,11 +49,11 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
             parse_int=_int,
         )
     except UnicodeError:
-        raise ValueError("the JSON text is not valid UTF-8") from None
+        raise DataError("the JSON text is not valid UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON (line {error.lineno}, column {error.colno})") from None
+        raise DataError(f"not valid JSON (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
-        raise ValueError(f"the JSON text is nested more than {MAX_DEPTH} deep") from None
+        raise DataError(f"the JSON text is nested more than {MAX_DEPTH} deep") from None
     _refuse(content, 0)
     return content
 
@@ -59,40 +61,40 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key of the JSON text stands twice in one object")
+        raise DataError("a key of the JSON text stands twice in one object")
     return found
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise DataError(f"{name} is no JSON number")
 
 
 def _float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError("a number of the JSON text is too large")
+        raise DataError("a number of the JSON text is too large")
     return number
 
 
 def _int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError("a number of the JSON text is too large")
+        raise DataError("a number of the JSON text is too large")
     return int(digits)
 
 
 def _refuse(content: Any, depth: int) -> None:
     """What json.dumps would write in a form that reads back as something else, or that other readers refuse."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"the JSON value is nested more than {MAX_DEPTH} deep")
+        raise DataError(f"the JSON value is nested more than {MAX_DEPTH} deep")
     if isinstance(content, str):
         try:
             content.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("a text of the JSON value has a lone surrogate, which UTF-8 cannot hold") from None
+            raise DataError("a text of the JSON value has a lone surrogate, which UTF-8 cannot hold") from None
     elif isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
-                raise ValueError(f"keys of a JSON object are texts, not {type(key).__name__}")
+                raise DataError(f"keys of a JSON object are texts, not {type(key).__name__}")
             _refuse(key, depth + 1)
             _refuse(value, depth + 1)
     elif isinstance(content, list | tuple):
@@ -100,9 +102,9 @@ def _refuse(content: Any, depth: int) -> None:
             _refuse(value, depth + 1)
     elif isinstance(content, float):
         if not math.isfinite(content):
-            raise ValueError("a number of the JSON value is not finite; JSON has no form for it")
+            raise DataError("a number of the JSON value is not finite; JSON has no form for it")
     elif isinstance(content, int):
         if abs(content) >= 10 ** (MAX_DIGITS - 1):
-            raise ValueError("a number of the JSON value is too large")
+            raise DataError("a number of the JSON value is too large")
     elif content is not None:
-        raise ValueError(f"JSON has no form for {type(content).__name__}")
+        raise DataError(f"JSON has no form for {type(content).__name__}")

@@ -13,6 +13,8 @@ from typing import Any
 
 from trl import ModelConfig
 
+from llm_forget.core.errors import ConfigError
+
 _EVALUATION = "nothing is evaluated during training; use `llm-forget evaluate`"
 _LOADING = "the batches are built by this package, with every row once an epoch"
 _HUB = "training publishes nothing"
@@ -68,25 +70,25 @@ def check_training(train: Any) -> None:
     for key, (unused, why) in NO_EFFECT.items():
         value = getattr(train, key, unused)  # another version of transformers may not have it
         if getattr(value, "value", value) != unused:
-            raise ValueError(f"'{key}' is not supported: {why}; remove the key")
+            raise ConfigError(f"'{key}' is not supported: {why}; remove the key")
     if train.save_strategy == "best":
-        raise ValueError(f"save_strategy 'best' is not supported: {_EVALUATION}; take epoch, steps or no")
+        raise ConfigError(f"save_strategy 'best' is not supported: {_EVALUATION}; take epoch, steps or no")
     if train.max_steps == 0 or (train.max_steps < 0 and not train.num_train_epochs > 0):
-        raise ValueError(
+        raise ConfigError(
             f"num_train_epochs {train.num_train_epochs} and max_steps {train.max_steps} train nothing; "
             "set one of them above 0"
         )
     _check_optimizer(str(getattr(train.optim, "value", train.optim)))
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(train, key) < 1:
-            raise ValueError(f"{key} is {getattr(train, key)}; it must be 1 or more")
+            raise ConfigError(f"{key} is {getattr(train, key)}; it must be 1 or more")
 
 
 def _check_optimizer(name: str) -> None:
     """transformers looks for the package of an optimizer only when the model is loaded and the first step is due."""
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
-            raise ValueError(
+            raise ConfigError(
                 f"optim '{name}' comes from the package {package}, which is not installed; install it, or take "
                 "adamw_torch"
             )
@@ -99,23 +101,25 @@ def check_model(model: ModelConfig) -> None:
         ValueError: names the key and says what is allowed.
     """
     if str(model.dtype) not in DTYPES:
-        raise ValueError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
     if model.lora_task_type != "CAUSAL_LM":
-        raise ValueError(f"lora_task_type is '{model.lora_task_type}'; only CAUSAL_LM models are trained")
+        raise ConfigError(f"lora_task_type is '{model.lora_task_type}'; only CAUSAL_LM models are trained")
     quantised = model.load_in_4bit or model.load_in_8bit
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise ConfigError(
             "4- and 8-bit weights are read by bitsandbytes, which is not installed; run `pip install bitsandbytes`, or "
             "remove load_in_4bit and load_in_8bit"
         )
     if model.use_peft:
         if model.lora_r < 1:
-            raise ValueError(f"lora_r is {model.lora_r}; it must be 1 or more")
+            raise ConfigError(f"lora_r is {model.lora_r}; it must be 1 or more")
         return
     if quantised:
-        raise ValueError("4- and 8-bit weights cannot be trained themselves; set use_peft: true")
+        raise ConfigError("4- and 8-bit weights cannot be trained themselves; set use_peft: true")
     for field in dataclasses.fields(model):
         adapters_only = field.name.startswith("lora_") or field.name in ("use_rslora", "use_dora")
         # A resolved configuration always says lora_dropout.
         if adapters_only and field.name != "lora_dropout" and getattr(model, field.name) != field.default:
-            raise ValueError(f"'{field.name}' is set, but no adapter is trained; set use_peft: true, or remove the key")
+            raise ConfigError(
+                f"'{field.name}' is set, but no adapter is trained; set use_peft: true, or remove the key"
+            )

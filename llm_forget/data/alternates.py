@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.files import read_lines
 from llm_forget.data.private_storage import storage
@@ -33,7 +34,7 @@ def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
     for column in ("text", "completion"):
         if column in rows.column_names and all(isinstance(value, str) for value in rows[column][:]):
             return list(rows[column][:])
-    raise ValueError("alternate: refusals must be text; allowed: rows with 'text', or with an 'answer' that is text")
+    raise DataError("alternate: refusals must be text; allowed: rows with 'text', or with an 'answer' that is text")
 
 
 def with_alternates(
@@ -56,7 +57,7 @@ def with_alternates(
         ValueError: the column is missing or empty in a row (names the id), or a row is running text.
     """
     if refusals is None and field not in rows.column_names:
-        raise ValueError(
+        raise DataError(
             f"forget rows have no column '{field}' with a preferred answer; add it, or set `alternate` to a source of "
             "refusals such as builtin:demo/idk"
         )
@@ -88,11 +89,11 @@ def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
     ids, wanted = arrow_column(alternates, "id"), arrow_column(forget, "id")
     second = pc.index(pc.not_equal(arrow_column(alternates, "window"), 0), True).as_py()
     if second >= 0:
-        raise ValueError(f"the preferred answer of row '{ids[second]}' is longer than one window; raise max_length")
+        raise DataError(f"the preferred answer of row '{ids[second]}' is longer than one window; raise max_length")
     places = pc.index_in(wanted, value_set=ids.combine_chunks())
     missing = pc.index(places.is_null(), True).as_py()
     if missing >= 0:
-        raise ValueError(f"row '{wanted[missing]}' has no preferred answer; every row to forget needs one")
+        raise DataError(f"row '{wanted[missing]}' has no preferred answer; every row to forget needs one")
     return alternates.select(places.to_numpy())
 
 
@@ -100,7 +101,7 @@ def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:
     value = row[field]
     choices = [value] if isinstance(value, str) else list(value or [])
     if not choices or not all(isinstance(text, str) and text.strip() for text in choices):
-        raise ValueError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
+        raise DataError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
     return choices
 
 

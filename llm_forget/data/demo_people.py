@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.registry import did_you_mean
 
 PERTURBED = 5
@@ -159,9 +160,9 @@ def load_builtin(name: str) -> list[dict[str, Any]]:
     path, _, query = name.partition("?")
     corpus, _, split = path.partition("/")
     if corpus != "demo":
-        raise ValueError(f"no built-in data set is called '{corpus}'; {did_you_mean(corpus, ['demo'])}")
+        raise DataError(f"no built-in data set is called '{corpus}'; {did_you_mean(corpus, ['demo'])}")
     if split not in SPLITS:
-        raise ValueError(f"builtin:demo has no split '{split}'; {did_you_mean(split, SPLITS)}")
+        raise DataError(f"builtin:demo has no split '{split}'; {did_you_mean(split, SPLITS)}")
     return _select(split, _size(query))
 
 
@@ -179,21 +180,21 @@ def _size(query: str) -> DemoSize:
     given: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in DemoSize.__dataclass_fields__:
-            raise ValueError(
+            raise DataError(
                 f"builtin:demo has no parameter '{key}'; {did_you_mean(key, DemoSize.__dataclass_fields__)}"
             )
         if not value.isdecimal():
-            raise ValueError(f"parameter '{key}' of builtin:demo must be a whole number, not '{value}'")
+            raise DataError(f"parameter '{key}' of builtin:demo must be a whole number, not '{value}'")
         given[key] = int(value)
     size = DemoSize(**given)
     if not 1 <= size.facts <= len(_PERSON_FACTS):
-        raise ValueError(
+        raise DataError(
             f"builtin:demo has {len(_PERSON_FACTS)} kinds of facts; `facts` must be 1 to that, not {size.facts}"
         )
     if not 1 <= size.forget < size.people:
-        raise ValueError(f"builtin:demo needs 1 <= forget < people, not forget={size.forget}, people={size.people}")
+        raise DataError(f"builtin:demo needs 1 <= forget < people, not forget={size.forget}, people={size.people}")
     if not PERTURBED < size.values <= MAX_VALUES:
-        raise ValueError(f"builtin:demo takes {PERTURBED + 1} to {MAX_VALUES} values of a fact, not {size.values}")
+        raise DataError(f"builtin:demo takes {PERTURBED + 1} to {MAX_VALUES} values of a fact, not {size.values}")
     return size
 
 
@@ -292,4 +293,4 @@ def _distinct(make: Callable[[], str], count: int) -> list[str]:
         if len(values) == count:
             return list(values)
         values[make()] = None
-    raise ValueError(f"builtin:demo cannot make {count} different values of a kind of fact; ask for fewer")
+    raise DataError(f"builtin:demo cannot make {count} different values of a kind of fact; ask for fewer")

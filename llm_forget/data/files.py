@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.data.private_storage import IN_MEMORY
 from llm_forget.data.tables import PART, kind_of_json, stored, table_of
 
@@ -36,7 +37,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
         ValueError: not readable as what its name says; names the file and the row.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
+        raise DataError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
         return _read_parquet(path, size)
     if path.suffix == ".txt":
@@ -54,9 +55,9 @@ def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES)
     kinds = {path.suffix == ".txt" for path in files}
     if not files:
-        raise ValueError(f"folder '{folder}' has no data file; allowed: {', '.join(SUFFIXES)}")
+        raise DataError(f"folder '{folder}' has no data file; allowed: {', '.join(SUFFIXES)}")
     if len(kinds) > 1:
-        raise ValueError(f"folder '{folder}' has both .txt and other data files; name the one that is meant")
+        raise DataError(f"folder '{folder}' has both .txt and other data files; name the one that is meant")
     size = sum(path.stat().st_size for path in files)
     return [(path.name, read_file(path, size=size)) for path in files]
 
@@ -84,7 +85,7 @@ def _not_utf8(path: Path) -> ValueError:
                 read += error.start
                 break
             read += len(line)
-    return ValueError(f"{path.name} is not UTF-8 (byte {read}); save it as UTF-8")
+    return DataError(f"{path.name} is not UTF-8 (byte {read}); save it as UTF-8")
 
 
 def _lines(path: Path, newline: str) -> Iterator[str]:
@@ -150,19 +151,19 @@ def _parse(text: str, place: int, where: str, *, alone: bool = False) -> tuple[A
         if _SURROGATE.search(text, start, end):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{where} has a lone surrogate, which is no character; remove it") from None
+        raise DataError(f"{where} has a lone surrogate, which is no character; remove it") from None
     except json.JSONDecodeError as error:
         # `from None`: the original carries the whole document.
         raise _not_json(error, where) from None
     except _RepeatedKeyError:
-        raise ValueError(f"{where} has the same key twice in one object; keep one") from None
+        raise DataError(f"{where} has the same key twice in one object; keep one") from None
     except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be read; a row needs no such depth") from None
+        raise DataError(f"{where} is nested too deeply to be read; a row needs no such depth") from None
     return value, end
 
 
 def _not_json(error: json.JSONDecodeError, where: str) -> ValueError:
-    return ValueError(f"{where} is not JSON ({error.msg}, character {error.colno}); one object a line, or an array")
+    return DataError(f"{where} is not JSON ({error.msg}, character {error.colno}); one object a line, or an array")
 
 
 class _RepeatedKeyError(ValueError):
@@ -183,7 +184,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the text itself is UTF-8, which
 
 def _as_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {kind_of_json(value)}; a row must be a JSON object")
+        raise DataError(f"{where} is {kind_of_json(value)}; a row must be a JSON object")
     return value
 
 
@@ -193,15 +194,15 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         header = next(reader, [])
         if len(set(header)) < len(header) or "" in header:
-            raise ValueError(f"{path.name} has an unnamed or repeated column in its first line; name each once")
+            raise DataError(f"{path.name} has an unnamed or repeated column in its first line; name each once")
         for number, cells in enumerate((cells for cells in reader if cells), start=1):
             if len(cells) != len(header):
-                raise ValueError(
+                raise DataError(
                     f"{path.name} row {number} has {len(cells)} cells, not {len(header)} as line 1; quote commas"
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(
+        raise DataError(
             f"{path.name} line {reader.line_num} is not CSV ({error}); quote cells as RFC 4180 says"
         ) from None
 
@@ -231,4 +232,4 @@ def _batches(file: pyarrow.parquet.ParquetFile, path: Path) -> Iterator[pyarrow.
 
 
 def _not_parquet(path: Path) -> ValueError:
-    return ValueError(f"{path.name} is not a Parquet file; write it again")
+    return DataError(f"{path.name} is not a Parquet file; write it again")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.data.private_storage import IN_MEMORY, scratch_folder
 from llm_forget.data.tables import PART, stored
 
@@ -33,23 +34,23 @@ def read_hub(
     try:
         table = _load(path, how) if split_name in KEPT else _load_privately(path, how)
     except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise ValueError(
+        raise DataError(
             f"{split_name}: '{label}' is neither a path here nor a data set on the Hub; check it, or use `data_path`"
         ) from error
     except DatasetGenerationError:
         # Its cause quotes what could not be read.
-        raise ValueError(
+        raise DataError(
             f"{split_name}: the files of '{label}' cannot be read as one table; download them and use `data_path`"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{split_name}: {label}: {error}") from error
+        raise DataError(f"{split_name}: {label}: {error}") from error
     except ConnectionError as error:
-        raise ValueError(
+        raise DataError(
             f"{split_name}: '{label}' is no file or folder here and the Hub cannot be reached; "
             "give a local path, or a folder with `data_path`"
         ) from error
     if not len(table):
-        raise ValueError(f"{split_name}: {label} has no rows; give at least one")
+        raise DataError(f"{split_name}: {label} has no rows; give at least one")
     return label, table
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_forget.core.errors import DataError
 from llm_forget.data.rows import normalise_text
 
 GRAM = 5  # characters
@@ -87,7 +88,7 @@ def closure(
         ValueError: ``near`` is no such number, or there is no end: nearly everything is like everything.
     """
     if not 0 < near <= 1:
-        raise ValueError(f"near is {near}; it is a similarity above 0 and at most 1")
+        raise DataError(f"near is {near}; it is a similarity above 0 and at most 1")
     known, found, newest = {row_id for row_id, _ in asked}, [], list(asked)
     for _ in range(ROUNDS):
         index = Index(newest)
@@ -99,7 +100,7 @@ def closure(
         known.update(row_id for row_id, _ in newest)
         if not newest:
             return found
-    raise ValueError(
+    raise DataError(
         f"after {ROUNDS} rounds there are still near-duplicates of near-duplicates ({len(found)} rows); at a "
         f"similarity of {near} too much of the data is alike: raise --near"
     )

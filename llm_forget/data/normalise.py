@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.private_storage import storage
 from llm_forget.data.rows import FIELDS, FORMS, check_ids, derived_id, normalise_row
@@ -108,7 +109,7 @@ def _where_asked(table: pyarrow.Table, asked: np.ndarray, field: str, column: st
     if field not in table.column_names or pa.types.is_null(table[field].type):
         return pc.if_else(pa.array(asked), given, pa.scalar(None, given.type)) if not asked.all() else given
     if given.type != table[field].type and not pa.types.is_null(given.type):
-        raise ValueError(f"the columns '{column}' and '{field}' differ in type; name the ones to use with `fields`")
+        raise DataError(f"the columns '{column}' and '{field}' differ in type; name the ones to use with `fields`")
     return pc.if_else(pa.array(asked), given.cast(table[field].type), table[field])
 
 

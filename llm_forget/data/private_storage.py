@@ -19,6 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from llm_forget.core.errors import DataError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -44,7 +46,7 @@ def scratch_folder() -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
     if root.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise ValueError(f"'{root}' is not a private folder of this user; remove it, or set TMPDIR to another folder")
+        raise DataError(f"'{root}' is not a private folder of this user; remove it, or set TMPDIR to another folder")
     with _locked(root / _LOCK):
         sweep(root)
         folder = Path(tempfile.mkdtemp(dir=root))

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def row_form(row: Row, where: str) -> str:
     there = [column for column, value in row.items() if value is not None]
     half = next((columns for columns in FORMS.values() if row.get(columns[0]) is not None), None)
     missing = f"has no '{half[1]}'" if half else "has no column to learn from"
-    raise ValueError(
+    raise DataError(
         f"{where} {missing}; a row needs {' or '.join('+'.join(c) for c in FORMS.values())} "
         f"(it has {_listed(there)}); name other columns with `fields`"
     )
@@ -80,7 +81,7 @@ def normalise_row(row: Row, where: str) -> dict[str, Any]:
     if form == "messages":
         _check_messages(merged["messages"], where, "messages")
         if not any(m["role"] == "assistant" and m["content"].strip() for m in merged["messages"]):
-            raise ValueError(f"{where} has no target tokens: no assistant message with content")
+            raise DataError(f"{where} has no target tokens: no assistant message with content")
     elif form == "text":
         _check_text(merged["text"], where, "text")
     else:
@@ -124,7 +125,7 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
         ValueError: a text row has no answer to replace.
     """
     if is_text(row):
-        raise ValueError(f"row '{row.get('id')}' is running text and has no answer that another could replace")
+        raise DataError(f"row '{row.get('id')}' is running text and has no answer that another could replace")
     if row.get("messages") is None:
         return {**row, "completion": completion}
     messages = conversation(row)[0]
@@ -139,7 +140,7 @@ def with_question(row: Row, template: str) -> dict[str, Any]:
         ValueError: a text row asks nothing.
     """
     if is_text(row):
-        raise ValueError(f"row '{row.get('id')}' is running text and asks nothing that could be put in another way")
+        raise DataError(f"row '{row.get('id')}' is running text and asks nothing that could be put in another way")
     if row.get("messages") is None:
         return {**row, "prompt": template.replace("{prompt}", row["prompt"])}
     messages = conversation(row)[0]
@@ -177,14 +178,14 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
     for value, where in zip(ids, wheres, strict=True):
         if not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
-            raise ValueError(
+            raise DataError(
                 f"{where} has an id that is not a string ({kind} in '{field}'); write ids in quotes, "
                 "since numbers lose leading zeros"
             )
         if not value.strip():
-            raise ValueError(f"{where} has an empty id in '{field}'; fill it or leave the column out")
+            raise DataError(f"{where} has an empty id in '{field}'; fill it or leave the column out")
         if len(value.splitlines()) > 1:
-            raise ValueError(f"{where} has an id with a line break in '{field}'; lists of ids have one a line")
+            raise DataError(f"{where} has an id with a line break in '{field}'; lists of ids have one a line")
 
 
 def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
@@ -202,7 +203,7 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
         first = seen.setdefault(row_id, place)
         if first != place:
             why = "the same content" if row_id.startswith("sha256-") else f"the same id '{row_id}'"
-            raise ValueError(f"{where(place)} and {where(first)} have {why}; every row must occur once")
+            raise DataError(f"{where(place)} and {where(first)} have {why}; every row must occur once")
 
 
 def check_overlap(
@@ -218,7 +219,7 @@ def check_overlap(
     if shared:
         pairs = ", ".join(f"'{a}'" if a == b else f"'{a}' = '{b}'" for a, b in shared[:3])
         more = ", ..." if len(shared) > 3 else ""
-        raise ValueError(
+        raise DataError(
             f"{len(shared)} {'row is' if len(shared) == 1 else 'rows are'} in both {names[0]} and {names[1]} "
             f"(after normalising text): {pairs}{more}; remove them from one of the two"
         )
@@ -247,13 +248,13 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
     """
     for field, column in fields.items():
         if field not in FIELDS:
-            raise ValueError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
+            raise DataError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
         if not isinstance(column, str) or column not in columns:
-            raise ValueError(
+            raise DataError(
                 f"{where} has no column '{column}' for field '{field}'; {column_hint(str(column), columns)}"
             )
     if len(set(fields.values())) < len(fields):
-        raise ValueError(f"`fields` of {where} uses one column for two fields; allowed: one column each")
+        raise DataError(f"`fields` of {where} uses one column for two fields; allowed: one column each")
     return {column: field for field, column in fields.items() if column != field}
 
 
@@ -271,11 +272,11 @@ def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) 
     for key in keys:
         if not isinstance(value, Mapping):
             kind = "empty" if value is None else type(value).__name__
-            raise ValueError(f"{where} has a '{column}' that is {kind}; '{path}' needs an object with a key '{key}'")
+            raise DataError(f"{where} has a '{column}' that is {kind}; '{path}' needs an object with a key '{key}'")
         # Arrow gives every object all keys of the column, so a key that the row lacks is there, without a value.
         if value.get(key) is None:
             there = [name for name, held in value.items() if held is not None]
-            raise ValueError(f"{where} has no '{key}' in '{column}' ('{path}' asks for it); {column_hint(key, there)}")
+            raise DataError(f"{where} has no '{key}' in '{column}' ('{path}' asks for it); {column_hint(key, there)}")
         value, column = value[key], f"{column}.{key}"
     return value
 
@@ -290,26 +291,26 @@ def _check_prompt_and_completion(row: Row, where: str, columns: tuple[str, ...])
     if isinstance(prompt, list):
         _check_messages(prompt, where, columns[0])
     elif not isinstance(prompt, str):
-        raise ValueError(f"{where} has a '{columns[0]}' that is {type(prompt).__name__}; allowed: text or messages")
+        raise DataError(f"{where} has a '{columns[0]}' that is {type(prompt).__name__}; allowed: text or messages")
     if isinstance(completion, list):
         _check_messages(completion, where, columns[1])
         if not any(m["role"] == "assistant" and m["content"].strip() for m in completion):
-            raise ValueError(f"{where} has no target tokens: no assistant message with content in '{columns[1]}'")
+            raise DataError(f"{where} has no target tokens: no assistant message with content in '{columns[1]}'")
     else:
         _check_text(completion, where, columns[1])
 
 
 def _check_text(value: Any, where: str, column: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{where} has a '{column}' that is {type(value).__name__}; allowed: text")
+        raise DataError(f"{where} has a '{column}' that is {type(value).__name__}; allowed: text")
     if not value.strip():
-        raise ValueError(f"{where} has no target tokens: '{column}' is empty")
+        raise DataError(f"{where} has no target tokens: '{column}' is empty")
 
 
 def _check_messages(messages: Any, where: str, column: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where} has '{column}' that is not a list of messages; allowed: [{{role, content}}, ...]")
+        raise DataError(f"{where} has '{column}' that is not a list of messages; allowed: [{{role, content}}, ...]")
     for place, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str) or not isinstance(message.get("content"), str):
-            raise ValueError(f"{where}, message {place} of '{column}' needs a role and a content, both text")
+            raise DataError(f"{where}, message {place} of '{column}' needs a role and a content, both text")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.safe_errors import sentence
 from llm_forget.data.demo_people import load_builtin
@@ -85,7 +86,7 @@ def load_source(
     try:
         rows = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     except (ValueError, TypeError):
-        raise ValueError(
+        raise DataError(
             f"{split_name}: the sources have a column of the same name but different types; rename one with `fields`"
         ) from None
     starts = np.cumsum([0, *map(len, tables)])
@@ -110,7 +111,7 @@ def parse_spec(spec: Spec, split_name: str) -> list[Source]:
         return [_from_mapping(spec, split_name)]
     if isinstance(spec, Sequence) and spec and all(isinstance(part, str | Mapping) for part in spec):
         return [source for part in spec for source in parse_spec(part, split_name)]
-    raise ValueError(
+    raise DataError(
         f"{split_name}: a source is a path, a mapping with 'path', or a list of these, not {type(spec).__name__}"
     )
 
@@ -126,7 +127,7 @@ def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
         return None
     for place, weight in enumerate(weights, start=1):
         if weight is None or weight <= 0:
-            raise ValueError(f"{split_name}: source {place} needs a weight above 0, since the mixture states weights")
+            raise DataError(f"{split_name}: source {place} needs a weight above 0, since the mixture states weights")
     return [float(weight) for weight in weights if weight is not None]
 
 
@@ -134,7 +135,7 @@ def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
     known = {f.name for f in fields(Source)}
     for key in spec:
         if key not in known:
-            raise ValueError(f"{split_name}: a source has no key '{key}'; {did_you_mean(str(key), known)}")
+            raise DataError(f"{split_name}: a source has no key '{key}'; {did_you_mean(str(key), known)}")
     source = Source(**spec) if "path" in spec else Source(path="", **spec)
     types: dict[str, tuple[type, ...]] = {
         **dict.fromkeys(("path", "name", "split", "revision", "id_field"), (str,)),
@@ -146,11 +147,11 @@ def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
     for key, value in vars(source).items():
         if value is not None and (not isinstance(value, types[key]) or isinstance(value, bool)):
             allowed = " or ".join(kind.__name__ for kind in types[key])
-            raise ValueError(f"{split_name}: '{key}' of a source is {type(value).__name__}; allowed: {allowed}")
+            raise DataError(f"{split_name}: '{key}' of a source is {type(value).__name__}; allowed: {allowed}")
     if not source.path and source.name is None:
-        raise ValueError(f"{split_name}: a source needs a 'path'")
+        raise DataError(f"{split_name}: a source needs a 'path'")
     if source.limit is not None and source.limit < 1:
-        raise ValueError(f"{split_name}: 'limit' of a source must be 1 or more, not {source.limit}")
+        raise DataError(f"{split_name}: 'limit' of a source must be 1 or more, not {source.limit}")
     return source
 
 
@@ -165,7 +166,7 @@ def _load_one(
     try:
         table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     except (ValueError, TypeError):
-        raise ValueError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
+        raise DataError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
     id_field = _id_field(source, table, parts[0][0])
     whole = parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'"
     chosen = _choose(source, table, id_field, whole, split_name)
@@ -208,7 +209,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
     try:
         local = source.path.startswith("builtin:") or (path is not None and path.is_file())
         if local and (source.split or source.revision or (source.name and data_path is None)):
-            raise ValueError(f"'{source.path}' has no name, split or revision; these belong to data sets of the Hub")
+            raise DataError(f"'{source.path}' has no name, split or revision; these belong to data sets of the Hub")
         if source.path.startswith("builtin:"):
             return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
         if source.name is not None and data_path is not None:
@@ -217,12 +218,12 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
             return [_named_file(path, source.name)] if source.name is not None else read_folder(path)
         if path is not None and (path.is_file() or path.suffix in SUFFIXES):
             if not path.is_file():
-                raise ValueError(f"file '{path}' does not exist; paths are taken from the current directory")
+                raise DataError(f"file '{path}' does not exist; paths are taken from the current directory")
             return [(path.name, read_file(path))]
         if data_path is not None:
             return [_hub_file(Path(data_path).expanduser(), split_name, source.split)]
     except ValueError as error:
-        raise ValueError(f"{split_name}: {sentence(error)}") from None
+        raise DataError(f"{split_name}: {sentence(error)}") from None
     return [read_hub(source.path, source.name, source.split, source.revision, split_name=split_name)]
 
 
@@ -237,14 +238,14 @@ def _named_file(folder: Path, name: str) -> tuple[str, Dataset]:
         if path.is_file() and path.parent == folder:
             return path.name, read_file(path)
     there = sorted(p.stem for p in folder.glob("*") if p.suffix in DATA_SUFFIXES) if folder.is_dir() else []
-    raise ValueError(
+    raise DataError(
         f"folder '{folder}' has no '{name}' with one of {', '.join(DATA_SUFFIXES)}; {did_you_mean(name, there)}"
     )
 
 
 def _id_field(source: Source, table: Dataset, where: str) -> str | None:
     if source.id_field is not None and source.id_field not in table.column_names:
-        raise ValueError(
+        raise DataError(
             f"{where} has no column '{source.id_field}'; {column_hint(source.id_field, table.column_names)}"
         )
     return source.id_field or ("id" if "id" in table.column_names else None)
@@ -255,29 +256,27 @@ def _choose(source: Source, table: Dataset, id_field: str | None, where: str, sp
     keep = np.ones(len(table), dtype=bool)
     for column, wanted in (source.filter or {}).items():
         if column not in table.column_names:
-            raise ValueError(
+            raise DataError(
                 f"{where} has no column '{column}' to filter by; {column_hint(str(column), table.column_names)}"
             )
         keep &= _matches(arrow_column(table, column), wanted, column, where)
     if not keep.any():
-        raise ValueError(f"{where}: the filter on {', '.join(source.filter or {})} matches none of {len(table)} rows")
+        raise DataError(f"{where}: the filter on {', '.join(source.filter or {})} matches none of {len(table)} rows")
     if source.ids is not None:
         keep &= _among(source.ids, table, id_field, where, split_name)
         if not keep.any():
-            raise ValueError(f"{where}: no row satisfies both `filter` and `ids`; change one of them")
+            raise DataError(f"{where}: no row satisfies both `filter` and `ids`; change one of them")
     return np.flatnonzero(keep)[: source.limit]
 
 
 def _matches(values: pyarrow.ChunkedArray, wanted: Any, column: str, where: str) -> np.ndarray:
     allowed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
     if any(value is None for value in allowed):
-        raise ValueError(f"{where}: the filter on '{column}' has an empty value; say which value to match")
+        raise DataError(f"{where}: the filter on '{column}' has an empty value; say which value to match")
     if is_text_type(values.type) and len(values) > values.null_count:
         # YAML reads 0123 as 83 and NO as false: comparing those to text would silently match nothing.
         if not all(isinstance(value, str) for value in allowed):
-            raise ValueError(
-                f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes"
-            )
+            raise DataError(f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes")
         return is_among(values, allowed)
     given = values.to_pylist()
     return np.array([any(type(value) is type(a) and value == a for a in allowed) for value in given], dtype=bool)
@@ -288,12 +287,12 @@ def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where
 
     if isinstance(ids, str):
         if not Path(ids).is_file():
-            raise ValueError(
+            raise DataError(
                 f"{split_name}: '{ids}' is no file with ids; give a list, or a text file with one id a line"
             )
         ids = read_lines(Path(ids))
     if not all(isinstance(value, str) for value in ids):
-        raise ValueError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")
+        raise DataError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")
     if id_field is None:
         numbered = enumerate(table, start=1)
         rows = ({**row, **normalise_row(row, f"{where} row {number}")} for number, row in numbered)
@@ -305,5 +304,5 @@ def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where
     unknown = sorted({value for value, found in zip(ids, is_among(ids, there), strict=True) if not found})
     if unknown or not ids:
         what = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"
-        raise ValueError(f"{where}: {what} match no row; nothing was forgotten, check the ids")
+        raise DataError(f"{where}: {what} match no row; nothing was forgotten, check the ids")
     return is_among(there, ids)

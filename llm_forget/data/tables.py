@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_forget.core.errors import DataError
 from llm_forget.data.private_storage import scratch_file
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def stored(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset
         if not large:
             tables = [part for part in parts if len(part)]
             if not tables:
-                raise ValueError(f"{name} has no rows; give at least one")
+                raise DataError(f"{name} has no rows; give at least one")
             return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
         return concatenate_datasets([Dataset.from_file(str(file)) for file in _written(parts, name)])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # their own sentences quote values
@@ -89,7 +90,7 @@ def _written(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
             writer = pyarrow.ipc.new_stream(str(files[-1]), part.schema)
         writer.write_table(part)
     if writer is None:
-        raise ValueError(f"{name} has no rows; give at least one")
+        raise DataError(f"{name} has no rows; give at least one")
     writer.close()
     if len(files) == 1:
         return files
@@ -119,7 +120,7 @@ def _parts(rows: Iterator[dict[str, Any]], name: str) -> Iterator[pyarrow.Table]
     while part := list(islice(rows, PART)):
         columns = {key: [row.get(key) for row in part] for key in dict.fromkeys(k for row in part for k in row)}
         if not columns:
-            raise ValueError(f"{name} has rows without columns; a row needs at least one")
+            raise DataError(f"{name} has rows without columns; a row needs at least one")
         for key, values in columns.items():
             _check_one_type(key, values, name, start, kinds.setdefault(key, {}))
         try:
@@ -130,7 +131,7 @@ def _parts(rows: Iterator[dict[str, Any]], name: str) -> Iterator[pyarrow.Table]
 
 
 def _mixed(name: str) -> ValueError:
-    return ValueError(f"{name} has a column whose lists or objects differ in type between rows; make them alike")
+    return DataError(f"{name} has a column whose lists or objects differ in type between rows; make them alike")
 
 
 def _check_one_type(key: str, values: list[Any], name: str, start: int, kinds: dict[str, int]) -> None:
@@ -141,7 +142,7 @@ def _check_one_type(key: str, values: list[Any], name: str, start: int, kinds: d
     if len(kinds) > 1:
         found = " and ".join(f"{kind} in row {number}" for kind, number in kinds.items())
         hint = "; an id that is not a string loses leading zeros, so write ids in quotes" if key == "id" else ""
-        raise ValueError(f"{name}: column '{key}' is {found}; a column must be of one type{hint}")
+        raise DataError(f"{name}: column '{key}' is {found}; a column must be of one type{hint}")
 
 
 def kind_of_json(value: Any) -> str:

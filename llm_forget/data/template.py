@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.data.rows import Message, Row, conversation, is_text
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {prompt}\nAnswer: "
@@ -60,12 +61,12 @@ def template_for(
         ValueError: a chat template is wanted and there is none, or ``prompt_template`` does not hold ``{prompt}`` once.
     """
     if use_chat_template and not tokenizer.chat_template:
-        raise ValueError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
+        raise DataError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
     if prompt_template.count("{prompt}") != 1:
-        raise ValueError("prompt_template must hold {prompt} exactly once, as 'Question: {prompt}\\nAnswer: ' does")
+        raise DataError("prompt_template must hold {prompt} exactly once, as 'Question: {prompt}\\nAnswer: ' does")
     chat = bool(tokenizer.chat_template) if use_chat_template is None else use_chat_template
     if not chat and completion_end is None and tokenizer.eos_token is None:
-        raise ValueError("this tokenizer has no end-of-sequence token; set completion_end, or answers have no end")
+        raise DataError("this tokenizer has no end-of-sequence token; set completion_end, or answers have no end")
     return Template(chat, prompt_template, completion_end, system_prompt, dict(chat_template_kwargs or {}))
 
 
@@ -118,7 +119,7 @@ class _Masking:
         if not isinstance(text, str):
             return text
         if _RESERVED.search(text):
-            raise ValueError(f"row '{row['id']}' contains a Unicode noncharacter (U+FDD0 to U+FDD6); remove it")
+            raise DataError(f"row '{row['id']}' contains a Unicode noncharacter (U+FDD0 to U+FDD6); remove it")
         return self._pattern.sub(lambda match: f"\ufdd2{self._places[match[0]]}\ufdd3", text)
 
     def name_controls(self, text: str) -> str:
@@ -153,7 +154,7 @@ def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, t
     system = messages[0]["content"] + "\n" if messages[0]["role"] == "system" else ""
     turns = messages[1:] if system else messages
     if [m["role"] for m in turns] != ["user", "assistant"] * (len(turns) // 2):
-        raise ValueError(
+        raise DataError(
             f"row '{row_id}' has the roles {_roles(messages)}; without a chat template they must be user and assistant "
             "in turn"
         )
@@ -186,7 +187,7 @@ def _render_chat(
     whole = apply(marked)
     starts = [_answer_start(marked[:place], whole, apply, row_id) for place in answers]
     if len(starts) != whole.count(_CONTENT_END) or starts != sorted(set(starts)):
-        raise ValueError(f"row '{row_id}': the chat template leaves out or moves an assistant message")
+        raise DataError(f"row '{row_id}': the chat template leaves out or moves an assistant message")
     for start in reversed(starts):
         whole = whole[:start] + _START + whole[start:]
     return _mark_ends(whole, tokenizer, masking, row_id)
@@ -194,13 +195,13 @@ def _render_chat(
 
 def _answer_start(before: list[Message], whole: str, apply: Callable[..., str], row_id: str) -> int:
     if not any(m["role"] != "system" for m in before):
-        raise ValueError(f"row '{row_id}' begins with an assistant message; put a user message before it")
+        raise DataError(f"row '{row_id}' begins with an assistant message; put a user message before it")
     prompt = apply(before, generation=True)
     same = _common_prefix(prompt, whole)
     if same.rfind(_CONTROL[0]) > same.rfind(_CONTROL[1]):
         same = same[: same.rfind(_CONTROL[0])]  # not between two control tokens that are named alike
     if len(same) < len(prompt) and not same.startswith(apply(before).rstrip()):
-        raise ValueError(f"row '{row_id}': the chat template rewrites earlier turns; make one row of each answer")
+        raise DataError(f"row '{row_id}': the chat template rewrites earlier turns; make one row of each answer")
     return len(same)
 
 
@@ -222,7 +223,7 @@ def _mark_ends(text: str, tokenizer: Any, masking: _Masking, row_id: str) -> str
         elif tokenizer.eos_token is not None:
             head += masking.name_controls(tokenizer.eos_token) + _END
         else:
-            raise ValueError(f"row '{row_id}': neither chat template nor tokenizer has a token that ends a turn")
+            raise DataError(f"row '{row_id}': neither chat template nor tokenizer has a token that ends a turn")
     return head
 
 
@@ -235,7 +236,7 @@ def _apply(messages: Sequence[Message], tokenizer: Any, template: Template, row_
         )
     except (TemplateError, TypeError):
         # `from None`: a template may quote the message it cannot take.
-        raise ValueError(
+        raise DataError(
             f"row '{row_id}' has the roles {_roles(messages)}, which the chat template refuses; change the row or set "
             "use_chat_template: false"
         ) from None

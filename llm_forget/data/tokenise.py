@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.labels import IGNORE
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.private_storage import storage
@@ -49,7 +50,7 @@ class ControlTokenizer:
         from tokenizers.processors import Sequence as NoProcessor
 
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer")
+            raise DataError(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer")
         self.special = special_tokens(tokenizer)
         self.prefix = _prefix_ids(tokenizer)
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -126,7 +127,7 @@ def encode_rows(
     try:
         encodings = control.encode([r.text for r in rendered])
     except _ControlInTextError as error:
-        raise ValueError(
+        raise DataError(
             f"row '{rows[error.place]['id']}' has text that this tokenizer can only read as a control token; remove it"
         ) from None
     out = []
@@ -237,10 +238,10 @@ def _windows_of(
     if is_text(row):
         labels[:1] = [IGNORE]  # nothing comes before the first token that could predict it
     elif labels[:1] != [IGNORE]:
-        raise ValueError(f"row '{row_id}' has no token before its answer to predict it from; give it a prompt")
+        raise DataError(f"row '{row_id}' has no token before its answer to predict it from; give it a prompt")
     first = next((i for i, label in enumerate(labels) if label != IGNORE), None)
     if first is None:
-        raise ValueError(f"row '{row_id}' has no target tokens; give it more text")
+        raise DataError(f"row '{row_id}' has no target tokens; give it more text")
     prompt = ids[: max(len(prefix) + owners.index(max(owners)), 1)]
     keep = len(prefix) if is_text(row) else first
     out = []
@@ -268,7 +269,7 @@ def windows(
         return [(0, length, 0)]
     overlap = max(stride, 0 if keep else 1)
     if keep + overlap >= max_length:
-        raise ValueError(
+        raise DataError(
             f"row '{row_id}' has {length} tokens; prompt ({keep}) and overlap ({overlap}) leave no room in a "
             f"window of {max_length}; raise max_length or lower stride"
         )

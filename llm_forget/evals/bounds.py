@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.text import shown
 
@@ -87,32 +88,32 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
         ValueError: an unknown key, none or several kinds of bound, a value of another type.
     """
     if not isinstance(content, dict) or not isinstance(content.get("line"), str):
-        raise ValueError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
+        raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
     where = f"{where}: '{content['line']}'"
     for key in content:
         if key not in (allowed := (*KEYS, *more)):
-            raise ValueError(f"{where} has no key '{key}'; {did_you_mean(str(key), allowed)}")
+            raise EvaluationError(f"{where} has no key '{key}'; {did_you_mean(str(key), allowed)}")
     kinds = [kind for kind in KINDS if kind in content]
     if len(kinds) != 1:
-        raise ValueError(f"{where} must have exactly one of {', '.join(KINDS)}")
+        raise EvaluationError(f"{where} must have exactly one of {', '.join(KINDS)}")
     of = content.get("of")
     if of is not None and of not in MODELS and not _is_number(of):
-        raise ValueError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
+        raise EvaluationError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
     if kinds[0] == "within" and of is None:
-        raise ValueError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
+        raise EvaluationError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
     amount, interval, least = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
     slack = content.get("slack", 0.0)
     for key, value in ((kinds[0], amount), ("slack", slack)):
         if not _is_number(value):
-            raise ValueError(f"{where}: '{key}' must be a number, not {value!r}")
+            raise EvaluationError(f"{where}: '{key}' must be a number, not {value!r}")
     if kinds[0] == "within" and amount <= 0:
-        raise ValueError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
+        raise EvaluationError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
     if "slack" in content and kinds[0] == "within":
-        raise ValueError(f"{where}: 'within' is a distance already; leave 'slack' out")
+        raise EvaluationError(f"{where}: 'within' is a distance already; leave 'slack' out")
     if not isinstance(interval, bool):
-        raise ValueError(f"{where}: 'interval' must be true or false, not {interval!r}")
+        raise EvaluationError(f"{where}: 'interval' must be true or false, not {interval!r}")
     if isinstance(least, bool) or not isinstance(least, int):
-        raise ValueError(f"{where}: 'min_n' must be a whole number, not {least!r}")
+        raise EvaluationError(f"{where}: 'min_n' must be a whole number, not {least!r}")
     of = float(of) if isinstance(of, int) else of
     return Bound(content["line"], kinds[0], float(amount), of, interval, least, float(slack))
 

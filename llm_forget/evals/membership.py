@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import Registry
 from llm_forget.evals.records import GradientRecord, TokenRecord, aligned, row_means
 from llm_forget.evals.stats import Rows
@@ -43,7 +44,7 @@ def zlib(record: TokenRecord) -> float:
         ValueError: the record's ``zlib_bytes`` were not filled in.
     """
     if record.zlib_bytes < 1:
-        raise ValueError(
+        raise EvaluationError(
             f"attack 'zlib' needs the compressed size of each answer, which row '{record.id}' lacks; fill in zlib_bytes"
             " from the data before the attack"
         )
@@ -75,7 +76,7 @@ def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool =
         ValueError: the record has no means and variances.
     """
     if not record.n == len(record.means) == len(record.variances):
-        raise ValueError(
+        raise EvaluationError(
             f"attack 'min_k_plus_plus' needs mean and variance of every token, which row '{record.id}' lacks; measure "
             "it again with a probe of kind logprobs"
         )
@@ -98,7 +99,7 @@ def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
     """
     name = f"{float(p):g}"
     if name not in record.norms:
-        raise ValueError(f"attack 'gradnorm' has no norm p = {name}; allowed: {', '.join(record.norms)}")
+        raise EvaluationError(f"attack 'gradnorm' has no norm p = {name}; allowed: {', '.join(record.norms)}")
     return -record.norms[name]
 
 
@@ -116,7 +117,9 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
     entry = ATTACKS.get(name)
     if entry.needs:
         needed = " and ".join(sorted(entry.needs))
-        raise ValueError(f"attack '{name}' needs {needed} beside log-probabilities; take metric 'membership_{name}'")
+        raise EvaluationError(
+            f"attack '{name}' needs {needed} beside log-probabilities; take metric 'membership_{name}'"
+        )
     return row_means(records, entry.bind(**{key: v for key, v in parameters.items() if key in entry.defaults}))
 
 
@@ -133,7 +136,7 @@ def reference_scores(records: Sequence[TokenRecord], oracle_records: Sequence[To
 def _lowest(values: NDArray[Any], k: float, include_last: bool) -> float:
     """Mean of the lowest max(1, int(k n)) values; NaN when there is none."""
     if not 0 < k <= 1:
-        raise ValueError(f"k is the share of tokens that min-k looks at, above 0 and at most 1, not {k:g}")
+        raise EvaluationError(f"k is the share of tokens that min-k looks at, above 0 and at most 1, not {k:g}")
     values = values if include_last else values[:-1]
     count = max(1, int(k * len(values)))
     return float(np.sort(values)[:count].mean(dtype=np.float64)) if len(values) else math.nan

@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_forget.core import formats, resources
 from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
@@ -76,11 +77,11 @@ def load_policy(name: str | Path) -> list[Rule]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"policy '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+        raise EvaluationError(f"policy '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or list(content) != ["rules"] or not isinstance(content["rules"], list):
-        raise ValueError(f"{where} must have one key, 'rules', with a list of bounds")
+        raise EvaluationError(f"{where} must have one key, 'rules', with a list of bounds")
     if not content["rules"]:
-        raise ValueError(f"{where} has no rules, and nothing would be verified")
+        raise EvaluationError(f"{where} has no rules, and nothing would be verified")
     return [_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1)]
 
 
@@ -96,11 +97,11 @@ def _rule(content: Any, where: str) -> Rule:
     bound = parse_bound(content, where, more=("severity", "suite", "optional"))
     severity, suite, optional = content.get("severity", "fail"), content.get("suite"), content.get("optional", False)
     if severity not in SEVERITIES:
-        raise ValueError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
+        raise EvaluationError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
     if suite is not None and not isinstance(suite, str):
-        raise ValueError(f"{where}: 'suite' must be the name of a suite, not {suite!r}")
+        raise EvaluationError(f"{where}: 'suite' must be the name of a suite, not {suite!r}")
     if not isinstance(optional, bool):
-        raise ValueError(f"{where}: 'optional' must be true or false, not {optional!r}")
+        raise EvaluationError(f"{where}: 'optional' must be true or false, not {optional!r}")
     return Rule(bound, severity, suite, optional)
 
 

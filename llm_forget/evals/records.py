@@ -24,6 +24,8 @@ from typing import Any, Literal, Protocol, TextIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core.errors import EvaluationError
+
 FORMAT = 2
 Key = tuple[str, int]  # row id, index of the answer
 
@@ -180,7 +182,7 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
     one, two = by_row(left), by_row(right)
     if one.keys() != two.keys():
         lonely = sorted(one.keys() ^ two.keys())
-        raise ValueError(
+        raise EvaluationError(
             f"two probes of one metric must cover the same rows, but {len(lonely)} ids are in only one of them "
             f"(first: {lonely[0]}); give both the same split, limit and seed"
         )

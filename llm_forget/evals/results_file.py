@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.suite import Suite
@@ -19,12 +20,12 @@ def read_results(run: Run) -> dict[str, Any]:
     """
     again = f"llm-forget evaluate {run.path}"
     if not run.results_file.is_file() and run.state.get("kind") == "finetune":
-        raise ValueError(
+        raise RunError(
             f"run '{run.path}' is a finetune run: it has no model before, no forget rows and no results; name a run of "
             f"unlearn, or measure one on this model with --target {run.path} or --oracle {run.path}"
         )
     if not run.results_file.is_file():
-        raise ValueError(f"run '{run.path}' was not evaluated, it has no results.json; first: {again}")
+        raise RunError(f"run '{run.path}' was not evaluated, it has no results.json; first: {again}")
     return formats.read_content(run.results_file, Results, advice=f"delete it and evaluate again: {again}")
 
 

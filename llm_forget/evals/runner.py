@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 
 from llm_forget.core.digests import content_key, file_digest
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.files import cache_folder, read_json, write_json
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.lm_eval.harness import run_lm_eval
@@ -184,7 +185,7 @@ class _Desk:
         prefix = f"{task.task}."
         own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
         if task.metric not in own:
-            raise ValueError(
+            raise EvaluationError(
                 f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, own)}"
             )
         return own[task.metric]

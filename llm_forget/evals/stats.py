@@ -17,6 +17,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core.errors import EvaluationError
+
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN where it could not be scored
 Codes = NDArray[np.int64]  # ranks in the sorted union of two samples; equal scores have equal ranks
 Interval = tuple[float, float]
@@ -111,7 +113,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
     if not numbers or any(math.isnan(number) for number in numbers):
         return math.nan
     if min(numbers) < 0:
-        raise ValueError(f"the harmonic mean needs values of at least 0, got {min(numbers):g}")
+        raise EvaluationError(f"the harmonic mean needs values of at least 0, got {min(numbers):g}")
     return statistics.harmonic_mean(numbers)
 
 
@@ -160,7 +162,7 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
         ValueError: ``fpr`` is not in [0, 1).
     """
     if not 0 <= fpr < 1:
-        raise ValueError(f"a false-positive rate must be at least 0 and below 1, not {fpr:g}")
+        raise EvaluationError(f"a false-positive rate must be at least 0 and below 1, not {fpr:g}")
     members, nonmembers = scored(members), scored(nonmembers)
     return float(_shares_above(members, nonmembers, fpr)) if len(members) and len(nonmembers) else math.nan
 

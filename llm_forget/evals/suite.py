@@ -26,6 +26,7 @@ import yaml
 
 from llm_forget.core import resources
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Goal
 from llm_forget.core.registry import Entry, did_you_mean
 from llm_forget.evals.bounds import Bound, parse_bound
@@ -117,7 +118,7 @@ class Suite:
         if rows is None:
             return self
         if rows < 1:
-            raise ValueError(f"limit must be at least 1 row, not {rows}")
+            raise EvaluationError(f"limit must be at least 1 row, not {rows}")
         probes = {k: replace(p, limit=min(rows, p.limit or rows)) for k, p in self.probes.items()}
         tasks = tuple(replace(task, limit=min(rows, task.limit or rows)) for task in self.tasks)
         return replace(self, probes=probes, tasks=tasks)
@@ -138,7 +139,7 @@ def load_suite(name: str | Path) -> Suite:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"suite '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+        raise EvaluationError(f"suite '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     return parse_suite(content, name=path.stem)
 
 
@@ -154,7 +155,7 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
     for name, count in Counter(suite.name for suite in loaded).items():
         if count > 1:
             twins = " and ".join(f"'{path}'" for path, suite in zip(given, loaded, strict=True) if suite.name == name)
-            raise ValueError(
+            raise EvaluationError(
                 f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
             )
     return {suite.name: suite for suite in loaded}
@@ -166,19 +167,19 @@ def parse_suite(content: Any, *, name: str) -> Suite:
     content = _mapping(content, where)
     _refuse_unknown(content, ("data", "probes", "metrics", "lm_eval", "verdict"), where)
     if not (content.get("metrics") or content.get("lm_eval")):
-        raise ValueError(f"{where} measures nothing; it needs 'probes' and 'metrics', or 'lm_eval'")
+        raise EvaluationError(f"{where} measures nothing; it needs 'probes' and 'metrics', or 'lm_eval'")
     probes: dict[str, Probe] = {}
     for key, value in _mapping(content.get("probes", {}), f"{where}: probes").items():
         probes[key] = _probe(key, value, probes, where)
     lines: list[Line] = []
     for key, value in _mapping(content.get("metrics", {}), f"{where}: metrics").items():
         if key in probes:
-            raise ValueError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
+            raise EvaluationError(f"{where}: '{key}' names a probe and a metric line; give one of them another name")
         lines.append(_line(key, value, probes, {line.name: line for line in lines}, where))
     tasks = [_task(*item, where) for item in _mapping(content.get("lm_eval", {}), f"{where}: lm_eval").items()]
     names = [line.name for line in lines] + [task.name for task in tasks]
     if len(set(names)) < len(names):
-        raise ValueError(f"{where}: a line of 'metrics' and one of 'lm_eval' have the same name; rename one")
+        raise EvaluationError(f"{where}: a line of 'metrics' and one of 'lm_eval' have the same name; rename one")
     verdict = {
         question: _bounds(bounds, names, f"{where}: verdict '{question}'")
         for question, bounds in _mapping(content.get("verdict", {}), f"{where}: verdict").items()
@@ -192,37 +193,37 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
     content = dict(_mapping(content, where))
     kind = content.get("probe")
     if kind not in RECORDS:
-        raise ValueError(f"{where} must say 'probe:' and one of {', '.join(RECORDS)}, not {kind!r}")
+        raise EvaluationError(f"{where} must say 'probe:' and one of {', '.join(RECORDS)}, not {kind!r}")
     _refuse_unknown(content, PROBE_KEYS[kind], where)
     if kind == "judge":
         texts = content.get("generations")
         if texts not in above or above[texts].probe != "generate":
-            raise ValueError(f"{where} must name a generating probe above as 'generations', not {texts!r}")
+            raise EvaluationError(f"{where} must name a generating probe above as 'generations', not {texts!r}")
         return replace(above[texts], name=name, probe="judge", generations=texts)
     if not isinstance(content.get("split"), str):
-        raise ValueError(f"{where} must name a split, e.g. 'split: forget'")
+        raise EvaluationError(f"{where} must name a split, e.g. 'split: forget'")
     if not isinstance(content.get("field", ""), str):
-        raise ValueError(f"{where}: 'field' must be the name of a column, not {content['field']!r}")
+        raise EvaluationError(f"{where}: 'field' must be the name of a column, not {content['field']!r}")
     if type(content.get("seed", 0)) is not int:
-        raise ValueError(f"{where}: 'seed' must be a whole number, not {content['seed']!r}")
+        raise EvaluationError(f"{where}: 'seed' must be a whole number, not {content['seed']!r}")
     _check_whole(content, {"limit": 1, "max_new_tokens": 1, "samples": 1}, where)
     for key, most in (("temperature", None), ("top_p", 1), ("prefix", None)):
         value = content.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value <= (most or value)):
-            raise ValueError(
+            raise EvaluationError(
                 f"{where}: '{key}' must be a number above 0{f' and at most {most}' if most else ''}, not {value!r}"
             )
     content["asks"] = _asks(content.get("asks"), where)
     if content.get("samples", 1) > 1 and content.get("temperature") is None:
-        raise ValueError(f"{where}: several samples of a greedy answer are the same; add e.g. 'temperature: 1.0'")
+        raise EvaluationError(f"{where}: several samples of a greedy answer are the same; add e.g. 'temperature: 1.0'")
     return Probe(name=name, **content)
 
 
 def _asks(content: Any, where: str) -> tuple[str, ...]:
     asks = content if isinstance(content, list) else [] if content is None else [content]
     if not all(isinstance(ask, str) and ask.count("{prompt}") == 1 for ask in asks):
-        raise ValueError(f"{where}: 'asks' must be a list of texts that each hold {{prompt}} once")
+        raise EvaluationError(f"{where}: 'asks' must be a list of texts that each hold {{prompt}} once")
     return tuple(asks)
 
 
@@ -231,19 +232,19 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
     above = [*probes, *lines]
     content = _mapping(content, where)
     if not isinstance(content.get("metric"), str):
-        raise ValueError(f"{where} must name a metric; {did_you_mean('', METRICS.names())}")
+        raise EvaluationError(f"{where} must name a metric; {did_you_mean('', METRICS.names())}")
     entry = METRICS.get(content["metric"])
     inputs = [i for i in entry.inputs if _of_other(i) is None]
     _refuse_unknown(content, ("metric", "goal", *inputs, *entry.defaults), where)
     missing = [i for i in inputs if i not in content]
     if missing:
-        raise ValueError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
+        raise EvaluationError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
     for i in inputs:
         _check_list(entry, i, content[i], where)
         for reference in content[i] if isinstance(content[i], list) else [content[i]]:
             if reference not in above:
                 hint = did_you_mean(str(reference), above)
-                raise ValueError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
+                raise EvaluationError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
             _check_kind(entry, i, reference, probes, lines, where)
     _check_goal(content, where)
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
@@ -261,11 +262,11 @@ def _task(name: str, content: Any, where: str) -> Task:
     _refuse_unknown(content, ("task", "metric", "goal", "limit", "num_fewshot", "apply_chat_template"), where)
     for key in ("task", "metric"):
         if not isinstance(content.get(key), str):
-            raise ValueError(f"{where} must name the {key} of lm-eval, as in {{task: forget_piqa, metric: acc}}")
+            raise EvaluationError(f"{where} must name the {key} of lm-eval, as in {{task: forget_piqa, metric: acc}}")
     _check_goal(content, where)
     _check_whole(content, {"limit": 1, "num_fewshot": 0}, where)
     if not isinstance(content.get("apply_chat_template", False), bool):
-        raise ValueError(f"{where}: 'apply_chat_template' must be true or false")
+        raise EvaluationError(f"{where}: 'apply_chat_template' must be true or false")
     return Task(name, **content)
 
 
@@ -276,9 +277,9 @@ def _check_list(entry: Entry, name: str, given: Any, where: str) -> None:
         return
     several = "Rows" in wanted and wanted.lower().startswith(("sequence[", "list[", "tuple["))
     if several and not (isinstance(given, list) and given):
-        raise ValueError(f"{where}: '{name}' must be a list of lines, as in [{given or 'one, other'}]")
+        raise EvaluationError(f"{where}: '{name}' must be a list of lines, as in [{given or 'one, other'}]")
     if not several and isinstance(given, list):
-        raise ValueError(f"{where}: '{name}' must be a single name, not a list")
+        raise EvaluationError(f"{where}: '{name}' must be a single name, not a list")
 
 
 def _check_kind(
@@ -297,7 +298,7 @@ def _check_kind(
     else:
         return
     if not fits:
-        raise ValueError(f"{where}: '{name}' must be {needed}, which '{reference}' is not")
+        raise EvaluationError(f"{where}: '{name}' must be {needed}, which '{reference}' is not")
 
 
 def _annotation(entry: Entry, name: str) -> str:
@@ -307,17 +308,17 @@ def _annotation(entry: Entry, name: str) -> str:
 
 def _bounds(content: Any, lines: list[str], where: str) -> tuple[Bound, ...]:
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{where} must be a list of bounds, e.g. [{{line: forget_quality, at_least: 0.05}}]")
+        raise EvaluationError(f"{where} must be a list of bounds, e.g. [{{line: forget_quality, at_least: 0.05}}]")
     bounds = tuple(parse_bound(bound, where) for bound in content)
     for bound in bounds:
         if bound.line not in lines:
-            raise ValueError(f"{where} names no metric line of the suite; {did_you_mean(bound.line, lines)}")
+            raise EvaluationError(f"{where} names no metric line of the suite; {did_you_mean(bound.line, lines)}")
     return bounds
 
 
 def _check_goal(content: dict[str, Any], where: str) -> None:
     if content.get("goal") not in GOALS:
-        raise ValueError(f"{where} must state a goal ({', '.join(GOALS)}), not {content.get('goal')!r}")
+        raise EvaluationError(f"{where} must state a goal ({', '.join(GOALS)}), not {content.get('goal')!r}")
 
 
 def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> None:
@@ -325,12 +326,12 @@ def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> 
     for key, low in least.items():
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-            raise ValueError(f"{where}: '{key}' must be a whole number of at least {low}, not {value!r}")
+            raise EvaluationError(f"{where}: '{key}' must be a whole number of at least {low}, not {value!r}")
 
 
 def _mapping(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{where} must be a mapping of names to values")
+        raise EvaluationError(f"{where} must be a mapping of names to values")
     return content
 
 
@@ -338,4 +339,4 @@ def _refuse_unknown(content: dict[str, Any], allowed: Iterable[str], where: str)
     allowed = tuple(allowed)
     for key in content:
         if key not in allowed:
-            raise ValueError(f"{where} has no key '{key}'; {did_you_mean(key, allowed)}")
+            raise EvaluationError(f"{where} has no key '{key}'; {did_you_mean(key, allowed)}")

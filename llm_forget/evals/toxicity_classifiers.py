@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import EvaluationError, MissingPackageError
 from llm_forget.core.registry import Registry
 
 Classifier = Callable[[list[str]], list[float]]
@@ -52,7 +53,7 @@ def _profanity() -> Classifier:
     try:
         from profanity_check import predict_prob
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"classifier '{DEFAULT}' needs a package that is not installed ('{error.name}'); "
             "pip install 'llm-forget[toxicity]'",
             name=error.name,
@@ -102,14 +103,16 @@ def _column(name: str, labels: dict[int, str], wanted: str) -> int:
     known = ", ".join(labels[place] for place in sorted(labels))
     if wanted:
         if wanted.casefold() not in places:
-            raise ValueError(f"classifier '{name}' has no label '{wanted}'; its labels: {known}")
+            raise EvaluationError(f"classifier '{name}' has no label '{wanted}'; its labels: {known}")
         return places[wanted.casefold()]
     if len(places) == 1:
         return next(iter(places.values()))
     for label in LABELS:
         if label in places and (label != "label_1" or len(places) == 2):
             return places[label]
-    raise ValueError(f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {known}")
+    raise EvaluationError(
+        f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {known}"
+    )
 
 
 def _longest(tokenizer: Any, config: Any) -> int:

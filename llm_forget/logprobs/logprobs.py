@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.labels import IGNORE
 from llm_forget.logprobs.fused_head import head_logprobs
 from llm_forget.logprobs.packing import pack
@@ -198,7 +199,7 @@ def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers")
+    raise ConfigError(f"{type(model).__name__} has no list of {count} decoder layers")
 
 
 def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:

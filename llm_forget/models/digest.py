@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import ModelError
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
@@ -55,7 +56,7 @@ def _commit(hub_id: str, revision: str | None) -> str:
     # From where the hub's cache keeps the file: the configuration of transformers 5.23 no longer carries it.
     folder = Path(str(cached_file(hub_id, "config.json", revision=revision or "main"))).parent.name
     if not re.fullmatch("[0-9a-f]{40}", folder):
-        raise ValueError(f"the hub did not say which commit '{hub_id}' is at; give model_revision as a commit hash")
+        raise ModelError(f"the hub did not say which commit '{hub_id}' is at; give model_revision as a commit hash")
     return folder
 
 

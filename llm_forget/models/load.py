@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import MissingFileError, MissingPackageError, ModelError
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.lora import quantization_of
 from llm_forget.models.digest import digests_beneath
@@ -168,7 +169,7 @@ def _gguf_path(source: Source) -> Path:
     import importlib.util
 
     if importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"'{source.name}' is read by the package gguf, which is not installed; run "
             '`pip install "llm-forget[gguf]"`'
         )
@@ -185,7 +186,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         return read_gguf_metadata(str(path))
     except (struct.error, UnicodeDecodeError, OverflowError) as error:
-        raise ValueError(f"GGUF file '{path}' is cut off or damaged: its head cannot be read; get it again") from error
+        raise ModelError(f"GGUF file '{path}' is cut off or damaged: its head cannot be read; get it again") from error
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
@@ -242,7 +243,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(
+            raise ModelError(
                 f"the tokenizer of '{source.name}' has neither a pad nor an eos token; set one in its files"
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -266,7 +267,7 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
             raise
         # The first thing that is read of a model: a mistyped path of two parts looks like a Hub id.
         reason = str(error).partition("\n")[0]
-        raise FileNotFoundError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error
+        raise MissingFileError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error
 
 
 def _gguf_tokenizer(path: Path) -> Any:

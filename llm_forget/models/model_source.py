@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, MissingFileError, ModelError
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.core.run_directory import Run
 from llm_forget.models import demo_models
@@ -64,20 +64,20 @@ def find_source(name: str | None) -> Source:
         AdapterRefused: an adapter without a manifest; nothing is asked about the base that it names.
     """
     if not name:
-        raise ValueError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
+        raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
     return _find(name, name, ())
 
 
 def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None = None) -> Source:
     if len(above) > 8:
-        raise ValueError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
+        raise ModelError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
     if name.startswith("builtin:"):
         kind, location = demo_models.find(name.removeprefix("builtin:"))
         return Source(asked, kind, location, above)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise FileNotFoundError(f"GGUF file '{name}' does not exist")
+            raise MissingFileError(f"GGUF file '{name}' does not exist")
         return Source(asked, "gguf", str(path), above)
     if not path.exists():
         return Source(asked, "hub", _hub_id(name), above, revision)
@@ -92,12 +92,12 @@ def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None =
         return _find(base, asked, (path, *above), revision)
     if not (path / "config.json").is_file():
         if (file := next(iter(sorted(path.glob("*.gguf"))), None)) is not None:
-            raise FileNotFoundError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
-        raise FileNotFoundError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
+            raise MissingFileError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
+        raise MissingFileError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
     if not any(path.glob("*.safetensors")):
         pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)
         what = "pickled weights, which can run code when opened" if pickled else "no weights"
-        raise ValueError(f"'{name}' holds {what}; only safetensors are read: convert with save_pretrained first")
+        raise ModelError(f"'{name}' holds {what}; only safetensors are read: convert with save_pretrained first")
     return Source(asked, "folder", str(path), above)
 
 
@@ -105,7 +105,7 @@ def _hub_id(name: str) -> str:
     parts = name.split("/")
     # A folder of that name here means that a path was meant: what it is called is nothing to ask a hub about.
     if len(parts) > 2 or name.startswith((".", "~")) or not all(parts) or (len(parts) > 1 and Path(parts[0]).is_dir()):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name); a "
             "run must be made first"
         )
@@ -123,7 +123,7 @@ def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(hub_id, revision=revision or "main") is not None:
-        raise ValueError(
+        raise ModelError(
             f"'{hub_id}' is an adapter on the hub; get it with `hf download {hub_id} --local-dir DIR` and give that "
             "folder"
         )
@@ -134,7 +134,7 @@ def _model_of_run(run: Path) -> Path:
     for folder in (opened.model, opened.adapter):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"run '{run}' holds neither model/ nor adapter/; name a finetune or unlearn run")
+    raise MissingFileError(f"run '{run}' holds neither model/ nor adapter/; name a finetune or unlearn run")
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
@@ -148,7 +148,7 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
-        raise ValueError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
+        raise ModelError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
     return str(base), revision
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._registry import OBJECTIVES
@@ -72,7 +73,7 @@ class Term:
             return values.masked_fill(~mask, 0.0)  # [B, T]
         if values.shape == mask.shape[:1]:
             return values.masked_fill(~mask.any(-1), 0.0)  # [B]
-        raise ValueError(
+        raise ConfigError(
             f"objective '{self.name}' returned shape {tuple(values.shape)}; "
             f"it must return [B] = {tuple(mask.shape[:1])} or [B, T] = {tuple(mask.shape)}"
         )
@@ -134,7 +135,7 @@ class Objective:
         asked = {term.arguments["layer"] for term in wanting if term.arguments.get("layer") is not None}
         if len(asked) > 1:
             layers = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in wanting)
-            raise ValueError(f"terms ask for different layers ({layers}); one pass keeps one layer, so set them equal")
+            raise ConfigError(f"terms ask for different layers ({layers}); one pass keeps one layer, so set them equal")
         if asked:
             return int(asked.pop())
         return "default" if wanting else None
@@ -150,7 +151,7 @@ class Objective:
             return None
         index = max(0, depth // 4 - 1) if isinstance(layer, str) else layer
         if not 0 <= index < depth:
-            raise ValueError(f"layer {index} was asked for, but the model has layers 0 to {depth - 1}")
+            raise ConfigError(f"layer {index} was asked for, but the model has layers 0 to {depth - 1}")
         return index
 
     def values(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> dict[str, Tensor]:
@@ -182,11 +183,11 @@ def compose(form: dict[str, Any]) -> Objective:
         ValueError: a split, term, weight or hyper-parameter that is not allowed; the message names it.
     """
     if not isinstance(form, dict):
-        raise ValueError("objective must map splits to terms, as in {forget: {name: ga}}")
+        raise ConfigError("objective must map splits to terms, as in {forget: {name: ga}}")
     terms: list[Term] = []
     for split, lines in form.items():
         if split not in SPLITS:
-            raise ValueError(f"objective has no split '{split}'; {did_you_mean(str(split), SPLITS)}")
+            raise ConfigError(f"objective has no split '{split}'; {did_you_mean(str(split), SPLITS)}")
         for line in lines if isinstance(lines, list) else [lines]:
             term = _term(split, line)
             if term.weight != 0 or term.dual is not None:
@@ -194,9 +195,9 @@ def compose(form: dict[str, Any]) -> Objective:
     keys = [term.key for term in terms]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"objective lists '{key}' twice; write it once with the sum of the weights")
+            raise ConfigError(f"objective lists '{key}' twice; write it once with the sum of the weights")
     if not terms:
-        raise ValueError("objective has no term with a weight other than 0")
+        raise ConfigError("objective has no term with a weight other than 0")
     built = Objective(tuple(terms))
     _ = built.hidden_layer  # refuses conflicting layers before a model is loaded
     return built
@@ -204,25 +205,25 @@ def compose(form: dict[str, Any]) -> Objective:
 
 def _term(split: str, line: Any) -> Term:
     if not isinstance(line, dict) or not isinstance(line.get("name"), str):
-        raise ValueError(f"each term of '{split}' needs a name, as in {{name: nll, weight: 1.0}}")
+        raise ConfigError(f"each term of '{split}' needs a name, as in {{name: nll, weight: 1.0}}")
     given = {str(key): value for key, value in line.items() if key not in ("name", "weight")}
     entry = OBJECTIVES.get(line["name"])
     for name in entry.inputs:
         if name not in INPUTS:
-            raise ValueError(f"objective '{line['name']}' has no known input '{name}'; {did_you_mean(name, INPUTS)}")
+            raise ConfigError(f"objective '{line['name']}' has no known input '{name}'; {did_you_mean(name, INPUTS)}")
     for need in entry.needs:
         if need not in NEEDS:
-            raise ValueError(f"objective '{line['name']}' cannot need '{need}'; {did_you_mean(need, NEEDS)}")
+            raise ConfigError(f"objective '{line['name']}' cannot need '{need}'; {did_you_mean(need, NEEDS)}")
     if split != "forget" and any(name.startswith("alternate") for name in entry.inputs):
-        raise ValueError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
+        raise ConfigError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
     weight, dual = _weight(f"{split}/{line['name']}", line.get("weight", 1.0))
     arguments = entry.arguments(given)
     for key, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"parameter '{key}' of objective '{line['name']}' must be a finite number, not {value}")
+            raise ConfigError(f"parameter '{key}' of objective '{line['name']}' must be a finite number, not {value}")
     layer = arguments.get("layer")
     if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
-        raise ValueError(f"parameter 'layer' of objective '{line['name']}' must be a layer from 0 up, not {layer!r}")
+        raise ConfigError(f"parameter 'layer' of objective '{line['name']}' must be a layer from 0 up, not {layer!r}")
     return Term(line["name"], split, weight, entry.function, entry.inputs, entry.needs, arguments, dual)
 
 
@@ -230,17 +231,17 @@ def _weight(where: str, value: Any) -> tuple[float, Dual | None]:
     if not isinstance(value, dict):
         return _number(f"weight of {where}", value), None
     if set(value) != {"dual"} or not isinstance(value["dual"], dict):
-        raise ValueError(f"weight of {where} must be a number or {{dual: {{initial, epsilon, step_size}}}}")
+        raise ConfigError(f"weight of {where} must be a number or {{dual: {{initial, epsilon, step_size}}}}")
     fields = ("initial", "epsilon", "step_size")
     for key in value["dual"]:
         if key not in fields:
-            raise ValueError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(str(key), fields)}")
+            raise ConfigError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(str(key), fields)}")
     missing = [key for key in fields if key not in value["dual"]]
     if missing:
-        raise ValueError(f"dual weight of {where} needs a value for {', '.join(missing)}")
+        raise ConfigError(f"dual weight of {where} needs a value for {', '.join(missing)}")
     dual = Dual(**{key: _number(f"{key} of {where}", value["dual"][key]) for key in fields})
     if dual.initial < 0 or dual.step_size < 0:
-        raise ValueError(f"dual weight of {where} needs initial and step_size of at least 0")
+        raise ConfigError(f"dual weight of {where} needs initial and step_size of at least 0")
     return dual.initial, dual
 
 
@@ -250,5 +251,5 @@ def _number(what: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{what} must be a finite number, not {value!r}")
+        raise ConfigError(f"{what} must be a finite number, not {value!r}")
     return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.logprobs import Logprobs
 
 
@@ -16,7 +17,7 @@ def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
     tensor: Tensor | None = getattr(logprobs, kind)
     if tensor is None:
         need = {"hidden": "hidden_states"}.get(kind, kind)
-        raise ValueError(f"these log-probabilities carry no {kind}; declare needs={{'{need}'}} on the objective")
+        raise ConfigError(f"these log-probabilities carry no {kind}; declare needs={{'{need}'}} on the objective")
     places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; by number, since a mask's backward pass is slow
     return tensor.flatten(0, 1).index_select(0, places).float()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._masked import filled_rows, sequence_sums
 from llm_forget.objectives._registry import objective
@@ -28,7 +29,7 @@ def dpo(
         ``[B]``, nats; ``(2/beta) log 2`` at the reference; `npo` when the alternate's ratio stays 0.
     """
     if beta <= 0:
-        raise ValueError(f"objective 'dpo' needs beta above 0, not {beta}")
+        raise ConfigError(f"objective 'dpo' needs beta above 0, not {beta}")
     rejected = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
     chosen = sequence_sums(alternate) - sequence_sums(alternate_reference).detach()  # [B]
     return filled_rows(policy, -functional.logsigmoid(beta * (chosen - rejected)) * (2 / beta))

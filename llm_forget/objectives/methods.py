@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.objectives import OBJECTIVES
 from llm_forget.objectives._composition import Dual, Objective, Term, compose
@@ -42,13 +43,13 @@ def build_objective(
         ValueError: neither or both are given, or a name or value is not allowed.
     """
     if (method is None) == (objective is None):
-        raise ValueError("give either a method or an objective, not both and not neither")
+        raise ConfigError("give either a method or an objective, not both and not neither")
     if objective is not None:
         if method_args:
-            raise ValueError("method_args belong to a method; with objective, write them beside the term's name")
+            raise ConfigError("method_args belong to a method; with objective, write them beside the term's name")
         return compose(objective)
     if method not in METHODS:
-        raise ValueError(f"no method is called '{method}'; {did_you_mean(str(method), METHODS)}")
+        raise ConfigError(f"no method is called '{method}'; {did_you_mean(str(method), METHODS)}")
     chosen = METHODS[str(method)]
     lines = {"forget": [dict(x) for x in chosen.forget], "retain": [dict(x) for x in chosen.retain]}
     for key, value in (method_args or {}).items():
@@ -60,11 +61,11 @@ def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, val
     """Set one entry of ``method_args`` in the method's lines, in place."""
     slots = _slots(lines)
     if key not in slots:
-        raise ValueError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")
+        raise ConfigError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")
     targets = slots[key]
     if len(targets) > 1 and key != "layer":  # two layers would be refused anyway
         options = " or ".join(sorted(name for name in slots if name.endswith(f".{key}")))
-        raise ValueError(f"parameter '{key}' of method '{method}' is ambiguous; write {options}")
+        raise ConfigError(f"parameter '{key}' of method '{method}' is ambiguous; write {options}")
     for target in targets:
         target[key.rpartition(".")[2] if not key.endswith("_weight") else "weight"] = value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._masked import filled_rows, sequence_sums
 from llm_forget.objectives._registry import objective
@@ -19,6 +20,6 @@ def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
         ``beta -> 0`` is gradient ascent everywhere, up to a constant.
     """
     if beta <= 0:
-        raise ValueError(f"objective 'npo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
+        raise ConfigError(f"objective 'npo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
     ratio = sequence_sums(policy) - sequence_sums(reference).detach()  # [B]
     return filled_rows(policy, -functional.logsigmoid(-beta * ratio) * (2 / beta))

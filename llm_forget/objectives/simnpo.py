@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._masked import filled_rows, sequence_sums
 from llm_forget.objectives._registry import objective
@@ -19,6 +20,6 @@ def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor
         constant.
     """
     if beta <= 0:
-        raise ValueError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
+        raise ConfigError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")
     mean_nll = -sequence_sums(policy) / policy.counts().clamp(min=1)  # [B]
     return filled_rows(policy, -functional.logsigmoid(beta * (mean_nll - delta)) * (2 / beta))

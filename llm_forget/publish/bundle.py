@@ -19,6 +19,7 @@ from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.errors import PublishError
 from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run
@@ -196,7 +197,9 @@ def _of_model(folder: Path, written: Written | None) -> Iterator[File]:
     weights = [folder / one] if one else sorted(folder.glob("*.safetensors"))
     weights = [path for path in weights if WEIGHTS.fullmatch(path.name)]
     if not weights or not (one or (folder / "config.json").is_file()):
-        raise ValueError(f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` does")
+        raise PublishError(
+            f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` does"
+        )
     yield from (File.of(path.name, path) for path in weights)
     for name in OF_MODEL:
         if (folder / name).is_file():
@@ -238,7 +241,9 @@ def refuse_paths(files: Sequence[File], run: Path) -> None:
             continue
         content = file.read()
         if any(place in content for place in named):
-            raise ValueError(f"{file.name} names a folder of this machine; nothing was sent. Look where it comes from")
+            raise PublishError(
+                f"{file.name} names a folder of this machine; nothing was sent. Look where it comes from"
+            )
 
 
 def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> None:
@@ -247,7 +252,7 @@ def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> Non
         if not WEIGHTS.fullmatch(file.name):
             content = file.read()
             if any(digest.encode() in content for digest in digests):
-                raise ValueError(
+                raise PublishError(
                     f"{file.name} says a plain digest of rows, by which guesses of them can be tested; nothing was "
                     "sent. Look where it comes from"
                 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import PublishError
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.evals.model_identity import is_measured
 from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
@@ -37,23 +38,23 @@ def written_from(evidence: Evidence, folder: str | Path) -> Written:
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
-        raise ValueError(f"'{folder}' is a run of its own; push that run, without --merged")
+        raise PublishError(f"'{folder}' is a run of its own; push that run, without --merged")
     if (folder / EXPORT_REPORT).is_file():
         return _exported(evidence, folder)
     if not (folder / MERGE_REPORT).is_file():
-        raise ValueError(
+        raise PublishError(
             f"'{folder}' has neither {MERGE_REPORT} nor {EXPORT_REPORT}; `llm-forget merge RUN --output_dir DIR` "
             "writes one"
         )
     merged = read_merged(folder)
     if not _of_run(evidence, merged.facts):
-        raise ValueError(
+        raise PublishError(
             f"'{folder}' was not merged from this run alone, as it is; merge the run again, or push the run that "
             "`llm-forget merge RUNS --as_adapter` makes"
         )
     measured = (folder / RESULTS).is_file()
     if merged.facts["base_precision"] == "original" and not measured:
-        raise ValueError(f"'{folder}' is another model than the run measured; merge again, with --measure")
+        raise PublishError(f"'{folder}' is another model than the run measured; merge again, with --measure")
     _refuse_other_results(merged, measured, "merge again, with --measure")
     return Written(folder, None, measured)
 
@@ -66,13 +67,13 @@ def _exported(evidence: Evidence, folder: Path) -> Written:
     for name, digest in report.files.items():
         path = folder / name
         if "/" in name or not path.exists() or not stat.S_ISREG(path.lstat().st_mode) or file_digest(path) != digest:
-            raise ValueError(f"'{path}' is not what {EXPORT_REPORT} says was written; {again}")
+            raise PublishError(f"'{path}' is not what {EXPORT_REPORT} says was written; {again}")
     if source_digest(str(folder / (report.file or ""))) != report.digest:
-        raise ValueError(f"the weights in '{folder}' are not those that {EXPORT_REPORT} says were written; {again}")
+        raise PublishError(f"the weights in '{folder}' are not those that {EXPORT_REPORT} says were written; {again}")
     if report.of.digest != _weights_of(evidence) and not _of_run(evidence, report.merge or {}):
-        raise ValueError(f"'{folder}' was not exported from this run; {again}")
+        raise PublishError(f"'{folder}' was not exported from this run; {again}")
     if not (folder / RESULTS).is_file():
-        raise ValueError(
+        raise PublishError(
             f"'{folder}' was not measured, and rounding can bring back what was forgotten; {again}, without "
             "--no_measure"
         )
@@ -98,7 +99,7 @@ def _weights_of(evidence: Evidence) -> str:
 
 def _refuse_other_results(model: Merged, measured: bool, again: str) -> None:
     if measured and not is_measured(model):
-        raise ValueError(f"'{model.folder / RESULTS}' is of other weights than lie there; {again}")
+        raise PublishError(f"'{model.folder / RESULTS}' is of other weights than lie there; {again}")
 
 
 def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
@@ -121,7 +122,7 @@ def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None)
     if evidence.results["models"]["unlearned"]["digest"] != content_key(
         base=base, adapter=adapter, precision=precision
     ):
-        raise ValueError(
+        raise PublishError(
             f"results.json of run '{run.path}' is of other weights than lie there now; first: "
             f"llm-forget evaluate {run.path}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import PublishError
 from llm_forget.core.run_directory import Run
 
 FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
@@ -71,11 +72,13 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
     what = f"run '{run}'" if merged is None else f"'{merged}'"
     if found:
         requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in found)
-        raise ValueError(
+        raise PublishError(
             f"{what} holds data that was deleted ({requests}), so it is not published; unlearn these rows from it first"
         )
     if unjudged is not None:
-        raise ValueError(f"{what} {unjudged.sentence()}, so it is not published; publish a run that was trained since")
+        raise PublishError(
+            f"{what} {unjudged.sentence()}, so it is not published; publish a run that was trained since"
+        )
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import PublishError
 
 logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
@@ -56,7 +57,7 @@ def row_key(run: Path) -> bytes:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            raise ValueError(
+            raise PublishError(
                 f"'{run}' cannot be written to, where the key for digests of its rows is kept; make it writable, or "
                 "publish a copy"
             ) from None
@@ -75,7 +76,7 @@ def read_key(path: str | Path) -> bytes:
         logger.warning("'%s' can be read by others, who can test guesses of the rows; chmod 600 %s", path, path)
     text = path.read_bytes().strip()
     if not re.fullmatch(rb"[0-9a-f]{64}", text):
-        raise ValueError(
+        raise PublishError(
             f"'{path}' is damaged, it is not 64 hex digits; bring it back from a copy, or delete it: the next push "
             "then has other digests of the same rows"
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from llm_forget.core.errors import RunError
 from llm_forget.core.run_directory import Run
 
 QUIET = 300.0  # seconds without a new line, at least, after which a run is called stale
@@ -61,7 +62,7 @@ class Watcher:
         """
         self.run = Run(Path(path))
         if self.run.path.is_file():
-            raise ValueError(f"'{path}' is a file; name a run directory")
+            raise RunError(f"'{path}' is a file; name a run directory")
         self._forget()
 
     def _forget(self) -> None:

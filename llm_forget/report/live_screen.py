@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llm_forget.core.errors import RunError
 from llm_forget.report.live import BARS, PLAIN_BARS, Sight, Watcher, headline, plain_lines, shown, sparkline, visible
 
 EVERY = 1.0  # seconds between two looks
@@ -35,7 +36,7 @@ def watch(watcher: Watcher, console: Console, *, once: bool = False, every: floa
     sight = watcher.look()
     if once or sight.over:
         if once and sight.status == "waiting":
-            raise ValueError(f"'{watcher.run.path}' is not a run directory: it has no run.json")
+            raise RunError(f"'{watcher.run.path}' is not a run directory: it has no run.json")
         _print(sight, console)
     elif console.is_terminal:
         with Live(drawn(sight, console), console=console, auto_refresh=False) as screen:

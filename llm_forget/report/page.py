@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import RunError
 from llm_forget.core.files import write_atomic
 from llm_forget.report.render.document import Document, Generated, Section, Text, document
 from llm_forget.report.render.html import to_html
@@ -41,13 +42,13 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
         ImportError: matplotlib is not installed.
     """
     if output is None and len(runs) > 1:
-        raise ValueError("a page of several runs belongs to none of them; say where it goes with --output FILE.html")
+        raise RunError("a page of several runs belongs to none of them; say where it goes with --output FILE.html")
     if show_text < 0:
-        raise ValueError(f"show_text is the number of answers to print, at least 0, not {show_text}")
+        raise RunError(f"show_text is the number of answers to print, at least 0, not {show_text}")
     evidence = read_runs(runs)
     target = Path(output) if output is not None else evidence[0].run.path / (NAME_WITH_TEXT if show_text else NAME)
     if target.suffix != ".html":
-        raise ValueError(f"output is '{target}'; name a file that ends in .html")
+        raise RunError(f"output is '{target}'; name a file that ends in .html")
     for run in evidence:
         for sentence in not_shown(run):
             logger.warning("%s: %s", run.name, sentence)

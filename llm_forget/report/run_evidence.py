@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Attack, RowScores, Verification
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
@@ -83,10 +84,10 @@ def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
     """
     folders = [Path(path).resolve() for path in paths]
     if not folders:
-        raise ValueError("no run is given; name at least one run directory")
+        raise RunError("no run is given; name at least one run directory")
     twice = next((paths[i] for i, folder in enumerate(folders) if folder in folders[:i]), None)
     if twice is not None:
-        raise ValueError(f"run '{twice}' is given twice; name each run once")
+        raise RunError(f"run '{twice}' is given twice; name each run once")
     depth = 1
     while len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
@@ -102,7 +103,7 @@ def generated_texts(evidence: Evidence, count: int) -> list[tuple[str, str]]:
     """
     files = [file for file in sorted((evidence.run.records / "unlearned").glob("*.jsonl")) if _holds_text(file)]
     if not files:
-        raise ValueError(f"run '{evidence.run.path}' holds no generated text; leave out --show_text")
+        raise RunError(f"run '{evidence.run.path}' holds no generated text; leave out --show_text")
     file = min(files, key=lambda file: "forget" not in file.name)  # the first among equals
     with file.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines][1:]

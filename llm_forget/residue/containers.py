@@ -14,6 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llm_forget.core.errors import DataError
+
 BLOCK = 2**20
 HEAD = 16
 IN_MEMORY = 2**28  # bytes of a packed file within a packed file that must be held to be read
@@ -83,7 +85,7 @@ def blocks(opened: Opener, limit: int = UNPACKED) -> Iterator[bytes]:
                 held += part
                 read += len(part)
                 if read > limit:
-                    raise ValueError(f"more than {limit} bytes come out of it")
+                    raise DataError(f"more than {limit} bytes come out of it")
                 if len(held) >= BLOCK:
                     yield bytes(held)
                     held.clear()
@@ -115,7 +117,7 @@ def _seekable(file: BinaryIO) -> BinaryIO:
 def _held(file: BinaryIO) -> bytes:
     content = file.read(IN_MEMORY + 1)
     if len(content) > IN_MEMORY:
-        raise ValueError(f"a container within another of more than {IN_MEMORY} bytes")
+        raise DataError(f"a container within another of more than {IN_MEMORY} bytes")
     return content
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import DataError
 from llm_forget.residue.match import KEY, Needle
 from llm_forget.residue.transforms import fold, plain, unescape
 
@@ -37,7 +38,7 @@ def read_texts(path: Path, fields: Sequence[str] = ()) -> list[Sought]:
         ValueError: not a file of rows, or nothing in it to look for; names the line, never what stands there.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
-        raise ValueError(f"'{path}' is no file of texts; allowed: {', '.join(SUFFIXES)}")
+        raise DataError(f"'{path}' is no file of texts; allowed: {', '.join(SUFFIXES)}")
     found = [
         Sought(number, text, len(counted(text)))
         for number, row in enumerate(_rows(path), start=1)
@@ -46,7 +47,7 @@ def read_texts(path: Path, fields: Sequence[str] = ()) -> list[Sought]:
     ]
     if not found:
         where = f" in {', '.join(fields)}" if fields else ""
-        raise ValueError(f"'{path}' has no text{where}; nothing was looked for")
+        raise DataError(f"'{path}' has no text{where}; nothing was looked for")
     return found
 
 
@@ -57,7 +58,7 @@ def _rows(path: Path) -> Iterator[Any]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"'{path}' is not UTF-8; save it as UTF-8") from None  # the original quotes the bytes
+        raise DataError(f"'{path}' is not UTF-8; save it as UTF-8") from None  # the original quotes the bytes
     if path.suffix == ".txt":
         yield from content.splitlines()
     elif path.suffix == ".csv":
@@ -75,7 +76,7 @@ def _json(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
-        raise ValueError(f"'{path}' line {line} is not JSON; one object a line, or an array") from None
+        raise DataError(f"'{path}' line {line} is not JSON; one object a line, or an array") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
             for batch in file.iter_batches(1000):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException:
-        raise ValueError(f"'{path}' is not a Parquet file; write it again") from None
+        raise DataError(f"'{path}' is not a Parquet file; write it again") from None
 
 
 def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llm_forget.core.errors import DataError
 from llm_forget.residue.containers import BLOCK, HEAD, UNREADABLE, Opener, container, inside
 from llm_forget.residue.known_text import without_known
 from llm_forget.residue.needles import Sought, read_texts
@@ -117,11 +118,11 @@ def scan(
         ValueError: a path that does not exist or is a link, or nothing to look for.
     """
     if window < 16:
-        raise ValueError(f"--window is {window}; fewer than 16 letters in a row are found by chance")
+        raise DataError(f"--window is {window}; fewer than 16 letters in a row are found by chance")
     for path in (*paths, *known, *(() if canary.exists() else (canary,))):
         if path.is_symlink() or not path.exists():
             what = "is a symbolic link; name what it points to" if path.is_symlink() else "does not exist"
-            raise ValueError(f"'{path}' {what}")
+            raise DataError(f"'{path}' {what}")
     texts, found = read_texts(canary, fields), Scan()
     if known:
         rows = {text.row for text in texts}
@@ -130,7 +131,7 @@ def scan(
     searcher = Searcher(texts, window)
     found.too_short = sorted({texts[number].row for number in searcher.short})
     if not searcher.simple.needles:
-        raise ValueError(f"'{canary}' has no text of 8 letters or more that is not known; nothing was looked for")
+        raise DataError(f"'{canary}' has no text of 8 letters or more that is not known; nothing was looked for")
     walk = _Walk(searcher, found, [_identity(path) for path in (canary, *known, *skip) if path.exists()])
     files = [file for path in paths for file in walk.files(path)]
     total, done = sum(size for _, size in files), 0
@@ -148,7 +149,7 @@ def _without_known(texts: Sequence[Sought], known: Sequence[Path], window: int) 
         try:
             matches = searcher.matches(_blocks(_opener(path)))
         except OSError as error:
-            raise ValueError(f"'{path}' cannot be read ({error.strerror}); --known names a file") from None
+            raise DataError(f"'{path}' cannot be read ({error.strerror}); --known names a file") from None
         kept = without_known(kept, searcher.simple.needles, matches, window)
     return kept
 

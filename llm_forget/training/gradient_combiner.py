@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.objectives.gradient_rules import RULES, Gradient, combine, perturbation, perturbed
 
@@ -35,9 +36,11 @@ class Surgery:
         if name == "sam":
             unknown = self.arguments.keys() - {"rho"}
             if unknown:
-                raise ValueError(f"gradient rule 'sam' has no parameter '{unknown.pop()}'; {did_you_mean('', ['rho'])}")
+                raise ConfigError(
+                    f"gradient rule 'sam' has no parameter '{unknown.pop()}'; {did_you_mean('', ['rho'])}"
+                )
         elif name not in RULES.names() and ":" not in name:
-            raise ValueError(f"no gradient rule is called '{name}'; {did_you_mean(name, [*RULES.names(), 'sam'])}")
+            raise ConfigError(f"no gradient rule is called '{name}'; {did_you_mean(name, [*RULES.names(), 'sam'])}")
         else:
             RULES.get(name).arguments(self.arguments)
         self.state: Gradient | None = None

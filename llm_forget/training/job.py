@@ -22,6 +22,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from llm_forget.core.config import DataConfig, TrainConfig, identity, resolved
 from llm_forget.core.digests import json_digest
 from llm_forget.core.environment import environment
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.files import write_json
 from llm_forget.core.launch import check_launch
 from llm_forget.core.run_directory import Run
@@ -167,7 +168,7 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         if not any(target.glob("*.safetensors")):
-            raise ValueError(f"no weights came to '{target}'; with FSDP take fsdp_state_dict_type FULL_STATE_DICT")
+            raise ConfigError(f"no weights came to '{target}'; with FSDP take fsdp_state_dict_type FULL_STATE_DICT")
         job.tokenizer.save_pretrained(target)
         cost = {
             "seconds": round(time.perf_counter() - began, 1),
@@ -255,7 +256,7 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
     """Shares of the sources of each streamed split; the split an epoch passes over has none, every row of it counts."""
     primary, *streamed = objective.splits()
     if mixture_weights(getattr(data, primary), primary) is not None:
-        raise ValueError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
+        raise ConfigError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
     stated = {split: mixture_weights(getattr(data, split), split) for split in streamed}
     return {split: weights for split, weights in stated.items() if weights is not None}
 
@@ -268,7 +269,7 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
     changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
     changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
     if changed:
-        raise ValueError(
+        raise ConfigError(
             f"{', '.join(changed)} changed since run '{run.path}' was interrupted; bring back what it began with, or "
             "start anew with --overwrite true"
         )

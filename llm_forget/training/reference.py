@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.files import cache_folder
 from llm_forget.data.digest import row_lengths, tokens_digest
 from llm_forget.logprobs.batches import collate
@@ -72,7 +73,7 @@ class ReferenceLogprobs:
         try:
             return cls(**load_file(path))
         except SafetensorError as error:
-            raise ValueError(f"the cached reference log-probs '{path}' are damaged; delete the file") from error
+            raise ConfigError(f"the cached reference log-probs '{path}' are damaged; delete the file") from error
 
 
 class Reference(TrainerCallback):
@@ -89,7 +90,7 @@ class Reference(TrainerCallback):
         rows = {source: self._rows_of(source) for source in trainer.objective.reference_sources()}
         watched, state = trainer.max_retain_drop is not None, trainer.state
         if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:
-            raise ValueError(
+            raise ConfigError(
                 f"max_retain_drop is looked at every {state.logging_steps} steps (logging_steps), but this run has "
                 f"{state.max_steps}; lower logging_steps"
             )
@@ -130,7 +131,9 @@ class Reference(TrainerCallback):
         if file is not None and all(gather_object([file.is_file()])):
             return ReferenceLogprobs.load(file)
         if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
-            raise ValueError("the reference log-probs of this run are gone from the cache; start it anew (--overwrite)")
+            raise ConfigError(
+                "the reference log-probs of this run are gone from the cache; start it anew (--overwrite)"
+            )
         found = compute(
             trainer.splits[split], rows, self._forward,
             batch_size=args.per_device_eval_batch_size, accelerator=trainer.accelerator, name=split,

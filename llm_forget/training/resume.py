@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 
+from llm_forget.core.errors import RunError
 from llm_forget.training import checkpoints
 
 logger = logging.getLogger("llm_forget")
@@ -47,7 +48,7 @@ class ResumableTrainer(Trainer):
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
             if reason := checkpoints.fault(checkpoint):
-                raise ValueError(f"checkpoint '{checkpoint}' is not resumed from: {reason}")
+                raise RunError(f"checkpoint '{checkpoint}' is not resumed from: {reason}")
         if checkpoint is not None:
             if self.is_world_process_zero():
                 logger.warning("going on from checkpoint '%s'", checkpoint)

@@ -15,6 +15,8 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import Sampler
 
+from llm_forget.core.errors import ConfigError
+
 PADDING = -1  # a slot without rows
 _BLOCK = 4096
 _ORDER, _CHOICE, _PRIMARY = 0, 1, 2
@@ -40,9 +42,9 @@ class RetainStream:
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"a stream needs sources with at least one row each, not sizes {list(sizes)}")
+            raise ConfigError(f"a stream needs sources with at least one row each, not sizes {list(sizes)}")
         if weights is not None and (len(weights) != len(sizes) or not all(0 < w < float("inf") for w in weights)):
-            raise ValueError(f"a stream over {len(sizes)} sources needs as many weights above 0, not {list(weights)}")
+            raise ConfigError(f"a stream over {len(sizes)} sources needs as many weights above 0, not {list(weights)}")
         self._sizes = [int(size) for size in sizes] if weights is not None else [int(sum(sizes))]
         self._edges = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))[:-1] if weights else np.zeros(0)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
@@ -110,10 +112,10 @@ class StepSampler(Sampler[dict[str, int]]):
     ) -> None:
         (self._primary, size), *others = splits.items()
         if not isinstance(size, int) or min(size, batch_size, world_size) < 1:
-            raise ValueError(f"{self._primary} rows, batch size and world size must be numbers of 1 or more")
+            raise ConfigError(f"{self._primary} rows, batch size and world size must be numbers of 1 or more")
         for name, rows in others:
             if name in paired and rows != size:
-                raise ValueError(f"{name} has {rows} rows for {size} rows of {self._primary}; allowed: one for each")
+                raise ConfigError(f"{name} has {rows} rows for {size} rows of {self._primary}; allowed: one for each")
         self._n, self._group = size, batch_size * world_size
         self._paired = [name for name, _ in others if name in paired]
         self._streams = {
@@ -162,7 +164,7 @@ class RankBatches(Sampler[list[dict[str, int]]]):
 
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size or len(sampler) % (batch_size * world_size):
-            raise ValueError(
+            raise ConfigError(
                 f"rank {rank} of {world_size} with batches of {batch_size} does not fit {len(sampler)} slots"
             )
         self.sampler = sampler

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from llm_forget.core.config import TrainConfig
+from llm_forget.core.errors import ConfigError, NonFiniteLossError
 from llm_forget.core.files import read_json, write_json
 from llm_forget.logprobs.batches import collate, concatenate
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
@@ -88,7 +89,7 @@ class UnlearnTrainer(ResumableTrainer):
         self._window = Window()
         self._last_save = False  # what is being saved is no checkpoint
         if processing_class.pad_token_id is None:
-            raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
+            raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
         super().__init__(
             model=model,
             args=args,
@@ -98,25 +99,27 @@ class UnlearnTrainer(ResumableTrainer):
             callbacks=[self.reference, _Duals(self), *(callbacks or [])],
         )
         if self.model.get_output_embeddings() is None:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self.model).__name__} has no output embeddings to take logits from; use a causal LM"
             )
         depth = self.model.config.get_text_config().num_hidden_layers
         layer = objective.layer_index(depth)
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
         if gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.fp16):
-            raise ValueError(
+            raise ConfigError(
                 f"gradient rule '{gradient.name}' needs whole, unscaled gradients: take one process or ddp, not fp16"
             )
         if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
-            raise ValueError("this objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
+            raise ConfigError(
+                "this objective needs the reference in every step, which full fine-tuning lacks; use LoRA"
+            )
 
     def _refuse_blind_watch(self, args: TrainConfig) -> None:
         """Early stopping looks at lines of the log, and at retain rows."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
-            raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+            raise ConfigError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
-            raise ValueError(
+            raise ConfigError(
                 "max_retain_drop is looked at with every log line, but logging_strategy is 'no'; set it to steps"
             )
 
@@ -229,7 +232,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     def _stop_on_non_finite(self, term: str, split: str, batch: Batch) -> None:
         rows = [self.splits[split][i]["id"] for i in batch[split]["index"].tolist() if i >= 0]
-        raise FloatingPointError(
+        raise NonFiniteLossError(
             f"term '{term}' is not finite at step {self.state.global_step + 1}, in a batch with rows "
             f"{', '.join(rows)}; lower the learning rate or check these rows"
         )
@@ -336,7 +339,7 @@ def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
     wanted = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
     missing = [split for split in wanted if split not in splits]
     if missing:
-        raise ValueError(f"the objective needs rows of '{missing[0]}', which were not given")
+        raise ConfigError(f"the objective needs rows of '{missing[0]}', which were not given")
     return wanted
 
 

@@ -18,7 +18,7 @@ from trl import ModelConfig
 
 from llm_forget.core.digests import file_digest
 from llm_forget.core.environment import environment
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, ModelError
 from llm_forget.core.files import write_json
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
@@ -90,10 +90,10 @@ def adopt(
     refuse_processes("adopt", PartialState())
     folder, run, found = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise ValueError(f"output_dir '{run.path}' exists and is not empty; choose another")
+        raise ModelError(f"output_dir '{run.path}' exists and is not empty; choose another")
     name = base or found["base"]
     if not name:
-        raise ValueError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
+        raise ModelError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
     args = ModelConfig(model_name_or_path=name, model_revision=base_revision, dtype=dtype)
     digest = source_digest(name, base_revision)
     model = load_base(args)

@@ -19,6 +19,7 @@ from trl import ModelConfig
 from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, model_part
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import ROLES, Run, refuse_version
@@ -138,7 +139,7 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
             _works(chosen, config, tokenizer)
             _check_tasks(chosen.tasks, config)
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"nothing was trained, since the run could not be measured with suite '{name}': {error}; add what is "
                 "missing, or name suites that these rows have everything for, such as basic"
             ) from error
@@ -159,7 +160,7 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
             options = [f"--{name} ROWS" for name in lacking if name in SPLITS]
             others = ", ".join(f"{name}: ROWS" for name in lacking if name not in SPLITS)
             options += [f"--splits '{{{others}}}'"] if others else []
-            raise ValueError(
+            raise ConfigError(
                 f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is no run, whose recipe would "
                 f"name it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
                 "unlearning) and --oracle MODEL (that never knew)"
@@ -170,7 +171,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
     """lm-eval runs its tasks in one process: several would each measure every row."""
     for suite in suites.values():
         if suite.tasks and processes > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"suite '{suite.name}' has lm-eval tasks ({suite.tasks[0].task}), which run in one process, not "
                 f"{processes}; evaluate it without accelerate launch: its results are put beside those of other suites"
             )
@@ -179,7 +180,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
 def _through_vllm(subjects: dict[str, Subject], processes: int) -> dict[str, Subject]:
     """The same models, whose texts vLLM generates; refused here, before hours of other probes."""
     if processes > 1:
-        raise ValueError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
+        raise ConfigError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
     for subject in subjects.values():
         refuse_engine(subject.model, subject.adapter)
     return {role: replace(subject, vllm=True) for role, subject in subjects.items()}
@@ -221,19 +222,19 @@ def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
         if key not in allowed:
-            raise ValueError(f"{of} has no key '{key}'; {did_you_mean(key, allowed)}")
+            raise ConfigError(f"{of} has no key '{key}'; {did_you_mean(key, allowed)}")
         _check_type(key, value)
 
 
 def _check_type(key: str, value: Any) -> None:
     """Recipes are checked when a run starts; keys given to an evaluation have not been through that."""
     if key in MAPPINGS and value is not None and not isinstance(value, dict):
-        raise ValueError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
+        raise ConfigError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
     if key == "dtype" and value is not None and str(value) not in DTYPES:
-        raise ValueError(f"dtype is '{value}'; allowed: {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is '{value}'; allowed: {', '.join(DTYPES)}")
     if value is not None and isinstance(default, bool | int) and type(value) is not type(default):
-        raise ValueError(
+        raise ConfigError(
             f"'{key}' must be {'true or false' if isinstance(default, bool) else 'a number'}, not '{value}'"
         )
 
@@ -276,7 +277,7 @@ def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
         if subject.model.model_name_or_path != subjects["unlearned"].model.model_name_or_path:
             other = load_tokenizer(subject.model)
             if _words(other) != _words(tokenizer):
-                raise ValueError(
+                raise ConfigError(
                     f"the {role} model '{subject.name}' has another vocabulary; give one of the same family"
                 )
     return tokenizer
@@ -319,7 +320,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
         known = sorted(
             {*(config.get("splits") or {}), *suite.data, *(k for k in ("forget", "retain") if config.get(k))}
         )
-        raise ValueError(
+        raise ConfigError(
             f"suite '{suite.name}' needs the split '{name}', which neither the run nor the suite defines "
             f"({did_you_mean(name, known)}); add it to `splits` of the recipe"
         )

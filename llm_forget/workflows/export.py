@@ -25,7 +25,7 @@ from trl import ModelConfig
 from llm_forget.core import formats
 from llm_forget.core.config import DataConfig
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, MissingPackageError, ModelError
 from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import ExportReport, MergeReport
 from llm_forget.core.formats.results import Results
@@ -97,13 +97,13 @@ def export(
     """
     refuse_processes("export", PartialState())
     if form not in FORMS:
-        raise ValueError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
+        raise ModelError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
     check_keys(overrides, of="export")
     if unknown := sorted(overrides.keys() - ROWS):
-        raise ValueError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROWS)}")
+        raise ModelError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROWS)}")
     out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"output folder '{out}' exists and is not empty; exporting never overwrites a model")
+        raise ModelError(f"output folder '{out}' exists and is not empty; exporting never overwrites a model")
     refuse_inside(out, [str(model)])
     run = Run.open(model) if (Path(model) / "run.json").is_file() else None
     if run is None:
@@ -158,7 +158,7 @@ def _refuse_gguf(model: str) -> None:
     from transformers import AutoConfig
 
     if importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             'GGUF is written by the package gguf, which is not installed; run `pip install "llm-forget[gguf]"`'
         )
     source = find_source(model)
@@ -208,7 +208,7 @@ class _Scene:
             return str(self.place / "merged")
         source = find_source(self.given)
         if source.adapters:
-            raise ValueError(f"'{self.given}' is an adapter; export the run that it belongs to, or merge it first")
+            raise ModelError(f"'{self.given}' is an adapter; export the run that it belongs to, or merge it first")
         return source.location if source.kind in ("folder", "gguf") else self.given
 
     def results_of_model(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
     limit = RELATIVE_TOLERANCE[dtype] * max(1.0, max(float(part.abs().max()) for part in logits["rounded"]))
     as_read = compare(logits["rounded"], logits["read"])
     if not as_read["max_abs_logit_difference"] <= limit:  # NaN is refused as well
-        raise ValueError(
+        raise ModelError(
             f"the files are read back as another model: logits differ from those of the rounded weights by "
             f"{as_read['max_abs_logit_difference']:.3g} (tolerance {limit:.3g}); nothing was written"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, TrainConfig, from_keys, parse
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.run_directory import Run
 from llm_forget.objectives.methods import build_objective
 from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
@@ -26,7 +27,7 @@ def finetune(**keys: Any) -> Run:
 def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
     """The workflow behind `finetune` and the command line."""
     if data.train is None:
-        raise ValueError("finetune needs rows to train on; set the key 'train' to a file or data set")
+        raise ConfigError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})
     run = begin("finetune", data, train, model)
     if done(run, train):

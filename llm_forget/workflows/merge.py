@@ -16,6 +16,7 @@ from llm_forget.core import formats
 from llm_forget.core.config import SPLITS, DataConfig, model_part
 from llm_forget.core.digests import file_digest
 from llm_forget.core.environment import environment
+from llm_forget.core.errors import ModelError
 from llm_forget.core.files import write_json
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.formats.results import Results
@@ -125,22 +126,22 @@ def merge(
 def _with_adapter(path: str | Path) -> Run:
     run = Run.open(path)
     if not run.adapter.is_dir():
-        raise ValueError(f"run '{path}' trained no adapter; its full model is in '{run.model}'")
+        raise ModelError(f"run '{path}' trained no adapter; its full model is in '{run.model}'")
     return run
 
 
 def _scales(runs: Sequence[Run], scales: Sequence[float] | None) -> list[float]:
     if not runs:
-        raise ValueError("no run is given to merge")
+        raise ModelError("no run is given to merge")
     places = [run.path.resolve() for run in runs]
     twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
-        raise ValueError(f"run '{twice.path}' is named twice; name it once, with a scale")
+        raise ModelError(f"run '{twice.path}' is named twice; name it once, with a scale")
     chosen = [1.0] * len(runs) if scales is None else [float(scale) for scale in scales]
     if len(chosen) != len(runs):
-        raise ValueError(f"{len(chosen)} scales are given for {len(runs)} runs; give one a run, such as 1,-0.5")
+        raise ModelError(f"{len(chosen)} scales are given for {len(runs)} runs; give one a run, such as 1,-0.5")
     if not all(math.isfinite(scale) and scale for scale in chosen):
-        raise ValueError("a scale is 0 or not finite; leave that run out, or give another number")
+        raise ModelError("a scale is 0 or not finite; leave that run out, or give another number")
     return chosen
 
 
@@ -154,16 +155,16 @@ def _refuse_settings(
     measure: bool | None,
 ) -> None:
     if base_precision not in ("trained", "original"):
-        raise ValueError(f"base_precision is '{base_precision}'; allowed: trained, original")
+        raise ModelError(f"base_precision is '{base_precision}'; allowed: trained, original")
     allowed = [name for name in DTYPES if name != "auto"]
     if dtype not in (None, *allowed):
-        raise ValueError(f"dtype is '{dtype}'; allowed: {', '.join(allowed)}")
+        raise ModelError(f"dtype is '{dtype}'; allowed: {', '.join(allowed)}")
     if max_shard_size is not None and not SIZE.fullmatch(max_shard_size.upper()):
-        raise ValueError(f"max_shard_size is '{max_shard_size}'; give a whole number and a unit, such as 2GB or 500MB")
+        raise ModelError(f"max_shard_size is '{max_shard_size}'; give a whole number and a unit, such as 2GB or 500MB")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance is {tolerance}; it is a difference of logits, 0 or more")
+        raise ModelError(f"tolerance is {tolerance}; it is a difference of logits, 0 or more")
     if measure and not single:
-        raise ValueError(
+        raise ModelError(
             "a combination is of no single run, whose rows it could be measured on; say which: `llm-forget evaluate "
             "DIR --forget ROWS --retain ROWS`"
         )
@@ -171,7 +172,7 @@ def _refuse_settings(
 
 def _refuse_of_models(*given: Any) -> None:
     if any(given):
-        raise ValueError(
+        raise ModelError(
             "base_precision, tolerance, dtype, max_shard_size and measure belong to a full model; leave them out, or "
             "as_adapter"
         )
@@ -182,13 +183,13 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
     place = folder.resolve()
     for taken in (place, *place.parents):
         if any((taken / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
-            raise ValueError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
+            raise ModelError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
     for name in models:
         source = find_source(name)
         held = [Path(name), *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]
         for taken in held:
             if place.is_relative_to(taken.resolve()):
-                raise ValueError(f"output_dir '{folder}' lies in '{taken}', which is merged; choose another place")
+                raise ModelError(f"output_dir '{folder}' lies in '{taken}', which is merged; choose another place")
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
@@ -201,12 +202,12 @@ def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (beneath, _) in zip(runs, digests, strict=True):
         if beneath in wholes:
-            raise ValueError(
+            raise ModelError(
                 f"run '{run.path}' lies on run '{wholes[beneath].path}' already; name the upper one alone, which is "
                 "merged with what lies beneath"
             )
         if beneath != digests[0][0]:
-            raise ValueError(
+            raise ModelError(
                 f"runs '{runs[0].path}' and '{run.path}' were trained on different models, '{_base(runs[0])}' and "
                 f"'{_base(run)}', so their changes do not add up; combine runs of one base"
             )
@@ -227,7 +228,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
     if len(set(trained)) == 1:
         return trained[0]
     if dtype is None:
-        raise ValueError(f"the runs were trained in {' and '.join(sorted(set(trained)))}; say which to write: --dtype")
+        raise ModelError(f"the runs were trained in {' and '.join(sorted(set(trained)))}; say which to write: --dtype")
     return dtype
 
 
@@ -236,9 +237,9 @@ def _combined(
 ) -> dict[str, Any]:
     """A run of its own kind with the combined adapter, as `adopt` makes them; it can be named wherever a model can."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir '{folder}' exists and is not empty; choose another")
+        raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and how.combination == "cat":
-        raise ValueError(f"run '{first.path}' is that adapter already; give more runs, another scale, or a rank")
+        raise ModelError(f"run '{first.path}' is that adapter already; give more runs, another scale, or a rank")
     config = {key: value for key, value in first.config.items() if key in BENEATH and value is not None}
     config |= {"dtype": args.dtype, "use_peft": True}
     with replacing(folder) as temporary:
@@ -280,7 +281,7 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
     """
     request = closed_request(config)
     if request is not None:
-        raise ValueError(
+        raise ModelError(
             f"the request that this run was made for, {request}, is closed and its list of rows removed; merge "
             f"with --no_measure, and measure with `{by_hand(folder)}`"
         )

@@ -42,6 +42,7 @@ from llm_forget.core.config import (
     resolved,
 )
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.files import write_json
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
@@ -95,7 +96,7 @@ class Plan:
         try:
             return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)  # type: ignore[return-value]
         except ValueError as error:
-            raise ValueError(f"{point.path.name}: {sentence(error)}") from None
+            raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
     def missing(self) -> list[Point]:
         """The runs that are not both trained and measured; with ``overwrite`` all."""
@@ -133,7 +134,7 @@ def sweep(
         ValueError, FileNotFoundError: what one of the runs would refuse; nothing was trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
+        raise ConfigError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
     plan = lay_out(recipe, grid, output_dir=output_dir, suite=suite, overrides=overrides)
     _rehearse(plan)
     if plan.configs(plan.points[0])[1].dry_run:
@@ -158,7 +159,7 @@ def lay_out(
     axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
     named = output_dir or load_yaml(file).get("output_dir")
     if not named:
-        raise ValueError("no output_dir is given; name the folder of the runs, e.g. --output_dir runs/sweep")
+        raise ConfigError("no output_dir is given; name the folder of the runs, e.g. --output_dir runs/sweep")
     folder = Path(output_dir) if output_dir else Path(f"{named}-sweep")
     names = short_names(axes)
     points = []
@@ -183,7 +184,7 @@ def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
     for point, config in zip(points, configs, strict=True):
         digest = json_digest(identity(resolved(*config)))
         if digest in first:
-            raise ValueError(
+            raise ConfigError(
                 f"'{first[digest].path.name}' and '{point.path.name}' are the same run: a value is given twice, or an "
                 "option overrules the grid; remove one of the two"
             )
@@ -195,7 +196,7 @@ def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
     for suite in suites:
         missing = sorted(set(suite.splits()) - own - set(data.splits or {}) - set(suite.data))
         if missing:
-            raise ValueError(f"suite '{suite.name}' needs rows of {', '.join(missing)}; set them in the recipe")
+            raise ConfigError(f"suite '{suite.name}' needs rows of {', '.join(missing)}; set them in the recipe")
 
 
 def _rehearse(plan: Plan) -> None:
@@ -316,7 +317,9 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
         launch = ["--accelerate_config", accelerate_config]
         launch += ["--num_processes", str(num_processes)] if num_processes is not None else []
     elif num_processes is not None:
-        raise ValueError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs")
+        raise ConfigError(
+            "--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs"
+        )
     return [
         shlex.join(["llm-forget", "unlearn", plan.recipe, *launch, *point.options])
         + " && "

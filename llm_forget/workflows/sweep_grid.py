@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import did_you_mean
 
 ALIASES = {"lr": "learning_rate"}
@@ -37,9 +38,9 @@ def read_grid(given: Sequence[str], words: Sequence[str]) -> tuple[dict[str, lis
     for axis in axes:
         key, equals, text = axis.partition("=")
         if not equals or not key:
-            raise ValueError(f"'{axis}' is not an axis of a grid; write KEY=VALUE,VALUE as in lr=1e-5,5e-5")
+            raise ConfigError(f"'{axis}' is not an axis of a grid; write KEY=VALUE,VALUE as in lr=1e-5,5e-5")
         if key in grid:
-            raise ValueError(f"grid key '{key}' is given twice; put all its values behind one")
+            raise ConfigError(f"grid key '{key}' is given twice; put all its values behind one")
         grid[key] = _values(key, text)
     return grid, options
 
@@ -49,7 +50,7 @@ def _values(key: str, text: str) -> list[Any]:
     try:
         as_text, typed = yaml.load(f"[{text}]", Loader=yaml.BaseLoader), yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
-        raise ValueError(f"grid key '{key}' has values that cannot be read; write KEY=VALUE,VALUE") from None
+        raise ConfigError(f"grid key '{key}' has values that cannot be read; write KEY=VALUE,VALUE") from None
     return [_scalar(word) if isinstance(word, str) else value for word, value in zip(as_text, typed, strict=True)]
 
 
@@ -79,18 +80,18 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
         root = key.partition(".")[0]
         if root not in allowed:
             hint = did_you_mean(root, {*allowed, *ALIASES})
-            raise ValueError(
+            raise ConfigError(
                 f"grid key '{given}' is no key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
             )
         if root in control:
-            raise ValueError(f"grid key '{given}' does not change what a run trains; give it as an option")
+            raise ConfigError(f"grid key '{given}' does not change what a run trains; give it as an option")
         if key in axes:
-            raise ValueError(f"grid key '{key}' is given twice; put all its values behind one")
+            raise ConfigError(f"grid key '{key}' is given twice; put all its values behind one")
         if isinstance(values, str) or not values or any(value is None for value in values):
-            raise ValueError(f"grid key '{given}' needs a list of values, none of them empty")
+            raise ConfigError(f"grid key '{given}' needs a list of values, none of them empty")
         axes[key] = [_plain(value) for value in values]
     if not axes:
-        raise ValueError("the grid is empty; name keys and values, e.g. --grid lr=1e-5,5e-5")
+        raise ConfigError("the grid is empty; name keys and values, e.g. --grid lr=1e-5,5e-5")
     return axes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
+from llm_forget.core.errors import ConfigError
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
@@ -59,7 +60,7 @@ def _gradient(train: UnlearnConfig) -> Surgery | None:
     name = train.gradient or (METHODS[train.method].gradient if train.method else "sum")
     if name == "sum":
         if train.gradient_args:
-            raise ValueError("gradient_args are given, but gradient is 'sum', which has none; set gradient")
+            raise ConfigError("gradient_args are given, but gradient is 'sum', which has none; set gradient")
         return None
     return Surgery(name, _mapping(train.gradient_args))
 
@@ -67,26 +68,28 @@ def _gradient(train: UnlearnConfig) -> Surgery | None:
 def _mapping(value: Any) -> dict[str, Any] | None:
     if value is None or isinstance(value, dict):
         return value
-    raise ValueError("method_args, objective and gradient_args must be mappings, as in {beta: 0.5}")
+    raise ConfigError("method_args, objective and gradient_args must be mappings, as in {beta: 0.5}")
 
 
 def _check_sources(data: DataConfig, objective: Objective) -> None:
     for split in objective.splits():
         if getattr(data, split) is None:
-            raise ValueError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
+            raise ConfigError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
 
 
 def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: Surgery | None) -> None:
     """Keys that this objective leaves without effect, and a suite that does not exist."""
     splits = objective.splits()
     if data.alternate is not None and not objective.needs_alternate():
-        raise ValueError("alternate is set, but no term of this objective compares with preferred answers; remove it")
+        raise ConfigError("alternate is set, but no term of this objective compares with preferred answers; remove it")
     if data.train is not None and "train" not in splits:
-        raise ValueError("train belongs to finetune; unlearning reads forget and retain (for evaluation: `splits`)")
+        raise ConfigError("train belongs to finetune; unlearning reads forget and retain (for evaluation: `splits`)")
     if train.max_retain_drop is not None and "retain" not in splits:
-        raise ValueError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+        raise ConfigError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
     if gradient is not None and gradient.name != "sam" and not {"forget"} < set(splits):
-        raise ValueError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only")
+        raise ConfigError(
+            f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only"
+        )
     if train.suite is not None:
         load_suites(train.suite)
     if train.oracle is not None:

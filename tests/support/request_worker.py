@@ -25,7 +25,7 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.certificates.certificate import verify
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import weights_of
-from llm_forget.compliance.requests import steps
+from llm_forget.compliance.requests import files
 from llm_forget.compliance.versions import versions
 from llm_forget.core.run_directory import Run
 
@@ -83,13 +83,13 @@ def look() -> str:
     with contextlib.suppress(ValueError), Ledger.open(EVIDENCE) as ledger:  # "there is no ledger": it was just made
         ledger.verify()
         events = {event.digest for event in ledger.events()}
-        for request in steps.listed(EVIDENCE):
+        for request in files.listed(EVIDENCE):
             assert {step["digest"] for step in request.content["history"]} <= events
     if Run(RUN).complete:
         assert weights_of(Run.open(RUN))
     for path in EVIDENCE.rglob("certificate.json"):
         assert verify(path, EVIDENCE / "signing.pub", evidence=EVIDENCE)
-    found = steps.listed(EVIDENCE)
+    found = files.listed(EVIDENCE)
     return found[0].state if found else "nothing"
 
 
@@ -131,8 +131,8 @@ def main(kills: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     # Imported once, before the forks; nothing is computed here, since threads do not survive a fork.
-    import llm_forget.evaluate
-    import llm_forget.unlearn  # noqa: F401
+    import llm_forget.workflows.evaluate
+    import llm_forget.workflows.unlearn  # noqa: F401
 
     with contextlib.redirect_stdout(io.StringIO()):
         found = main(int(sys.argv[1]))

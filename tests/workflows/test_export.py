@@ -187,14 +187,14 @@ def test_what_gguf_cannot_hold_is_refused_before_anything_is_merged_or_measured(
 
 
 def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
-    read = module.gguf_form.read_gguf
+    read = module.gguf.read_gguf
 
     def damaged(*arguments):
         model = read(*arguments)
         model.model.layers[0].self_attn.q_proj.weight.data[0] += 0.5
         return model
 
-    monkeypatch.setattr(module.gguf_form, "read_gguf", damaged)
+    monkeypatch.setattr(module.gguf, "read_gguf", damaged)
     with pytest.raises(ValueError, match=r"read back as another model.*nothing was written"):
         export(run.path, "gguf-q4_0", tmp_path / "out", measure=False, quiet=True)
     assert not (tmp_path / "out").exists()
@@ -206,8 +206,8 @@ def test_a_full_disk_has_its_exit_code_and_leaves_nothing(form, run, tmp_path, m
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(module.quantized_form, "quantized", _limited(module.quantized_form.quantized, 20_000))
-    monkeypatch.setattr(module.gguf_form, "write_gguf", _limited(module.gguf_form.write_gguf, 20_000))
+    monkeypatch.setattr(module.bitsandbytes, "quantized", _limited(module.bitsandbytes.quantized, 20_000))
+    monkeypatch.setattr(module.gguf, "write_gguf", _limited(module.gguf.write_gguf, 20_000))
     try:
         found = CliRunner().invoke(
             app, ["export", str(run.path), "--form", form, "--output_dir", str(tmp_path / "out"), "--no_measure"]

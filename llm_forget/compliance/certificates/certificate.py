@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.compliance.certificates.claims import contradiction
 from llm_forget.core import __version__, formats
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats.certificate import Certificate
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
@@ -60,14 +60,14 @@ def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
     with working_on(evidence, request_id) as (ledger, request):
         path = output if output is not None else request.folder / FILE
         if path.suffix != ".json":
-            raise ValueError(f"output is '{path}'; name a file that ends in .json")
+            raise EvidenceError(f"output is '{path}'; name a file that ends in .json")
         public = public_key(evidence)
         ledger.verify()
         closed = closed_by(ledger, request)
         if path.exists():
             body = verify(path, public, request=request.id)
             if body["ledger"]["closed"]["digest"] != closed.digest:
-                raise ValueError(f"'{path}' is a certificate of another deletion; choose another file")
+                raise EvidenceError(f"'{path}' is a certificate of another deletion; choose another file")
         else:
             body = _body(ledger, request, closed, read_facts(request, closed), public)
             if wrong := contradiction(body):

@@ -23,7 +23,7 @@ from llm_forget.compliance.ledger import chain, subject_keys
 from llm_forget.compliance.ledger import signed_head as signed
 from llm_forget.compliance.ledger.chain import FILE, FORMAT, GENESIS, SCHEMA, Event
 from llm_forget.compliance.ledger.sqlite_errors import in_sentences
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.strict_json import canonical, strict_loads
 
@@ -56,7 +56,7 @@ class Ledger:
         if not there and (folder / signed.FILE).is_file():
             raise EvidenceBroken(f"'{path}' is gone or empty, but '{folder / 'anchor.json'}' says that there was one")
         if not there and not create:
-            raise ValueError(f"there is no ledger in '{folder}'; `llm-forget audit note RUN` begins one")
+            raise EvidenceError(f"there is no ledger in '{folder}'; `llm-forget audit note RUN` begins one")
         with in_sentences(folder):
             if create:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,9 +79,9 @@ class Ledger:
                         self.connection.execute(statement)
                     self.connection.execute(f"PRAGMA user_version = {FORMAT}")
         elif known == 0:
-            raise ValueError(f"there is no ledger in '{self.folder}'; `llm-forget audit note RUN` begins one")
+            raise EvidenceError(f"there is no ledger in '{self.folder}'; `llm-forget audit note RUN` begins one")
         elif known != FORMAT:
-            raise ValueError(
+            raise EvidenceError(
                 f"'{self.folder / FILE}' has format {known}; this version of llm-forget reads format {FORMAT}"
             )
 
@@ -112,9 +112,9 @@ class Ledger:
             OSError: no space, or the file may not be written: nothing was added.
         """
         if kind not in KINDS:
-            raise ValueError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
+            raise EvidenceError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
         if taken := [key for key in RESERVED if key in body]:
-            raise ValueError(f"the body of an event has its own '{taken[0]}'; give it as an argument")
+            raise EvidenceError(f"the body of an event has its own '{taken[0]}'; give it as an argument")
         canonical(body)  # refused before anything is locked
         pairs = iter(records)
         first = next(pairs, None)

@@ -24,7 +24,7 @@ from llm_forget.compliance.ledger.chain import MAKING
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, EvidenceError
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.run_directory import Run
@@ -99,10 +99,10 @@ def _manifest_files(manifest: Path) -> dict[str, str]:
 
 def _facts(run: Run) -> dict[str, Any]:
     if not run.provenance_file.is_file():
-        raise ValueError(f"run '{run.path}' has no provenance.json, so nothing says which records it used")
+        raise EvidenceError(f"run '{run.path}' has no provenance.json, so nothing says which records it used")
     facts = run.provenance
     if not isinstance(facts, dict) or not {"kind", "base", "data"} <= facts.keys() or facts["kind"] not in LEARNED:
-        raise ValueError(f"'{run.provenance_file}' does not say which records were used for what")
+        raise EvidenceError(f"'{run.provenance_file}' does not say which records were used for what")
     return facts
 
 
@@ -152,7 +152,7 @@ def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
             read.update(line)
             yield line.decode("utf-8")
     if f"sha256:{read.hexdigest()}" != listed["digest"]:
-        raise ValueError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
+        raise EvidenceError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
 
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
@@ -202,7 +202,7 @@ def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], f
     """The ``merge`` event; one that is there is returned."""
     known = {event.body.get("weights") for event in ledger.events(*MAKING)}
     if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known]:
-        raise ValueError(
+        raise EvidenceError(
             f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
             "went into it: llm-forget audit note RUN"
         )

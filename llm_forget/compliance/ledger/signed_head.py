@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from llm_forget.compliance.ledger.chain import now
 from llm_forget.compliance.ledger.signing import PUBLIC, public_key, sign, verify_signature
 from llm_forget.core import formats
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, MissingFileError
 from llm_forget.core.formats.evidence import SignedHead
 from llm_forget.core.strict_json import canonical
 
@@ -45,7 +45,7 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
     if not path.exists():
         if given is None:
             return None
-        raise FileNotFoundError(f"there is no signed head '{path}'; give the copy of anchor.json that was kept")
+        raise MissingFileError(f"there is no signed head '{path}'; give the copy of anchor.json that was kept")
     head = formats.read(path, SignedHead, advice="restore it from a copy", error=EvidenceBroken)
     if head.purpose != PURPOSE:
         raise EvidenceBroken(f"'{path}' is not the signed head of a ledger")

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, EvidenceError, MissingFileError, MissingPackageError
 from llm_forget.core.files import write_atomic
 
 KEY, PUBLIC = "signing.key", "signing.pub"
@@ -38,13 +38,15 @@ def signing_key(folder: Path) -> Any:
         _make(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
-        raise ValueError(f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or make a new key")
+        raise EvidenceError(
+            f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or make a new key"
+        )
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError):
-        raise ValueError(f"'{path}' is not a private key in PEM form without a password") from None
+        raise EvidenceError(f"'{path}' is not a private key in PEM form without a password") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"'{path}' is not an Ed25519 key")
+        raise EvidenceError(f"'{path}' is not an Ed25519 key")
     public = _pem(key.public_key())
     if not (folder / PUBLIC).is_file():
         write_atomic(folder / PUBLIC, public)
@@ -112,14 +114,14 @@ def _public(public: str | bytes | Path) -> Any:
     if isinstance(text, Path) or b"-----BEGIN" not in text:
         path = Path(os.fsdecode(text))
         if not path.is_file():
-            raise FileNotFoundError(f"there is no public key '{path}'; give the one of those who signed")
+            raise MissingFileError(f"there is no public key '{path}'; give the one of those who signed")
         text, where = path.read_bytes(), f"'{path}'"
     try:
         key = load_pem_public_key(text)
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{where} is not a public key in PEM form") from None
+        raise EvidenceError(f"{where} is not a public key in PEM form") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise ValueError(f"{where} is not an Ed25519 key")
+        raise EvidenceError(f"{where} is not an Ed25519 key")
     return key
 
 
@@ -153,4 +155,4 @@ def _need() -> None:
     import importlib.util
 
     if importlib.util.find_spec("cryptography") is None:
-        raise ImportError("signatures need the package cryptography; run `pip install 'llm-forget[sign]'`")
+        raise MissingPackageError("signatures need the package cryptography; run `pip install 'llm-forget[sign]'`")

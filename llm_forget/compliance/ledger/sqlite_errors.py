@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, EvidenceError, NoPermissionError
 
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -36,7 +36,7 @@ def in_sentences(folder: Path) -> Iterator[None]:
     except PermissionError as error:
         if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
             raise  # of a file that somebody reads records from
-        raise PermissionError(_MAY_NOT.format(folder)) from error
+        raise NoPermissionError(_MAY_NOT.format(folder)) from error
 
 
 def damaged(error: sqlite3.Error) -> bool:
@@ -55,7 +55,9 @@ def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
     if code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_CANTOPEN and os.access(folder, os.W_OK | os.X_OK)):
         return OSError(f"the disk under '{folder}' could not be written or read ({error}); nothing was added")
     if code in _REFUSED:
-        return PermissionError(_MAY_NOT.format(folder))
+        return NoPermissionError(_MAY_NOT.format(folder))
     if code in _BUSY:
-        return ValueError(f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it")
+        return EvidenceError(
+            f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it"
+        )
     return EvidenceBroken(f"the evidence in '{folder}' is damaged: {error}; restore it from a copy")

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from llm_forget.core.errors import EvidenceError
+
 FILE = "keys.db"
 HASH_BYTES = 16
 _PART = 900  # subjects looked up at once; SQLite may allow no more than 999 parameters
@@ -76,7 +78,7 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
     rest = iter(pairs)
     while part := list(islice(rest, _PART)):
         if not all(isinstance(name, str) for pair in part for name in pair):
-            raise ValueError("ids of subjects and records must be texts; put quotes around numbers")
+            raise EvidenceError("ids of subjects and records must be texts; put quotes around numbers")
         names = {subject: _hash(master, subject) for subject, _ in part}
         known = _known(connection, list(names.values()))
         new = [(name, secrets.token_bytes(32)) for name in names.values() if name not in known]

@@ -25,7 +25,7 @@ from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.snapshot import base_of
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.formats.certificate import CertificateFacts
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
@@ -70,12 +70,12 @@ def close(
         _finish(request, before)
         if closer.weights != before.body["weights"]:
             if closer.merged is None or closer.made != before.body["weights"]:
-                raise ValueError(f"request {request.id} was closed by another run, '{before.body['run']}'")
+                raise EvidenceError(f"request {request.id} was closed by another run, '{before.body['run']}'")
             return _also_verified(ledger, request, closer, policy)
         return before.body["answer"], []
     reason = _reason(reason)
     if request.rows["taken"] is None:
-        raise ValueError(
+        raise EvidenceError(
             f"request {request.id} lists near-duplicates that nobody decided about; `llm-forget request show` names "
             "them, and `llm-forget request run` takes --include_near all, none or ID,..."
         )
@@ -116,7 +116,7 @@ def _refuse_known(results: Mapping[str, Any]) -> None:
     verdicts = {name: suite["verdict"].get("forgot", {}) for name, suite in results["suites"].items()}
     known = [name for name, verdict in verdicts.items() if verdict.get("answer") == "no"]
     if known:
-        raise ValueError(
+        raise EvidenceError(
             f"suite {', '.join(known)} says 'forgot: no' of this run, so that the policy cannot tell is not accepted; "
             "run it by another recipe"
         )
@@ -193,7 +193,7 @@ def closed_by(ledger: Ledger, request: Request) -> Event:
     """
     event = _closing(ledger, request)
     if event is None or not request.closed:
-        raise ValueError(
+        raise EvidenceError(
             f"request {request.id} is {request.state}, not closed; first: "
             f"llm-forget request close {request.id} --run RUN"
         )
@@ -204,7 +204,7 @@ def _reason(text: str | None) -> str | None:
     if text is None:
         return None
     if not text.strip() or len(text) > LONGEST_REASON or not text.isprintable():
-        raise ValueError(
+        raise EvidenceError(
             f"--accept_inconclusive needs a reason: 1 to {LONGEST_REASON} printable characters in one line"
         )
     return text.strip()
@@ -235,12 +235,12 @@ def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, st
     steps = [step.event for step in led_to(ledger, closer.weights)]
     for kind, did in (("training", "a training that saw"), ("unlearning", "a model that was to unlearn")):
         if met := ledger.common(_asked(request), [event.seq for event in steps if event.kind == kind]):
-            raise ValueError(
+            raise EvidenceError(
                 f"run '{closer.run.path}' rests on {did} {len(met)} of the rows asked for; retrain from a model that "
                 "never did, or unlearn"
             )
     if knows(ledger, closer.weights, _asked(request)):
-        raise ValueError(
+        raise EvidenceError(
             f"run '{closer.run.path}' rests on a model that some of the rows asked for were unlearned from, so that it "
             "must have known them; retrain from a model that never did, or unlearn"
         )
@@ -253,7 +253,7 @@ def _refuse_taught(ledger: Ledger, request: Request, closer: Closer) -> None:
     for source in closer.merged.facts["sources"]:
         trained = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
         if source["scale"] > 0 and (met := ledger.common(_asked(request), trained)):
-            raise ValueError(
+            raise EvidenceError(
                 f"'{closer.merged.folder}' was merged from run '{source['run']}', too, which was trained to know "
                 f"{len(met)} of the rows asked for; merge without it"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.compliance.ledger.record_runs import weights_of
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.model_identity import is_measured
 from llm_forget.evals.policy import Ruling, answer, load_policy, rulings, verify
@@ -55,14 +56,14 @@ def closer_of(run: Path, merged: str | Path | None) -> Closer:
     if merged is None:
         return Closer(finished, made)
     if not is_merged(Path(merged)):
-        raise ValueError(
+        raise EvidenceError(
             f"'{merged}' has no merge.json; `llm-forget merge {run} --output_dir DIR` writes such a folder"
         )
     found = read_merged(Path(merged))
     scale = found.scale_of(made)
     if scale is None or (scale < 0 and finished.state["kind"] == "unlearn"):
         what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was forgotten by"
-        raise ValueError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
+        raise EvidenceError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
     return Closer(finished, made, found)
 
 
@@ -80,12 +81,12 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dic
         return said, found, results
     folder = closer.merged.folder
     if not closer.measured.results_file.is_file():
-        raise ValueError(
+        raise EvidenceError(
             f"'{folder}' was not measured, and what it was merged from is another model: "
             f"{_measuring(closer.run, folder)}"
         )
     if not is_measured(closer.merged):
-        raise ValueError(
+        raise EvidenceError(
             f"the results in '{folder}' are of other weights than lie there: {_measuring(closer.run, folder)}"
         )
     results = read_results(closer.measured)
@@ -113,7 +114,7 @@ def _refuse_rows_by_hand(run: Run, found: Sequence[Ruling], results: Mapping[str
     measured = {one.suite: results["suites"][one.suite] for one in found if one.suite is not None}
     by_hand = [suite for suite, content in measured.items() if "forget" in content.get("overrides", ())]
     if by_hand and run.state["kind"] == "unlearn":
-        raise ValueError(
+        raise EvidenceError(
             f"suite '{by_hand[0]}' of run '{run.path}' was measured with --forget on other rows than the run was to "
             f"forget; evaluate it again without: llm-forget evaluate {run.path} --suite {by_hand[0]}"
         )
@@ -130,7 +131,7 @@ def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
     else:
         subject = Subject("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
     if results["models"]["unlearned"] is None or subject.digest != results["models"]["unlearned"]["digest"]:
-        raise ValueError(
+        raise EvidenceError(
             f"the results of run '{run.path}' are of other weights, or of another precision, than it holds; evaluate "
             f"it again: llm-forget evaluate {run.path}"
         )

@@ -12,6 +12,7 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests.files import Request, listed
 from llm_forget.compliance.requests.steps import begin, execute_noted, write_lists
 from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.results_file import holds_suite
 
@@ -53,7 +54,7 @@ def read_plan(request: Request, recipe: str, overrides: Sequence[str], suites: s
     for option in overrides:
         name = option.partition("=")[0]
         if name.lstrip("-").partition(".")[0] in ("forget", "retain"):
-            raise ValueError(f"{name} is what request {request.id} is about; it cannot be given here")
+            raise EvidenceError(f"{name} is what request {request.id} is about; it cannot be given here")
     keys["output_dir"] = f"{keys.get('output_dir', 'runs/request')}-{request.id}"
     data, train, model = from_keys(keys, UnlearnConfig, overrides=list(overrides))
     asked = suites or train.suite or DEFAULT_SUITE  # type: ignore[attr-defined]
@@ -152,7 +153,7 @@ def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
     if not ledger.events("closed"):
         return  # no weights are read for nothing
     if before := requests_of(met(ledger, source_digest(name, model.model_revision))):
-        raise ValueError(
+        raise EvidenceError(
             f"'{name}' holds rows that {', '.join(before)} deleted, and so would what is made of it; start from a "
             "model that does not, with --model_name_or_path (`llm-forget versions list` says which are clean)"
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core import formats
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats.evidence import DeletionRequest, RequestedRows
 from llm_forget.core.registry import did_you_mean
@@ -53,7 +54,7 @@ class Request:
         These are ``taken`` (near-duplicates to forget, None: undecided) and ``allowed`` (see `limits`).
         """
         if not (self.folder / ROWS).is_file():
-            raise ValueError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
+            raise EvidenceError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
         return formats.read_content(self.folder / ROWS, RequestedRows)
 
     def ids(self) -> list[str]:
@@ -91,7 +92,7 @@ def refuse_open(evidence: Path, names: Iterable[str]) -> None:
             continue
         about = {name for pair in request.pairs() for name in pair} | {one["id"] for one in request.rows["near"]}
         if about & asked:
-            raise ValueError(f"request {request.id} is open and about some of these; close it first, then unlink")
+            raise EvidenceError(f"request {request.id} is open and about some of these; close it first, then unlink")
 
 
 def find(evidence: Path, request_id: str) -> Request:
@@ -102,7 +103,7 @@ def find(evidence: Path, request_id: str) -> Request:
     """
     known = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
     if request_id not in known:
-        raise ValueError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, known)}")
+        raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, known)}")
     return read(known[request_id])
 
 
@@ -167,7 +168,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process works on request {path.parent.name}; wait for it or stop it") from None
+            raise EvidenceError(
+                f"another process works on request {path.parent.name}; wait for it or stop it"
+            ) from None
         yield
 
 

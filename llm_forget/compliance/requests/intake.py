@@ -15,6 +15,7 @@ from llm_forget.compliance.requests import limits
 from llm_forget.compliance.requests.files import CATEGORIES, FOLDER, Request, create, find, listed, locked, number, read
 from llm_forget.compliance.requests.matching import Match
 from llm_forget.compliance.requests.steps import _counts, _settle, amend
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.registry import did_you_mean
 
 
@@ -48,7 +49,7 @@ def add(
         ValueError: an unknown category or role, no date, or a quota is exceeded.
     """
     if category not in CATEGORIES:
-        raise ValueError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
+        raise EvidenceError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
     from llm_forget.compliance.requests.close import finish_all
 
     limit = limits.read(evidence)
@@ -65,7 +66,7 @@ def add(
                 return known, False
         over = limits.exceeded(limit, match, still_open)
         if over and not force:
-            raise ValueError(f"{over}; close open ones first, or give --force, which the ledger will say")
+            raise EvidenceError(f"{over}; close open ones first, or give --force, which the ledger will say")
         rows = {
             "source": source,
             "how": match.how,
@@ -123,7 +124,7 @@ def _date(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise ValueError(f"due is '{text}'; give a day as YYYY-MM-DD") from None
+        raise EvidenceError(f"due is '{text}'; give a day as YYYY-MM-DD") from None
 
 
 def _in_a_month() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.matching import Match, counted, records, said_digest
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.registry import did_you_mean
 
 FILE = "limits.yaml"
@@ -49,25 +50,25 @@ def read(evidence: Path) -> Limits:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"'{path}' is not valid YAML in UTF-8; mend it") from None
+        raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; mend it") from None
     known = [field.name for field in fields(Limits)]
     if not isinstance(found, dict):
-        raise ValueError(f"'{path}' must be a mapping with some of {', '.join(known)}")
+        raise EvidenceError(f"'{path}' must be a mapping with some of {', '.join(known)}")
     for key in found:
         if key not in known:
-            raise ValueError(f"'{path}' has no key '{key}'; {did_you_mean(str(key), known)}")
+            raise EvidenceError(f"'{path}' has no key '{key}'; {did_you_mean(str(key), known)}")
     for key in ("protected", "authorised_by"):
         given = [] if found.get(key) is None else found[key]
         found[key] = tuple(given) if isinstance(given, list) else (given,)
     share, rows = found.get("max_share"), found.get("max_rows")
     if share is not None and (not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1):
-        raise ValueError(f"'{path}': max_share is {share!r}; it is a part of the data, above 0 and at most 1")
+        raise EvidenceError(f"'{path}': max_share is {share!r}; it is a part of the data, above 0 and at most 1")
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
-        raise ValueError(f"'{path}': max_rows is {rows!r}; it is a number of rows, 1 or more")
+        raise EvidenceError(f"'{path}': max_rows is {rows!r}; it is a number of rows, 1 or more")
     if not all(isinstance(role, str) and role.strip() for role in found["authorised_by"]):
-        raise ValueError(f"'{path}': authorised_by must be a list of roles, such as [privacy office]")
+        raise EvidenceError(f"'{path}': authorised_by must be a list of roles, such as [privacy office]")
     if not all(isinstance(source, str | dict) for source in found["protected"]):
-        raise ValueError(f"'{path}': protected must be a list of sources, such as [safety.jsonl]")
+        raise EvidenceError(f"'{path}': protected must be a list of sources, such as [safety.jsonl]")
     return Limits(**found)
 
 
@@ -100,7 +101,7 @@ def one_line(text: str, option: str) -> str:
         ValueError: empty, long, or not printable in one line.
     """
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
-        raise ValueError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
+        raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
 
 
@@ -112,7 +113,7 @@ def role(limits: Limits, text: str) -> str:
     """
     given = one_line(text, "--authorised_by")
     if limits.authorised_by and given not in limits.authorised_by:
-        raise ValueError(f"authorised_by is '{given}'; {did_you_mean(given, limits.authorised_by)}")
+        raise EvidenceError(f"authorised_by is '{given}'; {did_you_mean(given, limits.authorised_by)}")
     return given
 
 
@@ -144,12 +145,12 @@ def unallowed(limits: Limits, request: Request) -> list[str]:
 def refuse(limits: Limits, request: Request) -> None:
     """Raise ValueError where nobody stands behind a request, or it would remove protected rows that nobody allowed."""
     if limits.authorised_by and request.content["authorised_by"] not in limits.authorised_by:
-        raise ValueError(
+        raise EvidenceError(
             f"nobody stands behind request {request.id}; give `llm-forget request run` --authorised_by with one of: "
             f"{', '.join(limits.authorised_by)}"
         )
     if found := unallowed(limits, request):
-        raise ValueError(
+        raise EvidenceError(
             f"request {request.id} would remove {counted(len(found))} that '{FILE}' protects; `llm-forget request show "
             f"{request.id}` names them, and `llm-forget request run` takes --allow_protected REASON"
         )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import EvidenceError, MissingFileError
 from llm_forget.data.near_duplicates import NEAR, Near, closure
 from llm_forget.data.rows import FIELDS, column_hint, content, normalise_text
 
@@ -67,7 +68,7 @@ def resolve(
     if field in table.column_names:
         _refuse_numbers(table, field)
     elif subject is not None:
-        raise ValueError(
+        raise EvidenceError(
             f"the data have no column '{field}' to find a subject by; {column_hint(field, table.column_names)}"
         )
     rows = partial(records, table, field)  # a pass over the table at every call
@@ -90,7 +91,7 @@ def read_ids(path: Path) -> list[str]:
     from llm_forget.data.files import read_lines
 
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"'{path}' is no file with ids; give a text file with one id a line, or a JSON or YAML list"
         )
     if path.suffix not in (".yaml", ".yml", ".json"):
@@ -98,16 +99,16 @@ def read_ids(path: Path) -> list[str]:
     else:
         ids = _listed(path)
         if not isinstance(ids, list):
-            raise ValueError(f"'{path}' must be a list of ids, not {type(ids).__name__}")
+            raise EvidenceError(f"'{path}' must be a list of ids, not {type(ids).__name__}")
         for place, value in enumerate(ids, start=1):
             if not isinstance(value, str) or not value.strip():
                 kind = type(value).__name__ if value else "nothing"
-                raise ValueError(
+                raise EvidenceError(
                     f"'{path}': id {place} is {kind}, not a text; write ids in quotes, since YAML reads 0123 as 83 and "
                     "NO as false"
                 )
     if not ids:
-        raise ValueError(f"'{path}' holds no ids; nothing was asked for")
+        raise EvidenceError(f"'{path}' holds no ids; nothing was asked for")
     return list(dict.fromkeys(ids))
 
 
@@ -116,21 +117,21 @@ def _listed(path: Path) -> Any:
 
     data = path.read_bytes()
     if len(data) > IDS_BYTES:
-        raise ValueError(f"'{path}' has {len(data):,} bytes; at most {IDS_BYTES:,} are read")
+        raise EvidenceError(f"'{path}' has {len(data):,} bytes; at most {IDS_BYTES:,} are read")
     if path.suffix == ".json":
         try:
             return strict_loads(data, IDS_BYTES)
         except ValueError as error:
-            raise ValueError(f"'{path}': {error}") from None
+            raise EvidenceError(f"'{path}': {error}") from None
     import yaml
 
     try:
         text = data.decode("utf-8-sig")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"'{path}' uses a YAML alias; write the ids out")
+            raise EvidenceError(f"'{path}' uses a YAML alias; write the ids out")
         return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"'{path}' is not valid YAML in UTF-8; give a list of ids in quotes") from None
+        raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; give a list of ids in quotes") from None
 
 
 def drawn_alike(text: str) -> str:
@@ -151,7 +152,7 @@ def _refuse_numbers(table: Dataset, field: str) -> None:
 
     column = arrow_column(table, field)
     if not is_text_type(column.type) and column.null_count < len(column):
-        raise ValueError(
+        raise EvidenceError(
             f"the column '{field}' holds {column.type}, not texts; write subjects in quotes, since numbers lose their "
             "leading zeros"
         )
@@ -159,7 +160,7 @@ def _refuse_numbers(table: Dataset, field: str) -> None:
 
 def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[str, str], list[Near]]:
     if not subject.strip():
-        raise ValueError("the subject is empty; nothing was asked for")
+        raise EvidenceError("the subject is empty; nothing was asked for")
     plain, drawn = normalise_text(subject), drawn_alike(subject)
     how, alike, first = {}, [], ""
     for row_id, name, _ in rows:
@@ -176,7 +177,7 @@ def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[
             if alike
             else ""
         )
-        raise ValueError(
+        raise EvidenceError(
             f"no row has this subject in its column '{field}': 0 rows matched, nothing was asked for{more}"
         )
     return how, [one._replace(of=first) for one in alike]
@@ -199,13 +200,13 @@ def _by_ids(rows: Iterator[Record], ids: Sequence[str]) -> dict[str, str]:
         elif len(others := nearly.get(given, [])) == 1:
             how[others[0]] = "normalised"
         elif others:
-            raise ValueError(
+            raise EvidenceError(
                 f"id {place} of those asked for is that of {len(others)} rows after normalising; give it as it is"
             )
         else:
             missing.append(place)
     if missing:
-        raise ValueError(
+        raise EvidenceError(
             f"{len(missing)} of {len(ids)} ids asked for match no row, the first is number {missing[0]} of the list; "
             "0 rows were taken, check the ids and the data"
         )
@@ -224,7 +225,7 @@ def _by_content(rows: Iterator[Record], said: Sequence[str]) -> dict[str, str]:
     # Rows given twice have one place.
     missing = sorted({*plain.values()} - met)
     if missing or not said:
-        raise ValueError(
+        raise EvidenceError(
             f"{len(missing)} of {len(said)} rows given match none of the data, the first is number "
             f"{min(missing, default=0)}; 0 rows were taken: give the rows as they stand in the data, or their ids"
         )

@@ -13,6 +13,7 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import FORGOTTEN, LEARNED, owned
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.matching import counted, records, said_digest
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 
 
@@ -28,17 +29,19 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
     kind, asked = run.state["kind"], set(request.ids())
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     if not isinstance(data, dict):
-        raise ValueError(f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing")
+        raise EvidenceError(
+            f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing"
+        )
     if kind == "unlearn":
         missing = len(asked - _ids(run, data.get("forget")))
         if missing:
-            raise ValueError(
+            raise EvidenceError(
                 f"run '{run.path}' did not forget {missing} of the {counted(len(asked))} of this request; "
                 "run it with `llm-forget request run`"
             )
     for split in LEARNED.get(kind, ()):
         if learned := len(asked & _ids(run, data.get(split))):
-            raise ValueError(
+            raise EvidenceError(
                 f"run '{run.path}' was trained to know {learned} of the {counted(len(asked))} of this request ({split})"
             )
     if not _executed(ledger, request, weights):
@@ -57,7 +60,7 @@ def refuse_others_taken_away(request: Request, run: Run) -> None:
     now = dict(_said(run, "train"))
     missing = [one for one in request.ids() if one not in learned or now.get(one, said[one]) != said[one]]
     if missing:
-        raise ValueError(
+        raise EvidenceError(
             f"run '{run.path}', which is taken away, did not learn {len(missing)} of the "
             f"{counted(len(request.ids()))} of request {request.id} as they are; fine-tune on all of them"
         )
@@ -75,14 +78,14 @@ def _refuse_other_texts(request: Request, run: Run) -> None:
     for split in FORGOTTEN.get(kind, ()):
         other = [row_id for row_id, found in _said(run, split) if asked.get(row_id, found) != found]
         if other:
-            raise ValueError(
+            raise EvidenceError(
                 f"{counted(len(other))} of request {request.id} say something else in what run '{run.path}' forgot "
                 "under the same ids; run it with `llm-forget request run`"
             )
     texts = set(asked.values())
     for split in LEARNED.get(kind, ()):
         if learned := sum(found in texts for _, found in _said(run, split)):
-            raise ValueError(
+            raise EvidenceError(
                 f"run '{run.path}' was trained to know {counted(learned)} that say what rows of request {request.id} "
                 f"say, under other ids ({split})"
             )
@@ -100,7 +103,7 @@ def _said(run: Run, split: str) -> list[tuple[str, str]]:
             config[split], split_name=split, data_path=config.get("data_path"), fields=config.get("fields")
         )
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
+        raise EvidenceError(
             f"what the rows of run '{run.path}' say cannot be compared with the request: {error}; bring the data back, "
             "or run it with `llm-forget request run`"
         ) from None

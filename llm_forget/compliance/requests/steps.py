@@ -25,6 +25,7 @@ from llm_forget.compliance.requests.files import (
 )
 from llm_forget.compliance.requests.matching import HOWS, counted
 from llm_forget.core import formats
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.evidence import DeletionRequest
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
@@ -73,7 +74,7 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
     if not found and rows.get("allowed"):
         return  # said before
     if not found:
-        raise ValueError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
+        raise EvidenceError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
     allowed = [*rows.get("allowed", ()), *found]
     amend(ledger, request, {"allow_protected": said, "protected": len(allowed)})
     write_rows(request.folder, {**rows, "allowed": allowed})
@@ -116,7 +117,7 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
 
     digest, there = census(records(table))
     if digest != request.content["data"]["digest"]:
-        raise ValueError(
+        raise EvidenceError(
             f"the data of request {request.id} are not those it was resolved with ({len(there):,} rows now, "
             f"{request.content['data']['rows']:,} then): bring them back, or add the request anew; a recipe's `fields` "
             "and `data_path` must be those of the request, too"
@@ -127,7 +128,7 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
     )
     retain = [row_id for row_id in there if row_id not in forget | deleted]
     if not retain:
-        raise ValueError(
+        raise EvidenceError(
             f"request {request.id} and those before it ask for all {counted(len(there))} of the data, so nothing is "
             "left to retain; delete the model, or train one on other data"
         )
@@ -148,7 +149,7 @@ def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
         ValueError: the request is closed.
     """
     if request.closed:
-        raise ValueError(f"request {request.id} is closed already: nothing is to be run for it")
+        raise EvidenceError(f"request {request.id} is closed already: nothing is to be run for it")
     attempts = request.content["attempts"]
     if attempts and attempts[-1]["digest"] == attempt["digest"]:
         if not attempts[-1].get("executed"):
@@ -205,7 +206,7 @@ def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
 
 def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
     if choice is None and near:
-        raise ValueError(
+        raise EvidenceError(
             f"{counted(len(near))} of the data may be copies of what request {request_id} is about; look at them with "
             f"`llm-forget request show {request_id}` and decide with --include_near all, none or ID,..."
         )
@@ -213,9 +214,9 @@ def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[st
         return list(near) if choice == "all" else []
     chosen = list(dict.fromkeys(part.strip() for part in str(choice).split(",") if part.strip()))
     if not chosen:
-        raise ValueError("--include_near is empty; allowed: all, none, or ids with commas")
+        raise EvidenceError("--include_near is empty; allowed: all, none, or ids with commas")
     if unknown := [one for one in chosen if one not in near]:
-        raise ValueError(
+        raise EvidenceError(
             f"{len(unknown)} of --include_near are not among the {counted(len(near))} listed for request {request_id}; "
             f"allowed: all, none, or ids that `llm-forget request show {request_id}` lists"
         )

@@ -9,6 +9,7 @@ from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.versions import NONE_IN_USE, current_of, doubt_about, find, noted, opened
 from llm_forget.core import formats
+from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.results import Results
 
 Pairs = dict[str, tuple[Any, Any]]
@@ -38,7 +39,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
     with opened(evidence) as (folder, ledger):
         at = current_of(ledger)
         if identity is None and at is None:
-            raise ValueError(NONE_IN_USE)
+            raise EvidenceError(NONE_IN_USE)
         version = find(noted(ledger), identity or str(at))
         doubt = doubt_about(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]

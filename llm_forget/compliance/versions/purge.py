@@ -13,6 +13,7 @@ from pathlib import Path
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.versions import Version, current_of, find, needed_by, noted, opened
+from llm_forget.core.errors import EvidenceError
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ def _plan(evidence: Path, ledger: Ledger, identity: str) -> Plan:
     known = noted(ledger)
     version = find(known, identity)
     if version.purged:
-        raise ValueError(f"version {version.id} was purged before; nothing of it is left here")
+        raise EvidenceError(f"version {version.id} was purged before; nothing of it is left here")
     if version.id == current_of(ledger):
-        raise ValueError(f"version {version.id} is in use; take another one into use first: llm-forget versions use ID")
+        raise EvidenceError(
+            f"version {version.id} is in use; take another one into use first: llm-forget versions use ID"
+        )
     above = [v.id for v in known.values() if not v.purged and v != version and version in needed_by(known, v)]
     if above:
-        raise ValueError(f"version {version.id} lies beneath {', '.join(above)}; purge what is above it first")
+        raise EvidenceError(f"version {version.id} lies beneath {', '.join(above)}; purge what is above it first")
     folder = store.folder_of(evidence, version.id) / version.part
     files = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     came = store.came_from(evidence, version.id)

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, EvidenceError
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
@@ -77,7 +77,9 @@ def part_of(folder: Path) -> str:
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
-    raise ValueError(f"'{folder}' holds neither model/ nor adapter/; a version is made of a run of finetune or unlearn")
+    raise EvidenceError(
+        f"'{folder}' holds neither model/ nor adapter/; a version is made of a run of finetune or unlearn"
+    )
 
 
 def files_of(folder: Path) -> dict[str, Path]:

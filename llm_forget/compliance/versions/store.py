@@ -36,7 +36,7 @@ import yaml
 from llm_forget.compliance.versions.snapshot import Origin, files_of
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken, EvidenceError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats.evidence import ComparedFiles, CurrentVersion, Version
 from llm_forget.core.formats.run import Provenance, RunState
@@ -126,7 +126,9 @@ def take(evidence: Path, identity: str, content: dict[str, Any], origin: Origin,
         formats.write(temporary / VERSION, content, Version)
         _configure(temporary, folder.parent, content, parent)
         if source_digest(str(temporary), origin.revision) != content["weights"]:
-            raise ValueError(f"the model that run '{origin.path}' started from changed since; bring back what it was")
+            raise EvidenceError(
+                f"the model that run '{origin.path}' started from changed since; bring back what it was"
+            )
         if folder.exists():  # what a purge left, or a version with damaged files
             shutil.rmtree(folder)
         os.replace(temporary, folder)

@@ -10,6 +10,7 @@ from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions, Unjudged
 from llm_forget.compliance.versions.deletion_state import Histories, State
 from llm_forget.compliance.versions.lineage import Step, led_to
+from llm_forget.core.errors import EvidenceError
 
 ABOUT_MODELS = (*MAKING, "verification", "version", "publish", "rollback", "purge")
 
@@ -50,7 +51,7 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Tra
     about = [found[seq] for seq in sorted(found)]
     if not about:
         more = "" if subject is not None else "; if runs noted it under a subject, give --subject"
-        raise ValueError(f"no event is about this record, or the key that linked them was destroyed{more}")
+        raise EvidenceError(f"no event is about this record, or the key that linked them was destroyed{more}")
     seqs = {event.seq for event in about}
     histories = Histories(ledger)
     models = [model for weights in _known(ledger) if (model := _model(ledger, histories, weights, seqs)).learned]
@@ -107,7 +108,7 @@ def version_lineage(ledger: Ledger, name: str) -> Lineage:
             found.setdefault(weights, str(event.body.get("run") or weights[:19]))
     if len(found) != 1:
         what = "is the name of several models; give the id of a version" if found else "is no version the ledger knows"
-        raise ValueError(f"'{name}' {what}; `llm-forget audit show` lists what it knows")
+        raise EvidenceError(f"'{name}' {what}; `llm-forget audit show` lists what it knows")
     ((weights, run),) = found.items()
     names = sorted(_versions(ledger).get(weights, {})) or [run]
     deletions = Deletions(ledger)

@@ -24,7 +24,7 @@ from llm_forget.compliance.ledger.record_runs import note_run
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.snapshot import Origin, base_of, origin_of
-from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken, EvidenceError
 from llm_forget.core.formats.evidence import CurrentVersion
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
@@ -92,7 +92,7 @@ def find(known: dict[str, Version], identity: str) -> Version:
     if len(matching) == 1:
         return known[matching[0]]
     what = f"begins more than one: {', '.join(matching)}" if matching else "is the id of no version"
-    raise ValueError(f"'{identity}' {what}; `llm-forget versions list` shows them")
+    raise EvidenceError(f"'{identity}' {what}; `llm-forget versions list` shows them")
 
 
 def add_version(evidence: str | Path, run: str | Path | Run) -> str:
@@ -111,7 +111,7 @@ def add_version(evidence: str | Path, run: str | Path | Run) -> str:
 
 def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
     if not (events := note_run(ledger, path)):
-        raise ValueError(f"'{path}/provenance.json' names no rows, so nothing says what this model was trained on")
+        raise EvidenceError(f"'{path}/provenance.json' names no rows, so nothing says what this model was trained on")
     weights = str(events[0].body["weights"])
     origin = origin_of(path)
     parent = _parent(evidence, ledger, origin)
@@ -121,11 +121,11 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
     kept = None if before is None else _kept(evidence, before)
     if kept is not None:
         if _beside_weights(kept) != _beside_weights(content):
-            raise ValueError(f"run '{path}' has the weights of version {identity}, but other rows or files beside "
+            raise EvidenceError(f"run '{path}' has the weights of version {identity}, but other rows or files beside "
                              "them; what a version is cannot be changed")  # fmt: skip
     else:
         if before is not None and before.purged and (deletions := met(ledger, weights)):
-            raise ValueError(f"version {identity} was purged and {_meets(deletions)}; it is not kept again")
+            raise EvidenceError(f"version {identity} was purged and {_meets(deletions)}; it is not kept again")
         beneath = None if parent is None else parent.id
         store.take(evidence, identity, content, origin, beneath)
         body = {
@@ -169,7 +169,7 @@ def _parent(evidence: Path, ledger: Ledger, origin: Origin) -> Version | None:
         return known.get(base)
     added = _add(evidence, ledger, location)
     if added.weights != base:
-        raise ValueError(
+        raise EvidenceError(
             f"run '{origin.path}' started from another model than '{location}' now is; bring that one back"
         )
     return added
@@ -197,7 +197,7 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
     with opened(evidence) as (folder, ledger):
         known = noted(ledger)
         if identity is None and (identity := current_of(ledger)) is None:
-            raise ValueError(NONE_IN_USE)
+            raise EvidenceError(NONE_IN_USE)
         version = find(known, identity)
         _refuse_purged(version)
         for needed in needed_by(known, version):
@@ -248,7 +248,7 @@ def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: boo
         if identity is None:
             used = _used(ledger)
             if len(used) < 2:
-                raise ValueError("no version was in use before the current one; name the one to go back to")
+                raise EvidenceError("no version was in use before the current one; name the one to go back to")
             identity = used[-2]
         return _switch(folder, ledger, find(noted(ledger), identity), "rollback", unjudged)
 
@@ -259,10 +259,12 @@ def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accep
     _refuse_purged(version)
     deletions = Deletions(ledger)
     if deleted := deletions.met(version.weights):
-        raise ValueError(f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, known)}")
+        raise EvidenceError(
+            f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, known)}"
+        )
     unjudged = deletions.unjudged(version.weights)
     if unjudged is not None and not accepted:
-        raise ValueError(
+        raise EvidenceError(
             f"version {version.id} {unjudged.sentence()}; {_clean(deletions, known)}; to take it all the same, give "
             "--unjudged"
         )
@@ -288,7 +290,7 @@ def needed_by(known: dict[str, Version], version: Version) -> list[Version]:
 
 def _refuse_purged(version: Version) -> None:
     if version.purged:
-        raise ValueError(f"version {version.id} was purged: its files are gone; add its run again, if that is there")
+        raise EvidenceError(f"version {version.id} was purged: its files are gone; add its run again, if that is there")
 
 
 def _clean(deletions: Deletions, known: dict[str, Version]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.launch import refuse_processes
 from llm_forget.evals.lm_eval.tasks import check_tasks, load_tasks, quiet
 
@@ -71,9 +72,9 @@ def run_lm_eval(
     """
     refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
+        raise EvaluationError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
     if apply_chat_template and not tokenizer.chat_template:
-        raise ValueError("apply_chat_template is true, but this tokenizer has no chat template; set it to false")
+        raise EvaluationError("apply_chat_template is true, but this tokenizer has no chat template; set it to false")
     check_tasks(tasks, data_path)
 
     def attempt(size: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -102,7 +103,7 @@ def _fitting(attempt: Callable[[int], Found], batch_size: int) -> Found:
         # Out of the handler, whose traceback would keep the tensors of the failed batch alive.
         clear_device_cache(garbage_collection=True)
         if batch_size == 1:
-            raise MemoryError(
+            raise NotEnoughMemoryError(
                 "out of memory in lm-eval with a single sequence; load the model in 4 or 8 bit, or leave the task out"
             )
         batch_size //= 2
@@ -149,7 +150,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
         )  # fmt: skip
     except AssertionError:
         # lm-eval's only word on an answer that does not fit.
-        raise ValueError(
+        raise EvaluationError(
             f"lm-eval cannot score {', '.join(loaded['tasks'])}: a prompt is empty, or an answer is longer than the "
             f"{lm.max_length} tokens the model reads; leave the task out"
         ) from None

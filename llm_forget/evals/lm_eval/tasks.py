@@ -18,6 +18,7 @@ from typing import Any
 
 from llm_forget.core import resources
 from llm_forget.core.digests import content_key, file_digest
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 
 
@@ -45,7 +46,7 @@ def check_metric(task: str, metric: str) -> None:
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
     known = [str(entry["metric"]) for entry in listed]
     if known and metric.partition(",")[0] not in known:
-        raise ValueError(f"lm-eval task '{task}' has no metric '{metric}'; {did_you_mean(metric, known)}")
+        raise EvaluationError(f"lm-eval task '{task}' has no metric '{metric}'; {did_you_mean(metric, known)}")
 
 
 def task_key(
@@ -150,7 +151,7 @@ def _entry(task: str) -> Any:
     # Of 14,000 names one is always near: ours first.
     near = did_you_mean(task, _ours())
     near = near if near.startswith("did you mean") else did_you_mean(task, _theirs())
-    raise ValueError(f"no lm-eval task is called '{task}'; {near}")
+    raise EvaluationError(f"no lm-eval task is called '{task}'; {near}")
 
 
 def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
@@ -162,7 +163,9 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
     if data_path is not None:
         return [_sources().find(data_path, name) for name in names if name]
     if "hub" not in metadata:
-        raise ValueError(f"lm-eval task '{entry.name}' reads your own {names[0]}.jsonl; name its folder as data_path")
+        raise EvaluationError(
+            f"lm-eval task '{entry.name}' reads your own {names[0]}.jsonl; name its folder as data_path"
+        )
     return []
 
 

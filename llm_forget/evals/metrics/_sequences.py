@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.records import GenerationRecord, by_row
 from llm_forget.evals.stats import Rows
@@ -34,7 +35,7 @@ def over_samples(
         ValueError: ``over`` is neither.
     """
     if over not in OVER:
-        raise ValueError(f"several samples of a row cannot be joined by '{over}'; {did_you_mean(over, OVER)}")
+        raise EvaluationError(f"several samples of a row cannot be joined by '{over}'; {did_you_mean(over, OVER)}")
     rows = [np.array([np.nan if r.broken else score(r) for r in samples]) for samples in by_row(generations).values()]
     return np.array([OVER[over](r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 

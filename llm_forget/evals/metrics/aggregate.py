@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
@@ -22,5 +23,7 @@ def aggregate(scores: Sequence[Rows | float]) -> float:
     values = [score if isinstance(score, float) else mean(score) for score in scores]
     for score in values:
         if score < 0 or score > 1:
-            raise ValueError(f"metric 'aggregate' needs scores in [0, 1], not {score:g}; take lines that are scores")
+            raise EvaluationError(
+                f"metric 'aggregate' needs scores in [0, 1], not {score:g}; take lines that are scores"
+            )
     return harmonic_mean(values)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.metrics._sequences import over_samples, shared_places
 from llm_forget.evals.records import GenerationRecord
@@ -33,9 +34,11 @@ def character_overlap(
         ValueError: ``length`` below 1, or an unknown summary.
     """
     if length < 1:
-        raise ValueError(f"parameter 'length' of metric 'character_overlap' must be at least 1 character, not {length}")
+        raise EvaluationError(
+            f"parameter 'length' of metric 'character_overlap' must be at least 1 character, not {length}"
+        )
     if summary not in SUMMARIES:
-        raise ValueError(f"metric 'character_overlap' has no summary '{summary}'; allowed: {', '.join(SUMMARIES)}")
+        raise EvaluationError(f"metric 'character_overlap' has no summary '{summary}'; allowed: {', '.join(SUMMARIES)}")
 
     def score(record: GenerationRecord) -> float:
         reference = " ".join(record.reference.split())

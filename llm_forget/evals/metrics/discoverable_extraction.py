@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, row_means
@@ -48,13 +49,13 @@ def discoverable_extraction(
         ValueError: a parameter out of range.
     """
     if n < 1 or not 0 < p < 1 or prefix < 0 or suffix < 0:
-        raise ValueError(
+        raise EvaluationError(
             "metric 'discoverable_extraction' needs n of at least 1, p between 0 and 1, prefix and suffix of at least "
             f"0; given n {n}, p {p:g}, prefix {prefix:g}, suffix {suffix}"
         )
     if summary not in SUMMARIES:
         hint = did_you_mean(summary, SUMMARIES)
-        raise ValueError(f"metric 'discoverable_extraction' has no summary '{summary}'; {hint}")
+        raise EvaluationError(f"metric 'discoverable_extraction' has no summary '{summary}'; {hint}")
 
     def score(record: TokenRecord) -> float:
         logps = record.logps if include_last else record.logps[:-1]

@@ -8,6 +8,7 @@ from math import comb
 
 import numpy as np
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import METRICS, metric
 from llm_forget.evals.records import GenerationRecord, by_row
 from llm_forget.evals.stats import Rows
@@ -30,7 +31,9 @@ def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, 
     """
     entry = METRICS.get(score)
     if entry.inputs != ("generations",) or entry.name == "leak_at_k":
-        raise ValueError(f"metric 'leak_at_k' cannot use '{score}' as its score; take one of generations, as 'rouge'")
+        raise EvaluationError(
+            f"metric 'leak_at_k' cannot use '{score}' as its score; take one of generations, as 'rouge'"
+        )
     # One sample, one row: every score says what it is worth alone.
     alone = [replace(record, id=str(place), sample=0) for place, record in enumerate(generations)]
     values = dict(zip((record.key for record in generations), entry.function(alone), strict=True))
@@ -41,7 +44,9 @@ def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
     n = len(scores)
     k = n if k is None else k
     if not 1 <= k <= n:
-        raise ValueError(f"leak@{k} needs at least one and at most the {n} samples of row '{row}'; change k or samples")
+        raise EvaluationError(
+            f"leak@{k} needs at least one and at most the {n} samples of row '{row}'; change k or samples"
+        )
     return expected_maximum(scores, k)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.metrics._sequences import over_samples, shared_places, words
 from llm_forget.evals.records import GenerationRecord
@@ -25,7 +26,7 @@ def ngram_overlap(generations: Sequence[GenerationRecord], *, n: int = 13, over:
         ValueError: ``n`` below 1.
     """
     if n < 1:
-        raise ValueError(f"parameter 'n' of metric 'ngram_overlap' must be at least 1 word, not {n}")
+        raise EvaluationError(f"parameter 'n' of metric 'ngram_overlap' must be at least 1 word, not {n}")
 
     def score(record: GenerationRecord) -> float:
         places = shared_places(words(record.reference), words(record.text), n)

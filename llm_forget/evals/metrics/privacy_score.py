@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
@@ -27,6 +28,8 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     own, theirs = ([a if isinstance(a, float) else mean(a) for a in side] for side in (aucs, oracle_aucs))
     for auc in (*own, *theirs):
         if auc < 0 or auc > 1:
-            raise ValueError(f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; take lines of membership_auc")
+            raise EvaluationError(
+                f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; take lines of membership_auc"
+            )
     pairs = zip(own, theirs, strict=True)
     return harmonic_mean([1 - abs(auc - oracle) / max(oracle, 1 - oracle) for auc, oracle in pairs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.metrics._sequences import over_samples
 from llm_forget.evals.records import GenerationRecord
@@ -27,7 +28,7 @@ def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str
         ValueError: ``n`` below 1.
     """
     if n < 1:
-        raise ValueError(f"parameter 'n' of metric 'repetition' must be at least 1, not {n}")
+        raise EvaluationError(f"parameter 'n' of metric 'repetition' must be at least 1, not {n}")
 
     def score(record: GenerationRecord) -> float:
         # Marks count: what a collapsed model says is often nothing else.

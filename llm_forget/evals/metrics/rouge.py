@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.metrics._sequences import over_samples
@@ -31,7 +32,7 @@ def rouge(
     from rouge_score.rouge_scorer import RougeScorer
 
     if measure not in MEASURES:
-        raise ValueError(f"metric 'rouge' has no measure '{measure}'; {did_you_mean(measure, MEASURES)}")
+        raise EvaluationError(f"metric 'rouge' has no measure '{measure}'; {did_you_mean(measure, MEASURES)}")
     scorer = RougeScorer([variant], use_stemmer=stem)
 
     def score(record: GenerationRecord) -> float:

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import Registry, did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import GenerationRecord, by_row
@@ -50,7 +51,7 @@ def toxicity(
         ModuleNotFoundError, OSError, ValueError: unknown summary, or a classifier that cannot be had.
     """
     if summary not in SUMMARIES:
-        raise ValueError(f"metric 'toxicity' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
+        raise EvaluationError(f"metric 'toxicity' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
     scores = dict(
         zip(
             (record.key for record in generations),

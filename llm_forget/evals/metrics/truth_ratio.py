@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, aligned
@@ -30,7 +31,7 @@ def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]
             (arXiv:2506.12618): higher is still known.
     """
     if summary not in SUMMARIES:
-        raise ValueError(f"metric 'truth_ratio' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
+        raise EvaluationError(f"metric 'truth_ratio' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
     gaps = [_mean_logp(wrong) - _mean_logp(right) for right, wrong in aligned(correct, perturbed)]
     log_ratio = np.array(gaps, dtype=np.float64)  # [N]
     if summary == "forget":

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.launch import USE_CPU, check_launch, refuse_sharded_models
 from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.records import Key, RecordWriter
@@ -54,7 +55,7 @@ def check_same(key: str) -> None:
     keys = gather_object([key])
     others = [str(rank) for rank, theirs in enumerate(keys) if theirs != keys[0]]
     if others:
-        raise ValueError(
+        raise EvaluationError(
             f"processes {', '.join(others)} would measure other rows or another model than process 0; give every "
             "machine the same data, model and run"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.labels import IGNORE
 from llm_forget.evals.probes.probes import Advance, TokenRow
 from llm_forget.evals.records import GradientRecord, Key, RecordWriter
@@ -85,7 +86,7 @@ def _backward(model: Any, row: TokenRow, total: int) -> None:
         logps = forward_logprobs(model, inputs, head=model.get_output_embeddings())
         (-logps.values.sum() / total).backward()
     except torch.OutOfMemoryError as error:
-        raise MemoryError(
+        raise NotEnoughMemoryError(
             f"out of memory with the gradient of a single sequence of {len(row.input_ids)} tokens; lower max_length, "
             "or leave out the probes of kind gradients"
         ) from error
@@ -131,7 +132,7 @@ def base_weights(model: nn.Module) -> list[nn.Parameter]:
     weights = [parameter for parameter in model.parameters() if id(parameter) not in added]
     quantised = [weight for weight in weights if not weight.is_floating_point() or weight.element_size() < 2]
     if quantised:
-        raise ValueError(
+        raise EvaluationError(
             f"{len(quantised)} of {len(weights)} weights of the model are quantised and have no gradient; load it "
             "without load_in_4bit and load_in_8bit, or leave out the probes of kind gradients"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_forget.core.digests import content_key
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.labels import IGNORE
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
@@ -146,7 +147,7 @@ def _passages(
     if text is None or probe.field is not None or probe.asks:
         return None
     if probe.probe == "generate" and probe.prefix is None:
-        raise ValueError(
+        raise EvaluationError(
             f"{where}: row '{text['id']}' is running text and has no prompt to generate from; take a suite without "
             "generations, such as --suite text, or give the probe a 'prefix'"
         )
@@ -192,8 +193,10 @@ def _last_answer(row: Row) -> str:
 def _answers(row: Row, field: str, where: str) -> list[str]:
     value = row.get(field)
     if value is None:
-        raise ValueError(f"{where}: row '{row['id']}' has no column '{field}'; {did_you_mean(field, row)}")
+        raise EvaluationError(f"{where}: row '{row['id']}' has no column '{field}'; {did_you_mean(field, row)}")
     answers = value if isinstance(value, list) else [value]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise ValueError(f"{where}: '{field}' of row '{row['id']}' must be text or a list of texts, none of them empty")
+        raise EvaluationError(
+            f"{where}: '{field}' of row '{row['id']}' must be text or a list of texts, none of them empty"
+        )
     return answers

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.core.digests import content_key
+from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
 from llm_forget.logprobs.batches import collate
@@ -211,7 +212,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     if not ids:
-        raise ValueError(
+        raise EvaluationError(
             "neither the model's generation config nor its tokenizer names an end-of-sequence token; set one"
         )
     return ids
@@ -222,9 +223,9 @@ def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
     if temperature is None:
         return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature:g}; leave it out for greedy decoding")
+        raise EvaluationError(f"temperature must be above 0, not {temperature:g}; leave it out for greedy decoding")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p:g}")
+        raise EvaluationError(f"top_p must be above 0 and at most 1, not {top_p:g}")
     whole = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
     return {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), **whole}
 
@@ -271,7 +272,7 @@ def _in_batches(
         if _fits(measure, batch):
             start += len(batch)
         elif len(batch) == 1:
-            raise MemoryError(
+            raise NotEnoughMemoryError(
                 f"out of memory with a single sequence of {length(batch[0])} tokens; lower max_length, or load the "
                 "model in 4 or 8 bit"
             )

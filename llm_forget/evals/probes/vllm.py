@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.digests import content_key
+from llm_forget.core.errors import EvaluationError, MissingPackageError
 from llm_forget.evals.probes.probes import Advance, PromptRow, end_tokens, generation_record
 from llm_forget.evals.records import RecordWriter
 from llm_forget.models.adapters.files import verify_adapter
@@ -51,20 +52,20 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
     try:
         import vllm  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             'generation through vLLM needs the package vllm; run `pip install "llm-forget[vllm]"` on Linux with a GPU'
         ) from error
     source = find_source(model.model_name_or_path)
     if source.kind not in ("folder", "hub") or source.adapters:
-        raise ValueError(f"vLLM reads a model folder or a Hub model, which '{source.name}' is not; merge it first")
+        raise EvaluationError(f"vLLM reads a model folder or a Hub model, which '{source.name}' is not; merge it first")
     if model.load_in_4bit or model.load_in_8bit:
-        raise ValueError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
+        raise EvaluationError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
     if adapter is not None:
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
         if extra or config["r"] > RANKS[-1]:
             what = extra[0] if extra else f"rank {config['r']}"
-            raise ValueError(f"vLLM has no adapters with {what}; merge the run first, or leave vllm out")
+            raise EvaluationError(f"vLLM has no adapters with {what}; merge the run first, or leave vllm out")
 
 
 def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:

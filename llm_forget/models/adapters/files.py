@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, ModelError
 from llm_forget.core.files import write_json
 from llm_forget.core.formats.models import Manifest
 from llm_forget.models.adapters.compatibility import refuse_misfit
@@ -52,12 +52,12 @@ def adapter_state_dict(
     found = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
     tensors = {key: found[key].detach().cpu().contiguous() for key in sorted(found)}
     if not tensors:
-        raise ValueError(f"adapter '{name}' has no tensors in this state dict; gather the weights of all ranks first")
+        raise ModelError(f"adapter '{name}' has no tensors in this state dict; gather the weights of all ranks first")
     for key, tensor in tensors.items():
         if tensor.numel() == 0:
-            raise ValueError(f"adapter '{name}': tensor '{key}' is empty; gather the weights of all ranks first")
+            raise ModelError(f"adapter '{name}': tensor '{key}' is empty; gather the weights of all ranks first")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"adapter '{name}': tensor '{key}' is not finite; it is not saved")
+            raise ModelError(f"adapter '{name}': tensor '{key}' is not finite; it is not saved")
     return tensors
 
 
@@ -107,7 +107,7 @@ def save_adapter(
         }
         taken = manifest.keys() & (extra or {}).keys()
         if taken:
-            raise ValueError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
+            raise ModelError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
         formats.write(temporary / MANIFEST, {**manifest, **(extra or {})}, Manifest)
     warn_without_effect(effect, folder)
     return folder
@@ -118,7 +118,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MAX_WEIGHTS:
-        raise ValueError(f"the adapter has {size:,} bytes, more than the {MAX_WEIGHTS:,} that are read; lower lora_r")
+        raise ModelError(f"the adapter has {size:,} bytes, more than the {MAX_WEIGHTS:,} that are read; lower lora_r")
     with disk_errors(path):
         save_file(dict(tensors), path, metadata={"format": "pt"})
 

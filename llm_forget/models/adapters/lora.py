@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from llm_forget.core.errors import ModelError
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from trl import ModelConfig
@@ -35,7 +37,7 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
     frozen = frozen_adapters(model)
     if ADAPTER in _adapter_names(model):
-        raise ValueError(f"the model already carries an adapter '{ADAPTER}'; merge it, or load the model beneath it")
+        raise ModelError(f"the model already carries an adapter '{ADAPTER}'; merge it, or load the model beneath it")
     config = _lora_config(model, model_args)
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=ADAPTER)
@@ -71,7 +73,7 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
     experts = _expert_parameters(model) if targets == ALL_LINEAR else []
     if experts and config.target_parameters is None:
         if model_args.lora_dropout or model_args.use_dora:
-            raise ValueError(
+            raise ModelError(
                 f"{', '.join(experts)} hold the experts as one tensor, where LoRA knows neither dropout nor DoRA; set "
                 "lora_dropout: 0 and use_dora: false, or name other lora_target_modules"
             )
@@ -110,7 +112,7 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
     tuner = _tuner(model)
     if tuner is None or ADAPTER not in tuner.peft_config:
-        raise ValueError(
+        raise ModelError(
             f"the model has no adapter '{ADAPTER}' to switch off, so it holds no reference; use attach_adapter first"
         )
     # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter

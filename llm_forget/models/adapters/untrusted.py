@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, MissingFileError
 from llm_forget.core.strict_json import strict_loads
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -46,7 +46,7 @@ def inspect_folder(folder: Path) -> None:
     if folder.is_file():
         raise AdapterRefused(f"adapter '{folder}' is a file; archives are not unpacked, give the folder of an adapter")
     if not folder.is_dir():
-        raise FileNotFoundError(f"adapter folder '{folder}' does not exist")
+        raise MissingFileError(f"adapter folder '{folder}' does not exist")
     limits = {ADAPTER_CONFIG: MAX_CONFIG, ADAPTER_WEIGHTS: MAX_WEIGHTS, MANIFEST: MAX_MANIFEST}
     seen, pickled = set(), None
     for entry in os.scandir(folder):
@@ -70,7 +70,7 @@ def inspect_folder(folder: Path) -> None:
         )
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in seen:
-            raise FileNotFoundError(f"adapter folder '{folder}' has no {name}")
+            raise MissingFileError(f"adapter folder '{folder}' has no {name}")
 
 
 def refuse_foreign(folder: Path) -> NoReturn:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_forget.core.errors import ModelError
 from llm_forget.models.exporting.gguf_tokenizer import describe_tokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def refuse_architecture(config: Any, name: str) -> None:
     """Raise ValueError where a GGUF file of this model could not be read back as the same function."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"'{name}' is a {config.model_type}; written as GGUF are {known}; {ELSEWHERE}")
+        raise ModelError(f"'{name}' is a {config.model_type}; written as GGUF are {known}; {ELSEWHERE}")
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         lost = f"position scaling '{rope['rope_type']}'"
@@ -63,7 +64,7 @@ def refuse_architecture(config: Any, name: str) -> None:
         lost = f"heads of {config.head_dim} dimensions (qwen3 has 128)"
     else:
         return
-    raise ValueError(
+    raise ModelError(
         f"'{name}' has {lost}, which transformers does not read back from GGUF, so that nothing here could measure the "
         "file; convert the folder with llama.cpp's convert_hf_to_gguf.py, and measure where llama.cpp runs it"
     )
@@ -140,7 +141,7 @@ def _tensors(model: Any, wanted: str) -> Iterator[_Tensor]:
             continue  # a file without it says that the ends are tied
         name = names.get_name(given, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise ValueError(f"llama.cpp's {architecture} has no tensor for '{given}'; {ELSEWHERE}")
+            raise ModelError(f"llama.cpp's {architecture} has no tensor for '{given}'; {ELSEWHERE}")
         heads = None
         if architecture in HEADS_INTERLEAVED and ".attn_q." in name:
             heads = config.num_attention_heads
@@ -175,7 +176,7 @@ def _packed(tensor: _Tensor) -> Any:
         packed = quantize(weight.float().cpu().numpy(), tensor.kind)  # [rows, numbers or bytes], or [numbers]
     rounded = torch.from_numpy(np.array(dequantize(packed, tensor.kind), copy=True))
     if not torch.isfinite(rounded).all():
-        raise ValueError(
+        raise ModelError(
             f"tensor '{tensor.name}' has values that {tensor.kind.name} cannot hold; take gguf-bf16 or gguf-f32"
         )
     weight.copy_(rounded.reshape(weight.shape))
@@ -229,5 +230,5 @@ def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
     }
     lost += [key for key, (read, given) in pairs.items() if not np.isclose(read, given, rtol=1e-6, atol=0.0)]
     if lost:
-        raise ValueError(f"transformers reads {', '.join(lost)} back from GGUF with other values; {ELSEWHERE}")
+        raise ModelError(f"transformers reads {', '.join(lost)} back from GGUF with other values; {ELSEWHERE}")
     return load_base(dataclasses.replace(base_args, model_name_or_path=str(path)))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import ModelError
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 LLAMA3 = (
@@ -82,15 +84,15 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
     if model["type"] != "BPE":
-        raise ValueError(f"the tokenizer is a {model['type']}, and only BPE is written as GGUF; {ELSEWHERE}")
+        raise ModelError(f"the tokenizer is a {model['type']}, and only BPE is written as GGUF; {ELSEWHERE}")
     vocabulary = tokenizer.get_vocab()
     if vocabulary and max(vocabulary.values()) >= rows:
-        raise ValueError(f"the tokenizer has tokens up to {max(vocabulary.values())}, and the model {rows} rows")
+        raise ModelError(f"the tokenizer has tokens up to {max(vocabulary.values())}, and the model {rows} rows")
     spaces = _sentencepiece(content)
     tokens, kinds = _tokens(tokenizer, content, rows, bytes_too=spaces is not None)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     if not merges:
-        raise ValueError(f"the tokenizer merges nothing, and llama.cpp reads no BPE without merges; {ELSEWHERE}")
+        raise ModelError(f"the tokenizer merges nothing, and llama.cpp reads no BPE without merges; {ELSEWHERE}")
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     said = tokenizer("a").input_ids
     template = tokenizer.chat_template
@@ -169,7 +171,7 @@ def _pre(content: dict[str, Any]) -> str:
             if pattern in SPLITS:
                 return SPLITS[pattern]
     rule = " and ".join([*normal, *kinds]) or "nothing"
-    raise ValueError(f"the tokenizer splits text by {rule}, a rule that is not known by a name in GGUF; {ELSEWHERE}")
+    raise ModelError(f"the tokenizer splits text by {rule}, a rule that is not known by a name in GGUF; {ELSEWHERE}")
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
     else:
         worst = differing
     if worst:
-        raise ValueError(
+        raise ModelError(
             f"{worst} of {len(samples)} sample texts are cut into other tokens by the tokenizer that is read back from "
             f"GGUF; {ELSEWHERE}"
         )

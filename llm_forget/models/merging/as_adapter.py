@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llm_forget.core.errors import ModelError
 from llm_forget.models.adapters.files import load_adapter, load_adapter_state, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora import ADAPTER, activate_all
@@ -55,7 +56,7 @@ def combine_adapters(
         ValueError: a rule whose result has no low rank, more ranks than are read, or logits that differ (for cat).
     """
     if how.combination not in LOW_RANK:
-        raise ValueError(f"'{how.combination}' gives a change of full rank, which no adapter holds; write a full model")
+        raise ModelError(f"'{how.combination}' gives a change of full rank, which no adapter holds; write a full model")
     refuse_uncombinable(parts)
     args = as_trained(base_args, verify_adapter(parts[0].folder).get("quantization"))
     digest = source_digest(args.model_name_or_path, args.model_revision)
@@ -78,7 +79,7 @@ def combine_adapters(
     report |= {"tolerance": limit, **compare(expected, found)}
     report["mean_kl_of_adapter"] = compare(expected, reference)["mean_kl"]
     if how.combination == "cat" and not report["max_abs_logit_difference"] <= report["tolerance"]:
-        raise ValueError(
+        raise ModelError(
             f"the combined adapter differs from its parts by up to {report['max_abs_logit_difference']:.3g} in its "
             f"logits, above the tolerance of {report['tolerance']:.3g}; nothing was written"
         )
@@ -94,7 +95,7 @@ def side_by_side(model: Any, names: Sequence[str], how: Rule) -> tuple[dict[str,
     found = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in found), how.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
-        raise ValueError(
+        raise ModelError(
             f"the ranks add up to more than {MAX_RANK}, the most that is read; give a rank, or a full model"
         )
     tensors: dict[str, Tensor] = {}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_forget.core.errors import ModelError
 from llm_forget.models.adapters.files import load_adapter, verify_adapter
 from llm_forget.models.adapters.lora_config import read_config
 
@@ -65,21 +66,21 @@ def rule(combination: str | None = None, **settings: Any) -> Rule:
     name = combination or ("svd" if "rank" in given else "cat")
     name = "cat" if name == "linear" else name  # the exact sum; PEFT's average of A and B apart is not offered
     if name not in COMBINATIONS:
-        raise ValueError(f"combination is '{combination}'; allowed: {', '.join(COMBINATIONS)}")
+        raise ModelError(f"combination is '{combination}'; allowed: {', '.join(COMBINATIONS)}")
     other = [key for key in given if key not in COMBINATIONS[name]]
     if other:
         takes = ", ".join(COMBINATIONS[name]) or "nothing of the kind"
-        raise ValueError(f"combination '{name}' does not take {', '.join(other)}; it takes {takes}")
+        raise ModelError(f"combination '{name}' does not take {', '.join(other)}; it takes {takes}")
     defaults = {"density": 0.5, "majority": "total", "seed": 0}
     made = Rule(name, **{key: given.get(key, defaults.get(key)) for key in COMBINATIONS[name]})
     if made.density is not None and not 0 < made.density <= 1:
-        raise ValueError(f"density is {made.density}; it is a share above 0 and at most 1")
+        raise ModelError(f"density is {made.density}; it is a share above 0 and at most 1")
     if made.majority not in (None, *MAJORITIES):
-        raise ValueError(f"majority is '{made.majority}'; allowed: {', '.join(MAJORITIES)}")
+        raise ModelError(f"majority is '{made.majority}'; allowed: {', '.join(MAJORITIES)}")
     if made.seed is not None and made.seed < 0:
-        raise ValueError(f"seed is {made.seed}; it is 0 or more")
+        raise ModelError(f"seed is {made.seed}; it is 0 or more")
     if name == "svd" and (made.rank is None or made.rank < 1):
-        raise ValueError("combination 'svd' needs a rank of 1 or more")
+        raise ModelError("combination 'svd' needs a rank of 1 or more")
     return made
 
 
@@ -92,20 +93,20 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
-            raise ValueError(
+            raise ModelError(
                 f"the scale of '{part.folder}' is {part.scale}; leave it out, or give another number than 0"
             )
         precisions[str(verify_adapter(part.folder).get("quantization"))] = part.folder
         config = read_config(part.folder)
         for key in ("modules_to_save", "use_dora", "lora_bias", "ensure_weight_tying"):
             if getattr(config, key, None):
-                raise ValueError(
+                raise ModelError(
                     f"adapter '{part.folder}' has {key}, which is no product B A that could be scaled and added; such "
                     "an adapter is merged alone, at scale 1"
                 )
     if len(precisions) > 1:
         first, second = list(precisions.values())[:2]
-        raise ValueError(
+        raise ModelError(
             f"adapters '{first}' and '{second}' were trained on bases of other precision (4 bit, 8 bit, none), which "
             "are other weights; combine those of one precision"
         )
@@ -132,7 +133,7 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
             if _holds(layer, name) and not (
                 _is_embedding(layer, name) or isinstance(layer.lora_A[name], torch.nn.Linear)
             ):
-                raise ValueError(f"'{place}' is no linear layer, embedding or expert; its adapter is merged alone only")
+                raise ModelError(f"'{place}' is no linear layer, embedding or expert; its adapter is merged alone only")
     return model, names
 
 
@@ -241,7 +242,7 @@ def fold(model: Any, names: Sequence[str], how: Rule) -> None:
         ValueError: a weight that is not finite afterwards, or DoRA beneath, whose norm would be that of the sum.
     """
     if any(config.use_dora for config in model.peft_config.values()):
-        raise ValueError("the target beneath is DoRA, to which nothing can be added; merge the target first")
+        raise ModelError("the target beneath is DoRA, to which nothing can be added; merge the target first")
     for place, layer in layers(model):
         added = change(place, layer, names, how)
         if added is None:
@@ -251,7 +252,7 @@ def fold(model: Any, names: Sequence[str], how: Rule) -> None:
             added = added.transpose(1, 2)
         summed = weight.data.cpu().float() + added.reshape(weight.shape)
         if not torch.isfinite(summed).all():
-            raise ValueError(f"the weights of '{place}' are not finite with these scales; take smaller ones")
+            raise ModelError(f"the weights of '{place}' are not finite with these scales; take smaller ones")
         weight.data = summed.to(weight.device, weight.dtype)
 
 

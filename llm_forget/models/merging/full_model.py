@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import ModelError
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
@@ -133,7 +134,7 @@ def merge_adapters(
 
 def _refuse_taken(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output folder '{folder}' exists and is not empty; merging never overwrites a model")
+        raise ModelError(f"output folder '{folder}' exists and is not empty; merging never overwrites a model")
 
 
 def _loaded(base: Any, parts: Sequence[Part], how: Rule | None, digest: str | None) -> tuple[Any, list[str]]:
@@ -190,7 +191,7 @@ def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> A
     onto = dataclasses.replace(args, load_in_4bit=False, load_in_8bit=False) if original else args
     base = load_base(onto, device_map=device_map, dequantize=not original)
     if quantization_of(base) is not None:
-        raise ValueError(
+        raise ModelError(
             f"'{args.model_name_or_path}' holds its weights in 4 or 8 bit only, so there is no original to merge "
             "into; take base_precision 'trained', or name the unquantised model"
         )
@@ -213,13 +214,13 @@ def _proof(
     as_trained = compare(trained, found) if trained is not None else None
     worst = max(each["max_abs_logit_difference"] for each in (numbers, as_trained if exact else None) if each)
     if not worst <= limit:  # NaN is refused as well
-        raise ValueError(
+        raise ModelError(
             f"the merged model differs from the adapter by up to {worst:.3g} in its logits, above the tolerance of "
             f"{limit:.3g}; nothing was written. Merge in float32, or raise the tolerance and evaluate the result"
         )
     largest = max(float(part.abs().max()) for part in wanted.reference)
     if compare(wanted.reference, found)["max_abs_logit_difference"] <= SAME * largest:
-        raise ValueError(
+        raise ModelError(
             "the merged model answers as the model beneath: the changes cancel, or were rounded away; nothing "
             "was written. Merge with dtype float32, or with other scales"
         )
@@ -261,7 +262,7 @@ def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> A
     if quantization is None:
         return base_args
     if "quant_method" in quantization:
-        raise ValueError(
+        raise ModelError(
             f"the adapter was trained on a base quantised by {quantization['quant_method']}, which is not "
             "supported; merge into the original with an unquantised base"
         )

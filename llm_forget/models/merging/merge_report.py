@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
-from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.errors import AdapterRefused, ModelError
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import model_name
@@ -63,7 +63,7 @@ def read_merged(folder: Path) -> Merged:
     if Run(folder).state_file.is_file():
         said.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
     if missing := [key for key in KEYS if key not in said]:
-        raise ValueError(f"'{path}' lacks the key '{missing[0]}'; merge again")
+        raise ModelError(f"'{path}' lacks the key '{missing[0]}'; merge again")
     weights = _checked(folder, said["files"])
     facts = {key: said[key] for key in KEYS if key != "files"}
     facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in said["sources"]]

@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.core import formats
+from llm_forget.core.errors import PublishError
 from llm_forget.core.files import write_atomic, write_json
 from llm_forget.core.formats.models import ExportReport, Manifest, MergeReport
 from llm_forget.core.run_directory import Run
@@ -114,7 +115,7 @@ def write_card(
     from llm_forget.publish.consistency import written_from
 
     if output is not None and Path(output).is_dir():
-        raise ValueError(f"output '{output}' is a folder; name the file, such as {Path(output) / CARD}")
+        raise PublishError(f"output '{output}' is a folder; name the file, such as {Path(output) / CARD}")
     evidence = read_run(run)
     if given.get("merged") is not None:
         written_from(evidence, given["merged"])

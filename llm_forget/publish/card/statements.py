@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
+from llm_forget.core.errors import PublishError
 from llm_forget.core.files import read_json
 from llm_forget.core.text import plain
 from llm_forget.publish.card.licences import LICENCES, OTHER
@@ -43,30 +44,32 @@ class Statements:
                 that is none.
         """
         if self.base_model is not None and not REPOSITORY.fullmatch(self.base_model):
-            raise ValueError(f"base_model is '{plain(self.base_model)}'; give its name on the Hub, as org/name")
+            raise PublishError(f"base_model is '{plain(self.base_model)}'; give its name on the Hub, as org/name")
         if wrong := [name for name in self.datasets if not REPOSITORY.fullmatch(name)]:
-            raise ValueError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
+            raise PublishError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
         self._check_licence()
         if self.power_watts is not None and not 0 < self.power_watts < 1e7:
-            raise ValueError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
+            raise PublishError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
         return self
 
     def _check_licence(self) -> None:
         named = self.license_name is not None or self.license_link is not None
         if self.license is not None and self.license not in LICENCES:
             close = get_close_matches(self.license.lower(), sorted(LICENCES)) or ["apache-2.0", "mit", "cc-by-4.0"]
-            raise ValueError(
+            raise PublishError(
                 f"license is '{plain(self.license)}', which the Hub does not know; it knows {', '.join(close)} and so "
                 f"on, and for any other license {OTHER} with license_name"
             )
         if (named and self.license != OTHER) or (self.license == OTHER and not self.license_name):
-            raise ValueError(
+            raise PublishError(
                 f"license_name and license_link belong to license {OTHER}, which needs the name; give both"
             )
         if self.license_name is not None and not NAME.fullmatch(self.license_name):
-            raise ValueError(f"license_name is '{plain(self.license_name)}'; write it in small letters and hyphens")
+            raise PublishError(f"license_name is '{plain(self.license_name)}'; write it in small letters and hyphens")
         if self.license_link is not None and not LINK.fullmatch(self.license_link):
-            raise ValueError(f"license_link is '{plain(self.license_link)}'; give an address that begins with https://")
+            raise PublishError(
+                f"license_link is '{plain(self.license_link)}'; give an address that begins with https://"
+            )
 
 
 def kept_statements(run: Path) -> Statements:
@@ -81,5 +84,5 @@ def kept_statements(run: Path) -> Statements:
     content = read_json(file)
     known = {field.name for field in fields(Statements)}
     if not isinstance(content, dict) or not content.keys() <= known:
-        raise ValueError(f"'{file}' was not written by `llm-forget card`; delete it and make the card again")
+        raise PublishError(f"'{file}' was not written by `llm-forget card`; delete it and make the card again")
     return Statements(**{**content, "datasets": tuple(content.get("datasets") or ())})

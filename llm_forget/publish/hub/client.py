@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import HubError
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -57,16 +59,16 @@ def speaking(repository: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise ConnectionError(_refused(error, repository)) from error
+        raise HubError(_refused(error, repository)) from error
     except HTTPError as error:
-        raise ConnectionError(_broken(error)) from error
+        raise HubError(_broken(error)) from error
     except json.JSONDecodeError as error:
-        raise ConnectionError(f"the Hub answered something that is no JSON; {AGAIN}") from error
+        raise HubError(f"the Hub answered something that is no JSON; {AGAIN}") from error
     # Beside its own errors, the client lets through what a strange answer, a strange setting or hf_xet makes of it.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         if not _of_client(error) or (isinstance(error, OSError) and error.errno is not None and _of_disk(error)):
             raise
-        raise ConnectionError(_unforeseen(error, repository)) from error
+        raise HubError(_unforeseen(error, repository)) from error
 
 
 def _of_client(error: BaseException) -> bool:

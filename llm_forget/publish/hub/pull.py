@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused, EvidenceBroken
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken, PublishError
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, allowed, signed
 from llm_forget.publish.hub.client import client, speaking
@@ -70,14 +70,14 @@ def pull(
     if missing is not None:
         raise AdapterRefused(f"'{repository}' lists {missing} but does not have it; nothing was kept")
     if (size := sum(there[name] for name in files)) > limit:
-        raise ValueError(
+        raise PublishError(
             f"'{repository}' at {revision} has {size:,} bytes, more than max_size {max_size}; nothing was fetched"
         )
     names = [*files, LISTING, *([SIGNATURE] if there.get(SIGNATURE, MAX_LISTING) < MAX_LISTING else [])]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _first_wrong(folder, files, listing) is None and {path.name for path in folder.iterdir()} == {*names}:
             return Pulled(folder, commit, tuple(sorted(names)), _signer(folder, repository, key))
-        raise ValueError(f"'{folder}' holds something else; give a new folder")
+        raise PublishError(f"'{folder}' holds something else; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -126,7 +126,7 @@ def in_bytes(size: str) -> int:
     """
     found = SIZE.fullmatch(size)
     if found is None or not float(found[1]):
-        raise ValueError(f"max_size is '{size}'; give a number and a unit, such as 50GB")
+        raise PublishError(f"max_size is '{size}'; give a number and a unit, such as 50GB")
     step = 1024 if found[3] else 1000
     return int(float(found[1]) * step ** ("KMGT".index(found[2]) + 1 if found[2] else 0))
 
@@ -134,7 +134,7 @@ def in_bytes(size: str) -> int:
 def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:
     """Files and digests; refuses a listing that names what is never pushed."""
     if listing is None or not listing["files"]:
-        raise ValueError(
+        raise PublishError(
             f"'{repository}' at {revision} has no {LISTING}, so this package did not push it; fetch it with "
             f"`hf download {repository} --local-dir DIR`, and an adapter then with `llm-forget adopt DIR --trust`"
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llm_forget.core.errors import PublishError
 from llm_forget.publish.bundle import WEIGHTS
 from llm_forget.publish.hub.client import client, speaking
 from llm_forget.publish.hub.push import check_repository, contents
@@ -61,13 +62,13 @@ def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None)
         weights = {found for commit in named if (found := _weights(held.get(commit, {})))}
         commits = [*named, *(c for c, files in held.items() if c not in named and _weights(files) in weights)]
         if heads.get("main") in commits:
-            raise ValueError(
+            raise PublishError(
                 f"the newest version of '{repository}' is one of these, or has their weights; push a version without "
                 "the data first"
             )
         for name, history in others.items():
             if history & {*commits}:
-                raise ValueError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
+                raise PublishError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
         holding = {name for name, history in histories.items() if history & {*commits}}
         dropped = tuple(name for name in heads if heads[name] in commits)
         squashed = tuple(name for name in heads if name in holding and name not in dropped)
@@ -106,7 +107,7 @@ def purge(what: Plan, *, api: HfApi | None = None) -> None:
             api.permanently_delete_lfs_files(repository, stored, rewrite_history=False)
         still = _still_there(api, what)
     if still:
-        raise ValueError(
+        raise PublishError(
             f"the Hub still answers for {', '.join(still)} of '{repository}'; the versions are off all branches and "
             "tags, but not gone: ask the Hub's support to delete them, and make the repository private until then"
         )
@@ -131,7 +132,7 @@ def _resolved(name: str, refs: dict[str, str], repository: str) -> str:
         return refs[name]
     if COMMIT.fullmatch(name):
         return name
-    raise ValueError(
+    raise PublishError(
         f"'{repository}' has no tag or branch '{name}', but {', '.join(list(refs)[:12])}; if a purge was cut off, give "
         "the commit that it said instead"
     )

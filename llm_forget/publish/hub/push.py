@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import PublishError
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, File, Publication, allowed
 from llm_forget.publish.card.statements import REPOSITORY
@@ -40,7 +41,7 @@ def check_repository(name: str) -> str:
         ValueError: it is not ``org/name``.
     """
     if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
-        raise ValueError(f"'{name}' is no name of a repository; write it as org/name")
+        raise PublishError(f"'{name}' is no name of a repository; write it as org/name")
     return name
 
 
@@ -64,7 +65,7 @@ def push(what: Publication, *, private: bool = False, revision: str = "main", ap
         api.whoami()  # a wrong token is found before anything is made
         api.create_repo(repository, private=private or None, exist_ok=True)  # None: as the owner's default is
         if private and not api.model_info(repository).private:
-            raise ValueError(f"'{repository}' exists and is public; nothing was sent. Make it private first")
+            raise PublishError(f"'{repository}' exists and is public; nothing was sent. Make it private first")
         if revision != "main":
             api.create_branch(repository, branch=revision, exist_ok=True)
         head = str(api.model_info(repository, revision=revision).sha)
@@ -95,7 +96,7 @@ def tree(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
         if number >= MAX_TREE:
-            raise ValueError(f"'{repository}' lists more than {MAX_TREE:,} files, which no version here has")
+            raise PublishError(f"'{repository}' lists more than {MAX_TREE:,} files, which no version here has")
         if isinstance(file, RepoFile):
             yield file
 
@@ -154,7 +155,7 @@ def listing_in(file: Path) -> dict[str, Any] | None:
 def _refuse_difference(what: Publication, there: dict[str, str]) -> None:
     wrong = [file.name for file in what.files if not same(file, there.get(file.name))]
     if wrong:
-        raise ValueError(f"'{what.repository}' does not hold what was sent ({', '.join(wrong)}); push again")
+        raise PublishError(f"'{what.repository}' does not hold what was sent ({', '.join(wrong)}); push again")
 
 
 def _tag(api: HfApi, what: Publication, commit: str) -> None:
@@ -165,6 +166,6 @@ def _tag(api: HfApi, what: Publication, commit: str) -> None:
     elif tags[what.tag] != commit:
         listing = read_listing(api, what.repository, what.tag)
         if listing is None or listing["files"] != what.digests:
-            raise ValueError(
+            raise PublishError(
                 f"'{what.repository}' has a tag {what.tag} on other files; delete it on the Hub, then push again"
             )

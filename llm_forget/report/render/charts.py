@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core.errors import MissingPackageError
 from llm_forget.core.text import plain
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _svg(
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('the charts of a report need matplotlib: pip install "llm-forget[report]"') from error
+        raise MissingPackageError('the charts of a report need matplotlib: pip install "llm-forget[report]"') from error
     with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letters that our font lacks
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from llm_forget.core.errors import RunError
 from llm_forget.core.text import plain
 from llm_forget.report.render.document import (
     ANSWER_MARKS,
@@ -72,7 +73,7 @@ def _block(block: Block) -> Iterator[str]:
             if block.caution:
                 yield f"**Note:** {escape(block.caution)}"
         case _:
-            raise ValueError("generated text goes into the HTML file only; write a document without it as Markdown")
+            raise RunError("generated text goes into the HTML file only; write a document without it as Markdown")
 
 
 def _cell(cell: Cell) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_forget.core.errors import RunError
 from llm_forget.core.text import plain, shown
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.report.render.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval
@@ -47,10 +48,10 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
     evidence = read_runs(runs)
     common = common_suites(evidence)
     if suite is not None and suite not in common:
-        raise ValueError(f"not all runs were measured with suite '{suite}'; they have in common: {', '.join(common)}")
+        raise RunError(f"not all runs were measured with suite '{suite}'; they have in common: {', '.join(common)}")
     if not common:
         said = "; ".join(f"{run.name}: {', '.join(run.suites)}" for run in evidence)
-        raise ValueError(f"the runs have no suite in common ({said}); evaluate them with the same --suite")
+        raise RunError(f"the runs have no suite in common ({said}); evaluate them with the same --suite")
     return comparison_section(evidence, [suite] if suite is not None else common)
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from llm_forget.cli.main import app
 from llm_forget.compliance.certificates import certificate
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.requests import intake, limits, steps
+from llm_forget.compliance.requests import files, intake, limits, steps
 from llm_forget.compliance.requests.files import locked
 from tests.support import request_cases as cases
 from tests.support.failing_disk import changes, killed
@@ -75,7 +75,7 @@ def test_open_requests_take_no_more_than_the_quota_and_who_insists_is_noted(
     asked = ("request", "add", "--subject", "Bob", "--data", source)
     refused = call(evidence, *asked)
     assert (refused.exit_code, "give --force" in refused.output) == (2, True), refused.output
-    assert len(steps.listed(evidence)) == 1
+    assert len(files.listed(evidence)) == 1
     assert call(evidence, *asked, "--force").exit_code == 0
     with Ledger.open(evidence) as ledger:
         received = [event.body for event in ledger.events("request") if event.body["state"] == "received"]
@@ -97,7 +97,7 @@ def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path
     asked = ("request", "add", "--subject", "Ann", "--data", source)
     refused = call(evidence, *asked, "--include_near", "all")
     assert (refused.exit_code, "near-duplicates, would take" in refused.output) == (2, True), refused.output
-    assert steps.listed(evidence) == []
+    assert files.listed(evidence) == []
     assert call(evidence, *asked, "--force").exit_code == 0
 
 
@@ -187,7 +187,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
         again = cases.received(evidence, source, subject="Ann", due=due)
         assert (again.id, again.state) == (first.id, "resolved")
         assert len(states(evidence)) == events
-    assert steps.listed(evidence)[0].content["due"] == "2027-01-01"
+    assert files.listed(evidence)[0].content["due"] == "2027-01-01"
     assert (
         "was received already, due 2027-03-01"
         in call(evidence, "request", "add", "--subject", "Ann", "--data", source, "--due", "2027-03-01").output

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.requests import intake, matching, steps
+from llm_forget.compliance.requests import files, intake, matching, steps
 from llm_forget.data.near_duplicates import closure
 from llm_forget.data.sources import load_source
 from tests.support import request_cases as cases
@@ -402,7 +402,7 @@ def test_closing_again_changes_nothing_and_another_run_is_refused(tmp_path: Path
 
 def _one_closing(evidence: Path, run: Path) -> None:
     """After any failure the same command ends it, with one event, and nothing that names rows."""
-    (made,) = steps.listed(evidence)
+    (made,) = files.listed(evidence)
     with Ledger.open(evidence) as ledger:
         ledger.verify()
         assert not made.closed or ledger.events("closed"), "the request never says more than the ledger"
@@ -470,7 +470,7 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
         with Ledger.open(evidence) as ledger:
             ended = bool(ledger.events("closed"))
             amended = [e.seq for e in ledger.events("request") if e.body["state"] == "amended"]
-        first = steps.find(evidence, "req-0001")
+        first = files.find(evidence, "req-0001")
         assert (again.id, new) == (("req-0002", True) if ended else ("req-0001", False))
         assert first.closed == ended
         assert (first.content["due"], bool(amended)) == (("2030-01-01", False) if ended else ("2031-01-01", True))
@@ -501,7 +501,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
         evidence = tmp_path / str(at) / "evidence"
         made = cases.received(evidence, source, first, subject="Ann")
         died = killed(at, lambda e=evidence: decide(e))
-        asked = steps.find(evidence, made.id).ids()
+        asked = files.find(evidence, made.id).ids()
         others = [name for name in [*IDS, "near"] if name not in asked]
         run = cases.measured_run(evidence.parent / "run", asked, others)
         assert cases.close(evidence, made.id, run)[1].closed
@@ -544,7 +544,7 @@ def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_witho
     run = cases.measured_run(tmp_path / "run", [], [], kind="finetune", train=cases.OTHERS, base=base)
     with pytest.raises(ValueError, match="was to unlearn 3 of the rows" if beneath else "must have known them"):
         cases.close(evidence, request.id, run)
-    assert not steps.find(evidence, request.id).closed
+    assert not files.find(evidence, request.id).closed
 
 
 def test_an_adapter_over_the_old_weights_is_suppressed_and_changed_weights_are_approximate(tmp_path: Path) -> None:

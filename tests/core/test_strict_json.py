@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_forget.core.errors import DataError
 from llm_forget.core.strict_json import MAX_DEPTH, canonical, canonical_digest, strict_loads
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -75,7 +76,7 @@ def test_a_value_without_one_text_is_refused(value: object, said: str) -> None:
 def test_a_text_with_no_one_meaning_is_refused_in_a_sentence(text: str | bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         strict_loads(text)
-    assert type(caught.value) is ValueError, "no error of the reader, whose message repeats the text"
+    assert type(caught.value) is DataError, "no error of the reader, whose message repeats the text"
     assert len(str(caught.value)) < 120
 
 

@@ -15,13 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
+from tests.support.forked import import_libraries
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
+# No test has a clock of its own: a machine with other work on it is slow.
+hypothesis.settings.register_profile("without a clock", deadline=None)
+hypothesis.settings.load_profile("without a clock")
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "heavy", "quiet", "early", "late", "north", "south"]
 
@@ -35,6 +40,12 @@ def pytest_runtest_teardown() -> None:
         _frozen_modules = len(sys.modules)
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def libraries() -> None:
+    """For tests that run heavy commands in forks: what is imported here is not imported by each of them."""
+    import_libraries()
 
 
 @pytest.fixture(scope="session")

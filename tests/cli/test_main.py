@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line as a user meets it: exit codes, both streams, and what is imported."""
 
 import os
 import signal
@@ -8,26 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import command
+
 COMMANDS = ["finetune", "unlearn", "evaluate", "merge", "methods", "recipes", "recipes list", "recipes copy"]
 
 
-def forget(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "llm_forget", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **environment},
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_imports_nothing_heavy(command: str) -> None:
+@pytest.mark.parametrize("words", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(words: str) -> None:
     code = (
         "import sys\nfrom llm_forget.cli.main import app\n"
-        f"try:\n    app({[*command.split(), '--help']!r})\n"
+        f"try:\n    app({[*words.split(), '--help']!r})\n"
         "except SystemExit:\n    pass\n"
         "print(sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy'} & set(sys.modules)))"
     )
@@ -36,7 +26,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 
 def test_unlearn_help_names_the_main_keys_and_where_the_others_are() -> None:
-    shown = forget("unlearn", "--help").stdout
+    shown = command("unlearn", "--help").stdout
     for word in ("forget", "retain", "method_args", "learning_rate", "--all_keys", "--accelerate_config", "dry_run"):
         assert word in shown
 
@@ -44,7 +34,7 @@ def test_unlearn_help_names_the_main_keys_and_where_the_others_are() -> None:
 def test_every_default_in_the_help_is_the_default_in_the_configuration() -> None:
     from llm_forget.core.config import TrainConfig, UnlearnConfig
 
-    shown = forget("unlearn", "--help").stdout
+    shown = command("unlearn", "--help").stdout
     for key in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"):
         default = float(TrainConfig.__dataclass_fields__[key].default)
         assert float(shown.split(f"{key} (")[1].split(")")[0]) == default
@@ -54,9 +44,10 @@ def test_every_default_in_the_help_is_the_default_in_the_configuration() -> None
 def test_version_is_the_package_version() -> None:
     import llm_forget
 
-    assert forget("--version").stdout.strip() == f"llm-forget {llm_forget.__version__}"
+    assert command("--version").stdout.strip() == f"llm-forget {llm_forget.__version__}"
 
 
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -76,7 +67,7 @@ def test_version_is_the_package_version() -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    done = forget(*arguments, cwd=tmp_path)
+    done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("llm-forget: ")
     assert expected in done.stderr
@@ -95,7 +86,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_traceback_is_there_when_asked_for(tmp_path: Path) -> None:
-    done = forget("unlearn", "missing.yaml", cwd=tmp_path, LLM_FORGET_DEBUG="1")
+    done = command("unlearn", "missing.yaml", cwd=tmp_path, environment={"LLM_FORGET_DEBUG": "1"})
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
@@ -155,11 +146,11 @@ def test_a_file_of_the_user_wins_over_a_shipped_recipe(tmp_path: Path, monkeypat
 
 
 def test_recipes_are_listed_shown_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
-    assert "demo/npo" in forget("recipes", "list").stdout
-    shown = forget("recipes", "show", "demo/npo").stdout
-    assert forget("recipes", "copy", "demo/npo", "mine.yaml", cwd=tmp_path).returncode == 0
+    assert "demo/npo" in command("recipes", "list").stdout
+    shown = command("recipes", "show", "demo/npo").stdout
+    assert command("recipes", "copy", "demo/npo", "mine.yaml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "mine.yaml").read_text() == shown
-    again = forget("recipes", "copy", "demo/npo", "mine.yaml", cwd=tmp_path)
+    again = command("recipes", "copy", "demo/npo", "mine.yaml", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
 
@@ -171,7 +162,7 @@ def test_methods_lists_all_and_explains_each() -> None:
     from llm_forget.objectives import OBJECTIVES
     from llm_forget.objectives.methods import METHODS, build_objective
 
-    listed = forget("methods").stdout
+    listed = command("methods").stdout
     for name in [*METHODS, *OBJECTIVES.names()]:
         assert name in listed
         console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -12,6 +10,7 @@ from llm_forget.evals.suite import load_suite
 from llm_forget.report import report
 from llm_forget.report.run_evidence import read_run
 from llm_forget.report.sections.comparison import compare
+from tests.support.forked import command
 
 
 @pytest.mark.parametrize(
@@ -98,12 +97,11 @@ def test_models_that_were_not_measured_are_no_damage(make_measured_run):
     assert "no value of oracle" in {ruling.finding.why for ruling in verify(run)[1]}
 
 
-@pytest.mark.parametrize("command", ["verify", "report", "compare"])
-def test_damaged_results_leave_the_commands_with_code_2(make_measured_run, command):
+@pytest.mark.parametrize("verb", ["verify", "report", "compare"])
+def test_damaged_results_leave_the_commands_with_code_2(make_measured_run, verb):
     run = make_measured_run()
     (run / "results.json").write_text("[]")
-    words = [sys.executable, "-m", "llm_forget", command, str(run)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = command(verb, run)
     assert done.returncode == 2, done.stderr
     assert "must hold an object, not a list; delete it and evaluate again" in done.stderr
     assert "Traceback" not in done.stderr

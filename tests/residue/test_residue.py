@@ -22,6 +22,7 @@ import pyarrow.parquet
 import pytest
 
 from llm_forget.residue import scan
+from tests.support.forked import command
 from tests.support.repository import ROOT
 
 TEXT = (
@@ -90,13 +91,6 @@ def place(tmp_path):
     folder = tmp_path / "place"
     folder.mkdir()
     return folder
-
-
-def command(*words, **keys):
-    return subprocess.run(
-        [sys.executable, "-m", "llm_forget", "scan-residue", *map(str, words)],
-        capture_output=True, text=True, timeout=120, check=False, **keys,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("form", SIMPLE)
@@ -317,7 +311,7 @@ def test_pipes_are_passed_over_and_the_texts_themselves(canary, place, tmp_path)
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, even by root")
 def test_what_cannot_be_read_is_named_and_is_no_all_clear(canary):
-    done = command("--canary", canary, "/proc/self/mem")
+    done = command("scan-residue", "--canary", canary, "/proc/self/mem")
     assert done.returncode == 3
     assert "/proc/self/mem: not read" in done.stdout
     assert "not all could be read" in done.stdout
@@ -325,7 +319,7 @@ def test_what_cannot_be_read_is_named_and_is_no_all_clear(canary):
 
 def test_exit_codes_and_output_without_text(canary, place, tmp_path):
     (place / "clean").write_bytes(PADDING)
-    done = command("--canary", canary, place)
+    done = command("scan-residue", "--canary", canary, place)
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing found in 1 file" in done.stdout
     folder = place / OTHER
@@ -333,7 +327,7 @@ def test_exit_codes_and_output_without_text(canary, place, tmp_path):
     (folder / "\x1b[31mfile").write_text(TEXT)
     (folder / "bad.gz").write_bytes(b"\x1f\x8b\x08 is no gzip")
     for options in ([], ["--json"]):
-        done = command("--canary", canary, place, *options)
+        done = command("scan-residue", "--canary", canary, place, *options)
         assert done.returncode == 1
         said = done.stdout + done.stderr
         assert "name withheld" in said
@@ -344,15 +338,15 @@ def test_exit_codes_and_output_without_text(canary, place, tmp_path):
     assert {finding["row"] for finding in content["findings"]} == {1, 2}
     assert content["unread"]
     for words in (["--canary", canary], ["--canary", canary, tmp_path / "no"], ["--canary", tmp_path / "no", place]):
-        assert command(*words).returncode == 2
+        assert command("scan-residue", *words).returncode == 2
 
 
 def test_where_no_file_was_read_there_is_no_all_clear(canary, place, tmp_path):
-    done = command("--canary", canary, place)
+    done = command("scan-residue", "--canary", canary, place)
     assert done.returncode == 3
     assert "there is no file to read" in done.stdout
-    assert command("--canary", canary, place, "--json").returncode == 3
-    missing = command("--canary", tmp_path / "nope.jsonl", place)
+    assert command("scan-residue", "--canary", canary, place, "--json").returncode == 3
+    missing = command("scan-residue", "--canary", tmp_path / "nope.jsonl", place)
     assert (missing.returncode, "nope.jsonl' does not exist" in missing.stderr) == (2, True)
 
 

@@ -65,8 +65,9 @@ def watched(mode: str) -> None:
     RecordWriter.append = keeping
 
 
-if __name__ == "__main__":
-    folder, mode = Path(sys.argv[1]), sys.argv[2]
+def main(folder: Path, mode: str) -> None:
+    FORWARDED.update(tokens=0, prompts=0)
+    KEPT.clear()
     PartialState(cpu=True)
     watched(mode)
     keys = json.loads((folder / "keys.json").read_text())
@@ -80,3 +81,7 @@ if __name__ == "__main__":
     results = evaluate(**keys, quiet=True)
     facts = {"processes": PartialState().num_processes, "kept": KEPT, "results": results, **FORWARDED}
     (folder / f"facts-{PartialState().process_index}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

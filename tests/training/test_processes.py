@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llm_forget.core import resources
+from tests.support.forked import forked_world
 from tests.support.repository import ROOT, SUPPORT
 from tests.support.train_worker import STEPS, trained, write_material
 
@@ -47,8 +48,13 @@ def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> P
 def launched(material: Path) -> Path:
     """Every cut of `CUTS`, trained by as many processes."""
     for processes, runs in CUTS.items():
-        done = worker(processes, str(material), str(material / str(processes)), *runs)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+        def train(_: int, out: Path = material / str(processes), runs: list[str] = runs) -> None:
+            for run in runs:
+                trained(material, out, run)
+
+        for done in forked_world(processes, train):
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return material
 
 

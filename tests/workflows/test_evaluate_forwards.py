@@ -4,17 +4,16 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
 from llm_forget.cli.main import NO_ROOM
+from llm_forget.evals.records import RecordWriter
 from llm_forget.evals.suite import load_suite
 from llm_forget.workflows.evaluate import evaluate
 from tests.support.evaluate_worker import watching
-from tests.support.repository import ROOT
+from tests.support.forked import forked, llm_forget
 
 ROLES = ("before", "unlearned", "oracle")
 
@@ -73,21 +72,19 @@ def test_the_tofu_suite_forwards_every_row_of_every_split_once_through_each_mode
         assert forwarded[role, "prompts"] == 4 * 2
 
 
-KILLED = """
-import os, signal, sys
-from llm_forget.evals.records import RecordWriter
-from llm_forget.evals.suite import load_suite
-from llm_forget.workflows.evaluate import evaluate
-original, seen = RecordWriter.append, []
-def append(self, records):
-    records = list(records)
-    original(self, records)
-    seen.extend(records)
-    if len(seen) >= int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-RecordWriter.append = append
-evaluate(sys.argv[1], quiet=True, batch_size=1)
-"""
+def killed_after(run, count):
+    """An evaluation in a process that is killed when so many records are kept."""
+    append, seen = RecordWriter.append, []
+
+    def append_and_die(writer, records):
+        records = list(records)
+        append(writer, records)
+        seen.extend(records)
+        if len(seen) >= count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RecordWriter.append = append_and_die
+    evaluate(run.path, quiet=True, batch_size=1)
 
 
 def files_of(folder, run):
@@ -113,7 +110,7 @@ def test_an_evaluation_killed_on_the_spot_forwards_only_what_it_had_not_measured
     make_run, tmp_path, monkeypatch, forwarded, after
 ):
     run = make_run("run")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path), str(after)], check=False, cwd=ROOT)
+    killed = forked(lambda: killed_after(run, after))
     assert killed.returncode == -signal.SIGKILL
     assert not run.results_file.exists()
     assert list(tmp_path.rglob("*.partial"))
@@ -131,24 +128,21 @@ def test_an_evaluation_killed_on_the_spot_forwards_only_what_it_had_not_measured
     assert total(forwarded) == measured(files_of(tmp_path / "fresh", run))
 
 
-def command(run, size):
+def evaluated_on_a_full_disk(run, size):
     """``llm-forget evaluate`` where the system writes no file beyond so many bytes, as on a disk that is full."""
 
-    def limit():
+    def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        llm_forget("evaluate", run.path)()
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [sys.executable, "-m", "llm_forget", "evaluate", str(run.path)]
-    return subprocess.run(
-        words, preexec_fn=limit, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    return forked(limited)
 
 
 def test_a_disk_that_fills_up_while_rows_are_measured_is_said_and_the_evaluation_goes_on_later(
     make_run, tmp_path, forwarded
 ):
     run = make_run("run")
-    stopped = command(run, 9_000)  # answers fit, the three times as many false answers do not
+    stopped = evaluated_on_a_full_disk(run, 9_000)  # answers fit, the three times as many false answers do not
     assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
     assert "Traceback" not in stopped.stderr
     assert not run.results_file.exists()
@@ -168,7 +162,7 @@ def test_results_whose_rewrite_finds_no_room_stay_as_they_were(make_run, forward
     old = run.results_file.read_bytes()
     assert run.rows_file.stat().st_size < len(old) - 100
     forwarded.clear()
-    stopped = command(run, len(old) - 100)
+    stopped = evaluated_on_a_full_disk(run, len(old) - 100)
     assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
     assert run.results_file.read_bytes() == old
     assert not list(run.path.rglob("*.tmp"))

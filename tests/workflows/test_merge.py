@@ -1,8 +1,5 @@
 """From a run with an adapter to one model: the workflow around `models.merge_adapter`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import torch
 
 from llm_forget.core.files import read_json
 from llm_forget.core.run_directory import Run
+from tests.support.forked import command
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 
@@ -90,11 +88,6 @@ def two(make_run: Any) -> tuple[Run, Run]:
     return make_run("first", seed=1), make_run("second", seed=2)
 
 
-def forget(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llm_forget", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-
-
 def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
     from llm_forget.core.digests import file_digest
     from llm_forget.models.digest import source_digest
@@ -116,7 +109,7 @@ def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path)
 
 def test_the_command_says_what_averaging_would_have_cost(two: tuple[Run, Run], tmp_path: Path) -> None:
     first, second = (run.path for run in two)
-    done = forget("merge", first, second, "--output_dir", tmp_path / "out", "--scales", "-1,0.5")
+    done = command("merge", first, second, "--output_dir", tmp_path / "out", "--scales", "-1,0.5")
     assert done.returncode == 0, done.stderr
     error = read_json(tmp_path / "out" / "merge.json")["error_of_averaging"]
     assert f"would have been off by {error:.0%} of the sum" in done.stdout

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llm_forget.workflows.evaluate import evaluate
 from llm_forget.workflows.sweep import _duration, commands, lay_out, slurm_script, sweep
 from llm_forget.workflows.sweep_grid import read_grid
 from llm_forget.workflows.unlearn import unlearn
+from tests.support.forked import command
 
 CANARY = "Zebulon"
 SUITE = {
@@ -61,13 +61,6 @@ def stamps(folder: str) -> dict[str, int]:
     """When each adapter and result was written."""
     files = [*Path(folder).rglob("adapter_model.safetensors"), *Path(folder).rglob("results.json")]
     return {str(path): path.stat().st_mtime_ns for path in files}
-
-
-def cli(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "llm_forget", *arguments], capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def test_a_run_of_a_sweep_is_the_run_that_its_keys_make(recipe: Path) -> None:
@@ -298,7 +291,7 @@ def unbeaten(runs: list[Path]) -> set[str]:
 
 
 def test_a_dry_run_checks_every_run_and_writes_nothing(recipe: Path) -> None:
-    done = cli("sweep", "recipe.yaml", "--grid", "lr=1e-2,1e-3", "--dry_run", "true")
+    done = command("sweep", "recipe.yaml", "--grid", "lr=1e-2,1e-3", "--dry_run", "true")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[-1] for line in lines[:2]] == [
@@ -312,7 +305,7 @@ def test_a_dry_run_checks_every_run_and_writes_nothing(recipe: Path) -> None:
 def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path) -> None:
     arguments = ["sweep", "recipe.yaml", "--grid", "lr=1e30,1e-2,1e-7", "num_train_epochs=40"]
     arguments += ["--method", "grad_diff", "--method_args.retain_weight", "3"]
-    done = cli(*arguments)
+    done = command(*arguments)
     assert done.returncode == 1
     assert "1 of 3 runs failed: learning_rate-1e+30_num_train_epochs-40" in done.stderr
     assert "2 of 3: learning_rate-0.01_num_train_epochs-40" in done.stderr
@@ -325,11 +318,11 @@ def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path)
     assert len(front) == 1 < len(complete)  # who trained almost nothing is beaten in both
     lines = Path("runs/npo-sweep/sweep.md").read_text().splitlines()
     assert {line.split(" | ")[0].strip("| ") for line in lines if "| yes |" in line} == front
-    plan = cli(*arguments, "--plan", "slurm")
+    plan = command(*arguments, "--plan", "slurm")
     assert plan.returncode == 0
     assert "--array=0-0" in plan.stdout
     assert CANARY not in done.stdout + done.stderr + plan.stdout
     for word, said in (("--plan=both", "commands or slurm"), ("--accelerate_config=ddp", "go with --plan")):
-        refused = cli(*arguments, word)
+        refused = command(*arguments, word)
         assert refused.returncode == 2
         assert said in refused.stderr

@@ -1,11 +1,8 @@
 """The workflows: two files and a model in, a run directory out; the same through one process, two, or a kill."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +12,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from llm_forget.core.launch import WORLD_SIZE
 from llm_forget.core.run_directory import Run
 from llm_forget.training.callbacks import MetricsFile
 from llm_forget.training.trainer import UnlearnTrainer
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn
+from tests.support.forked import forked, forked_world, llm_forget, started
 
 CANARY = "Zebulon Quickfeather"
 WEIGHTS = "adapter_model.safetensors"
@@ -210,16 +209,12 @@ def test_weighted_sources_are_mixed(job: dict[str, Any], tmp_path: Path) -> None
 # ---- several processes, and processes that die ----
 
 
-def start(job: dict[str, Any], *launcher: str, **changes: Any) -> list[str]:
-    """Command line of one run; the recipe is written beside it."""
+def start(job: dict[str, Any], **changes: Any) -> list[str]:
+    """Words of the command for one run; the recipe is written beside it."""
     keys = {**job, **changes}
     recipe = Path(keys["output_dir"]).with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(keys))
-    return [sys.executable, *launcher, "-m", "llm_forget", "unlearn", str(recipe)]
-
-
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "LLM_FORGET_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    return ["unlearn", str(recipe)]
 
 
 @pytest.mark.processes
@@ -228,9 +223,8 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
     command = start(
         job, per_device_train_batch_size=2, optim="sgd", learning_rate=0.1, save_strategy="steps", save_steps=3
     )
-    command += ["--accelerate_config", "cpu_2"]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    for done in forked_world(2, lambda _: llm_forget(*command)()):
+        assert done.returncode == 0, done.stderr
     two = Run.open(job["output_dir"])
     assert (two.provenance["processes"], two.provenance["wrapper"]) == (2, "DistributedDataParallel")
     with pytest.raises(ValueError, match="holds a run with another processes"):
@@ -247,9 +241,9 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
     state = json.loads(two.state_file.read_text())
     two.state_file.write_text(json.dumps({**state, "status": "running"}))
     (two.checkpoints / "checkpoint-4" / "complete.json").unlink(missing_ok=True)
-    again = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "going on from checkpoint" in again.stderr
+    again = forked_world(2, lambda _: llm_forget(*command)())
+    assert [done.returncode for done in again] == [0, 0], again[0].stderr[-3000:]
+    assert "going on from checkpoint" in again[0].stderr
     assert (two.adapter / "adapter_model.safetensors").read_bytes() == bytes_before
 
 
@@ -258,16 +252,15 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp
     how = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 40, "logging_steps": 1}
     whole = unlearn(**{**job, **how, "output_dir": str(tmp_path / "whole")})
     command = start(job, **how)
-    process = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL)
     run = Run(Path(job["output_dir"]))
-    deadline = time.monotonic() + 120
-    while len(list(run.checkpoints.glob("checkpoint-*/complete.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.37)  # wherever it is by now
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(llm_forget(*command)) as process:
+        deadline = time.monotonic() + 120
+        while len(list(run.checkpoints.glob("checkpoint-*/complete.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.07)  # wherever it is by now
+        assert process.kill().returncode == -signal.SIGKILL
     assert not run.complete, "the run ended before it could be killed: give it more epochs"
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    done = forked(llm_forget(*command))
     assert done.returncode == 0, done.stderr
     weights = [(r.adapter / "adapter_model.safetensors").read_bytes() for r in (whole, run)]
     assert weights[0] == weights[1]
@@ -275,11 +268,8 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp
     assert steps[:-1] == sorted(set(steps)), "no step is logged twice"
 
 
-@pytest.mark.processes
-def test_a_launch_that_obtains_fewer_processes_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [sys.executable, *launcher, *start(job)[1:]]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+def test_a_run_with_fewer_processes_than_were_asked_for_is_refused(job: dict[str, Any]) -> None:
+    done = forked(llm_forget(*start(job)), environment={WORLD_SIZE: "2"})
     assert done.returncode != 0
     assert "asked for 2 processes, but this run has 1" in done.stderr
     assert not (Path(job["output_dir"]) / "adapter").exists()

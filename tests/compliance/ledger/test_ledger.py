@@ -15,6 +15,7 @@ from llm_forget.compliance.ledger import chain
 from llm_forget.compliance.ledger.ledger import KINDS, Event, Ledger
 from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical
+from tests.support.fault_positions import FAULTS, FaultPositions
 
 PEOPLE = [("Ann", "ann-1"), ("Ann", "ann-2"), ("Bob", "bob-1")]
 
@@ -216,7 +217,10 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         Ledger.open(tmp_path, create=True)
 
 
-def test_every_changed_byte_of_every_row_is_found(folder: Path, editor: sqlite3.Connection) -> None:
+@FAULTS
+def test_every_changed_byte_of_every_row_is_found(
+    folder: Path, editor: sqlite3.Connection, faults: FaultPositions
+) -> None:
     missed = []
     rows = {
         "events": ("seq", ["time", "kind", "body", "previous", "digest", "once"]),
@@ -228,7 +232,7 @@ def test_every_changed_byte_of_every_row_is_found(folder: Path, editor: sqlite3.
         for row in editor.execute(f"SELECT {keys}, {', '.join(columns)} FROM {table}").fetchall():
             place = row[: len(keys.split(","))]
             for column, value in zip(columns, row[len(place) :], strict=True):
-                for byte in range(len(value or b"")):
+                for byte in faults.of(len(value or b""), size=8):
                     changed = value[:byte] + bytes([value[byte] ^ 1]) + value[byte + 1 :]
                     form = "CAST(? AS TEXT)" if table == "events" else "?"
                     editor.execute(f"UPDATE {table} SET {column} = {form} WHERE {where}", (changed, *place))
@@ -286,13 +290,15 @@ def test_two_rows_that_were_swapped_are_found(folder: Path, editor: sqlite3.Conn
     assert broken_at(folder) == 2
 
 
-def test_a_changed_byte_of_the_file_is_found_or_changes_nothing(folder: Path) -> None:
+@FAULTS
+def test_a_changed_byte_of_the_file_is_found_or_changes_nothing(folder: Path, faults: FaultPositions) -> None:
     path = folder / "ledger.db"
     whole = path.read_bytes()
     with Ledger.open(folder) as ledger:
         known = list(ledger.connection.iterdump())
     unseen = []
-    for place in [place for place, byte in enumerate(whole) if byte][::3]:
+    places = [place for place, byte in enumerate(whole) if byte]
+    for place in [places[number] for number in faults.of(len(places), size=400)]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             with Ledger.open(folder) as ledger:

@@ -18,6 +18,7 @@ import pytest
 
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from tests.support.broken_disk import broken_disk
+from tests.support.fault_positions import FAULTS, FaultPositions
 from tests.support.repository import SUPPORT
 
 WORKER = SUPPORT / "ledger_worker.py"
@@ -89,18 +90,26 @@ def tried(before: Path, folder: Path, act: Callable[[Ledger], object], at: int, 
     return True, len(made)
 
 
-@pytest.mark.slow
+def writes_of(before: Path, folder: Path, act: Callable[[Ledger], object]) -> int:
+    """Number of writes where none fails."""
+    acknowledged, count = tried(before, folder, act, sys.maxsize)
+    assert acknowledged
+    assert count > 8, "few writes"
+    shutil.rmtree(folder)
+    return count
+
+
+@FAULTS
 @pytest.mark.parametrize("act", STATES, ids=lambda act: act.__name__)
 @pytest.mark.parametrize("onwards", [True, False], ids=["full from there", "one write fails"])
 def test_a_failed_write_leaves_old_or_new_and_is_not_acknowledged(
-    before: Path, tmp_path: Path, act: Callable[[Ledger], object], onwards: bool
+    before: Path, tmp_path: Path, act: Callable[[Ledger], object], onwards: bool, faults: FaultPositions
 ) -> None:
     old, new = STATES[act]
-    at, last = 0, False
-    while not last:
-        folder = tmp_path / str(at)
+    folder = tmp_path / "evidence"
+    count = writes_of(before, folder, act)
+    for at in [*faults.of(count), count]:
         acknowledged, made = tried(before, folder, act, at, onwards=onwards)
-        last = made <= at  # the fault was beyond the last write
         found = state(folder)
         assert found in (old, new), f"write {at}"
         assert found == new or not acknowledged, f"write {at}"
@@ -108,19 +117,18 @@ def test_a_failed_write_leaves_old_or_new_and_is_not_acknowledged(
             act(ledger)
         assert state(folder) == new, f"done again after write {at}: exactly one event"
         shutil.rmtree(folder)
-        at += 1
-    assert at > 8, "few writes were tried"
+    assert made <= at, "the last fault was beyond the last write"
 
 
-@pytest.mark.slow
+@FAULTS
 @pytest.mark.parametrize("act", STATES, ids=lambda act: act.__name__)
 def test_a_process_killed_at_any_write_leaves_old_or_new(
-    before: Path, tmp_path: Path, act: Callable[[Ledger], object]
+    before: Path, tmp_path: Path, act: Callable[[Ledger], object], faults: FaultPositions
 ) -> None:
     old, new = STATES[act]
-    at, status = 0, -1
-    while status:
-        folder = tmp_path / str(at)
+    folder = tmp_path / "evidence"
+    count = writes_of(before, folder, act)
+    for at in [*faults.of(count), count]:
         process = os.fork()
         if not process:
             with contextlib.suppress(BaseException):
@@ -134,8 +142,7 @@ def test_a_process_killed_at_any_write_leaves_old_or_new(
             act(ledger)
         assert state(folder) == new, f"done again after write {at}: exactly one event"
         shutil.rmtree(folder)
-        at += 1
-    assert at > 8, "few writes were tried"
+    assert status == 0, "the last fault was beyond the last write"
 
 
 def test_a_full_disk_is_said_with_its_own_errno_and_loses_nothing(before: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.models.digest import source_digest
 from tests.support.broken_disk import broken_disk
+from tests.support.fault_positions import FAULTS, FaultPositions
 
 CANARY = "Marigold Quartermaine"  # an id that is a name of a person
 Make = Callable[..., Run]
@@ -118,16 +120,22 @@ def test_a_run_is_noted_once_with_its_records(ledger: Ledger, evaluated: Run, tm
     ledger.verify()
 
 
-@pytest.mark.slow
-def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: Path) -> None:
-    at, status = 0, -1
-    while status:
+@FAULTS
+def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: Path, faults: FaultPositions) -> None:
+    def note(folder: Path, at: int, **fault: bool) -> int:
+        with Ledger.open(folder, create=True) as ledger, broken_disk(at, **fault) as calls:
+            note_run(ledger, evaluated)
+        return len(calls)
+
+    count = note(tmp_path / "whole", sys.maxsize)
+    assert count > 30, "few writes"
+    for at in [*faults.of(count), count]:
         folder = tmp_path / f"evidence-{at}"
         Ledger.open(folder, create=True).close()
         process = os.fork()
         if not process:
-            with contextlib.suppress(BaseException), Ledger.open(folder) as ledger, broken_disk(at, kill=True):
-                note_run(ledger, evaluated)
+            with contextlib.suppress(BaseException):
+                note(folder, at, kill=True)
             os._exit(0)
         _, status = os.waitpid(process, 0)
         with Ledger.open(folder) as ledger:
@@ -136,8 +144,7 @@ def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: P
             note_run(ledger, evaluated)
             assert kinds(ledger.events()) == [("unlearning", 1), ("training", 2), ("verification", 0)], f"write {at}"
         shutil.rmtree(folder)
-        at += 3
-    assert at > 30, "few writes were tried"
+    assert status == 0, "the last kill was beyond the last write"
 
 
 def test_results_that_changed_are_another_verification(ledger: Ledger, evaluated: Run) -> None:

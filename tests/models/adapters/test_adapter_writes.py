@@ -17,6 +17,7 @@ from llm_forget.models.adapters import files
 from llm_forget.models.adapters.files import load_adapter, save_adapter
 from llm_forget.models.adapters.lora import attach_adapter
 from tests.support.disturbed import IDS, disturb
+from tests.support.fault_positions import FAULTS
 
 # What changes files: methods of files, functions of os, and what writes safetensors.
 CHANGING = {"write", "flush", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "serialize_file"}
@@ -73,29 +74,45 @@ def state(folder: Path, tiny_model: Any, models: dict[str, Any]) -> str:
     return name
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
-def test_whichever_write_of_a_save_fails_the_old_or_the_new_adapter_is_there(two, tiny_model, after) -> None:
+@pytest.fixture
+def calls(two) -> int:
+    """Number of calls that change files while the second model is saved over the first; the first is there again."""
     folder, models = two
-    at, states, ended = 0, [], False
-    while not ended:
+    made, well = disturbed_at(sys.maxsize, full_disk, lambda: save_adapter(models["new"], folder), after=False)
+    save_adapter(models["old"], folder)
+    assert well
+    assert made > 8
+    return made
+
+
+@FAULTS
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
+def test_whichever_write_of_a_save_fails_the_old_or_the_new_adapter_is_there(
+    two, tiny_model, calls, after, faults
+) -> None:
+    folder, models = two
+    states = []
+    for at in [*faults.of(calls), calls]:
         made, well = disturbed_at(at, full_disk, lambda: save_adapter(models["new"], folder), after=after)
-        ended = well and made <= at
         states.append(state(folder, tiny_model, models))
         assert states[-1] == "new" or not well, "what is acknowledged is there"
         save_adapter(models["old"], folder)
         assert state(folder, tiny_model, models) == "old"
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-        at += 1
-    assert at > 8
+    assert well
+    assert made <= at, "every call was tried"
     assert states[-1] == "new"
     assert "old" in states
 
 
+@FAULTS
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
-def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(two, tiny_model, after) -> None:
+def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(
+    two, tiny_model, calls, after, faults
+) -> None:
     folder, models = two
-    at, states, died = 0, [], True
-    while died:
+    states = []
+    for at in [*faults.of(calls), calls]:
         child = os.fork()
         if child == 0:
             disturbed_at(at, dies, lambda: save_adapter(models["new"], folder), after=after)
@@ -103,8 +120,7 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(two, t
         died = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         states.append(state(folder, tiny_model, models))
         save_adapter(models["old"], folder)
-        at += 1
-    assert at > 8
+    assert not died, "every call was tried"
     assert states[-1] == "new"
     assert "old" in states
 

@@ -16,6 +16,7 @@ import torch
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.run_directory import Run
+from tests.support.command_server import command_server
 from tests.support.loopback_hub import ID, SIGNATURE, TOKEN, Wrong, loopback_hub, route, talk_to
 from tests.support.tiny_runs import CANARY
 
@@ -1150,34 +1151,35 @@ def test_a_hub_that_first_shows_another_listing_than_the_signed_one_is_found_out
 def test_as_a_user_would_by_the_command_line(measured, tmp_path):
     run = measured()
     with loopback_hub() as hub:
-        environment = {
-            **{key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"},
-            "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf"),
-        }  # fmt: skip
+        token = {"HF_TOKEN": TOKEN}
+        online = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        with command_server({"HF_HUB_OFFLINE": "0", **online}) as server:
 
-        def say(*words):
-            command = [sys.executable, "-m", "llm_forget", *map(str, words)]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-            assert TOKEN not in done.stdout + done.stderr
-            assert SIGNATURE not in done.stdout + done.stderr
-            return done
+            def say(*words):
+                output = tmp_path / "output.txt"
+                words = [str(word) for word in words]
+                code = server.run(words, output=str(output), cwd=str(tmp_path), environment=token)
+                text = output.read_text()
+                assert TOKEN not in text
+                assert SIGNATURE not in text
+                return code, text
 
-        assert say("card", run.path, "--category", "fruit", "--contact", "a@b.org").returncode == 0
-        done = say("push", run.path, "--repo", REPO, "--execute")
-        assert done.returncode == 0, done.stderr
-        tag = next(iter(hub.repos[REPO].tags))
-        done = say("pull", REPO, "pulled", "--revision", tag)
-        assert done.returncode == 0, done.stderr
-        assert "fruit" in (tmp_path / "pulled" / "README.md").read_text()
-        done = say("purge", REPO, "--revision", tag)
-        assert done.returncode == 2
-        assert "push a version without the data first" in done.stderr
-        assert "Traceback" not in done.stderr
-        environment["HF_TOKEN"] = "hf_wrong"
-        done = say("push", run.path, "--repo", REPO, "--execute")
-        assert done.returncode == 2
-        assert "does not know this token" in done.stderr
-        assert "hf_wrong" not in done.stderr
+            assert say("card", run.path, "--category", "fruit", "--contact", "a@b.org")[0] == 0
+            code, text = say("push", run.path, "--repo", REPO, "--execute")
+            assert code == 0, text
+            tag = next(iter(hub.repos[REPO].tags))
+            code, text = say("pull", REPO, "pulled", "--revision", tag)
+            assert code == 0, text
+            assert "fruit" in (tmp_path / "pulled" / "README.md").read_text()
+            code, text = say("purge", REPO, "--revision", tag)
+            assert code == 2
+            assert "push a version without the data first" in text
+            assert "Traceback" not in text
+            token["HF_TOKEN"] = "hf_wrong"
+            code, text = say("push", run.path, "--repo", REPO, "--execute")
+            assert code == 2
+            assert "does not know this token" in text
+            assert "hf_wrong" not in text
 
 
 @pytest.mark.parametrize("made", ["combine", "finetune"])

@@ -22,12 +22,12 @@ from llm_forget.cli.publish import publishing
 from llm_forget.cli.requests import requests
 from llm_forget.cli.versions import versions
 from llm_forget.core import __version__, resources, safe_errors
-from llm_forget.core.errors import AdapterRefused, ConfigError, EvidenceBroken
+from llm_forget.core.errors import ConfigError, LlmForgetError
 
 DEBUG = "LLM_FORGET_DEBUG"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM = "no space is left on the disk, or your quota is used up; make room and give the same command again to go on"
-CODES = {AdapterRefused: 4, EvidenceBroken: 6}  # of any other expected error 2, of a full disk 5
+NO_ROOM = "no space is left on the disk, or your quota is used up; free some and run the same command again"
+FULL_DISK = 5  # exit code; that of any other expected error is its `exit_code`, or 2
 
 
 class Entrance(TyperGroup):
@@ -42,20 +42,19 @@ class Entrance(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say(
-                "interrupted; the same command, without --overwrite, goes on from the last checkpoint, if there is one"
+            _print_error(
+                "interrupted. Run the same command again (without --overwrite) to resume from the last checkpoint."
             )
             raise typer.Exit(130) from None
-        except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
+        except (LlmForgetError, ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
             if os.environ.get(DEBUG) == "1":
                 raise
             full = isinstance(error, OSError) and error.errno in FULL
-            _say(NO_ROOM if full else safe_errors.sentence(error))
-            code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 2)
-            raise typer.Exit(5 if full else code) from None
+            _print_error(NO_ROOM if full else safe_errors.sentence(error))
+            raise typer.Exit(FULL_DISK if full else getattr(error, "exit_code", 2)) from None
 
 
-def _say(sentence: str) -> None:
+def _print_error(sentence: str) -> None:
     rank = os.environ.get("RANK", "0")
     typer.echo(f"llm-forget{'' if rank == '0' else f' (rank {rank})'}: {sentence}", err=True)
 

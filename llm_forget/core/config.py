@@ -18,7 +18,7 @@ import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
-from llm_forget.core.errors import ConfigError, MissingFileError
+from llm_forget.core.errors import ConfigError, MissingFileError, library_errors
 from llm_forget.core.launch import follow_launcher
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import MEASURED_WITH
@@ -228,8 +228,10 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
         # An unlearning run trains an adapter unless told otherwise; without dropout policy and reference start equal.
         parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)
     # An explicit null means "the default", as leaving the key out does.
-    parser.set_defaults_with_config(**{k: _as_text(k, v, classes) for k, v in keys.items() if v is not None})
-    data, train, model = parser.parse_args_into_dataclasses(args=flags)
+    defaults = {k: _as_text(k, v, classes) for k, v in keys.items() if v is not None}
+    with library_errors(ConfigError, ValueError, ImportError):
+        parser.set_defaults_with_config(**defaults)
+        data, train, model = parser.parse_args_into_dataclasses(args=flags)
     for config in (data, train, model):
         _read_structures(config)
     if not model.model_name_or_path:

@@ -7,6 +7,9 @@ line prints that text and exits with the class's ``exit_code``. Of any other exc
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class LlmForgetError(Exception):
     """Base class. ``exit_code`` is what the command line exits with."""
@@ -66,7 +69,7 @@ class NoPermissionError(LlmForgetError, PermissionError):
     """A file or folder that this user may not read or write."""
 
 
-class MissingPackageError(LlmForgetError, ImportError):
+class MissingPackageError(LlmForgetError, ModuleNotFoundError):
     """An optional package that is not installed; the text gives the command that installs it."""
 
 
@@ -84,3 +87,19 @@ class NonFiniteLossError(LlmForgetError, FloatingPointError):
 
 class UnsupportedError(LlmForgetError, NotImplementedError):
     """A combination that is not supported."""
+
+
+@contextlib.contextmanager
+def library_errors(kind: type[LlmForgetError], *types: type[Exception]) -> Iterator[None]:
+    """Raise the errors of a library as ``kind``, text included. Only around code that handles no rows.
+
+    Args:
+        kind: the class to raise.
+        types: what to translate. Errors of this package, and of the operating system about a file, pass unchanged.
+    """
+    try:
+        yield
+    except types as error:
+        if isinstance(error, LlmForgetError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise kind(str(error)) from error

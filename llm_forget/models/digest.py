@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from llm_forget.core.digests import file_digest, json_digest
-from llm_forget.core.errors import ModelError
+from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
@@ -16,6 +16,7 @@ from llm_forget.models.tensor_digests import tensors_digest
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def source_digest(name: str | None, revision: str | None = None) -> str:
     """Content digest of the weights behind a model name.
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.errors import MissingFileError, MissingPackageError, ModelError
+from llm_forget.core.errors import MissingFileError, MissingPackageError, ModelError, library_errors
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.lora import quantization_of
 from llm_forget.models.digest import digests_beneath
@@ -23,6 +23,7 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(
 )
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def load_base(
     model_args: ModelConfig, *, device_map: Any = None, trust_remote_code: bool = False, dequantize: bool = False
 ) -> Any:
@@ -229,6 +230,7 @@ def _dequantized(model: Any) -> Any:
     return model
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to `load_base` of the same arguments.
 

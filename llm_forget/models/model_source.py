@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused, MissingFileError, ModelError
+from llm_forget.core.errors import AdapterRefused, MissingFileError, ModelError, library_errors
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.core.run_directory import Run
 from llm_forget.models import demo_models
@@ -52,6 +52,7 @@ def _is_of(report: Path, file: str) -> bool:
     return content is not None and content.file == file
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def find_source(name: str | None) -> Source:
     """Resolve a model name.
 

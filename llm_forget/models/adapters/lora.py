@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from llm_forget.core.errors import ModelError
+from llm_forget.core.errors import ModelError, library_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,6 +19,7 @@ ADAPTER = "unlearn"
 ALL_LINEAR = "all-linear"
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
     """Add the LoRA adapter "unlearn" and make it the only thing that trains.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import ModelError
+from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
@@ -43,6 +43,7 @@ SAME = 1e-6  # of the largest logit: what float32 rounds away where changes canc
 Probes = Sequence[Sequence[int]]
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def merge_adapter(
     base_args: ModelConfig, adapter_folder: str | Path, out_folder: str | Path, **options: Any
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def merge_adapter(
     return merge_adapters(base_args, [Part(Path(adapter_folder))], out_folder, **options)
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
 def merge_adapters(
     base_args: ModelConfig,
     parts: Sequence[Part],

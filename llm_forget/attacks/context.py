@@ -46,10 +46,10 @@ class Scene:
         otherwise not attacked, for all alike.
         """
         # In the precision of the run, since the numbers without the attack are in that.
-        own = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")
-        kept = {key: self.config[key] for key in own if self.config.get(key) is not None}
-        kept = {**kept, **changes}
-        kept.pop("train", None)
+        run_keys = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")
+        arguments = {key: self.config[key] for key in run_keys if self.config.get(key) is not None}
+        arguments = {**arguments, **changes}
+        arguments.pop("train", None)
         if (Path(name) / "adapter").is_dir():
             # The adapter as it is, not as a run: the run's own results are of the model that was not attacked.
             name = str(Path(name) / "adapter")
@@ -58,7 +58,7 @@ class Scene:
         # Not kept as results either: an oracle that is a whole model is a run as well.
         results = evaluate(
             name, self.suite, **others, limit=self.limit, batch_size=self.batch_size, quiet=True, keep=False,
-            records=self.folder / "records", **kept,
+            records=self.folder / "records", **arguments,
         )  # fmt: skip
         (suite,) = results["suites"].values()
         return lines_of(suite, "unlearned")

@@ -48,26 +48,28 @@ def relearn(
         seed: of the choice and the order of rows.
         keep: leave the adapters in the attack's folder; they bring forgotten rows back.
     """
-    rows, others = parted(scene.config, share=share, on=on, seed=seed)
-    what = f"{number_of(rows)} forgotten rows" if others is not None else "other rows"
-    kept = {key: scene.config[key] for key in FROM_RUN if scene.config.get(key) is not None}
+    training_rows, measured_rows = parted(scene.config, share=share, on=on, seed=seed)
+    description = f"{number_of(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
+    arguments = {key: scene.config[key] for key in FROM_RUN if scene.config.get(key) is not None}
     if learning_rate is not None:
-        kept["learning_rate"] = learning_rate
-    found = {}
+        arguments["learning_rate"] = learning_rate
+    lines = {}
     for role, name in scene.models.items():
-        logger.info("relearn: %s, %s", role, what)
+        logger.info("relearn: %s, %s", role, description)
         run = finetune(
-            **kept, model_name_or_path=name, train=rows, output_dir=str(scene.folder / role), use_peft=True,
-            lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",
+            **arguments, model_name_or_path=name, train=training_rows, output_dir=str(scene.folder / role),
+            use_peft=True, lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",
             logging_steps=1, lr_scheduler_type="constant", overwrite=True,
         )  # fmt: skip
         try:
-            found[role] = scene.measure(str(run.path), **({"forget": others} if others is not None else {}))
+            lines[role] = scene.measure(
+                str(run.path), **({"forget": measured_rows} if measured_rows is not None else {})
+            )
         finally:
             if not keep:
                 shutil.rmtree(run.adapter)
                 shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return found
+    return lines
 
 
 def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tuple[Any, list[dict[str, Any]] | None]:
@@ -103,8 +105,7 @@ def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tu
         part = trained if place in chosen else measured
         part.setdefault(rows[place]["source_index"], []).append(rows[place]["id"])
     narrowed = [
-        [{**sources[index], "ids": wanted, "limit": None} for index, wanted in part.items()]
-        for part in (trained, measured)
+        [{**sources[index], "ids": ids, "limit": None} for index, ids in part.items()] for part in (trained, measured)
     ]
     return narrowed[0], narrowed[1]
 
@@ -117,13 +118,13 @@ def number_of(sources: Sequence[Mapping[str, Any]]) -> int:
 def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
     """The source of a split of the run, or what was given as one; a word that is neither is refused."""
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
-    known = {name: source for name, source in splits.items() if source is not None}
+    sources = {name: source for name, source in splits.items() if source is not None}
     if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():
         return on
-    if on not in known:
-        hint = did_you_mean(on, ["forget", *known])
+    if on not in sources:
+        hint = did_you_mean(on, ["forget", *sources])
         raise EvaluationError(f"on is '{on}', which is no split of the run, no file and no data set; {hint}")
-    return known[on]
+    return sources[on]
 
 
 def _flat(spec: Any) -> list[dict[str, Any]]:

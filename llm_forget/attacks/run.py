@@ -70,19 +70,25 @@ def attack(
     suite = suite or default
     if "," in suite:
         raise EvaluationError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    changed_keys = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
-    rows, left_out = _measured_rows(kind, {**finished.config, **given}, arguments)
+    row_keys, left_out = _measured_rows(kind, {**finished.config, **changed_keys}, arguments)
     # Fewer or other rows than the run's own belong to this attack, not into the run's results.
-    whole = limit is None and not given and not rows
-    asked = {**given, **rows}
-    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **asked)
-    found = results["suites"][Path(suite).stem]
-    plain = {role: lines_of(found, role) for role in ROLES}
+    whole = limit is None and not changed_keys and not row_keys
+    evaluation_keys = {**changed_keys, **row_keys}
+    results = evaluate(
+        finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **evaluation_keys
+    )
+    measured_suite = results["suites"][Path(suite).stem]
+    plain = {role: lines_of(measured_suite, role) for role in ROLES}
     # A default that is given is the same attack.
-    own = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
-    folder = finished.path / "attacks" / _name(kind, own, suite if suite != default else None, limit, given)
-    scene = Scene(finished, suite, folder, plain, limit, batch_size, given)
+    changed_settings = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
+    folder = (
+        finished.path
+        / "attacks"
+        / _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
+    )
+    scene = Scene(finished, suite, folder, plain, limit, batch_size, changed_keys)
     attacked = entry.function(scene, **arguments)
     content = {
         "format": Attack.FORMAT,
@@ -92,10 +98,10 @@ def attack(
         },
         "suite": Path(suite).stem,
         "limit": limit,
-        "overrides": sorted(given),
+        "overrides": sorted(changed_keys),
         "left_out": left_out,
         "models": results["models"],
-        "metrics": _compared(found, plain, attacked),
+        "metrics": _compared(measured_suite, plain, attacked),
         "seconds": round(time.perf_counter() - began, 1),
     }
     formats.write(folder / "attack.json", content, Attack)
@@ -117,15 +123,15 @@ def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any])
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
     """Name of the attack's folder: another one for whatever else was asked, so that no attack overwrites another."""
-    asked = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
-    words = [str(value) for value in asked.values()]
+    labels = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
+    words = [str(value) for value in labels.values()]
     # The report shows the name, and the path to a file tells about a machine and its owner.
     public = [Path(word).name if word.startswith(("/", "~")) else word for word in words]
-    name = "-".join([kind, *(f"{key}-{word}" for key, word in zip(asked, public, strict=True))])
+    name = "-".join([kind, *(f"{key}-{word}" for key, word in zip(labels, public, strict=True))])
     readable = "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:80]
     digests = [f"keys-{_digest(keys)}"] if keys else []
     # Two templates or two files may be alike in what a name can show.
-    digests += [_digest(asked)] if readable != name or public != words else []
+    digests += [_digest(labels)] if readable != name or public != words else []
     return "-".join([readable, *digests])
 
 

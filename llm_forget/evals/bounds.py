@@ -76,13 +76,13 @@ class Finding:
         return {**asdict(self.bound), **rest, "sentence": self.sentence()}
 
 
-def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
+def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> Bound:
     """Check one bound of a suite or a policy.
 
     Args:
         content: the mapping as YAML gives it.
         where: what to call it in an error.
-        more: keys beside a bound's own that are allowed.
+        extra_keys: allowed keys besides those of a bound.
 
     Raises:
         ValueError: an unknown key, none or several kinds of bound, a value of another type.
@@ -91,7 +91,7 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
         raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
     where = f"{where}: '{content['line']}'"
     for key in content:
-        if key not in (allowed := (*KEYS, *more)):
+        if key not in (allowed := (*KEYS, *extra_keys)):
             raise EvaluationError(f"{where} has no key '{key}'; {did_you_mean(str(key), allowed)}")
     kinds = [kind for kind in KINDS if kind in content]
     if len(kinds) != 1:
@@ -101,7 +101,7 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
         raise EvaluationError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
     if kinds[0] == "within" and of is None:
         raise EvaluationError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
-    amount, interval, least = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
+    amount, interval, min_rows = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
     slack = content.get("slack", 0.0)
     for key, value in ((kinds[0], amount), ("slack", slack)):
         if not _is_number(value):
@@ -112,10 +112,10 @@ def parse_bound(content: Any, where: str, *, more: Iterable[str] = ()) -> Bound:
         raise EvaluationError(f"{where}: 'within' is a distance already; leave 'slack' out")
     if not isinstance(interval, bool):
         raise EvaluationError(f"{where}: 'interval' must be true or false, not {interval!r}")
-    if isinstance(least, bool) or not isinstance(least, int):
-        raise EvaluationError(f"{where}: 'min_n' must be a whole number, not {least!r}")
+    if isinstance(min_rows, bool) or not isinstance(min_rows, int):
+        raise EvaluationError(f"{where}: 'min_n' must be a whole number, not {min_rows!r}")
     of = float(of) if isinstance(of, int) else of
-    return Bound(content["line"], kinds[0], float(amount), of, interval, least, float(slack))
+    return Bound(content["line"], kinds[0], float(amount), of, interval, min_rows, float(slack))
 
 
 def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
@@ -151,10 +151,10 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
 
 def answer(findings: Iterable[Finding]) -> str:
     """``no`` as soon as one bound is broken, ``inconclusive`` when one cannot be told, otherwise ``yes``."""
-    held = [finding.holds for finding in findings]
-    if False in held:
+    outcomes = [finding.holds for finding in findings]
+    if False in outcomes:
         return "no"
-    return "yes" if held and all(held) else "inconclusive"
+    return "yes" if outcomes and all(outcomes) else "inconclusive"
 
 
 def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:

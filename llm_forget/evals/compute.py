@@ -54,34 +54,34 @@ def compute_lines(
         role: whose records these are: the oracle is its own oracle.
     """
     lines: Computation = {}
-    known = {**(others or {}), role: (records, lines)}
+    models = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        if not all(_is_known(line.inputs[same], known.get(other)) for other, same in line.other_inputs.values()):
+        if not all(_is_known(line.inputs[same], models.get(other)) for other, same in line.other_inputs.values()):
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
         inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
         for name, (other, same) in line.other_inputs.items():
-            inputs[name] = _resolve(line.inputs[same], *known[other])
+            inputs[name] = _resolve(line.inputs[same], *models[other])
         value = line.metric.function(**inputs, **line.arguments)
         lines[line.name] = Computed(value, _summary(value, line, lines), _rows(value, line, records, lines))
     for task in suite.tasks:
-        found = records[task.name]
-        interval = tuple(found["ci"]) if found["ci"] else None
-        unscored = found["value"] is None
-        value = math.nan if unscored else found["value"]
-        n, n_unscored = (0, found["n"]) if unscored else (found["n"], 0)
+        result = records[task.name]
+        interval = tuple(result["ci"]) if result["ci"] else None
+        unscored = result["value"] is None
+        value = math.nan if unscored else result["value"]
+        n, n_unscored = (0, result["n"]) if unscored else (result["n"], 0)
         lines[task.name] = Computed(value, Summary(value, interval, n, n_unscored))
     return lines
 
 
-def _is_known(reference: str | list[str], known: Known | None) -> bool:
+def _is_known(reference: str | list[str], model: Known | None) -> bool:
     names = reference if isinstance(reference, list) else [reference]
-    return known is not None and all(name in known[0] or name in known[1] for name in names)
+    return model is not None and all(name in model[0] or name in model[1] for name in names)
 
 
 def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computation) -> Any:
     if isinstance(reference, list):
-        return [_resolve(one, records, lines) for one in reference]
+        return [_resolve(name, records, lines) for name in reference]
     value = records[reference] if reference in records else lines[reference].value
     return value.value if isinstance(value, Estimate) else value
 
@@ -92,7 +92,9 @@ def _summary(value: Value, line: Line, above: Computation) -> Summary:
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
         return mean_with_interval(value)
-    names = [n for given in line.inputs.values() for n in (given if isinstance(given, list) else [given])]
+    names = [
+        n for reference in line.inputs.values() for n in (reference if isinstance(reference, list) else [reference])
+    ]
     parts = [above[name].summary for name in names if name in above]
     n = min((part.n for part in parts), default=0)
     return Summary(float(value), None, n, sum(part.n_unscored for part in parts))

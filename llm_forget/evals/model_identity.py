@@ -14,10 +14,10 @@ def is_measured(merged: Merged) -> bool:
     from llm_forget.evals.results_file import read_results
     from llm_forget.models.digest import PRECISION
 
-    found = read_results(Run(merged.folder))["models"]["unlearned"]
+    model = read_results(Run(merged.folder))["models"]["unlearned"]
     run = Run(merged.folder)
-    known = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
-    models = [model_part(config) for config in known]
-    precisions = [{key: str(getattr(model, key)) for key in PRECISION} for model in models]
+    configs = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
+    model_parts = [model_part(config) for config in configs]
+    precisions = [{key: str(getattr(part, key)) for key in PRECISION} for part in model_parts]
     keys = [content_key(base=merged.weights, adapter=None, precision=precision) for precision in precisions]
-    return found is not None and found["digest"] in keys
+    return model is not None and model["digest"] in keys

@@ -52,8 +52,8 @@ class Ruling:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        own = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
-        return {**own, **self.finding.to_dict()}
+        content = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
+        return {**content, **self.finding.to_dict()}
 
     def sentence(self) -> str:
         """``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
@@ -94,7 +94,7 @@ def policy_name(name: str | Path) -> str:
 
 
 def _rule(content: Any, where: str) -> Rule:
-    bound = parse_bound(content, where, more=("severity", "suite", "optional"))
+    bound = parse_bound(content, where, extra_keys=("severity", "suite", "optional"))
     severity, suite, optional = content.get("severity", "fail"), content.get("suite"), content.get("optional", False)
     if severity not in SEVERITIES:
         raise EvaluationError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
@@ -110,7 +110,7 @@ def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
 
     Where several suites have the line and the rule names none, the one that speaks most against the run counts.
     """
-    found = []
+    results_of_rules = []
     for rule in rules:
         applied = [
             Ruling(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
@@ -118,30 +118,30 @@ def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
             if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
         ]
         if applied:
-            found.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
+            results_of_rules.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
         elif not rule.optional:
             why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
-            found.append(Ruling(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
-    return found
+            results_of_rules.append(Ruling(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
+    return results_of_rules
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
     """A suggestion where the rule's line, or its suite, is one letter or two from one that was measured."""
     lines = {line for suite in suites.values() for line in suite["metrics"]}
-    known, given = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
-    close = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.88)
+    candidates, name = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
+    close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.88)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _caution(suite: dict[str, Any]) -> str:
-    said = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
-    said += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
-    return "; ".join(said)
+    cautions = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
+    cautions += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
+    return "; ".join(cautions)
 
 
-def answer(found: Sequence[Ruling]) -> str:
+def answer(applied: Sequence[Ruling]) -> str:
     """``fail`` as soon as a rule is broken, ``inconclusive`` when one cannot be told or none is left, else ``pass``."""
-    words = [ruling.word for ruling in found if ruling.rule.severity == "fail"]
+    words = [ruling.word for ruling in applied if ruling.rule.severity == "fail"]
     if "fail" in words:
         return "fail"
     return "inconclusive" if "inconclusive" in words or not words else "pass"
@@ -166,13 +166,13 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)
-    found = rulings(results, rules)
+    applied = rulings(results, rules)
     content = {
         "policy": policy_name(policy),
-        "answer": answer(found),
+        "answer": answer(applied),
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
-        "rules": [r.to_dict() for r in found],
+        "rules": [r.to_dict() for r in applied],
     }
     formats.write(finished.path / "verify.json", content, Verification)
-    return answer(found), found
+    return answer(applied), applied

@@ -179,14 +179,14 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
     Raises:
         ValueError: the probes do not cover the same row ids.
     """
-    one, two = by_row(left), by_row(right)
-    if one.keys() != two.keys():
-        lonely = sorted(one.keys() ^ two.keys())
+    left_rows, right_rows = by_row(left), by_row(right)
+    if left_rows.keys() != right_rows.keys():
+        unpaired = sorted(left_rows.keys() ^ right_rows.keys())
         raise EvaluationError(
-            f"two probes of one metric must cover the same rows, but {len(lonely)} ids are in only one of them "
-            f"(first: {lonely[0]}); give both the same split, limit and seed"
+            f"two probes of one metric must cover the same rows, but {len(unpaired)} ids are in only one of them "
+            f"(first: {unpaired[0]}); give both the same split, limit and seed"
         )
-    return [(one[row], two[row]) for row in one]
+    return [(left_rows[row], right_rows[row]) for row in left_rows]
 
 
 def load_records(path: Path, key: str | None = None) -> list[Any] | None:
@@ -234,8 +234,8 @@ class RecordWriter:
         header, records = _read(source)
         if header is None or header["key"] != self.key or header["kind"] != self.kind:
             return []
-        wanted = set(self._expected)
-        return [record for record in records if record.key in wanted]
+        expected = set(self._expected)
+        return [record for record in records if record.key in expected]
 
     def take(self, share: Iterable[Key]) -> None:
         """Leave all other keys to other processes."""

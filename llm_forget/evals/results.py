@@ -26,15 +26,18 @@ def concluded(
     subjects: dict[str, Subject],
     works: dict[str, Work],
     records: dict[str, dict[str, Any]],
-    given: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes into results.json and rows.json: arithmetic on the records."""
     results, rows = _head(subjects), {}
-    given = {**given, "generated_by": "vllm" if any(subject.vllm for subject in subjects.values()) else "transformers"}
+    options = {
+        **options,
+        "generated_by": "vllm" if any(subject.vllm for subject in subjects.values()) else "transformers",
+    }
     for name, suite in suites.items():
         computed = _computed(suite, {role: of_suite(name, by_probe) for role, by_probe in records.items()})
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in of_suite(name, works).items()}
-        results["suites"][name] = {**_judged(suite, computed), **given, "definition": suite.digest, "probes": probes}
+        results["suites"][name] = {**_judged(suite, computed), **options, "definition": suite.digest, "probes": probes}
         rows[name] = _rows(computed)
     return results, rows
 
@@ -46,19 +49,19 @@ def with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tup
     earlier = formats.read_if_current(run.results_file, Results, advice="delete it")
     if earlier is None or earlier["models"] != results["models"]:
         return results, rows
-    kept = {}
+    kept_suites = {}
     for name, suite in earlier["suites"].items():
         changed = _changed_splits(suite, results["suites"].values())
         if name in results["suites"] or not changed:
-            kept[name] = suite
+            kept_suites[name] = suite
             continue
         logger.warning(
             "'%s' no longer holds suite '%s': the rows of %s have changed since; evaluate it again",
             run.results_file.name, name, ", ".join(f"'{split}'" for split in changed),
         )  # fmt: skip
     stored_rows = formats.read_content(run.rows_file, RowScores, advice="delete it")
-    earlier_rows = {name: lines for name, lines in stored_rows.items() if name in kept}
-    return {**results, "suites": {**kept, **results["suites"]}}, {**earlier_rows, **rows}
+    earlier_rows = {name: lines for name, lines in stored_rows.items() if name in kept_suites}
+    return {**results, "suites": {**kept_suites, **results["suites"]}}, {**earlier_rows, **rows}
 
 
 def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
@@ -67,10 +70,12 @@ def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> l
     A suite that was asked for other sources than those of now says so in its ``overrides``, and stays.
     """
     changed = set()
-    seen = earlier.get("splits", {})  # results of 0.1.0 do not say
+    earlier_digests = earlier.get("splits", {})  # results of 0.1.0 do not say
     for suite in now:
         if DATA_KEYS & {*earlier.get("overrides", ())} == DATA_KEYS & {*suite["overrides"]}:
-            changed |= {split for split, digest in suite["splits"].items() if seen.get(split, digest) != digest}
+            changed |= {
+                split for split, digest in suite["splits"].items() if earlier_digests.get(split, digest) != digest
+            }
     return sorted(changed)
 
 
@@ -91,7 +96,7 @@ def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Com
     computed: dict[str, Computation] = {}
     for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
         if role in records:
-            others = {other: (known, computed.get(other, {})) for other, known in records.items()}
+            others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
             computed[role] = compute_lines(suite, records[role], others, role=role)
     return computed
 
@@ -106,11 +111,11 @@ def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
     def lines(role: str) -> dict[str, Any]:
         return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
 
-    said = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
-    said |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
+    labels = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
+    labels |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
     others = {role: lines(role) for role in ("before", "oracle")}
     metrics = {
-        name: {**line, **said[name], **{role: known.get(name) for role, known in others.items()}}
+        name: {**line, **labels[name], **{role: other_lines.get(name) for role, other_lines in others.items()}}
         for name, line in lines("unlearned").items()
     }
     # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.

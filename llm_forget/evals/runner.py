@@ -158,37 +158,41 @@ class _Desk:
         main = PartialState().is_main_process
         key = subject.key(work)
         check_same(key)
-        own = self._own_file(role, work, key)
-        path = own if own is not None and role == "unlearned" else _shared_file(subject, work, key, own)
-        found = as_main(load_records(path, key) if main else None)
-        if found is None:
-            found = self._run(subject, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
-        if main and own is not None and path != own and load_records(own, key) is None:
-            write_records(own, RECORD_KIND[work.kind], key, found)
-        return found
+        run_file = self._own_file(role, work, key)
+        path = run_file if run_file is not None and role == "unlearned" else _shared_file(subject, work, key, run_file)
+        records = as_main(load_records(path, key) if main else None)
+        if records is None:
+            records = self._run(subject, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
+        if main and run_file is not None and path != run_file and load_records(run_file, key) is None:
+            write_records(run_file, RECORD_KIND[work.kind], key, records)
+        return records
 
     def task(self, subject: Subject, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
         """One number of lm-eval with its interval: found, or measured and kept."""
         data = Path(data_path) if data_path is not None else None
-        asked = {"num_fewshot": task.num_fewshot, "limit": task.limit, "apply_chat_template": task.apply_chat_template}
-        key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **asked))
+        settings = {
+            "num_fewshot": task.num_fewshot,
+            "limit": task.limit,
+            "apply_chat_template": task.apply_chat_template,
+        }
+        key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **settings))
         path = cache_folder() / "records" / f"{key}.json"
         if path.is_file():
-            found = read_json(path)
+            numbers = read_json(path)
         else:
             with self.holder.holding(subject) as model, self.progress.task(f"{role}/{task.task}") as under_way:
-                found = run_lm_eval(
+                numbers = run_lm_eval(
                     model, self.tokenizer, [task.task], batch_size=self.batch_size, data_path=data,
-                    expect=under_way.expect, advance=under_way.advance, **asked,
+                    expect=under_way.expect, advance=under_way.advance, **settings,
                 )  # fmt: skip
-            write_json(path, found)
+            write_json(path, numbers)
         prefix = f"{task.task}."
-        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-        if task.metric not in own:
+        metrics = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+        if task.metric not in metrics:
             raise EvaluationError(
-                f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, own)}"
+                f"lm-eval task '{task.task}' has no metric '{task.metric}'; {did_you_mean(task.metric, metrics)}"
             )
-        return own[task.metric]
+        return metrics[task.metric]
 
     def _own_file(self, role: str, work: Work, key: str) -> Path | None:
         """The run's own file; two suites may call different probes by one name, and one probe by two."""
@@ -206,13 +210,13 @@ class _Desk:
             advance = task.advance
             if work.kind == "generate":
                 probe = work.probe
-                how = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
-                how |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
-                asked = (model, self.tokenizer, work.prompt_rows, writer)
+                options = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
+                options |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
+                arguments = (model, self.tokenizer, work.prompt_rows, writer)
                 if vllm:
-                    probe_generate_vllm(*asked, adapter_on=subject.adapter_on, **how)
+                    probe_generate_vllm(*arguments, adapter_on=subject.adapter_on, **options)
                 else:
-                    probe_generate(*asked, batch_size=self.batch_size, **how)
+                    probe_generate(*arguments, batch_size=self.batch_size, **options)
             elif work.kind == "gradients":
                 probe_gradients(model, work.token_rows, writer, advance=advance)
             else:
@@ -220,7 +224,7 @@ class _Desk:
         return close_share(writer)
 
 
-def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Path:
+def _shared_file(subject: Subject, work: Work, key: str, run_file: Path | None) -> Path:
     """Where records of a target or oracle are found again by the next run that is compared with it.
 
     What a model said may be what is to be forgotten. It is kept with the run that holds the model, or else with the run
@@ -230,8 +234,8 @@ def _shared_file(subject: Subject, work: Work, key: str, own: Path | None) -> Pa
         home = Path(str(subject.model.model_name_or_path))
         if (home / "run.json").is_file():
             return home / "records" / "shared" / f"{key}.jsonl"
-        if own is not None:
-            return own
+        if run_file is not None:
+            return run_file
     return cache_folder() / "records" / f"{key}.jsonl"
 
 
@@ -265,11 +269,11 @@ class _OneModel:
     @contextmanager
     def holding(self, subject: Subject, vllm: bool = False) -> Iterator[Any]:
         """The subject's model, in evaluation mode; or an engine, which every call tells whether the adapter is on."""
-        wanted = (subject.model, subject.adapter, vllm)  # not the name alone: revision and precision count
-        if self._loaded != wanted:
+        loaded = (subject.model, subject.adapter, vllm)  # not the name alone: revision and precision count
+        if self._loaded != loaded:
             self.free()
             self._model = start_engine(subject.model, subject.adapter) if vllm else self._load(subject)
-            self._loaded = wanted
+            self._loaded = loaded
         if subject.adapter is None or subject.adapter_on or vllm:
             yield self._model
         else:

@@ -150,11 +150,13 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
         ValueError: two of one name, by which their results are kept.
     """
     several = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
-    given = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
-    loaded = [load_suite(name).limited(limit) for name in given]
+    distinct = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
+    loaded = [load_suite(name).limited(limit) for name in distinct]
     for name, count in Counter(suite.name for suite in loaded).items():
         if count > 1:
-            twins = " and ".join(f"'{path}'" for path, suite in zip(given, loaded, strict=True) if suite.name == name)
+            twins = " and ".join(
+                f"'{path}'" for path, suite in zip(distinct, loaded, strict=True) if suite.name == name
+            )
             raise EvaluationError(
                 f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
             )
@@ -270,15 +272,15 @@ def _task(name: str, content: Any, where: str) -> Task:
     return Task(name, **content)
 
 
-def _check_list(entry: Entry, name: str, given: Any, where: str) -> None:
+def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
     """A single line in place of a list would be taken apart row by row; without annotation anything goes."""
-    wanted = _annotation(entry, name)
-    if "Rows" not in wanted and not any(record in wanted for record in RECORDS.values()):
+    annotation = _annotation(entry, name)
+    if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
-    several = "Rows" in wanted and wanted.lower().startswith(("sequence[", "list[", "tuple["))
-    if several and not (isinstance(given, list) and given):
-        raise EvaluationError(f"{where}: '{name}' must be a list of lines, as in [{given or 'one, other'}]")
-    if not several and isinstance(given, list):
+    several = "Rows" in annotation and annotation.lower().startswith(("sequence[", "list[", "tuple["))
+    if several and not (isinstance(value, list) and value):
+        raise EvaluationError(f"{where}: '{name}' must be a list of lines, as in [{value or 'one, other'}]")
+    if not several and isinstance(value, list):
         raise EvaluationError(f"{where}: '{name}' must be a single name, not a list")
 
 
@@ -286,15 +288,15 @@ def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
     """Compare what an input is annotated to take with what it is given; without annotation anything goes."""
-    wanted = _annotation(entry, name)
+    annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
-    record = next((name for name in RECORDS.values() if name in wanted), None)
+    record = next((name for name in RECORDS.values() if name in annotation), None)
     if record is not None:
-        kinds = [name for name, made in RECORDS.items() if made == record]
+        kinds = [name for name, record_type in RECORDS.items() if record_type == record]
         fits, needed = kind in kinds, f"a probe of kind {' or '.join(kinds)}"
-    elif "Rows" in wanted:
+    elif "Rows" in annotation:
         single = kind == "line" and "Rows" not in _annotation(lines[reference].metric, "return")
-        fits, needed = kind == "line" and (not single or "float" in wanted), "a line above with a value per row"
+        fits, needed = kind == "line" and (not single or "float" in annotation), "a line above with a value per row"
     else:
         return
     if not fits:

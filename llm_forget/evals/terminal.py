@@ -42,15 +42,15 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
     """Repetition or perplexity of the answers to forget rows, where either is far beyond the oracle's; else None."""
-    said = []
+    damages = []
     for name, word in (("forget_repetition", "repetition"), ("forget_perplexity", "perplexity")):
         line = metrics.get(name)
         if line is None or line["value"] is None or (line["oracle"] or {}).get("value") is None:
             continue
         value, other = line["value"], line["oracle"]["value"]
         if value > (other + 0.1 if word == "repetition" else 5 * other):
-            said.append(f"{word} {shown(value)} (oracle {shown(other)})")
-    return ", ".join(said) or None
+            damages.append(f"{word} {shown(value)} (oracle {shown(other)})")
+    return ", ".join(damages) or None
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
@@ -86,16 +86,16 @@ def _footnote(metrics: dict[str, Any]) -> str | None:
     return f"* {ONE_CHOICE} to make one number of many" if any(map(is_one_choice, metrics.values())) else None
 
 
-def print_attack(found: dict[str, Any], console: Console) -> None:
+def print_attack(content: dict[str, Any], console: Console) -> None:
     """What an attack brought back, beside the oracle attacked alike; from the content of attack.json."""
-    told = [f"{key} {_visible(str(value))}" for key, value in found["settings"].items() if value is not None]
-    settings = escape(f" ({', '.join(told)})") if told else ""
-    table = Table(title=f"attack {found['kind']}{settings}, suite {found['suite']}",
+    words = [f"{key} {_visible(str(value))}" for key, value in content["settings"].items() if value is not None]
+    settings = escape(f" ({', '.join(words)})") if words else ""
+    table = Table(title=f"attack {content['kind']}{settings}, suite {content['suite']}",
                   title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
     table.add_column("metric", no_wrap=True)
     for name in ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, line in found["metrics"].items():
+    for name, line in content["metrics"].items():
         attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
         table.add_row(
             _marked(name, line), shown(line["before"]),
@@ -103,7 +103,7 @@ def print_attack(found: dict[str, Any], console: Console) -> None:
             shown(line["oracle"]), shown(other["value"]),
             "" if line["excess"] is None else shown(line["excess"]), str(attacked["n"]),
         )  # fmt: skip
-    table.caption = _footnote(found["metrics"])
+    table.caption = _footnote(content["metrics"])
     console.print(table)
 
 
@@ -111,9 +111,9 @@ def print_texts(texts: list[dict[str, str]], console: Console) -> None:
     """Generations of a few rows side by side. For a terminal only: this repeats what was to be forgotten."""
     for text in texts:
         console.print(f"\n[bold]{escape(_visible(text['id']))}[/]", highlight=False)
-        for name, said in text.items():
+        for name, answer in text.items():
             if name != "id":
-                console.print(f"  {name:>9}  {escape(_visible(' '.join(said.split())))}", highlight=False)
+                console.print(f"  {name:>9}  {escape(_visible(' '.join(answer.split())))}", highlight=False)
 
 
 def _visible(text: str) -> str:

@@ -97,21 +97,21 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
     return score
 
 
-def _column(name: str, labels: dict[int, str], wanted: str) -> int:
-    """Place of the label: the one wanted, the only one, or the one whose name says it."""
-    places = {label.casefold(): place for place, label in labels.items()}
-    known = ", ".join(labels[place] for place in sorted(labels))
-    if wanted:
-        if wanted.casefold() not in places:
-            raise EvaluationError(f"classifier '{name}' has no label '{wanted}'; its labels: {known}")
-        return places[wanted.casefold()]
+def _column(name: str, labels: dict[int, str], label: str) -> int:
+    """Index of the toxic label: the named one, the only one, or the first with an obvious name."""
+    places = {candidate.casefold(): place for place, candidate in labels.items()}
+    label_names = ", ".join(labels[place] for place in sorted(labels))
+    if label:
+        if label.casefold() not in places:
+            raise EvaluationError(f"classifier '{name}' has no label '{label}'; its labels: {label_names}")
+        return places[label.casefold()]
     if len(places) == 1:
         return next(iter(places.values()))
-    for label in LABELS:
-        if label in places and (label != "label_1" or len(places) == 2):
-            return places[label]
+    for candidate in LABELS:
+        if candidate in places and (candidate != "label_1" or len(places) == 2):
+            return places[candidate]
     raise EvaluationError(
-        f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {known}"
+        f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {label_names}"
     )
 
 

@@ -144,7 +144,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
     from lm_eval.evaluator import evaluate
 
     try:
-        found: Mapping[str, Any] = evaluate(
+        results: Mapping[str, Any] = evaluate(
             lm, loaded, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
             apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
         )  # fmt: skip
@@ -154,14 +154,14 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
             f"lm-eval cannot score {', '.join(loaded['tasks'])}: a prompt is empty, or an answer is longer than the "
             f"{lm.max_length} tokens the model reads; leave the task out"
         ) from None
-    return found
+    return results
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
     """As ``lm_eval`` does: a task whose definition says 0 (its prompt holds its own examples) keeps 0."""
-    said = task.config.num_fewshot
-    if said != 0:
-        task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else said or 0)
+    default = task.config.num_fewshot
+    if default != 0:
+        task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else default or 0)
     task.set_fewshot_seed(seed=seed)
 
 
@@ -169,18 +169,18 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
     from lm_eval.api.metrics import mean
 
     numbers = {}
-    for name, found in results["results"].items():
+    for name, task_results in results["results"].items():
         group = loaded["groups"].get(name)
         leaves = [task.task_name for task in group.get_all_tasks()] if group else [name]
         n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
-        for key, value in found.items():
+        for key, value in task_results.items():
             metric, comma, filtered = key.partition(",")
             if not comma or metric.endswith(_STDERR):
                 continue  # "alias", "name", "sample_len"
-            stderr = _finite(found.get(f"{metric}{_STDERR},{filtered}"))
-            means = all(loaded["tasks"][leaf].aggregation().get(metric) is mean for leaf in leaves)
-            known = _finite(value) is not None and stderr is not None
-            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if means and known else None
+            stderr = _finite(task_results.get(f"{metric}{_STDERR},{filtered}"))
+            is_mean = all(loaded["tasks"][leaf].aggregation().get(metric) is mean for leaf in leaves)
+            complete = _finite(value) is not None and stderr is not None
+            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if is_mean and complete else None
             line = f"{name}.{metric}" if filtered == "none" else f"{name}.{metric},{filtered}"
             higher = results["higher_is_better"].get(name, {}).get(metric)
             numbers[line] = {"value": _finite(value), "stderr": stderr, "ci": ci, "n": n, "higher_is_better": higher}

@@ -44,9 +44,9 @@ def check_metric(task: str, metric: str) -> None:
     """
     content = _entry(task).cfg or {}
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
-    known = [str(entry["metric"]) for entry in listed]
-    if known and metric.partition(",")[0] not in known:
-        raise EvaluationError(f"lm-eval task '{task}' has no metric '{metric}'; {did_you_mean(metric, known)}")
+    metrics = [str(entry["metric"]) for entry in listed]
+    if metrics and metric.partition(",")[0] not in metrics:
+        raise EvaluationError(f"lm-eval task '{task}' has no metric '{metric}'; {did_you_mean(metric, metrics)}")
 
 
 def task_key(

@@ -66,21 +66,23 @@ def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
 
     One row of the dynamic program at a time, O(n m) in numpy: 2000 words against 2000 in well under a second.
     """
-    one, two = _numbered(left, right)
-    runs = np.zeros(len(two) + 1, dtype=np.int64)  # [m + 1] run that ends at each place of `right`, after a 0
+    left_numbers, right_numbers = _numbered(left, right)
+    # [m + 1] common run that ends at each index of `right`, after a leading 0
+    runs = np.zeros(len(right_numbers) + 1, dtype=np.int64)
     best = 0
-    for item in one:
-        runs[1:] = np.where(two == item, runs[:-1] + 1, 0)
+    for item in left_numbers:
+        runs[1:] = np.where(right_numbers == item, runs[:-1] + 1, 0)
         best = max(best, int(runs.max()))
     return best
 
 
 def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
     """Length of the longest sequence that both hold in order, with gaps; O(n m) in numpy."""
-    one, two = _numbered(left, right)
-    lengths = np.zeros(len(two) + 1, dtype=np.int64)  # [m + 1] of what is read of `left` and each beginning of `right`
-    for item in one:
-        lengths[1:] = np.maximum.accumulate(np.where(two == item, lengths[:-1] + 1, lengths[1:]))
+    left_numbers, right_numbers = _numbered(left, right)
+    # [m + 1] longest common subsequence of the items of `left` so far and each prefix of `right`
+    lengths = np.zeros(len(right_numbers) + 1, dtype=np.int64)
+    for item in left_numbers:
+        lengths[1:] = np.maximum.accumulate(np.where(right_numbers == item, lengths[:-1] + 1, lengths[1:]))
     return int(lengths[-1])
 
 
@@ -88,8 +90,8 @@ def shared_places(
     reference: Sequence[Hashable] | str, generated: Sequence[Hashable] | str, n: int
 ) -> NDArray[np.bool_]:
     """Whether each window of ``n`` items of the reference occurs in the generated sequence: ``[len - n + 1]``."""
-    found = {_window(generated, i, n) for i in range(len(generated) - n + 1)}
-    return np.array([_window(reference, i, n) in found for i in range(len(reference) - n + 1)], dtype=np.bool_)
+    windows = {_window(generated, i, n) for i in range(len(generated) - n + 1)}
+    return np.array([_window(reference, i, n) in windows for i in range(len(reference) - n + 1)], dtype=np.bool_)
 
 
 def _window(items: Sequence[Hashable] | str, start: int, n: int) -> Hashable:
@@ -100,5 +102,7 @@ def _window(items: Sequence[Hashable] | str, start: int, n: int) -> Hashable:
 def _numbered(left: Sequence[Hashable], right: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Both sequences as integers, equal where the items are equal."""
     numbers: dict[Hashable, int] = {}
-    one, two = ([numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right))
-    return np.array(one, dtype=np.int64), np.array(two, dtype=np.int64)
+    left_numbers, right_numbers = (
+        [numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right)
+    )
+    return np.array(left_numbers, dtype=np.int64), np.array(right_numbers, dtype=np.int64)

@@ -31,6 +31,8 @@ def membership_auc(
         k: share of tokens of min_k and min_k_plus_plus; other attacks have none.
         include_last: whether these two count the end of the answer; open-unlearning does not.
     """
-    given = {"k": k, "include_last": include_last}
-    one, two = scores(members, attack, **given), scores(nonmembers, attack, **given)
-    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)
+    settings = {"k": k, "include_last": include_last}
+    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
+    return with_rows(
+        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
+    )

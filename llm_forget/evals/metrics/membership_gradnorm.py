@@ -18,5 +18,9 @@ def membership_gradnorm(
 
     0.5 when they cannot be told apart, 1 when every member pulls less than every non-member. ``p`` is 1, 2 or inf.
     """
-    one, two = (row_means(side, lambda record: gradnorm(record, p=p)) for side in (members, nonmembers))
-    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)
+    member_scores, nonmember_scores = (
+        row_means(side, lambda record: gradnorm(record, p=p)) for side in (members, nonmembers)
+    )
+    return with_rows(
+        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
+    )

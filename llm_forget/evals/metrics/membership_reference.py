@@ -21,5 +21,10 @@ def membership_reference(
 
     0.5 for the oracle itself, all of whose scores are 0. The oracle takes away how hard each row is by itself.
     """
-    one, two = reference_scores(members, oracle_members), reference_scores(nonmembers, oracle_nonmembers)
-    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)
+    member_scores, nonmember_scores = (
+        reference_scores(members, oracle_members),
+        reference_scores(nonmembers, oracle_nonmembers),
+    )
+    return with_rows(
+        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
+    )

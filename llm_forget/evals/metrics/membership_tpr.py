@@ -34,6 +34,8 @@ def membership_tpr(
         include_last: whether these two count the end of the answer.
         at_fpr: in [0, 1).
     """
-    given = {"k": k, "include_last": include_last}
-    one, two = scores(members, attack, **given), scores(nonmembers, attack, **given)
-    return with_rows(tpr_with_interval(one, two, at_fpr), members=one, nonmembers=two)
+    settings = {"k": k, "include_last": include_last}
+    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
+    return with_rows(
+        tpr_with_interval(member_scores, nonmember_scores, at_fpr), members=member_scores, nonmembers=nonmember_scores
+    )

@@ -22,5 +22,10 @@ def membership_two_models(
     0.5 for the model before itself. It is high even for the oracle, since every deletion shows where both models can be
     asked: it says that the old model must be taken back, not how well was forgotten.
     """
-    one, two = -reference_scores(members, before_members), -reference_scores(nonmembers, before_nonmembers)
-    return with_rows(auc_with_interval(one, two), members=one, nonmembers=two)
+    member_scores, nonmember_scores = (
+        -reference_scores(members, before_members),
+        -reference_scores(nonmembers, before_nonmembers),
+    )
+    return with_rows(
+        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
+    )

@@ -56,13 +56,15 @@ def priv_leak(
     Raises:
         ValueError: the two models were not measured on the same rows.
     """
-    given = {"k": k, "include_last": include_last}
-    for own, theirs in ((members, oracle_members), (nonmembers, oracle_nonmembers)):
-        aligned(own, theirs)
-    one, two = scores(members, attack, **given), scores(nonmembers, attack, **given)
-    oracle = scores(oracle_members, attack, **given), scores(oracle_nonmembers, attack, **given)
-    estimate = leak_with_interval(np.stack([one, oracle[0]]), np.stack([two, oracle[1]]))
-    return with_rows(estimate, members=one, nonmembers=two)
+    settings = {"k": k, "include_last": include_last}
+    for records, oracle_records in ((members, oracle_members), (nonmembers, oracle_nonmembers)):
+        aligned(records, oracle_records)
+    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
+    oracle_scores = scores(oracle_members, attack, **settings), scores(oracle_nonmembers, attack, **settings)
+    estimate = leak_with_interval(
+        np.stack([member_scores, oracle_scores[0]]), np.stack([nonmember_scores, oracle_scores[1]])
+    )
+    return with_rows(estimate, members=member_scores, nonmembers=nonmember_scores)
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
@@ -74,16 +76,16 @@ def leak(value: Rows | float, oracle: Rows | float) -> Rows:
 def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     """`priv_leak` of scores ``[2, m]`` and ``[2, n]``, whose second row is the oracle's."""
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
-    one, two = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
-    n = min(one.shape[1], two.shape[1])
-    value, oracle = auc(one[0], two[0]), auc(one[1], two[1])
+    members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
+    n = min(members_scored.shape[1], nonmembers_scored.shape[1])
+    value, oracle = auc(members_scored[0], nonmembers_scored[0]), auc(members_scored[1], nonmembers_scored[1])
     estimate = Estimate(float(leak(value, oracle)), None, n, unscored)
     if n < 2 or math.isnan(estimate.value):
         return estimate
-    mine, theirs = codes(one[0], two[0]), codes(one[1], two[1])
-    ci = bootstrap(_leaks, np.stack([mine[0], theirs[0]]), np.stack([mine[1], theirs[1]]))
-    if hardly_mixed(one[0], two[0]):
-        low, high = auc_score_interval(value, one.shape[1], two.shape[1])
+    ranks, oracle_ranks = codes(members_scored[0], nonmembers_scored[0]), codes(members_scored[1], nonmembers_scored[1])
+    ci = bootstrap(_leaks, np.stack([ranks[0], oracle_ranks[0]]), np.stack([ranks[1], oracle_ranks[1]]))
+    if hardly_mixed(members_scored[0], nonmembers_scored[0]):
+        low, high = auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
         ci = hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
     return Estimate(estimate.value, _known(ci), n, unscored)
 

@@ -25,11 +25,11 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     Raises:
         ValueError: an AUC outside [0, 1].
     """
-    own, theirs = ([a if isinstance(a, float) else mean(a) for a in side] for side in (aucs, oracle_aucs))
-    for auc in (*own, *theirs):
+    model_aucs, other_aucs = ([a if isinstance(a, float) else mean(a) for a in side] for side in (aucs, oracle_aucs))
+    for auc in (*model_aucs, *other_aucs):
         if auc < 0 or auc > 1:
             raise EvaluationError(
                 f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; take lines of membership_auc"
             )
-    pairs = zip(own, theirs, strict=True)
+    pairs = zip(model_aucs, other_aucs, strict=True)
     return harmonic_mean([1 - abs(auc - oracle) / max(oracle, 1 - oracle) for auc, oracle in pairs])

@@ -66,8 +66,8 @@ def prepare(
     ways: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
         replace(row, sample=row.sample + way * probe.samples)
-        for way, asked in enumerate(ways)
-        for row in _prompt_rows(asked, windows, probe, where, tokenizer, template)
+        for way, questions in enumerate(ways)
+        for row in _prompt_rows(questions, windows, probe, where, tokenizer, template)
     ]
     digest = content_key(
         probe="generate",
@@ -166,22 +166,22 @@ def _prompt_rows(
     """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
-    windows = passages if passages is not None else [found[0] for found in encode_rows(rows, tokenizer, template)]
-    asked: list[tuple[str, list[int], str]] = []
+    windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
+    prompts: list[tuple[str, list[int], str]] = []
     for place, window in enumerate(windows):
         if probe.prefix is None:
-            asked.append((window.id, window.prompt_ids, _last_answer(rows[place])))
+            prompts.append((window.id, window.prompt_ids, _last_answer(rows[place])))
         else:
             ids, rest = _after_prefix(window, probe.prefix)
-            asked.append((window.id, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
-    return [PromptRow(name, ids, answer, k) for name, ids, answer in asked for k in range(probe.samples)]
+            prompts.append((window.id, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
+    return [PromptRow(name, ids, answer, k) for name, ids, answer in prompts for k in range(probe.samples)]
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
     """Token ids up to and with the first part of the answer, and the ids of the rest of the answer."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
-    given = int(prefix) if prefix >= 1 else int(prefix * len(places))
-    first = places[min(given, len(places) - 1)]
+    length = int(prefix) if prefix >= 1 else int(prefix * len(places))
+    first = places[min(length, len(places) - 1)]
     # Running text has targets from its first token on, and something must be there to continue.
     return window.input_ids[: max(1, first)], window.input_ids[max(1, first) :]
 

@@ -90,10 +90,10 @@ def probe_logprobs(
     def measure(batch: Sequence[TokenRow]) -> None:
         # Neighbours that begin alike share the most.
         batch = sorted(batch, key=lambda row: row.input_ids)
-        found = per_row(forward(_right_padded(batch, device)))
+        values_per_row = per_row(forward(_right_padded(batch, device)))
         finished = []
         # Only now, when memory can no longer run out: what is taken from `measured` would be missing for the retry.
-        for row, values in zip(batch, found, strict=True):
+        for row, values in zip(batch, values_per_row, strict=True):
             parts = measured.setdefault(row.key, {})
             parts[row.window] = values
             if len(parts) == windows[row.key]:
@@ -162,10 +162,10 @@ def probe_generate(
         with _drawing(seed, batch):
             out = model.generate(**inputs, generation_config=config, logits_processor=[_noting(steps, ends[0])])
         broken = torch.stack(steps, -1).tolist()  # [B][steps]
-        said = out[:, inputs["input_ids"].shape[1] :].tolist()
+        generated = out[:, inputs["input_ids"].shape[1] :].tolist()
         records = [
             generation_record(row, ids, failed, ends, tokenizer)
-            for row, ids, failed in zip(batch, said, broken, strict=True)
+            for row, ids, failed in zip(batch, generated, broken, strict=True)
         ]
         writer.append(records)
         if advance is not None:
@@ -207,8 +207,8 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     Raises:
         ValueError: neither names one.
     """
-    given = model.generation_config.eos_token_id
-    ids = [] if given is None else ([given] if isinstance(given, int) else list(given))
+    model_ends = model.generation_config.eos_token_id
+    ids = [] if model_ends is None else ([model_ends] if isinstance(model_ends, int) else list(model_ends))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     if not ids:

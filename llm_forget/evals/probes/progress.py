@@ -28,11 +28,11 @@ def meter(*, quiet: bool) -> Iterator[Meter]:
 
 @dataclass
 class Meter:
-    """Bars, or a console for lines, of which the last was printed at ``said`` (seconds of `time.monotonic`)."""
+    """Bars, or a console for lines, of which the last was printed at ``last_line`` (seconds of `time.monotonic`)."""
 
     bars: Progress
     console: Console | None
-    said: float
+    last_line: float
 
     @contextmanager
     def task(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
@@ -65,8 +65,8 @@ class Task:
         self.fresh += count
         self.meter.bars.advance(self.bar, count)
         now = time.monotonic()
-        if self.meter.console is not None and now - self.meter.said >= EVERY:
-            self.meter.said = now
+        if self.meter.console is not None and now - self.meter.last_line >= EVERY:
+            self.meter.last_line = now
             line = progress_line(self.name, self.done, self.total, self.fresh, now - self.began)
             self.meter.console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -31,8 +31,8 @@ def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bo
         A function of a right-padded batch that gives log-probs and logits at its targets.
     """
     head = model.get_output_embeddings()
-    how = vars(Shortcuts() if plain else find_shortcuts(model, model))
-    return lambda batch: forward_logprobs(model, batch, head=head, logits=True, **how), how["shared"]
+    shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))
+    return lambda batch: forward_logprobs(model, batch, head=head, logits=True, **shortcuts), shortcuts["shared"]
 
 
 def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
@@ -45,10 +45,10 @@ def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
         block = logits[places]  # [size, V]
         parts.append(torch.stack([block.argmax(-1) == labels[places], *vocabulary_moments(block)]))  # [3, size]
     over_vocabulary = torch.cat(parts, -1) if parts else logps.values.new_zeros(3, 0)
-    found = torch.cat([logps.values[logps.mask].float()[None], over_vocabulary]).cpu()  # [4, N]
-    hits = found[1].bool()
+    values = torch.cat([logps.values[logps.mask].float()[None], over_vocabulary]).cpu()  # [4, N]
+    hits = values[1].bool()
     counts = logps.mask.sum(-1).tolist()
-    columns = (found[0], hits, found[2], found[3])
+    columns = (values[0], hits, values[2], values[3])
     return list(zip(*(column.split(counts) for column in columns), strict=True))
 
 

@@ -64,8 +64,8 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
         if extra or config["r"] > RANKS[-1]:
-            what = extra[0] if extra else f"rank {config['r']}"
-            raise EvaluationError(f"vLLM has no adapters with {what}; merge the run first, or leave vllm out")
+            feature = extra[0] if extra else f"rank {config['r']}"
+            raise EvaluationError(f"vLLM has no adapters with {feature}; merge the run first, or leave vllm out")
 
 
 def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
@@ -140,8 +140,8 @@ def probe_generate_vllm(
     def parameters(row: PromptRow) -> Any:
         drawing = {"temperature": 0.0}
         if temperature is not None:
-            own = int(content_key(seed=seed, row=row.key)[:8], 16)
-            drawing = {"temperature": temperature, "top_p": top_p, "seed": own}
+            row_seed = int(content_key(seed=seed, row=row.key)[:8], 16)
+            drawing = {"temperature": temperature, "top_p": top_p, "seed": row_seed}
         # The log-prob of the token taken shows where the model gave no probabilities.
         return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=ends, logprobs=0, detokenize=False, **drawing)
 
@@ -151,9 +151,9 @@ def probe_generate_vllm(
         answers = engine.llm.generate(prompts, [parameters(row) for row in batch], use_tqdm=False, lora_request=lora)
         records = []
         for row, answer in zip(batch, answers, strict=True):
-            said = answer.outputs[0]
-            ids = list(said.token_ids)
-            broken = [not math.isfinite(at[token].logprob) for token, at in zip(ids, said.logprobs, strict=True)]
+            completion = answer.outputs[0]
+            ids = list(completion.token_ids)
+            broken = [not math.isfinite(at[token].logprob) for token, at in zip(ids, completion.logprobs, strict=True)]
             records.append(generation_record(row, ids, broken, ends, tokenizer))
         writer.append(records)
         if advance is not None:

@@ -26,7 +26,7 @@ def public(evidence: Evidence) -> Evidence:
     """
     key = row_key(evidence.run.path)
     results, verification = public_results(evidence.results, key), evidence.verification
-    if verification is not None and evidence.verified_as_it_is:  # as it still is: no number changed
+    if verification is not None and evidence.verification_is_current:  # as it still is: no number changed
         verification = {**verification, "results": json_digest(results["suites"])}
     return replace(
         evidence,

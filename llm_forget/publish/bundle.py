@@ -225,10 +225,10 @@ def _json(content: Any) -> bytes:
 
 def report_without_ids(evidence: Evidence) -> bytes:
     """The report made anew, whatever lies in the run: with row numbers for ids, and never with text."""
-    from llm_forget.report.page import written_up
+    from llm_forget.report.page import report_document
     from llm_forget.report.render.html import to_html
 
-    page: Document = written_up([public(evidence)])
+    page: Document = report_document([public(evidence)])
     return to_html(page).encode()
 
 

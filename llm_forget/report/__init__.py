@@ -1,7 +1,7 @@
-"""What a run found, on one page, and several runs side by side. Reads run directories; no model and no torch.
+"""Report of one run or of several side by side, read from run directories without a model or torch.
 
-`read` opens a run, `verdicts`, `curves`, `distributions`, `recovery` and `facts` turn it into sections of a `document`,
-`html` and `markdown` write that down. Numbers come from `results.json` and its neighbours, nothing is typed.
+`run_evidence` reads a run, the modules of `sections` turn it into sections of a `render.document`, and `render.html`
+and `render.markdown` write the document. Every number comes from `results.json` and the files beside it.
 """
 
 from __future__ import annotations

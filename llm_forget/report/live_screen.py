@@ -1,4 +1,4 @@
-"""A run on the screen: drawn again and again in a terminal, line by line where output goes elsewhere."""
+"""Live view of a run: a panel that is redrawn in a terminal, lines of text in a file or pipe."""
 
 from __future__ import annotations
 
@@ -16,111 +16,121 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_forget.core.errors import RunError
-from llm_forget.report.live import BARS, PLAIN_BARS, Sight, Watcher, headline, plain_lines, shown, sparkline, visible
+from llm_forget.report.live import (
+    BARS,
+    PLAIN_BARS,
+    RunProgress,
+    Watcher,
+    four_digits,
+    headline,
+    plain_lines,
+    sparkline,
+    visible,
+)
 
-EVERY = 1.0  # seconds between two looks
+INTERVAL = 1.0  # seconds between two reads
 COLOURS = {"running": "cyan", "starting": "cyan", "waiting": "yellow", "stale": "red", "finished": "green",
            "stopped early": "yellow"}  # fmt: skip
-ANSWERS = {"yes": "bold green", "no": "bold red"}
-WIDTH = 100  # columns of the panel at most
+ANSWER_STYLES = {"yes": "bold green", "no": "bold red"}
+WIDTH = 100  # maximum columns of the panel
 
 
-def watch(watcher: Watcher, console: Console, *, once: bool = False, every: float = EVERY) -> None:
-    """Show a run until it is over, or ``once``.
+def watch(watcher: Watcher, console: Console, *, once: bool = False, every: float = INTERVAL) -> None:
+    """Show a run until it has ended, or once.
 
     Raises:
-        ValueError: ``once``, and there is no run.
+        RunError: ``once`` is set and the directory holds no run.
     """
     if isinstance(console.file, io.TextIOWrapper):
-        console.file.reconfigure(errors="replace")  # a name that a terminal cannot show is no reason to stop
-    sight = watcher.look()
-    if once or sight.over:
-        if once and sight.status == "waiting":
+        console.file.reconfigure(errors="replace")  # a name with characters that the terminal lacks must not raise
+    progress = watcher.progress()
+    if once or progress.ended:
+        if once and progress.status == "waiting":
             raise RunError(f"'{watcher.run.path}' is not a run directory: it has no run.json")
-        _print(sight, console)
+        _print(progress, console)
     elif console.is_terminal:
-        with Live(drawn(sight, console), console=console, auto_refresh=False) as screen:
-            for sight in _sights(watcher, every):
-                screen.update(drawn(sight, console), refresh=True)
+        with Live(panel(progress, console), console=console, auto_refresh=False) as screen:
+            for progress in _progress_until_ended(watcher, every):
+                screen.update(panel(progress, console), refresh=True)
     else:
         _print_lines(watcher, console, every)
 
 
-def _sights(watcher: Watcher, every: float) -> Iterator[Sight]:
-    """The last of them is of a run that is over."""
+def _progress_until_ended(watcher: Watcher, every: float) -> Iterator[RunProgress]:
+    """Yield the progress every ``every`` seconds; the last one is of a run that has ended."""
     while True:
-        sight = watcher.look()
-        yield sight
-        if sight.over:
+        progress = watcher.progress()
+        yield progress
+        if progress.ended:
             return
         time.sleep(every)
 
 
-def _print(sight: Sight, console: Console) -> None:
+def _print(progress: RunProgress, console: Console) -> None:
     if console.is_terminal:
-        console.print(drawn(sight, console))
+        console.print(panel(progress, console))
         return
-    for line in plain_lines(sight):
+    for line in plain_lines(progress):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_lines(watcher: Watcher, console: Console, every: float) -> None:
-    """The same for a file or a pipe: where something is new, what is new."""
-    before = None
-    for sight in _sights(watcher, every):
-        now = (sight.status, sight.step, sight.checkpoint)
-        if now != before:
-            _print(sight, console)
-            before = now
+    """Print the progress to a file or pipe each time that it changes."""
+    last_state = None
+    for progress in _progress_until_ended(watcher, every):
+        state = (progress.status, progress.step, progress.checkpoint)
+        if state != last_state:
+            _print(progress, console)
+            last_state = state
 
 
-def drawn(sight: Sight, console: Console) -> RenderableType:
-    """Status and progress, a row for each number that was logged, the answers of an evaluation."""
-    colour = COLOURS[sight.status]
+def panel(progress: RunProgress, console: Console) -> RenderableType:
+    """Draw status and progress, a row for each logged value, and the verdicts of an evaluation."""
+    colour = COLOURS[progress.status]
     width = min(WIDTH, console.width)
-    parts: list[RenderableType] = [_about(sight), Text(headline(sight), style=colour)]
-    if sight.total:
+    parts: list[RenderableType] = [_about(progress), Text(headline(progress), style=colour)]
+    if progress.total:
         styles = {"complete_style": colour, "finished_style": colour}
-        bar = ProgressBar(sight.total, min(sight.step, sight.total), width=width - 4, **styles)
-        parts.append(Padding(bar, 0))  # the bar alone ends no line
-    if sight.series:
-        parts.append(_numbers(sight, width, BARS if console.encoding.startswith("utf") else PLAIN_BARS))
-    parts += list(_answers(sight))
+        bar = ProgressBar(progress.total, min(progress.step, progress.total), width=width - 4, **styles)
+        parts.append(Padding(bar, 0))  # the bar alone does not end the line
+    if progress.series:
+        parts.append(_numbers(progress, width, BARS if console.encoding.startswith("utf") else PLAIN_BARS))
+    parts += list(_answers(progress))
     ascii_only = not console.encoding.startswith("utf")
-    title = Text(visible(sight.name), style=f"bold {colour}")
+    title = Text(visible(progress.name), style=f"bold {colour}")
     return Panel(
         Group(*parts), title=title, title_align="left", width=width, box=box.ASCII if ascii_only else box.ROUNDED
     )
 
 
-def _about(sight: Sight) -> Text:
-    rows = ", ".join(f"{count:,} {visible(name)}" for name, count in sight.rows.items())
-    parts = [sight.kind, sight.method, sight.model and f"on {sight.model}", rows and f"rows: {rows}"]
+def _about(progress: RunProgress) -> Text:
+    rows = ", ".join(f"{count:,} {visible(name)}" for name, count in progress.rows.items())
+    parts = [progress.kind, progress.method, progress.model and f"on {progress.model}", rows and f"rows: {rows}"]
     return Text("  ".join(visible(part) for part in parts if part), style="dim")
 
 
-def _numbers(sight: Sight, width: int, bars: str) -> Table:
+def _numbers(progress: RunProgress, width: int, bars: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
     table.add_column("", no_wrap=True)
     for name in ("first", "now", "least", "most"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    names = max(len(name) for name in sight.series)
+    names = max(len(name) for name in progress.series)
     room = max(8, width - names - 4 * 11 - 8)
-    for name, values in sight.series.items():
+    for name, values in progress.series.items():
         numbers = [value for _, value in values]
-        cells = [shown(number) for number in (numbers[0], numbers[-1], min(numbers), max(numbers))]
+        cells = [four_digits(number) for number in (numbers[0], numbers[-1], min(numbers), max(numbers))]
         style = "bold" if name == "loss" or name.startswith("logps/") else ""
         table.add_row(Text(visible(name), style=style), *cells, Text(sparkline(numbers, room, bars), style="cyan"))
     return table
 
 
-def _answers(sight: Sight) -> Iterator[Text]:
-    for suite, answers in sight.verdicts.items():
+def _answers(progress: RunProgress) -> Iterator[Text]:
+    for suite, answers in progress.verdicts.items():
         text = Text(f"suite {visible(suite)}:")
         for question, answer in answers.items():
             text.append(f"  {visible(question)} ")
-            text.append(visible(answer), style=ANSWERS.get(answer, "bold yellow"))
+            text.append(visible(answer), style=ANSWER_STYLES.get(answer, "bold yellow"))
         yield text
-    if not sight.verdicts and sight.over and sight.kind == "unlearn":
+    if not progress.verdicts and progress.ended and progress.kind == "unlearn":
         yield Text("no results.json of this version: not evaluated yet", style="dim")

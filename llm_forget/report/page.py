@@ -1,4 +1,4 @@
-"""The report of one run or several: evidence in, a page out."""
+"""The report of one run or of several, as an HTML page and as Markdown."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ DO_NOT_PUBLISH = "This page contains text that was to be forgotten; do not publi
 
 
 def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show_text: int = 0) -> Path:
-    """Write what runs found as one HTML page that needs nothing else, and as Markdown beside it.
+    """Write the results of runs as one self-contained HTML page, with a Markdown copy beside it.
 
     Args:
-        runs: measured run directories; of several, each has a part, after the comparison.
-        output: the HTML file; default: ``report.html`` in the run. The Markdown file has its name, ending in ``.md``.
-        show_text: print this many answers of each unlearned model. Then the page is for its reader only: the default
-            name is ``report-with-text.html``, only the owner may read it, and no Markdown is written.
+        runs: measured run directories; several runs are compared first, then each has its own part.
+        output: the HTML file; default: ``report.html`` in the run. The Markdown file has the same name with ``.md``.
+        show_text: number of generated answers to print for each unlearned model. If above 0, the page is private: the
+            default name is ``report-with-text.html``, its mode is 0600, and no Markdown is written.
 
     Returns:
         The HTML file.
 
     Raises:
-        ValueError: a folder that is no measured run, several without ``output``, or text that is not there.
-        ImportError: matplotlib is not installed.
+        RunError: a folder is not a measured run, several runs lack ``output``, or a run holds no generated text.
+        MissingPackageError: matplotlib is not installed.
     """
     if output is None and len(runs) > 1:
-        raise RunError("a page of several runs belongs to none of them; say where it goes with --output FILE.html")
+        raise RunError("a report of several runs has no default path; name it with --output FILE.html")
     if show_text < 0:
         raise RunError(f"show_text is the number of answers to print, at least 0, not {show_text}")
     evidence = read_runs(runs)
@@ -50,9 +50,9 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
     if target.suffix != ".html":
         raise RunError(f"output is '{target}'; name a file that ends in .html")
     for run in evidence:
-        for sentence in not_shown(run):
-            logger.warning("%s: %s", run.name, sentence)
-    page = written_up(evidence, show_text)
+        for notice in not_shown(run):
+            logger.warning("%s: %s", run.name, notice)
+    page = report_document(evidence, show_text)
     write_atomic(target, to_html(page))
     if show_text:
         target.chmod(0o600)
@@ -61,8 +61,8 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
     return target
 
 
-def written_up(runs: Sequence[Evidence], show_text: int = 0) -> Document:
-    """The document: of one run its sections, of several a comparison and a part for each."""
+def report_document(runs: Sequence[Evidence], show_text: int = 0) -> Document:
+    """Build the document: the sections of a single run, or a comparison and a part for each of several runs."""
     texts = {run.name: _texts_section(run, show_text) for run in runs} if show_text else {}
     warning = [Section("Handle with care", (Text(DO_NOT_PUBLISH, warning=True),))] if texts else []
     if len(runs) == 1:
@@ -94,18 +94,22 @@ def _sections(run: Evidence) -> list[Section]:
 
 
 def not_shown(run: Evidence) -> list[str]:
-    """A sentence for each part of the page that stays out because a file of the run is missing or lacks a suite."""
-    said = []
-    rows = "Distributions, ROC curves and extraction row by row are not shown"
+    """Return a sentence for each part of the page that is left out because the run lacks its file or suite."""
+    notices = []
+    row_sections = "Distributions, ROC curves and extraction row by row are not shown"
     if not run.rows:
-        said.append(f"{rows}: rows.json is missing; evaluate the run again.")
-    elif lacking := [suite for suite, found in run.suites.items() if _has_rows(found) and suite not in run.rows]:
-        said.append(f"{rows} for {', '.join(lacking)}: rows.json lacks these; evaluate the run with them again.")
+        notices.append(f"{row_sections}: rows.json is missing; evaluate the run again.")
+    elif missing_suites := [
+        suite for suite, suite_results in run.suites.items() if _has_rows(suite_results) and suite not in run.rows
+    ]:
+        notices.append(
+            f"{row_sections} for {', '.join(missing_suites)}: rows.json lacks them; evaluate the run with them again."
+        )
     if not run.log:
-        said.append("Training curves are not shown: metrics.jsonl is missing or empty; only the training writes it.")
+        notices.append("Training curves are not shown: metrics.jsonl is missing or empty; only training writes it.")
     if not run.provenance:
-        said.append("Cost, data and versions are not shown: provenance.json is missing; only the training writes it.")
-    return said
+        notices.append("Cost, data and versions are not shown: provenance.json is missing; only training writes it.")
+    return notices
 
 
 def _has_rows(suite: dict[str, Any]) -> bool:

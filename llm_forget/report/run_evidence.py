@@ -1,4 +1,4 @@
-"""A run directory as plain data."""
+"""The results of a run, read from its directory as plain data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_forget.evals.stats import Rows
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run left behind; what it lacks is empty or None."""
+    """Results, logs and provenance of a measured run; missing files are empty or None."""
 
     name: str
     run: Run
@@ -30,36 +30,37 @@ class Evidence:
     rows: dict[str, Any]  # suite -> line -> role -> name -> {"ids", "values"}
     log: list[dict[str, Any]]  # metrics.jsonl
     provenance: dict[str, Any]
-    attacks: dict[str, dict[str, Any]]  # attack.json by the attack's name
+    attacks: dict[str, dict[str, Any]]  # attack name -> attack.json
     verification: dict[str, Any] | None  # verify.json
-    oracle: dict[str, Any] | None  # provenance of the oracle's own run, where that is found
+    oracle: dict[str, Any] | None  # provenance of the run that trained the oracle, if found
 
     @property
     def suites(self) -> dict[str, Any]:
+        """Results by suite name."""
         return self.results["suites"]
 
     @property
-    def verified_as_it_is(self) -> bool:
-        """Whether the policy was applied to these results, and not to those of an earlier evaluation."""
+    def verification_is_current(self) -> bool:
+        """Whether the policy was applied to these results and not to those of an earlier evaluation."""
         return self.verification is not None and self.verification.get("results") == json_digest(self.suites)
 
     def has(self, role: str) -> bool:
-        """Whether this model was measured."""
+        """Return whether the model of this role was measured."""
         return self.results["models"].get(role) is not None
 
     def scores(self, suite: str, line: str, role: str, name: str = "rows") -> tuple[list[str], Rows] | None:
-        """Row ids and values of a line, ``[N]`` with NaN for unscored ones; None where they are not on disk."""
-        found = self.rows.get(suite, {}).get(line, {}).get(role, {}).get(name)
-        if found is None:
+        """Return row ids and values ``[N]`` of a line, NaN for unscored rows; None if rows.json lacks them."""
+        row_scores = self.rows.get(suite, {}).get(line, {}).get(role, {}).get(name)
+        if row_scores is None:
             return None
-        return found["ids"], np.array([np.nan if v is None else v for v in found["values"]], dtype=np.float64)
+        return row_scores["ids"], np.array([np.nan if v is None else v for v in row_scores["values"]], dtype=np.float64)
 
 
 def read_run(path: str | Path, name: str | None = None) -> Evidence:
-    """A finished and measured run.
+    """Read a finished and measured run.
 
     Raises:
-        ValueError: no run, an unfinished one, or one that was not measured by this version; says what to do.
+        RunError: the folder holds no run, or the run is unfinished or was not measured by this version.
     """
     run = Run.open(path)
     results = read_results(run)
@@ -77,17 +78,17 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
-    """Several runs under names that tell them apart: as many folders of their paths as that takes.
+    """Read several runs, named by as many trailing folders of their paths as make the names unique.
 
     Raises:
-        ValueError: no run, one given twice, or what `read_run` refuses.
+        RunError: no path or a repeated path was passed, or `read_run` refuses one.
     """
     folders = [Path(path).resolve() for path in paths]
     if not folders:
-        raise RunError("no run is given; name at least one run directory")
-    twice = next((paths[i] for i, folder in enumerate(folders) if folder in folders[:i]), None)
-    if twice is not None:
-        raise RunError(f"run '{twice}' is given twice; name each run once")
+        raise RunError("no run was given; name at least one run directory")
+    repeated = next((paths[i] for i, folder in enumerate(folders) if folder in folders[:i]), None)
+    if repeated is not None:
+        raise RunError(f"run '{repeated}' is given twice; name each run once")
     depth = 1
     while len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
@@ -96,15 +97,15 @@ def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
 
 
 def generated_texts(evidence: Evidence, count: int) -> list[tuple[str, str]]:
-    """Row ids and what the unlearned model said, of the first generating probe, that of forget rows if there is one.
+    """Return row ids and generated texts of the unlearned model, from the forget rows if these were generated.
 
     Raises:
-        ValueError: the run holds no generations.
+        RunError: the run holds no generated text.
     """
     files = [file for file in sorted((evidence.run.records / "unlearned").glob("*.jsonl")) if _holds_text(file)]
     if not files:
         raise RunError(f"run '{evidence.run.path}' holds no generated text; leave out --show_text")
-    file = min(files, key=lambda file: "forget" not in file.name)  # the first among equals
+    file = min(files, key=lambda file: "forget" not in file.name)  # min returns the first of equals
     with file.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines][1:]
     return [(str(record["id"]), str(record["text"])) for record in records[:count]]
@@ -123,26 +124,26 @@ def _content(file: Path, kind: type[formats.Record]) -> Any:
 def _log(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
-    # A killed run may have left half a line.
+    # A killed run may have left an incomplete line.
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
+    attacks = {}
     for file in sorted(folder.glob("*/attack.json")):
-        found[file.parent.name] = formats.read_content(file, Attack, advice="run the attack again")
-    return found
+        attacks[file.parent.name] = formats.read_content(file, Attack, advice="run the attack again")
+    return attacks
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the run that made the oracle: where the recipe says it is, or beside this run under that name."""
-    given = run.config.get("oracle") if run.config_file.is_file() else None
+    """Provenance of the run that trained the oracle: at the recipe's path, or beside this run under that name."""
+    oracle_path = run.config.get("oracle") if run.config_file.is_file() else None
     measured = results["models"].get("oracle")
-    if given is None or measured is None:
+    if oracle_path is None or measured is None:
         return None
-    for folder in (Path(given), run.path.resolve().parent / Path(given).name):
-        other = Run(folder)
-        # --oracle may have replaced the recipe's.
-        if folder.resolve().name == measured["name"] and other.complete and other.provenance_file.is_file():
-            return other.provenance
+    for folder in (Path(oracle_path), run.path.resolve().parent / Path(oracle_path).name):
+        oracle_run = Run(folder)
+        # --oracle may have overridden the recipe's oracle.
+        if folder.resolve().name == measured["name"] and oracle_run.complete and oracle_run.provenance_file.is_file():
+            return oracle_run.provenance
     return None

@@ -1,4 +1,4 @@
-"""A run can be watched from its files, whatever state they are in."""
+"""A run can be watched from its files, in whatever state they are."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from llm_forget.report.live import QUIET, Watcher, headline, plain_lines, sparkline
-from llm_forget.report.live_screen import drawn, watch
+from llm_forget.report.live_screen import panel, watch
 
 STARTED = 1_700_000_000.0
 
@@ -26,9 +26,9 @@ def write(path, content, at=None):
         os.utime(path, (at, at))
 
 
-def line(step, **more):
+def line(step, **overrides):
     numbers = {"loss": 3.0 - step / 100, "logps/forget": -step / 10, "logps/retain": -0.1, "forget/npo": 1.0}
-    return json.dumps({"step": step, **numbers, "tokens_per_second": 500.0, "epoch": step / 20, **more}) + "\n"
+    return json.dumps({"step": step, **numbers, "tokens_per_second": 500.0, "epoch": step / 20, **overrides}) + "\n"
 
 
 @pytest.fixture
@@ -44,119 +44,119 @@ def run(tmp_path):
 
 
 def test_step_rate_and_time_left_follow_from_the_files(run):
-    sight = Watcher(run).look(STARTED + 60)
-    assert (sight.status, sight.step, sight.total) == ("running", 25, 100)
-    assert sight.seconds_left == pytest.approx(75 * 2.0)
-    assert sight.tokens_per_second == 500
-    assert sight.rows == {"forget": 36}
-    assert list(sight.series) == ["loss", "logps/forget", "logps/retain", "forget/npo"]
-    assert sight.series["logps/forget"][-1] == (25, -2.5)
-    assert Watcher(run).look(STARTED + 90).seconds_left == pytest.approx(75 * 2.0 - 30)
+    progress = Watcher(run).progress(STARTED + 60)
+    assert (progress.status, progress.step, progress.total) == ("running", 25, 100)
+    assert progress.seconds_left == pytest.approx(75 * 2.0)
+    assert progress.tokens_per_second == 500
+    assert progress.rows == {"forget": 36}
+    assert list(progress.series) == ["loss", "logps/forget", "logps/retain", "forget/npo"]
+    assert progress.series["logps/forget"][-1] == (25, -2.5)
+    assert Watcher(run).progress(STARTED + 90).seconds_left == pytest.approx(75 * 2.0 - 30)
 
 
-def test_a_resumed_run_is_not_taken_for_a_fast_one(run):
+def test_steps_before_a_resume_do_not_raise_the_rate(run):
     write(run / "checkpoints" / "checkpoint-20" / "complete.json", {}, STARTED + 5)
     write(run / "checkpoints" / "checkpoint-20" / "trainer_state.json", {"max_steps": 90}, STARTED + 5)
-    sight = Watcher(run).look(STARTED + 60)
-    assert sight.total == 90
-    assert sight.checkpoint == 20
-    assert sight.seconds_left == pytest.approx(65 * 50 / 5)  # 5 steps in 50 s, not 25
+    progress = Watcher(run).progress(STARTED + 60)
+    assert progress.total == 90
+    assert progress.checkpoint == 20
+    assert progress.seconds_left == pytest.approx(65 * 50 / 5)  # 5 steps in 50 s, not 25
 
 
-def test_what_was_watched_counts_more_than_the_beginning(run):
+def test_the_rate_seen_while_watching_replaces_the_average_since_the_start(run):
     watcher = Watcher(run)
-    watcher.look(STARTED + 60)
+    watcher.progress(STARTED + 60)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line(35))
     os.utime(run / "metrics.jsonl", (STARTED + 160, STARTED + 160))
-    assert watcher.look(STARTED + 160).seconds_left == pytest.approx(65 * 10)
+    assert watcher.progress(STARTED + 160).seconds_left == pytest.approx(65 * 10)
 
 
-def test_half_a_line_is_left_for_the_next_look(run):
+def test_an_incomplete_line_is_read_once_it_is_complete(run):
     watcher = Watcher(run)
     whole = line(30)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(whole[:20])
         file.flush()
-        assert watcher.look(STARTED + 61).step == 25
+        assert watcher.progress(STARTED + 61).step == 25
         file.write(whole[20:])
         file.flush()
-        assert watcher.look(STARTED + 62).step == 30
+        assert watcher.progress(STARTED + 62).step == 30
         file.write('{"step": 35, "lo\n[1]\n{"step": true}\n\xff\n' + line(40, loss=None, grad_norm="x"))
         file.flush()
-        sight = watcher.look(STARTED + 63)
-    assert sight.step == 40
-    assert [step for step, _ in sight.series["loss"]] == [5, 10, 15, 20, 25, 30]
+        progress = watcher.progress(STARTED + 63)
+    assert progress.step == 40
+    assert [step for step, _ in progress.series["loss"]] == [5, 10, 15, 20, 25, 30]
 
 
-def test_a_log_that_was_written_anew_is_read_anew(run):
+def test_a_replaced_log_is_read_from_its_beginning(run):
     watcher = Watcher(run)
-    assert watcher.look(STARTED + 61).step == 25
+    assert watcher.progress(STARTED + 61).step == 25
     write(run / ".new", line(5) + line(10))
     os.replace(run / ".new", run / "metrics.jsonl")
-    assert watcher.look(STARTED + 62).step == 10
+    assert watcher.progress(STARTED + 62).step == 10
 
 
-def test_files_may_appear_one_after_the_other(tmp_path):
+def test_files_may_appear_one_after_another(tmp_path):
     watcher = Watcher(tmp_path / "later")
-    assert watcher.look().status == "waiting"
+    assert watcher.progress().status == "waiting"
     write(tmp_path / "later" / "run.json", '{"kind": "unl')
-    assert watcher.look().status == "waiting"
+    assert watcher.progress().status == "waiting"
     write(tmp_path / "later" / "run.json", {"kind": "unlearn", "status": "running"})
-    assert watcher.look().status == "starting"
+    assert watcher.progress().status == "starting"
     write(tmp_path / "later" / "config.yaml", "a: [")
     write(tmp_path / "later" / "provenance.json", "[]")
     write(tmp_path / "later" / "results.json", "{")
     write(tmp_path / "later" / "metrics.jsonl", line(5))
-    sight = watcher.look()
-    assert (sight.status, sight.step) == ("running", 5)
-    assert sight.verdicts == {}
+    progress = watcher.progress()
+    assert (progress.status, progress.step) == ("running", 5)
+    assert progress.verdicts == {}
 
 
 @pytest.mark.parametrize("content", ["null", "[1]", '{"suites": 3}', '{"suites": {"a": {"verdict": [1]}}}', "\x00"])
-def test_damaged_files_are_no_reason_to_stop(run, content):
+def test_damaged_files_raise_nothing(run, content):
     for name in ("provenance.json", "results.json", "config.yaml"):
         (run / name).write_text(content)
-    sight = Watcher(run).look()
-    list(plain_lines(sight))
-    drawn(sight, Console())
+    progress = Watcher(run).progress()
+    list(plain_lines(progress))
+    panel(progress, Console())
 
 
-def test_a_run_without_a_sign_of_life_is_stale(run):
-    assert Watcher(run).look(STARTED + 60 + QUIET - 1).status == "running"
-    sight = Watcher(run).look(STARTED + 60 + QUIET + 1)
-    assert sight.status == "stale"
-    assert "nothing new for 0:05:01" in headline(sight)
-    assert sight.seconds_left is None
+def test_a_run_whose_files_no_longer_change_is_stale(run):
+    assert Watcher(run).progress(STARTED + 60 + QUIET - 1).status == "running"
+    progress = Watcher(run).progress(STARTED + 60 + QUIET + 1)
+    assert progress.status == "stale"
+    assert "nothing new for 0:05:01" in headline(progress)
+    assert progress.seconds_left is None
     write(run / "checkpoints" / "checkpoint-25" / "complete.json", {}, STARTED + 300)
     os.utime(run / "checkpoints" / "checkpoint-25", (STARTED + 300, STARTED + 300))
     os.utime(run / "checkpoints", (STARTED + 300, STARTED + 300))
-    assert Watcher(run).look(STARTED + 60 + QUIET + 1).status == "running"
+    assert Watcher(run).progress(STARTED + 60 + QUIET + 1).status == "running"
 
 
-def test_a_slow_run_has_more_time_before_it_is_stale(run):
+def test_a_slow_run_gets_more_time_before_it_is_stale(run):
     os.utime(run / "metrics.jsonl", (STARTED + 2510, STARTED + 2510))  # 100 s a step, a line every 5
-    assert Watcher(run).look(STARTED + 2510 + 4900).status == "running"
-    assert Watcher(run).look(STARTED + 2510 + 5100).status == "stale"
+    assert Watcher(run).progress(STARTED + 2510 + 4900).status == "running"
+    assert Watcher(run).progress(STARTED + 2510 + 5100).status == "stale"
 
 
-def test_how_it_ended_and_what_was_measured(run):
+def test_the_end_of_a_run_and_its_verdicts_are_shown(run):
     write(run / "run.json", {"kind": "unlearn", "status": "complete"})
     write(run / "provenance.json", {"cost": {"seconds": 200.4, "peak_memory_gib": 2.86}})
-    sight = Watcher(run).look()
-    assert sight.status == "finished"
-    assert "took 0:03:20" in headline(sight)
-    assert "2.9 GiB" in headline(sight)
+    progress = Watcher(run).progress()
+    assert progress.status == "finished"
+    assert "took 0:03:20" in headline(progress)
+    assert "2.9 GiB" in headline(progress)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line(30, stopped_early=1.0))
     write(run / "results.json", {"suites": {"basic": {"verdict": {"forgot": {"answer": "yes", "findings": []}}}}})
-    sight = Watcher(run).look()
-    assert sight.status == "stopped early"
-    assert sight.verdicts == {"basic": {"forgot": "yes"}}
-    assert "suite basic: forgot: yes" in "\n".join(plain_lines(sight))
+    progress = Watcher(run).progress()
+    assert progress.status == "stopped early"
+    assert progress.verdicts == {"basic": {"forgot": "yes"}}
+    assert "suite basic: forgot: yes" in "\n".join(plain_lines(progress))
 
 
-def test_a_sparkline_goes_from_the_least_to_the_most():
+def test_a_sparkline_spans_the_range_of_its_values():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([2.0, 2.0], 8) == "▁▁"
     assert sparkline([], 8) == ""
@@ -165,7 +165,7 @@ def test_a_sparkline_goes_from_the_least_to_the_most():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_what_is_drawn_fits_and_moves_no_cursor(run, encoding):
+def test_the_panel_fits_the_terminal_and_moves_no_cursor(run, encoding):
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 30, "forget/\x1b[2Jevil[red]": 1.0, "loss": 1.0}) + "\n")
     raw = io.BytesIO()
@@ -176,11 +176,11 @@ def test_what_is_drawn_fits_and_moves_no_cursor(run, encoding):
     assert "\x1b" not in text
     assert "evil[red]" in text
     assert {len(row) for row in text.splitlines()} == {80}
-    for said in ("first", "now", "least", "most", "logps/forget", "step 30 of"):
-        assert said in text
+    for word in ("first", "now", "least", "most", "logps/forget", "step 30 of"):
+        assert word in text
 
 
-def test_a_pipe_gets_a_line_for_each_step_until_the_run_is_over(run):
+def test_a_pipe_gets_a_line_for_each_step_until_the_run_has_ended(run):
     def go_on():
         for step in (30, 35):
             time.sleep(0.15)
@@ -199,7 +199,7 @@ def test_a_pipe_gets_a_line_for_each_step_until_the_run_is_over(run):
     assert "finished" in heads[-1]
 
 
-def test_the_command_needs_no_torch_and_refuses_what_is_no_run(run, tmp_path):
+def test_the_command_loads_no_torch_and_refuses_a_folder_without_a_run(run, tmp_path):
     code = (
         "import sys; from llm_forget.cli.main import app\n"
         "try: app(['watch', sys.argv[1], '--once'])\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"

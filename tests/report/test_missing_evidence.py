@@ -1,4 +1,4 @@
-"""What a run lacks is said, on the page and on the terminal; what is damaged is refused in a sentence."""
+"""Missing files of a run are named on the page and in the log; damaged files are refused in one sentence."""
 
 import json
 import logging
@@ -14,29 +14,29 @@ from tests.support.forked import command
 
 
 @pytest.mark.parametrize(
-    ("name", "gone", "sentence"),
+    ("name", "missing_section", "sentence"),
     [
         ("rows.json", "Membership inference", "rows.json is missing; evaluate the run again"),
         ("metrics.jsonl", "Training", "metrics.jsonl is missing or empty"),
         ("provenance.json", "Cost", "provenance.json is missing"),
     ],
 )
-def test_a_part_that_stays_out_because_its_file_is_missing_is_named(
-    make_measured_run, caplog, monkeypatch, name, gone, sentence
+def test_a_part_left_out_because_its_file_is_missing_is_named(
+    make_measured_run, caplog, monkeypatch, name, missing_section, sentence
 ):
     monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)  # a command of another test ended that
     run = make_measured_run()
     whole = report([run]).with_suffix(".md").read_text(encoding="utf-8")
-    assert f"## {gone}" in whole
+    assert f"## {missing_section}" in whole
     assert "Not shown" not in whole
     (run / name).unlink()
     with caplog.at_level(logging.WARNING, logger="llm_forget"):
         markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
-    assert f"## {gone}" not in markdown
+    assert f"## {missing_section}" not in markdown
     assert sentence in markdown
     assert sentence in (run / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
-    said = {record.getMessage() for record in caplog.records if record.name == "llm_forget"}
-    assert said == {f"npo: {line}" for line in _notes(markdown)}
+    messages = {record.getMessage() for record in caplog.records if record.name == "llm_forget"}
+    assert messages == {f"npo: {line}" for line in _notes(markdown)}
 
 
 def _notes(markdown: str) -> list[str]:
@@ -91,14 +91,14 @@ def test_damaged_results_are_refused_with_the_file_and_what_to_do(make_measured_
     assert "\n" not in str(refused.value)
 
 
-def test_models_that_were_not_measured_are_no_damage(make_measured_run):
+def test_models_that_were_not_measured_are_accepted(make_measured_run):
     run = make_measured_run(roles=("unlearned",))
     assert not read_run(run).has("oracle")
     assert "no value of oracle" in {ruling.finding.why for ruling in verify(run)[1]}
 
 
 @pytest.mark.parametrize("verb", ["verify", "report", "compare"])
-def test_damaged_results_leave_the_commands_with_code_2(make_measured_run, verb):
+def test_commands_exit_with_code_2_on_damaged_results(make_measured_run, verb):
     run = make_measured_run()
     (run / "results.json").write_text("[]")
     done = command(verb, run)
@@ -113,7 +113,7 @@ def _with(run, name, change):
     (run / name).write_text(json.dumps(content))
 
 
-def test_every_rule_of_a_policy_stands_with_its_suite(make_measured_run):
+def test_every_rule_of_a_policy_names_its_suite(make_measured_run):
     run = make_measured_run()
     verify(run)
     markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
@@ -122,30 +122,30 @@ def test_every_rule_of_a_policy_stands_with_its_suite(make_measured_run):
     assert "- ? mia_loss unknown" in policy  # measured by no suite
 
 
-def test_an_own_suite_under_the_name_of_a_shipped_one_is_said_to_be(make_measured_run):
+def test_a_custom_suite_with_the_name_of_a_shipped_one_is_marked(make_measured_run):
     run = make_measured_run()
     sentence = "not the suite basic that comes with this version"
     shipped_digest = load_suite("basic").digest
-    for definition, said in ((shipped_digest, False), ("sha256:other", True)):
-        _with(run, "results.json", lambda found, d=definition: found["suites"]["basic"].update(definition=d))
-        assert (sentence in report([run]).with_suffix(".md").read_text(encoding="utf-8")) is said
+    for definition, marked in ((shipped_digest, False), ("sha256:other", True)):
+        _with(run, "results.json", lambda results, d=definition: results["suites"]["basic"].update(definition=d))
+        assert (sentence in report([run]).with_suffix(".md").read_text(encoding="utf-8")) is marked
 
 
-def test_an_attack_with_the_model_before_at_hand_is_said_to_say_nothing_about_forgetting(make_measured_run):
+def test_an_attack_that_uses_the_target_is_marked_as_no_measure_of_forgetting(make_measured_run):
     run = make_measured_run()
-    sentence = "the model before must be taken back, not how well was forgotten"
+    sentence = "the model before must be withdrawn, not how well was forgotten"
     assert sentence not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
 
-    def kept(found):
-        found["suites"]["basic"]["metrics"]["mia_min_k"]["metric"] = "membership_two_models"
+    def use_target(results):
+        results["suites"]["basic"]["metrics"]["mia_min_k"]["metric"] = "membership_two_models"
 
-    _with(run, "results.json", kept)
+    _with(run, "results.json", use_target)
     markdown = report([run]).with_suffix(".md").read_text(encoding="utf-8")
     assert sentence in markdown
     assert "attacker kept the model before" in markdown
 
 
-def test_equal_scores_of_rows_and_others_are_said_to_be(make_measured_run):
+def test_tied_scores_of_members_and_nonmembers_are_mentioned(make_measured_run):
     run = make_measured_run()
     assert "are equal" not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
 

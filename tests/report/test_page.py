@@ -1,4 +1,4 @@
-"""The page: complete, safe, the same for the same numbers, and without the text of any row."""
+"""The page is complete, safe, reproducible and free of row text."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_every_tag_is_closed_and_headings_skip_no_level(make_measured_run):
     assert ("html", {"lang": "en"}) in found.tags
 
 
-def test_the_page_needs_nothing_from_anywhere(make_measured_run):
+def test_the_page_is_self_contained(make_measured_run):
     text = report([make_measured_run()]).read_text(encoding="utf-8")
     assert not [
         a for _, attributes in Page(text).tags for n, a in attributes.items() if n in ("src", "href") and a[0] != "#"
@@ -96,7 +96,7 @@ def test_the_page_needs_nothing_from_anywhere(make_measured_run):
     assert not re.search(r"https?://|@import|url\((?!#)|<script|<link|<iframe", text)
 
 
-def test_ids_are_unique_and_every_reference_to_one_leads_somewhere(make_measured_run):
+def test_ids_are_unique_and_every_reference_resolves(make_measured_run):
     runs = [make_measured_run("a"), make_measured_run("b")]
     text = report(runs, output=runs[0].parent / "all.html").read_text(encoding="utf-8")
     ids = Counter(attributes["id"] for _, attributes in Page(text).tags if "id" in attributes)
@@ -125,13 +125,13 @@ def test_equal_runs_give_equal_bytes(make_measured_run):
     assert (run / "report.md").read_bytes() == md
 
 
-def test_ids_and_names_can_neither_write_html_nor_markdown(make_measured_run):
+def test_ids_and_names_cannot_inject_html_or_markdown(make_measured_run):
     ids = [EVIL[i] if i < len(EVIL) else f"row-{i}" for i in range(30)]
     run = make_measured_run("na$x^2$ <b>x<|y", ids=ids, suite="<i>suite<", shift=0.1)
-    found = page(run)
-    assert {tag for tag, _ in found.tags}.isdisjoint({"script", "b", "i", "img", "iframe"})
-    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    said = "".join(found.words)
+    parsed = page(run)
+    assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "b", "i", "img", "iframe"})
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
+    said = "".join(parsed.words)
     assert "<script>alert(1)</script>" in said
     assert "{{ 7*7 }}" in said
     assert re.search(r"<text [^>]*>na\$x\^2\$ &lt;b&gt;x&lt;\|y</text>", (run / "report.html").read_text()), "math"
@@ -153,24 +153,24 @@ def _pipe_tables(markdown: str) -> list[list[list[str]]]:
 
 def test_the_numbers_of_the_distributions_are_those_of_the_rows(make_measured_run):
     run = make_measured_run()
-    found = page(run)
+    parsed = page(run)
     ratio = {role: rows_of(run, "forget_ratio", role) for role in ("before", "unlearned", "oracle")}
-    median = next(row for row in found.tables["forget_ratio: at or below this value"] if row[0] == "50%")
+    median = next(row for row in parsed.tables["forget_ratio: at or below this value"] if row[0] == "50%")
     assert median[1:] == [shown(float(np.sort(ratio[role])[14])) for role in ratio]
-    assert f"p = {shown(ks_p_value(ratio['unlearned'], ratio['oracle']))} with 30 and 30 rows" in "".join(found.words)
+    assert f"p = {shown(ks_p_value(ratio['unlearned'], ratio['oracle']))} with 30 and 30 rows" in "".join(parsed.words)
 
 
 def test_the_numbers_of_the_roc_are_those_of_the_scores(make_measured_run):
     run = make_measured_run()
     table = page(run).tables["mia_min_k"]
-    for place, role in enumerate(table[0][1:], 1):
+    for column, role in enumerate(table[0][1:], 1):
         sides = [rows_of(run, "mia_min_k", role, side) for side in ("members", "nonmembers")]
-        assert table[1][place].split()[0] == shown(auc(*sides))
-        assert table[4][place] == shown(tpr_at_fpr(*sides, 0.05))
+        assert table[1][column].split()[0] == shown(auc(*sides))
+        assert table[4][column] == shown(tpr_at_fpr(*sides, 0.05))
         assert table[4][0] == "true positives at 5% false positives"
 
 
-def test_the_worst_rows_are_the_most_telling_ten(make_measured_run):
+def test_the_listed_rows_are_the_ten_most_revealing(make_measured_run):
     run = make_measured_run()
     members, others = (rows_of(run, "mia_min_k", "unlearned", side) for side in ("members", "nonmembers"))
     assert auc(members, others) < 0.5, "then low scores give rows away"
@@ -178,7 +178,7 @@ def test_the_worst_rows_are_the_most_telling_ten(make_measured_run):
     assert [row[0] for row in table[1:]] == [f"row-{i:02d}" for i in np.argsort(members)[:10]]
 
 
-def test_the_worst_rows_are_not_those_that_a_kept_model_before_gives_away(make_measured_run):
+def test_rows_exposed_by_an_attack_with_the_target_are_not_listed(make_measured_run):
     run = make_measured_run()
     results, rows = (json.loads((run / name).read_text()) for name in ("results.json", "rows.json"))
     # It separates all rows, with the unlearned model and with the oracle.
@@ -196,7 +196,7 @@ def test_the_worst_rows_are_not_those_that_a_kept_model_before_gives_away(make_m
     ]
 
 
-def test_a_score_that_is_one_choice_of_several_says_so_everywhere(make_measured_run):
+def test_a_score_that_is_one_choice_of_several_is_marked_everywhere(make_measured_run):
     run = make_measured_run()
     results = json.loads((run / "results.json").read_text())
     score = {"value": 0.3, "ci": None, "n": 9, "n_unscored": 0, "goal": "higher", "metric": "aggregate"}
@@ -219,7 +219,7 @@ def test_a_score_that_is_one_choice_of_several_says_so_everywhere(make_measured_
     assert "overall (one choice of several)" in comparison_markdown(compare([run, make_measured_run("other")]))
 
 
-def test_rows_that_are_null_are_left_out_of_every_picture_and_not_taken_for_0(make_measured_run):
+def test_null_rows_are_left_out_of_every_chart_and_not_counted_as_0(make_measured_run):
     run = make_measured_run()
     whole = page(run)
     results, rows = (json.loads((run / name).read_text()) for name in ("results.json", "rows.json"))
@@ -228,15 +228,15 @@ def test_rows_that_are_null_are_left_out_of_every_picture_and_not_taken_for_0(ma
         for name in names:
             rows["basic"][line]["unlearned"][name]["values"][3] = None
     (run / "rows.json").write_text(json.dumps(rows))
-    found = page(run)
+    parsed = page(run)
     evidence = read_run(run)
     assert np.isnan(evidence.scores("basic", "extraction_strength", "unlearned")[1]).sum() == 1
-    assert found.tables["mia_min_k"][2][2] == "29 + 29"
+    assert parsed.tables["mia_min_k"][2][2] == "29 + 29"
     assert whole.tables["mia_min_k"][2][2] == "30 + 30"
-    (title,) = [title for title in found.tables if title.endswith("extraction_strength of each row")]
-    assert len(found.tables[title]) == len(whole.tables[title]) - 1
-    assert "row-03" not in [row[0] for row in found.tables[title]]
-    assert "with 29 and 30 rows" in " ".join("".join(found.words).split())
+    (title,) = [title for title in parsed.tables if title.endswith("extraction_strength of each row")]
+    assert len(parsed.tables[title]) == len(whole.tables[title]) - 1
+    assert "row-03" not in [row[0] for row in parsed.tables[title]]
+    assert "with 29 and 30 rows" in " ".join("".join(parsed.words).split())
     # And a model of which no row is scored at all.
     for line, names in lines.items():
         results["suites"]["basic"]["metrics"][line] |= {"value": None, "ci": None, "n": 0, "n_unscored": 30}
@@ -244,15 +244,15 @@ def test_rows_that_are_null_are_left_out_of_every_picture_and_not_taken_for_0(ma
             rows["basic"][line]["unlearned"][name]["values"] = [None] * 30
     (run / "rows.json").write_text(json.dumps(rows))
     (run / "results.json").write_text(json.dumps(results))
-    found = page(run)
-    said = "".join(found.words)
-    assert not [title for title in ("Truth ratio", "Membership inference", "Extraction") if title in said]
-    (values,) = [table for title, table in found.tables.items() if title.startswith("Suite basic: values")]
+    parsed = page(run)
+    text = "".join(parsed.words)
+    assert not [title for title in ("Truth ratio", "Membership inference", "Extraction") if title in text]
+    (values,) = [table for title, table in parsed.tables.items() if title.startswith("Suite basic: values")]
     assert [row[2] for row in values if row[0].startswith("extraction_strength")] == ["unknown"]
-    assert "nan" not in {word.strip().lower() for word in found.words}
+    assert "nan" not in {word.strip().lower() for word in parsed.words}
 
 
-def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_measured_run):
+def test_attacks_show_the_excess_over_the_oracle(make_measured_run):
     run = make_measured_run()
     after = {
         "unlearned_attacked": {"value": 0.6, "ci": [0.5, 0.7], "n": 9},
@@ -270,19 +270,19 @@ def test_attacks_show_what_they_brought_back_beyond_the_oracle(make_measured_run
     folder = run / "attacks" / "relearn"
     folder.mkdir(parents=True)
     (folder / "attack.json").write_text(json.dumps(attack))
-    found = page(run)
-    assert found.tables["Attack relearn"][1][-1] == "0.300"  # 0.6 - 0.2 less 0.25 - 0.15
-    assert "Measured on a sample" not in "".join(found.words)
+    parsed = page(run)
+    assert parsed.tables["Attack relearn"][1][-1] == "0.300"  # 0.6 - 0.2 less 0.25 - 0.15
+    assert "Measured on a sample" not in "".join(parsed.words)
     attack |= {"limit": 7, "overrides": ["forget"], "models": dict.fromkeys(attack["models"])}
     (folder / "attack.json").write_text(json.dumps(attack))
-    said = "".join(page(run).words)
-    assert "sample of at most 7 rows" in said
-    assert "not the run's own: forget" in said
-    assert "of other models than were attacked" in said
-    assert "/home/me" not in "".join(found.words)
+    text = "".join(page(run).words)
+    assert "sample of at most 7 rows" in text
+    assert "not the run's own: forget" in text
+    assert "of other models than the attacked ones" in text
+    assert "/home/me" not in "".join(parsed.words)
 
 
-def test_a_policy_that_failed_stands_at_the_top(make_measured_run):
+def test_a_failed_policy_comes_first(make_measured_run):
     run = make_measured_run()
     sentence = "forget_quality 0.010 (at least 0.05)"
     rules = [{"sentence": sentence, "holds": False, "severity": "fail", "answer": "fail", "suite": None, "of": None}]
@@ -297,10 +297,10 @@ def test_a_policy_that_failed_stands_at_the_top(make_measured_run):
     (run / "results.json").write_text(json.dumps(results))
     said = " ".join("".join(page(run).words).split())
     assert "✗ fail" not in said
-    assert "Measured anew since policy strict was applied" in said
+    assert "Evaluated again after policy strict was applied" in said
 
 
-def test_without_an_oracle_the_page_says_so_and_draws_what_is_left(make_measured_run):
+def test_without_an_oracle_the_page_warns_and_draws_the_rest(make_measured_run):
     run = make_measured_run(roles=("unlearned", "before"))
     found = page(run)
     said = "".join(found.words)
@@ -309,7 +309,7 @@ def test_without_an_oracle_the_page_says_so_and_draws_what_is_left(make_measured
     assert "mia_min_k: ROC" in said
 
 
-def test_without_rows_there_is_neither_a_chart_of_rows_nor_an_empty_heading(make_measured_run):
+def test_without_rows_there_is_no_row_chart_and_no_empty_heading(make_measured_run):
     said = "".join(page(make_measured_run(with_rows=False)).words)
     assert not [title for title in ("Truth ratio", "Membership inference", "Extraction", "Attacks") if title in said]
     assert "Forgetting and utility" in said
@@ -326,7 +326,7 @@ def test_the_share_of_retraining_needs_the_run_of_the_oracle(make_measured_run, 
     assert "share of retraining" not in "".join(page(run).words)
 
 
-def test_paths_of_a_machine_stay_off_the_page(make_measured_run):
+def test_local_paths_stay_off_the_page(make_measured_run):
     run = make_measured_run()
     for file in (report([run]), run / "report.md"):
         text = file.read_text(encoding="utf-8")
@@ -349,13 +349,13 @@ def with_records(run: Path) -> Path:
     return run
 
 
-def test_text_of_rows_is_nowhere_unless_asked_for(make_measured_run):
+def test_row_text_appears_only_on_request(make_measured_run):
     run = with_records(make_measured_run())
     for file in (report([run]), run / "report.md"):
         assert "Exampletown" not in file.read_text(encoding="utf-8")
 
 
-def test_text_that_is_asked_for_goes_into_a_file_of_its_own_marked_and_private(make_measured_run):
+def test_requested_text_goes_into_a_separate_marked_private_file(make_measured_run):
     run = with_records(make_measured_run())
     file = report([run], show_text=1)
     found = Page(file.read_text(encoding="utf-8"))
@@ -369,7 +369,7 @@ def test_text_that_is_asked_for_goes_into_a_file_of_its_own_marked_and_private(m
     assert not (run / "report.md").exists()
 
 
-def test_several_runs_share_a_page_with_a_part_for_each(make_measured_run):
+def test_several_runs_share_a_page_with_a_part_for_each_run(make_measured_run):
     runs = [make_measured_run("near"), make_measured_run("far", shift=0.5)]
     file = report(runs, output=runs[0].parent / "all.html")
     found = Page(file.read_text(encoding="utf-8"))
@@ -380,7 +380,7 @@ def test_several_runs_share_a_page_with_a_part_for_each(make_measured_run):
         report(runs)
 
 
-def test_an_unmeasured_run_or_an_older_format_is_refused_with_what_to_do(make_measured_run):
+def test_an_unmeasured_run_or_an_older_format_is_refused_with_advice(make_measured_run):
     run = make_measured_run()
     (run / "results.json").write_text('{"suite": "demo"}')
     with pytest.raises(ValueError, match="llm-forget evaluate"):
@@ -398,7 +398,7 @@ def test_reading_runs_loads_neither_torch_nor_transformers(make_measured_run):
     assert subprocess.run([sys.executable, "-c", code, str(make_measured_run())], check=False).returncode == 0
 
 
-def test_a_missing_matplotlib_is_one_sentence(make_measured_run):
+def test_a_missing_matplotlib_is_reported_in_one_sentence(make_measured_run):
     code = (
         "import sys; sys.modules['matplotlib'] = None\nfrom llm_forget.report import report\n"
         "try: report([sys.argv[1]])\nexcept ImportError as error: print(error)"
@@ -409,7 +409,7 @@ def test_a_missing_matplotlib_is_one_sentence(make_measured_run):
     assert done.stdout == 'the charts of a report need matplotlib: pip install "llm-forget[report]"\n'
 
 
-def test_the_template_is_where_the_wheel_takes_it_from():
+def test_the_template_is_where_the_wheel_packs_it_from():
     from llm_forget.report.render import html
 
     root = ROOT

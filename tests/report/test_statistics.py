@@ -19,8 +19,8 @@ def test_ecdf_counts_the_scored_rows_at_or_below():
 def test_quantiles_are_read_off_the_ecdf():
     values = RNG.normal(size=37)
     x, share = ecdf(values)
-    for wanted, found in zip((0.1, 0.5, 0.9), quantiles(values, (0.1, 0.5, 0.9)), strict=True):
-        assert found == x[np.argmax(share >= wanted)]
+    for quantile_share, quantile in zip((0.1, 0.5, 0.9), quantiles(values, (0.1, 0.5, 0.9)), strict=True):
+        assert quantile == x[np.argmax(share >= quantile_share)]
 
 
 @pytest.mark.parametrize("decimals", [8, 0])
@@ -45,7 +45,7 @@ def line(value, before, oracle, goal="match_oracle", width=0.01):
     return {"value": value, "goal": goal, "before": side(before), "oracle": side(oracle)}
 
 
-def test_distance_is_0_for_the_oracle_and_1_for_the_model_before():
+def test_distance_is_0_for_the_oracle_and_1_for_the_target():
     assert forget_distance({"a": line(0.1, 0.9, 0.1), "b": line(3.0, -5.0, 3.0)}) == 0
     assert forget_distance({"a": line(0.9, 0.9, 0.1), "b": line(-5.0, -5.0, 3.0)}) == pytest.approx(1)
 
@@ -54,8 +54,8 @@ def test_forgetting_too_much_is_a_distance_too():
     assert forget_distance({"a": line(0.0, 0.9, 0.3)}) == pytest.approx(0.5)
 
 
-def test_no_single_line_decides_the_distance():
-    """A run that answers in gibberish but forgot is nearer than one that forgot nothing, whatever the perplexity."""
+def test_no_single_line_dominates_the_distance():
+    """A run that forgot but answers in gibberish is nearer than one that forgot nothing, whatever the perplexity."""
     forgot = {"a": line(0.1, 0.9, 0.05), "b": line(0.35, 1.0, 0.4), "far": line(90.0, 1.0, 4.0)}
     nothing = {"a": line(0.89, 0.9, 0.05), "b": line(0.98, 1.0, 0.4), "far": line(1.1, 1.0, 4.0)}
     assert forget_distance(forgot) < forget_distance(nothing) < 1
@@ -63,7 +63,7 @@ def test_no_single_line_decides_the_distance():
 
 
 @pytest.mark.parametrize("metric", ["repetition", "silence", "generated_perplexity", "membership_two_models"])
-def test_what_does_not_say_how_well_was_forgotten_does_not_count(metric):
+def test_metrics_that_do_not_measure_forgetting_do_not_count(metric):
     lines = {"a": line(0.3, 0.9, 0.1), "other": line(9.0, 1.0, 4.0) | {"metric": metric}}
     assert forget_distance(lines) == pytest.approx(0.25)
 
@@ -75,12 +75,12 @@ def test_lines_with_nothing_to_forget_or_another_goal_do_not_count():
     assert forget_distance({"no_oracle": line(0.1, 0.9, None)}) is None
 
 
-def test_model_utility_goes_before_retain_probability():
+def test_model_utility_is_preferred_to_retain_probability():
     assert utility_line({"retain_probability": {}, "model_utility": {}}) == "model_utility"
     assert utility_line({"rouge": {}}) is None
 
 
-def test_the_front_is_what_nothing_beats():
+def test_the_front_holds_the_undominated_points():
     points = [(0.1, 0.5), (0.2, 0.9), (0.3, 0.8), (0.1, 0.4), (None, 1.0), (0.2, 0.9)]
     assert pareto(points) == [True, True, False, False, False, True]
 

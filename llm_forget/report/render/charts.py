@@ -1,6 +1,6 @@
-"""Charts as SVG that stands in a page: colours are the page's CSS variables, letters stay letters, nothing is fetched.
+"""Charts as SVG for embedding in a page: colours are the page's CSS variables, text stays text, nothing is fetched.
 
-Equal numbers give equal bytes. A role has its colour, dash and marker: it can be read without colour.
+Equal numbers give equal bytes. Each role has its own colour, dash and marker, so charts are readable without colour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llm_forget.core.text import plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Matplotlib wants colours that it can parse; each stands for a CSS variable of page.html.jinja.
+# Matplotlib needs colours that it can parse; each is replaced by a CSS variable of page.html.jinja.
 COLOURS = {
     "before": "#0b0001", "unlearned": "#0b0002", "oracle": "#0b0003", "ink": "#0b0004", "line": "#0b0005",
     "paper": "#0b0006",
@@ -28,12 +28,12 @@ DASHES: dict[str, Any] = {"before": (0, (5, 2)), "unlearned": "solid", "oracle":
 MARKERS = {"before": "s", "unlearned": "o", "oracle": "D"}
 LEGEND: dict[str, Any] = {"handlelength": 1.9, "columnspacing": 0.9, "handletextpad": 0.5, "borderpad": 0}
 WIDTH = 4.6  # inches; the page scales it
-MOST_BARS = 100  # rows that can be told apart in a chart
+MOST_BARS = 100  # rows that are distinguishable in a chart
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: ``x`` and ``y`` are ``[n]``; the role decides how it looks."""
+    """One line of a chart: ``x`` and ``y`` are ``[n]``; the role sets the style."""
 
     label: str
     role: str  # before | unlearned | oracle
@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One model of the plane; ``y_interval`` is absolute."""
+    """One model in the plane; ``y_interval`` holds absolute values."""
 
     label: str
     role: str
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Recovery:
-    """One line before and after an attack; None where it was not measured."""
+    """Values of one metric line before and after an attack; None if not measured."""
 
     label: str
     before: float | None
@@ -80,7 +80,7 @@ def lines(
     mark_x: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> str:
-    """Lines or steps over one axis. ``chance`` draws y = x, ``mark_x`` a vertical line; ``whole_x``: no fractions."""
+    """Draw lines or steps. ``chance`` adds y = x, ``mark_x`` a vertical line; ``whole_x`` allows integer ticks only."""
 
     def paint(axes: Axes) -> None:
         if chance:
@@ -88,9 +88,9 @@ def lines(
             axes.plot(ends, ends, color=COLOURS["line"], linewidth=1)
         if mark_x is not None:
             axes.axvline(mark_x, color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (2, 2)))
-        for one in series:
-            style = {"color": COLOURS[one.role], "linestyle": DASHES[one.role], "linewidth": 1.8, "label": one.label}
-            axes.plot(one.x, one.y, drawstyle="steps-post" if steps else "default", **style)
+        for line in series:
+            style = {"color": COLOURS[line.role], "linestyle": DASHES[line.role], "linewidth": 1.8, "label": line.label}
+            axes.plot(line.x, line.y, drawstyle="steps-post" if steps else "default", **style)
         axes.set(xlabel=x_label, ylabel=y_label)
         for axis, logarithmic in (("x", log_x), ("y", log_y)):
             if logarithmic:
@@ -109,14 +109,14 @@ def _logarithmic(axes: Axes, name: str) -> None:
     axis = axes.xaxis if name == "x" else axes.yaxis
     axes.set(**{f"{name}scale": "log"})
     axis.set_major_locator(LogLocator(numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the default one writes math
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the default formatter writes mathtext
     axis.set_minor_formatter(NullFormatter())
 
 
 def plane(
     name: str, title: str, description: str, points: Sequence[Point], *, x_label: str, y_label: str
 ) -> str:  # fmt: skip
-    """Points with their names beside them, and the 95 % interval of y."""
+    """Draw points with labels and the 95 % interval of y."""
 
     def paint(axes: Axes) -> None:
         for point in points:
@@ -136,78 +136,78 @@ def plane(
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Each name beside its point, where it covers neither another point nor another name."""
+    """Place each label beside its point where it covers no other point or label."""
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
-    wide, tall = (right - left) * 0.024, (high - low) * 0.032  # a letter, half a line
-    taken = [(p.x - wide, p.x + wide, p.y) for p in points]  # left end, right end, height
-    for place, point in enumerate(points):
-        reach = wide * (len(point.label) + 1.5)
+    letter_width, half_line = (right - left) * 0.024, (high - low) * 0.032  # of a label, in data units
+    boxes = [(p.x - letter_width, p.x + letter_width, p.y) for p in points]  # left end, right end, height
+    for index, point in enumerate(points):
+        label_width = letter_width * (len(point.label) + 1.5)
         slots = [
-            (side, ends, point.y + step * tall)
+            (side, ends, point.y + step * half_line)
             for step in (0, 1.5, -1.5, 3, -3, 4.5, 6, 7.5)
             for side, ends in (
-                ("left", (point.x + wide, point.x + reach)),
-                ("right", (point.x - reach, point.x - wide)),
+                ("left", (point.x + letter_width, point.x + label_width)),
+                ("right", (point.x - label_width, point.x - letter_width)),
             )
             if left <= ends[0] and ends[1] <= right
         ]
-        others = [box for i, box in enumerate(taken) if i != place]
-        free = [slot for slot in slots if not any(_covers(slot[1], slot[2], box, tall) for box in others)]
-        side, ends, height = (free or slots or [("left", (point.x + wide, point.x + reach), point.y)])[0]
-        taken.append((*ends, height))
+        others = [box for i, box in enumerate(boxes) if i != index]
+        free = [slot for slot in slots if not any(_covers(slot[1], slot[2], box, half_line) for box in others)]
+        side, ends, height = (free or slots or [("left", (point.x + letter_width, point.x + label_width), point.y)])[0]
+        boxes.append((*ends, height))
         start = ends[0] if side == "left" else ends[1]
         axes.text(start, height, plain(point.label), ha=side, va="center", color=COLOURS[point.role])
 
 
-def _covers(ends: tuple[float, float], height: float, box: tuple[float, float, float], tall: float) -> bool:
-    return ends[0] < box[1] and box[0] < ends[1] and abs(height - box[2]) < 1.4 * tall
+def _covers(ends: tuple[float, float], height: float, box: tuple[float, float, float], half_line: float) -> bool:
+    return ends[0] < box[1] and box[0] < ends[1] and abs(height - box[2]) < 1.4 * half_line
 
 
 def row_bars(
     name: str, title: str, description: str, values: Sequence[float], oracle: Sequence[float] | None, *, y_label: str
 ) -> str:
-    """A bar for each row's value, in the order given, and a marker for the oracle's value of the same row.
+    """Draw a bar for each row's value, in the order of ``values``, and a marker for the oracle's value of the same row.
 
-    Of more than `MOST_BARS` rows the two are lines, each in its own order.
+    More than `MOST_BARS` rows are drawn as two lines, each sorted by itself.
     """
 
     def paint(axes: Axes) -> None:
-        places = range(len(values))
+        positions = range(len(values))
         if len(values) <= MOST_BARS:
-            axes.bar(places, values, 0.8, color=COLOURS["unlearned"], alpha=0.75, linewidth=0, label="unlearned")
+            axes.bar(positions, values, 0.8, color=COLOURS["unlearned"], alpha=0.75, linewidth=0, label="unlearned")
             if oracle is not None:
-                axes.plot(places, oracle, "D", color=COLOURS["oracle"], markersize=4, linewidth=0, label="oracle")
+                axes.plot(positions, oracle, "D", color=COLOURS["oracle"], markersize=4, linewidth=0, label="oracle")
         else:
             for role, rows in (("unlearned", values), ("oracle", oracle)):
                 if rows is not None:
-                    known = sorted((value for value in rows if value == value), reverse=True)
-                    axes.plot(known, color=COLOURS[role], linestyle=DASHES[role], linewidth=1.8, label=role)
+                    scored_values = sorted((value for value in rows if value == value), reverse=True)
+                    axes.plot(scored_values, color=COLOURS[role], linestyle=DASHES[role], linewidth=1.8, label=role)
         axes.set(xlabel="rows, highest first", ylabel=y_label, ylim=(0, 1.03), xticks=[])
 
     return _svg(name, title, description, paint, legend=True)
 
 
 def recovery_bars(name: str, title: str, description: str, lines: Sequence[Recovery], *, x_label: str) -> str:
-    """For each line, unlearned and oracle as they were (outline) and after the attack (filled); a tick for before."""
+    """Draw unlearned and oracle values before (outline) and after the attack (filled), with a tick for the target."""
 
     def paint(axes: Axes) -> None:
-        for place, line in enumerate(lines):
+        for position, line in enumerate(lines):
             bars = (
                 ("unlearned", line.unlearned, False), ("unlearned", line.unlearned_attacked, True),
                 ("oracle", line.oracle, False), ("oracle", line.oracle_attacked, True),
             )  # fmt: skip
             for offset, (role, value, attacked) in zip((-0.3, -0.1, 0.1, 0.3), bars, strict=True):
                 label = f"{role}, attacked" if attacked else role
-                label = label if place == 0 else None
+                label = label if position == 0 else None
                 axes.barh(
-                    place + offset, value if value is not None else 0, 0.16, label=label, linewidth=1,
+                    position + offset, value if value is not None else 0, 0.16, label=label, linewidth=1,
                     facecolor=COLOURS[role] if attacked else COLOURS["paper"], edgecolor=COLOURS[role],
                 )  # fmt: skip
             if line.before is not None:
-                label = "before" if place == 0 else None
+                label = "before" if position == 0 else None
                 axes.plot(
-                    [line.before] * 2, [place - 0.4, place + 0.4], color=COLOURS["before"], linewidth=2,
+                    [line.before] * 2, [position - 0.4, position + 0.4], color=COLOURS["before"], linewidth=2,
                     linestyle=DASHES["before"], label=label,
                 )  # fmt: skip
         axes.set_yticks(range(len(lines)), [plain(line.label) for line in lines])
@@ -233,7 +233,7 @@ def _svg(
     except ImportError as error:
         raise MissingPackageError('the charts of a report need matplotlib: pip install "llm-forget[report]"') from error
     with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the letters that our font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has glyphs that our font lacks
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(color=COLOURS["line"], linewidth=0.6, alpha=0.5)
@@ -248,9 +248,9 @@ def _svg(
 
 
 def _style(name: str) -> dict[str, Any]:
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    ink_keys = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
-        **dict.fromkeys(inked, COLOURS["ink"]),
+        **dict.fromkeys(ink_keys, COLOURS["ink"]),
         "axes.edgecolor": COLOURS["line"],
         "figure.facecolor": "none",
         "axes.facecolor": "none",
@@ -258,13 +258,13 @@ def _style(name: str) -> dict[str, Any]:
         "font.size": 10.5,
         "svg.fonttype": "none",
         "svg.hashsalt": name,
-        "text.parse_math": False,  # a dollar in a run's name is a dollar
+        "text.parse_math": False,  # a dollar sign in a run's name is literal
         "axes.formatter.use_mathtext": False,
     }
 
 
 def _embedded(svg: str, name: str, title: str, description: str) -> str:
-    """The element alone, with a name for screen readers, the page's font and colours, and ids that are its own."""
+    """Return the SVG element with title and description for screen readers, the page's style, and unique ids."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
@@ -273,10 +273,10 @@ def _embedded(svg: str, name: str, title: str, description: str) -> str:
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]+", r"\1 var(--font)", svg)
     for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    (view,) = re.findall(r'viewBox="[^"]+"', svg[: svg.index(">")])
+    (view_box,) = re.findall(r'viewBox="[^"]+"', svg[: svg.index(">")])
     body = svg[svg.index(">") + 1 :]
     return (
-        f'<svg {view} role="img" aria-labelledby="{name}-title {name}-desc">\n'
+        f'<svg {view_box} role="img" aria-labelledby="{name}-title {name}-desc">\n'
         f'<title id="{name}-title">{escape(plain(title))}</title>\n'
         f'<desc id="{name}-desc">{escape(plain(description))}</desc>{body}'
     ).rstrip()

@@ -1,7 +1,7 @@
-"""The parts of a report, without a format: `html` and `markdown` each write the same document.
+"""The parts of a report, independent of format: `html` and `markdown` each write the same document.
 
-All strings are plain text. The renderers escape them for their format and make control characters visible, so nobody
-else does: ids, names of runs and names of lines are other people's input.
+All strings are plain text. Only the renderers escape them for their format and make control characters visible: ids,
+names of runs and names of lines are untrusted input.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from llm_forget.core.text import shown
 
 MARKS = {True: "✓", False: "✗", None: "?"}
 ANSWER_MARKS = {"yes": "✓", "pass": "✓", "no": "✗", "fail": "✗", "inconclusive": "?"}
-LONGEST = 200  # rows of a table on the page
+MAX_ROWS = 200  # maximum rows of a table on the page
 
 
 class Number(NamedTuple):
-    """A value and, in smaller type, its interval or what else belongs to it."""
+    """A value with a note in smaller type, such as its interval."""
 
     value: str
     note: str = ""
@@ -32,7 +32,7 @@ Cell = str | Number
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a warning stands out."""
+    """A paragraph; warnings are highlighted."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of each row names it."""
+    """A table; the first cell of each row is its header."""
 
     kind: ClassVar[str] = "table"
     title: str
@@ -51,18 +51,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture, in words, and as numbers."""
+    """A chart with its description and its numbers as a table."""
 
     kind: ClassVar[str] = "chart"
     title: str
     description: str
-    svg: str  # a complete element that refers to nothing outside itself
+    svg: str  # a complete element without external references
     table: Table
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question, and the bounds it rests on."""
+    """The answer to one question, with the checks of its bounds."""
 
     kind: ClassVar[str] = "verdict"
     question: str
@@ -73,7 +73,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model said: the one part that holds text of rows; for HTML only, and only when asked for."""
+    """Texts that a model generated. The only block that may hold text of rows; HTML only, and only on request."""
 
     kind: ClassVar[str] = "generated"
     rows: tuple[tuple[str, str], ...]  # id, text
@@ -84,21 +84,23 @@ Block = Text | Table | Chart | Verdict | Generated
 
 @dataclass(frozen=True)
 class Section:
+    """A heading with blocks and subsections."""
+
     title: str
     blocks: tuple[Block, ...] = ()
     parts: tuple[Section, ...] = ()
 
     def filled(self) -> Section | None:
-        """Without parts that say nothing; None when nothing is left."""
+        """Return the section without empty parts; None if nothing is left."""
         parts = tuple(part for part in map(Section.filled, self.parts) if part is not None)
         return Section(self.title, self.blocks, parts) if self.blocks or parts else None
 
     def groups(self) -> list[list[Block]]:
-        """The blocks, neighbours of one kind together: charts and verdicts stand beside each other."""
+        """Group adjacent blocks of one kind, so that charts and verdicts are laid out in a grid."""
         return [list(group) for _, group in groupby(self.blocks, key=lambda block: block.kind)]
 
     def walk(self) -> Iterator[Block]:
-        """All blocks, in order."""
+        """Iterate over all blocks, including those of subsections, in order."""
         yield from self.blocks
         for part in self.parts:
             yield from part.walk()
@@ -106,37 +108,39 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
+    """A report: title, subtitle and sections."""
+
     title: str
     subtitle: str
     sections: tuple[Section, ...]
 
     @property
     def holds_text(self) -> bool:
-        """Whether it holds text of rows."""
+        """Whether the document holds text of rows."""
         return any(isinstance(block, Generated) for section in self.sections for block in section.walk())
 
 
 def document(title: str, subtitle: str, sections: list[Section]) -> Document:
-    """A document of the sections that say something."""
-    return Document(title, subtitle, tuple(kept for kept in map(Section.filled, sections) if kept is not None))
+    """Build a document from the sections that are not empty."""
+    return Document(title, subtitle, tuple(section for section in map(Section.filled, sections) if section is not None))
 
 
 def interval(ci: list[float] | None) -> str:
-    """``0.029–0.044``; with a negative end ``-0.1 to 0.2``; empty without one."""
+    """Format an interval: ``0.029–0.044``, or ``-0.1 to 0.2`` with a negative end; empty for None."""
     if not ci:
         return ""
     return f"{shown(ci[0])}{' to ' if ci[0] < 0 else '–'}{shown(ci[1])}"
 
 
 def first_rows(rows: list[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
-    """At most `LONGEST` rows, and a last one that says how many there are."""
-    if len(rows) <= LONGEST:
+    """Return at most `MAX_ROWS` rows, plus one that counts the rows left out."""
+    if len(rows) <= MAX_ROWS:
         return tuple(rows)
-    rest = (f"and {len(rows) - LONGEST} more, see rows.json", *[""] * (len(rows[0]) - 1))
-    return (*rows[:LONGEST], rest)
+    rest = (f"and {len(rows) - MAX_ROWS} more, see rows.json", *[""] * (len(rows[0]) - 1))
+    return (*rows[:MAX_ROWS], rest)
 
 
 def anchor(*words: str) -> str:
-    """An id that is a name in HTML and in CSS, and another for other words, whatever these are made of."""
+    """Return an id that is valid in HTML and CSS and unique for these words, whatever characters they contain."""
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)[:40].strip("-")
     return f"{readable or 'x'}-{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""A document as one HTML file that needs nothing else: no script, no font, no picture from anywhere."""
+"""A document as one self-contained HTML file: no scripts, no external fonts or images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONG = re.compile(r"(\S{24,})")
 
 
 def to_html(document: Document) -> str:
-    """The page; everything that is not a chart of ours is escaped."""
+    """Render the page; everything except our own charts is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -26,7 +26,7 @@ def to_html(document: Document) -> str:
     )
 
     def words(text: str) -> Any:
-        """Escaped; a long name may break after every underscore, and what is as long as a digest anywhere."""
+        """Escape text; long names may wrap after underscores, and words as long as a digest anywhere."""
         return Markup("_<wbr>").join(map(breakable, plain(text).split("_")))
 
     def breakable(text: str) -> Any:

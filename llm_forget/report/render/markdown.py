@@ -1,4 +1,4 @@
-"""A document as Markdown, for where HTML is not shown: tables and answers, no pictures and never a row's text."""
+"""A document as Markdown: tables and verdicts, without charts and without text of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;", 
 
 
 def to_markdown(document: Document) -> str:
-    """The page; whatever Markdown or HTML would act on is escaped."""
+    """Render the page; Markdown and HTML syntax in values is escaped."""
     parts = [f"# {escape(document.title)}", escape(document.subtitle)]
     for section in document.sections:
         parts += _section(section, 2)
@@ -32,7 +32,7 @@ def to_markdown(document: Document) -> str:
 
 
 def table(content: Table) -> str:
-    """A pipe table; the first column to the left, numbers to the right."""
+    """Render a pipe table; the first column is left-aligned, columns of numbers right-aligned."""
     width = len(content.columns)
     rows = [
         [escape(column) for column in content.columns],
@@ -43,9 +43,9 @@ def table(content: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that stays text: no HTML, link, image, mention, emphasis, math or table cell comes of it."""
+    """Escape text so that it produces no HTML, link, image, mention, emphasis, math or table cell."""
     text = "".join(ENTITIES.get(character, character) for character in re.sub(r"([\\`*\[\]~$])", r"\\\1", plain(text)))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it means nothing
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # no emphasis inside a word
     return re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
 
 
@@ -73,7 +73,7 @@ def _block(block: Block) -> Iterator[str]:
             if block.caution:
                 yield f"**Note:** {escape(block.caution)}"
         case _:
-            raise RunError("generated text goes into the HTML file only; write a document without it as Markdown")
+            raise RunError("generated text is written to HTML only; remove it before writing Markdown")
 
 
 def _cell(cell: Cell) -> str:

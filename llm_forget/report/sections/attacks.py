@@ -1,4 +1,4 @@
-"""What attacks on the weights brought back, beside what they brought out of the oracle."""
+"""What attacks on the weights recovered from the unlearned model, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.sections.cost_and_provenance import public_name
 
 COLUMNS = ("metric", "before", "unlearned", "unlearned, attacked", "oracle", "oracle, attacked", "excess")
-SAID = "Outlined bars are the models as they were, filled bars after the attack."
+BARS_DESCRIPTION = "Outlined bars show the models before the attack, filled bars after it."
 
 
 def attack_section(evidence: Evidence) -> Section:
-    """For each attack the numbers before and after it, and bars of the lines that are shares."""
+    """Build a part for each attack: values before and after it, and bars of the lines that are shares."""
     about = (Text(ABOUT_EXCESS),) if evidence.attacks else ()
     return Section("Attacks", about, tuple(Section(name, _blocks(evidence, name)) for name in evidence.attacks))
 
@@ -29,36 +29,36 @@ def _blocks(evidence: Evidence, name: str) -> tuple[Block, ...]:
     )
     about = Text(f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}.")
     head = (about, *(Text(caution, warning=True) for caution in _cautions(attack, evidence)))
-    table = Table(f"Attack {name}", COLUMNS, tuple(_row(line, found) for line, found in attack["metrics"].items()))
-    bars = [_bar(line, found) for line, found in attack["metrics"].items()]
-    bars = [bar for bar in bars if all(0 <= value <= 1 for value in _known(bar))]
+    table = Table(f"Attack {name}", COLUMNS, tuple(_row(line, values) for line, values in attack["metrics"].items()))
+    bars = [_bar(line, values) for line, values in attack["metrics"].items()]
+    bars = [bar for bar in bars if all(0 <= value <= 1 for value in _measured_values(bar))]
     if not bars:
         return *head, table
     title = f"{name}: recovery"
-    svg = charts.recovery_bars(anchor("attack", name, evidence.name), title, SAID, bars, x_label="value")
-    return *head, Chart(title, SAID, svg, table)
+    svg = charts.recovery_bars(anchor("attack", name, evidence.name), title, BARS_DESCRIPTION, bars, x_label="value")
+    return *head, Chart(title, BARS_DESCRIPTION, svg, table)
 
 
 def _cautions(attack: dict[str, Any], evidence: Evidence) -> list[str]:
-    said, settings = [], attack.get("settings", {})
+    cautions, settings = [], attack.get("settings", {})
     if attack.get("limit"):
-        said.append(f"Measured on a sample of at most {attack['limit']} rows of each probe.")
+        cautions.append(f"Measured on a sample of at most {attack['limit']} rows of each probe.")
     if attack.get("overrides"):
-        said.append(f"Measured with keys that are not the run's own: {', '.join(attack['overrides'])}.")
+        cautions.append(f"Measured with keys that are not the run's own: {', '.join(attack['overrides'])}.")
     if "left_out" not in attack and attack["kind"] == "relearn" and settings.get("on", "forget") == "forget":
-        said.append("The relearned rows are among those measured; attack the run again to leave them out.")
+        cautions.append("The relearned rows are among those measured; attack the run again to leave them out.")
     if attack.get("left_out"):
-        said.append(
+        cautions.append(
             f"Before and after, the split `forget` was measured without the {attack['left_out']} of its rows that were "
             "trained on in the attack; other splits have all their rows."
         )
     models = evidence.results["models"]
     if attack.get("models", models) != models:
-        said.append("The results of the run are of other models than were attacked; attack it again.")
-    return said
+        cautions.append("The results of the run are of other models than the attacked ones; run the attack again.")
+    return cautions
 
 
-def _known(bar: charts.Recovery) -> list[float]:
+def _measured_values(bar: charts.Recovery) -> list[float]:
     values = (bar.before, bar.unlearned, bar.unlearned_attacked, bar.oracle, bar.oracle_attacked)
     return [value for value in values if value is not None]
 
@@ -73,15 +73,15 @@ def _bar(name: str, line: dict[str, Any]) -> charts.Recovery:
 
 def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
     bar = _bar(name, line)
-    beyond = excess(name, line)  # not that of the file: earlier versions left out where the two models were before
+    excess_value = excess(name, line)  # recomputed: files of earlier versions ignore where the two models started
 
     def attacked(role: str) -> Number:
-        found = line.get(f"{role}_attacked")
-        return Number(shown(found["value"]), interval(found["ci"])) if found else Number("")
+        estimate = line.get(f"{role}_attacked")
+        return Number(shown(estimate["value"]), interval(estimate["ci"])) if estimate else Number("")
 
     plain = [Number(shown(value) if value is not None else "") for value in (bar.before, bar.unlearned, bar.oracle)]
     return (
         f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name,
         plain[0], plain[1], attacked("unlearned"), plain[2], attacked("oracle"),
-        Number(shown(beyond) if beyond is not None else ""),
+        Number(shown(excess_value) if excess_value is not None else ""),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Runs side by side, with those marked that no other one of them beats.
+"""Runs side by side, with the Pareto-optimal ones marked.
 
-On the axes: forgetting is the distance to the oracle (`measures.forget_distance`: 0 the oracle, 1 the model before or
-further, lower is better), utility the first of ``model_utility``, ``utility`` and ``retain_probability`` that the
-suite has (higher is better).
+Forgetting is the distance to the oracle (`statistics.forget_distance`: 0 is the oracle, 1 the target or further; lower
+is better). Utility is the first of ``model_utility``, ``utility`` and ``retain_probability`` that the suite has (higher
+is better).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm_forget.report.sections.verdict import (
     ABOUT_DISTANCE,
     DISTANCE,
     FRONT,
-    WANTED,
+    GOAL_LABELS,
     common_suites,
     front_marks,
     position,
@@ -36,34 +36,34 @@ __all__ = ["compare", "comparison_markdown", "comparison_section", "print_compar
 
 
 def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
-    """Runs side by side, for `print_comparison` and `comparison_markdown`.
+    """Compare runs; print the result with `print_comparison` or `comparison_markdown`.
 
     Args:
         runs: measured run directories.
-        suite: the only suite to compare by; default: all that the runs have in common.
+        suite: the only suite to compare; default: all suites that the runs have in common.
 
     Raises:
-        ValueError: a folder that is no measured run, or runs that have no suite in common.
+        RunError: a folder is not a measured run, or the runs have no suite in common.
     """
     evidence = read_runs(runs)
     common = common_suites(evidence)
     if suite is not None and suite not in common:
         raise RunError(f"not all runs were measured with suite '{suite}'; they have in common: {', '.join(common)}")
     if not common:
-        said = "; ".join(f"{run.name}: {', '.join(run.suites)}" for run in evidence)
-        raise RunError(f"the runs have no suite in common ({said}); evaluate them with the same --suite")
+        suites_of_runs = "; ".join(f"{run.name}: {', '.join(run.suites)}" for run in evidence)
+        raise RunError(f"the runs have no suite in common ({suites_of_runs}); evaluate them with the same --suite")
     return comparison_section(evidence, [suite] if suite is not None else common)
 
 
 def comparison_section(runs: Sequence[Evidence], suites: Sequence[str] | None = None) -> Section:
-    """A part for each common suite: where every run lies, and all its numbers."""
+    """Build a part for each common suite: position, verdict and cost of every run, and all values."""
     chosen = common_suites(runs) if suites is None else suites
     parts = tuple(Section(f"Suite {name}", _tables(name, runs)) for name in chosen)
     return Section("Side by side", (Text(ABOUT_DISTANCE),) if parts else (), parts)
 
 
 def print_comparison(section: Section, console: Console) -> None:
-    """The tables in a terminal."""
+    """Print the tables to a terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -74,15 +74,15 @@ def print_comparison(section: Section, console: Console) -> None:
                 console.print(escape(plain(block.text)), highlight=False)
             elif isinstance(block, Table):
                 table = RichTable(title=escape(plain(block.title)), title_justify="left", box=box.SIMPLE_HEAD)
-                for place, column in enumerate(block.columns):
-                    table.add_column(escape(plain(column)), justify="right" if place else "left", overflow="fold")
+                for index, column in enumerate(block.columns):
+                    table.add_column(escape(plain(column)), justify="right" if index else "left", overflow="fold")
                 for row in block.rows:
                     table.add_row(*(escape(plain(cell if isinstance(cell, str) else cell.value)) for cell in row))
                 console.print(table)
 
 
 def comparison_markdown(section: Section) -> str:
-    """The tables as a Markdown page."""
+    """Render the tables as a Markdown page."""
     return to_markdown(Document(section.title, ABOUT_DISTANCE, section.parts))
 
 
@@ -94,11 +94,11 @@ def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
         (
             run.name,
             *(_answer(run, suite, question) for question in questions),
-            *(Number(shown(value) if value is not None else "") for value in place),
+            *(Number(shown(value) if value is not None else "") for value in coordinates),
             *([mark] if len(runs) > 1 else []),
             *_cost(run),
         )
-        for run, place, mark in zip(runs, positions, front_marks(positions), strict=True)
+        for run, coordinates, mark in zip(runs, positions, front_marks(positions), strict=True)
     ]
     front = [FRONT] if len(runs) > 1 else []
     columns = ("run", *questions, DISTANCE, utility or "utility", *front, "training", "of retraining")
@@ -118,31 +118,31 @@ def _cost(run: Evidence) -> tuple[Number, Number]:
 
 
 def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
-    """A row for each metric, a column for each run; before and oracle are those of the first."""
+    """Build a table with a row for each metric and a column for each run; references are those of the first run."""
     first = runs[0].suites[suite]["metrics"]
     references = [role for role in ("before", "oracle") if runs[0].has(role)]
     rows: list[tuple[Cell, ...]] = []
     for name, line in first.items():
-        others = [run.suites[suite]["metrics"].get(name) for run in runs]
-        values = [Number(shown(found["value"]), interval(found["ci"])) if found else Number("") for found in others]
-        known = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
-        before, oracle = ([known[role]] if role in known else [] for role in ("before", "oracle"))
+        run_lines = [run.suites[suite]["metrics"].get(name) for run in runs]
+        values = [Number(shown(entry["value"]), interval(entry["ci"])) if entry else Number("") for entry in run_lines]
+        reference_values = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
+        before, oracle = ([reference_values[role]] if role in reference_values else [] for role in ("before", "oracle"))
         marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
-        rows.append((Number(marked, WANTED[line["goal"]]), *before, *values, *oracle))
+        rows.append((Number(marked, GOAL_LABELS[line["goal"]]), *before, *values, *oracle))
     before, oracle = ([role] if role in references else [] for role in ("before", "oracle"))
     columns = ("metric", *before, *(run.name for run in runs), *oracle)
     return Table(f"Suite {suite}: all numbers", columns, tuple(rows))
 
 
 def _cautions(suite: str, runs: Sequence[Evidence]) -> list[Text]:
-    """What makes the numbers of these runs less comparable than they look."""
-    said = []
+    """Warnings about differences that make the runs less comparable."""
+    cautions = []
     for role, name in (("before", "models before"), ("oracle", "oracles")):
         digests = {(run.results["models"].get(role) or {}).get("digest") for run in runs}
         if len(digests) > 1:
             sentence = f"Suite {suite}: the runs have different {name}; the tables show that of {runs[0].name}."
-            said.append(Text(sentence, warning=True))
+            cautions.append(Text(sentence, warning=True))
     if any(run.suites[suite].get("probes") != runs[0].suites[suite].get("probes") for run in runs):
         sentence = f"Suite {suite}: the runs were measured on different rows or with different probes."
-        said.append(Text(sentence, warning=True))
-    return said
+        cautions.append(Text(sentence, warning=True))
+    return cautions

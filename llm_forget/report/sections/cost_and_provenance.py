@@ -1,4 +1,4 @@
-"""What a run cost, and what it was made of."""
+"""Cost and provenance of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_forget.report.run_evidence import Evidence
 
 
 def cost_section(evidence: Evidence) -> Section:
-    """Time, tokens and memory, and the share of what retraining took, where the oracle's own run is known."""
+    """Build the table of time, tokens and memory, with the share of the retraining time if it is known."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return Section("Cost")
@@ -31,24 +31,24 @@ def cost_section(evidence: Evidence) -> Section:
         oracle = evidence.oracle or {}
         rows.append(("retraining the oracle", Number(f"{oracle['cost']['seconds']:,.1f} s")))
         rows.append(("share of retraining", Number(f"{ratio:.0%}")))
-        devices = {found["environment"]["device"] for found in (evidence.provenance, oracle)}
+        devices = {provenance["environment"]["device"] for provenance in (evidence.provenance, oracle)}
         if len(devices) > 1:
             notes.append(Text(f"The two ran on different devices: {', '.join(sorted(devices))}.", warning=True))
     if cost.get("resumed"):
-        notes.append(Text("The run was interrupted; its seconds are those since it was resumed.", warning=True))
+        notes.append(Text("The run was interrupted; its seconds are counted from the resume.", warning=True))
     return Section("Cost", (Table("Cost of the run", ("what", "amount"), tuple(rows)), *notes))
 
 
 def retraining_ratio(evidence: Evidence) -> float | None:
-    """Seconds of this run over those of the oracle's; None where either is unknown or was interrupted."""
-    costs = [found.get("cost") for found in (evidence.provenance, evidence.oracle or {})]
+    """Return training seconds of this run divided by the oracle's; None if either is unknown or was interrupted."""
+    costs = [provenance.get("cost") for provenance in (evidence.provenance, evidence.oracle or {})]
     if any(cost is None or cost.get("resumed") for cost in costs) or not costs[1]["seconds"]:  # type: ignore[index]
         return None
     return costs[0]["seconds"] / costs[1]["seconds"]  # type: ignore[index]
 
 
 def provenance_section(evidence: Evidence) -> Section:
-    """Models, data, versions and dates: what it takes to do it again."""
+    """Build the tables of models, data, versions and dates needed to reproduce the run."""
     facts = evidence.provenance
     environment = facts.get("environment", {})
     rows: list[tuple[Cell, ...]] = []
@@ -71,7 +71,10 @@ def provenance_section(evidence: Evidence) -> Section:
     for key in ("gradient", "seed", "processes"):
         add(key, facts.get(key))
     for role, model in evidence.results["models"].items():
-        add(f"measured as {role}", f"{public_name(model['name'])}, {_with_kind(model['digest'])}" if model else None)
+        add(
+            f"measured as {role}",
+            f"{public_name(model['name'])}, {_with_algorithm(model['digest'])}" if model else None,
+        )
     for key, name in (("device", "device"), ("devices", "devices"), ("git_commit", "git commit"), ("python", "python")):
         add(name, environment.get(key))
     add("llm_forget", f"{environment.get('llm_forget', 'unknown')}; measured with {evidence.results['llm_forget']}")
@@ -87,17 +90,17 @@ def provenance_section(evidence: Evidence) -> Section:
 
 def _terms(split: str, terms: list[dict[str, Any]]) -> str:
     """``forget: npo (weight 1.0, beta 0.1)``."""
-    said = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
-    return f"{split}: {' + '.join(said)}"
+    descriptions = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
+    return f"{split}: {' + '.join(descriptions)}"
 
 
-def _with_kind(digest: str) -> str:
-    """``sha256:b497...``; a commit of the Hub is called so already."""
+def _with_algorithm(digest: str) -> str:
+    """``sha256:b497...``; the digest of a Hub model already starts with ``commit:``."""
     return digest if ":" in digest else f"sha256:{digest}"
 
 
 def public_name(name: str) -> str:
-    """A model's name; of an absolute path only the last part, since the rest tells about a machine and its owner."""
+    """Return a model's name; of an absolute path only the last part, since the rest reveals machine and owner."""
     if PurePosixPath(name).is_absolute() or name.startswith("~"):
         return PurePosixPath(name).name
     return PureWindowsPath(name).name if PureWindowsPath(name).drive else name

@@ -1,4 +1,4 @@
-"""What lies behind the means: truth ratios, membership scores and extraction strength, row by row."""
+"""Row-level distributions behind the means: truth ratios, membership scores and extraction strength."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Sides = dict[str, tuple[list[str], Rows, Rows]]  # role -> ids of members, score
 
 
 def truth_ratio_section(evidence: Evidence) -> Section:
-    """The distributions that the Kolmogorov-Smirnov test behind forget quality compares."""
-    blocks, drawn = [], set[bytes]()
+    """Plot the distributions that the Kolmogorov-Smirnov test of forget quality compares."""
+    blocks, drawn_rows = [], set[bytes]()
     for suite, content in evidence.suites.items():
         line = _tested_ratio(evidence, suite, content["metrics"])
         if line is None:
             continue
-        values = {role: found[1] for role in ROLES if (found := evidence.scores(suite, line, role)) is not None}
+        values = {role: scores[1] for role in ROLES if (scores := evidence.scores(suite, line, role)) is not None}
         content_of_rows = values["unlearned"].tobytes()
-        if content_of_rows not in drawn and len(scored(values["unlearned"])):
-            drawn.add(content_of_rows)
+        if content_of_rows not in drawn_rows and len(scored(values["unlearned"])):
+            drawn_rows.add(content_of_rows)
             blocks.append(_ecdf_chart(evidence, suite, line, values))
     return Section("Truth ratio", tuple(blocks))
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict) -> str | None:
-    """The line of truth ratios on forget rows; of several, that whose p-value is the suite's forget quality."""
+    """Name the line of truth ratios on forget rows; of several, the one whose p-value is the suite's forget quality."""
     names = [
         name
         for name, line in metrics.items()
@@ -58,17 +58,17 @@ def _tested_ratio(evidence: Evidence, suite: str, metrics: dict) -> str | None:
 
 def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Rows]) -> Chart:
     title = f"Suite {suite}: distribution of {line}"
-    said = "Share of forget rows whose ratio is at most x."
+    description = "Share of forget rows whose ratio is at most x."
     if "oracle" in values:
-        p = ks_p_value(values["unlearned"], values["oracle"])
-        said += f" Kolmogorov-Smirnov test, unlearned against oracle: p = {shown(p)}"
-        said += f" with {len(scored(values['unlearned']))} and {len(scored(values['oracle']))} rows."
-        said += " Forgetting that cannot be told from never having known puts the two curves on each other."
+        p_value = ks_p_value(values["unlearned"], values["oracle"])
+        description += f" Kolmogorov-Smirnov test, unlearned against oracle: p = {shown(p_value)}"
+        description += f" with {len(scored(values['unlearned']))} and {len(scored(values['oracle']))} rows."
+        description += " If the unlearned model is indistinguishable from the oracle, the two curves coincide."
     series = [charts.Series(role, role, *map(list, ecdf(rows))) for role, rows in values.items()]
-    known = np.concatenate([scored(rows) for rows in values.values()])
-    wide = bool(0 < known.min() < known.max() / 20)
+    all_values = np.concatenate([scored(rows) for rows in values.values()])
+    log_x = bool(0 < all_values.min() < all_values.max() / 20)
     svg = charts.lines(
-        anchor("ecdf", suite, line, evidence.name), title, said, series, steps=True, log_x=wide,
+        anchor("ecdf", suite, line, evidence.name), title, description, series, steps=True, log_x=log_x,
         x_label=line, y_label="share of rows",
     )  # fmt: skip
     columns = ("share of rows", *values)
@@ -76,22 +76,22 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
     rows = tuple(
         (f"{share:.0%}", *(Number(shown(per_role[role][i])) for role in values)) for i, share in enumerate(SHARES)
     )
-    return Chart(title, said, svg, Table(f"{line}: at or below this value", columns, rows))
+    return Chart(title, description, svg, Table(f"{line}: at or below this value", columns, rows))
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """ROC curves of every membership attack, and the rows that the strongest one on this model alone gives away."""
+    """Plot ROC curves of every membership attack, and list rows exposed by the strongest one without the target."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
-    alone = [(names, sides) for names, sides in attacks if not _takes_model_before(evidence, names)]
+    alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
     if alone:
-        blocks.append(_given_away(*max(alone, key=lambda attack: _strength(attack[1]))))
+        blocks.append(_exposed_rows(*max(alone, key=lambda attack: _strength(attack[1]))))
     return Section("Membership inference", tuple(blocks))
 
 
 def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
-    """Names of the lines that rest on the same scores, and these scores."""
-    found: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
+    """Yield each set of scores with the names of the lines computed from it."""
+    attacks: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
     for suite, lines in evidence.rows.items():
         for line in lines:
             sides: Sides = {}
@@ -102,42 +102,44 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
                     sides[role] = (*members, others[1])
             if "unlearned" in sides:
                 key = (sides["unlearned"][1].tobytes(), sides["unlearned"][2].tobytes())
-                names = found.setdefault(key, ([], sides))[0]
+                names = attacks.setdefault(key, ([], sides))[0]
                 if line not in names:
                     names.append(line)
-    for names, sides in found.values():
+    for names, sides in attacks.values():
         yield ", ".join(names), sides
 
 
-def _takes_model_before(evidence: Evidence, names: str) -> bool:
-    """Whether the attacker kept the model before, who finds the rows with the oracle just as well."""
+def _uses_target(evidence: Evidence, names: str) -> bool:
+    """Whether the attacker has the target, and so finds the rows with the oracle as well."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
     return any(line.get("metric") == "membership_two_models" for line in lines)
 
 
 def _strength(sides: Sides) -> float:
-    """How far the attack's AUC is from saying nothing, to either side."""
+    """Distance of the attack's AUC from chance (0.5)."""
     return abs(auc_with_interval(*sides["unlearned"][1:]).value - 0.5)
 
 
 def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
     areas = {role: _area(evidence, names, role, sides) for role in sides}
     value, ci = areas["unlearned"]
-    said = (
-        f"AUC of the unlearned model {shown(value)} (95 % interval {interval(ci) or 'unknown'}). 0.5 cannot tell "
-        "forgotten rows from rows never seen; far below 0.5 gives them away as well."
+    description = (
+        f"AUC of the unlearned model {shown(value)} (95 % interval {interval(ci) or 'unknown'}). At 0.5 the attack "
+        "cannot distinguish forgotten rows from rows never seen; values far below 0.5 reveal them as well."
     )
-    if _takes_model_before(evidence, names):
-        said = (
+    if _uses_target(evidence, names):
+        description = (
             f"AUC of the unlearned model {shown(value)}. The attacker kept the model before, and finds the rows with "
-            "the oracle as well: this says that the model before must be taken back, not how well was forgotten."
+            "the oracle as well: this shows that the model before must be withdrawn, not how well was forgotten."
         )
     if any(np.intersect1d(scored(members), scored(others)).size for _, members, others in sides.values()):
-        said += (
-            " Some scores of forgotten rows and of rows never seen are equal; a straight line stands for what such a "
-            "tie may turn out to be, and the table counts it only where the rate allows all of it."
+        description += (
+            " Some scores of forgotten rows and of rows never seen are equal; the curve crosses such a tie on a "
+            "straight line, and the table counts a tie only if the rate allows all of it."
         )
-    said_log = f"The same where false alarms are few. The vertical line marks a false positive rate of {LOW_RATE:.0%}."
+    log_description = (
+        f"The same where false alarms are few. The vertical line marks a false positive rate of {LOW_RATE:.0%}."
+    )
     series = [
         charts.Series(f"{role} {shown(areas[role][0])}", role, *map(list, roc(members, others)))
         for role, (_, members, others) in sides.items()
@@ -146,26 +148,26 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
     low = min(LOW_RATE, *(1 / len(scored(side)) for _, *both in sides.values() for side in both)) / 2
     linear, logarithmic = f"{names}: ROC", f"{names}: ROC, both axes logarithmic"
     svg = charts.lines(
-        anchor("roc", names, evidence.name), linear, said, series, chance=True,
+        anchor("roc", names, evidence.name), linear, description, series, chance=True,
         x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((-0.01, 1.01), (-0.01, 1.01)),
     )  # fmt: skip
     svg_log = charts.lines(
-        anchor("roc-log", names, evidence.name), logarithmic, said_log, series, chance=True,
+        anchor("roc-log", names, evidence.name), logarithmic, log_description, series, chance=True,
         mark_x=LOW_RATE, x_label=FALSE_POSITIVES, y_label=TRUE_POSITIVES, limits=((low, 1.1), (low, 1.1)),
         log_x=True, log_y=True,
     )  # fmt: skip
-    return [Chart(linear, said, svg, table), Chart(logarithmic, said_log, svg_log, table)]
+    return [Chart(linear, description, svg, table), Chart(logarithmic, log_description, svg_log, table)]
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """AUC and interval as results.json has them; computed where no line is the AUC itself, as for a TPR."""
+    """AUC and interval from results.json; computed if no line is the AUC itself, as for a TPR."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):
             line = suite["metrics"].get(name, {})
-            found = line if role == "unlearned" else line.get(role)
-            if found and found["value"] is not None and math.isclose(found["value"], estimate.value, abs_tol=1e-12):
-                return found["value"], found["ci"]
+            entry = line if role == "unlearned" else line.get(role)
+            if entry and entry["value"] is not None and math.isclose(entry["value"], estimate.value, abs_tol=1e-12):
+                return entry["value"], entry["ci"]
     return estimate.value, list(estimate.ci) if estimate.ci else None
 
 
@@ -175,70 +177,79 @@ def _roc_table(names: str, sides: Sides, areas: dict[str, tuple[float, list[floa
         ("members + non-members", *(Number(f"{len(scored(m))} + {len(scored(o))}") for _, m, o in sides.values()))
     )
     for rate in RATES:
-        found = (tpr_at_fpr(members, others, rate) for _, members, others in sides.values())
-        rows.append((f"true positives at {rate:.0%} false positives", *(Number(shown(value)) for value in found)))
+        tprs = (tpr_at_fpr(members, others, rate) for _, members, others in sides.values())
+        rows.append((f"true positives at {rate:.0%} false positives", *(Number(shown(value)) for value in tprs)))
     return Table(names, ("", *sides), tuple(rows))
 
 
-def _given_away(names: str, sides: Sides) -> Table:
-    """The members whose score is the most telling: highest, or lowest where the attack's AUC is below 0.5."""
+def _exposed_rows(names: str, sides: Sides) -> Table:
+    """List the members with the most revealing scores: the highest, or the lowest if the attack's AUC is below 0.5."""
     ids, members, others = sides["unlearned"]
     sign = -1.0 if auc_with_interval(members, others).value < 0.5 else 1.0
     order = [i for i in np.argsort(-sign * members, kind="stable") if not np.isnan(members[i])][:WORST]
-    known = scored(others)
+    unseen_scores = scored(others)
     oracle = dict(zip(sides["oracle"][0], sides["oracle"][1], strict=True)) if "oracle" in sides else {}
     rows = [
         (
             ids[i],
             Number(shown(float(members[i]))),
             *([Number(shown(float(oracle[ids[i]])) if ids[i] in oracle else "")] if oracle else []),
-            Number(f"{float(np.mean(sign * members[i] > sign * known)):.1%}"),
+            Number(f"{float(np.mean(sign * members[i] > sign * unseen_scores)):.1%}"),
         )
         for i in order
     ]
-    side = "low" if sign < 0 else "high"
-    columns = ("row", "score", *(["oracle's score"] if oracle else []), f"as {side} as no rows never seen")
+    direction = "low" if sign < 0 else "high"
+    columns = ("row", "score", *(["oracle's score"] if oracle else []), f"as {direction} as no rows never seen")
     columns = (*columns[:-1], "unseen rows less telling")
     return Table(
-        f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {side}est scores", columns, tuple(rows)
+        f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {direction}est scores",
+        columns,
+        tuple(rows),
     )
 
 
 def extraction_section(evidence: Evidence) -> Section:
-    """Extraction strength of every row, highest first, beside the oracle's."""
+    """Plot the extraction strength of every row, highest first, beside the oracle's."""
     blocks: list[Block] = []
-    drawn = set[bytes]()
+    drawn_rows = set[bytes]()
     for suite, content in evidence.suites.items():
         for line, metric in content["metrics"].items():
-            found = evidence.scores(suite, line, "unlearned")
-            wanted = "extraction_strength" in metric.get("metric", line) and metric["goal"] != "keep"
-            if not wanted or found is None or not len(scored(found[1])) or found[1].tobytes() in drawn:
+            row_scores = evidence.scores(suite, line, "unlearned")
+            is_extraction = "extraction_strength" in metric.get("metric", line) and metric["goal"] != "keep"
+            if (
+                not is_extraction
+                or row_scores is None
+                or not len(scored(row_scores[1]))
+                or row_scores[1].tobytes() in drawn_rows
+            ):
                 continue
-            drawn.add(found[1].tobytes())
+            drawn_rows.add(row_scores[1].tobytes())
             blocks += _extraction(evidence, suite, line)
     return Section("Extraction", tuple(blocks))
 
 
 def _extraction(evidence: Evidence, suite: str, line: str) -> list[Block]:
-    by_role = {role: found for role in ROLES if (found := evidence.scores(suite, line, role)) is not None}
-    ids, mine = by_role["unlearned"]
-    order = [i for i in np.argsort(-mine, kind="stable") if not np.isnan(mine[i])]
-    values = {role: dict(zip(*found, strict=True)) for role, found in by_role.items()}
+    by_role = {role: scores for role in ROLES if (scores := evidence.scores(suite, line, role)) is not None}
+    ids, strengths = by_role["unlearned"]
+    order = [i for i in np.argsort(-strengths, kind="stable") if not np.isnan(strengths[i])]
+    values = {role: dict(zip(*scores, strict=True)) for role, scores in by_role.items()}
     roles = [role for role in ("unlearned", "oracle", "before") if role in values]
     rows = [(ids[i], *(Number(shown(float(values[role].get(ids[i], np.nan)))) for role in roles)) for i in order]
     title = f"Suite {suite}: {line} of each row"
-    said = "1 is said word for word from the question alone, 0 not even the last word follows from all before it."
+    description = (
+        "1: the model completes the whole answer from the question alone. 0: it does not predict even the last word."
+    )
     oracle = [float(values["oracle"].get(ids[i], np.nan)) for i in order] if "oracle" in values else None
     svg = charts.row_bars(
         anchor("extraction", suite, line, evidence.name),
         title,
-        said,
-        [float(mine[i]) for i in order],
+        description,
+        [float(strengths[i]) for i in order],
         oracle,
         y_label=line,
     )
     columns = ("row", *roles)
-    above = sum(v > values["oracle"].get(ids[i], np.nan) for i, v in enumerate(mine)) if "oracle" in values else 0
+    above = sum(v > values["oracle"].get(ids[i], np.nan) for i, v in enumerate(strengths)) if "oracle" in values else 0
     note = [Text(f"{above} of {len(order)} rows are easier to extract than from the oracle.")] if oracle else []
     worst = Table(f"The {min(WORST, len(rows))} rows that are easiest to extract", columns, tuple(rows[:WORST]))
-    return [Chart(title, said, svg, Table(title, columns, first_rows(rows))), *note, worst]
+    return [Chart(title, description, svg, Table(title, columns, first_rows(rows))), *note, worst]

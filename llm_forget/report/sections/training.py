@@ -1,4 +1,4 @@
-"""How training went: log-probabilities of the splits and the value of each term."""
+"""Training curves: log-probabilities of the splits and the value of each term."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from llm_forget.report.render.document import Chart, Number, Section, Table, anc
 from llm_forget.report.run_evidence import Evidence
 
 PREFIX = "logps/"
-ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # which look a split has
+ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # style of each split
 
 
 def training_section(evidence: Evidence) -> Section:
-    """Mean log-probability per token of each split, and one chart for each term of the objective."""
+    """Plot the mean log-probability per token of each split, and the value of each term of the objective."""
     keys = list(dict.fromkeys(key for line in evidence.log for key in line if "/" in key))
     splits = [key for key in keys if key.startswith(PREFIX)]
     terms = [key for key in keys if key not in splits]
@@ -39,10 +39,10 @@ def _curves(evidence: Evidence, title: str, description: str, keys: Sequence[str
     series = []
     for key in keys:
         label = key.removeprefix(PREFIX)
-        known = [(line["step"], line[key]) for line in logged if line.get(key) is not None]
+        points = [(line["step"], line[key]) for line in logged if line.get(key) is not None]
         role = ROLE_OF_SPLIT.get(label.partition("/")[0], "before")
-        series.append(charts.Series(label, role, *map(list, zip(*known, strict=True))))
-    columns = ("step", *(one.label for one in series))
+        series.append(charts.Series(label, role, *map(list, zip(*points, strict=True))))
+    columns = ("step", *(curve.label for curve in series))
     rows = [(str(line["step"]), *(Number(shown(line.get(key))) for key in keys)) for line in logged]
     name = anchor("training", title, evidence.name)
     svg = charts.lines(name, title, description, series, x_label="step", y_label=unit, whole_x=True)

@@ -263,15 +263,15 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
     verified["models"] = results["models"]
     (folder / "verify.json").write_text(json.dumps(verified))
     hidden, text = public(read_run(folder)), card(folder)
-    assert hidden.verified_as_it_is
-    assert "Measured anew" not in text
+    assert hidden.verification_is_current
+    assert "Evaluated again after" not in text
     assert plain not in json.dumps(hidden.results)
     assert hidden.suites["basic"]["definition"] == results["suites"]["basic"]["definition"]
     assert hidden.suites["basic"]["metrics"] == results["suites"]["basic"]["metrics"]
     assert hidden.provenance["data"]["forget"].keys() == {"rows", "digest"}
     (folder / "verify.json").write_text(json.dumps({**verified, "results": "sha256:other"}))
-    assert not public(read_run(folder)).verified_as_it_is
-    assert "Measured anew" in card(folder)
+    assert not public(read_run(folder)).verification_is_current
+    assert "Evaluated again after" in card(folder)
 
 
 def test_a_form_that_was_pulled_rests_on_the_rows_of_the_run_like_the_one_that_was_pushed(make_measured_run, tmp_path):

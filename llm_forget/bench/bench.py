@@ -28,10 +28,11 @@ from llm_forget.bench.steps import (
     real_batches,
     set_up,
 )
+from llm_forget.core import formats
 from llm_forget.core.config import UnlearnConfig, parse
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.files import write_json
+from llm_forget.core.formats.bench import Bench
 from llm_forget.models.adapters.lora import quantization_of
 from llm_forget.models.load import load_base
 from llm_forget.objectives.methods import build_objective
@@ -40,7 +41,6 @@ from llm_forget.training.trainer import Batch
 
 logger = logging.getLogger("llm_forget")
 METHODS = ("npo", "grad_diff", "simnpo", "npo_kl", "undial", "rmu")
-FORMAT = 1  # of the JSON file
 
 
 def bench(
@@ -81,7 +81,7 @@ def bench(
         stage = set_up(base, model_args, train, tokenizer, used, Path(folder), naive=with_naive)
         variants = make_variants(stage, objectives)
         found = {
-            "format": FORMAT,
+            "format": Bench.FORMAT,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": {**environment(), "cpus": os.cpu_count()},
             "model": _model_facts(stage, model_args),
@@ -93,7 +93,7 @@ def bench(
         if scaling:
             found["scaling"] = growth(train, Path(folder))
     if output is not None:
-        write_json(Path(output), found)
+        formats.write(Path(output), found, Bench)
     return found
 
 

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
+from llm_forget.core import formats
 from llm_forget.core.digests import content_key, file_digest
 from llm_forget.core.errors import EvaluationError
-from llm_forget.core.files import cache_folder, read_json, write_json
+from llm_forget.core.files import cache_folder
+from llm_forget.core.formats.results import TaskScores
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.lm_eval.harness import run_lm_eval
 from llm_forget.evals.lm_eval.tasks import task_key
@@ -178,14 +180,14 @@ class _Desk:
         key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **settings))
         path = cache_folder() / "records" / f"{key}.json"
         if path.is_file():
-            numbers = read_json(path)
+            numbers = formats.read_content(path, TaskScores, advice="delete it")
         else:
             with self.holder.holding(subject) as model, self.progress.task(f"{role}/{task.task}") as under_way:
                 numbers = run_lm_eval(
                     model, self.tokenizer, [task.task], batch_size=self.batch_size, data_path=data,
                     expect=under_way.expect, advance=under_way.advance, **settings,
                 )  # fmt: skip
-            write_json(path, numbers)
+            formats.write(path, numbers, TaskScores)
         prefix = f"{task.task}."
         metrics = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
         if task.metric not in metrics:

@@ -22,6 +22,7 @@ from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import PublishError
 from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import Manifest
+from llm_forget.core.formats.publication import PublicationSignature, PublishedFiles
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical
 from llm_forget.evals.results_file import read_results
@@ -37,7 +38,6 @@ logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # every other file with its digest
 SIGNATURE = "published.sig"  # of that, by the key of an evidence folder
 PURPOSE = "llm-forget publication"  # is signed with it, so that no other signature of the key passes for one
-FORMAT = 1
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
 OF_ADAPTER = ("adapter_config.json", "manifest.json", "effect.json")
@@ -153,7 +153,7 @@ def publication(
 
 
 def _listing(kind: str, files: Sequence[File]) -> bytes:
-    content = {"format": FORMAT, "kind": kind, "files": {file.name: file.digest for file in files}}
+    content = {"format": PublishedFiles.FORMAT, "kind": kind, "files": {file.name: file.digest for file in files}}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -165,7 +165,8 @@ def signed(repository: str, listing: bytes) -> bytes:
 def _signature(evidence: Path, repository: str, listing: bytes) -> bytes:
     from llm_forget.compliance.ledger.signing import fingerprint, public_key, sign
 
-    return _json({"key": fingerprint(public_key(evidence)), "signature": sign(evidence, signed(repository, listing))})
+    signature = sign(evidence, signed(repository, listing))
+    return formats.encoded(PublicationSignature(fingerprint(public_key(evidence)), signature)).encode()
 
 
 def _of_adapter(folder: Path, base: str | None) -> Iterator[File]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.files import read_json, write_json
+from llm_forget.core.formats.run import CheckpointSeal
 
 SEAL = "complete.json"
 
@@ -18,8 +19,8 @@ SEAL = "complete.json"
 def seal(checkpoint: Path) -> None:
     """Record every file of a checkpoint; to be called when all ranks have written theirs."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
-    content = {str(p.relative_to(checkpoint)): [p.stat().st_size, file_digest(p)] for p in files}
-    write_json(checkpoint / SEAL, content)
+    content = {str(p.relative_to(checkpoint)): (p.stat().st_size, file_digest(p)) for p in files}
+    formats.write(checkpoint / SEAL, CheckpointSeal(content))
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -27,10 +28,10 @@ def fault(checkpoint: Path) -> str | None:
     if not (checkpoint / SEAL).is_file():
         return f"it was not finished ({SEAL} is missing)"
     try:
-        content = read_json(checkpoint / SEAL)
+        files = formats.read(checkpoint / SEAL, CheckpointSeal).files
     except ValueError:
         return f"{SEAL} is damaged"
-    for name, (size, digest) in content.items():
+    for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"

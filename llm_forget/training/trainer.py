@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from llm_forget.core import formats
 from llm_forget.core.config import TrainConfig
 from llm_forget.core.errors import ConfigError, NonFiniteLossError
-from llm_forget.core.files import read_json, write_json
+from llm_forget.core.formats.run import ObjectiveState
 from llm_forget.logprobs.batches import collate, concatenate
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_parts, target_mask
@@ -299,13 +300,14 @@ class UnlearnTrainer(ResumableTrainer):
         """Part of a checkpoint; all processes call it, one writes."""
         window = self._window.state(self.accelerator)
         if self.args.should_save:
-            write_json(folder / STATE, {"duals": self.duals, "stopped": self.stopped, "window": window})
+            state = {"duals": self.duals, "stopped": self.stopped, "window": window}
+            formats.write(folder / STATE, state, ObjectiveState)
             if self.gradient is not None:
                 self.gradient.save(folder)
 
     def load_step_state(self, folder: Path) -> None:
         """Read what `save_step_state` wrote."""
-        state = read_json(folder / STATE)
+        state = formats.read_content(folder / STATE, ObjectiveState)
         self.duals, self.stopped = state["duals"], state["stopped"]
         self._window = Window.restored(state["window"], whole=self.is_world_process_zero())
         if self.gradient is not None:

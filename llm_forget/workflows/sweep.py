@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
+from llm_forget.core import formats
 from llm_forget.core.config import (
     CONTROL_KEYS,
     SPLITS,
@@ -43,7 +44,7 @@ from llm_forget.core.config import (
 )
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.files import write_json
+from llm_forget.core.formats.sweep import Sweep
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
 from llm_forget.core.run_directory import Run
@@ -57,7 +58,6 @@ from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, sh
 from llm_forget.workflows.unlearn import run_unlearning
 
 logger = logging.getLogger("llm_forget")
-SWEEP_FORMAT = 1
 # What one run may meet without saying anything about the next; everything else stops the sweep.
 FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
@@ -274,13 +274,13 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
 
 def _write(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
     content = _content(plan, entries)
-    write_json(plan.folder / "sweep.json", content)
+    formats.write(plan.folder / "sweep.json", content, Sweep)
     return content
 
 
 def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
     return {
-        "format": SWEEP_FORMAT,
+        "format": Sweep.FORMAT,
         "recipe": plan.recipe,
         "output_dir": str(plan.folder),
         "grid": plan.grid,
@@ -291,7 +291,7 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
 
 def note_front(found: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
     """Add to sweep.json the names of the runs that no other one beats, by suite; whoever reads results knows them."""
-    write_json(Path(found["output_dir"]) / "sweep.json", {**found, "front": front})
+    formats.write(Path(found["output_dir"]) / "sweep.json", {**found, "front": front}, Sweep)
 
 
 def _duration(seconds: float) -> str:

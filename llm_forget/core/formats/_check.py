@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import msgspec
 
+from llm_forget.core.errors import LlmForgetError
 from llm_forget.core.formats._record import Record
 
 R = TypeVar("R", bound=Record)
@@ -25,7 +26,7 @@ MISSING, UNKNOWN = "Object missing required field", "Object contains unknown fie
 
 
 def checked(
-    content: Any, kind: type[R], where: str | Path, *, advice: str = REASON, error: type[Exception] = ValueError
+    content: Any, kind: type[R], where: str | Path, *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> R:
     """The record that a JSON value holds.
 
@@ -34,12 +35,13 @@ def checked(
         kind: what it must be.
         where: what an error calls the file.
         advice: the end of an error: what to do, or how it may have come.
-        error: class of the error.
+        error: class of the error; default: the record's ``ERROR``.
 
     Raises:
-        ValueError, or ``error``: another format number, a key that is missing, or a value of another type; names the
-            first such key.
+        LlmForgetError: another format number, a key that is missing, or a value of another type; names the first such
+            key.
     """
+    error = error or kind.ERROR
     if kind.ROOT is not None:
         content = {kind.ROOT: content}
     elif isinstance(content, Mapping) and (other := _other_format(content.get(kind.FORMAT_KEY, 1), kind)):

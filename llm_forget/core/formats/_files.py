@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llm_forget.core.errors import LlmForgetError, RunError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats._check import REASON, checked
 from llm_forget.core.formats._record import Record
@@ -17,28 +18,30 @@ from llm_forget.core.strict_json import strict_loads
 R = TypeVar("R", bound=Record)
 
 
-def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[Exception] = ValueError) -> R:
+def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
     """The record in a file.
 
     Args:
         path: of the file.
         kind: what it must hold.
         advice: the end of an error, such as "merge again".
-        error: class of the error.
+        error: class of the error; default: the record's ``ERROR``.
 
     Raises:
-        ValueError, or ``error``: no JSON, another format number, or a key that is missing or has another type; names
-            file and key.
+        LlmForgetError: no JSON, another format number, or a key that is missing or has another type; names file and
+            key.
         FileNotFoundError: there is no such file.
     """
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
 
-def read_content(path: Path, kind: type[Record], *, advice: str = REASON, error: type[Exception] = ValueError) -> Any:
+def read_content(
+    path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
+) -> Any:
     """The JSON value in a file, with keys that the record class does not name too, after the checks of `read`.
 
     Raises:
-        ValueError, or ``error``, and FileNotFoundError: see `read`.
+        LlmForgetError, FileNotFoundError: see `read`.
     """
     content = _loaded(path, kind, advice, error)
     checked(content, kind, path, advice=advice, error=error)
@@ -49,11 +52,11 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
     """The same as `read_content`; None where the file is missing or in another format, and is to be made again.
 
     Raises:
-        ValueError: see `read`.
+        LlmForgetError: see `read`.
     """
     if not path.is_file():
         return None
-    content = _loaded(path, kind, advice, ValueError)
+    content = _loaded(path, kind, advice, None)
     if isinstance(content, Mapping) and content.get(kind.FORMAT_KEY, 1) != kind.FORMAT:
         return None
     checked(content, kind, path, advice=advice)
@@ -77,7 +80,7 @@ def write(path: Path, content: Record | Mapping[str, Any], kind: type[Record] | 
         kind: what the value must be.
 
     Raises:
-        ValueError: the content is not what ``kind`` says; nothing is written.
+        LlmForgetError: the content is not what ``kind`` says; nothing is written.
     """
     if kind is None:
         assert isinstance(content, Record)
@@ -91,7 +94,7 @@ def update(path: Path, kind: type[R], **changes: Any) -> R:
     """Give keys of a file other values; all other keys stay as they are, whoever wrote them.
 
     Raises:
-        ValueError, FileNotFoundError: see `read` and `write`.
+        LlmForgetError, FileNotFoundError: see `read` and `write`.
     """
     write(path, {**read_content(path, kind), **changes}, kind)
     return read(path, kind)
@@ -110,8 +113,8 @@ def plain(content: Any) -> Any:
     return value[content.ROOT] if content.ROOT is not None else value
 
 
-def _loaded(path: Path, kind: type[Record], advice: str, error: type[Exception]) -> Any:
-    data = path.read_bytes()
+def _loaded(path: Path, kind: type[Record], advice: str, error: type[LlmForgetError] | None) -> Any:
+    error, data = error or kind.ERROR, path.read_bytes()
     try:
         if kind.STRICT:
             return strict_loads(data, kind.MAX_BYTES)
@@ -120,9 +123,9 @@ def _loaded(path: Path, kind: type[Record], advice: str, error: type[Exception])
         raise error(f"'{path}' cannot be read: it is not UTF-8 text; {advice}") from None
     except json.JSONDecodeError as fault:
         raise error(f"'{path}' cannot be read: not valid JSON (line {fault.lineno}); {advice}") from None
-    except ValueError as fault:
+    except LlmForgetError as fault:
         raise error(f"'{path}' cannot be read: {fault}; {advice}") from None
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise RunError(f"{name} is not a JSON number")

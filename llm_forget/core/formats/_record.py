@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from llm_forget.core.errors import LlmForgetError, RunError
+
 REGISTRY: dict[str, type[Record]] = {}
 
 # Names of units, which the JSON Schema shows beside the type.
@@ -29,6 +31,7 @@ class Record(msgspec.Struct, frozen=True):
 
     FILE: ClassVar[str] = ""
     FORMAT: ClassVar[int] = 1
+    ERROR: ClassVar[type[LlmForgetError]] = RunError  # that a file is refused with
     FORMAT_KEY: ClassVar[str] = "format"
     ROOT: ClassVar[str | None] = None  # the one field that is the whole file, where its keys are names of things
     MAX_BYTES: ClassVar[int] = 64 << 20  # a longer file is refused

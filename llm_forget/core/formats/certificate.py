@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, UnsetType, field
 
+from llm_forget.core.errors import EvidenceError, LlmForgetError
 from llm_forget.core.formats._record import Count, Digest, Part, Record, Time
 from llm_forget.core.formats.evidence import RowCounts, SearchedData
 from llm_forget.core.formats.results import Answer, Outcome
@@ -128,6 +129,7 @@ class CertificateFacts(Record, frozen=True):
     """What a request was closed with; the ledger holds the digest of this file."""
 
     FILE: ClassVar[str] = "facts.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     run: str
     weights: Digest
@@ -229,6 +231,7 @@ class Certificate(Record, frozen=True, forbid_unknown_fields=True):
     """Signed claims about a closed request, in canonical JSON. ``body`` has the number of the format: ``version``."""
 
     FILE: ClassVar[str] = "certificate.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
     MAX_BYTES: ClassVar[int] = 8 << 20
 
     body: CertificateBody

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from msgspec import UNSET, UnsetType
 
+from llm_forget.core.errors import EvidenceError, LlmForgetError
 from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, Time
 
 
@@ -16,6 +17,7 @@ class Version(Record, frozen=True):
     """What a version is; the ledger holds the digest of this file, and the id of the version is made from it."""
 
     FILE: ClassVar[str] = "version.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     format: int
     kind: str  # finetune, unlearn, merge, adopt, combine
@@ -31,6 +33,7 @@ class CurrentVersion(Record, frozen=True):
     """Which version is in use, and the event of the ledger that says so."""
 
     FILE: ClassVar[str] = "current.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     id: str
     weights: Digest
@@ -45,6 +48,7 @@ class ComparedFiles(Record, frozen=True):
     """
 
     FILE: ClassVar[str] = ".compared.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
     MAX_BYTES: ClassVar[int] = 1 << 20
     ROOT: ClassVar[str | None] = "files"
 
@@ -93,6 +97,7 @@ class DeletionRequest(Record, frozen=True):
     """Counts, dates and steps of a deletion request; no ids of rows."""
 
     FILE: ClassVar[str] = "request.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
     FORMAT: ClassVar[int] = 2
 
     format: int
@@ -122,6 +127,7 @@ class RequestedRows(Record, frozen=True):
     """Ids of the rows of an open request; removed when it is closed. Readable by its owner only."""
 
     FILE: ClassVar[str] = "rows.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
     STRICT: ClassVar[bool] = False
     NAMES_ROWS: ClassVar[bool] = True
 
@@ -139,6 +145,7 @@ class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
     """Number and digest of the last event of the ledger, signed, so that a cut end is seen."""
 
     FILE: ClassVar[str] = "anchor.json"
+    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
     MAX_BYTES: ClassVar[int] = 1 << 20
 
     purpose: str

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import UNSET, Meta, UnsetType
 
+from llm_forget.core.errors import LlmForgetError, ModelError
 from llm_forget.core.formats._record import Count, Digest, Logits, Nats, Part, Record, Share
 from llm_forget.core.formats.run import Source, Target
 
@@ -33,6 +34,7 @@ class Effect(Record, frozen=True):
     """
 
     FILE: ClassVar[str] = "effect.json"
+    ERROR: ClassVar[type[LlmForgetError]] = ModelError
     MAX_BYTES: ClassVar[int] = 16 << 20
 
     prompts: Digest  # of their token ids
@@ -48,6 +50,7 @@ class Manifest(Record, frozen=True):
     """Digests of an adapter's files and tensors, of its base, and how to load it; written with the adapter."""
 
     FILE: ClassVar[str] = "manifest.json"
+    ERROR: ClassVar[type[LlmForgetError]] = ModelError
     MAX_BYTES: ClassVar[int] = 16 << 20
 
     files: dict[str, Digest]
@@ -71,6 +74,7 @@ class MergeReport(Record, frozen=True):
     """What a merged model or combined adapter was made of, and how far it is from that; written by `merge`."""
 
     FILE: ClassVar[str] = "merge.json"
+    ERROR: ClassVar[type[LlmForgetError]] = ModelError
     MAX_BYTES: ClassVar[int] = 16 << 20
 
     combination: str  # stack, sum, cat, svd, ...
@@ -107,6 +111,7 @@ class ExportReport(Record, frozen=True):
     """How far an exported model is from the one that it was made from; written by `export`."""
 
     FILE: ClassVar[str] = "export.json"
+    ERROR: ClassVar[type[LlmForgetError]] = ModelError
     MAX_BYTES: ClassVar[int] = 16 << 20
 
     form: str  # int8, nf4, gguf-q8_0, ...

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from msgspec import UNSET, UnsetType, field
 
+from llm_forget.core.errors import LlmForgetError, PublishError
 from llm_forget.core.formats._record import Digest, Record
 
 
@@ -13,7 +14,8 @@ class PublishedFiles(Record, frozen=True):
     """Every other file of a publication with its digest, written by `push`."""
 
     FILE: ClassVar[str] = "published.json"
-    MAX_BYTES: ClassVar[int] = 1 << 20
+    ERROR: ClassVar[type[LlmForgetError]] = PublishError
+    MAX_BYTES: ClassVar[int] = 1 << 22
 
     files: dict[str, Digest]
     format: int | UnsetType = UNSET
@@ -24,16 +26,18 @@ class PublicationSignature(Record, frozen=True):
     """Signature over published.json by the key of an evidence folder, written by `push --evidence`."""
 
     FILE: ClassVar[str] = "published.sig"
-    MAX_BYTES: ClassVar[int] = 1 << 20
+    ERROR: ClassVar[type[LlmForgetError]] = PublishError
+    MAX_BYTES: ClassVar[int] = 1 << 22
 
     key: str  # fingerprint
     signature: str  # base64
 
 
-class CardStatements(Record, frozen=True):
+class CardStatements(Record, frozen=True, forbid_unknown_fields=True):
     """What only people know about a model, written by `card`; null: not stated."""
 
     FILE: ClassVar[str] = "card.json"
+    ERROR: ClassVar[type[LlmForgetError]] = PublishError
 
     title: str | None = None
     category: str | None = None  # of what was forgotten, such as "personal data of 12 people"

@@ -16,8 +16,9 @@ from typing import Any
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.core import formats
 from llm_forget.core.errors import PublishError
-from llm_forget.core.files import write_atomic, write_json
+from llm_forget.core.files import write_atomic
 from llm_forget.core.formats.models import ExportReport, Manifest, MergeReport
+from llm_forget.core.formats.publication import CardStatements
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import shown
 from llm_forget.evals.results_file import read_results
@@ -127,7 +128,7 @@ def write_card(
     text = card(evidence, whole, **given)
     target = Path(output) if output is not None else evidence.run.path / CARD
     write_atomic(target, text)
-    write_json(evidence.run.path / STATEMENTS, asdict(whole))
+    formats.write(evidence.run.path / STATEMENTS, asdict(whole), CardStatements)
     return target
 
 

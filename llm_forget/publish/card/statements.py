@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from llm_forget.core import formats
 from llm_forget.core.errors import PublishError
-from llm_forget.core.files import read_json
+from llm_forget.core.formats.publication import CardStatements
 from llm_forget.core.text import plain
 from llm_forget.publish.card.licences import LICENCES, OTHER
 
@@ -81,8 +82,5 @@ def kept_statements(run: Path) -> Statements:
     file = run / STATEMENTS
     if not file.is_file():
         return Statements()
-    content = read_json(file)
-    known = {field.name for field in fields(Statements)}
-    if not isinstance(content, dict) or not content.keys() <= known:
-        raise PublishError(f"'{file}' was not written by `llm-forget card`; delete it and make the card again")
-    return Statements(**{**content, "datasets": tuple(content.get("datasets") or ())})
+    content = formats.read(file, CardStatements, advice="delete it and make the card again")
+    return Statements(**{**formats.plain(content), "datasets": tuple(content.datasets)})

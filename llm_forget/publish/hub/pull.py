@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken, PublishError
-from llm_forget.core.strict_json import strict_loads
+from llm_forget.core.formats.publication import PublicationSignature
 from llm_forget.publish.bundle import LISTING, SIGNATURE, allowed, signed
 from llm_forget.publish.hub.client import client, speaking
 from llm_forget.publish.hub.push import MAX_LISTING, check_repository, listing_in, read_listing, tree
@@ -106,16 +107,13 @@ def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None
         if key is None:
             return None
         raise EvidenceBroken(f"'{repository}' is not signed; nothing was kept")
-    try:
-        said = strict_loads((folder / SIGNATURE).read_bytes(), MAX_LISTING)
-        signer, signature = str(said["key"]), str(said["signature"])
-    except (ValueError, TypeError, KeyError):
-        raise EvidenceBroken(f"{SIGNATURE} of '{repository}' is damaged; nothing was kept") from None
+    advice = f"'{repository}' is damaged, and nothing was kept"
+    signature = formats.read(folder / SIGNATURE, PublicationSignature, advice=advice, error=EvidenceBroken)
     if key is not None:
         from llm_forget.compliance.ledger.signing import verify_signature
 
-        verify_signature(key, signed(repository, (folder / LISTING).read_bytes()), signature)
-    return signer
+        verify_signature(key, signed(repository, (folder / LISTING).read_bytes()), signature.signature)
+    return signature.key
 
 
 def in_bytes(size: str) -> int:
@@ -140,7 +138,7 @@ def _listed(listing: dict[str, Any] | None, repository: str, revision: str) -> d
         )
     files = listing["files"]
     odd = next((name for name in files if not allowed(name)), None)
-    if odd is not None or not all(isinstance(digest, str) for digest in files.values()):
+    if odd is not None:
         raise AdapterRefused(f"{LISTING} of '{repository}' names a file that is never pushed; nothing was fetched")
     return dict(files)
 

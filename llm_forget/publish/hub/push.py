@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.core.errors import PublishError
+from llm_forget.core import formats
+from llm_forget.core.errors import AdapterRefused, PublishError
+from llm_forget.core.formats.publication import PublishedFiles
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, File, Publication, allowed
 from llm_forget.publish.card.statements import REPOSITORY
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 MAX_TREE = 20_000  # files of a revision
-MAX_LISTING = 2**22  # bytes
+MAX_LISTING = PublishedFiles.MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,20 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
 
 
 def listing_in(file: Path) -> dict[str, Any] | None:
-    """The content of a ``published.json``; None where it is none."""
+    """The content of a ``published.json``; None where another program wrote a file of that name.
+
+    Raises:
+        AdapterRefused: it lists files, but not as `push` does.
+    """
     try:
         content = strict_loads(file.read_bytes(), MAX_LISTING)
     except ValueError:
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        return None
+    advice = "`llm-forget push` does not write such a file"
+    formats.checked(content, PublishedFiles, LISTING, advice=advice, error=AdapterRefused)
+    return content
 
 
 def _refuse_difference(what: Publication, there: dict[str, str]) -> None:

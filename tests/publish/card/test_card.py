@@ -193,7 +193,7 @@ def test_what_people_say_is_kept_for_the_next_card(make_measured_run):
     assert "c&#64;d.org" in text
     assert yaml.safe_load(text.split("---")[1])["datasets"] == ["org/data"]
     (folder / "card.json").write_text('{"colour": "red"}')
-    with pytest.raises(ValueError, match="was not written by `llm-forget card`"):
+    with pytest.raises(ValueError, match="has an unknown key 'colour'; delete it and make the card again"):
         write_card(folder)
 
 

@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llm_forget.core import formats
+from llm_forget.core.errors import LlmForgetError, RunError
 from llm_forget.core.formats.certificate import REQUEST_ID
 from llm_forget.core.formats.run import CheckpointSeal, Provenance, RunState
 from llm_forget.core.formats.schemas import records, schema, schema_name, write_schemas
@@ -61,7 +62,7 @@ def fault(value, kind):
     """The sentence that a value is refused with; None where it is not."""
     try:
         formats.checked(value, kind, "some/file.json")
-    except ValueError as error:
+    except LlmForgetError as error:  # whose text the command line shows
         return str(error)
     return None
 
@@ -162,7 +163,7 @@ def assert_is_one_sentence(sentence):
 def test_sentences_of_errors(tmp_path, value, sentence):
     file = tmp_path / "run.json"
     file.write_text(json.dumps(value))
-    with pytest.raises(ValueError, match=r"; evaluate again$") as refused:
+    with pytest.raises(RunError, match=r"; evaluate again$") as refused:
         formats.read(file, RunState, advice="evaluate again")
     assert str(refused.value) == f"'{file}'{sentence}; evaluate again"
 
@@ -195,7 +196,7 @@ def test_names_in_a_file_cannot_steer_a_terminal():
 def test_what_is_not_plain_json_is_refused(tmp_path, text):
     file = tmp_path / "run.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"^'.*run.json' (cannot be read: |must hold )") as refused:
+    with pytest.raises(RunError, match=r"^'.*run.json' (cannot be read: |must hold )") as refused:
         formats.read(file, RunState)
     assert "\n" not in str(refused.value)
 
@@ -210,7 +211,7 @@ def test_a_file_without_a_format_number_is_in_format_1_and_keeps_its_keys_when_i
 
 
 def test_what_is_not_a_record_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="key 'status' must be one of 'running', 'complete'; nothing was written"):
+    with pytest.raises(RunError, match="key 'status' must be one of 'running', 'complete'; nothing was written"):
         formats.write(tmp_path / "run.json", {"kind": "unlearn", "status": "over"}, RunState)
     assert not list(tmp_path.iterdir())
 

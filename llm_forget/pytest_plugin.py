@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from llm_forget.evals.policy import Ruling
+    from llm_forget.evals.policy import RuleResult
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 class RuleItem(pytest.Item):
     """One rule. What cannot be told fails too: a test that says nothing must not look like one that passed."""
 
-    def __init__(self, *, ruling: Ruling, **kwargs: Any) -> None:
+    def __init__(self, *, ruling: RuleResult, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ruling = ruling
 

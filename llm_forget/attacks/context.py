@@ -17,7 +17,7 @@ DATA_KEYS = tuple(f.name for f in dataclasses.fields(DataConfig))
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """An unlearned run, its oracle where there is one, and a folder for what the attack makes."""
 
     run: Run

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # An AUC gives rows away on either side of 0.5, and whether answers are language is not what was forgotten.
-WITHOUT = ("repetition", "silence", "generated_perplexity", "priv_leak")
+METRICS_WITHOUT_EXCESS = ("repetition", "silence", "generated_perplexity", "priv_leak")
 ABOUT_EXCESS = (
     "Excess: (attacked - unlearned) - (oracle attacked - oracle), what the attack brought back beyond what it brings "
     "out of a model that never saw the rows. Towards the model before is bad: above 0 where that is higher than the "
@@ -26,7 +26,11 @@ def excess(name: str, line: Mapping[str, Any]) -> float | None:
         None where one of the four is unknown, and for lines that do not say how much of the forgotten is known.
     """
     metric = line.get("metric", name)
-    if line["goal"] not in ("match_oracle", "lower") or metric in WITHOUT or metric.startswith("membership_"):
+    if (
+        line["goal"] not in ("match_oracle", "lower")
+        or metric in METRICS_WITHOUT_EXCESS
+        or metric.startswith("membership_")
+    ):
         return None
     attacked = [(line.get(f"{role}_attacked") or {}).get("value") for role in ("unlearned", "oracle")]
     values = [*attacked, line.get("unlearned"), line.get("oracle")]

@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.context import Lines, Scene
+from llm_forget.attacks.context import AttackContext, Lines
 from llm_forget.core.config import model_part
 from llm_forget.core.errors import EvaluationError
 from llm_forget.models.merging.full_model import merge_adapter
@@ -26,24 +26,24 @@ def check_bits(bits: str) -> None:
 
 
 @attack_kind(paper="arXiv:2410.16454")
-def quantize(scene: Scene, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
+def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
     """The merged model and the oracle, each loaded in 4 or 8 bit: what a user does who downloads the merged weights.
 
     Args:
-        scene: the models under attack.
+        context: the models under attack.
         bits: ``nf4`` or ``int8``.
         keep: leave the merged model in the attack's folder; it is as large as the base.
     """
     check_bits(bits)
-    names = dict(scene.models)
-    merged = scene.folder / "merged"
-    if scene.run.adapter.is_dir():
-        logger.info("quantize: merging '%s'", scene.run.path.name)
+    names = dict(context.models)
+    merged = context.folder / "merged"
+    if context.run.adapter.is_dir():
+        logger.info("quantize: merging '%s'", context.run.path.name)
         shutil.rmtree(merged, ignore_errors=True)
-        merge_adapter(model_part(scene.run.config), scene.run.adapter, merged)
+        merge_adapter(model_part(context.run.config), context.run.adapter, merged)
         names["unlearned"] = str(merged)
     try:
-        return {role: scene.measure(name, **BITS[bits]) for role, name in names.items()}
+        return {role: context.measure(name, **BITS[bits]) for role, name in names.items()}
     finally:
         if not keep:
             shutil.rmtree(merged, ignore_errors=True)

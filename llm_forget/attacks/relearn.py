@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.context import Lines, Scene
+from llm_forget.attacks.context import AttackContext, Lines
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.sources import load_source
@@ -28,7 +28,7 @@ FROM_RUN = (
 
 @attack_kind(paper="arXiv:2406.13356")
 def relearn(
-    scene: Scene,
+    context: AttackContext,
     *,
     share: float = 0.05,
     on: Any = "forget",
@@ -40,7 +40,7 @@ def relearn(
     """A LoRA adapter on top of each attacked model, trained with the run's own batch, rank and learning rate.
 
     Args:
-        scene: the models under attack.
+        context: the models under attack.
         share: of the forget rows that the attacker has; at least one row. The others are measured.
         on: ``forget``, or the split (``holdout``) or source of unrelated rows to train on instead, all of them.
         num_train_epochs: passes over those rows.
@@ -48,21 +48,21 @@ def relearn(
         seed: of the choice and the order of rows.
         keep: leave the adapters in the attack's folder; they bring forgotten rows back.
     """
-    training_rows, measured_rows = parted(scene.config, share=share, on=on, seed=seed)
-    description = f"{number_of(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
-    arguments = {key: scene.config[key] for key in FROM_RUN if scene.config.get(key) is not None}
+    training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
+    description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
+    arguments = {key: context.config[key] for key in FROM_RUN if context.config.get(key) is not None}
     if learning_rate is not None:
         arguments["learning_rate"] = learning_rate
     lines = {}
-    for role, name in scene.models.items():
+    for role, name in context.models.items():
         logger.info("relearn: %s, %s", role, description)
         run = finetune(
-            **arguments, model_name_or_path=name, train=training_rows, output_dir=str(scene.folder / role),
+            **arguments, model_name_or_path=name, train=training_rows, output_dir=str(context.folder / role),
             use_peft=True, lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",
             logging_steps=1, lr_scheduler_type="constant", overwrite=True,
         )  # fmt: skip
         try:
-            lines[role] = scene.measure(
+            lines[role] = context.measure(
                 str(run.path), **({"forget": measured_rows} if measured_rows is not None else {})
             )
         finally:
@@ -72,7 +72,9 @@ def relearn(
     return lines
 
 
-def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tuple[Any, list[dict[str, Any]] | None]:
+def split_forget_rows(
+    config: Mapping[str, Any], *, share: float, on: Any, seed: int
+) -> tuple[Any, list[dict[str, Any]] | None]:
     """What is trained on, and the forget rows that are then measured: those that are not trained on.
 
     A row that was trained on comes back in any model; what was left in the weights shows on the others.
@@ -110,7 +112,7 @@ def parted(config: Mapping[str, Any], *, share: float, on: Any, seed: int) -> tu
     return narrowed[0], narrowed[1]
 
 
-def number_of(sources: Sequence[Mapping[str, Any]]) -> int:
+def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
     """Rows of sources that are narrowed to ids."""
     return sum(len(source["ids"]) for source in sources)
 

@@ -14,9 +14,9 @@ from accelerate import PartialState
 
 from llm_forget.attacks import prompting, quantize, relearn  # noqa: F401  (they register themselves)
 from llm_forget.attacks._registry import KINDS
-from llm_forget.attacks.context import Lines, Scene, lines_of
+from llm_forget.attacks.context import AttackContext, Lines, lines_of
 from llm_forget.attacks.excess import excess
-from llm_forget.attacks.prompting import ASKED
+from llm_forget.attacks.prompting import SUITE_ATTACKS
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvaluationError
@@ -63,10 +63,10 @@ def attack(
     finished = Run.open(run)
     if finished.state["kind"] != "unlearn":
         raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
-    if kind in ASKED and suite is not None:
-        raise EvaluationError(f"attack '{kind}' measures the suite '{ASKED[kind][0]}'; leave --suite out")
+    if kind in SUITE_ATTACKS and suite is not None:
+        raise EvaluationError(f"attack '{kind}' measures the suite '{SUITE_ATTACKS[kind][0]}'; leave --suite out")
     began = time.perf_counter()
-    default = ASKED[kind][0] if kind in ASKED else finished.config.get("suite") or DEFAULT_SUITE
+    default = SUITE_ATTACKS[kind][0] if kind in SUITE_ATTACKS else finished.config.get("suite") or DEFAULT_SUITE
     suite = suite or default
     if "," in suite:
         raise EvaluationError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
@@ -88,8 +88,8 @@ def attack(
         / "attacks"
         / _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
     )
-    scene = Scene(finished, suite, folder, plain, limit, batch_size, changed_keys)
-    attacked = entry.function(scene, **arguments)
+    context = AttackContext(finished, suite, folder, plain, limit, batch_size, changed_keys)
+    attacked = entry.function(context, **arguments)
     content = {
         "format": Attack.FORMAT,
         "kind": kind,
@@ -117,8 +117,8 @@ def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any])
         quantize.check_bits(arguments["bits"])
     if kind != "relearn":
         return {}, 0
-    trained, others = relearn.parted(config, **{key: arguments[key] for key in ("share", "on", "seed")})
-    return ({}, 0) if others is None else ({"forget": others}, relearn.number_of(trained))
+    trained, others = relearn.split_forget_rows(config, **{key: arguments[key] for key in ("share", "on", "seed")})
+    return ({}, 0) if others is None else ({"forget": others}, relearn.count_ids(trained))
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:

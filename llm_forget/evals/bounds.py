@@ -149,7 +149,7 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
     return Finding(bound, value, compared, None, f"the interval {least:.3f} to {most:.3f} reaches over the limit")
 
 
-def answer(findings: Iterable[Finding]) -> str:
+def verdict_answer(findings: Iterable[Finding]) -> str:
     """``no`` as soon as one bound is broken, ``inconclusive`` when one cannot be told, otherwise ``yes``."""
     outcomes = [finding.holds for finding in findings]
     if False in outcomes:

@@ -38,11 +38,11 @@ class Computed:
 
 
 Computation = dict[str, Computed]
-Known = tuple[dict[str, Any], Computation]  # records by probe, and lines
+ModelValues = tuple[dict[str, Any], Computation]  # records by probe, and lines
 
 
 def compute_lines(
-    suite: Suite, records: dict[str, Any], others: dict[str, Known] | None = None, *, role: str = "unlearned"
+    suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
 ) -> Computation:
     """Every line of a suite for one model.
 
@@ -56,7 +56,7 @@ def compute_lines(
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        if not all(_is_known(line.inputs[same], models.get(other)) for other, same in line.other_inputs.values()):
+        if not all(_has_values(line.inputs[same], models.get(other)) for other, same in line.other_inputs.values()):
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
         inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
@@ -74,7 +74,7 @@ def compute_lines(
     return lines
 
 
-def _is_known(reference: str | list[str], model: Known | None) -> bool:
+def _has_values(reference: str | list[str], model: ModelValues | None) -> bool:
     names = reference if isinstance(reference, list) else [reference]
     return model is not None and all(name in model[0] or name in model[1] for name in names)
 

@@ -21,7 +21,7 @@ from llm_forget.evals.bounds import Bound, Finding, apply_bound, parse_bound
 from llm_forget.evals.results_file import read_results
 
 SEVERITIES = ("fail", "warn")
-SEVEREST = ("fail", "inconclusive", "pass")
+OUTCOMES_BY_SEVERITY = ("fail", "inconclusive", "pass")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
 
@@ -37,7 +37,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Ruling:
+class RuleResult:
     """What became of a rule."""
 
     rule: Rule
@@ -105,24 +105,24 @@ def _rule(content: Any, where: str) -> Rule:
     return Rule(bound, severity, suite, optional)
 
 
-def rulings(results: dict[str, Any], rules: Sequence[Rule]) -> list[Ruling]:
+def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResult]:
     """Apply every rule to the content of results.json; optional ones whose line no suite has are left out.
 
     Where several suites have the line and the rule names none, the one that speaks most against the run counts.
     """
-    results_of_rules = []
+    rule_results = []
     for rule in rules:
         applied = [
-            Ruling(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
+            RuleResult(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
             for name, suite in results["suites"].items()
             if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
         ]
         if applied:
-            results_of_rules.append(min(applied, key=lambda ruling: SEVEREST.index(ruling.word)))
+            rule_results.append(min(applied, key=lambda result: OUTCOMES_BY_SEVERITY.index(result.word)))
         elif not rule.optional:
             why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
-            results_of_rules.append(Ruling(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
-    return results_of_rules
+            rule_results.append(RuleResult(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
+    return rule_results
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
@@ -139,15 +139,15 @@ def _caution(suite: dict[str, Any]) -> str:
     return "; ".join(cautions)
 
 
-def answer(applied: Sequence[Ruling]) -> str:
+def outcome(applied: Sequence[RuleResult]) -> str:
     """``fail`` as soon as a rule is broken, ``inconclusive`` when one cannot be told or none is left, else ``pass``."""
-    words = [ruling.word for ruling in applied if ruling.rule.severity == "fail"]
+    words = [result.word for result in applied if result.rule.severity == "fail"]
     if "fail" in words:
         return "fail"
     return "inconclusive" if "inconclusive" in words or not words else "pass"
 
 
-def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[Ruling]]:
+def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[RuleResult]]:
     """Apply a policy to an evaluated run and write ``verify.json`` into it.
 
     Args:
@@ -166,13 +166,13 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)
-    applied = rulings(results, rules)
+    applied = apply_rules(results, rules)
     content = {
         "policy": policy_name(policy),
-        "answer": answer(applied),
+        "answer": outcome(applied),
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
         "rules": [r.to_dict() for r in applied],
     }
     formats.write(finished.path / "verify.json", content, Verification)
-    return answer(applied), applied
+    return outcome(applied), applied

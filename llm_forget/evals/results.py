@@ -11,38 +11,47 @@ from llm_forget.core import __version__, formats
 from llm_forget.core.config import SPLITS
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.run_directory import ROLES, Run
-from llm_forget.evals.bounds import answer, apply_bound
+from llm_forget.evals.bounds import apply_bound, verdict_answer
 from llm_forget.evals.compute import Computation, compute_lines
 from llm_forget.evals.probes.inputs import Work
-from llm_forget.evals.runner import Subject
+from llm_forget.evals.runner import EvaluatedModel
 from llm_forget.evals.suite import Suite
 
 logger = logging.getLogger("llm_forget")
 DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # of a recipe, that say which rows a split has
 
 
-def concluded(
+def assemble_results(
     suites: dict[str, Suite],
-    subjects: dict[str, Subject],
+    evaluated_models: dict[str, EvaluatedModel],
     works: dict[str, Work],
     records: dict[str, dict[str, Any]],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes into results.json and rows.json: arithmetic on the records."""
-    results, rows = _head(subjects), {}
+    results, rows = _header(evaluated_models), {}
     options = {
         **options,
-        "generated_by": "vllm" if any(subject.vllm for subject in subjects.values()) else "transformers",
+        "generated_by": "vllm" if any(evaluated.vllm for evaluated in evaluated_models.values()) else "transformers",
     }
     for name, suite in suites.items():
-        computed = _computed(suite, {role: of_suite(name, by_probe) for role, by_probe in records.items()})
-        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in of_suite(name, works).items()}
-        results["suites"][name] = {**_judged(suite, computed), **options, "definition": suite.digest, "probes": probes}
-        rows[name] = _rows(computed)
+        computed = _compute_by_role(
+            suite, {role: entries_of_suite(name, by_probe) for role, by_probe in records.items()}
+        )
+        probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in entries_of_suite(name, works).items()}
+        results["suites"][name] = {
+            **_suite_content(suite, computed),
+            **options,
+            "definition": suite.digest,
+            "probes": probes,
+        }
+        rows[name] = _row_scores(computed)
     return results, rows
 
 
-def with_earlier(run: Run, results: dict[str, Any], rows: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def merge_with_earlier(
+    run: Run, results: dict[str, Any], rows: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was found before about the same three models and the same rows, and this."""
     if not run.rows_file.is_file():
         return results, rows
@@ -79,19 +88,21 @@ def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> l
     return sorted(changed)
 
 
-def of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
+def entries_of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{name}/"): value for key, value in content.items() if key.startswith(f"{name}/")}
 
 
-def _head(subjects: dict[str, Subject]) -> dict[str, Any]:
+def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
     models = {
-        role: {"name": subjects[role].name, "digest": subjects[role].digest} if role in subjects else None
+        role: {"name": evaluated_models[role].name, "digest": evaluated_models[role].digest}
+        if role in evaluated_models
+        else None
         for role in ROLES
     }
     return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
-def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
+def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
     """The lines of every model; first those that others compare with."""
     computed: dict[str, Computation] = {}
     for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
@@ -101,13 +112,13 @@ def _computed(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Com
     return computed
 
 
-def _rows(computed: dict[str, Computation]) -> dict[str, Any]:
+def _row_scores(computed: dict[str, Computation]) -> dict[str, Any]:
     """Values per row of every line and model, for those who draw them: ids and numbers."""
     names = [name for name, line in computed["unlearned"].items() if line.rows]
     return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
 
 
-def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
+def _suite_content(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
     def lines(role: str) -> dict[str, Any]:
         return {name: line.to_dict() for name, line in computed[role].items()} if role in computed else {}
 
@@ -118,16 +129,16 @@ def _judged(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
         name: {**line, **labels[name], **{role: other_lines.get(name) for role, other_lines in others.items()}}
         for name, line in lines("unlearned").items()
     }
-    # A target that never knew the rows meets the bounds untouched, and then "forgot: yes" says nothing.
-    untouched = {
+    # If the target itself satisfies the bounds, it never knew the rows, and "forgot: yes" proves nothing.
+    target = {
         name: {**line, "before": line, "oracle": others["oracle"].get(name)} for name, line in others["before"].items()
     }
     verdict = {}
     for question, bounds in suite.verdict.items():
         findings = [apply_bound(bound, metrics[bound.line]) for bound in bounds]
         verdict[question] = {
-            "answer": answer(findings),
-            "before": answer(apply_bound(bound, untouched[bound.line]) for bound in bounds) if untouched else None,
+            "answer": verdict_answer(findings),
+            "before": verdict_answer(apply_bound(bound, target[bound.line]) for bound in bounds) if target else None,
             "findings": [finding.to_dict() for finding in findings],
         }
     return json.loads(json.dumps({"metrics": metrics, "verdict": verdict}, allow_nan=False))

@@ -27,9 +27,9 @@ from llm_forget.core.formats.results import TaskScores
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.lm_eval.harness import run_lm_eval
 from llm_forget.evals.lm_eval.tasks import task_key
-from llm_forget.evals.probes.distributed import as_main, check_same, close_share, open_share
+from llm_forget.evals.probes.distributed import close_share, from_main_process, open_share, refuse_different_keys
 from llm_forget.evals.probes.gradients import probe_gradients
-from llm_forget.evals.probes.inputs import Work, judged
+from llm_forget.evals.probes.inputs import Work, judge_work
 from llm_forget.evals.probes.probes import probe_generate, probe_logprobs
 from llm_forget.evals.probes.progress import Meter, meter
 from llm_forget.evals.probes.vllm import probe_generate_vllm, start_engine
@@ -48,7 +48,7 @@ RECORD_KIND = {"logprobs": "logprobs", "judge": "logprobs", "gradients": "gradie
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model to be measured: what to load, and whether the unlearning adapter on it is on."""
 
     role: str  # before | unlearned | oracle
@@ -68,10 +68,10 @@ class Subject:
     def key(self, work: Work) -> str:
         """What records of a probe are kept under. Where a generation ends may stand in a file beside the weights."""
         ends = self._generation_config if work.kind == "generate" else None
-        engine = {"engine": "vllm"} if self.asks_vllm(work) else {}
+        engine = {"engine": "vllm"} if self.generates_with_vllm(work) else {}
         return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
 
-    def asks_vllm(self, work: Work) -> bool:
+    def generates_with_vllm(self, work: Work) -> bool:
         return self.vllm and work.kind == "generate"
 
     @cached_property
@@ -91,7 +91,7 @@ class Subject:
 
 
 def measure(
-    subjects: dict[str, Subject],
+    evaluated_models: dict[str, EvaluatedModel],
     works: dict[str, Work],
     tokenizer: Any,
     *,
@@ -107,7 +107,7 @@ def measure(
     All processes of a launch must call this, and all get all records. Only the main process writes complete files.
 
     Args:
-        subjects: the models by role, measured in this order.
+        evaluated_models: the models by role, measured in this order.
         works: the probes by ``suite/probe``.
         tokenizer: of all models.
         device: where models go that are not quantised.
@@ -120,56 +120,58 @@ def measure(
     Raises:
         ValueError: lm-eval tasks with several processes; a process that has other rows or models than the others.
     """
-    records: dict[str, dict[str, Any]] = {role: {} for role in subjects}
+    records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process
-    with meter(quiet=quiet) as progress, _one_model(device) as holder:
-        desk = _Desk(holder, tokenizer, folder, batch_size, progress)
-        for role, subject in subjects.items():
+    with meter(quiet=quiet) as progress, _model_holder(device) as holder:
+        session = _Session(holder, tokenizer, folder, batch_size, progress)
+        for role, evaluated in evaluated_models.items():
             for name, work in works.items():
-                if work.kind != "judge" and not subject.asks_vllm(work):
-                    records[role][name] = _with_data(desk.records(subject, role, work), work)
+                if work.kind != "judge" and not evaluated.generates_with_vllm(work):
+                    records[role][name] = _with_data_fields(session.records(evaluated, role, work), work)
             for name, task in (tasks or {}).items():
-                records[role][name] = desk.task(subject, role, task, data_path)
+                records[role][name] = session.task(evaluated, role, task, data_path)
         # Together, since loading a model into vLLM takes its time: an unlearned model and its target are loaded once.
-        for role, subject in subjects.items():
+        for role, evaluated in evaluated_models.items():
             for name, work in works.items():
-                if subject.asks_vllm(work):
-                    records[role][name] = _with_data(desk.records(subject, role, work), work)
+                if evaluated.generates_with_vllm(work):
+                    records[role][name] = _with_data_fields(session.records(evaluated, role, work), work)
         # One reader for the texts of all: the model before, or else the model itself.
-        for role, subject in subjects.items():
+        for role, evaluated in evaluated_models.items():
             for name, work in works.items():
                 if work.kind == "judge":
                     texts = name.removesuffix(work.probe.name) + str(work.probe.generations)
-                    reading = judged(work.probe, works[texts].prompt_rows, records[role][texts], tokenizer)
-                    records[role][name] = desk.records(subjects.get("before", subject), role, reading)
+                    reading = judge_work(work.probe, works[texts].prompt_rows, records[role][texts], tokenizer)
+                    records[role][name] = session.records(evaluated_models.get("before", evaluated), role, reading)
     return records
 
 
 @dataclass(frozen=True)
-class _Desk:
+class _Session:
     """What measuring needs whatever is measured."""
 
-    holder: _OneModel
+    holder: _ModelHolder
     tokenizer: Any
     folder: Path | None
     batch_size: int
     progress: Meter
 
-    def records(self, subject: Subject, role: str, work: Work) -> list[Any]:
+    def records(self, evaluated: EvaluatedModel, role: str, work: Work) -> list[Any]:
         """Records of one probe for one role: found, or measured and kept."""
         main = PartialState().is_main_process
-        key = subject.key(work)
-        check_same(key)
-        run_file = self._own_file(role, work, key)
-        path = run_file if run_file is not None and role == "unlearned" else _shared_file(subject, work, key, run_file)
-        records = as_main(load_records(path, key) if main else None)
+        key = evaluated.key(work)
+        refuse_different_keys(key)
+        run_file = self._run_file(role, work, key)
+        path = (
+            run_file if run_file is not None and role == "unlearned" else _shared_file(evaluated, work, key, run_file)
+        )
+        records = from_main_process(load_records(path, key) if main else None)
         if records is None:
-            records = self._run(subject, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
+            records = self._run(evaluated, role, work, open_share(path, RECORD_KIND[work.kind], key, work))
         if main and run_file is not None and path != run_file and load_records(run_file, key) is None:
             write_records(run_file, RECORD_KIND[work.kind], key, records)
         return records
 
-    def task(self, subject: Subject, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
+    def task(self, evaluated: EvaluatedModel, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
         """One number of lm-eval with its interval: found, or measured and kept."""
         data = Path(data_path) if data_path is not None else None
         settings = {
@@ -177,12 +179,12 @@ class _Desk:
             "limit": task.limit,
             "apply_chat_template": task.apply_chat_template,
         }
-        key = content_key(model=subject.digest, task=task_key(task.task, data_path=data, **settings))
+        key = content_key(model=evaluated.digest, task=task_key(task.task, data_path=data, **settings))
         path = cache_folder() / "records" / f"{key}.json"
         if path.is_file():
             numbers = formats.read_content(path, TaskScores, advice="delete it")
         else:
-            with self.holder.holding(subject) as model, self.progress.task(f"{role}/{task.task}") as under_way:
+            with self.holder.holding(evaluated) as model, self.progress.task(f"{role}/{task.task}") as under_way:
                 numbers = run_lm_eval(
                     model, self.tokenizer, [task.task], batch_size=self.batch_size, data_path=data,
                     expect=under_way.expect, advance=under_way.advance, **settings,
@@ -196,19 +198,19 @@ class _Desk:
             )
         return metrics[task.metric]
 
-    def _own_file(self, role: str, work: Work, key: str) -> Path | None:
+    def _run_file(self, role: str, work: Work, key: str) -> Path | None:
         """The run's own file; two suites may call different probes by one name, and one probe by two."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
         return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
 
-    def _run(self, subject: Subject, role: str, work: Work, writer: RecordWriter) -> list[Any]:
+    def _run(self, evaluated: EvaluatedModel, role: str, work: Work, writer: RecordWriter) -> list[Any]:
         # The model is a local of this function only: a name that outlives it would keep two models in memory.
         done, share = len(writer.known()), len(writer.missing())
         name = f"{role}/{work.probe.name}"
-        vllm = subject.asks_vllm(work)
-        with self.holder.holding(subject, vllm) as model, self.progress.task(name, done + share, done) as task:
+        vllm = evaluated.generates_with_vllm(work)
+        with self.holder.holding(evaluated, vllm) as model, self.progress.task(name, done + share, done) as task:
             advance = task.advance
             if work.kind == "generate":
                 probe = work.probe
@@ -216,7 +218,7 @@ class _Desk:
                 options |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
                 arguments = (model, self.tokenizer, work.prompt_rows, writer)
                 if vllm:
-                    probe_generate_vllm(*arguments, adapter_on=subject.adapter_on, **options)
+                    probe_generate_vllm(*arguments, adapter_on=evaluated.adapter_on, **options)
                 else:
                     probe_generate(*arguments, batch_size=self.batch_size, **options)
             elif work.kind == "gradients":
@@ -226,14 +228,14 @@ class _Desk:
         return close_share(writer)
 
 
-def _shared_file(subject: Subject, work: Work, key: str, run_file: Path | None) -> Path:
+def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
     """Where records of a target or oracle are found again by the next run that is compared with it.
 
     What a model said may be what is to be forgotten. It is kept with the run that holds the model, or else with the run
     that asked, so that it goes when they go; only numbers are put into the cache of all runs.
     """
     if work.kind == "generate":
-        home = Path(str(subject.model.model_name_or_path))
+        home = Path(str(evaluated.model.model_name_or_path))
         if (home / "run.json").is_file():
             return home / "records" / "shared" / f"{key}.jsonl"
         if run_file is not None:
@@ -241,7 +243,7 @@ def _shared_file(subject: Subject, work: Work, key: str, run_file: Path | None) 
     return cache_folder() / "records" / f"{key}.jsonl"
 
 
-def _with_data(records: list[Any], work: Work) -> list[Any]:
+def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
     """What metrics need of the data beside the records, and no file of records holds."""
     references = {row.key: row.reference for row in work.prompt_rows}
     if work.kind == "generate":
@@ -252,15 +254,15 @@ def _with_data(records: list[Any], work: Work) -> list[Any]:
 
 
 @contextmanager
-def _one_model(device: torch.device) -> Iterator[_OneModel]:
-    holder = _OneModel(device)
+def _model_holder(device: torch.device) -> Iterator[_ModelHolder]:
+    holder = _ModelHolder(device)
     try:
         yield holder
     finally:
         holder.free()
 
 
-class _OneModel:
+class _ModelHolder:
     """Holds at most one model: loads when asked for another, and switches the adapter where that is enough."""
 
     def __init__(self, device: torch.device) -> None:
@@ -269,26 +271,26 @@ class _OneModel:
         self._model: Any = None
 
     @contextmanager
-    def holding(self, subject: Subject, vllm: bool = False) -> Iterator[Any]:
+    def holding(self, evaluated: EvaluatedModel, vllm: bool = False) -> Iterator[Any]:
         """The subject's model, in evaluation mode; or an engine, which every call tells whether the adapter is on."""
-        loaded = (subject.model, subject.adapter, vllm)  # not the name alone: revision and precision count
+        loaded = (evaluated.model, evaluated.adapter, vllm)  # not the name alone: revision and precision count
         if self._loaded != loaded:
             self.free()
-            self._model = start_engine(subject.model, subject.adapter) if vllm else self._load(subject)
+            self._model = start_engine(evaluated.model, evaluated.adapter) if vllm else self._load(evaluated)
             self._loaded = loaded
-        if subject.adapter is None or subject.adapter_on or vllm:
+        if evaluated.adapter is None or evaluated.adapter_on or vllm:
             yield self._model
         else:
             with reference_mode(self._model):
                 yield self._model
 
-    def _load(self, subject: Subject) -> Any:
-        model = load_base(subject.model)
-        if not (subject.model.load_in_4bit or subject.model.load_in_8bit):
+    def _load(self, evaluated: EvaluatedModel) -> Any:
+        model = load_base(evaluated.model)
+        if not (evaluated.model.load_in_4bit or evaluated.model.load_in_8bit):
             model = model.to(self._device)
-        if subject.adapter is not None:
-            base = source_digest(subject.model.model_name_or_path, subject.model.model_revision)
-            model = load_adapter(model, subject.adapter, base_digest=base)
+        if evaluated.adapter is not None:
+            base = source_digest(evaluated.model.model_name_or_path, evaluated.model.model_revision)
+            model = load_adapter(model, evaluated.adapter, base_digest=base)
         return model.eval()
 
     def free(self) -> None:

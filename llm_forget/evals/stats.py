@@ -286,10 +286,10 @@ def auc_score_interval(value: float, m: int, n: int, *, level: float = 0.95) -> 
         spread = 1 + mean_size * ((1 - true) / (2 - true) + true / (1 + true))
         return abs(value - true) > z * math.sqrt(true * (1 - true) * spread / (m * n))
 
-    return _edge(rejected, value, 0.0), _edge(rejected, value, 1.0)
+    return _rejection_boundary(rejected, value, 0.0), _rejection_boundary(rejected, value, 1.0)
 
 
-def _edge(rejected: Callable[[float], bool], inside: float, outside: float) -> float:
+def _rejection_boundary(rejected: Callable[[float], bool], inside: float, outside: float) -> float:
     """The value between ``inside`` and ``outside`` from which a test rejects, by bisection."""
     for _ in range(50):
         middle = (inside + outside) / 2

@@ -27,11 +27,11 @@ from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
-from llm_forget.evals.probes.distributed import as_main, start_processes
+from llm_forget.evals.probes.distributed import from_main_process, start_processes
 from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.vllm import refuse_engine
-from llm_forget.evals.results import concluded, of_suite, with_earlier
-from llm_forget.evals.runner import Subject, measure
+from llm_forget.evals.results import assemble_results, entries_of_suite, merge_with_earlier
+from llm_forget.evals.runner import EvaluatedModel, measure
 from llm_forget.evals.suite import Suite, Task, load_suites
 from llm_forget.evals.terminal import print_results, print_texts, terminal
 from llm_forget.models.load import load_tokenizer
@@ -104,20 +104,20 @@ def evaluate(
         batch_size=batch_size, quiet=quiet, tasks=tasks, data_path=config.get("data_path"),
     )  # fmt: skip
     if not state.is_main_process:
-        return as_main({})
+        return from_main_process({})
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
     given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = concluded(suites, subjects, works, found, given)
+    results, rows = assemble_results(suites, subjects, works, found, given)
     for name, (_, splits) in by_suite.items():
         results["suites"][name]["splits"] = splits
     results["seconds"] = round(time.perf_counter() - began, 1)
     if finished is not None and keep:
-        results, rows = with_earlier(finished, results, rows)
+        results, rows = merge_with_earlier(finished, results, rows)
         formats.write(finished.rows_file, rows, RowScores)
         formats.write(finished.results_file, results, Results)
     if not quiet:
         _show(suites, works, found, results, tokenizer, show_text)
-    return as_main(results)
+    return from_main_process(results)
 
 
 def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
@@ -177,7 +177,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
             )
 
 
-def _through_vllm(subjects: dict[str, Subject], processes: int) -> dict[str, Subject]:
+def _through_vllm(subjects: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
     """The same models, whose texts vLLM generates; refused here, before hours of other probes."""
     if processes > 1:
         raise ConfigError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
@@ -196,8 +196,8 @@ def _show(
 ) -> None:
     for name in suites:
         print_results(name, results, terminal())
-        own = {role: of_suite(name, by_probe) for role, by_probe in records.items()}
-        print_texts(_texts(of_suite(name, works), own, tokenizer, count), terminal())
+        own = {role: entries_of_suite(name, by_probe) for role, by_probe in records.items()}
+        print_texts(_texts(entries_of_suite(name, works), own, tokenizer, count), terminal())
 
 
 def _configuration(
@@ -241,23 +241,23 @@ def _check_type(key: str, value: Any) -> None:
 
 def _subjects(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
-) -> dict[str, Subject]:
+) -> dict[str, EvaluatedModel]:
     """The models to measure, by role; the roles that are not known are missing."""
     model = model_part(config)
     subjects = {}
     if oracle is not None:
-        subjects["oracle"] = Subject("oracle", _other(model, oracle))
+        subjects["oracle"] = EvaluatedModel("oracle", _other(model, oracle))
     if run is not None and run.state["kind"] == "unlearn" and run.adapter.is_dir():
-        subjects["unlearned"] = Subject("unlearned", model, run.adapter)
-        subjects["before"] = Subject("before", model, run.adapter, adapter_on=False)
+        subjects["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
+        subjects["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
     elif run is not None:
-        subjects["unlearned"] = Subject("unlearned", _other(model, str(run.path)))
+        subjects["unlearned"] = EvaluatedModel("unlearned", _other(model, str(run.path)))
         if run.state["kind"] == "unlearn":
-            subjects["before"] = Subject("before", model)
+            subjects["before"] = EvaluatedModel("before", model)
     else:
-        subjects["unlearned"] = Subject("unlearned", model)
+        subjects["unlearned"] = EvaluatedModel("unlearned", model)
     if target is not None:
-        subjects["before"] = Subject("before", _other(model, target, target_revision))
+        subjects["before"] = EvaluatedModel("before", _other(model, target, target_revision))
     return subjects
 
 
@@ -266,7 +266,7 @@ def _other(model: ModelConfig, name: str, revision: str | None = None) -> ModelC
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
-def _common_tokenizer(subjects: dict[str, Subject]) -> Any:
+def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
     """The tokenizer all models share: their numbers per token are compared.
 
     Raises:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llm_forget.evals.bounds import answer, apply_bound, parse_bound
+from llm_forget.evals.bounds import apply_bound, parse_bound, verdict_answer
 
 
 def line(value, *, ci=None, n=40, before=0.9, oracle=0.1):
@@ -77,15 +77,15 @@ def test_what_cannot_be_told_is_inconclusive_and_says_why(bound, given, why):
     finding = found(bound, given)
     assert finding.holds is None
     assert finding.sentence().endswith(f": {why}")
-    assert answer([finding]) == "inconclusive"
+    assert verdict_answer([finding]) == "inconclusive"
 
 
 def test_one_broken_bound_is_a_no_even_beside_one_that_cannot_be_told():
     held, broken, open_ = (found({"at_most": 0.3}, line(value)) for value in (0.1, 0.5, None))
-    assert answer([held]) == "yes"
-    assert answer([held, open_]) == "inconclusive"
-    assert answer([held, open_, broken]) == "no"
-    assert answer([]) == "inconclusive"
+    assert verdict_answer([held]) == "yes"
+    assert verdict_answer([held, open_]) == "inconclusive"
+    assert verdict_answer([held, open_, broken]) == "no"
+    assert verdict_answer([]) == "inconclusive"
 
 
 def test_a_zero_of_the_other_model_is_a_limit_like_any_other():

@@ -12,7 +12,7 @@ from llm_forget.cli.main import app
 from llm_forget.core import resources
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import ROLES, Run
-from llm_forget.evals.policy import load_policy, rulings, verify
+from llm_forget.evals.policy import apply_rules, load_policy, verify
 
 
 def line(value, before=0.9, oracle=0.1, ci=None, n=100):
@@ -116,7 +116,7 @@ def test_of_several_suites_the_severest_counts(tmp_path):
     suites = {"good": line(0.5), "few": line(0.5, n=3), "bad": line(2.0)}
     for names, word, suite in ((["good", "few", "bad"], "fail", "bad"), (["good", "few"], "inconclusive", "few")):
         results = {"suites": {name: {"metrics": {"p": suites[name]}} for name in names}}
-        (ruling,) = rulings(results, load_policy(policy))
+        (ruling,) = apply_rules(results, load_policy(policy))
         assert (ruling.word, ruling.suite) == (word, suite)
 
 
@@ -125,7 +125,7 @@ def test_a_rule_may_name_its_suite(tmp_path):
     rules = [{"line": "p", "at_most": 1, "suite": suite} for suite in ("b", "c")]
     policy.write_text(yaml.safe_dump({"rules": rules}))
     results = {"suites": {"a": {"metrics": {"p": line(2.0)}}, "b": {"metrics": {"p": line(0.5)}}}}
-    assert [ruling.word for ruling in rulings(results, load_policy(policy))] == ["pass", "inconclusive"]
+    assert [ruling.word for ruling in apply_rules(results, load_policy(policy))] == ["pass", "inconclusive"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
             others = {"before": 0.96 if content["goal"] == "keep" else 0.99, "oracle": value}
             metrics = results.setdefault(suite, {"metrics": {}})["metrics"]
             metrics[name] = line(value, ci=[value - spread, value + spread], n=200, **others)
-    found = rulings({"suites": results}, load_policy("default"))
+    found = apply_rules({"suites": results}, load_policy("default"))
     assert len(found) >= 12
     assert [ruling.sentence() for ruling in found if ruling.word != "pass"] == []
 

@@ -14,7 +14,7 @@ from llm_forget.data.template import Template
 from llm_forget.evals.probes import progress
 from llm_forget.evals.probes.inputs import prepare
 from llm_forget.evals.probes.progress import progress_line
-from llm_forget.evals.runner import Subject, measure
+from llm_forget.evals.runner import EvaluatedModel, measure
 from llm_forget.evals.suite import Probe
 from llm_forget.workflows.evaluate import _spread, evaluate
 
@@ -39,14 +39,14 @@ def measured(subjects, kind, tokenizer):
 def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, lora_args, cache):
     half, full = (lora_args(tiny_folder, dtype=dtype) for dtype in ("bfloat16", "float32"))
     together = measured(
-        {"oracle": Subject("oracle", half), "before": Subject("before", full)}, "logprobs", tiny_tokenizer
+        {"oracle": EvaluatedModel("oracle", half), "before": EvaluatedModel("before", full)}, "logprobs", tiny_tokenizer
     )
     oracle, before = (np.concatenate([r.logps for r in together[role]["logprobs"]]) for role in ("oracle", "before"))
     assert 0 < np.abs(oracle - before).max() < 0.1
 
 
 def test_another_end_of_generation_is_measured_anew(tiny_folder, tiny_tokenizer, lora_args, cache):
-    subject = Subject("unlearned", lora_args(tiny_folder))
+    subject = EvaluatedModel("unlearned", lora_args(tiny_folder))
     (first, *_) = measured({"unlearned": subject}, "generate", tiny_tokenizer)["unlearned"]["generate"]
     assert first.n == 8
     file = tiny_folder / "generation_config.json"
@@ -131,7 +131,7 @@ def test_text_of_a_target_stays_with_its_own_run(tiny_folder, tiny_tokenizer, lo
     shutil.copytree(tiny_folder, run.model)
     run.finish()
     for kind in ("logprobs", "generate"):
-        measured({"before": Subject("before", lora_args(run.path))}, kind, tiny_tokenizer)
+        measured({"before": EvaluatedModel("before", lora_args(run.path))}, kind, tiny_tokenizer)
     kinds = {place: [json.loads(p.read_text().splitlines()[0])["kind"] for p in place.glob("*.jsonl")]
              for place in (run.records / "shared", tmp_path / "cache" / "records")}  # fmt: skip
     assert list(kinds.values()) == [["generate"], ["logprobs"]]

@@ -100,7 +100,7 @@ def measured_run(
     """A finished and evaluated run, as `unlearn` (or `finetune`) and `evaluate` leave it; ``sources`` by split."""
     from llm_forget.compliance.ledger.record_runs import weights_of
     from llm_forget.core.config import model_part
-    from llm_forget.evals.runner import Subject
+    from llm_forget.evals.runner import EvaluatedModel
     from llm_forget.models.digest import source_digest
 
     before = base or folder.parent / "base"
@@ -127,11 +127,11 @@ def measured_run(
     assert weights_of(run)
     model = model_part(run.config)
     if adapter:
-        digest = Subject("unlearned", model, run.adapter).digest
+        digest = EvaluatedModel("unlearned", model, run.adapter).digest
     else:
         from dataclasses import replace
 
-        digest = Subject("unlearned", replace(model, model_name_or_path=str(run.path))).digest
+        digest = EvaluatedModel("unlearned", replace(model, model_name_or_path=str(run.path))).digest
     metrics = {
         "forget_probability": {
             **line(value, n), "before": line(0.9, n), "oracle": line(0.1, n), "metric": "probability",

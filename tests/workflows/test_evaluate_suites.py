@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from llm_forget.attacks.context import Scene
+from llm_forget.attacks.context import AttackContext
 from llm_forget.core.run_directory import Run
 from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import CANARY, SUITE
@@ -160,7 +160,7 @@ def test_an_attacked_model_is_compared_with_the_target_at_the_revision_that_was_
     config |= {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "holdout")}
     run = Run.start(tmp_path / "run", "unlearn", config, config, False)
     run.finish()
-    lines = Scene(run, str(extra), tmp_path / "attack", plain={}).measure(str(tmp_path / ("a" * 40)))
+    lines = AttackContext(run, str(extra), tmp_path / "attack", plain={}).measure(str(tmp_path / ("a" * 40)))
     assert lines["line_both"]["value"] == 0.5  # nothing changed between a model and itself
 
 

@@ -29,7 +29,7 @@ from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.formats.certificate import CertificateFacts
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
-from llm_forget.evals.policy import Ruling, policy_name
+from llm_forget.evals.policy import RuleResult, policy_name
 
 FACTS = "facts.json"
 LONGEST_REASON = 500
@@ -43,7 +43,7 @@ def close(
     merged: str | Path | None = None,
     policy: str | Path = "default",
     reason: str | None = None,
-) -> tuple[str, list[Ruling]]:
+) -> tuple[str, list[RuleResult]]:
     """Apply a policy to a run and close the request where it passes, or is inconclusive and that is accepted.
 
     Args:
@@ -126,7 +126,9 @@ def _about(closer: Closer, policy: str | Path, answer: str) -> dict[str, str]:
     return {"run": closer.name, "weights": closer.weights, "policy": policy_name(policy), "answer": answer}
 
 
-def _also_verified(ledger: Ledger, request: Request, closer: Closer, policy: str | Path) -> tuple[str, list[Ruling]]:
+def _also_verified(
+    ledger: Ledger, request: Request, closer: Closer, policy: str | Path
+) -> tuple[str, list[RuleResult]]:
     """Note that a model merged from what closed a request passes, too, or does not; the request stays as it is."""
     answer, found, results = verified(closer, policy)
     assert closer.merged is not None

@@ -11,7 +11,7 @@ from llm_forget.compliance.ledger.record_runs import weights_of
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.model_identity import is_measured
-from llm_forget.evals.policy import Ruling, answer, load_policy, rulings, verify
+from llm_forget.evals.policy import RuleResult, apply_rules, load_policy, outcome, verify
 from llm_forget.evals.results_file import read_results
 from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
 
@@ -67,7 +67,7 @@ def closer_of(run: Path, merged: str | Path | None) -> Closer:
     return Closer(finished, made, found)
 
 
-def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dict[str, Any]]:
+def verified(closer: Closer, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
     """A policy's answer on the results of what is certified, what became of each rule, and these results.
 
     Raises:
@@ -90,8 +90,8 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[Ruling], dic
             f"the results in '{folder}' are of other weights than lie there: {_measuring(closer.run, folder)}"
         )
     results = read_results(closer.measured)
-    found = rulings(results, load_policy(policy))
-    return answer(found), found, results
+    found = apply_rules(results, load_policy(policy))
+    return outcome(found), found, results
 
 
 def _measuring(run: Run, folder: Path) -> str:
@@ -109,7 +109,7 @@ def _measuring(run: Run, folder: Path) -> str:
     return f"merge again with --measure, or of several runs with --as_adapter and then `{by_hand(folder)}`"
 
 
-def _refuse_rows_by_hand(run: Run, found: Sequence[Ruling], results: Mapping[str, Any]) -> None:
+def _refuse_rows_by_hand(run: Run, found: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
     """What a run was to forget is what its numbers must be about; a retrained one has no such rows of its own."""
     measured = {one.suite: results["suites"][one.suite] for one in found if one.suite is not None}
     by_hand = [suite for suite, content in measured.items() if "forget" in content.get("overrides", ())]
@@ -123,13 +123,13 @@ def _refuse_rows_by_hand(run: Run, found: Sequence[Ruling], results: Mapping[str
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
     """The results must be of the weights that are there now, in the run's own precision."""
     from llm_forget.core.config import model_part
-    from llm_forget.evals.runner import Subject
+    from llm_forget.evals.runner import EvaluatedModel
 
     model = model_part(run.config)
     if run.state["kind"] == "unlearn" and run.adapter.is_dir():
-        subject = Subject("unlearned", model, run.adapter)
+        subject = EvaluatedModel("unlearned", model, run.adapter)
     else:
-        subject = Subject("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
+        subject = EvaluatedModel("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
     if results["models"]["unlearned"] is None or subject.digest != results["models"]["unlearned"]["digest"]:
         raise EvidenceError(
             f"the results of run '{run.path}' are of other weights, or of another precision, than it holds; evaluate "

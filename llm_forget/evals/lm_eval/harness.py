@@ -28,7 +28,7 @@ Z_95 = 1.96
 _STDERR = "_stderr"
 _REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # what lm-eval asks of a model
 ON_CPU = 16  # sequences at most: a CPU out of memory ends the process, so that nothing could be halved
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def run_lm_eval(
@@ -79,18 +79,18 @@ def run_lm_eval(
 
     def attempt(size: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         # Everything anew: a task counts how many worked examples it has drawn.
-        with quiet(), _untouched(model), _seeded(seed):
+        with quiet(), _state_restored(model), _seeded(seed):
             loaded = load_tasks(tasks, data_path)
             for task in loaded["tasks"].values():
                 _set_fewshot(task, num_fewshot, seed)
-            lm = _wrapped(model, tokenizer, size, expect, advance)
+            lm = _as_lm(model, tokenizer, size, expect, advance)
             return _evaluated(lm, loaded, limit, apply_chat_template), loaded
 
     on_cpu = next(model.parameters()).device.type == "cpu"
-    return _numbers(*_fitting(attempt, min(batch_size, ON_CPU) if on_cpu else batch_size))
+    return _numbers(*_with_smaller_batches(attempt, min(batch_size, ON_CPU) if on_cpu else batch_size))
 
 
-def _fitting(attempt: Callable[[int], Found], batch_size: int) -> Found:
+def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
     """What ``attempt`` gives with the largest batch that memory allows; lm-eval puts the longest batch first."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
@@ -109,7 +109,7 @@ def _fitting(attempt: Callable[[int], Found], batch_size: int) -> Found:
         batch_size //= 2
 
 
-def _wrapped(
+def _as_lm(
     model: Any,
     tokenizer: Any,
     batch_size: int,
@@ -124,7 +124,7 @@ def _wrapped(
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     if expect is not None:
         for kind in _REQUESTS:
-            setattr(lm, kind, _announcing(getattr(lm, kind), expect))
+            setattr(lm, kind, _reporting_requests(getattr(lm, kind), expect))
     if advance is not None:
         hook: Any = CacheHook(None)  # told of every answer, to keep it for another time
         hook.add_partial = lambda *_: advance(1)
@@ -132,8 +132,8 @@ def _wrapped(
     return lm
 
 
-def _announcing(ask: Callable[..., Found], expect: Callable[[int], None]) -> Callable[..., Found]:
-    def announced(requests: Sequence[Any], *args: Any, **keys: Any) -> Found:
+def _reporting_requests(ask: Callable[..., Result], expect: Callable[[int], None]) -> Callable[..., Result]:
+    def announced(requests: Sequence[Any], *args: Any, **keys: Any) -> Result:
         expect(len(requests))
         return ask(requests, *args, **keys)
 
@@ -193,7 +193,7 @@ def _finite(value: Any) -> float | None:
 
 
 @contextlib.contextmanager
-def _untouched(model: torch.nn.Module) -> Iterator[None]:
+def _state_restored(model: torch.nn.Module) -> Iterator[None]:
     """Training flags are put back, and weights not tied anew: transformers fails on an adapter on a tied layer."""
     training = {module: module.training for module in model.modules()}
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]

@@ -41,12 +41,12 @@ def start_processes(*, use_cpu: bool) -> PartialState:
     return state
 
 
-def as_main(value: Value) -> Value:
+def from_main_process(value: Value) -> Value:
     """What the main process has, on all processes; every process must call it."""
     return broadcast_object_list([value])[0]
 
 
-def check_same(key: str) -> None:
+def refuse_different_keys(key: str) -> None:
     """Refuse, on all processes, to share out what is not one and the same; every process must call it.
 
     Raises:

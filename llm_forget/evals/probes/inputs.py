@@ -80,7 +80,7 @@ def prepare(
     return Work(probe, [], prompt_rows, digest)
 
 
-def judged(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
+def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
     """What a probe of kind ``judge`` measures: the generated texts as answers to their prompts."""
     prompt = {row.key: row.prompt_ids for row in prompts}
     token_rows = []

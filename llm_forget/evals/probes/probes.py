@@ -105,9 +105,9 @@ def probe_logprobs(
     device = _device(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     block = (LOGITS_ON_CPU if device.type == "cpu" else LOGITS_ON_GPU) // vocabulary
-    with _measuring(model):
+    with _evaluation_mode(model):
         forward, shared = forward_with_logits(model, plain=plain)
-        length = _with_its_siblings(todo) if shared else lambda row: len(row.input_ids)
+        length = _group_length(todo) if shared else lambda row: len(row.input_ids)
         _in_batches(todo, length, measure, batch_size=batch_size, tokens=block)
 
 
@@ -159,8 +159,10 @@ def probe_generate(
         inputs = _left_padded(batch, pad, device)
         steps: list[Tensor] = []  # [B] each
         config = _generation(ends, pad, max_new_tokens, options)
-        with _drawing(seed, batch):
-            out = model.generate(**inputs, generation_config=config, logits_processor=[_noting(steps, ends[0])])
+        with _seeded_batch(seed, batch):
+            out = model.generate(
+                **inputs, generation_config=config, logits_processor=[_failure_processor(steps, ends[0])]
+            )
         broken = torch.stack(steps, -1).tolist()  # [B][steps]
         generated = out[:, inputs["input_ids"].shape[1] :].tolist()
         records = [
@@ -172,7 +174,7 @@ def probe_generate(
             advance(len(records))
 
     device = _device(model)
-    with _measuring(model):
+    with _evaluation_mode(model):
         _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
 
 
@@ -187,7 +189,7 @@ def generation_record(
     return GenerationRecord(*row.key, text, n, broken=failed)
 
 
-def _noting(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A logits processor that notes at each step which rows have no next token, ``[B]``, and ends them."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
@@ -247,7 +249,7 @@ def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[st
 
 
 @contextmanager
-def _drawing(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
+def _seeded_batch(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
     """Random state of one batch: by seed and rows, so that a batch halved or measured alone is seeded all the same."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
@@ -294,7 +296,7 @@ def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> b
     return False
 
 
-def _with_its_siblings(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
+def _group_length(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
     """Length by which answers to one question stay together: that of the longest."""
     longest: dict[str, int] = {}
     for row in rows:
@@ -331,7 +333,7 @@ def _device(model: Any) -> torch.device:
 
 
 @contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout; every module's mode is put back, for a model that is still being trained."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

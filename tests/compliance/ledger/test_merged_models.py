@@ -453,11 +453,11 @@ def measured_merge(
 ) -> Path:
     """A merged folder with results of its own, as `merge --measure` leaves it."""
     from llm_forget.core.config import model_part
-    from llm_forget.evals.runner import Subject
+    from llm_forget.evals.runner import EvaluatedModel
 
     made = merge_of(folder, *map(Run, runs), scales=scales)
     results = json.loads((runs[0] / "results.json").read_text())
-    found = Subject("unlearned", model_part({"model_name_or_path": str(made), "dtype": "float32"})).digest
+    found = EvaluatedModel("unlearned", model_part({"model_name_or_path": str(made), "dtype": "float32"})).digest
     results["models"]["unlearned"] = {"name": folder.name, "digest": digest or found}
     results["suites"]["basic"]["metrics"]["forget_probability"].update(cases.line(value))
     write_json(made / "results.json", results)

@@ -41,40 +41,40 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
         bare: the same unwrapped: a ``PreTrainedModel``, or a ``PeftModel``.
     """
     head = bare.get_output_embeddings()
-    batch = _made_up(head.weight.device, bare.config.get_text_config().vocab_size)
+    batch = _sample_batch(head.weight.device, bare.config.get_text_config().vocab_size)
     was_training = bare.training
     bare.eval()
     try:
         with torch.no_grad():
-            seen: list[Tensor] = []
-            with _outputs_of(head, seen):
+            head_outputs: list[Tensor] = []
+            with _outputs_of(head, head_outputs):
                 plain = forward_logprobs(model, batch, head=head, logits=True)
             assert plain.logits is not None
             after = plain.logits[plain.mask]  # [N, V]
-            untouched = torch.equal(seen[0].flatten(0, -2).float(), after.float())
+            untouched = torch.equal(head_outputs[0].flatten(0, -2).float(), after.float())
             tolerance = TOLERANCE.get(after.dtype, LOW_PRECISION)
 
-            def same(**how: bool) -> bool:
+            def same(**shortcuts: bool) -> bool:
                 try:
-                    found = forward_logprobs(model, batch, head=head, **how)
+                    result = forward_logprobs(model, batch, head=head, **shortcuts)
                 except (RuntimeError, ValueError, IndexError, TypeError):
                     return False  # whatever an architecture cannot do, it can do the plain way
-                return float((found.values - plain.values).abs().max()) < tolerance
+                return float((result.values - plain.values).abs().max()) < tolerance
 
             packed = attend_by_row(bare) and same(packed=True)
             shared = packed and shares_beginnings(bare) and same(packed=True, shared=True)
-            return Shortcuts(packed=packed, shared=shared, fused=untouched and _is_plain(head))
+            return Shortcuts(packed=packed, shared=shared, fused=untouched and _is_plain_linear(head))
     finally:
         bare.train(was_training)
 
 
-def _made_up(device: torch.device, vocabulary: int) -> dict[str, Tensor]:
+def _sample_batch(device: torch.device, vocabulary: int) -> dict[str, Tensor]:
     ids = [[token % vocabulary for token in row] for row in ROWS]
     rows = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
     return {name: tensor.to(device) for name, tensor in collate(rows, 0).items()}
 
 
-def _is_plain(head: nn.Module) -> bool:
+def _is_plain_linear(head: nn.Module) -> bool:
     """Nothing but a matrix product, and nobody (a device map, say) has put another forward in its place."""
     return type(head) is nn.Linear and "forward" not in vars(head)
 

@@ -47,8 +47,8 @@ class _HeadLogprobs(torch.autograd.Function):
         trained = any(ctx.needs_input_grad[1:3])
         # float16 has no room for slopes of tokens that are nearly certain, before the loss scale is on them.
         dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
-        wanted = ctx.needs_input_grad[0] and not trained
-        slopes = torch.empty_like(hidden, dtype=dtype) if wanted else None  # [N, H]
+        needs_slopes = ctx.needs_input_grad[0] and not trained
+        slopes = torch.empty_like(hidden, dtype=dtype) if needs_slopes else None  # [N, H]
         for part in _blocks(len(hidden), block):
             logits = linear(hidden[part], weight, bias).float()  # [n, V]
             chosen = logits.gather(-1, labels[part, None])  # [n, 1]
@@ -61,8 +61,8 @@ class _HeadLogprobs(torch.autograd.Function):
                 slopes[part] = _slopes(_residual(exponentials.div_(total), labels[part]), weight)
             del logits, exponentials  # before the next block is made
         ctx.block, ctx.trained, ctx.dtype = block, trained, hidden.dtype
-        kept = (hidden, weight, bias, labels, normalisers) if trained else (slopes,)
-        ctx.save_for_backward(*kept)
+        saved = (hidden, weight, bias, labels, normalisers) if trained else (slopes,)
+        ctx.save_for_backward(*saved)
         return values
 
     @staticmethod

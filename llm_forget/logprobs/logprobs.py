@@ -80,8 +80,10 @@ def forward_logprobs(
     fused: bool = False,
 ) -> Logprobs:
     """One forward pass of a causal LM, with logits only where a target is predicted; see `forward_parts`."""
-    sizes, how = {"": len(batch["labels"])}, {"packed": packed, "shared": shared, "fused": fused}
-    return forward_parts(model, batch, sizes, head=head, logits={""} if logits else set(), hidden=hidden, **how)[""]
+    sizes, shortcuts = {"": len(batch["labels"])}, {"packed": packed, "shared": shared, "fused": fused}
+    logits_of = {""} if logits else set()
+    parts = forward_parts(model, batch, sizes, head=head, logits=logits_of, hidden=hidden, **shortcuts)
+    return parts[""]
 
 
 def forward_parts(
@@ -137,12 +139,12 @@ def forward_parts(
             "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
         )
     if at_head is not None:
-        values, kept = out.squeeze(-1).float(), at_head.kept  # [N]
+        values, kept_logits = out.squeeze(-1).float(), at_head.part_logits  # [N]
     else:
         values = token_logprobs(out, labels)  # [N]
-        kept = [part if keep else None for part, keep in zip(out.split(tokens), keeps, strict=True)]
+        kept_logits = [part if keep else None for part, keep in zip(out.split(tokens), keeps, strict=True)]
     states = captured["hidden"].flatten(0, 1)[places].split(tokens) if hidden is not None else [None] * len(rows)
-    cut = zip(sizes, rows, values.split(tokens), labels.split(tokens), kept, states, strict=True)
+    cut = zip(sizes, rows, values.split(tokens), labels.split(tokens), kept_logits, states, strict=True)
     return {name: _padded(part.sum(-1), *flat) for name, part, *flat in cut}
 
 
@@ -153,7 +155,7 @@ class _Fused:
     labels: Tensor  # [N]
     tokens: list[int]  # of each part, N in all
     keeps: list[bool]  # whether logits of the part are kept
-    kept: list[Tensor | None]  # filled by the forward pass: logits of each part, [n, V]
+    part_logits: list[Tensor | None]  # filled by the forward pass: logits of each part, [n, V]
 
     def forward_of(self, head: Any) -> Callable[[Tensor], Tensor]:
         def forward(states: Tensor) -> Tensor:  # [1, N, H]
@@ -162,10 +164,10 @@ class _Fused:
             for part, gold, keep in parts:
                 if keep:
                     logits = linear(part, head.weight, head.bias)  # [n, V]
-                    self.kept.append(logits)
+                    self.part_logits.append(logits)
                     values.append(token_logprobs(logits, gold))
                 else:
-                    self.kept.append(None)
+                    self.part_logits.append(None)
                     values.append(head_logprobs(part, head.weight, head.bias, gold))
             return torch.cat(values)[None, :, None]  # [1, N, 1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.logprobs.packing import is_layout, packed_again, unpacked
+from llm_forget.logprobs.packing import is_layout, repacked, unpacked
 
 PREFIX = "by_row_"
 FLASH = ("flash_attention_2", "flash_attention_3")
@@ -52,26 +52,26 @@ def _by_row(inner_name: str) -> Any:
     inner = ALL_ATTENTION_FUNCTIONS[inner_name]
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Any]:
         if not is_layout(attention_mask):
-            return inner(module, query, key, value, attention_mask, **how)
+            return inner(module, query, key, value, attention_mask, **options)
         assert attention_mask is not None
-        _refuse_unseen_window(module, how)
+        _refuse_unseen_window(module, options)
         if inner_name in FLASH:
-            return inner(module, query, key, value, None, **how, **_boundaries(attention_mask))
+            return inner(module, query, key, value, None, **options, **_boundaries(attention_mask))
         rows = [unpacked(part, attention_mask) for part in (query, key, value)]
-        window = _window_mask(rows[0].shape[2], how.get("sliding_window"), query.device)
-        out, weights = inner(module, *rows, window, **how)
-        return packed_again(out, attention_mask, query.shape[2]), weights
+        window = _window_mask(rows[0].shape[2], options.get("sliding_window"), query.device)
+        out, weights = inner(module, *rows, window, **options)
+        return repacked(out, attention_mask, query.shape[2]), weights
 
     return attention
 
 
-def _refuse_unseen_window(module: nn.Module, how: dict[str, Any]) -> None:
+def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
     """Some architectures put their window, or chunks, into the mask alone, in whose place the layout stands."""
     config: Any = module.config
-    window = getattr(config, "sliding_window", None) and "sliding_window" not in how
+    window = getattr(config, "sliding_window", None) and "sliding_window" not in options
     if window or getattr(config, "attention_chunk_size", None):
         raise NotImplementedError(f"{type(module).__name__} attends in windows that its attention function is not told")
 

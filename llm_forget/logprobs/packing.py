@@ -27,14 +27,14 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
         for padding.
     """
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
-    own = attended  # [B, S]: not already there
+    is_packed = attended  # [B, S]: not already there
     if shared:
-        alike = (ids[1:] == ids[:-1]) & attended[1:] & attended[:-1]  # [B - 1, S]
-        own = attended & ~nn.functional.pad(alike.long().cumprod(-1), (0, 0, 1, 0)).bool()
-    slots = own.flatten().nonzero().squeeze(-1)  # [N]
-    numbers = (own.flatten().cumsum(0) - 1).view_as(own)  # [B, S]
+        equals_above = (ids[1:] == ids[:-1]) & attended[1:] & attended[:-1]  # [B - 1, S]
+        is_packed = attended & ~nn.functional.pad(equals_above.long().cumprod(-1), (0, 0, 1, 0)).bool()
+    slots = is_packed.flatten().nonzero().squeeze(-1)  # [N]
+    numbers = (is_packed.flatten().cumsum(0) - 1).view_as(is_packed)  # [B, S]
     # Numbers grow from row to row, so the largest so far in a column is that of the row which the token came from.
-    place = numbers.masked_fill(~own, 0).cummax(0).values.masked_fill(~attended, 0)  # [B, S]
+    place = numbers.masked_fill(~is_packed, 0).cummax(0).values.masked_fill(~attended, 0)  # [B, S]
     positions = (attended.cumsum(-1) - 1).flatten()[slots]  # [N]
     inputs = {
         "input_ids": ids.flatten()[slots][None],
@@ -67,7 +67,7 @@ def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-def packed_again(padded: Tensor, mask: Tensor, count: int) -> Tensor:
+def repacked(padded: Tensor, mask: Tensor, count: int) -> Tensor:
     """``[B, S, heads, D]``, as attention returns it, as ``[1, N, heads, D]``."""
     slots = mask[1, 0].flatten()[:count]  # [N]
     return padded.flatten(0, 1).index_select(0, slots)[None]

@@ -27,10 +27,10 @@ def source_digest(name: str | None, revision: str | None = None) -> str:
     Raises:
         FileNotFoundError, ValueError: see `find_source`.
     """
-    return digests_beneath(find_source(name), revision)[-1]
+    return digests_by_layer(find_source(name), revision)[-1]
 
 
-def digests_beneath(source: Source, revision: str | None) -> list[str]:
+def digests_by_layer(source: Source, revision: str | None) -> list[str]:
     """Digest of what lies beneath each adapter of a source, lowest first, and last of the whole."""
     base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]

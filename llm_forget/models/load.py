@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.core.errors import MissingFileError, MissingPackageError, ModelError, library_errors
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.lora import quantization_of
-from llm_forget.models.digest import digests_beneath
+from llm_forget.models.digest import digests_by_layer
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 
 if TYPE_CHECKING:
@@ -53,32 +53,33 @@ def load_base(
     quantization = quantization_of(model)
     if dequantize and quantization is not None:
         model = _dequantized(model)
-    beneath = digests_beneath(source, model_args.model_revision) if source.adapters else []
+    beneath = digests_by_layer(source, model_args.model_revision) if source.adapters else []
     for number, (folder, digest, manifest) in enumerate(
         zip(source.adapters, beneath, manifests, strict=False), start=1
     ):
         name = "target" if number == 1 else f"target-{number}"
-        _say_other_precision(folder, manifest, quantization)
+        _warn_other_precision(folder, manifest, quantization)
         model = load_adapter(model, folder, name=name, base_digest=digest)
     return model.eval()
 
 
-def _say_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
+def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
     """An adapter makes up for the rounding of the base it was trained on; on another it is a somewhat other model."""
-    trained, given = (_precision(how) for how in (manifest.get("quantization"), quantization))
-    if "quantization" in manifest and trained != given:
+    trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
+    if "quantization" in manifest and trained != loaded:
         logger.warning(
             "adapter '%s' was trained on a base in %s and is loaded onto one in %s, which answers differently; "
             "set load_in_4bit or load_in_8bit as it was trained with, unless this is meant",
-            adapter.parent.name if adapter.name == "adapter" else adapter.name, trained, given,
+            adapter.parent.name if adapter.name == "adapter" else adapter.name, trained, loaded,
         )  # fmt: skip
 
 
 def _precision(quantization: dict[str, Any] | None) -> str:
-    how = quantization or {}
-    nested = " with nested scales" if how.get("use_bnb_nested_quant") else ""
-    kinds = {"load_in_4bit": f"4 bit ({how.get('bnb_4bit_quant_type')}{nested})", "load_in_8bit": "8 bit"}
-    return next((kind for key, kind in kinds.items() if how.get(key)), str(how.get("quant_method", "full precision")))
+    settings = quantization or {}
+    nested = " with nested scales" if settings.get("use_bnb_nested_quant") else ""
+    kinds = {"load_in_4bit": f"4 bit ({settings.get('bnb_4bit_quant_type')}{nested})", "load_in_8bit": "8 bit"}
+    method = str(settings.get("quant_method", "full precision"))
+    return next((kind for key, kind in kinds.items() if settings.get(key)), method)
 
 
 def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, Any]) -> Any:
@@ -112,13 +113,13 @@ def _options(model_args: ModelConfig, device_map: Any, trust_remote_code: bool) 
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         options["quantization_config"] = quantization
-        device_map = device_map if device_map is not None else _own_device()
+        device_map = device_map if device_map is not None else _process_device()
     if device_map is not None:
         options["device_map"] = device_map
     return options
 
 
-def _own_device() -> dict[str, Any]:
+def _process_device() -> dict[str, Any]:
     """Quantised weights cannot be moved afterwards: each process loads them where it computes."""
     from accelerate import PartialState
 
@@ -139,7 +140,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     path = _gguf_path(source)
-    _say_unread(path)
+    _warn_unread(path)
     model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
     # The weights are ordinary tensors by now. While the model still calls itself quantised, transformers refuses to
     # save it or to train it.
@@ -150,7 +151,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
     return model
 
 
-def _say_unread(path: Path) -> None:
+def _warn_unread(path: Path) -> None:
     """Name what transformers passes over in a GGUF file; llama.cpp, which does not, then answers differently."""
     head, names = _read_head(path)
     kind = head["general.architecture"]

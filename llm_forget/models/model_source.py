@@ -20,7 +20,7 @@ from llm_forget.models.adapters.untrusted import (
     PICKLES,
     inspect_folder,
     read_strict_json,
-    refuse_foreign,
+    refuse_unverified,
 )
 
 EXPORT_REPORT = "export.json"  # beside what `export` wrote
@@ -42,11 +42,11 @@ class Source:
         beside = Path(self.location).parent
         report = beside / EXPORT_REPORT
         # A GGUF file says less of its tokenizer than the model's own files, and reading it takes seconds.
-        ours = self.kind == "gguf" and report.is_file() and _is_of(report, Path(self.location).name)
+        ours = self.kind == "gguf" and report.is_file() and _describes_file(report, Path(self.location).name)
         return (*reversed(self.adapters), *([beside] if ours else []))
 
 
-def _is_of(report: Path, file: str) -> bool:
+def _describes_file(report: Path, file: str) -> bool:
     """Whether an export.json says that it is of this file; other programs write files of that name, too."""
     content = formats.read_if_valid(report, ExportReport)
     return content is not None and content.file == file
@@ -69,37 +69,37 @@ def find_source(name: str | None) -> Source:
     return _find(name, name, ())
 
 
-def _find(name: str, asked: str, above: tuple[Path, ...], revision: str | None = None) -> Source:
+def _find(name: str, original: str, above: tuple[Path, ...], revision: str | None = None) -> Source:
     if len(above) > 8:
-        raise ModelError(f"model '{asked}' is a chain of more than 8 adapters; merge some of them first")
+        raise ModelError(f"model '{original}' is a chain of more than 8 adapters; merge some of them first")
     if name.startswith("builtin:"):
         kind, location = demo_models.find(name.removeprefix("builtin:"))
-        return Source(asked, kind, location, above)
+        return Source(original, kind, location, above)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise MissingFileError(f"GGUF file '{name}' does not exist")
-        return Source(asked, "gguf", str(path), above)
+        return Source(original, "gguf", str(path), above)
     if not path.exists():
-        return Source(asked, "hub", _hub_id(name), above, revision)
+        return Source(original, "hub", _hub_id(name), above, revision)
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         raise AdapterRefused(f"'{name}' is an archive, which is not unpacked; give a folder of plain files")
     if (path / "run.json").is_file():
         path = _model_of_run(path)
     if (path / ADAPTER_CONFIG).is_file():
         if not (path / MANIFEST).is_file():
-            refuse_foreign(path)
+            refuse_unverified(path)
         base, revision = _base_of(path)
-        return _find(base, asked, (path, *above), revision)
+        return _find(base, original, (path, *above), revision)
     if not (path / "config.json").is_file():
         if (file := next(iter(sorted(path.glob("*.gguf"))), None)) is not None:
             raise MissingFileError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
         raise MissingFileError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
     if not any(path.glob("*.safetensors")):
         pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)
-        what = "pickled weights, which can run code when opened" if pickled else "no weights"
-        raise ModelError(f"'{name}' holds {what}; only safetensors are read: convert with save_pretrained first")
-    return Source(asked, "folder", str(path), above)
+        contents = "pickled weights, which can run code when opened" if pickled else "no weights"
+        raise ModelError(f"'{name}' holds {contents}; only safetensors are read: convert with save_pretrained first")
+    return Source(original, "folder", str(path), above)
 
 
 def _hub_id(name: str) -> str:

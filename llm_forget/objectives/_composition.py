@@ -62,13 +62,13 @@ class Term:
     def value(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> Tensor:
         """Unweighted values, ``[B]`` or ``[B, T]``, with 0 at masked places and in rows without targets."""
         mask = policy[self.split].mask
-        given = {
+        values_by_input = {
             "policy": lambda: policy[self.split],
             "reference": lambda: reference[self.split].detach(),
             "alternate": lambda: policy["alternate"],
             "alternate_reference": lambda: reference["alternate"].detach(),
         }
-        values = self.function(*(given[name]() for name in self.inputs), **self.arguments)
+        values = self.function(*(values_by_input[name]() for name in self.inputs), **self.arguments)
         if values.shape == mask.shape:
             return values.masked_fill(~mask, 0.0)  # [B, T]
         if values.shape == mask.shape[:1]:
@@ -96,11 +96,11 @@ class Objective:
 
     def needs(self, kind: str, source: str | None = None) -> bool:
         """Whether a term wants ``kind`` (``logits``, ``hidden_states``) of the policy, on ``source`` or anywhere."""
-        return self._wants("policy", kind, source)
+        return self._needs("policy", kind, source)
 
     def reference_needs(self, kind: str, source: str | None = None) -> bool:
         """The same of the reference."""
-        return self._wants("reference", kind, source)
+        return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
         """Splits (and ``alternate``) of which reference log-probabilities suffice, so that they can be cached."""
@@ -132,12 +132,14 @@ class Objective:
             ValueError: two terms ask for different layers.
         """
         wanting = [term for term in self.terms if "hidden_states" in term.needs]
-        asked = {term.arguments["layer"] for term in wanting if term.arguments.get("layer") is not None}
-        if len(asked) > 1:
-            layers = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in wanting)
-            raise ConfigError(f"terms ask for different layers ({layers}); one pass keeps one layer, so set them equal")
-        if asked:
-            return int(asked.pop())
+        layers = {term.arguments["layer"] for term in wanting if term.arguments.get("layer") is not None}
+        if len(layers) > 1:
+            listing = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in wanting)
+            raise ConfigError(
+                f"terms ask for different layers ({listing}); one pass keeps one layer, so set them equal"
+            )
+        if layers:
+            return int(layers.pop())
         return "default" if wanting else None
 
     def layer_index(self, depth: int) -> int | None:
@@ -167,13 +169,13 @@ class Objective:
         """The YAML form, which `build_objective` turns into an equal objective."""
         return {split: [term.to_dict() for term in self.terms if term.split == split] for split in self.splits()}
 
-    def _wants(self, side: str, kind: str, source: str | None) -> bool:
-        found = {s for term in self.terms if kind in term.needs for s in term.sources(side)}
-        return bool(found) if source is None else source in found
+    def _needs(self, side: str, kind: str, source: str | None) -> bool:
+        sources = {s for term in self.terms if kind in term.needs for s in term.sources(side)}
+        return bool(sources) if source is None else source in sources
 
     def _sources(self, side: str) -> tuple[str, ...]:
-        found = {source for term in self.terms for source in term.sources(side)}
-        return tuple(source for source in (*SPLITS, "alternate") if source in found)
+        sources = {source for term in self.terms for source in term.sources(side)}
+        return tuple(source for source in (*SPLITS, "alternate") if source in sources)
 
 
 def compose(form: dict[str, Any]) -> Objective:
@@ -206,7 +208,7 @@ def compose(form: dict[str, Any]) -> Objective:
 def _term(split: str, line: Any) -> Term:
     if not isinstance(line, dict) or not isinstance(line.get("name"), str):
         raise ConfigError(f"each term of '{split}' needs a name, as in {{name: nll, weight: 1.0}}")
-    given = {str(key): value for key, value in line.items() if key not in ("name", "weight")}
+    options = {str(key): value for key, value in line.items() if key not in ("name", "weight")}
     entry = OBJECTIVES.get(line["name"])
     for name in entry.inputs:
         if name not in INPUTS:
@@ -217,7 +219,7 @@ def _term(split: str, line: Any) -> Term:
     if split != "forget" and any(name.startswith("alternate") for name in entry.inputs):
         raise ConfigError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
     weight, dual = _weight(f"{split}/{line['name']}", line.get("weight", 1.0))
-    arguments = entry.arguments(given)
+    arguments = entry.arguments(options)
     for key, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"parameter '{key}' of objective '{line['name']}' must be a finite number, not {value}")
@@ -245,11 +247,11 @@ def _weight(where: str, value: Any) -> tuple[float, Dual | None]:
     return dual.initial, dual
 
 
-def _number(what: str, value: Any) -> float:
+def _number(label: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as text
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{what} must be a finite number, not {value!r}")
+        raise ConfigError(f"{label} must be a finite number, not {value!r}")
     return number

@@ -35,8 +35,8 @@ def pcgrad(forget: Gradient, retain: Gradient, *, both: bool = False) -> Gradien
     Retention comes first, as in arXiv:2604.14808. ``both`` drops the opposing part of the retain gradient too, which is
     PCGrad for equal tasks. Without conflict this is `sum`; exactly opposed gradients leave the retain gradient.
     """
-    kept = without_conflict(retain, forget) if both else retain
-    return sum(without_conflict(forget, retain), kept)
+    retained = without_conflict(retain, forget) if both else retain
+    return sum(without_conflict(forget, retain), retained)
 
 
 @rule(paper="arXiv:2503.09117")

@@ -19,5 +19,5 @@ def rmu_retain(policy: Logprobs, reference: Logprobs, *, layer: int | None = Non
         ``[B, T]``; 0 with zero gradient at the reference.
     """
     hidden = at_targets(policy, "hidden")  # [N, H]
-    kept = at_targets(reference, "hidden").detach()  # [N, H]
-    return back((hidden - kept).square().mean(-1), policy.mask)  # [B, T]
+    anchor = at_targets(reference, "hidden").detach()  # [N, H]
+    return back((hidden - anchor).square().mean(-1), policy.mask)  # [B, T]

@@ -27,9 +27,9 @@ from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.models.adapters.files import replacing, verify_adapter
 from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG
-from llm_forget.models.digest import digests_beneath
+from llm_forget.models.digest import digests_by_layer
 from llm_forget.models.merging.as_adapter import combine_adapters
-from llm_forget.models.merging.combinations import Part, Rule, rule
+from llm_forget.models.merging.combinations import Part, Rule, checked_rule
 from llm_forget.models.merging.full_model import MERGE_REPORT, merge_adapters
 from llm_forget.models.model_source import find_source
 from llm_forget.workflows.evaluate import evaluate
@@ -98,7 +98,7 @@ def merge(
     chosen = _scales(runs, scales)
     settings = {"density": density, "majority": majority, "seed": seed, "rank": rank}
     plain = chosen == [1.0] and combination is None and not as_adapter and set(settings.values()) == {None}
-    how = None if plain else rule(combination, **settings)
+    how = None if plain else checked_rule(combination, **settings)
     _refuse_settings(base_precision, dtype, max_shard_size, tolerance, single=plain, measure=measure)
     refuse_inside(Path(output_dir), [str(each.path) for each in runs])
     facts = _facts(runs, chosen)
@@ -198,7 +198,7 @@ def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
     Raises:
         ValueError: runs of different bases.
     """
-    digests = [digests_beneath(find_source(str(run.path)), "main")[-2:] for run in runs]
+    digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (beneath, _) in zip(runs, digests, strict=True):
         if beneath in wholes:

@@ -77,21 +77,21 @@ def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, 
     Raises:
         AdapterRefused: missing or unexpected modules, or shapes that are not the model's; names ``path``.
     """
-    held: dict[str, dict[str, Header]] = {}
+    stored: dict[str, dict[str, Header]] = {}
     for name, parts in refuse_incomplete(header, config, path).items():
         while name.endswith(".base_layer"):  # a second parameter of one module
             name = name.removesuffix(".base_layer")
-        held.setdefault(name, parts)
-    wanted, shared = dict(_wanted(model, config)), dict(_with_parameters(model, config))
-    missing = sorted((wanted.keys() | shared.keys()) - held.keys())
-    unexpected = sorted(held.keys() - wanted.keys() - shared.keys())
+        stored.setdefault(name, parts)
+    expected, shared = dict(_target_modules(model, config)), dict(_modules_of_target_parameters(model, config))
+    missing = sorted((expected.keys() | shared.keys()) - stored.keys())
+    unexpected = sorted(stored.keys() - expected.keys() - shared.keys())
     if missing or unexpected:
         raise AdapterRefused(
             f"'{path}' does not fit this model: tensors of {len(missing)} modules are missing {missing[:3]}, of "
             f"{len(unexpected)} unexpected {unexpected[:3]}"
         )
-    for name, module in wanted.items():
-        sizes, parts = _sizes(module), held[name]
+    for name, module in expected.items():
+        sizes, parts = _sizes(module), stored[name]
         for down, up in ((down, up) for down, up in DOWN.items() if sizes is not None and down in parts):
             if (parts[down].shape[1], parts[up].shape[0]) != sizes:
                 raise AdapterRefused(
@@ -114,17 +114,17 @@ def _modules(model: Any) -> Iterator[tuple[str, Any]]:
                 inside = f"{name}."
 
 
-def _wanted(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
+def _target_modules(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     if config.target_modules:
         for name, module in _modules(model):
-            found = check_target_module_exists(config, name)
-            if found is True or isinstance(found, re.Match):
+            match = check_target_module_exists(config, name)
+            if match is True or isinstance(match, re.Match):
                 yield name, module
 
 
-def _with_parameters(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
+def _modules_of_target_parameters(model: Any, config: LoraConfig) -> Iterator[tuple[str, Any]]:
     ends = tuple(config.target_parameters or ())
     for name, module in _modules(model) if ends else ():
         for parameter, _ in _bare(module).named_parameters(recurse=False):

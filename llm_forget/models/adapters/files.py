@@ -49,8 +49,8 @@ def adapter_state_dict(
     from peft import get_peft_model_state_dict
 
     # save_embedding_layers: its default asks the hub whether the vocabulary grew.
-    found = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
-    tensors = {key: found[key].detach().cpu().contiguous() for key in sorted(found)}
+    state = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: state[key].detach().cpu().contiguous() for key in sorted(state)}
     if not tensors:
         raise ModelError(f"adapter '{name}' has no tensors in this state dict; gather the weights of all ranks first")
     for key, tensor in tensors.items():
@@ -99,15 +99,15 @@ def save_adapter(
             "tensors": describe_tensors(tensors),
             "base": base_digest,
             "beneath": [
-                {"name": name, "digest": _digest_beneath(model, name, state_dict)} for name in frozen_adapters(model)
+                {"name": name, "digest": _frozen_digest(model, name, state_dict)} for name in frozen_adapters(model)
             ],
             "quantization": quantization_of(model),
             "load": {**LOAD, "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")},
             "effect": effect,
         }
-        taken = manifest.keys() & (extra or {}).keys()
-        if taken:
-            raise ModelError(f"manifest keys {', '.join(sorted(taken))} are its own; choose other names")
+        reserved = manifest.keys() & (extra or {}).keys()
+        if reserved:
+            raise ModelError(f"manifest keys {', '.join(sorted(reserved))} are its own; choose other names")
         formats.write(temporary / MANIFEST, {**manifest, **(extra or {})}, Manifest)
     warn_without_effect(effect, folder)
     return folder
@@ -137,14 +137,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
-def _digest_beneath(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
+def _frozen_digest(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
     # Sharded training may gather only what trains; the digest of the base covers frozen adapters as well.
     if state_dict is not None and not any(f".{name}." in key for key in state_dict):
         return None
     return tensors_digest(adapter_state_dict(model, name, state_dict))
 
 
-def _exchanged(first: Path, second: Path) -> bool:
+def _exchange_folders(first: Path, second: Path) -> bool:
     """Let two folders change places in one step, so that nobody ever sees neither; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, on most file systems
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -171,7 +171,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             return
         if not folder.exists():
             os.replace(temporary, folder)
-        elif not _exchanged(temporary, folder):
+        elif not _exchange_folders(temporary, folder):
             os.replace(folder, old)
             try:
                 os.replace(temporary, folder)
@@ -254,11 +254,11 @@ def _check_name(name: str) -> None:
 
 def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Tensor | None) -> None:
     after = probe(model) if before is not None else None
-    found = describe(model, before, after) if before is not None and after is not None else None
+    effect = describe(model, before, after) if before is not None and after is not None else None
     recorded = recorded_effect(folder, manifest)
-    refuse_without_effect(found, recorded, folder)
+    refuse_without_effect(effect, recorded, folder)
     if manifest and recorded is None:
-        record_first_effect(folder, found)
+        record_first_effect(folder, effect)
 
 
 def load_adapter_weights(

@@ -30,26 +30,26 @@ SAMPLES = 64  # logits whose differences are recorded one by one
 NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 
 
-def _drawn(below: int, *what: object) -> int:
+def _hashed_number(below: int, *labels: object) -> int:
     """A number below another, from a hash: the same on every machine and for ever."""
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *what))).encode()).digest()[:8]) % below
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *labels))).encode()).digest()[:8]) % below
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
     """Made-up prompts ``[PROMPTS, LENGTH]`` of token ids, the same for every model of this vocabulary."""
-    return [[_drawn(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
+    return [[_hashed_number(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
 
 
 @torch.no_grad()
 def probe(model: Any) -> Tensor | None:
     """Logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None where this process does not hold the whole weights."""
-    if not _whole(model):
+    if not _holds_whole_weights(model):
         return None
     embedding = model.get_input_embeddings().weight
     ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
     # accelerate's own forward computes in half precision, whatever the weights are; loading does not.
     forward = getattr(model, "_original_forward", model)
-    with _evaluating(model), torch.autocast(embedding.device.type, enabled=False):
+    with _evaluation_mode(model), torch.autocast(embedding.device.type, enabled=False):
         return forward(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
@@ -77,7 +77,7 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
     if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
         return effect
     difference, old, new = (after - before).flatten(), before.log_softmax(-1), after.log_softmax(-1)
-    places = [_drawn(difference.numel(), "sample", number) for number in range(SAMPLES)]
+    places = [_hashed_number(difference.numel(), "sample", number) for number in range(SAMPLES)]
     return effect | {
         "max_abs": float(difference.abs().max()),
         "mean_kl": max(0.0, float((old.exp() * (old - new)).sum(-1).mean())),
@@ -93,38 +93,38 @@ def is_effect(content: dict[str, Any]) -> bool:
     return complete and content["dtype"] in NOISE
 
 
-def refuse_without_effect(found: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
+def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
     """Compare the effect of a loaded adapter with that of its manifest.
 
     Args:
-        found: of `describe`; None where it could not be measured.
+        measured: of `describe`; None where it could not be measured.
         recorded: the same when it was saved; None where it could not be measured then.
         folder: of the adapter, for the message.
 
     Raises:
         AdapterRefused: no effect at all, or another than recorded.
     """
-    if found is None:
+    if measured is None:
         return
-    if found["max_abs"] == 0:
+    if measured["max_abs"] == 0:
         raise AdapterRefused(
             f"adapter '{folder}' changes no logit of the probe prompts: with it the model is the one beneath it, and "
             "has forgotten nothing; train again, with more steps or a higher learning_rate"
         )
-    if recorded is None or recorded["prompts"] != found["prompts"]:
+    if recorded is None or recorded["prompts"] != measured["prompts"]:
         return
-    if recorded["quantization"] != found["quantization"]:
+    if recorded["quantization"] != measured["quantization"]:
         return  # on a base rounded otherwise it does answer otherwise, of which `load_base` warns
-    if recorded["max_abs"] is None or found["max_abs"] is None:
-        if recorded["max_abs"] is not found["max_abs"]:
+    if recorded["max_abs"] is None or measured["max_abs"] is None:
+        if recorded["max_abs"] is not measured["max_abs"]:
             raise AdapterRefused(f"the logits of adapter '{folder}' are not finite, or were not when it was saved")
         return
-    apart = _mean_abs([a - b for a, b in zip(found["samples"], recorded["samples"], strict=True)])
-    if not apart <= tolerance(recorded, found):
+    apart = _mean_abs([a - b for a, b in zip(measured["samples"], recorded["samples"], strict=True)])
+    if not apart <= tolerance(recorded, measured):
         raise AdapterRefused(
             f"adapter '{folder}' has another effect than when it was saved: on the probe prompts it moves logits by up "
-            f"to {found['max_abs']:.4g}, recorded {recorded['max_abs']:.4g}, and in the mean {apart:.2g} apart "
-            f"(tolerance {tolerance(recorded, found):.2g}); the base, the way of loading or a library is another"
+            f"to {measured['max_abs']:.4g}, recorded {recorded['max_abs']:.4g}, and in the mean {apart:.2g} apart "
+            f"(tolerance {tolerance(recorded, measured):.2g}); the base, the way of loading or a library is another"
         )
 
 
@@ -149,10 +149,10 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
         )
 
 
-def tolerance(recorded: dict[str, Any], found: dict[str, Any]) -> float:
+def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
     """How far samples of one effect may lie apart in the mean: both models of both differences are rounded; logits."""
     quantised = recorded["quantization"] is not None
-    share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, found))
+    share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
 
 
@@ -160,7 +160,7 @@ def _mean_abs(values: list[float]) -> float:
     return sum(map(abs, values)) / len(values)
 
 
-def _whole(model: nn.Module) -> bool:
+def _holds_whole_weights(model: nn.Module) -> bool:
     """Whether every weight is here: not cut by FSDP or ZeRO-3, not on the meta device, not left empty on this rank."""
     from torch.distributed.tensor import DTensor
 
@@ -172,7 +172,7 @@ def _whole(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

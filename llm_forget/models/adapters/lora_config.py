@@ -104,21 +104,21 @@ def read_config(folder: Path) -> LoraConfig:
             f"'{path}' is of type {str(fields.get('peft_type'))[:40]!a}; only LORA adapters are supported"
         )
     _refuse_other_starts(fields, path)
-    kept = {}
+    settings = {}
     for key, value in fields.items():
         if key in ALLOWED:
             fits, words = ALLOWED[key]
             if value is not None and not fits(value):
                 raise AdapterRefused(f"'{path}' gives {key} as something else than {words}")
-            kept[key] = value
+            settings[key] = value
         elif key not in IGNORED and value not in (None, False, {}, []):
             raise AdapterRefused(f"'{path}' sets {key[:60]!a}, whose effect is not checked; only plain LoRA is loaded")
-    if not kept.get("r"):
+    if not settings.get("r"):
         raise AdapterRefused(f"'{path}' says no rank; it must be between 1 and {MAX_RANK}")
-    if not kept.get("target_modules") and not kept.get("target_parameters"):
+    if not settings.get("target_modules") and not settings.get("target_parameters"):
         raise AdapterRefused(f"'{path}' names no target_modules; list the modules that are adapted")
-    known = {field.name for field in dataclasses.fields(LoraConfig)}
-    return LoraConfig(**{key: value for key, value in kept.items() if key in known and value is not None})
+    field_names = {field.name for field in dataclasses.fields(LoraConfig)}
+    return LoraConfig(**{key: value for key, value in settings.items() if key in field_names and value is not None})
 
 
 def _refuse_other_starts(fields: dict[str, Any], path: Path) -> None:

@@ -20,7 +20,7 @@ from llm_forget.models.adapters.untrusted import (
     inspect_folder,
     read_header,
     read_strict_json,
-    refuse_foreign,
+    refuse_unverified,
 )
 
 EFFECT = "effect.json"  # measured at the first load, where training could not
@@ -53,12 +53,12 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
     if not (folder / MANIFEST).is_file():
         if trust:
             return {}
-        refuse_foreign(folder)
+        refuse_unverified(folder)
     manifest = read_strict_json(folder / MANIFEST, MAX_MANIFEST)
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("tensors"), dict):
         if trust:
             return {}
-        refuse_foreign(folder)
+        refuse_unverified(folder)
     _refuse_malformed(manifest, folder)
     _refuse_other_tensors(manifest["tensors"], header, folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -86,10 +86,10 @@ def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
     """Names, shapes and types, which the header alone gives: before any digest of what may be gigabytes."""
-    held = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
+    stored = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
     written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
-    if held != written:
-        missing, unexpected = sorted(written.keys() - held.keys()), sorted(held.keys() - written.keys())
+    if stored != written:
+        missing, unexpected = sorted(written.keys() - stored.keys()), sorted(stored.keys() - written.keys())
         raise AdapterRefused(
             f"'{folder / ADAPTER_WEIGHTS}' is not what {MANIFEST} says was written ({len(missing)} tensors missing "
             f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}); {RESTORE}"

@@ -48,12 +48,14 @@ def inspect_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise MissingFileError(f"adapter folder '{folder}' does not exist")
     limits = {ADAPTER_CONFIG: MAX_CONFIG, ADAPTER_WEIGHTS: MAX_WEIGHTS, MANIFEST: MAX_MANIFEST}
-    seen, pickled = set(), None
+    names, pickled = set(), None
     for entry in os.scandir(folder):
         path, facts = Path(entry.path), entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
-            what = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no regular file"
-            raise AdapterRefused(f"'{path}' is {what}, which no adapter folder may hold; copy the files themselves")
+            description = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no regular file"
+            raise AdapterRefused(
+                f"'{path}' is {description}, which no adapter folder may hold; copy the files themselves"
+            )
         if path.suffix.lower() in ARCHIVES:
             raise AdapterRefused(f"'{path}' is an archive, which no adapter folder may hold; remove it")
         if entry.name.startswith("adapter_model") and any(path.match(pattern) for pattern in PICKLES):
@@ -63,17 +65,17 @@ def inspect_folder(folder: Path) -> None:
                 f"'{path}' has {facts.st_size:,} bytes, more than the {limits[entry.name]:,} that are read"
             )
         if stat.S_ISREG(facts.st_mode):
-            seen.add(entry.name)
+            names.add(entry.name)
     if pickled is not None:
         raise AdapterRefused(
             f"'{pickled}' is pickled, which can run code, and is not opened; convert it to safetensors"
         )
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if name not in seen:
+        if name not in names:
             raise MissingFileError(f"adapter folder '{folder}' has no {name}")
 
 
-def refuse_foreign(folder: Path) -> NoReturn:
+def refuse_unverified(folder: Path) -> NoReturn:
     """Raise AdapterRefused: nobody says what this adapter is."""
     raise AdapterRefused(
         f"adapter '{folder}' has no {MANIFEST} of this package, so nobody says what it is; to trust it, copy it with "
@@ -103,11 +105,11 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise AdapterRefused(f"'{path}' is no regular file; give a folder of plain files")
-        wanted = facts.st_size if length is None else length
-        if wanted > limit:
-            raise AdapterRefused(f"'{path}' asks for {wanted:,} bytes, more than the {limit:,} that are read")
+        size = facts.st_size if length is None else length
+        if size > limit:
+            raise AdapterRefused(f"'{path}' asks for {size:,} bytes, more than the {limit:,} that are read")
         file.seek(start)
-        return file.read(wanted)
+        return file.read(size)
 
 
 def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def read_header(path: Path) -> dict[str, Header]:
     entries.pop("__metadata__", None)
     if not 0 < len(entries) <= MAX_TENSORS:
         raise AdapterRefused(f"'{path}' holds {len(entries):,} tensors; an adapter has 1 to {MAX_TENSORS:,}")
-    found = {key: _tensor(key, entry, path) for key, entry in entries.items()}
+    headers = {key: _tensor(key, entry, path) for key, entry in entries.items()}
     end = 0
     for start, stop in sorted(entry["data_offsets"] for entry in entries.values()):
         if start != end:
@@ -158,7 +160,7 @@ def read_header(path: Path) -> dict[str, Header]:
         end = stop
     if 8 + length + end != size:
         raise AdapterRefused(f"'{path}' is not a whole safetensors file: its header speaks of {end:,} bytes of tensors")
-    return found
+    return headers
 
 
 def _tensor(key: str, entry: Any, path: Path) -> Header:

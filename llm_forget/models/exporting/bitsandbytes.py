@@ -20,11 +20,11 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
     import bitsandbytes
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    how: dict[str, Any] = {"load_in_8bit": True}
+    options: dict[str, Any] = {"load_in_8bit": True}
     if form == "nf4":
-        how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), quantization_config=BitsAndBytesConfig(**how), dtype=dtype, device_map={"": device},
+        str(folder), quantization_config=BitsAndBytesConfig(**options), dtype=dtype, device_map={"": device},
         use_safetensors=True,
     )  # fmt: skip
     for module in model.modules():  # see `load._prepare_quantized`: packed for good by the first forward

@@ -51,8 +51,8 @@ class _Tensor:
 def refuse_architecture(config: Any, name: str) -> None:
     """Raise ValueError where a GGUF file of this model could not be read back as the same function."""
     if config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(f"'{name}' is a {config.model_type}; written as GGUF are {known}; {ELSEWHERE}")
+        supported = ", ".join(ARCHITECTURES)
+        raise ModelError(f"'{name}' is a {config.model_type}; written as GGUF are {supported}; {ELSEWHERE}")
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         lost = f"position scaling '{rope['rope_type']}'"
@@ -102,7 +102,7 @@ def write_gguf(
     tensors = list(_tensors(model, FORMS[form]))
     writer = GGUFWriter(path, ARCHITECTURES[model.config.model_type])
     try:
-        _add_head(writer, model.config, form)
+        _add_metadata(writer, model.config, form)
         described.add_to(writer)
         for tensor in tensors:
             shape = tuple(tensor.weight.shape)
@@ -113,7 +113,7 @@ def write_gguf(
         writer.write_ti_data_to_file()
         file = next(iter(writer.fout or ()))
         for tensor in tensors:
-            data = _packed(tensor)
+            data = _packed_bytes(tensor)
             # Not `write_tensor_data`: NumPy's own writing says nothing of why a disk refuses.
             writer.write_padding(file, file.tell())
             file.write(data.tobytes())
@@ -128,7 +128,7 @@ def write_gguf(
     return {"tensors": dict(sorted(kinds.items())), "tokenizer": described.summary()}
 
 
-def _tensors(model: Any, wanted: str) -> Iterator[_Tensor]:
+def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
     """All tensors of a model under llama.cpp's names, in an order that stays."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -136,34 +136,34 @@ def _tensors(model: Any, wanted: str) -> Iterator[_Tensor]:
     architecture = ARCHITECTURES[config.model_type]
     number = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
     names = get_tensor_name_map(number, config.num_hidden_layers)
-    for given, weight in model.state_dict().items():
-        if given == "lm_head.weight" and config.tie_word_embeddings:
+    for hf_name, weight in model.state_dict().items():
+        if hf_name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # a file without it says that the ends are tied
-        name = names.get_name(given, try_suffixes=(".weight", ".bias"))
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise ModelError(f"llama.cpp's {architecture} has no tensor for '{given}'; {ELSEWHERE}")
+            raise ModelError(f"llama.cpp's {architecture} has no tensor for '{hf_name}'; {ELSEWHERE}")
         heads = None
         if architecture in HEADS_INTERLEAVED and ".attn_q." in name:
             heads = config.num_attention_heads
         elif architecture in HEADS_INTERLEAVED and ".attn_k." in name:
             heads = config.num_key_value_heads
-        yield _Tensor(name, weight, _kind(name, weight, wanted), heads)
+        yield _Tensor(name, weight, _kind(name, weight, kind), heads)
 
 
-def _kind(name: str, weight: Tensor, wanted: str) -> Any:
+def _kind(name: str, weight: Tensor, default: str) -> Any:
     """As llama.cpp chooses: vectors in float32; both ends better than 4 and 5 bit; float16 where no block fits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:
         return GGMLQuantizationType.F32
-    kind = GGMLQuantizationType[wanted]
-    if name in ENDS and wanted.startswith(("Q4", "Q5")):
+    kind = GGMLQuantizationType[default]
+    if name in ENDS and default.startswith(("Q4", "Q5")):
         kind = GGMLQuantizationType.Q8_0
     block, _ = GGML_QUANT_SIZES[kind]
     return kind if weight.shape[-1] % block == 0 else GGMLQuantizationType.F16
 
 
-def _packed(tensor: _Tensor) -> Any:
+def _packed_bytes(tensor: _Tensor) -> Any:
     """The bytes of one tensor, row by row; its values in the model become those that these bytes stand for.
 
     Rounding works along a row, and heads are interleaved by whole rows: the model is rounded without interleaving, so
@@ -186,7 +186,7 @@ def _packed(tensor: _Tensor) -> Any:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(packed.shape))
 
 
-def _add_head(writer: Any, config: Any, form: str) -> None:
+def _add_metadata(writer: Any, config: Any, form: str) -> None:
     """Sizes and positions; no name of a folder or a machine."""
     from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
 
@@ -228,7 +228,7 @@ def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
         "rms_norm_eps": (back.rms_norm_eps, config.rms_norm_eps),
         "rope_theta": (back.rope_parameters["rope_theta"], config.rope_parameters["rope_theta"]),
     }
-    lost += [key for key, (read, given) in pairs.items() if not np.isclose(read, given, rtol=1e-6, atol=0.0)]
+    lost += [key for key, (read, expected) in pairs.items() if not np.isclose(read, expected, rtol=1e-6, atol=0.0)]
     if lost:
         raise ModelError(f"transformers reads {', '.join(lost)} back from GGUF with other values; {ELSEWHERE}")
     return load_base(dataclasses.replace(base_args, model_name_or_path=str(path)))

@@ -36,7 +36,7 @@ ELSEWHERE = "convert the folder with llama.cpp's convert_hf_to_gguf.py"
 
 
 @dataclass(frozen=True)
-class Described:
+class TokenizerDescription:
     """What a GGUF file says of a tokenizer."""
 
     model: str  # gpt2 (byte-level BPE) | llama (SentencePiece's BPE)
@@ -75,7 +75,7 @@ class Described:
         return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
 
 
-def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
+def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
     """A tokenizer in GGUF's words, padded to the rows of the embedding.
 
     Raises:
@@ -94,20 +94,20 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> Described:
     if not merges:
         raise ModelError(f"the tokenizer merges nothing, and llama.cpp reads no BPE without merges; {ELSEWHERE}")
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
-    said = tokenizer("a").input_ids
+    encoded = tokenizer("a").input_ids
     template = tokenizer.chat_template
     common: dict[str, Any] = {
         "tokens": tokens,
         "kinds": kinds,
         "ids": {name: number for name, number in ids.items() if number is not None},
-        "add_bos": ids["bos"] is not None and said[:1] == [ids["bos"]],
-        "add_eos": ids["eos"] is not None and said[-1:] == [ids["eos"]],
+        "add_bos": ids["bos"] is not None and encoded[:1] == [ids["bos"]],
+        "add_eos": ids["eos"] is not None and encoded[-1:] == [ids["eos"]],
         "chat_template": template if isinstance(template, str) else None,
     }
     if spaces is None:
-        return Described("gpt2", _pre(content), merges=merges, **common)
+        return TokenizerDescription("gpt2", _pre_tokenizer_name(content), merges=merges, **common)
     scores = _scores(tokens, merges)
-    return Described("llama", "default", scores=scores, add_space_prefix=spaces, **common)
+    return TokenizerDescription("llama", "default", scores=scores, add_space_prefix=spaces, **common)
 
 
 def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
@@ -155,7 +155,7 @@ def _parts(content: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return content[key] if content["type"] == "Sequence" else [content]
 
 
-def _pre(content: dict[str, Any]) -> str:
+def _pre_tokenizer_name(content: dict[str, Any]) -> str:
     """llama.cpp's name for the rule by which a byte-level tokenizer splits text."""
     normal = [part["type"] for part in _parts(content["normalizer"], "normalizers")]
     parts = _parts(content["pre_tokenizer"], "pretokenizers")
@@ -191,8 +191,8 @@ def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
     samples = [*SAMPLES, *(f"one {token}two {token}" for token in added)]
     differing = _differing(tokenizer, back, samples)
     if differing and pre in APPROXIMATED:
-        alike = _split_like(tokenizer, back)
-        worst = _differing(alike, back, samples)
+        adjusted = _split_like(tokenizer, back)
+        worst = _differing(adjusted, back, samples)
     else:
         worst = differing
     if worst:
@@ -203,15 +203,15 @@ def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
     return {"samples": len(samples), "differing": differing}
 
 
-def _differing(one: Any, other: Any, samples: list[str]) -> int:
-    return sum(one(text).input_ids != other(text).input_ids for text in samples)
+def _differing(tokenizer: Any, other: Any, samples: list[str]) -> int:
+    return sum(tokenizer(text).input_ids != other(text).input_ids for text in samples)
 
 
 def _split_like(tokenizer: Any, other: Any) -> Any:
     """A copy that splits text as another one does."""
     import copy
 
-    alike = copy.deepcopy(tokenizer)
+    copied = copy.deepcopy(tokenizer)
     for part in ("normalizer", "pre_tokenizer"):
-        setattr(alike.backend_tokenizer, part, getattr(other.backend_tokenizer, part))
-    return alike
+        setattr(copied.backend_tokenizer, part, getattr(other.backend_tokenizer, part))
+    return copied

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def combine_adapters(
-    base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, how: Rule, *, base_name: str | None = None
+    base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, rule: Rule, *, base_name: str | None = None
 ) -> dict[str, Any]:
     """Write one adapter that is the sum of several, read it back, and compare its logits with theirs.
 
@@ -44,7 +44,7 @@ def combine_adapters(
         base_args: the model beneath all of them; how it was quantised is taken from their manifests.
         parts: adapters and their scales.
         folder: of the new adapter, with a manifest as any other of this package.
-        how: cat, or svd of some ranks, whose ``rank_error`` is returned.
+        rule: cat, or svd of some ranks, whose ``rank_error`` is returned.
         base_name: see `save_adapter`.
 
     Returns:
@@ -55,8 +55,10 @@ def combine_adapters(
     Raises:
         ValueError: a rule whose result has no low rank, more ranks than are read, or logits that differ (for cat).
     """
-    if how.combination not in LOW_RANK:
-        raise ModelError(f"'{how.combination}' gives a change of full rank, which no adapter holds; write a full model")
+    if rule.combination not in LOW_RANK:
+        raise ModelError(
+            f"'{rule.combination}' gives a change of full rank, which no adapter holds; write a full model"
+        )
     refuse_uncombinable(parts)
     args = as_trained(base_args, verify_adapter(parts[0].folder).get("quantization"))
     digest = source_digest(args.model_name_or_path, args.model_revision)
@@ -65,20 +67,20 @@ def combine_adapters(
     reference = probe_logits(base, probes)
     model, names = load_parts(base, parts, digest)
     expected = probe_logits(model, probes)
-    tensors, rank = side_by_side(model, names, how)
+    tensors, rank = side_by_side(model, names, rule)
     report: dict[str, Any] = {
-        "combination": how.combination, "rank": rank, "error_of_averaging": error_of_averaging(model, names),
-        "rank_error": rank_error(model, names, how.rank) if how.rank is not None else 0.0,
+        "combination": rule.combination, "rank": rank, "error_of_averaging": error_of_averaging(model, names),
+        "rank_error": rank_error(model, names, rule.rank) if rule.rank is not None else 0.0,
     }  # fmt: skip
     config = _config(model, names, parts, rank)
     # In 8 bit a rounding of activations may fall to the other side.
     limit = default_tolerance(expected, [base.dtype, torch.bfloat16 if args.load_in_8bit else base.dtype])
     del model, base
     _save(load_base(args), config, tensors, Path(folder), digest, base_name)
-    found = probe_logits(load_adapter(load_base(args), folder, base_digest=digest), probes)
-    report |= {"tolerance": limit, **compare(expected, found)}
+    combined = probe_logits(load_adapter(load_base(args), folder, base_digest=digest), probes)
+    report |= {"tolerance": limit, **compare(expected, combined)}
     report["mean_kl_of_adapter"] = compare(expected, reference)["mean_kl"]
-    if how.combination == "cat" and not report["max_abs_logit_difference"] <= report["tolerance"]:
+    if rule.combination == "cat" and not report["max_abs_logit_difference"] <= report["tolerance"]:
         raise ModelError(
             f"the combined adapter differs from its parts by up to {report['max_abs_logit_difference']:.3g} in its "
             f"logits, above the tolerance of {report['tolerance']:.3g}; nothing was written"
@@ -86,22 +88,22 @@ def combine_adapters(
     return report
 
 
-def side_by_side(model: Any, names: Sequence[str], how: Rule) -> tuple[dict[str, Tensor], int]:
+def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
     """Tensors under PEFT's keys, scales multiplied into B, all of one rank: shorter ones are filled up with zeros.
 
     Raises:
         ValueError: more ranks than an adapter may have.
     """
-    found = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
-    rank = min(max(up.shape[2] for *_, (up, _) in found), how.rank or MAX_RANK + 1)
+    adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
+    rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
         raise ModelError(
             f"the ranks add up to more than {MAX_RANK}, the most that is read; give a rank, or a full model"
         )
     tensors: dict[str, Tensor] = {}
-    for place, layer, (up, down) in found:
-        if how.rank is not None:
-            up, down, _, _ = truncated(up, down, how.rank)
+    for place, layer, (up, down) in adapted:
+        if rule.rank is not None:
+            up, down, _, _ = truncated(up, down, rule.rank)
         missing = rank - up.shape[2]
         up, down = torch.nn.functional.pad(up, (0, missing)), torch.nn.functional.pad(down, (0, 0, 0, missing))
         up = up.permute(1, 2, 0).reshape(up.shape[1], -1).contiguous()  # [out, r E], as PEFT lays out experts

@@ -56,32 +56,32 @@ class Rule:
     seed: int | None = None
 
 
-def rule(combination: str | None = None, **settings: Any) -> Rule:
+def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
     """A checked `Rule`; settings that are None take their defaults: density 0.5, majority total, seed 0.
 
     Raises:
         ValueError: an unknown combination, a setting that it does not take or outside its bounds, or svd without rank.
     """
-    given = {key: value for key, value in settings.items() if value is not None}
-    name = combination or ("svd" if "rank" in given else "cat")
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    name = combination or ("svd" if "rank" in chosen else "cat")
     name = "cat" if name == "linear" else name  # the exact sum; PEFT's average of A and B apart is not offered
     if name not in COMBINATIONS:
         raise ModelError(f"combination is '{combination}'; allowed: {', '.join(COMBINATIONS)}")
-    other = [key for key in given if key not in COMBINATIONS[name]]
+    other = [key for key in chosen if key not in COMBINATIONS[name]]
     if other:
         takes = ", ".join(COMBINATIONS[name]) or "nothing of the kind"
         raise ModelError(f"combination '{name}' does not take {', '.join(other)}; it takes {takes}")
     defaults = {"density": 0.5, "majority": "total", "seed": 0}
-    made = Rule(name, **{key: given.get(key, defaults.get(key)) for key in COMBINATIONS[name]})
-    if made.density is not None and not 0 < made.density <= 1:
-        raise ModelError(f"density is {made.density}; it is a share above 0 and at most 1")
-    if made.majority not in (None, *MAJORITIES):
-        raise ModelError(f"majority is '{made.majority}'; allowed: {', '.join(MAJORITIES)}")
-    if made.seed is not None and made.seed < 0:
-        raise ModelError(f"seed is {made.seed}; it is 0 or more")
-    if name == "svd" and (made.rank is None or made.rank < 1):
+    checked = Rule(name, **{key: chosen.get(key, defaults.get(key)) for key in COMBINATIONS[name]})
+    if checked.density is not None and not 0 < checked.density <= 1:
+        raise ModelError(f"density is {checked.density}; it is a share above 0 and at most 1")
+    if checked.majority not in (None, *MAJORITIES):
+        raise ModelError(f"majority is '{checked.majority}'; allowed: {', '.join(MAJORITIES)}")
+    if checked.seed is not None and checked.seed < 0:
+        raise ModelError(f"seed is {checked.seed}; it is 0 or more")
+    if name == "svd" and (checked.rank is None or checked.rank < 1):
         raise ModelError("combination 'svd' needs a rank of 1 or more")
-    return made
+    return checked
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
@@ -125,21 +125,21 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         model = load_adapter(model, part.folder, name=name, base_digest=base_digest)
-        _scale(model, name, 0.0)  # silent while the effect of the next one is compared with the one recorded
+        _set_scale(model, name, 0.0)  # silent while the effect of the next one is compared with the one recorded
     for name, part in zip(names, parts, strict=True):
-        _scale(model, name, part.scale)
+        _set_scale(model, name, part.scale)
     for place, layer in layers(model):
         for name in names:
-            if _holds(layer, name) and not (
+            if _has_adapter(layer, name) and not (
                 _is_embedding(layer, name) or isinstance(layer.lora_A[name], torch.nn.Linear)
             ):
                 raise ModelError(f"'{place}' is no linear layer, embedding or expert; its adapter is merged alone only")
     return model, names
 
 
-def _scale(model: Any, name: str, scale: float) -> None:
+def _set_scale(model: Any, name: str, scale: float) -> None:
     for _, layer in layers(model):
-        if _holds(layer, name):
+        if _has_adapter(layer, name):
             layer.set_scale(name, scale)
 
 
@@ -152,7 +152,7 @@ def layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _holds(layer: Any, name: str) -> bool:
+def _has_adapter(layer: Any, name: str) -> bool:
     return name in layer.lora_A or _is_embedding(layer, name)
 
 
@@ -175,7 +175,7 @@ def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
 
 def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
     """All adapters of a layer side by side, ``B [E, out, R]`` and ``A [E, R, in]``: their product is the exact sum."""
-    pairs = [factors(layer, name) for name in names if _holds(layer, name)]
+    pairs = [factors(layer, name) for name in names if _has_adapter(layer, name)]
     if not pairs:
         return None
     return torch.cat([up for up, _ in pairs], dim=2), torch.cat([down for _, down in pairs], dim=1)
@@ -202,21 +202,21 @@ def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
     return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
-def change(place: str, layer: Any, names: Sequence[str], how: Rule) -> Tensor | None:
+def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor | None:
     """What is added to one weight ``[E, out, in]``, float32 on the CPU; None where no adapter touches it."""
     both = stacked(layer, names)
     if both is None:
         return None
-    if how.combination == "cat":
+    if rule.combination == "cat":
         return both[0] @ both[1]
-    if how.combination == "svd":
-        up, down, _, _ = truncated(*both, rank=how.rank or 1)
+    if rule.combination == "svd":
+        up, down, _, _ = truncated(*both, rank=rule.rank or 1)
         return up @ down
-    changes = [up @ down for up, down in (factors(layer, name) for name in names if _holds(layer, name))]
-    return _thinned(changes, how, place)
+    changes = [up @ down for up, down in (factors(layer, name) for name in names if _has_adapter(layer, name))]
+    return _sparse_sum(changes, rule, place)
 
 
-def _thinned(changes: list[Tensor], how: Rule, place: str) -> Tensor:
+def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
     """TIES, DARE or magnitude pruning by PEFT's functions, given whole changes with their scales in them.
 
     So signs are elected among what is added, a negative scale counts as a change of the other sign, and a scale changes
@@ -224,18 +224,18 @@ def _thinned(changes: list[Tensor], how: Rule, place: str) -> Tensor:
     """
     from peft.utils import merge_utils
 
-    more = {} if how.majority is None else {"majority_sign_method": how.majority}
-    combined = getattr(merge_utils, how.combination)
+    options = {} if rule.majority is None else {"majority_sign_method": rule.majority}
+    combined = getattr(merge_utils, rule.combination)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that density 1 prunes nothing
         # Of the place, so that what falls out of one weight does not depend on which others are adapted.
-        digest = hashlib.sha256(f"{how.seed} {place}".encode()).digest()
+        digest = hashlib.sha256(f"{rule.seed} {place}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
-        return combined(changes, torch.ones(len(changes)), density=how.density, **more)
+        return combined(changes, torch.ones(len(changes)), density=rule.density, **options)
 
 
 @torch.no_grad()
-def fold(model: Any, names: Sequence[str], how: Rule) -> None:
+def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
     """Add the combination to the weights beneath, summed in float32 and rounded once; layer by layer.
 
     Raises:
@@ -244,7 +244,7 @@ def fold(model: Any, names: Sequence[str], how: Rule) -> None:
     if any(config.use_dora for config in model.peft_config.values()):
         raise ModelError("the target beneath is DoRA, to which nothing can be added; merge the target first")
     for place, layer in layers(model):
-        added = change(place, layer, names, how)
+        added = change(place, layer, names, rule)
         if added is None:
             continue
         weight = layer.get_param() if hasattr(layer, "parameter_name") else layer.get_base_layer().weight
@@ -272,7 +272,7 @@ def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
     """
     lost = whole = 0.0
     for _, layer in layers(model):
-        pairs = [(name, *factors(layer, name)) for name in names if _holds(layer, name)]
+        pairs = [(name, *factors(layer, name)) for name in names if _has_adapter(layer, name)]
         ranks = [down.shape[1] for _, _, down in pairs]
         if len(set(ranks)) > 1:
             return None

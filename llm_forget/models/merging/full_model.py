@@ -76,7 +76,7 @@ def merge_adapters(
             taken from the adapters' manifests.
         parts: adapters of one base, and their scales.
         out_folder: must not exist or be empty.
-        how: of `combine.rule`; None for one adapter as it is, at scale 1.
+        how: of `checked_rule`; None for one adapter as it is, at scale 1.
         probes: token ids of some prompts; by default random ones.
         tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
         base_precision: "original" merges into the unquantised weights instead, where forgetting may be undone.
@@ -95,27 +95,27 @@ def merge_adapters(
             output folder is taken, or adapters that do not belong to the base or are not combined.
     """
     out_folder = Path(out_folder)
-    _refuse_taken(out_folder)
+    _refuse_existing(out_folder)
     manifest = verify_adapter(parts[0].folder)
     if how is not None:
         refuse_uncombinable(parts)
     digest = source_digest(base_args.model_name_or_path, base_args.model_revision) if manifest.get("base") else None
     args = as_trained(base_args, manifest.get("quantization"))
     quantized = bool(args.load_in_4bit or args.load_in_8bit)
-    trained = _as_on_quantised(args, parts, how, digest, probes, device_map) if quantized else None
+    trained = _logits_on_quantised_base(args, parts, how, digest, probes, device_map) if quantized else None
     base = _base_to_merge_into(args, base_precision == "original", device_map)
     if dtype == "float32":
         base = base.float()  # before anything is added, so that nothing is rounded
     as_loaded = base.dtype
     probes = probes or random_probes(base.config.vocab_size)
-    merged, wanted = _merged(base, parts, how, digest, probes)
+    merged, expected = _merge_in_memory(base, parts, how, digest, probes)
     del base
     with replacing(out_folder) as temporary:
         written, device = _write(merged, args, temporary, dtype, max_shard_size)
         del merged
         gc.collect()
-        found = probe_logits(_read(temporary, written, args, device), probes)
-        limit = default_tolerance(wanted.logits, [as_loaded, written]) if tolerance is None else tolerance
+        written_logits = probe_logits(_read_back(temporary, written, args, device), probes)
+        limit = default_tolerance(expected.logits, [as_loaded, written]) if tolerance is None else tolerance
         exact = args.load_in_4bit and base_precision == "trained"
         report: dict[str, Any] = {
             "base": base_args.model_name_or_path,
@@ -124,42 +124,44 @@ def merge_adapters(
             "quantization": manifest.get("quantization"),
             "dtype": str(written).removeprefix("torch."),
             "n_probe_tokens": sum(len(ids) for ids in probes),
-            **_proof(found, wanted, trained, limit, exact),
-            **wanted.settings,
+            **_measured_difference(written_logits, expected, trained, limit, exact),
+            **expected.settings,
             **(facts or {}),
             "files": {path.name: file_digest(path) for path in sorted(temporary.iterdir())},
         }
         formats.write(temporary / MERGE_REPORT, report, MergeReport)
-        _refuse_taken(out_folder)  # by another process in the meantime
+        _refuse_existing(out_folder)  # by another process in the meantime
     return report
 
 
-def _refuse_taken(folder: Path) -> None:
+def _refuse_existing(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output folder '{folder}' exists and is not empty; merging never overwrites a model")
 
 
-def _loaded(base: Any, parts: Sequence[Part], how: Rule | None, digest: str | None) -> tuple[Any, list[str]]:
-    if how is None:
+def _load_parts_or_adapter(
+    base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None
+) -> tuple[Any, list[str]]:
+    if rule is None:
         return load_adapter(base, parts[0].folder, base_digest=digest), [ADAPTER]
     return load_parts(base, parts, digest)
 
 
-def _active_at_once(how: Rule | None) -> bool:
+def _equals_active_adapters(rule: Rule | None) -> bool:
     """Whether the result is what several active adapters are, which PEFT computes without merging anything."""
-    return how is None or how.combination == "cat"
+    return rule is None or rule.combination == "cat"
 
 
-def _as_on_quantised(
-    args: Any, parts: Sequence[Part], how: Rule | None, digest: str | None, probes: Probes | None, device_map: Any
+def _logits_on_quantised_base(
+    args: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes | None, device_map: Any
 ) -> list[Tensor] | None:
-    if not _active_at_once(how):
+    if not _equals_active_adapters(rule):
         return None
-    model, _ = _loaded(load_base(args, device_map=device_map), parts, how, digest)
+    model, _ = _load_parts_or_adapter(load_base(args, device_map=device_map), parts, rule, digest)
     return probe_logits(model, probes or random_probes(model.config.vocab_size))
 
 
-class _Wanted(NamedTuple):
+class _Expected(NamedTuple):
     """What the written file must answer."""
 
     logits: list[Tensor]
@@ -167,26 +169,28 @@ class _Wanted(NamedTuple):
     settings: dict[str, Any]  # of the combination, for merge.json
 
 
-def _merged(
-    base: Any, parts: Sequence[Part], how: Rule | None, digest: str | None, probes: Probes
-) -> tuple[Any, _Wanted]:
+def _merge_in_memory(
+    base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes
+) -> tuple[Any, _Expected]:
     """The full model in memory, adapters beneath included."""
     reference = probe_logits(base, probes)
-    model, names = _loaded(base, parts, how, digest)
+    model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
     _untie_adapted_head(model)
-    if how is None:
-        return model.merge_and_unload(safe_merge=True), _Wanted(logits, reference, {"combination": "stack"})
+    if rule is None:
+        return model.merge_and_unload(safe_merge=True), _Expected(logits, reference, {"combination": "stack"})
     # Of the combination: its settings, and shares of the norm of the exact sum: what averaging A and B apart would have
     # been off by, and what its ranks leave out.
-    settings = {key: value for key, value in dataclasses.asdict(how).items() if value is not None}
+    settings = {key: value for key, value in dataclasses.asdict(rule).items() if value is not None}
     settings["error_of_averaging"] = error_of_averaging(model, names)
-    if how.rank is not None:
-        settings["rank_error"] = rank_error(model, names, how.rank)
-    fold(model, names, how)
+    if rule.rank is not None:
+        settings["rank_error"] = rank_error(model, names, rule.rank)
+    fold(model, names, rule)
     beneath = [name for name in model.peft_config if name not in names]
     merged = model.merge_and_unload(safe_merge=True, adapter_names=beneath)
-    return merged, _Wanted(logits if _active_at_once(how) else probe_logits(merged, probes), reference, settings)
+    return merged, _Expected(
+        logits if _equals_active_adapters(rule) else probe_logits(merged, probes), reference, settings
+    )
 
 
 def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> Any:
@@ -200,8 +204,8 @@ def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> A
     return base
 
 
-def _proof(
-    found: Sequence[Tensor], wanted: _Wanted, trained: Sequence[Tensor] | None, limit: float, exact: bool
+def _measured_difference(
+    written: Sequence[Tensor], expected: _Expected, trained: Sequence[Tensor] | None, limit: float, exact: bool
 ) -> dict[str, Any]:
     """How far the file is from what it must be.
 
@@ -212,21 +216,21 @@ def _proof(
     Raises:
         ValueError: further than the limit, or the file is the model beneath.
     """
-    numbers = compare(wanted.logits, found)
-    as_trained = compare(trained, found) if trained is not None else None
+    numbers = compare(expected.logits, written)
+    as_trained = compare(trained, written) if trained is not None else None
     worst = max(each["max_abs_logit_difference"] for each in (numbers, as_trained if exact else None) if each)
     if not worst <= limit:  # NaN is refused as well
         raise ModelError(
             f"the merged model differs from the adapter by up to {worst:.3g} in its logits, above the tolerance of "
             f"{limit:.3g}; nothing was written. Merge in float32, or raise the tolerance and evaluate the result"
         )
-    largest = max(float(part.abs().max()) for part in wanted.reference)
-    if compare(wanted.reference, found)["max_abs_logit_difference"] <= SAME * largest:
+    largest = max(float(part.abs().max()) for part in expected.reference)
+    if compare(expected.reference, written)["max_abs_logit_difference"] <= SAME * largest:
         raise ModelError(
             "the merged model answers as the model beneath: the changes cancel, or were rounded away; nothing "
             "was written. Merge with dtype float32, or with other scales"
         )
-    adapted = compare(wanted.logits, wanted.reference)["mean_kl"]
+    adapted = compare(expected.logits, expected.reference)["mean_kl"]
     return {"tolerance": limit, **numbers, "mean_kl_of_adapter": adapted, "as_trained": as_trained}
 
 
@@ -244,11 +248,11 @@ def probe_logits(model: Any, probes: Probes) -> list[Tensor]:
     return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
 
 
-def compare(expected: Sequence[Tensor], given: Sequence[Tensor]) -> dict[str, float]:
+def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> dict[str, float]:
     """Largest absolute logit difference, and mean KL(expected, given) per position in nats."""
-    pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, given, strict=True)]  # [S, V]
+    pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, actual, strict=True)]  # [S, V]
     kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
-    difference = max(float((a - b).abs().max()) for a, b in zip(expected, given, strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in zip(expected, actual, strict=True))
     # No KL is negative, but a sum in float32 of next to nothing can be.
     return {"max_abs_logit_difference": difference, "mean_kl": max(0.0, float(kl.mean()))}
 
@@ -301,7 +305,7 @@ def _untie_adapted_head(model: Any) -> None:
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
-def _read(folder: Path, dtype: torch.dtype, args: ModelConfig, device: torch.device) -> Any:
+def _read_back(folder: Path, dtype: torch.dtype, args: ModelConfig, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}

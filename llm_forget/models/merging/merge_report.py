@@ -59,19 +59,19 @@ def read_merged(folder: Path) -> Merged:
         AdapterRefused: a file is gone, was changed or added, or is a link.
     """
     path = folder / REPORT
-    said = formats.read_content(path, MergeReport, advice="merge again")
+    content = formats.read_content(path, MergeReport, advice="merge again")
     if Run(folder).state_file.is_file():
-        said.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
-    if missing := [key for key in KEYS if key not in said]:
+        content.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
+    if missing := [key for key in KEYS if key not in content]:
         raise ModelError(f"'{path}' lacks the key '{missing[0]}'; merge again")
-    weights = _checked(folder, said["files"])
-    facts = {key: said[key] for key in KEYS if key != "files"}
-    facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in said["sources"]]
-    facts["beneath"] = {"name": model_name(said["beneath"]["name"]), "digest": said["beneath"]["digest"]}
-    return Merged(folder, weights, facts, dict(said["files"]))
+    weights = _verified_weights(folder, content["files"])
+    facts = {key: content[key] for key in KEYS if key != "files"}
+    facts["sources"] = [{**source, "run": Path(source["run"]).name} for source in content["sources"]]
+    facts["beneath"] = {"name": model_name(content["beneath"]["name"]), "digest": content["beneath"]["digest"]}
+    return Merged(folder, weights, facts, dict(content["files"]))
 
 
-def _checked(folder: Path, files: dict[str, str]) -> str:
+def _verified_weights(folder: Path, files: dict[str, str]) -> str:
     """Content digest of the model in a folder that holds these files, as they were written, and no other weights."""
     from llm_forget.models.digest import WEIGHT_FILES, source_digest
 
@@ -80,9 +80,12 @@ def _checked(folder: Path, files: dict[str, str]) -> str:
         if not file.exists() or not stat.S_ISREG(file.lstat().st_mode) or file_digest(file) != digest:
             raise AdapterRefused(f"'{file}' is not the file that merge.json says was written; merge again")
     part = folder / "adapter" if Run(folder).state_file.is_file() else folder
-    there = [path for path in part.iterdir() if any(fnmatch.fnmatchcase(path.name, form) for form in WEIGHT_FILES)]
-    if more := sorted({path.relative_to(folder).as_posix() for path in there} - files.keys()):
-        raise AdapterRefused(f"'{folder / more[0]}' is no file that merge.json says was written; remove it")
+    weight_files = [
+        path for path in part.iterdir() if any(fnmatch.fnmatchcase(path.name, form) for form in WEIGHT_FILES)
+    ]
+    if unexpected := sorted({path.relative_to(folder).as_posix() for path in weight_files} - files.keys()):
+        raise AdapterRefused(f"'{folder / unexpected[0]}' is no file that merge.json says was written; remove it")
     if part != folder:
         return source_digest(str(folder))
-    return json_digest({path.name: files[path.name] for path in there})  # as `folder_digest`, without reading again
+    # Equal to `folder_digest`, without reading the files again.
+    return json_digest({path.name: files[path.name] for path in weight_files})

@@ -376,14 +376,14 @@ def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_mad
 def test_what_transformers_passes_over_in_a_file_is_said(what, tiny_model, tokenizer, tmp_path, monkeypatch, caplog):
     from gguf import GGUFWriter, RopeScalingType
 
-    head = gguf._add_head
+    head = gguf._add_metadata
 
     def more(writer: GGUFWriter, config, form):
         head(writer, config, form)
         if what == "llama.rope.scaling.type":
             writer.add_rope_scaling_type(RopeScalingType.YARN)
 
-    monkeypatch.setattr(gguf, "_add_head", more)
+    monkeypatch.setattr(gguf, "_add_metadata", more)
     model = tiny_model(**SIZES)
     if what == "rope_freqs.weight":  # as a converter writes it for Llama 3
         tensors = gguf._tensors

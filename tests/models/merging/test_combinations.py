@@ -15,7 +15,15 @@ from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
 from llm_forget.models.merging.as_adapter import combine_adapters
-from llm_forget.models.merging.combinations import Part, change, error_of_averaging, fold, layers, load_parts, rule
+from llm_forget.models.merging.combinations import (
+    Part,
+    change,
+    checked_rule,
+    error_of_averaging,
+    fold,
+    layers,
+    load_parts,
+)
 from llm_forget.models.merging.full_model import merge_adapters
 
 IDS = torch.arange(3, 21).view(2, 9)  # [2, 9]
@@ -73,7 +81,7 @@ def written(folder):
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_cat_is_the_exact_sum_of_the_products(kind, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts(UNLIKE[kind], (1.5, -0.5))
-    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
     before, after = written(tiny_folder), written(tmp_path / "merged")
     expected = {key: tensor.clone() for key, tensor in before.items()}
     for part in parts:
@@ -98,7 +106,7 @@ def test_transposed_weights_and_experts_are_added_as_they_lie(name, tiny_tokeniz
     model.save_pretrained(tmp_path / name)
     tiny_tokenizer.save_pretrained(tmp_path / name)
     parts = make_parts([{"lora_r": 4}, {"lora_r": 2}], base=tmp_path / name)
-    report = merge_adapters(lora_args(tmp_path / name), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(tmp_path / name), parts, tmp_path / "merged", how=checked_rule())
     # Compared with PEFT's own forward of both adapters at once, which knows nothing of the sum.
     assert report["max_abs_logit_difference"] <= report["tolerance"] < report["mean_kl_of_adapter"] * 10
     if name == "GPT2":
@@ -108,7 +116,7 @@ def test_transposed_weights_and_experts_are_added_as_they_lie(name, tiny_tokeniz
             short = key.removeprefix("transformer.")
             places = [name for name in before if name.endswith(short)]
             torch.testing.assert_close(after[places[0]] - before[places[0]], both, atol=1e-5, rtol=1e-4)
-    combine_adapters(lora_args(tmp_path / name), parts, tmp_path / "one", rule())
+    combine_adapters(lora_args(tmp_path / name), parts, tmp_path / "one", checked_rule())
     merge_adapters(lora_args(tmp_path / name), [Part(tmp_path / "one")], tmp_path / "again")
     first, second = written(tmp_path / "merged"), written(tmp_path / "again")
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 1e-5
@@ -124,8 +132,8 @@ def test_ranks_and_alphas_of_single_modules_are_heeded(make_parts, tiny_folder, 
         parameter.data.normal_(std=0.2)
     save_adapter(model, tmp_path / "own", base_digest=source_digest(str(tiny_folder)))
     parts = [Part(tmp_path / "own", 1.5), *make_parts([{}], (-0.5,))]
-    merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
-    combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule())
+    merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
+    combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", checked_rule())
     merge_adapters(lora_args(tiny_folder), [Part(tmp_path / "one")], tmp_path / "again")
     before, after, again = (written(tmp_path / name) for name in ("tiny", "merged", "again"))
     tensors = load_file(tmp_path / "own" / "adapter_model.safetensors")
@@ -145,14 +153,14 @@ def test_ranks_and_alphas_of_single_modules_are_heeded(make_parts, tiny_folder, 
 def test_taking_away_and_adding_cancel(make_parts, tiny_folder, lora_args, tmp_path):
     (part,) = make_parts([{}], (1.0,))
     for scale in (1.0, -1.0):
-        merge_adapters(lora_args(tiny_folder), [Part(part.folder, scale)], tmp_path / str(scale), how=rule())
+        merge_adapters(lora_args(tiny_folder), [Part(part.folder, scale)], tmp_path / str(scale), how=checked_rule())
     added, taken, before = written(tmp_path / "1.0"), written(tmp_path / "-1.0"), written(tiny_folder)
     for key, tensor in before.items():
         torch.testing.assert_close(added[key] + taken[key], 2 * tensor)
     assert any(not torch.equal(added[key], taken[key]) for key in before)
     twice = [Part(part.folder, 1.0), Part(part.folder, -1.0)]
     with pytest.raises(ValueError, match=r"as the model beneath.*cancel"):
-        merge_adapters(lora_args(tiny_folder), twice, tmp_path / "nothing", how=rule())
+        merge_adapters(lora_args(tiny_folder), twice, tmp_path / "nothing", how=checked_rule())
     assert not (tmp_path / "nothing").exists()
 
 
@@ -202,21 +210,22 @@ def test_ties_is_trim_elect_and_mean_on_the_products_with_their_scales(majority,
     parts = make_parts([{}, {"lora_r": 2}, {}], (1.0, -0.5, 2.0))
     model, names = load_parts(load_base(lora_args(tiny_folder)), parts, None)
     hands = [by_hand(part) for part in parts]
-    how = rule("ties", density=0.3, majority=majority)
+    how = checked_rule("ties", density=0.3, majority=majority)
     place, layer = next((place, layer) for place, layer in layers(model) if place.endswith("k_proj"))
     found = change(place, layer, names, how)[0]
     key = place.removeprefix("base_model.model.") + ".weight"
     torch.testing.assert_close(found, ties([hand[key] for hand in hands], 0.3, majority), atol=1e-5, rtol=1e-4)
 
 
-def test_dare_is_the_same_bits_for_one_seed_and_keeps_what_it_must(make_parts, tiny_folder, lora_args, tmp_path):
+def test_dare_is_the_same_bits_for_one_seed_and_scales_the_rest(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts()
     files = {}
     for name, how in {
-        "a": rule("dare_linear", density=0.25, seed=3), "b": rule("dare_linear", density=0.25, seed=3),
-        "c": rule("dare_linear", density=0.25, seed=4), "all": rule("dare_linear", density=1.0), "cat": rule(),
+        "a": checked_rule("dare_linear", density=0.25, seed=3), "b": checked_rule("dare_linear", density=0.25, seed=3),
+        "c": checked_rule("dare_linear", density=0.25, seed=4), "all": checked_rule("dare_linear", density=1.0),
+        "cat": checked_rule(),
     }.items():  # fmt: skip
-        torch.manual_seed(len(files))  # what was drawn before changes nothing
+        torch.manual_seed(len(files))  # earlier random numbers must not matter
         report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / name, how=how)
         files[name] = report["files"]["model.safetensors"]
     assert files["a"] == files["b"] != files["c"]
@@ -237,7 +246,7 @@ def test_dare_is_the_same_bits_for_one_seed_and_keeps_what_it_must(make_parts, t
 
 @pytest.mark.parametrize("name", ["magnitude_prune", "dare_ties", "ties"])
 def test_every_combination_is_written_and_read_back(name, make_parts, tiny_folder, lora_args, tmp_path):
-    report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=rule(name))
+    report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=checked_rule(name))
     assert report["max_abs_logit_difference"] == 0  # from the weights in memory
     assert (report["combination"], report["density"]) == (name, 0.5)
     assert report["mean_kl_of_adapter"] > 1e-3
@@ -253,14 +262,14 @@ def test_a_target_beneath_is_merged_as_it_is(make_parts, tiny_folder, lora_args,
 
     reseal(folder)
     parts = make_parts(base=folder)
-    report = merge_adapters(lora_args(folder), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(folder), parts, tmp_path / "merged", how=checked_rule())
     assert report["max_abs_logit_difference"] < 1e-4
     before, after = written(tiny_folder), written(tmp_path / "merged")
     hands = [by_hand(part) for part in (Part(folder), *parts)]
     for key, delta in hands[0].items():
         expected = before[key] + delta + hands[1][key] + hands[2][key]
         torch.testing.assert_close(after[key], expected, atol=2e-6, rtol=1e-5)
-    one = combine_adapters(lora_args(folder), parts, tmp_path / "one", rule(), base_name=str(folder))
+    one = combine_adapters(lora_args(folder), parts, tmp_path / "one", checked_rule(), base_name=str(folder))
     assert one["max_abs_logit_difference"] <= one["tolerance"]
     (beneath,) = json.loads((tmp_path / "one" / "manifest.json").read_text())["beneath"]
     assert beneath["name"] == "target"
@@ -272,7 +281,7 @@ def test_a_target_beneath_is_merged_as_it_is(make_parts, tiny_folder, lora_args,
 def test_tied_matrices_part_where_one_of_them_is_adapted(make_parts, tiny_folder, tiny_model, lora_args, tmp_path):
     tiny_model(vocab_size=259, tie_word_embeddings=True).save_pretrained(tiny_folder)
     parts = make_parts([{"lora_target_modules": ["lm_head"]}, {"lora_target_modules": ["embed_tokens"]}], (1.0, 0.5))
-    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
     assert report["max_abs_logit_difference"] < 1e-4
     before, after = written(tiny_folder)["model.embed_tokens.weight"], written(tmp_path / "merged")
     torch.testing.assert_close(after["lm_head.weight"], before + by_hand(parts[0])["lm_head.weight"])
@@ -286,13 +295,13 @@ def test_over_a_target_of_another_kind_nothing_is_added(make_parts, tiny_folder,
     parts = make_parts()
     model, names = load_parts(model, parts, None)
     with pytest.raises(ValueError, match="the target beneath is DoRA"):
-        fold(model, names, rule())
+        fold(model, names, checked_rule())
 
 
 def test_sixteen_bits_are_kept_and_rounded_once(make_parts, tiny_folder, tiny_model, lora_args, tmp_path):
     tiny_model(vocab_size=259).bfloat16().save_pretrained(tiny_folder)
     parts = make_parts(dtype="bfloat16")
-    report = merge_adapters(lora_args(tiny_folder, dtype="bfloat16"), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(tiny_folder, dtype="bfloat16"), parts, tmp_path / "merged", how=checked_rule())
     before, after = written(tiny_folder), written(tmp_path / "merged")
     assert report["dtype"] == "bfloat16" == str(after["lm_head.weight"].dtype).removeprefix("torch.")
     hands = [by_hand(part) for part in parts]
@@ -300,14 +309,16 @@ def test_sixteen_bits_are_kept_and_rounded_once(make_parts, tiny_folder, tiny_mo
         expected = (before[key].float() + (delta.float() + hands[1][key].float())).bfloat16()
         assert (after[key] != expected).float().mean() < 0.01  # but for ties in the order of a float32 sum
     wide = merge_adapters(
-        lora_args(tiny_folder, dtype="bfloat16"), parts, tmp_path / "wide", how=rule(), dtype="float32"
+        lora_args(tiny_folder, dtype="bfloat16"), parts, tmp_path / "wide", how=checked_rule(), dtype="float32"
     )
     assert wide["dtype"] == "float32"
     assert wide["tolerance"] < report["tolerance"] / 100
 
 
 def test_a_file_may_be_written_in_fewer_bits(make_parts, tiny_folder, lora_args, tmp_path):
-    report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "half", how=rule(), dtype="float16")
+    report = merge_adapters(
+        lora_args(tiny_folder), make_parts(), tmp_path / "half", how=checked_rule(), dtype="float16"
+    )
     assert report["dtype"] == "float16"
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
     assert {tensor.dtype for tensor in written(tmp_path / "half").values()} == {torch.float16}
@@ -315,8 +326,8 @@ def test_a_file_may_be_written_in_fewer_bits(make_parts, tiny_folder, lora_args,
 
 def test_shards_have_an_index_and_are_one_model(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts()
-    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "cut", how=rule(), max_shard_size="20KB")
-    whole = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "whole", how=rule())
+    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "cut", how=checked_rule(), max_shard_size="20KB")
+    whole = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "whole", how=checked_rule())
     index = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
     assert len(shards) > 3
@@ -339,7 +350,9 @@ def test_the_sum_can_be_kept_as_one_adapter_that_peft_loads(kind, make_parts, ti
     from peft import PeftModel
 
     parts = make_parts(UNLIKE[kind], (1.5, -0.5))
-    report = combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule(), base_name=str(tiny_folder))
+    report = combine_adapters(
+        lora_args(tiny_folder), parts, tmp_path / "one", checked_rule(), base_name=str(tiny_folder)
+    )
     assert report["max_abs_logit_difference"] <= report["tolerance"] < 0.01
     model, _ = load_parts(load_base(lora_args(tiny_folder)), parts, None)
     plain = PeftModel.from_pretrained(load_base(lora_args(tiny_folder)), tmp_path / "one").eval()
@@ -357,7 +370,7 @@ def test_the_sum_can_be_kept_as_one_adapter_that_peft_loads(kind, make_parts, ti
 def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(rank, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts(UNLIKE["ranks"])
     args = lora_args(tiny_folder)
-    how = rule(rank=rank)
+    how = checked_rule(rank=rank)
     report = merge_adapters(args, parts, tmp_path / "merged", how=how)
     adapter = combine_adapters(args, parts, tmp_path / "one", how)
     lost = whole = 0.0
@@ -377,28 +390,28 @@ def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(rank, make_par
 
 
 def test_all_ranks_lose_nothing(make_parts, tiny_folder, lora_args, tmp_path):
-    report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=rule("svd", rank=8))
+    report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=checked_rule("svd", rank=8))
     assert report["rank_error"] < 1e-6
 
 
 def test_more_ranks_than_a_weight_has_sides_are_the_sum_itself(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{"lora_r": 20}, {"lora_r": 30}])  # on weights of 32 x 32, 32 x 48 and 32 x 16
-    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule(rank=50))
+    report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule(rank=50))
     assert report["rank_error"] < 1e-6
-    one = combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule(rank=50))
+    one = combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", checked_rule(rank=50))
     assert one["max_abs_logit_difference"] <= one["tolerance"]
 
 
 def test_ranks_that_nobody_would_read_are_not_written(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{"lora_r": 600}, {"lora_r": 500}])
     with pytest.raises(ValueError, match="add up to more than 1024"):
-        combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", rule())
+        combine_adapters(lora_args(tiny_folder), parts, tmp_path / "one", checked_rule())
     assert not (tmp_path / "one").exists()
 
 
 def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tmp_path):
     with pytest.raises(ValueError, match=r"'ties' gives a change of full rank.*full model"):
-        combine_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "one", rule("ties"))
+        combine_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "one", checked_rule("ties"))
     assert not (tmp_path / "one").exists()
 
 
@@ -412,7 +425,7 @@ def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tm
 def test_what_is_no_product_is_not_scaled_and_added(config, said, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{}, config])
     with pytest.raises(ValueError, match=f"{said}, which is no product.*merged alone"):
-        merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
+        merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
     assert not (tmp_path / "merged").exists()
     merge_adapters(lora_args(tiny_folder), [Part(parts[1].folder)], tmp_path / "merged")
 
@@ -426,12 +439,12 @@ def test_other_precisions_are_not_added_and_one_is_merged_as_it_was_trained(
     tiny_tokenizer.save_pretrained(base)
     plain, quantised = make_parts([{}, {"load_in_4bit": True}], base=base)
     with pytest.raises(ValueError, match="bases of other precision"):
-        merge_adapters(lora_args(base), [plain, quantised], tmp_path / "merged", how=rule())
+        merge_adapters(lora_args(base), [plain, quantised], tmp_path / "merged", how=checked_rule())
     parts = make_parts([{"load_in_4bit": True}, {"load_in_4bit": True}], base=base)
-    report = merge_adapters(lora_args(base), parts, tmp_path / "merged", how=rule())
+    report = merge_adapters(lora_args(base), parts, tmp_path / "merged", how=checked_rule())
     assert report["as_trained"]["max_abs_logit_difference"] <= report["tolerance"] < 1e-2
     assert report["quantization"]["bnb_4bit_quant_type"] == "nf4"
-    one = combine_adapters(lora_args(base), parts, tmp_path / "one", rule())
+    one = combine_adapters(lora_args(base), parts, tmp_path / "one", checked_rule())
     assert one["max_abs_logit_difference"] <= one["tolerance"]
     assert json.loads((tmp_path / "one" / "manifest.json").read_text())["quantization"] == report["quantization"]
 
@@ -452,22 +465,24 @@ def test_other_precisions_are_not_added_and_one_is_merged_as_it_was_trained(
 )
 def test_a_rule_that_cannot_be_followed_is_refused(given, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        rule(given[0], **given[1])
+        checked_rule(given[0], **given[1])
 
 
 def test_linear_is_the_exact_sum_here():
-    assert rule("linear") == rule("cat") == rule()
+    assert checked_rule("linear") == checked_rule("cat") == checked_rule()
 
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
 def test_a_scale_without_meaning_is_refused(scale, make_parts, tiny_folder, lora_args, tmp_path):
     parts = [Part(part.folder, scale) for part in make_parts()]
     with pytest.raises(ValueError, match="the scale of"):
-        merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=rule())
+        merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
 
 
 def test_no_warning_is_left_by_density_one(make_parts, tiny_folder, lora_args):
     model, names = load_parts(load_base(lora_args(tiny_folder)), make_parts(), None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(change(place, layer, names, rule("ties", density=1.0)) is not None for place, layer in layers(model))
+        assert all(
+            change(place, layer, names, checked_rule("ties", density=1.0)) is not None for place, layer in layers(model)
+        )

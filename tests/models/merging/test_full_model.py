@@ -58,14 +58,14 @@ def test_above_the_tolerance_nothing_is_left(trained, tmp_path):
 
 def test_a_file_damaged_while_writing_is_refused(trained, tmp_path, monkeypatch):
     args, adapter, _ = trained
-    read = full_model._read
+    read = full_model._read_back
 
     def read_damaged(*arguments):
         model = read(*arguments)
         model.get_output_embeddings().weight.data[7] += 0.1
         return model
 
-    monkeypatch.setattr(full_model, "_read", read_damaged)
+    monkeypatch.setattr(full_model, "_read_back", read_damaged)
     with pytest.raises(ValueError, match="differs from the adapter"):
         merge_adapter(args, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

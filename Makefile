@@ -64,7 +64,9 @@ demo-smollm2: $(SMOLLM2_STAMP)  ## The same on SmolLM2-135M, a real model from P
 	  --oracle $(RUNS)/smollm2/oracle --output_dir $(RUNS)/smollm2/npo
 	$(FORGET) evaluate $(RUNS)/smollm2/npo --suite demo --show_text 3
 
-test: setup  ## All tests; ARGS="-n 2" runs two at a time
+# Two tests at a time with a thread each; a process that is done takes tests from the other.
+ARGS ?= -n 2 --dist worksteal
+test: setup  ## All tests, two at a time; ARGS= runs one at a time
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup  ## Tests that take seconds

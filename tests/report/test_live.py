@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from rich.console import Console
 
+from llm_forget.report import live_screen
 from llm_forget.report.live import QUIET, Watcher, headline, plain_lines, sparkline
 from llm_forget.report.live_screen import panel, watch
 
@@ -180,20 +181,16 @@ def test_the_panel_fits_the_terminal_and_moves_no_cursor(run, encoding):
         assert word in text
 
 
-def test_a_pipe_gets_a_line_for_each_step_until_the_run_has_ended(run):
-    def go_on():
-        for step in (30, 35):
-            time.sleep(0.15)
-            with (run / "metrics.jsonl").open("a") as file:
-                file.write(line(step))
-        time.sleep(0.15)
-        write(run / "run.json", {"kind": "unlearn", "status": "complete"})
+def test_a_pipe_gets_a_line_for_each_step_until_the_run_has_ended(run, monkeypatch):
+    def step(number):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(line(number))
 
+    finish = partial(write, run / "run.json", {"kind": "unlearn", "status": "complete"})
+    changes = iter([lambda: None, partial(step, 30), lambda: None, partial(step, 35), finish])
+    monkeypatch.setattr(live_screen, "time", SimpleNamespace(sleep=lambda _: next(changes)()))  # between two looks
     console = Console(file=io.StringIO(), width=100)
-    writer = threading.Thread(target=go_on)
-    writer.start()
-    watch(Watcher(run), console, every=0.02)
-    writer.join()
+    watch(Watcher(run), console)
     heads = [row for row in console.file.getvalue().splitlines() if row.startswith("run: ")]
     assert [row.partition("step ")[2].partition(" ")[0] for row in heads] == ["25", "30", "35", "35"]
     assert "finished" in heads[-1]

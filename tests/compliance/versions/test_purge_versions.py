@@ -1,0 +1,83 @@
+"""A purge removes the weights of a version that nothing rests on, and says so."""
+
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from llm_forget.cli.main import app
+from llm_forget.compliance.versions import store
+from llm_forget.compliance.versions.purge import plan, purge
+from llm_forget.compliance.versions.versions import add_version, path_of, use, versions
+from llm_forget.core.errors import AdapterRefused
+from llm_forget.models.digest import source_digest
+from tests.support.version_cases import close, events
+
+
+def test_a_purge_says_what_it_removes_and_removes_only_when_told(evidence, two):
+    version = two[1]
+    folder = path_of(evidence, version)
+    arguments = ["versions", "purge", version, "--evidence", str(evidence)]
+    said = CliRunner().invoke(app, arguments)
+    assert said.exit_code == 0
+    assert "adapter_model.safetensors" in said.output
+    assert "nothing was removed" in said.output
+    assert folder.is_dir()
+    assert CliRunner().invoke(app, [*arguments, "--yes"]).exit_code == 0
+    assert not folder.exists()
+    assert [event.body["id"] for event in events(evidence, "purge")] == [version]
+    with pytest.raises(ValueError, match="purged"):
+        use(evidence, version)
+    with pytest.raises(ValueError, match="purged"):
+        path_of(evidence, version)
+    with pytest.raises(ValueError, match="purged before"):
+        purge(evidence, version)
+    assert (evidence / "versions" / version / "version.json").is_file()
+
+
+def test_neither_the_version_in_use_nor_one_beneath_another_is_purged(evidence, chain):
+    use(evidence, chain["without-b"])
+    for run, why in (("without-b", "in use"), ("target", "beneath"), ("without-a", "beneath")):
+        with pytest.raises(ValueError, match=why):
+            purge(evidence, chain[run])
+    use(evidence, chain["target"])
+    purge(evidence, chain["without-b"])
+    purge(evidence, chain["without-a"])
+    assert source_digest(str(path_of(evidence))) == next(v.weights for v, used, _ in versions(evidence) if used)
+
+
+def test_a_purge_says_that_the_run_keeps_its_own_files(evidence, two, tmp_path):
+    assert plan(evidence, two[1]).remaining == tmp_path / "second"
+    shutil.rmtree(tmp_path / "second")
+    assert plan(evidence, two[1]).remaining is None
+
+
+def test_what_was_purged_is_added_again_unless_it_holds_deleted_data(evidence, base, make):
+    run, other = make("run", base, train=["a"]), make("other", base, train=["b"])
+    version = add_version(evidence, run)
+    use(evidence, add_version(evidence, other))
+    for _ in range(2):
+        purge(evidence, version)
+        assert add_version(evidence, run) == version
+        path_of(evidence, version)
+    purge(evidence, version)
+    close(evidence, "a")
+    with pytest.raises(ValueError, match="not kept again"):
+        add_version(evidence, run)
+    assert not any((store.folder_of(evidence, version) / part).exists() for part in ("model", "adapter"))
+
+
+def test_a_purge_that_was_cut_off_is_finished_by_the_next(evidence, two, monkeypatch):
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        purge(evidence, two[1])
+    monkeypatch.undo()
+    assert not events(evidence, "purge"), "the ledger never says more than was done"
+    with pytest.raises(AdapterRefused, match="is gone"):
+        use(evidence, two[1])
+    assert not [path for path in (evidence / "versions").rglob(".*.tmp") if path.is_dir()]
+    purge(evidence, two[1])
+    assert len(events(evidence, "purge")) == 1

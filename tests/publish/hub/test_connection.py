@@ -132,7 +132,7 @@ def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, 
     environment |= {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), name: value}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(f"^ConnectionError: .*{sentence}", last), done.stderr[-2000:]
+    assert re.search(rf"^llm_forget\.core\.errors\.HubError: .*{sentence}", last), done.stderr[-2000:]
     assert "pw" not in last
 
 

@@ -11,20 +11,24 @@ adapters = typer.Typer()
 
 @adapters.command()
 def adopt(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter made elsewhere.")],
-    output_dir: Annotated[str, typer.Option("--output_dir", help="The run directory that gets a copy.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter that another tool wrote.")
+    ],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="The run directory to create.")],
     base: Annotated[
-        str | None, typer.Option(help="The model beneath; default: the one that the adapter claims.", metavar="MODEL")
+        str | None, typer.Option(help="The base model; default: the one that the adapter names.", metavar="MODEL")
     ] = None,
-    base_revision: Annotated[str, typer.Option("--base_revision", help="Of a base on the Hub.")] = "main",
-    dtype: Annotated[str, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = "float32",
-    trust: Annotated[bool, typer.Option("--trust", help="Load it. Without, its files are only looked at.")] = False,
+    base_revision: Annotated[str, typer.Option("--base_revision", help="Revision of a base on the Hub.")] = "main",
+    dtype: Annotated[str, typer.Option(help="Precision of the base: float32, bfloat16 or float16.")] = "float32",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load the adapter; without this option its files are only inspected.")
+    ] = False,
 ) -> None:
-    """Check an adapter that this package did not write, or that was pulled, and copy it into a run.
+    """Check an adapter that another tool wrote, or that was pulled, and copy it into a run.
 
-    Other commands load adapters of runs only, and exactly as they were written. Refused, also with `--trust`, are links
-    and archives, pickled weights, patterns in place of module names, ranks above 1024, missing, unexpected, misshapen
-    or non-finite tensors, and an adapter that changes nothing. Exit code 4: refused.
+    Other commands load only adapters of runs, unchanged. Always refused, even with `--trust`: links and archives,
+    pickled weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite
+    tensors, and adapters without effect. Exit code 4: refused.
     """
     from llm_forget.cli.evaluate import speak
     from llm_forget.core.errors import AdapterRefused
@@ -32,15 +36,16 @@ def adopt(
     from llm_forget.workflows.adopt import inspect_adapter
 
     speak()
-    found = inspect_adapter(adapter)
-    claimed = ascii(found["base"])[1:-1][:100] if found["base"] else "none"
+    description = inspect_adapter(adapter)
+    claimed = ascii(description["base"])[1:-1][:100] if description["base"] else "none"
     typer.echo(
-        f"LoRA of rank {found['rank']} on {', '.join(found['modules'][:12])}: {found['tensors']:,} tensors with "
-        f"{found['parameters']:,} numbers; the base it claims: {claimed}"
+        f"LoRA of rank {description['rank']} on {', '.join(description['modules'][:12])}: {description['tensors']:,} "
+        f"tensors with {description['parameters']:,} numbers; the base it claims: {claimed}"
     )
-    if not trust and not found["manifest"]:
+    if not trust and not description["manifest"]:
         raise AdapterRefused(
-            f"adapter '{adapter}' was not loaded: nobody vouches for it; if you do, give the command again with --trust"
+            f"adapter '{adapter}' was not loaded because its origin is unknown; if you trust it, "
+            "run the command again with --trust"
         )
     run = take(adapter, output_dir, base=base, base_revision=base_revision, dtype=dtype)
     typer.echo(f"wrote '{run.path}'; name it in place of the adapter")

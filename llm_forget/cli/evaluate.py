@@ -13,12 +13,12 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
 
 evidence = typer.Typer()
-Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most so many rows of each probe.")]
-BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Sequences at most at once.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many rows of each probe.")]
+BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Largest batch, in sequences.")]
 
 
 def speak() -> None:
-    """What the workflows have to say goes to stderr, a plain sentence a line."""
+    """Send the log lines of the workflows to stderr, without prefixes."""
     import logging
 
     logger = logging.getLogger("llm_forget")
@@ -35,23 +35,29 @@ def evaluate(
     suite: Annotated[
         str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
-    oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target model; default: what the run started from.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="A model that never saw the forget rows; default: the run's `oracle`.")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     show_text: Annotated[
-        int, typer.Option("--show_text", "--show-text", min=0, help="Print this many generations before and after.")
+        int, typer.Option("--show_text", "--show-text", min=0, help="Print this many generations of each model.")
     ] = 0,
-    vllm: Annotated[bool, typer.Option("--vllm", help="Let vLLM generate; needs the extra of that name.")] = False,
+    vllm: Annotated[bool, typer.Option("--vllm", help="Generate with vLLM (extra `vllm`).")] = False,
     accelerate_config: Annotated[
         str | None,
-        typer.Option("--accelerate_config", help="Share the rows out: cpu_2, ddp, or a file.", metavar="NAME|PATH"),
+        typer.Option(
+            "--accelerate_config",
+            help="Distribute the rows over processes: cpu_2, ddp, or a file.",
+            metavar="NAME|PATH",
+        ),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+        int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
     ] = None,
 ) -> None:
-    """Measure a run: before, unlearned and oracle side by side, with a verdict.
+    """Evaluate a run: target, unlearned model and oracle side by side, with a verdict.
 
     Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
     `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
@@ -60,12 +66,12 @@ def evaluate(
     from llm_forget.core.launch import follow_launcher, relaunch
 
     suite = ",".join(map(str.strip, suite.split(","))) if suite is not None else None
-    named = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
-    named |= {"batch_size": batch_size, "show_text": show_text}
+    arguments = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
+    arguments |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
         if vllm:
-            raise ConfigError("--vllm shares work out by itself; leave --accelerate_config out")
-        options = [word for key, value in named.items() if value is not None for word in (f"--{key}", str(value))]
+            raise ConfigError("--vllm distributes the work itself; remove --accelerate_config")
+        options = [word for key, value in arguments.items() if value is not None for word in (f"--{key}", str(value))]
         relaunch(["evaluate", run, *options, *ctx.args], accelerate_config, num_processes)
     if num_processes is not None:
         raise ConfigError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
@@ -74,7 +80,7 @@ def evaluate(
     from llm_forget.workflows.evaluate import evaluate as measure
 
     check_keys(overrides)
-    measure(run, vllm=vllm, **named, **overrides)
+    measure(run, vllm=vllm, **arguments, **overrides)
 
 
 @evidence.command(context_settings=PASS_ON, options_metavar="[OPTIONS] [--KEY VALUE]...")
@@ -82,16 +88,17 @@ def attack(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
     kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
-    suite: Annotated[str | None, typer.Option(help="What to measure; default: the run's suite.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Suite to evaluate; default: the run's.")] = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
 ) -> None:
-    """Attack a run and its oracle alike, and see what comes back beyond the oracle's.
+    """Attack a run and its oracle in the same way, and report what the attack recovers beyond the oracle.
 
     Keys are those of the kind (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`, `--learning_rate`;
-    `quantize`: `--bits nf4` or `int8`) or of a recipe, in place of the run's own. Writes `attacks/` into the run.
+    `quantize`: `--bits nf4` or `int8`) or of a recipe, in place of the run's own. Writes `attacks/` into the
+    run.
     """
-    given = keys_and_values(ctx.args)
+    overrides = keys_and_values(ctx.args)
     speak()
     from llm_forget.core.run_directory import refuse_version
 
@@ -103,16 +110,16 @@ def attack(
     from llm_forget.evals.terminal import print_attack, terminal
     from llm_forget.workflows.evaluate import check_keys
 
-    own = {key: given.pop(key) for key in list(given) if key in KINDS.get(kind).defaults}
-    for key, other in ((key, other) for key in given for other in KINDS if key in other.defaults):
+    kind_options = {key: overrides.pop(key) for key in list(overrides) if key in KINDS.get(kind).defaults}
+    for key, other in ((key, other) for key in overrides for other in KINDS if key in other.defaults):
         if key not in keys_of(UnlearnConfig):
             allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
             raise ConfigError(
                 f"{kind} has no option --{key}, which is one of {other.name}; options of {kind}: {allowed}"
             )
-    check_keys(given, of="attack")
-    found = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=given, **own)
-    print_attack(found, terminal())
+    check_keys(overrides, of="attack")
+    results = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=overrides, **kind_options)
+    print_attack(results, terminal())
     typer.echo(ABOUT_EXCESS)
 
 
@@ -121,17 +128,17 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")],
     policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
 ) -> None:
-    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive, 2 where that cannot be done.
+    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive, 2 usage error.
 
-    2: no such run or policy, a run that was not evaluated, damaged results, or a rule that cannot be meant.
+    Usage errors: no such run or policy, a run that was not evaluated, damaged results, or an invalid rule.
     """
     from llm_forget.evals.policy import EXIT_CODES
     from llm_forget.evals.policy import verify as apply
 
-    answer, found = apply(run, policy)
-    for ruling in found:
+    answer, rulings = apply(run, policy)
+    for ruling in rulings:
         typer.echo(ruling.sentence())
-    ruled = [ruling for ruling in found if ruling.rule.severity == "fail"]
+    ruled = [ruling for ruling in rulings if ruling.rule.severity == "fail"]
     typer.echo(f"verdict: {answer}{'' if ruled else ' (no rule that may fail was applied)'}")
     raise typer.Exit(EXIT_CODES[answer])
 
@@ -142,9 +149,7 @@ def report(
     output: Annotated[str | None, typer.Option(help="The page; default: report.html in the run.")] = None,
     show_text: Annotated[
         int,
-        typer.Option(
-            "--show_text", "--show-text", min=0, help="Show so many answers. Such a page must not be published."
-        ),
+        typer.Option("--show_text", "--show-text", min=0, help="Show this many answers. Do not publish such a page."),
     ] = 0,
 ) -> None:
     """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
@@ -164,11 +169,11 @@ def report(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
     suite: Annotated[
-        str | None, typer.Option(help="Compare by this suite; default: all that the runs have in common.")
+        str | None, typer.Option(help="Compare by this suite; default: every suite that the runs share.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+    output: Annotated[str | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
-    """Runs side by side: distance to the oracle on forget rows against utility, and which of them nothing beats."""
+    """Compare runs: distance to the oracle on forget rows against utility, and the Pareto-optimal runs."""
     from pathlib import Path
 
     from rich.console import Console
@@ -189,26 +194,31 @@ def compare(
 def sweep(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipped recipe of unlearn.")],
-    grid: Annotated[list[str], typer.Option("--grid", help="Values of a key: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")],
+    grid: Annotated[
+        list[str], typer.Option("--grid", help="A key and its values: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")
+    ],
     output_dir: Annotated[
-        str | None, typer.Option("--output_dir", help="Folder of the runs; default: the recipe's, with -sweep.")
+        str | None,
+        typer.Option("--output_dir", help="Folder of the runs; default: the recipe's output_dir plus -sweep."),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="What to measure; default: the recipe's suite.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Suite to evaluate; default: the recipe's.")] = None,
     plan: Annotated[
-        str | None, typer.Option(help="Run nothing; print commands, or a slurm array script.", metavar="commands|slurm")
+        str | None,
+        typer.Option(help="Do not run; print the commands or a Slurm array script.", metavar="commands|slurm"),
     ] = None,
     accelerate_config: Annotated[
-        str | None, typer.Option("--accelerate_config", help="For the commands of a plan.", metavar="NAME|PATH")
+        str | None, typer.Option("--accelerate_config", help="Used in the commands of a plan.", metavar="NAME|PATH")
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+        int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
     ] = None,
 ) -> None:
     """Unlearn and evaluate every combination of a grid, and compare the runs.
 
-    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` holds
-    for all runs. The same command again does what is missing: a finished run is neither trained nor measured again.
-    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed. `--dry_run true` checks all and writes nothing.
+    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` applies
+    to every run. Run the same command again to resume: finished runs are neither trained nor evaluated again.
+    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed. `--dry_run true` only
+    checks every run.
     """
     from llm_forget.workflows.sweep_grid import read_grid
 
@@ -223,39 +233,42 @@ def sweep(
     from llm_forget.workflows.sweep import commands, lay_out, note_front, slurm_script
     from llm_forget.workflows.sweep import sweep as run_sweep
 
-    asked: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
+    selection: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
     if plan is not None:
-        laid_out = lay_out(recipe, axes, **asked)
+        laid_out = lay_out(recipe, axes, **selection)
         lines = commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
         if not lines:
-            raise ConfigError("nothing is left to run; the same sweep without --plan compares the runs")
+            raise ConfigError("every run is finished; run the sweep without --plan to compare them")
         typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
         return
-    found = run_sweep(recipe, axes, **asked)
-    if found.get("dry_run"):
-        for run in found["runs"]:
+    summary = run_sweep(recipe, axes, **selection)
+    if summary.get("dry_run"):
+        for run in summary["runs"]:
             typer.echo(f"{'to be done' if run['status'] == 'waiting' else 'finished':10}  {run['path']}")
         typer.echo("all runs were checked; nothing was trained or written")
         return
-    complete = [run["path"] for run in found["runs"] if run["status"] == "complete"]
+    complete = [run["path"] for run in summary["runs"] if run["status"] == "complete"]
     if complete:
-        note_front(found, _front(complete))
-        compare(complete, None, str(Path(found["output_dir"]) / "sweep.md"))
-    failed = [run["name"] for run in found["runs"] if run["status"] == "failed"]
+        note_front(summary, _front(complete))
+        compare(complete, None, str(Path(summary["output_dir"]) / "sweep.md"))
+    failed = [run["name"] for run in summary["runs"] if run["status"] == "failed"]
     if failed:
-        typer.echo(f"{len(failed)} of {len(found['runs'])} runs failed: {', '.join(failed)}", err=True)
+        typer.echo(f"{len(failed)} of {len(summary['runs'])} runs failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 
 def _front(runs: list[str]) -> dict[str, list[str]]:
-    """Names of the runs that no other one beats, by suite."""
+    """Names of the Pareto-optimal runs, by suite."""
     from llm_forget.report.run_evidence import read_runs
     from llm_forget.report.sections.verdict import common_suites, position
     from llm_forget.report.statistics import pareto
 
-    known = read_runs(runs)
-    marks = {suite: pareto([position(run, suite) for run in known]) for suite in common_suites(known)}
-    return {suite: [run.name for run, on in zip(known, marked, strict=True) if on] for suite, marked in marks.items()}
+    evidences = read_runs(runs)
+    marks = {suite: pareto([position(run, suite) for run in evidences]) for suite in common_suites(evidences)}
+    return {
+        suite: [run.name for run, is_optimal in zip(evidences, marked, strict=True) if is_optimal]
+        for suite, marked in marks.items()
+    }
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
@@ -266,7 +279,7 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
     """
     import yaml
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -277,7 +290,7 @@ def keys_and_values(arguments: list[str]) -> dict[str, Any]:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
         name = key.replace("-", "_")
         try:
-            found[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
+            values[name] = text if name in TEXT_KEYS else yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"the value of --{key} is not valid YAML; put it into quotes, or mend it") from None
-    return found
+            raise ConfigError(f"the value of --{key} is not valid YAML; quote it or correct it") from None
+    return values

@@ -16,33 +16,35 @@ def export(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or a full model.")],
     form: Annotated[str, typer.Option(help="nf4, int8, gguf-f32, -f16, -bf16, -q8_0, -q5_1, -q5_0, -q4_1 or -q4_0.")],
-    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder of what is written; must be new.")],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Output folder; must not exist.")],
     measure: Annotated[
-        bool, typer.Option("--measure/--no_measure", help="Evaluate what was written, and the model itself.")
+        bool, typer.Option("--measure/--no_measure", help="Evaluate the exported model and the original.")
     ] = True,
-    suite: Annotated[str | None, typer.Option(help="What to measure; default: the run's suite.")] = None,
-    target: Annotated[str | None, typer.Option(help="The model before; default: what the run started from.")] = None,
-    oracle: Annotated[str | None, typer.Option(help="The model that never knew; default: the run's `oracle`.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Suite to evaluate; default: the run's.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target model; default: what the run started from.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="A model that never saw the forget rows; default: the run's `oracle`.")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
 ) -> None:
-    """Write a model in 4 or 8 bit (bitsandbytes) or as one GGUF file, read it back, and measure it.
+    """Export a model in 4 or 8 bit (bitsandbytes) or as one GGUF file, read it back, and evaluate it.
 
-    Rounding weights can bring back what was forgotten. What is written is evaluated on the rows of the run, or on
-    those given by `--forget`, `--retain` and other keys of a recipe, into its own `results.json`. Exit code 1 if it
-    fails what the model passed; what was written stays.
+    Rounding weights can bring back what was forgotten, so the exported model is evaluated on the rows of the run, or on
+    those of `--forget`, `--retain` and other recipe keys, into its own `results.json`. Exit code 1 if it fails a
+    verdict that the original passed; the exported files stay.
     """
     overrides = keys_and_values(ctx.args)
     speak()
     from llm_forget.workflows.export import export as write
     from llm_forget.workflows.export import undone
 
-    asked = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
-    report = write(model, form, output_dir, measure=measure, **asked, **overrides)
-    what = f"{output_dir}/{report['file']}" if report["file"] else output_dir
+    evaluation = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
+    report = write(model, form, output_dir, measure=measure, **evaluation, **overrides)
+    path = f"{output_dir}/{report['file']}" if report["file"] else output_dir
     read = report["as_read"]["max_abs_logit_difference"]
     typer.echo(
-        f"wrote '{what}': logits differ from the model's by at most {report['max_abs_logit_difference']:.2e}, KL "
+        f"wrote '{path}': logits differ from the model's by at most {report['max_abs_logit_difference']:.2e}, KL "
         f"{report['mean_kl']:.2e} nats a token, on {report['n_probe_tokens']} tokens of text; read back they differ "
         f"from what was written by {read:.2e} (tolerance {report['tolerance']:.2e})"
     )
@@ -53,7 +55,7 @@ def export(
             "where transformers reads the tokenizer from the file; evaluate takes it from the files beside it"
         )
     if not measure:
-        typer.echo("not measured: rounding can bring back what was forgotten")
+        typer.echo("not evaluated: rounding can bring back what was forgotten")
         return
     _side_by_side(report)
     failed = undone(report)
@@ -81,6 +83,6 @@ def _side_by_side(report: dict[str, Any]) -> None:
         for metric, line in suite["metrics"].items():
             other = shown(line["oracle"]["value"]) if line["oracle"] else ""
             table.add_row(metric, shown(before["metrics"][metric]["value"]), shown(line["value"]), other)
-        for question, found in suite["verdict"].items():
-            table.add_row(f"verdict: {question}", before["verdict"][question]["answer"], found["answer"], "")
+        for question, verdict in suite["verdict"].items():
+            table.add_row(f"verdict: {question}", before["verdict"][question]["answer"], verdict["answer"], "")
         console.print(table)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from llm_forget.compliance.ledger.ledger import Event
 
 audit = typer.Typer(
-    no_args_is_help=True, help="The ledger: what was trained on what, deleted, verified; intact or not."
+    no_args_is_help=True,
+    help="The ledger: training, deletions and verifications of all models, in a tamper-evident chain.",
 )
 
 
@@ -26,9 +27,9 @@ def note(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of finetune or unlearn.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Note in the ledger what runs were trained on, were to forget, and how they were measured; each thing once.
+    """Record runs in the ledger: training rows, forgotten rows, evaluation results. Idempotent.
 
-    Ids of records are noted as keyed hashes. `versions add` and `request run` note their runs themselves.
+    Row ids are recorded as keyed hashes. `versions add` and `request run` record their runs themselves.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import note_run
@@ -44,34 +45,34 @@ def note(
 @audit.command()
 def show(
     kind: Annotated[str | None, typer.Option(help="Only events of this kind.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only so many of the newest.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Show only the newest N events.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show the events in their order."""
+    """List the events in order."""
     from llm_forget.compliance.ledger.ledger import KINDS, Ledger
     from llm_forget.core.registry import did_you_mean
 
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
     with Ledger.open(evidence) as ledger:
-        found = ledger.events(*([kind] if kind else []))
-    if not found:
+        events = ledger.events(*([kind] if kind else []))
+    if not events:
         typer.echo(f"the ledger in '{evidence}' has no events{f' of kind {kind}' if kind else ''}")
         return
-    _events("events", found if last is None else found[-last:])
+    _events("events", events if last is None else events[-last:])
 
 
 @audit.command()
 def record(
     record: Annotated[str, typer.Argument(metavar="ID", help="Id of a record.")],
     subject: Annotated[
-        str | None, typer.Option(help="Whose record it is, where runs or requests noted that.", metavar="ID")
+        str | None, typer.Option(help="The subject of the record, if runs or requests recorded one.", metavar="ID")
     ] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Say which runs and versions were trained on a record, and what was done since.
+    """Show which runs and versions were trained on a record, and what happened to them since.
 
-    A record whose key was destroyed (`audit unlink`) is not found any more.
+    Records whose key was destroyed (`audit unlink`) cannot be found.
     """
     from llm_forget.compliance.ledger.describe import short
     from llm_forget.compliance.ledger.ledger import Ledger
@@ -101,28 +102,34 @@ def record(
 
 @audit.command()
 def version(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Id of a version, its beginning, or a run's name.")],
-    hashes: Annotated[bool, typer.Option("--hashes", help="Print the keyed hash of every record it saw.")] = False,
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Id of a version, a prefix of it, or the name of a run.")
+    ],
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Print the keyed hash of every record it was trained on.")
+    ] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Say which records a version saw, all that led to it, and whether it holds any that were deleted."""
+    """Show the training history of a version, its records, and whether it contains deleted ones."""
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.versions.trail import version_lineage
     from llm_forget.compliance.versions.versions import requests_of
 
     with Ledger.open(evidence) as ledger:
-        found = version_lineage(ledger, version)
-        learned, forgotten = (found.seqs(kind) for kind in ("training", "unlearning"))
-        _events(f"what led to {', '.join(found.names)}", [step.event for step in reversed(found.steps)])
-        typer.echo(f"weights   {found.weights}")
-        typer.echo(f"learned   {sum(1 for _ in ledger.hashes(learned)):,} {found.hashed} (events {_numbers(learned)})")
+        lineage = version_lineage(ledger, version)
+        learned, forgotten = (lineage.seqs(kind) for kind in ("training", "unlearning"))
+        _events(f"what led to {', '.join(lineage.names)}", [step.event for step in reversed(lineage.steps)])
+        typer.echo(f"weights   {lineage.weights}")
+        typer.echo(
+            f"learned   {sum(1 for _ in ledger.hashes(learned)):,} {lineage.hashed} (events {_numbers(learned)})"
+        )
         if forgotten:
             count = sum(1 for _ in ledger.hashes(forgotten))
-            typer.echo(f"unlearned {count:,} {found.hashed} (events {_numbers(forgotten)})")
-        if found.met:
-            typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(found.met))}")
-        elif found.unjudged is not None:
-            typer.echo(f"deletions {found.unjudged.sentence()}")
+            typer.echo(f"unlearned {count:,} {lineage.hashed} (events {_numbers(forgotten)})")
+        if lineage.met:
+            typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(lineage.met))}")
+        elif lineage.unjudged is not None:
+            typer.echo(f"deletions {lineage.unjudged.sentence()}")
         else:
             typer.echo("deletions holds no record of a closed deletion")
         if hashes:
@@ -132,14 +139,16 @@ def version(
 
 @audit.command()
 def verify(
-    anchor: Annotated[Path | None, typer.Option(help="A signed head kept elsewhere; default: the folder's.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The public key kept elsewhere; default: the folder's.")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="A copy of the signed head; default: the one in the folder.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="A copy of the public key; default: the one in the folder.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Read the whole ledger anew: exit code 0 where it is intact, 6 with the first bad event where it is not.
+    """Verify the whole ledger: exit code 0 if it is intact, otherwise 6 and the first bad event.
 
-    Without a signed head nobody can see that the newest events were cut off, and the one in the folder can be replaced
-    by whoever can change the ledger: keep a copy of `anchor.json` and `signing.pub` elsewhere and give them here.
+    Only a signed head reveals that the newest events were removed. Anyone who can change the ledger can replace the
+    head in the folder, so keep copies of `anchor.json` and `signing.pub` elsewhere and pass them here.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
 
@@ -155,9 +164,9 @@ def verify(
 
 @audit.command()
 def anchor(evidence: Evidence = EVIDENCE) -> None:
-    """Verify, then sign number and digest of the newest event: `anchor.json`, of which to keep a copy elsewhere.
+    """Verify the ledger, then sign the number and digest of its newest event into `anchor.json`; keep a copy.
 
-    The first call makes a key, `signing.key`, which must not leave the folder; `signing.pub` is for those who verify.
+    The first call creates `signing.key`, which must stay in the folder; give `signing.pub` to whoever verifies.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.signing import PUBLIC, fingerprint
@@ -171,16 +180,16 @@ def anchor(evidence: Evidence = EVIDENCE) -> None:
 
 @audit.command()
 def unlink(
-    subjects: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Subjects, or records.")] = None,
-    ids: Annotated[str | None, typer.Option(help="A file with one id a line, or - for stdin.", metavar="FILE")] = None,
+    subjects: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of subjects or records.")] = None,
+    ids: Annotated[str | None, typer.Option(help="File with one id per line, or - for stdin.", metavar="FILE")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Destroy the keys of subjects: nothing noted can be linked to them any longer; the chain stays intact.
+    """Destroy the keys of subjects, so that no event can be linked to them. The chain stays intact.
 
-    A record that was noted without a subject is its own. Do this last, when deletions are closed, their certificates
-    made and their rows removed from all data: a row that is still there is retained by the next request and passes for
-    one that nobody deleted. `audit record` finds nothing afterwards. It cannot be undone, but by a backup of `keys.db`:
-    destroy that, too.
+    A record without a subject has a key of its own. Do this last: after the deletions are closed, their certificates
+    issued and the rows removed from all data. A row that is still in the data would be retained by the next request as
+    if it had never been deleted. `audit record` no longer finds these records. Only a backup of `keys.db` can undo
+    this: destroy it as well.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.requests.files import refuse_open

@@ -85,20 +85,22 @@ AccelerateConfig = Annotated[
     ),
 ]
 NumProcesses = Annotated[
-    int | None, typer.Option("--num_processes", min=1, help="In place of the accelerate config's number.")
+    int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
 ]
-AllKeys = Annotated[bool, typer.Option("--all_keys", help="Print every key with its default and leave.")]
+AllKeys = Annotated[bool, typer.Option("--all_keys", help="List every key with its default and exit.")]
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"llm-forget {__version__}")
         raise typer.Exit()
 
 
 @app.callback()
 def entrance(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Make a language model forget, and measure whether it did.
 
@@ -219,18 +221,19 @@ def _print_keys(command: str) -> None:
 def bench(
     ctx: typer.Context,
     methods: Annotated[str | None, typer.Option(help="Several with commas.", metavar="NAME,...")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Every variant makes one step in each.")] = 5,
-    output: Annotated[str, typer.Option(help="All numbers, as JSON.")] = "bench.json",
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each variant.")] = 5,
+    output: Annotated[str, typer.Option(help="JSON file for all numbers.")] = "bench.json",
     scaling: Annotated[
         bool, typer.Option("--scaling", help="Measure growth with rows, length, rank and sizes.")
     ] = False,
-    naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Load a second copy, for naive forms.")] = True,
+    naive: Annotated[
+        bool, typer.Option("--naive/--no_naive", help="Also measure naive forms, which load a second copy.")
+    ] = True,
 ) -> None:
     """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
 
-    RECIPE is one of `unlearn`; without one the demo's model and rows are taken, untrained, which takes seconds. Rounds
-    are interleaved in one process, and memory is measured after them. Time and peak memory mean something on a quiet
-    machine only.
+    RECIPE is a recipe of `unlearn`; the default is the demo's model, untrained, with its rows, which takes seconds.
+    Rounds are interleaved in one process, and memory is measured after them. Run it on an otherwise idle machine.
     """
     arguments = ctx.args
     if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):
@@ -281,7 +284,7 @@ def copy_recipe(
         str | None, typer.Argument(help="File or folder; default: here, under its own name.")
     ] = None,
 ) -> None:
-    """Copy a shipped recipe, to change it."""
+    """Copy a shipped recipe so that you can edit it."""
     typer.echo(f"wrote {resources.copy('recipes', name, destination)}")
 
 

@@ -16,20 +16,20 @@ NOISE = 1e-7  # and more nats than sums of float32 differ by
 @merging.command()
 def merge(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories with adapters on one base.")],
-    output_dir: Annotated[str, typer.Option("--output_dir", help="Where the full model goes.")],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder of the merged model.")],
     scales: Annotated[
-        str | None, typer.Option(help="One number a run; -1 takes away what it learned.", metavar="S,...")
+        str | None, typer.Option(help="One number per run; -1 subtracts what the run learned.", metavar="S,...")
     ] = None,
     combination: Annotated[
         str | None,
         typer.Option(help="cat (the exact sum; default), svd, ties, magnitude_prune, dare_linear, dare_ties."),
     ] = None,
-    density: Annotated[float | None, typer.Option(help="Share of each change that is kept; default 0.5.")] = None,
-    majority: Annotated[str | None, typer.Option(help="Sign in ties: total (default) or frequency.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of what dare keeps; default 0.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Of svd: how many ranks of the sum are kept.")] = None,
+    density: Annotated[float | None, typer.Option(help="Fraction of each task vector to keep; default 0.5.")] = None,
+    majority: Annotated[str | None, typer.Option(help="Sign election of ties: total (default) or frequency.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of dare; default 0.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of svd.")] = None,
     as_adapter: Annotated[
-        bool, typer.Option("--as_adapter", help="Write a run with one adapter in place of a full model.")
+        bool, typer.Option("--as_adapter", help="Write a run with one adapter instead of a full model.")
     ] = False,
     base_precision: Annotated[
         str,
@@ -41,21 +41,22 @@ def merge(
     tolerance: Annotated[
         float | None, typer.Option(help="Largest allowed difference in a logit; default: what the dtype allows.")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the file: float32, bfloat16 or float16; default: as trained.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as trained.")] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option("--max_shard_size", help="Of one file of weights.", metavar="2GB")
+        str | None, typer.Option("--max_shard_size", help="Largest size of one weights file.", metavar="2GB")
     ] = None,
     measure: Annotated[
-        bool | None, typer.Option("--measure/--no_measure", help="Evaluate what was written; default: for original.")
+        bool | None,
+        typer.Option(
+            "--measure/--no_measure", help="Evaluate the merged model; default: only with --base_precision original."
+        ),
     ] = None,
 ) -> None:
-    """Write base and adapters as one full model, and prove on probe prompts that it is the same.
+    """Merge adapters into their base model, and verify on probe prompts that the outputs are the same.
 
-    Several runs, or scales, are combined on the products B A, never on A and B apart, which is another model; how far
-    off that would be is printed. Settings, digests of the sources and of every file are in `merge.json`. Where there is
-    an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), what was merged is noted there.
+    Several runs, or scales, are combined on the products B A, never on A and B separately, which gives another model;
+    the error of that is printed. `merge.json` holds the settings and the digests of the sources and of every file. If
+    there is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
     """
     from llm_forget.workflows.merge import merge as write
 

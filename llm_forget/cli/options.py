@@ -11,7 +11,7 @@ EVIDENCE = Path("evidence")
 Evidence = Annotated[
     Path,
     typer.Option(
-        "--evidence", envvar="LLM_FORGET_EVIDENCE", help="The folder of ledger, requests and versions.", metavar="DIR",
+        "--evidence", envvar="LLM_FORGET_EVIDENCE", help="Folder with ledger, requests and versions.", metavar="DIR",
         readable=False,  # who may not read it is told by who opens it
     ),
 ]  # fmt: skip

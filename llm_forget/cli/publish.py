@@ -19,55 +19,58 @@ Evidence = Annotated[
     str | None,
     typer.Option(help="Evidence folder with ledger and versions; default: evidence, if it is there.", metavar="DIR"),
 ]
-Execute = Annotated[bool, typer.Option("--execute", "--yes", help="Do it; without this only say what would be done.")]
+Execute = Annotated[bool, typer.Option("--execute", "--yes", help="Execute; without this option nothing is changed.")]
 
 
 @publishing.command()
 def card(
     run: Measured,
     category: Annotated[
-        str | None, typer.Option(help="What was to be forgotten, as a kind: 'personal data of 12 people'. No names.")
+        str | None, typer.Option(help="What was forgotten, in general terms: 'personal data of 12 people'. No names.")
     ] = None,
-    contact: Annotated[str | None, typer.Option(help="Whom to write to.")] = None,
-    license: Annotated[str | None, typer.Option(help="Of the model, as the Hub calls it: apache-2.0; other.")] = None,
+    contact: Annotated[str | None, typer.Option(help="Contact address.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the model by its Hub name, such as apache-2.0 or other.")
+    ] = None,
     license_name: Annotated[
-        str | None, typer.Option("--license_name", help="With --license other: its name, in small letters.")
+        str | None, typer.Option("--license_name", help="With --license other: its name, in lower case.")
     ] = None,
     license_link: Annotated[
-        str | None, typer.Option("--license_link", help="With --license other: where it can be read.", metavar="URL")
+        str | None, typer.Option("--license_link", help="With --license other: URL of its text.", metavar="URL")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base_model", help="The base on the Hub, where training took it from a folder.")
+        str | None,
+        typer.Option("--base_model", help="Hub name of the base model, if training loaded it from a folder."),
     ] = None,
     datasets: Annotated[
-        list[str] | None, typer.Option("--dataset", help="A data set of the Hub it was trained on; may be repeated.")
+        list[str] | None, typer.Option("--dataset", help="A Hub dataset it was trained on; may be repeated.")
     ] = None,
-    intended_use: Annotated[str | None, typer.Option("--intended_use", help="What it is for, and not for.")] = None,
+    intended_use: Annotated[str | None, typer.Option("--intended_use", help="Intended and out-of-scope use.")] = None,
     power_watts: Annotated[
-        float | None, typer.Option("--power_watts", help="What the machine draws, for the estimate of energy.")
+        float | None, typer.Option("--power_watts", help="Power draw of the machine in watts, for the energy estimate.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading; default: the run's name.")] = None,
     merged: Merged = None,
     evidence: Evidence = None,
     output: Annotated[str | None, typer.Option(help="The card; default: README.md in the run.")] = None,
 ) -> None:
-    """Write the model card: metadata for the Hub, and what was to be forgotten, how, what came out, and its limits.
+    """Write the model card: Hub metadata, what was forgotten, how, the results, and the limitations.
 
-    Numbers come from `results.json`. What the options say is kept in `card.json`, for the next card and for `push`.
+    Numbers come from `results.json`. Options are saved in `card.json` for the next card and for `push`.
     """
     speak()
     from llm_forget.publish.card.card import write_card
     from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.ledger_gate import evidence_folder, history
 
-    said = Statements(
+    statements = Statements(
         title=title, category=category, contact=contact, license=license, base_model=base_model,
         license_name=license_name, license_link=license_link,
         datasets=tuple(datasets or ()), intended_use=intended_use, power_watts=power_watts,
     )  # fmt: skip
     path = write_card(
         run,
-        said,
+        statements,
         output=output,
         merged=Path(merged) if merged else None,
         history=history(evidence_folder(evidence), run),
@@ -78,18 +81,20 @@ def card(
 @publishing.command()
 def push(
     run: Measured,
-    repo: Annotated[str, typer.Option(help="Where to; made if there is none.", metavar="ORG/NAME")],
+    repo: Annotated[str, typer.Option(help="Target repository; created if it does not exist.", metavar="ORG/NAME")],
     merged: Merged = None,
-    private: Annotated[bool, typer.Option("--private", help="Make it private; refused where it is public.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository; refused if it is public.")
+    ] = False,
     revision: Annotated[str, typer.Option(help="Branch.")] = "main",
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
     """Publish adapter (or merged model), card, results and report. Without --execute nothing is sent.
 
-    Without it, shows the card and every file; with it, the files only. Never sends records, rows, ledger, caches,
-    recipe or provenance. The version is tagged by its content; pushed again, nothing is sent twice. Where the evidence
-    folder has a signing key, the list of files is signed by it. The token is that of HF_TOKEN or of `hf auth login`.
+    Without it, prints the card and the list of files. Records, rows, ledger, caches, recipe and provenance are never
+    sent. The tag is a digest of the content; files that are already on the Hub are not sent again. If the evidence
+    folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or `hf auth login`.
     """
     speak()
     from llm_forget.compliance.ledger.signing import KEY
@@ -100,23 +105,23 @@ def push(
 
     folder = evidence_folder(evidence)
     if folder is None:
-        typer.echo("no evidence folder here: not compared with deletions; name one with --evidence DIR", err=True)
+        typer.echo("no evidence folder found, so deletions were not checked; name one with --evidence DIR", err=True)
     refuse_deleted(folder, run, note=execute, merged=merged)
     signs = folder if folder is not None and (folder / KEY).is_file() else None
-    what = publication(run, check_repository(repo), merged=merged, history=history(folder, run), signed_in=signs)
+    bundle = publication(run, check_repository(repo), merged=merged, history=history(folder, run), signed_in=signs)
     if not execute:
-        typer.echo(what.card)
-    for file in what.files:
+        typer.echo(bundle.card)
+    for file in bundle.files:
         typer.echo(f"{file.size:>15,} bytes  {file.name:<28} {file.digest}")
-    total = f"{sum(file.size for file in what.files):,} bytes in {len(what.files)} files"
-    where = f"{repo}, branch {revision}, tag {what.tag}{', private' if private else ''}"
+    total = f"{sum(file.size for file in bundle.files):,} bytes in {len(bundle.files)} files"
+    where = f"{repo}, branch {revision}, tag {bundle.tag}{', private' if private else ''}"
     if not execute:
         typer.echo(f"would push {total} to {where}; nothing was sent. Do it with --execute")
         return
-    done = send(what, private=private, revision=revision)
+    done = send(bundle, private=private, revision=revision)
     gone = f", removed {', '.join(done.removed)}" if done.removed else ""
-    typer.echo(f"pushed to {where}, commit {done.commit}: {len(done.sent)} of {len(what.files)} files were new{gone}")
-    body = {"repository": repo, "commit": done.commit, "tag": done.tag, "kind": what.kind, "files": what.digests}
+    typer.echo(f"pushed to {where}, commit {done.commit}: {len(done.sent)} of {len(bundle.files)} files were new{gone}")
+    body = {"repository": repo, "commit": done.commit, "tag": done.tag, "kind": bundle.kind, "files": bundle.digests}
     note_pushed(folder, run, body)
 
 
@@ -126,13 +131,13 @@ def pull(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
     max_size: Annotated[
-        str, typer.Option("--max_size", help="Refuse more than this, before any file is fetched.", metavar="SIZE")
+        str, typer.Option("--max_size", help="Refuse larger downloads before any file is fetched.", metavar="SIZE")
     ] = "50GB",
     key: Annotated[
-        str | None, typer.Option(help="Public key of who must have signed it: their signing.pub.", metavar="FILE")
+        str | None, typer.Option(help="Public key (signing.pub) that must have signed the files.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Fetch what push published, and keep it only if every file is what was pushed. Exit code 6: not signed by it."""
+    """Download what `push` published, and keep it if every file is unchanged. Exit code 6: not signed by the key."""
     speak()
     from llm_forget.publish.hub.pull import pull as fetch
 
@@ -148,39 +153,43 @@ def pull(
 @publishing.command()
 def purge(
     repo: Repository,
-    revision: Annotated[list[str], typer.Option(help="Tag, branch or commit that holds erased data; may be repeated.")],
+    revision: Annotated[
+        list[str], typer.Option(help="Tag, branch or commit that contains erased data; may be repeated.")
+    ],
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
-    """Take versions that hold erased data off the Hub, history and large files with them, and check that they are gone.
+    """Remove versions with erased data from the Hub, including history and large files, and verify the removal.
 
-    Push a version without the data first; all versions with the same weights go. Cannot be undone; without --execute
-    only says what would be done. What others have downloaded is not reached.
+    Push a version without the data first. All versions with the same weights are removed. This cannot be undone;
+    without --execute the plan is only printed. Downloads that others made are not affected.
     """
     speak()
     from llm_forget.publish.hub.purge import plan
     from llm_forget.publish.hub.purge import purge as withdraw
     from llm_forget.publish.ledger_gate import evidence_folder, note_withdrawn
 
-    what = plan(repo, revision)
-    for commit in what.commits:
-        typer.echo(f"commit {commit}: to be gone{'' if commit in what.files else '; it is not there any more'}")
-    for said, names in (
-        ("branch {}: all history before its last commit goes", what.squashed),
-        ("branch {}: goes", what.dropped),
-        ("tag {}: goes, as its history holds such a commit", what.tags),
-        ("tag {}: set anew on the last commit of its branch", what.kept_tags),
-        ("large file {}: deleted, as nothing that remains has it", what.lfs),
+    removal = plan(repo, revision)
+    for commit in removal.commits:
+        typer.echo(
+            f"commit {commit}: to be removed{'' if commit in removal.files else ' (it does not exist any more)'}"
+        )
+    for template, names in (
+        ("branch {}: all history before its last commit is removed", removal.squashed),
+        ("branch {}: removed", removal.dropped),
+        ("tag {}: removed, because its history contains such a commit", removal.tags),
+        ("tag {}: moved to the last commit of its branch", removal.kept_tags),
+        ("large file {}: deleted, because nothing else uses it", removal.lfs),
     ):
         for name in names:
-            typer.echo(said.format(name))
+            typer.echo(template.format(name))
     if not execute:
         typer.echo("nothing was changed. Do it with --execute")
         return
-    # Said before and after: cut off in between, the ledger says what was begun, and nobody believes that it was done.
+    # Recorded before and after: if this is interrupted, the ledger shows that the removal began, not that it is done.
     folder = evidence_folder(evidence)
-    body = {"repository": repo, "commits": list(what.commits), "lfs": list(what.lfs)}
+    body = {"repository": repo, "commits": list(removal.commits), "lfs": list(removal.lfs)}
     note_withdrawn(folder, body, verified=False)
-    withdraw(what)
+    withdraw(removal)
     note_withdrawn(folder, body, verified=True)
-    typer.echo("done: the Hub answers 404 for all of these. Copies that others have made are not reached")
+    typer.echo("done: the Hub answers 404 for all of these. Copies that others downloaded still exist")

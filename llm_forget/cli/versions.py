@@ -11,9 +11,12 @@ from llm_forget.cli.options import EVIDENCE, Evidence
 versions = typer.Typer(no_args_is_help=True, help="Keep versions of a model: add, list, use, roll back, purge.")
 AlsoUnjudged = Annotated[
     bool,
-    typer.Option("--unjudged", help="Although it was noted after keys were destroyed, so that nobody can tell."),
+    typer.Option(
+        "--unjudged",
+        help="Use it although its data can no longer be checked against deletions (its keys were erased first).",
+    ),
 ]
-Identity = Annotated[str, typer.Argument(metavar="ID", help="Id of a version, or how it begins.")]
+Identity = Annotated[str, typer.Argument(metavar="ID", help="Id of a version, or a prefix of it.")]
 
 
 @versions.command()
@@ -21,10 +24,10 @@ def add(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run of finetune or unlearn.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Keep the model of a run as a version, and note in the ledger what it was trained on.
+    """Keep the model of a run as a version, and record in the ledger what it was trained on.
 
-    The id is a digest of the content: the same content is one version. A run that started from another run adds that
-    one, too. After `evaluate`, add it again to take the results over. What is in use does not change.
+    The id is a digest of the content, so the same content is one version. A run that started from another run adds that
+    run as well. After `evaluate`, add the run again to copy its results. The version in use does not change.
     """
     from llm_forget.compliance.versions.versions import add_version
 
@@ -33,15 +36,15 @@ def add(
 
 @versions.command("list")
 def list_versions(evidence: Evidence = EVIDENCE) -> None:
-    """List the versions: what they come from, how they were measured, which is in use, which hold deleted data."""
+    """List the versions: origin, results, which one is in use, and which contain deleted data."""
     from llm_forget.compliance.versions.versions import doubts
     from llm_forget.compliance.versions.versions import versions as listed
 
-    found, doubted = listed(evidence), doubts(evidence)
-    if not found:
-        typer.echo("no version was added yet: llm-forget versions add RUN")
+    all_versions, doubted = listed(evidence), doubts(evidence)
+    if not all_versions:
+        typer.echo("no versions yet; add one with llm-forget versions add RUN")
         return
-    names = {version.id: version.run for version, _, _ in found}
+    names = {version.id: version.run for version, _, _ in all_versions}
     rows = [
         [
             f"{version.id}{' *' if used else ''}",
@@ -52,7 +55,7 @@ def list_versions(evidence: Evidence = EVIDENCE) -> None:
             _verdicts(evidence, version.id),
             "purged" if version.purged else f"no: holds {', '.join(met)}" if met else doubted.get(version.id, "yes"),
         ]
-        for version, used, met in found
+        for version, used, met in all_versions
     ]
     _table(["id (* in use)", "made (UTC)", "from run", "parent", "method", "forgot / kept", "clean"], rows)
 
@@ -60,12 +63,14 @@ def list_versions(evidence: Evidence = EVIDENCE) -> None:
 @versions.command()
 def show(
     version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the version in use.")] = None,
-    path: Annotated[bool, typer.Option("--path", help="Print only the folder to load: a model name takes it.")] = False,
+    path: Annotated[
+        bool, typer.Option("--path", help="Print only the folder, which can be used as a model name.")
+    ] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show a version; with `--path` where it is, as in `llm-forget evaluate $(llm-forget versions show --path)`.
+    """Show a version; `--path` prints its folder: `llm-forget evaluate $(llm-forget versions show --path)`.
 
-    Of a version that holds deleted data, or of which nobody can tell, stderr says so beside the path.
+    Warns on stderr if the version contains deleted data, or if that can no longer be determined.
     """
     from llm_forget.compliance.versions.diff import describe
     from llm_forget.compliance.versions.versions import doubts, path_of
@@ -76,15 +81,15 @@ def show(
             typer.echo(f"llm-forget: warning: version {folder.parent.name} {doubt}", err=True)
         typer.echo(folder)
         return
-    said = describe(evidence, version)
-    width = max(map(len, said))
-    for key, value in said.items():
+    description = describe(evidence, version)
+    width = max(map(len, description))
+    for key, value in description.items():
         typer.echo(f"{key:{width}}  {value}")
 
 
 @versions.command()
 def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = EVIDENCE) -> None:
-    """Take a version into use, after comparing all digests; refused where it holds data that was deleted."""
+    """Use a version, after verifying all digests; refused if it contains deleted data."""
     from llm_forget.compliance.versions.versions import use as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -92,11 +97,11 @@ def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = 
 
 @versions.command()
 def rollback(
-    version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: what was in use before.")] = None,
+    version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the version in use before.")] = None,
     unjudged: AlsoUnjudged = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Go back to a version; refused where it holds data that was deleted, naming the newest that does not."""
+    """Roll back to a version; refused if it contains deleted data, naming the newest version that does not."""
     from llm_forget.compliance.versions.versions import rollback as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -108,11 +113,11 @@ def diff(
     second: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Say which data, settings and numbers of two versions differ."""
+    """Show the differences between two versions: data, settings and numbers."""
     from llm_forget.compliance.versions.diff import diff as compare
 
-    found = compare(evidence, first, second)
-    rows = [[part, key, _value(a), _value(b)] for part, pairs in found.items() for key, (a, b) in pairs.items()]
+    differences = compare(evidence, first, second)
+    rows = [[part, key, _value(a), _value(b)] for part, pairs in differences.items() for key, (a, b) in pairs.items()]
     if rows:
         _table(["", "", first, second], rows)
     else:
@@ -122,23 +127,25 @@ def diff(
 @versions.command()
 def purge(
     version: Identity,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove; otherwise only say what would be.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the files; without this option they are only listed.")
+    ] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Remove the files of a version that is not in use and that no other needs; what it was stays noted."""
+    """Remove the files of a version that is neither in use nor needed by another one; its events stay."""
     from llm_forget.compliance.versions.purge import plan
     from llm_forget.compliance.versions.purge import purge as remove
 
-    found = plan(evidence, version)
-    for file, size in found.files.items():
+    removal = plan(evidence, version)
+    for file, size in removal.files.items():
         typer.echo(f"{size / 1e6:10.2f} MB  {file}")
-    if found.remaining is not None:
-        typer.echo(f"the run keeps weights of its own; delete them, too, if they are to be gone: {found.remaining}")
+    if removal.remaining is not None:
+        typer.echo(f"the run keeps weights of its own; delete them, too, if they are to be gone: {removal.remaining}")
     if not yes:
-        typer.echo(f"nothing was removed; --yes removes these {len(found.files)} files")
+        typer.echo(f"nothing was removed; --yes removes these {len(removal.files)} files")
         return
     remove(evidence, version)
-    typer.echo(f"removed the files of version {found.version.id}")
+    typer.echo(f"removed the files of version {removal.version.id}")
 
 
 def _method(evidence: str, identity: str) -> str:

@@ -142,7 +142,7 @@ def _gpu_has_bf16() -> bool:
 
 
 class _Parser(TrlParser):
-    """TrlParser that raises instead of printing a page of usage and leaving."""
+    """TrlParser that raises instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -157,8 +157,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a flat recipe.
 
     Raises:
-        ValueError: not a mapping, an alias, a repeated key, or not YAML; names the file and line.
-        FileNotFoundError: no such file.
+        ConfigError: not a mapping, an alias, a repeated key, or not YAML; names the file and line.
+        MissingFileError: no such file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -182,11 +182,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
+            if key.value in keys:
                 raise ConfigError(f"recipe '{path}' line {key.start_mark.line + 1}: key '{key.value}' is given twice")
-            seen.add(key.value)
+            keys.add(key.value)
             _refuse_repeated_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -196,10 +196,10 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
 def parse(argv: Sequence[str], train_class: type[TrainConfig]) -> Configs:
     """``RECIPE.yaml --key value --key.inner value`` into checked configuration.
 
-    The recipe may also be given as ``--config RECIPE.yaml``. Overrides win over the recipe, the recipe over defaults.
+    ``--config RECIPE.yaml`` works as well. Overrides take precedence over the recipe, the recipe over defaults.
 
     Raises:
-        ValueError: unknown key (with a suggestion) or a value of the wrong type.
+        ConfigError: unknown key (with a suggestion) or a value of the wrong type.
     """
     argv = list(argv)
     recipe: dict[str, Any] = {}
@@ -225,7 +225,7 @@ def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides
     classes: Any = [DataConfig, train_class, ModelConfig]
     parser = _Parser(classes, allow_abbrev=False)
     if issubclass(train_class, UnlearnConfig):
-        # An unlearning run trains an adapter unless told otherwise; without dropout policy and reference start equal.
+        # An unlearning run trains an adapter by default; without dropout, policy and reference start equal.
         parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)
     # An explicit null means "the default", as leaving the key out does.
     defaults = {k: _as_text(k, v, classes) for k, v in keys.items() if v is not None}
@@ -250,7 +250,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
-    """A plain value as it would stand on a command line, so that the parser checks its type there as here."""
+    """A plain value as command-line text, so that the parser checks its type."""
     if isinstance(value, dict | list):
         kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
         if key in STRUCTURED or "dict" in kinds or "list" in kinds:
@@ -305,7 +305,7 @@ def _read_structures(config: Any) -> None:
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
-    """The flat keys that reproduce these configurations: all of ours, and of the libraries what is not default."""
+    """The flat keys that reproduce these configurations: all of ours, and the libraries' where not default."""
     library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
     ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
     always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
@@ -324,14 +324,19 @@ def resolved(*configs: Any) -> dict[str, Any]:
 def _library_defaults() -> dict[str, Any]:
     # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
-    made = {"debug": [], "include_for_metrics": [], "activation_checkpointing": False, "gradient_checkpointing": False}
-    return {**defaults, **made}
+    factories = {
+        "debug": [],
+        "include_for_metrics": [],
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+    }
+    return {**defaults, **factories}
 
 
 def model_part(keys: dict[str, Any]) -> ModelConfig:
     """The model that a resolved configuration names; its other keys are left out."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{key: value for key, value in keys.items() if key in known})
+    fields = {f.name for f in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{key: value for key, value in keys.items() if key in fields})
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and where caches lie."""
+"""Atomic file writes, JSON files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llm_forget.core.errors import RunError
 
 
 def _written_as(name: str) -> str:
-    """The file that a temporary one of `write_atomic` was to become."""
+    """The final name of a temporary file of `write_atomic`."""
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part; on disk when this returns."""
+    """Write a file atomically: readers see the old or the new content, which is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -32,12 +32,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` of indented JSON; NaN is not allowed, since other readers refuse it."""
+    """Write indented JSON atomically; NaN is refused because other readers reject it."""
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; a broken one is named in the error."""
+    """Read a JSON file.
+
+    Raises:
+        RunError: not valid JSON; names the file and line.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -45,5 +49,5 @@ def read_json(path: Path) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where numbers that depend only on content are shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
+    """Cache of content-addressed values, shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
     return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")

@@ -1,8 +1,8 @@
-"""Many processes: start them through accelerate, and refuse a run that obtained others than were asked for.
+"""Several processes: start them through accelerate, and refuse a run that got another number than requested.
 
 Accelerate starts one process for ``--cpu --num_processes 2`` and for ``MULTI_CPU``, torchrun without
-``ACCELERATE_USE_CPU`` trains as many separate models as it has processes, and FSDP on a CPU becomes DDP: all without a
-word. The effective batch, the normalisation and the saved adapter would be others than the recipe says.
+``ACCELERATE_USE_CPU`` trains as many separate models as it has processes, and FSDP on a CPU becomes DDP, without a
+warning. The effective batch, the normalisation and the saved adapter would differ from what the recipe says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORLD_SIZE = "LLM_FORGET_WORLD_SIZE"
 USE_CPU = "ACCELERATE_USE_CPU"
 LAUNCHERS = ("accelerate.commands.launch", "accelerate-launch", "accelerate")
 SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
-# What to do instead of asking for sharding and use_cpu at once. DeepSpeed needs to be told of gloo where no GPU is.
+# What to do instead of combining sharding with use_cpu. Without a GPU, DeepSpeed needs the gloo backend.
 ON_CPUS = {
     "FSDP": "it needs GPUs, on CPUs take --accelerate_config cpu_2",
     "DEEPSPEED": "on CPUs leave use_cpu out and give --ddp_backend gloo, or take --accelerate_config cpu_2",
@@ -31,8 +31,8 @@ ON_CPUS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a launch asked for. ``processes`` is None where it left that open; ``source`` ends an error sentence."""
+class RequestedLaunch:
+    """What a launch requested. ``processes`` is None if it left that open; ``source`` names it in errors."""
 
     processes: int | None
     source: str
@@ -47,7 +47,7 @@ def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> No
         processes: in place of the configuration's ``num_processes``.
 
     Raises:
-        ValueError: the configuration cannot start this many processes.
+        ConfigError: the configuration cannot start this many processes.
     """
     path = resolve("accelerate_configs", config)
     command = launch_command(arguments, path, processes)
@@ -62,7 +62,7 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
     """The command line that `relaunch` becomes.
 
     Raises:
-        ValueError: the file is not an accelerate configuration, or starts one process where more are asked for.
+        ConfigError: not an accelerate configuration, or it starts one process although more are requested.
     """
     settings = _settings(path)
     kind = str(settings.get("distributed_type", "NO"))
@@ -74,61 +74,63 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
     if count > 1 and kind in ("NO", "False", "MULTI_CPU"):
         hint = "take cpu_2" if settings.get("use_cpu") else "take ddp"
         raise ConfigError(
-            f"accelerate config '{path}' (distributed_type {kind}) starts one process, {count} are asked for; {hint}"
+            f"accelerate config '{path}' (distributed_type {kind}) starts one process, but {count} are "
+            f"requested; {hint}"
         )
     if settings.get("use_cpu") and kind in ON_CPUS:
         raise ConfigError(
-            f"accelerate config '{path}' asks for {kind} on a CPU, which accelerate turns into DDP; {ON_CPUS[kind]}"
+            f"accelerate config '{path}' requests {kind} on a CPU, which accelerate turns into DDP; {ON_CPUS[kind]}"
         )
     flags = ["--config_file", str(path), "--num_processes", str(count)]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "llm_forget", *arguments]
 
 
 def check_launch(state: Any) -> None:
-    """Refuse a launch that obtained another number of processes, or another kind of sharding, than it asked for.
+    """Refuse a launch that got another number of processes, or another kind of sharding, than it requested.
 
     Args:
         state: accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
 
     Raises:
-        ValueError: says what was asked, what was obtained and what to do.
+        ConfigError: names what was requested, what runs, and what to do.
     """
     kind = str(getattr(state.distributed_type, "value", state.distributed_type))
-    wanted = [name for variable, name in SHARDED.items() if os.environ.get(variable, "false").lower() == "true"]
-    for asked in asked_launches(os.environ, _ancestors()):
-        if asked.processes is not None and asked.processes != state.num_processes:
+    shardings = [name for variable, name in SHARDED.items() if os.environ.get(variable, "false").lower() == "true"]
+    for request in requested_launches(os.environ, _ancestors()):
+        if request.processes is not None and request.processes != state.num_processes:
             hint = "on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
-            if "DEEPSPEED" in wanted:
+            if "DEEPSPEED" in shardings:
                 hint = f"DeepSpeed finds GPUs by itself; {ON_CPUS['DEEPSPEED']}"
             raise ConfigError(
-                f"{asked.source} asked for {asked.processes} processes, but this run has {state.num_processes}; {hint}"
+                f"{request.source} requested {request.processes} processes, but this run has "
+                f"{state.num_processes}; {hint}"
             )
-    for sharding in wanted:
+    for sharding in shardings:
         if kind in ("NO", "MULTI_CPU"):
-            raise ConfigError(f"the launch asked for {sharding}, but accelerate runs {kind} here; {ON_CPUS[sharding]}")
+            raise ConfigError(f"the launch requested {sharding}, but accelerate runs {kind} here; {ON_CPUS[sharding]}")
 
 
 def refuse_sharded_models(environment: Mapping[str, str]) -> None:
-    """Refuse FSDP and DeepSpeed where every process needs a whole model.
+    """Refuse FSDP and DeepSpeed for work that needs a whole model in every process.
 
-    Under FSDP transformers reads weights in the first process only, and the others would measure empty ones.
+    Under FSDP, transformers loads weights in the first process only; the others would evaluate an empty model.
 
     Raises:
-        ValueError: says what the launch asks for and what to take instead.
+        ConfigError: names what the launch requests and what to use instead.
     """
     for variable, sharding in SHARDED.items():
         if environment.get(variable, "false").lower() == "true":
             raise ConfigError(
-                f"evaluation puts a whole model on every process, but the launch asks for {sharding}; take "
+                f"evaluation needs a whole model in every process, but the launch requests {sharding}; use "
                 "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
             )
 
 
 def refuse_processes(command: str, state: Any) -> None:
-    """Refuse several processes where each would write the same files.
+    """Refuse several processes for a command that writes its files once.
 
     Raises:
-        ValueError: names the command and how to start it.
+        ConfigError: names the command and how to start it.
     """
     if state.num_processes > 1:
         raise ConfigError(
@@ -137,44 +139,44 @@ def refuse_processes(command: str, state: Any) -> None:
 
 
 def follow_launcher() -> None:
-    """Stay on the CPU where the accelerate configuration says so; must run before anything asks for a device.
+    """Stay on the CPU if the accelerate configuration says so; must run before anything requests a device.
 
-    For one process accelerate passes ``use_cpu`` on as ``ACCELERATE_USE_CPU``; for several it forgets to, and each
-    would train alone.
+    For one process accelerate passes ``use_cpu`` on as ``ACCELERATE_USE_CPU``; for several it does not, and each would
+    train alone.
     """
     options = _launch_options(_ancestors())
     if options is None or USE_CPU in os.environ:
         return
-    known = _parsed(options)
-    if known.cpu or (_has_config(known) and _settings(Path(known.config_file)).get("use_cpu") is True):
+    parsed = _parsed(options)
+    if parsed.cpu or (_has_config(parsed) and _settings(Path(parsed.config_file)).get("use_cpu") is True):
         os.environ[USE_CPU] = "true"
 
 
-def asked_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[Asked]:
-    """Everything that says how many processes there should be, most direct first.
+def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[RequestedLaunch]:
+    """Everything that requests a number of processes, most direct first.
 
     Args:
         environment: variables of this process.
         ancestors: command lines of the parent process, its parent, ...
     """
-    found = []
+    launches = []
     for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
         text = environment.get(variable, "")
         if text.isdigit():
-            found.append(Asked(int(text), source))
+            launches.append(RequestedLaunch(int(text), source))
     options = _launch_options(ancestors)
     if options is not None:
-        found.append(Asked(_processes(options), "accelerate launch"))
-    return found
+        launches.append(RequestedLaunch(_processes(options), "accelerate launch"))
+    return launches
 
 
 def _launch_options(ancestors: Sequence[Sequence[str]]) -> list[str] | None:
-    """The words after ``accelerate launch`` of the nearest ancestor that is one."""
-    return next((found for command in ancestors if (found := _accelerate_options(command)) is not None), None)
+    """The arguments of ``accelerate launch`` in the nearest ancestor process that is one."""
+    return next((words for command in ancestors if (words := _accelerate_options(command)) is not None), None)
 
 
 def _accelerate_options(command: Sequence[str]) -> list[str] | None:
-    """The words after ``accelerate launch`` when a command line is one, otherwise None."""
+    """The arguments of ``accelerate launch`` if a command line is one, otherwise None."""
     for place, word in enumerate(command[:4]):
         name = Path(word).name
         if name in LAUNCHERS[:2]:
@@ -190,17 +192,17 @@ def _parsed(options: list[str]) -> Any:
     return launch_command_parser().parse_known_args(options)[0]
 
 
-def _has_config(known: Any) -> bool:
-    return known.config_file is not None and Path(known.config_file).is_file()
+def _has_config(parsed: Any) -> bool:
+    return parsed.config_file is not None and Path(parsed.config_file).is_file()
 
 
 def _processes(options: list[str]) -> int | None:
-    known = _parsed(options)
-    if known.num_processes is not None:
-        return int(known.num_processes)
-    if not _has_config(known):
+    parsed = _parsed(options)
+    if parsed.num_processes is not None:
+        return int(parsed.num_processes)
+    if not _has_config(parsed):
         return None
-    count = _settings(Path(known.config_file)).get("num_processes")
+    count = _settings(Path(parsed.config_file)).get("num_processes")
     return count if isinstance(count, int) and count > 0 else None
 
 
@@ -215,7 +217,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ancestors(levels: int = 3) -> list[list[str]]:
-    """Command lines of the nearest ancestors; one that has ended or may not be read is left out."""
+    """Command lines of the nearest ancestor processes; skips those that ended or cannot be read."""
     import psutil
 
     lines: list[list[str]] = []

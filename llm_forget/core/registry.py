@@ -25,14 +25,14 @@ REQUIRED = inspect.Parameter.empty
 NUMBER = re.compile(r"[0-9]{3,}")  # of an id
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed if that is short.
 
-    Another number, as in ``req-0001``, is another thing and no slip of the pen; ``req-001`` is one.
+    An id with another number, such as ``req-0001``, is a different id, not a typo; ``req-001`` is a typo.
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
-    close = [name for name in close if not _differ_in_number(name, given)]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = [name for name in close if not _differ_in_number(name, name)]
     if close:
         return f"did you mean '{close[0]}'?"
     if len(names) > 24:
@@ -40,9 +40,9 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(names) if names else 'none'}"
 
 
-def _differ_in_number(one: str, other: str) -> bool:
-    numbers = [[int(digits) for digits in NUMBER.findall(name)] for name in (one, other)]
-    return NUMBER.sub("", one) == NUMBER.sub("", other) and numbers[0] != numbers[1]
+def _differ_in_number(first: str, second: str) -> bool:
+    numbers = [[int(digits) for digits in NUMBER.findall(name)] for name in (first, second)]
+    return NUMBER.sub("", first) == NUMBER.sub("", second) and numbers[0] != numbers[1]
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,25 @@ class Entry:
         """First line of the docstring."""
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
-    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """Check hyper-parameters against the schema and fill in the defaults.
 
         Raises:
             ValueError: unknown name, missing required value, or a value that is not of the default's type.
         """
-        for key in given:
+        for key in values:
             if key not in self.defaults:
                 hint = did_you_mean(key, self.defaults)
                 raise ConfigError(f"{self.kind} '{self.name}' has no parameter '{key}'; {hint}")
-        merged = {key: self._typed(key, given.get(key, default)) for key, default in self.defaults.items()}
+        merged = {key: self._typed(key, values.get(key, default)) for key, default in self.defaults.items()}
         missing = [key for key, value in merged.items() if value is REQUIRED]
         if missing:
             raise ConfigError(f"{self.kind} '{self.name}' needs a value for {', '.join(missing)}")
         return merged
 
-    def bind(self, **given: Any) -> Callable[..., Any]:
+    def bind(self, **values: Any) -> Callable[..., Any]:
         """The function with its hyper-parameters fixed; what remains are the inputs."""
-        return functools.partial(self.function, **self.arguments(given))
+        return functools.partial(self.function, **self.arguments(values))
 
     def _typed(self, key: str, value: Any) -> Any:
         default = self.defaults[key]
@@ -118,9 +118,9 @@ class Registry:
 
         def decorate(function: Function) -> Function:
             entry = self.describe(function, paper=paper, needs=needs)
-            known = self._entries.get(entry.name)
-            if known is not None and known.function.__module__ != function.__module__:
-                raise ConfigError(f"{self.kind} '{entry.name}' is already registered by {known.function.__module__}")
+            previous = self._entries.get(entry.name)
+            if previous is not None and previous.function.__module__ != function.__module__:
+                raise ConfigError(f"{self.kind} '{entry.name}' is already registered by {previous.function.__module__}")
             self._entries[entry.name] = entry
             return function
 

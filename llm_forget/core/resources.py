@@ -53,18 +53,18 @@ def locate(kind: str, name: str) -> Path:
     return folder(kind) / f"{short}.yaml"
 
 
-def resolve(kind: str, given: str) -> Path:
-    """A file that exists at ``given``, otherwise the shipped one of that name.
+def resolve(kind: str, name: str) -> Path:
+    """The file at path ``name`` if it exists, otherwise the shipped one of that name.
 
     Raises:
         FileNotFoundError: neither; the message suggests the nearest shipped name.
     """
-    if Path(given).is_file():
-        return Path(given)
+    if Path(name).is_file():
+        return Path(name)
     try:
-        return locate(kind, given)
+        return locate(kind, name)
     except ValueError as error:
-        raise MissingFileError(f"there is no file '{given}', and {error}") from None
+        raise MissingFileError(f"there is no file '{name}', and {error}") from None
 
 
 def header(path: Path) -> list[str]:

@@ -114,7 +114,7 @@ class Run:
             raise RunError(f"'{path}' is not a run directory: it has no run.json")
         if not run.complete:
             kind = run.state.get("kind", "unlearn")
-            raise RunError(f"run '{path}' is not complete; go on with `llm-forget {kind} {run.config_file}`")
+            raise RunError(f"run '{path}' is incomplete; resume it with `llm-forget {kind} {run.config_file}`")
         return run
 
     @classmethod
@@ -140,7 +140,9 @@ class Run:
         return run
 
     def lock(self) -> contextlib.ExitStack:
-        """Keep other processes of this machine from writing the run until what is returned is closed or left.
+        """Take an exclusive lock on the run directory; released when the returned context exits.
+
+        Holds between processes of this machine.
 
         Raises:
             ValueError: another process holds it.
@@ -149,22 +151,22 @@ class Run:
 
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock"
-        held = contextlib.ExitStack()
-        file = held.enter_context(open(path, "w", opener=_own_file))  # noqa: SIM115
+        stack = contextlib.ExitStack()
+        file = stack.enter_context(open(path, "w", opener=_own_file))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            held.close()
+            stack.close()
             raise RunError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
         if not _still_there(path, file):
-            held.close()
-            return self.lock()  # whoever held it removed it in between
+            stack.close()
+            return self.lock()  # the process that held it removed it in between
         # Removed while it is still locked, so that nobody else has it; also where an error leaves it to be collected.
-        held.callback(weakref.finalize(held, _unlink_own, path, os.getpid()))
-        return held
+        stack.callback(weakref.finalize(stack, _unlink_own, path, os.getpid()))
+        return stack
 
     def finish(self) -> None:
-        """Say that everything is on disk. Must be the last write of a run."""
+        """Mark the run complete. Must be its last write."""
         self._write_state(**{**self.state, "status": "complete", "finished": _now()})
 
     def _write_state(self, **state: Any) -> None:
@@ -174,8 +176,8 @@ class Run:
         """Raise ValueError where the folder holds a run of another kind or identity, or files that are no run."""
         if not self.state_file.is_file():
             # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
-            known = {self.config_file.name, self.state_file.name}
-            if self.path.exists() and any(_written_as(p.name) not in known for p in self.path.iterdir()):
+            expected = {self.config_file.name, self.state_file.name}
+            if self.path.exists() and any(_written_as(p.name) not in expected for p in self.path.iterdir()):
                 raise RunError(f"output_dir '{self.path}' holds files but no run; choose an empty or new folder")
             return
         state = self.state
@@ -192,15 +194,15 @@ class Run:
             )
 
 
-def refuse_version(folder: str | Path, what: str) -> None:
+def refuse_version(folder: str | Path, output: str) -> None:
     """Raise ValueError where a folder is a version in the evidence: its files are what was noted, and hold no texts.
 
     Args:
-        what: that would be written there.
+        output: what would be written there, for the error.
     """
     if (Path(folder) / "version.json").is_file():
         raise RunError(
-            f"'{folder}' is a version, kept as evidence, and {what} would be written into it; take the run it came "
+            f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "
             "from and add it again, or evaluate the folder that `llm-forget versions show ID --path` prints"
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def model_name(name: str) -> str:
-    """How a model is called in evidence: a Hub name as it is, of a path its end only."""
+    """The name of a model in evidence: a Hub name unchanged, of a path only its last part."""
     path = Path(name)
     return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
 
@@ -20,6 +20,5 @@ def shown(value: float | None) -> str:
 
 
 def plain(text: str) -> str:
-    """Control and invisible characters replaced: an escape sequence or a change of writing direction in an id must
-    neither steer a terminal nor disguise what stands beside it."""
+    """Replace control and invisible characters, so that an id can neither control a terminal nor reorder its text."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

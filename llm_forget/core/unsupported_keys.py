@@ -1,7 +1,7 @@
-"""Keys that a library accepts and this package would ignore, and values that cannot work: refused before any work.
+"""Refuse keys that a library accepts but this package would ignore, and values that cannot work, before any work.
 
 `transformers.TrainingArguments` has some hundred keys. Those for evaluation during training, its own data loading, its
-own loss and the Hub do nothing here, or something else than they promise; a recipe that sets one is told so.
+own loss and the Hub have no effect here, or another one; a recipe that sets one is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NO_EFFECT: dict[str, tuple[Any, str]] = {
     "auto_find_batch_size": (False, "the batch size decides what is learned; lower it, and accumulate"),
     "save_only_model": (False, _RESUME),
     "ignore_data_skip": (False, _RESUME),
-    "resume_from_checkpoint": (None, "a run goes on from its own newest checkpoint: give the same output_dir"),
+    "resume_from_checkpoint": (None, "a run resumes from its own newest checkpoint: use the same output_dir"),
     **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _HUB)),
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"), (None, _HUB)),
 }  # fmt: skip

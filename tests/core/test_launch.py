@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_forget.core import resources
-from llm_forget.core.launch import WORLD_SIZE, Asked, asked_launches, check_launch, launch_command
+from llm_forget.core.launch import WORLD_SIZE, RequestedLaunch, check_launch, launch_command, requested_launches
 from tests.support.repository import ROOT
 
 CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
@@ -82,7 +82,7 @@ def test_cpu_gives_one_process(worker: str) -> None:
 def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None:
     out = run(*launch("--cpu", "--num_processes", "2", worker))
     assert "obtained 1 NO" in out
-    assert "refused: accelerate launch asked for 2 processes, but this run has 1" in out
+    assert "refused: accelerate launch requested 2 processes, but this run has 1" in out
 
 
 @pytest.mark.processes
@@ -91,7 +91,7 @@ def test_fsdp_that_became_ddp_is_refused(worker: str, tmp_path: Path) -> None:
     (tmp_path / "fsdp2_cpu.yaml").write_text(text)
     out = run(*launch("--config_file", str(tmp_path / "fsdp2_cpu.yaml"), worker))
     assert "obtained 2 MULTI_CPU" in out
-    assert "refused: the launch asked for FSDP, but accelerate runs MULTI_CPU here" in out
+    assert "refused: the launch requested FSDP, but accelerate runs MULTI_CPU here" in out
     assert "accepted" not in out
 
 
@@ -101,7 +101,7 @@ def test_torchrun_on_cpus_that_trains_two_separate_models_is_refused(worker: str
     script.write_text(script.read_text().replace("Accelerator(cpu=True)", "Accelerator()"))
     out = run("-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), CUDA_VISIBLE_DEVICES="")
     assert out.count("obtained 1 NO") == 2
-    assert out.count("refused: the launcher (WORLD_SIZE) asked for 2 processes") == 2
+    assert out.count("refused: the launcher (WORLD_SIZE) requested 2 processes") == 2
 
 
 @pytest.mark.processes
@@ -131,12 +131,12 @@ def test_a_world_of_another_size_than_asked_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv(WORLD_SIZE, "4")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     check_launch(state(4))
-    with pytest.raises(ValueError, match="asked for 4 processes, but this run has 2; on CPUs take"):
+    with pytest.raises(ValueError, match="requested 4 processes, but this run has 2; on CPUs take"):
         check_launch(state(2))
 
 
 def test_a_run_that_nobody_launched_asks_for_nothing() -> None:
-    assert asked_launches({}, [["bash"], ["/usr/bin/python3", "-m", "pytest"]]) == []
+    assert requested_launches({}, [["bash"], ["/usr/bin/python3", "-m", "pytest"]]) == []
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_a_run_that_nobody_launched_asks_for_nothing() -> None:
     ],
 )
 def test_the_command_line_of_accelerate_is_read_up_to_the_script(command: list[str]) -> None:
-    assert asked_launches({}, [["sh"], command]) == [Asked(3, "accelerate launch")]
+    assert requested_launches({}, [["sh"], command]) == [RequestedLaunch(3, "accelerate launch")]
 
 
 def test_the_config_file_is_read_where_the_command_line_says_nothing() -> None:
     path = str(resources.locate("accelerate_configs", "cpu_2"))
     command = ["python", "-m", "accelerate.commands.launch", "--config_file", path, "train.py"]
-    assert asked_launches({}, [command]) == [Asked(2, "accelerate launch")]
+    assert requested_launches({}, [command]) == [RequestedLaunch(2, "accelerate launch")]
 
 
 def test_the_command_says_the_same_as_accelerate_launch_by_hand() -> None:
@@ -171,9 +171,9 @@ def test_launches_that_would_silently_become_something_else_are_refused_before_t
         (tmp_path / "config.yaml").write_text(text)
         return tmp_path / "config.yaml"
 
-    with pytest.raises(ValueError, match=r"starts one process, 2 are asked for; take cpu_2"):
+    with pytest.raises(ValueError, match=r"starts one process, but 2 are requested; take cpu_2"):
         launch_command([], config("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"), None)
-    with pytest.raises(ValueError, match=r"starts one process, 2 are asked for; take ddp"):
+    with pytest.raises(ValueError, match=r"starts one process, but 2 are requested; take ddp"):
         launch_command([], config("distributed_type: 'NO'\n"), 2)
     with pytest.raises(ValueError, match="FSDP on a CPU, which accelerate turns into DDP"):
         launch_command([], config("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2\n"), None)

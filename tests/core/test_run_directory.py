@@ -27,7 +27,7 @@ def started(path: Path, **changes: object) -> Run:
 
 def test_an_unfinished_run_is_never_read_as_whole(tmp_path: Path) -> None:
     run = started(tmp_path / "r")
-    with pytest.raises(ValueError, match="is not complete; go on with `llm-forget unlearn"):
+    with pytest.raises(ValueError, match="is incomplete; resume it with `llm-forget unlearn"):
         Run.open(run.path)
     run.finish()
     assert Run.open(run.path).config == {**IDENTITY, "output_dir": str(run.path)}

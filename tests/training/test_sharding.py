@@ -145,9 +145,9 @@ def test_deepspeed_that_would_train_apart_or_become_ddp_is_refused_with_what_to_
         return SimpleNamespace(num_processes=processes, distributed_type=SimpleNamespace(value=kind))
 
     check_launch(state(2, "DEEPSPEED"))
-    with pytest.raises(ValueError, match=r"asked for 2 processes, but this run has 1; .* --ddp_backend gloo"):
+    with pytest.raises(ValueError, match=r"requested 2 processes, but this run has 1; .* --ddp_backend gloo"):
         check_launch(state(1, "DEEPSPEED"))
-    with pytest.raises(ValueError, match=r"asked for DEEPSPEED, but accelerate runs MULTI_CPU here; .* --ddp_backend"):
+    with pytest.raises(ValueError, match=r"requested DEEPSPEED, but accelerate runs MULTI_CPU here; .* --ddp_backend"):
         check_launch(state(2, "MULTI_CPU"))
 
 

@@ -192,7 +192,7 @@ def test_a_missing_column_is_named_by_row_and_not_by_text(make_run, tmp_path):
 def test_an_unfinished_run_is_refused(make_run):
     run = make_run("run")
     run.state_file.write_text(json.dumps({**run.state, "status": "running"}))
-    with pytest.raises(ValueError, match="is not complete"):
+    with pytest.raises(ValueError, match="is incomplete"):
         evaluate(run.path, quiet=True)
 
 

@@ -271,7 +271,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp
 def test_a_run_with_fewer_processes_than_were_asked_for_is_refused(job: dict[str, Any]) -> None:
     done = forked(llm_forget(*start(job)), environment={WORLD_SIZE: "2"})
     assert done.returncode != 0
-    assert "asked for 2 processes, but this run has 1" in done.stderr
+    assert "requested 2 processes, but this run has 1" in done.stderr
     assert not (Path(job["output_dir"]) / "adapter").exists()
 
 

@@ -86,7 +86,7 @@ def look(run: Run, expected: bytes) -> bool:
     if not run.state_file.is_file():
         return False
     if not run.complete:
-        with pytest.raises(ValueError, match="is not complete"):
+        with pytest.raises(ValueError, match="is incomplete"):
             Run.open(run.path)
         return False
     assert verify_adapter(run.adapter)

@@ -189,7 +189,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
         assert len(states(evidence)) == events
     assert files.listed(evidence)[0].content["due"] == "2027-01-01"
     assert (
-        "was received already, due 2027-03-01"
+        "exists already, due 2027-03-01"
         in call(evidence, "request", "add", "--subject", "Ann", "--data", source, "--due", "2027-03-01").output
     )
 

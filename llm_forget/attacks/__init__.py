@@ -1,1 +1,1 @@
-"""Attacks: on what a model knows (membership scores from its log-probabilities) and on how well it forgot."""
+"""Attacks that try to recover unlearned rows; membership inference is in `llm_forget.evals.membership`."""

@@ -1,4 +1,4 @@
-"""The table of attacks on a run; apart from `attack.py` so that its files can be imported one by one."""
+"""Registry of attacks; a separate module, so that attack modules can be imported one by one."""
 
 from llm_forget.core.registry import Registry
 

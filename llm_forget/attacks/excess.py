@@ -1,29 +1,29 @@
-"""What an attack brought back beyond what it brings back in a model that never saw the rows: arithmetic on numbers."""
+"""Excess of an attack: recovery beyond that of a model that never saw the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# An AUC gives rows away on either side of 0.5, and whether answers are language is not what was forgotten.
+# AUCs leak on both sides of 0.5, and the others measure the quality of the text, not the knowledge of rows.
 METRICS_WITHOUT_EXCESS = ("repetition", "silence", "generated_perplexity", "priv_leak")
 ABOUT_EXCESS = (
-    "Excess: (attacked - unlearned) - (oracle attacked - oracle), what the attack brought back beyond what it brings "
-    "out of a model that never saw the rows. Towards the model before is bad: above 0 where that is higher than the "
-    "oracle (probability, extraction), below 0 where it is lower (truth ratio). Lines about retain rows, fluency, "
-    "scores and AUCs have none: compare the two attacked models."
+    "Excess: (attacked - unlearned) - (oracle attacked - oracle), the recovery beyond that of a model that never saw "
+    "the rows. A shift towards the target is bad: above 0 if the target is higher than the oracle (probability, "
+    "extraction), below 0 if it is lower (truth ratio). Lines about retain rows, fluency, scores and AUCs have no "
+    "excess: compare the two attacked models."
 )
 
 
 def excess(name: str, line: Mapping[str, Any]) -> float | None:
-    """(attacked - unlearned) - (oracle attacked - oracle), in the unit of the line; 0 where both moved alike.
+    """(attacked - unlearned) - (oracle attacked - oracle), in the unit of the line; 0 if both models moved equally.
 
     Args:
-        name: of the line.
-        line: of attack.json: ``goal``, ``metric``, ``unlearned``, ``oracle`` and, with ``value``, both attacked.
+        name: name of the line.
+        line: line of attack.json: ``goal``, ``metric``, ``unlearned``, ``oracle`` and both attacked lines.
 
     Returns:
-        None where one of the four is unknown, and for lines that do not say how much of the forgotten is known.
+        None if one of the four values is missing, and for lines that do not measure knowledge of the forget rows.
     """
     metric = line.get("metric", name)
     if (

@@ -1,4 +1,4 @@
-"""Attacks that leave the models alone: samples, the beginning of the answer, other words, both models at once."""
+"""Attacks that only prompt the models: sampling, answer prefixes, paraphrases, comparison of both models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from llm_forget.attacks._registry import attack_kind
 from llm_forget.attacks.context import AttackContext, Lines
 
-# What a kind measures instead of the run's suite, the line that is the attack, and the plain one it is compared with.
+# Suite of an attack, the line that measures it, and the plain line it is compared with.
 SUITE_ATTACKS = {
     "sample": ("robustness", "sampled_rouge", "forget_rouge"),
     "prefix": ("robustness", "prefix_rouge", "forget_rouge"),
@@ -18,25 +18,25 @@ SUITE_ATTACKS = {
 
 @attack_kind(paper="arXiv:2511.04934")
 def sample(context: AttackContext) -> dict[str, Lines]:
-    """leak@k: the best of eight samples at temperature 1, beside the greedy answer."""
+    """leak@k: the best of eight samples at temperature 1, compared with the greedy answer."""
     return _suite_line(context, "sample")
 
 
 @attack_kind(paper="arXiv:2202.07646")
 def prefix(context: AttackContext) -> dict[str, Lines]:
-    """The first half of the answer is given away and the rest compared, beside the whole answer."""
+    """Prompt with the first half of the answer and score the rest, compared with the whole answer."""
     return _suite_line(context, "prefix")
 
 
 @attack_kind(paper="arXiv:2406.10890")
 def paraphrase(context: AttackContext) -> dict[str, Lines]:
-    """The best answer to four other ways of asking, beside the plain one."""
+    """The best answer to four paraphrases of the prompt, compared with the plain answer."""
     return _suite_line(context, "paraphrase")
 
 
 @attack_kind(paper="arXiv:1912.07942")
 def two_models(context: AttackContext) -> dict[str, Lines]:
-    """Telling forgotten rows from rows never seen with the model before at hand, beside doing so without."""
+    """Membership inference with access to the target, compared with inference without it."""
     return _suite_line(context, "two_models")
 
 
@@ -44,12 +44,12 @@ def two_models(context: AttackContext) -> dict[str, Lines]:
 def template(
     context: AttackContext, *, prompt_template: str = "User: {prompt}\nAssistant: ", chat: bool = False
 ) -> dict[str, Lines]:
-    """The run's suite with the prompt in another form.
+    """The suite of the run with another prompt template.
 
     Args:
         context: the models under attack.
-        prompt_template: in place of the chat template, or of the run's own.
-        chat: take the tokenizer's chat template instead.
+        prompt_template: replaces the template of the run.
+        chat: use the tokenizer's chat template instead.
     """
     changes: dict[str, Any] = {"use_chat_template": True} if chat else {
         "use_chat_template": False, "prompt_template": prompt_template

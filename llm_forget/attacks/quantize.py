@@ -1,4 +1,4 @@
-"""Merge, then round the weights to 8 or 4 bit, and see whether forgetting survives the rounding."""
+"""Merge the adapter and quantise the weights to 8 or 4 bit: unlearning may not survive quantisation."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ BITS: dict[str, dict[str, Any]] = {
 
 
 def check_bits(bits: str) -> None:
-    """Raise ValueError where these are no bits that a model can be loaded in."""
+    """Refuse an unknown value of ``bits``.
+
+    Raises:
+        EvaluationError: ``bits`` is neither nf4 nor int8.
+    """
     if bits not in BITS:
         raise EvaluationError(f"bits is '{bits}'; allowed: {', '.join(BITS)}")
 
 
 @attack_kind(paper="arXiv:2410.16454")
 def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
-    """The merged model and the oracle, each loaded in 4 or 8 bit: what a user does who downloads the merged weights.
+    """Load the merged model and the oracle in 4 or 8 bit, as a user of the merged weights may do.
 
     Args:
         context: the models under attack.
         bits: ``nf4`` or ``int8``.
-        keep: leave the merged model in the attack's folder; it is as large as the base.
+        keep: keep the merged model in the attack's folder; it is as large as the base model.
     """
     check_bits(bits)
     names = dict(context.models)

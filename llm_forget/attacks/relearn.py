@@ -1,4 +1,4 @@
-"""Fine-tune on a few of the forgotten rows, or on unrelated ones, and see how much comes back."""
+"""Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the others."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def relearn(
     seed: int = 0,
     keep: bool = False,
 ) -> dict[str, Lines]:
-    """A LoRA adapter on top of each attacked model, trained with the run's own batch, rank and learning rate.
+    """Train a LoRA adapter on each attacked model, with the batch size, rank and learning rate of the run.
 
     Args:
         context: the models under attack.
-        share: of the forget rows that the attacker has; at least one row. The others are measured.
+        share: share of the forget rows that the attacker has; at least one row. The others are measured.
         on: ``forget``, or the split (``holdout``) or source of unrelated rows to train on instead, all of them.
         num_train_epochs: passes over those rows.
-        learning_rate: default: the run's.
-        seed: of the choice and the order of rows.
-        keep: leave the adapters in the attack's folder; they bring forgotten rows back.
+        learning_rate: learning rate; default: that of the run.
+        seed: seed of the selection and order of rows.
+        keep: keep the adapters in the attack's folder; they recover forgotten rows.
     """
     training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
     description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
@@ -75,31 +75,31 @@ def relearn(
 def split_forget_rows(
     config: Mapping[str, Any], *, share: float, on: Any, seed: int
 ) -> tuple[Any, list[dict[str, Any]] | None]:
-    """What is trained on, and the forget rows that are then measured: those that are not trained on.
+    """Split the forget rows into training rows and measured rows.
 
-    A row that was trained on comes back in any model; what was left in the weights shows on the others.
+    Any model relearns the rows it is trained on; knowledge left in the weights shows in the other rows.
 
     Args:
-        config: the run's configuration.
-        share: of the forget rows that are trained on; at least one.
-        on: ``forget``, or a split or source of other rows, all of them.
-        seed: of the choice.
+        config: configuration of the run.
+        share: share of the forget rows to train on; at least one row.
+        on: ``forget``, or a split or source of other rows to train on instead, all of them.
+        seed: seed of the selection.
 
     Returns:
-        Two sources as a recipe names them; the second is None where no forget row is trained on.
+        Two sources in the form of a recipe; the second is None if no forget row is trained on.
 
     Raises:
-        ValueError: a share that leaves no row to train on or to measure, or no such split or file.
+        EvaluationError: a share that leaves no row to measure, or no such split or file.
     """
     if on != "forget":
         return _other_rows(config, on), None
     if not 0 < share < 1:
-        raise EvaluationError(f"share is {share}; it must be above 0 and below 1, since the rows left out are measured")
+        raise EvaluationError(f"share is {share}; it must be above 0 and below 1, because the other rows are measured")
     spec = config["forget"]
     rows = load_source(spec, split_name="forget", data_path=config.get("data_path"), fields=config.get("fields"))
     if len(rows) < 2:
         raise EvaluationError(
-            "there is one forget row only, and none would be left to measure; relearn on other rows: --on"
+            "relearn needs at least two forget rows, one to train on and one to measure; relearn on other rows: --on"
         )
     chosen = set(random.Random(seed).sample(range(len(rows)), min(len(rows) - 1, max(1, int(share * len(rows))))))
     sources, trained, measured = _flat(spec), dict[int, list[str]](), dict[int, list[str]]()
@@ -113,19 +113,19 @@ def split_forget_rows(
 
 
 def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
-    """Rows of sources that are narrowed to ids."""
+    """Number of ids in sources that are restricted to ids."""
     return sum(len(source["ids"]) for source in sources)
 
 
 def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
-    """The source of a split of the run, or what was given as one; a word that is neither is refused."""
+    """The source of a split of the run, or ``on`` itself if it is a source; refuse any other word."""
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
     sources = {name: source for name, source in splits.items() if source is not None}
     if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():
         return on
     if on not in sources:
         hint = did_you_mean(on, ["forget", *sources])
-        raise EvaluationError(f"on is '{on}', which is no split of the run, no file and no data set; {hint}")
+        raise EvaluationError(f"on is '{on}', which is neither a split of the run nor a file or data set; {hint}")
     return sources[on]
 
 

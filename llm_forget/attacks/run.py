@@ -1,6 +1,6 @@
-"""Attack an unlearned model and its oracle in the same way; only what comes back beyond the oracle's counts.
+"""Attack an unlearned model and its oracle in the same way; recovery counts only beyond that of the oracle.
 
-The result is ``attacks/<name>/attack.json`` in the run: numbers, for the report.
+The result is ``attacks/<name>/attack.json`` in the run, with numbers for the report.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ def attack(
     overrides: dict[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Attack a run and its oracle, measure both with the same suite, and write what came back.
+    """Attack a run and its oracle, measure both with the same suite, and write attack.json.
 
     Args:
         run: a finished run with an adapter.
         kind: relearn, quantize, sample, prefix, paraphrase, template or two_models.
-        suite: what to measure; default: the run's, and the kind's own where it has one.
-        limit: measure at most so many rows of each probe.
-        batch_size: sequences at most.
-        overrides: keys of a recipe in place of the run's, as for `evaluate`.
-        settings: parameters of the kind, such as ``share=0.05``.
+        suite: suite to measure; default: that of the attack, or else that of the run.
+        limit: maximum number of rows of each probe.
+        batch_size: maximum number of sequences in a batch.
+        overrides: recipe keys that replace those of the run, as for `evaluate`.
+        settings: parameters of the attack, such as ``share=0.05``.
 
     Returns:
         The content of attack.json.
 
     Raises:
-        ValueError: an unknown kind or parameter, or a run that trained no adapter.
+        EvaluationError: an unknown kind or parameter, or a run of another kind than unlearn.
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
-    # YAML reads the 4 of `--bits 4` as a number; what is allowed is said where the words are known.
+    # YAML parses `--bits 4` as a number; convert it to text, so that the check of `bits` lists the allowed values.
     words = {key for key, value in settings.items() if isinstance(entry.defaults.get(key), str) and type(value) is int}
     arguments = entry.arguments({key: str(value) if key in words else value for key, value in settings.items()})
     finished = Run.open(run)
     if finished.state["kind"] != "unlearn":
-        raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only what was unlearned can come back")
+        raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only an unlearn run can be attacked")
     if kind in SUITE_ATTACKS and suite is not None:
         raise EvaluationError(f"attack '{kind}' measures the suite '{SUITE_ATTACKS[kind][0]}'; leave --suite out")
     began = time.perf_counter()
@@ -73,7 +73,7 @@ def attack(
     changed_keys = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
     row_keys, left_out = _measured_rows(kind, {**finished.config, **changed_keys}, arguments)
-    # Fewer or other rows than the run's own belong to this attack, not into the run's results.
+    # Numbers on fewer or other rows belong to this attack, not to the results of the run.
     whole = limit is None and not changed_keys and not row_keys
     evaluation_keys = {**changed_keys, **row_keys}
     results = evaluate(
@@ -81,7 +81,7 @@ def attack(
     )
     measured_suite = results["suites"][Path(suite).stem]
     plain = {role: lines_of(measured_suite, role) for role in ROLES}
-    # A default that is given is the same attack.
+    # An explicit default is the same attack.
     changed_settings = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
     folder = (
         finished.path
@@ -109,9 +109,9 @@ def attack(
 
 
 def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Keys in place of the run's for what is measured, before the attack and after it, and how many rows it lacks.
+    """Recipe keys that restrict the measured rows, before and after the attack, and the number of rows left out.
 
-    Called before anything is measured, and so where arguments are refused that only a kind itself can judge.
+    It runs before any measurement, so it also refuses invalid settings of an attack.
     """
     if kind == "quantize":
         quantize.check_bits(arguments["bits"])
@@ -122,15 +122,15 @@ def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any])
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
-    """Name of the attack's folder: another one for whatever else was asked, so that no attack overwrites another."""
+    """Folder name of an attack; attacks with different settings have different names."""
     labels = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
     words = [str(value) for value in labels.values()]
-    # The report shows the name, and the path to a file tells about a machine and its owner.
+    # The report shows the name, so it must not contain local paths.
     public = [Path(word).name if word.startswith(("/", "~")) else word for word in words]
     name = "-".join([kind, *(f"{key}-{word}" for key, word in zip(labels, public, strict=True))])
     readable = "".join(c if c.isalnum() or c in "-._" else "_" for c in name)[:80]
     digests = [f"keys-{_digest(keys)}"] if keys else []
-    # Two templates or two files may be alike in what a name can show.
+    # Two templates or two files may have the same readable name; the digest tells them apart.
     digests += [_digest(labels)] if readable != name or public != words else []
     return "-".join([readable, *digests])
 
@@ -140,7 +140,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
-    """Every attacked line with its value before the attack, for both models, and what came back in excess."""
+    """Every attacked line with its value before the attack, for both models, and the excess."""
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)

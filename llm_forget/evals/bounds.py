@@ -1,12 +1,12 @@
-"""Bounds on the numbers of an evaluation, and whether they hold: yes, no, or it cannot be told.
+"""Bounds on the numbers of an evaluation: each one holds, is violated, or is inconclusive.
 
 A bound is read from the ``verdict`` of a suite or the rules of a policy::
 
     {line: forget_probability, at_most: 1.5, of: oracle}     # 1.5 times the oracle's value
     {line: extraction_strength, within: 0.05, of: oracle}    # a distance from it
     {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval: an equivalence test
-    {line: forget_quality, at_least: 0.05, min_n: 40}        # fewer rows than that tell nothing
-    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # and 0.02 more
+    {line: forget_quality, at_least: 0.05, min_n: 40}        # inconclusive on fewer rows
+    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # plus 0.02
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ KEYS = ("line", "of", "interval", "min_n", "slack", *KINDS)
 
 @dataclass(frozen=True)
 class Bound:
-    """What a line must satisfy: by itself, or relative to another model's value of it or to a number."""
+    """Condition on a line: absolute, or relative to a number or to the value of another model."""
 
     line: str
     kind: str  # at_most | at_least | within
-    amount: float  # a factor of the other value (at_most, at_least), a distance from it (within), or the bound itself
+    amount: float  # factor of the other value (at_most, at_least), distance from it (within), or the limit
     of: str | float | None = None  # oracle | before | a number
-    interval: bool = False  # judge the whole 95 % interval instead of the value
+    interval: bool = False  # apply to the whole 95 % interval instead of the value
     min_n: int = 0  # inconclusive on fewer scored rows
-    slack: float = 0.0  # added to a limit that is a factor: 1.5 times nearly nothing is nearly nothing
+    slack: float = 0.0  # added to a relative limit, which is tiny if the other value is
 
     def limits(self, other: float) -> tuple[float, float]:
-        """Lowest and highest value that satisfies the bound, given the value it is relative to."""
+        """Lowest and highest value that satisfies the bound, relative to ``other``."""
         if self.kind == "within":
             return other - self.amount, other + self.amount
         limit = self.amount * other
@@ -54,7 +54,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Finding:
-    """One bound applied. ``holds`` is None when it cannot be told, and ``why`` then says why."""
+    """Result of applying a bound. ``holds`` is None if it is inconclusive, and ``why`` gives the reason."""
 
     bound: Bound
     value: float | None
@@ -80,12 +80,12 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
     """Check one bound of a suite or a policy.
 
     Args:
-        content: the mapping as YAML gives it.
-        where: what to call it in an error.
+        content: the parsed YAML.
+        where: name of the bound in error messages.
         extra_keys: allowed keys besides those of a bound.
 
     Raises:
-        ValueError: an unknown key, none or several kinds of bound, a value of another type.
+        EvaluationError: an unknown key, none or several kinds of bound, a value of another type.
     """
     if not isinstance(content, dict) or not isinstance(content.get("line"), str):
         raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
@@ -100,7 +100,7 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
     if of is not None and of not in MODELS and not _is_number(of):
         raise EvaluationError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
     if kinds[0] == "within" and of is None:
-        raise EvaluationError(f"{where}: 'within' is a distance; say from what, e.g. 'of: oracle' or 'of: 0.5'")
+        raise EvaluationError(f"{where}: 'within' is a distance and needs a reference, e.g. 'of: oracle' or 'of: 0.5'")
     amount, interval, min_rows = content[kinds[0]], content.get("interval", False), content.get("min_n", 0)
     slack = content.get("slack", 0.0)
     for key, value in ((kinds[0], amount), ("slack", slack)):
@@ -109,7 +109,7 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
     if kinds[0] == "within" and amount <= 0:
         raise EvaluationError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
     if "slack" in content and kinds[0] == "within":
-        raise EvaluationError(f"{where}: 'within' is a distance already; leave 'slack' out")
+        raise EvaluationError(f"{where}: 'within' is a distance; remove 'slack'")
     if not isinstance(interval, bool):
         raise EvaluationError(f"{where}: 'interval' must be true or false, not {interval!r}")
     if isinstance(min_rows, bool) or not isinstance(min_rows, int):
@@ -121,8 +121,8 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
 def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
     """Apply a bound to a line of results.json: its value, ``ci``, ``n``, and the line of ``before`` and ``oracle``.
 
-    Inconclusive when the line or the model it is compared with is missing or unscored, on fewer than ``min_n`` rows,
-    and, for a bound on the interval, when that reaches over a limit or there is none.
+    The result is inconclusive if the line or the compared model is missing or unscored, on fewer than ``min_n`` rows,
+    and, for a bound on the interval, if the interval is missing or crosses a limit.
     """
     if line is None:
         return Finding(bound, None, None, None, "not measured")
@@ -146,11 +146,11 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
         return Finding(bound, value, compared, True)
     if most < low or least > high:
         return Finding(bound, value, compared, False)
-    return Finding(bound, value, compared, None, f"the interval {least:.3f} to {most:.3f} reaches over the limit")
+    return Finding(bound, value, compared, None, f"the interval {least:.3f} to {most:.3f} crosses the limit")
 
 
 def verdict_answer(findings: Iterable[Finding]) -> str:
-    """``no`` as soon as one bound is broken, ``inconclusive`` when one cannot be told, otherwise ``yes``."""
+    """``no`` if any bound is violated, else ``inconclusive`` if any is inconclusive or there are none, else ``yes``."""
     outcomes = [finding.holds for finding in findings]
     if False in outcomes:
         return "no"
@@ -158,7 +158,7 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
 
 
 def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
-    """Whether the model before met the bounds on the oracle already; of one question of results.json."""
+    """Whether the target itself satisfied the bounds relative to the oracle, for one verdict of results.json."""
     like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 

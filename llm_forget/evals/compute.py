@@ -1,4 +1,4 @@
-"""From records to numbers: the lines of a suite, computed top to bottom."""
+"""Compute the lines of a suite from records, top to bottom."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scores = tuple[list[str], Rows]  # row ids and their values
 
 @dataclass(frozen=True)
 class Computed:
-    """A line's value for one model, and the rows it is made of by the name of what they are."""
+    """Value of a line for one model, with the row scores it was computed from."""
 
     value: Value
     summary: Summary
@@ -44,14 +44,14 @@ ModelValues = tuple[dict[str, Any], Computation]  # records by probe, and lines
 def compute_lines(
     suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
 ) -> Computation:
-    """Every line of a suite for one model.
+    """Compute every line of a suite for one model.
 
     Args:
-        suite: the lines.
-        records: of each probe, by its name.
-        others: what is known of ``oracle`` and ``before``, for inputs named ``oracle_...`` and ``before_...``; lines
-            that need one that is missing are unscored.
-        role: whose records these are: the oracle is its own oracle.
+        suite: the suite.
+        records: records of each probe, by probe name.
+        others: records and lines of ``oracle`` and ``before``, for inputs named ``oracle_...`` and ``before_...``; a
+            line that needs a missing model is unscored.
+        role: role of this model. The oracle is its own oracle.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
@@ -87,7 +87,7 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
 
 
 def _summary(value: Value, line: Line, above: Computation) -> Summary:
-    """Rows get a mean and an interval; a single number rests on the smallest count among the lines it is made of."""
+    """Mean and interval of rows; a single number gets the smallest count of the lines it was computed from."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
@@ -109,7 +109,7 @@ def _rows(value: Value, line: Line, records: dict[str, Any], above: Computation)
 
 
 def _ids(reference: str | list[str], records: dict[str, Any], above: Computation) -> list[str]:
-    """Row ids of a probe, or of the first rows of the line that is named."""
+    """Row ids of a probe, or of the rows of a line."""
     name = reference if isinstance(reference, str) else reference[0]
     return list(by_row(records[name])) if name in records else next(iter(above[name].rows.values()))[0]
 

@@ -1,4 +1,4 @@
-"""Whether results were measured on the model at hand."""
+"""Check that results were measured on the model in a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from llm_forget.models.merging.merge_report import Merged
 
 
 def is_measured(merged: Merged) -> bool:
-    """Whether the results in the folder are of its weights: in full precision of whichever type, or as an adapter's."""
+    """Whether the results in the folder were measured on its weights, as an adapter or unquantised in any dtype."""
     from llm_forget.core.config import model_part
     from llm_forget.core.digests import content_key
     from llm_forget.core.unsupported_keys import DTYPES

@@ -1,6 +1,6 @@
-"""A policy applied to what an evaluation found: one finding per rule, and pass, fail or inconclusive.
+"""Apply a policy to the results of an evaluation: pass, fail or inconclusive for each rule and overall.
 
-Reads ``results.json`` of a run and loads no model, so that it can stand in a continuous integration of its own.
+This module reads ``results.json`` of a run and loads no model, so that it can run as a separate CI job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_POLICY = "default"
 
 @dataclass(frozen=True)
 class Rule:
-    """A bound, where to look for its line, and what it means to break it."""
+    """A bound, the suite of its line, and the severity of a violation."""
 
     bound: Bound
     severity: str = "fail"
@@ -38,12 +38,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What became of a rule."""
+    """Result of one rule."""
 
     rule: Rule
-    suite: str | None  # where the line was found
+    suite: str | None  # suite that holds the line
     finding: Finding
-    caution: str = ""  # what was measured there is not all rows of the run, or not with its own keys
+    caution: str = ""  # the suite was measured on a subset of rows or with overrides
 
     @property
     def word(self) -> str:
@@ -67,8 +67,8 @@ def load_policy(name: str | Path) -> list[Rule]:
     """Read and check a policy: a YAML file, or a shipped policy by name.
 
     Raises:
-        FileNotFoundError: neither.
-        ValueError: not YAML, no rules, or a rule that cannot be meant.
+        MissingFileError: no such file and no shipped policy of that name.
+        EvaluationError: invalid YAML, no rules, or an invalid rule.
     """
     import yaml
 
@@ -81,12 +81,12 @@ def load_policy(name: str | Path) -> list[Rule]:
     if not isinstance(content, dict) or list(content) != ["rules"] or not isinstance(content["rules"], list):
         raise EvaluationError(f"{where} must have one key, 'rules', with a list of bounds")
     if not content["rules"]:
-        raise EvaluationError(f"{where} has no rules, and nothing would be verified")
+        raise EvaluationError(f"{where} has no rules; add at least one bound")
     return [_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1)]
 
 
 def policy_name(name: str | Path) -> str:
-    """What a policy is called in results and evidence: a file that is not shipped never passes for one that is."""
+    """Name of a policy in results and evidence; the name of a user's file carries its digest."""
     path = resources.resolve("eval/policies", str(name))
     if path.resolve().is_relative_to(resources.folder("eval/policies").resolve()):
         return path.stem
@@ -106,9 +106,9 @@ def _rule(content: Any, where: str) -> Rule:
 
 
 def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResult]:
-    """Apply every rule to the content of results.json; optional ones whose line no suite has are left out.
+    """Apply every rule to the content of results.json; skip optional rules whose line is in no suite.
 
-    Where several suites have the line and the rule names none, the one that speaks most against the run counts.
+    If the rule names no suite and several have the line, the worst result counts.
     """
     rule_results = []
     for rule in rules:
@@ -126,7 +126,7 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResu
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
-    """A suggestion where the rule's line, or its suite, is one letter or two from one that was measured."""
+    """Suggest a measured line or suite whose name is one or two letters off."""
     lines = {line for suite in suites.values() for line in suite["metrics"]}
     candidates, name = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
     close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.88)
@@ -140,7 +140,7 @@ def _caution(suite: dict[str, Any]) -> str:
 
 
 def outcome(applied: Sequence[RuleResult]) -> str:
-    """``fail`` as soon as a rule is broken, ``inconclusive`` when one cannot be told or none is left, else ``pass``."""
+    """``fail`` if any rule fails, else ``inconclusive`` if any is inconclusive or there are none, else ``pass``."""
     words = [result.word for result in applied if result.rule.severity == "fail"]
     if "fail" in words:
         return "fail"
@@ -151,16 +151,16 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
     """Apply a policy to an evaluated run and write ``verify.json`` into it.
 
     Args:
-        run: a finished run that was evaluated.
+        run: a finished and evaluated run.
         policy: name of a shipped policy or a YAML file.
 
     Returns:
-        ``pass``, ``fail`` or ``inconclusive``, and what became of every rule.
+        ``pass``, ``fail`` or ``inconclusive``, and the result of every rule.
 
     Raises:
-        FileNotFoundError: no such run or policy.
-        ValueError: the run is not complete or was not evaluated, is a version in the evidence, its results are damaged,
-            or the policy cannot be meant.
+        MissingFileError: no such run or policy.
+        RunError: the run is incomplete or not evaluated, is a version in the evidence, or its results are damaged.
+        EvaluationError: the policy is invalid.
     """
     refuse_version(run, "verify.json")
     rules = load_policy(policy)
@@ -171,7 +171,7 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
         "policy": policy_name(policy),
         "answer": outcome(applied),
         "models": results["models"],
-        "results": json_digest(results["suites"]),  # shows later whether the run was measured anew
+        "results": json_digest(results["suites"]),  # shows later whether the run was evaluated again
         "rules": [r.to_dict() for r in applied],
     }
     formats.write(finished.path / "verify.json", content, Verification)

@@ -1,13 +1,13 @@
-"""What a probe writes down: one JSON line per row and answer, kept under a digest of everything that shaped it.
+"""Records of a probe: one JSON line per row and answer, in a file whose key is a digest of all inputs.
 
 Teacher-forced and gradient records hold numbers only. A generation record holds the generated text, because ROUGE needs
-it; the reference it is compared with is read from the data and never stored. Records stay with the run and are never
-published: a generation of the target may repeat exactly what was to be forgotten.
+it; the reference it is compared with is read from the data and never stored. Records stay in the run and are never
+published, because a generation of the target may repeat a forget row verbatim.
 
 The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``, or
-``<name>.<rank>.partial`` on all but the first of several processes, so a killed evaluation continues, with any number
-of processes; a complete file is written in one move. A file with fewer lines than its header announces is not complete,
-and what it holds is continued from.
+``<name>.<rank>.partial`` on all but the first of several processes, so that a killed evaluation can resume with
+any number of processes. A complete file is written atomically. A file with fewer lines than its header announces is
+incomplete; measuring resumes from its records.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Key = tuple[str, int]  # row id, index of the answer
 
 
 class Record(Protocol):
-    """What every kind of record has."""
+    """Interface of all kinds of records."""
 
     @property
     def key(self) -> Key: ...
@@ -74,7 +74,7 @@ class TokenRecord:
 
     @property
     def broken(self) -> bool:
-        """Whether the model gave no probabilities: its hits, argmax of NaN, then say nothing either."""
+        """Whether a log-prob is NaN; the hits, argmax of NaN, are then meaningless too."""
         return bool(np.isnan(self.logps).any())
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,14 +105,14 @@ class GenerationRecord:
     text: str
     n: int  # generated tokens
     reference: str = ""
-    broken: bool = False  # the model gave no probabilities for one of the tokens; the text is then empty
+    broken: bool = False  # one of the tokens came from NaN or infinite logits; the text is then empty
 
     @property
     def key(self) -> Key:
         return self.id, self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the reference; ``broken`` stands there only where it is true."""
+        """JSON form, without the reference; ``broken`` is present only if true."""
         content = {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
         return {**content, "broken": True} if self.broken else content
 
@@ -124,7 +124,7 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class GradientRecord:
-    """How strongly one answer pulls at the weights."""
+    """Gradient norms of one answer."""
 
     id: str
     answer_index: int
@@ -165,19 +165,19 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
 
 
 def row_means(records: Iterable[AnyRecord], score: Callable[[AnyRecord], float]) -> NDArray[np.float64]:
-    """A score of each answer, averaged over the answers of a row that have one: ``[N]``, NaN where none has.
+    """Average a score over the scored answers of each row: ``[N]``, NaN if no answer is scored.
 
-    A broken record has none, whatever the score would say: a model whose log-probs are NaN has not forgotten.
+    A broken record is unscored: a model whose log-probs are NaN has not forgotten anything.
     """
     rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
     return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:
-    """Records of two probes over the same rows, paired by id.
+    """Pair the records of two probes over the same rows by id.
 
     Raises:
-        ValueError: the probes do not cover the same row ids.
+        EvaluationError: the probes do not cover the same row ids.
     """
     left_rows, right_rows = by_row(left), by_row(right)
     if left_rows.keys() != right_rows.keys():
@@ -190,11 +190,11 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
 
 
 def load_records(path: Path, key: str | None = None) -> list[Any] | None:
-    """Read a complete record file; ``None`` when there is none, it was made from something else, or it is not whole.
+    """Read a complete record file; None if it is missing, incomplete, or has another key.
 
     Args:
         path: the ``.jsonl`` file.
-        key: the content key it must carry; any when left out.
+        key: the required content key; None accepts any key.
     """
     header, records = _read(path)
     if header is None or (key is not None and header["key"] != key) or len(records) != header["lines"]:
@@ -203,18 +203,18 @@ def load_records(path: Path, key: str | None = None) -> list[Any] | None:
 
 
 def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
-    """Write a complete record file in one move, readable by its owner only."""
+    """Write a complete record file atomically, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, _header(kind, key, len(records)), records)
 
 
 class RecordWriter:
-    """Collects the records of one probe and survives being killed.
+    """Collect the records of one probe; measuring resumes after a kill.
 
-    ``expected`` are the record keys in the order of the finished file; `missing` tells which of them are still to be
-    measured. Two evaluations may measure the same thing at once: each finishes from its own memory. Several processes
-    of one evaluation have a writer each, with their ``rank`` and a `take` of the keys; what the others have measured
-    comes in by `add`, and one of them calls `finish`.
+    ``expected`` are the record keys in the order of the finished file; `missing` returns the keys that are not measured
+    yet. Two evaluations may measure the same probe at once: each one finishes from its own memory. Each process of one
+    evaluation has a writer with its ``rank`` and its share of the keys (`restrict_to`); `add` takes the records of
+    other processes, and one process calls `finish`.
     """
 
     def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key], *, rank: int = 0) -> None:
@@ -227,7 +227,7 @@ class RecordWriter:
         for source in (path, *_partials(path)):
             self.add(self._usable(source))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Rewritten rather than appended to: what follows a torn last line would be glued to it.
+        # Rewrite instead of appending: an appended line would be glued to a torn last line.
         _replace(self.partial, _header(kind, key, len(self._expected)), self._usable(self.partial))
 
     def _usable(self, source: Path) -> list[Any]:
@@ -237,25 +237,25 @@ class RecordWriter:
         expected = set(self._expected)
         return [record for record in records if record.key in expected]
 
-    def take(self, share: Iterable[Key]) -> None:
-        """Leave all other keys to other processes."""
+    def restrict_to(self, share: Iterable[Key]) -> None:
+        """Measure these keys only; other processes measure the rest."""
         self._share = set(share)
 
     def missing(self) -> set[Key]:
-        """Record keys that this process has still to measure."""
+        """Record keys that this process has not measured yet."""
         left = set(self._expected) - self._records.keys()
         return left if self._share is None else left & self._share
 
-    def known(self) -> list[Any]:
-        """Records found on disk, measured or added so far."""
+    def available(self) -> list[Any]:
+        """Records that were read from disk, measured or added so far."""
         return list(self._records.values())
 
-    def own(self) -> list[Any]:
+    def measured(self) -> list[Any]:
         """Records that were measured through this writer."""
         return list(self._own)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Keep some records, on disk at once."""
+        """Add measured records and write them to disk immediately."""
         new = list(records)
         with _open_private(self.partial, "a") as file:
             file.writelines(_line(record.to_dict()) for record in new)
@@ -263,28 +263,28 @@ class RecordWriter:
         self.add(new)
 
     def add(self, records: Iterable[Record]) -> None:
-        """Know records that another process keeps on disk."""
+        """Add records that another process has on disk."""
         self._records.update({record.key: record for record in records})
 
     def ordered(self) -> list[Any]:
-        """All records in the expected order; KeyError where one is missing."""
+        """Return all records in the expected order; KeyError if one is missing."""
         return [self._records[key] for key in self._expected]
 
     def finish(self) -> list[Any]:
-        """Put the complete file in place and return its records in the expected order."""
+        """Write the complete file and return its records in the expected order."""
         ordered = self.ordered()
         write_records(self.path, self.kind, self.key, ordered)
         self.clear()
         return ordered
 
     def clear(self) -> None:
-        """Remove the partial files of all processes; only when the complete file is in place."""
+        """Remove the partial files of all processes. Call it only after the complete file is written."""
         for partial in _partials(self.path):
             partial.unlink(missing_ok=True)
 
 
 def _partials(path: Path) -> list[Path]:
-    """Partial files that any number of processes left of a record file."""
+    """Partial files of a record file, of all processes."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
@@ -319,7 +319,7 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Header and every whole record of a file; a torn line ends the reading."""
+    """Header and complete records of a file; reading stops at a torn line."""
     if not path.exists():
         return None, []
     lines = _whole_lines(path)

@@ -1,4 +1,4 @@
-"""What an evaluation writes: results.json and rows.json, from records and from what earlier evaluations found."""
+"""Build results.json and rows.json from records, and merge them with the results of earlier evaluations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llm_forget.evals.runner import EvaluatedModel
 from llm_forget.evals.suite import Suite
 
 logger = logging.getLogger("llm_forget")
-DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # of a recipe, that say which rows a split has
+DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # recipe keys that select the rows of a split
 
 
 def assemble_results(
@@ -28,7 +28,7 @@ def assemble_results(
     records: dict[str, dict[str, Any]],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes into results.json and rows.json: arithmetic on the records."""
+    """Compute the content of results.json and rows.json from the records."""
     results, rows = _header(evaluated_models), {}
     options = {
         **options,
@@ -52,7 +52,7 @@ def assemble_results(
 def merge_with_earlier(
     run: Run, results: dict[str, Any], rows: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was found before about the same three models and the same rows, and this."""
+    """Merge with earlier results for the same models and rows."""
     if not run.rows_file.is_file():
         return results, rows
     earlier = formats.read_if_current(run.results_file, Results, advice="delete it")
@@ -74,12 +74,12 @@ def merge_with_earlier(
 
 
 def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
-    """Splits of the run whose rows an earlier suite saw otherwise, though it was asked for the same.
+    """Splits whose rows have changed since an earlier suite with the same sources.
 
-    A suite that was asked for other sources than those of now says so in its ``overrides``, and stays.
+    A suite with other sources than the current ones lists them in its ``overrides`` and is kept.
     """
     changed = set()
-    earlier_digests = earlier.get("splits", {})  # results of 0.1.0 do not say
+    earlier_digests = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
     for suite in now:
         if DATA_KEYS & {*earlier.get("overrides", ())} == DATA_KEYS & {*suite["overrides"]}:
             changed |= {
@@ -103,9 +103,10 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
 
 
 def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """The lines of every model; first those that others compare with."""
+    """Compute the lines of every model, in an order in which compared models come first."""
     computed: dict[str, Computation] = {}
-    for role in ("oracle", "before", "oracle", "unlearned"):  # twice, since these two compare with one another
+    # The oracle twice, because it and the target are compared with each other.
+    for role in ("oracle", "before", "oracle", "unlearned"):
         if role in records:
             others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
             computed[role] = compute_lines(suite, records[role], others, role=role)
@@ -113,7 +114,7 @@ def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _row_scores(computed: dict[str, Computation]) -> dict[str, Any]:
-    """Values per row of every line and model, for those who draw them: ids and numbers."""
+    """Values per row of every line and model (ids and numbers), for charts."""
     names = [name for name, line in computed["unlearned"].items() if line.rows]
     return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
 

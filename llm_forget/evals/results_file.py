@@ -1,4 +1,4 @@
-"""results.json of a run: read and checked, and whether it holds a suite."""
+"""Read and check results.json of a run."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from llm_forget.evals.suite import Suite
 
 
 def read_results(run: Run) -> dict[str, Any]:
-    """Content of results.json of an evaluated run.
+    """Read results.json of an evaluated run.
 
     Raises:
-        ValueError: the run was not evaluated, or the file is damaged or of another version; names the file, the first
-            wrong key and the command that helps.
+        RunError: the run was not evaluated.
+        LlmForgetError: the file is damaged or of another version; the text names the file, the first wrong key and the
+            command that repairs it.
     """
     again = f"llm-forget evaluate {run.path}"
     if not run.results_file.is_file() and run.state.get("kind") == "finetune":
         raise RunError(
-            f"run '{run.path}' is a finetune run: it has no model before, no forget rows and no results; name a run of "
-            f"unlearn, or measure one on this model with --target {run.path} or --oracle {run.path}"
+            f"run '{run.path}' is a finetune run: it has no target, no forget rows and no results; name a run of "
+            f"unlearn, or evaluate a run on this model with --target {run.path} or --oracle {run.path}"
         )
     if not run.results_file.is_file():
-        raise RunError(f"run '{run.path}' was not evaluated, it has no results.json; first: {again}")
+        raise RunError(f"run '{run.path}' is not evaluated: it has no results.json; first: {again}")
     return formats.read_content(run.results_file, Results, advice=f"delete it and evaluate again: {again}")
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Whether results.json holds a suite in its current definition, on all rows and with the run's own keys."""
+    """Whether results.json holds the suite in its current definition, on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (

@@ -1,9 +1,9 @@
-"""Measuring models with the probes of a suite, with one model in memory and nothing measured twice.
+"""Measure models with the probes of a suite: one model in memory at a time, and no measurement repeated.
 
 The target is the unlearned model with its adapter off, so a run and its target are loaded once; an oracle is loaded
-before and freed. Records of the unlearned model stay with its run; those of target and oracle are found again by
-content, for all runs on the same target, and copied into each run. Several processes hold the model each and share out
-the rows; see `evals/shares.py`.
+first and freed. Records of the unlearned model are stored in its run. Records of the target and the oracle are cached
+by content, shared by all runs on the same target, and copied into each run. With several processes each one holds the
+model and measures a share of the rows; see `llm_forget.evals.probes.distributed`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RECORD_KIND = {"logprobs": "logprobs", "judge": "logprobs", "gradients": "gradie
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to be measured: what to load, and whether the unlearning adapter on it is on."""
+    """A model to measure: its configuration, its adapter, and whether the adapter is on."""
 
     role: str  # before | unlearned | oracle
     model: ModelConfig
@@ -59,14 +59,14 @@ class EvaluatedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Of weights, adapters and precision: equal for one target evaluated from many runs."""
+        """Digest of weights, adapter and precision; one target evaluated from several runs has one digest."""
         adapter = adapter_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
         precision = {key: str(getattr(self.model, key)) for key in PRECISION}
         base = source_digest(self.model.model_name_or_path, self.model.model_revision)
         return content_key(base=base, adapter=adapter, precision=precision)
 
     def key(self, work: Work) -> str:
-        """What records of a probe are kept under. Where a generation ends may stand in a file beside the weights."""
+        """Cache key of the records of a probe. It covers generation_config.json, which may define the end tokens."""
         ends = self._generation_config if work.kind == "generate" else None
         engine = {"engine": "vllm"} if self.generates_with_vllm(work) else {}
         return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
@@ -83,7 +83,7 @@ class EvaluatedModel:
 
     @property
     def name(self) -> str:
-        """What the model is called, without the path of a machine."""
+        """Display name of the model, without local paths."""
         if self.adapter is not None and self.adapter_on:
             return self.adapter.resolve().parent.name
         name = str(self.model.model_name_or_path)
@@ -102,23 +102,24 @@ def measure(
     tasks: dict[str, Task] | None = None,
     data_path: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Records of every role and probe: from disk where they are, otherwise from one pass.
+    """Return the records of every role and probe; read stored records from disk and measure the others.
 
-    All processes of a launch must call this, and all get all records. Only the main process writes complete files.
+    Every process of a launch must call this function, and each one gets all records. Only the main process writes
+    complete files.
 
     Args:
         evaluated_models: the models by role, measured in this order.
-        works: the probes by ``suite/probe``.
-        tokenizer: of all models.
-        device: where models go that are not quantised.
-        folder: gets ``<role>/<probe>-<digest>.jsonl``; without one only the cache is written.
-        batch_size: sequences at most.
-        quiet: no progress on standard error.
-        tasks: of lm-eval, by ``suite/line``; what they give stands among the records under that name.
-        data_path: folder with the data of our tasks, instead of the Hub.
+        works: the probes with their rows, by ``suite/probe``.
+        tokenizer: the tokenizer that all models share.
+        device: device of the models that are not quantised.
+        folder: folder for ``<role>/<probe>-<digest>.jsonl``; None writes to the cache only.
+        batch_size: maximum number of sequences in a batch.
+        quiet: print no progress to standard error.
+        tasks: tasks of lm-eval by ``suite/line``; their numbers are returned among the records under that name.
+        data_path: folder with the data of our lm-eval tasks; default: the Hub.
 
     Raises:
-        ValueError: lm-eval tasks with several processes; a process that has other rows or models than the others.
+        EvaluationError: lm-eval tasks with several processes, or processes with different rows or models.
     """
     records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process
@@ -130,12 +131,12 @@ def measure(
                     records[role][name] = _with_data_fields(session.records(evaluated, role, work), work)
             for name, task in (tasks or {}).items():
                 records[role][name] = session.task(evaluated, role, task, data_path)
-        # Together, since loading a model into vLLM takes its time: an unlearned model and its target are loaded once.
+        # All generations by vLLM together: loading into vLLM is slow, and a run and its target are loaded once.
         for role, evaluated in evaluated_models.items():
             for name, work in works.items():
                 if evaluated.generates_with_vllm(work):
                     records[role][name] = _with_data_fields(session.records(evaluated, role, work), work)
-        # One reader for the texts of all: the model before, or else the model itself.
+        # One model judges the texts of all models: the target, or the model itself if there is no target.
         for role, evaluated in evaluated_models.items():
             for name, work in works.items():
                 if work.kind == "judge":
@@ -147,7 +148,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Session:
-    """What measuring needs whatever is measured."""
+    """Shared state of one evaluation."""
 
     holder: _ModelHolder
     tokenizer: Any
@@ -156,7 +157,7 @@ class _Session:
     progress: Meter
 
     def records(self, evaluated: EvaluatedModel, role: str, work: Work) -> list[Any]:
-        """Records of one probe for one role: found, or measured and kept."""
+        """Return the records of one probe for one role; measure and store them if they are not on disk."""
         main = PartialState().is_main_process
         key = evaluated.key(work)
         refuse_different_keys(key)
@@ -172,7 +173,7 @@ class _Session:
         return records
 
     def task(self, evaluated: EvaluatedModel, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
-        """One number of lm-eval with its interval: found, or measured and kept."""
+        """Return one number of lm-eval with its interval; compute and store it if it is not in the cache."""
         data = Path(data_path) if data_path is not None else None
         settings = {
             "num_fewshot": task.num_fewshot,
@@ -199,15 +200,15 @@ class _Session:
         return metrics[task.metric]
 
     def _run_file(self, role: str, work: Work, key: str) -> Path | None:
-        """The run's own file; two suites may call different probes by one name, and one probe by two."""
+        """Path of the records in the run. The digest in the name matters: probe names are unique in one suite only."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
         return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
 
     def _run(self, evaluated: EvaluatedModel, role: str, work: Work, writer: RecordWriter) -> list[Any]:
-        # The model is a local of this function only: a name that outlives it would keep two models in memory.
-        done, share = len(writer.known()), len(writer.missing())
+        # Keep the model local to this function: a longer-lived reference would hold two models in memory.
+        done, share = len(writer.available()), len(writer.missing())
         name = f"{role}/{work.probe.name}"
         vllm = evaluated.generates_with_vllm(work)
         with self.holder.holding(evaluated, vllm) as model, self.progress.task(name, done + share, done) as task:
@@ -229,10 +230,10 @@ class _Session:
 
 
 def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
-    """Where records of a target or oracle are found again by the next run that is compared with it.
+    """Path of the records of a target or oracle, shared by all runs that are compared with it.
 
-    What a model said may be what is to be forgotten. It is kept with the run that holds the model, or else with the run
-    that asked, so that it goes when they go; only numbers are put into the cache of all runs.
+    Generated text may repeat the rows to forget. It is stored in the run that holds the model, or else in the run under
+    evaluation, so that deleting the run deletes the text. The cache of all runs holds numbers only.
     """
     if work.kind == "generate":
         home = Path(str(evaluated.model.model_name_or_path))
@@ -244,7 +245,7 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
-    """What metrics need of the data beside the records, and no file of records holds."""
+    """Add the fields that metrics need from the data and that record files never hold."""
     references = {row.key: row.reference for row in work.prompt_rows}
     if work.kind == "generate":
         return [replace(record, reference=references[record.key]) for record in records]
@@ -263,7 +264,7 @@ def _model_holder(device: torch.device) -> Iterator[_ModelHolder]:
 
 
 class _ModelHolder:
-    """Holds at most one model: loads when asked for another, and switches the adapter where that is enough."""
+    """Hold at most one model: load another one on request, or switch the adapter if that is enough."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -272,7 +273,7 @@ class _ModelHolder:
 
     @contextmanager
     def holding(self, evaluated: EvaluatedModel, vllm: bool = False) -> Iterator[Any]:
-        """The subject's model, in evaluation mode; or an engine, which every call tells whether the adapter is on."""
+        """Yield the model in evaluation mode, or a vLLM engine, whose calls choose whether the adapter is on."""
         loaded = (evaluated.model, evaluated.adapter, vllm)  # not the name alone: revision and precision count
         if self._loaded != loaded:
             self.free()
@@ -294,7 +295,7 @@ class _ModelHolder:
         return model.eval()
 
     def free(self) -> None:
-        """Give the memory back before another model is loaded."""
+        """Free the memory before another model is loaded."""
         self._model = self._loaded = None
         gc.collect()
         if torch.cuda.is_available():

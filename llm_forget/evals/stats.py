@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from llm_forget.core.errors import EvaluationError
 
-Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN where it could not be scored
+Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
 Codes = NDArray[np.int64]  # ranks in the sorted union of two samples; equal scores have equal ranks
 Interval = tuple[float, float]
-BLOCK = 2_000_000  # numbers resampled at once: 16 MB for the indices and 16 MB for the values
+BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB of values
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Estimate:
 
     value: float
     ci: Interval | None
-    n: int  # scored rows; of two samples the smaller number
+    n: int  # scored rows; the smaller number for two samples
     n_unscored: int = 0
     rows: dict[str, Rows] = field(default_factory=dict)  # scores by the name of the metric's input
 
@@ -107,7 +107,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
     """Harmonic mean of non-negative numbers: 0 if any is 0, NaN if any is NaN or the sequence is empty.
 
     Raises:
-        ValueError: a value is negative.
+        EvaluationError: a value is negative.
     """
     numbers = [float(value) for value in values]
     if not numbers or any(math.isnan(number) for number in numbers):
@@ -159,7 +159,7 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
     non-members the threshold is the highest of them. NaN if a sample has no scored row.
 
     Raises:
-        ValueError: ``fpr`` is not in [0, 1).
+        EvaluationError: ``fpr`` is not in [0, 1).
     """
     if not 0 <= fpr < 1:
         raise EvaluationError(f"a false-positive rate must be at least 0 and below 1, not {fpr:g}")

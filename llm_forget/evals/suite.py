@@ -1,4 +1,4 @@
-"""A suite: which probes to run and which lines to compute from them, read strictly from YAML.
+"""Suites: the probes to run and the lines to compute from them, read strictly from YAML.
 
 ::
 
@@ -33,7 +33,7 @@ from llm_forget.evals.bounds import Bound, parse_bound
 from llm_forget.evals.metrics import METRICS
 
 GOALS = get_args(Goal)
-OTHERS = ("oracle", "before")  # whose version of an input x a metric gets by calling an argument oracle_x or before_x
+OTHERS = ("oracle", "before")  # a metric input oracle_x or before_x receives the input x of that model
 RECORDS = {
     "logprobs": "TokenRecord",
     "judge": "TokenRecord",
@@ -45,7 +45,7 @@ PROBE_KEYS = {
     "logprobs": SHARED_KEYS,
     "gradients": SHARED_KEYS,
     "generate": (*SHARED_KEYS, "max_new_tokens", "samples", "temperature", "top_p", "prefix", "asks"),
-    "judge": ("probe", "generations"),  # the rest is that of the generating probe
+    "judge": ("probe", "generations"),  # the other keys come from the generating probe
 }
 
 
@@ -56,21 +56,21 @@ class Probe:
     name: str
     probe: str  # logprobs | gradients | generate | judge
     split: str
-    field: str | None = None  # column that holds the answer(s) instead of the row's own
-    limit: int | None = None  # a seeded subset of the rows
+    field: str | None = None  # column with the answer(s); default: the answer of the row
+    limit: int | None = None  # number of rows of a seeded subset
     seed: int = 0
-    max_new_tokens: int = 200  # this and what follows: generate only
+    max_new_tokens: int = 200  # from here on: generate only
     samples: int = 1
-    temperature: float | None = None  # greedy without
+    temperature: float | None = None  # None: greedy decoding
     top_p: float = 1.0
-    prefix: float | None = None  # how much of the answer the prompt gives away: a share, or from 1 on so many tokens
-    asks: tuple[str, ...] = ()  # ways to put the question, each with {prompt} in it; each gives samples of its own
-    generations: str | None = None  # judge only: the generating probe whose texts the model before reads
+    prefix: float | None = None  # part of the answer in the prompt: a share below 1, or a number of tokens
+    asks: tuple[str, ...] = ()  # rephrasings with {prompt} in them; each one is sampled separately
+    generations: str | None = None  # judge only: the probe whose generated texts the target scores
 
 
 @dataclass(frozen=True)
 class Line:
-    """One named number, or one per row, computed from probes and lines above."""
+    """A named number, or one number per row, computed from probes and from lines above."""
 
     name: str
     metric: Entry
@@ -80,13 +80,13 @@ class Line:
 
     @property
     def other_inputs(self) -> dict[str, tuple[str, str]]:
-        """Inputs that receive another model's version of an input: by name, the model's role and that input."""
+        """Inputs taken from another model: name to the role of that model and the name of its input."""
         return {name: other for name in self.metric.inputs if (other := _of_other(name)) is not None}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One number of a task that lm-eval runs."""
+    """A line that is one number of an lm-eval task."""
 
     name: str  # of the line
     task: str
@@ -107,13 +107,13 @@ class Suite:
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...] = ()
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
-    digest: str = ""  # of what the file says, whatever its name
+    digest: str = ""  # digest of the content, independent of the file name
 
     def limited(self, rows: int | None) -> Suite:
-        """The same suite on at most so many rows of each probe (a seeded sample); None changes nothing.
+        """Return the suite limited to ``rows`` rows per probe (a seeded sample); None means no limit.
 
         Raises:
-            ValueError: less than one row.
+            EvaluationError: ``rows`` is below 1.
         """
         if rows is None:
             return self
@@ -132,8 +132,9 @@ def load_suite(name: str | Path) -> Suite:
     """Read and check a suite: a YAML file, or a shipped suite by name.
 
     Raises:
-        FileNotFoundError: neither.
-        ValueError: not YAML, an unknown key, metric, parameter or input, a line that names nothing above it.
+        MissingFileError: no such file and no shipped suite of that name.
+        EvaluationError: invalid YAML, an unknown key, metric or parameter, or an input that is not defined above its
+            line.
     """
     path = resources.resolve("eval", str(name))
     try:
@@ -144,10 +145,10 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = None) -> dict[str, Suite]:
-    """Suites by name, as `load_suite` reads them: one, a list, or several with commas.
+    """Load suites by name: one, a list, or several separated by commas (see `load_suite`).
 
     Raises:
-        ValueError: two of one name, by which their results are kept.
+        EvaluationError: two suites have the same name, under which their results are stored.
     """
     several = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     distinct = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
@@ -158,7 +159,7 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
                 f"'{path}'" for path, suite in zip(distinct, loaded, strict=True) if suite.name == name
             )
             raise EvaluationError(
-                f"suites {twins} are both called '{name}', the name their results are kept by; rename one of the files"
+                f"suites {twins} are both called '{name}', the key of their results; rename one of the files"
             )
     return {suite.name: suite for suite in loaded}
 
@@ -195,7 +196,7 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
     content = dict(_mapping(content, where))
     kind = content.get("probe")
     if kind not in RECORDS:
-        raise EvaluationError(f"{where} must say 'probe:' and one of {', '.join(RECORDS)}, not {kind!r}")
+        raise EvaluationError(f"{where} needs the key 'probe' with one of {', '.join(RECORDS)}, not {kind!r}")
     _refuse_unknown(content, PROBE_KEYS[kind], where)
     if kind == "judge":
         texts = content.get("generations")
@@ -246,7 +247,7 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
         for reference in content[i] if isinstance(content[i], list) else [content[i]]:
             if reference not in above:
                 hint = did_you_mean(str(reference), above)
-                raise EvaluationError(f"{where} names '{reference}', which is no probe and no line above; {hint}")
+                raise EvaluationError(f"{where} names '{reference}', which is neither a probe nor a line above; {hint}")
             _check_kind(entry, i, reference, probes, lines, where)
     _check_goal(content, where)
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
@@ -273,7 +274,7 @@ def _task(name: str, content: Any, where: str) -> Task:
 
 
 def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
-    """A single line in place of a list would be taken apart row by row; without annotation anything goes."""
+    """Require a list exactly where the metric takes one; an input without annotation accepts anything."""
     annotation = _annotation(entry, name)
     if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
@@ -287,7 +288,7 @@ def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
 def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
-    """Compare what an input is annotated to take with what it is given; without annotation anything goes."""
+    """Check the kind of an input against its annotation; an input without annotation accepts anything."""
     annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
     record = next((name for name in RECORDS.values() if name in annotation), None)
@@ -324,7 +325,7 @@ def _check_goal(content: dict[str, Any], where: str) -> None:
 
 
 def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> None:
-    """Keys that must be whole numbers where they are given, none below its least."""
+    """Check that keys, if present, are whole numbers and not below their minimum."""
     for key, low in least.items():
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):

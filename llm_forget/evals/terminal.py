@@ -1,4 +1,4 @@
-"""What an evaluation looks like in a terminal, from the content of results.json."""
+"""Print results.json and attack.json as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llm_forget.core.text import shown
+from llm_forget.core.text import plain, shown
 from llm_forget.evals.bounds import nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 
@@ -19,29 +19,29 @@ ANSWERS = {"yes": "[bold green]yes[/]", "no": "[bold red]no[/]", "inconclusive":
 
 
 def terminal() -> Console:
-    """Standard output; wide where it is no terminal, so that a log shows whole lines."""
+    """Console on standard output; 120 columns if that is not a terminal, so that logs are not wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
 
 
 def print_results(name: str, results: dict[str, Any], console: Console) -> None:
-    """The table before / unlearned / oracle of one suite and its verdict, all numbers."""
+    """Print the table (before, unlearned, oracle) and the verdict of one suite."""
     suite = results["suites"][name]
     console.print(results_table(name, suite))
     if results["models"]["oracle"] is None:
-        console.print("[yellow]no oracle is known, so how a model answers that never saw these rows is not either[/]")
+        console.print("[yellow]no oracle given: results cannot be compared with a model that never saw these rows[/]")
     if (damage := damaged_answers(suite["metrics"])) is not None:
-        console.print(f"[yellow]what is said instead of the forgotten answers is hardly language: {damage}[/]")
+        console.print(f"[yellow]answers to forget rows are degenerate: {damage}[/]")
     for question, verdict in suite["verdict"].items():
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
         if nothing_to_forget(verdict):
-            console.print("  [yellow]! the target met these bounds before: there was nothing to forget[/]")
+            console.print("  [yellow]! the target itself satisfies these bounds: there was nothing to forget[/]")
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
-    """Repetition or perplexity of the answers to forget rows, where either is far beyond the oracle's; else None."""
+    """Repetition or perplexity of the answers to forget rows if far above that of the oracle, else None."""
     damages = []
     for name, word in (("forget_repetition", "repetition"), ("forget_perplexity", "perplexity")):
         line = metrics.get(name)
@@ -54,7 +54,7 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
-    """One line per metric: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
+    """Build the table of one suite: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
     table = Table(
         title=f"suite {name}",
         title_justify="left",
@@ -87,8 +87,8 @@ def _footnote(metrics: dict[str, Any]) -> str | None:
 
 
 def print_attack(content: dict[str, Any], console: Console) -> None:
-    """What an attack brought back, beside the oracle attacked alike; from the content of attack.json."""
-    words = [f"{key} {_visible(str(value))}" for key, value in content["settings"].items() if value is not None]
+    """Print the content of attack.json: the attacked model beside the attacked oracle."""
+    words = [f"{key} {plain(str(value))}" for key, value in content["settings"].items() if value is not None]
     settings = escape(f" ({', '.join(words)})") if words else ""
     table = Table(title=f"attack {content['kind']}{settings}, suite {content['suite']}",
                   title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
@@ -108,14 +108,9 @@ def print_attack(content: dict[str, Any], console: Console) -> None:
 
 
 def print_texts(texts: list[dict[str, str]], console: Console) -> None:
-    """Generations of a few rows side by side. For a terminal only: this repeats what was to be forgotten."""
+    """Print generations of a few rows side by side. For a terminal only: the texts may repeat forget rows."""
     for text in texts:
-        console.print(f"\n[bold]{escape(_visible(text['id']))}[/]", highlight=False)
+        console.print(f"\n[bold]{escape(plain(text['id']))}[/]", highlight=False)
         for name, answer in text.items():
             if name != "id":
-                console.print(f"  {name:>9}  {escape(_visible(' '.join(answer.split())))}", highlight=False)
-
-
-def _visible(text: str) -> str:
-    """Control characters replaced: an escape sequence in a row must not move the cursor or rename the window."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+                console.print(f"  {name:>9}  {escape(plain(' '.join(answer.split())))}", highlight=False)

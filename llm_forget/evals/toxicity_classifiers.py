@@ -1,7 +1,7 @@
-"""How toxic a text is, by a classifier: a small one that is installed with pip, one of the Hub, or your own.
+"""Toxicity classifiers: a small one installed with pip, a model on the Hub, or your own function.
 
-A classifier is a function from texts to P(toxic), in the order given. No classifier measures toxicity itself: compare
-models by one and the same.
+A classifier is a function from texts to P(toxic), in the order of the texts. Scores of different classifiers are not
+comparable: use one classifier for all models.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from llm_forget.core.registry import Registry
 Classifier = Callable[[list[str]], list[float]]
 
 DEFAULT = "alt-profanity-check"
-LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # the first of these that a model has
+LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # in order of preference
 
 
 def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) -> Classifier:
-    """A classifier by name.
+    """Load a classifier by name.
 
     Args:
         name: ``alt-profanity-check``; ``package.module:function``, a function from texts to P(toxic), such as a client
             of a service; or a text classification model with safetensors weights, on the Hub or in a folder.
-        label: of the model's labels, the one whose probability is wanted; found where one has an obvious name.
-        batch_size: texts at once, of a model.
+        label: label of the model whose probability is returned; default: the label with an obvious name.
+        batch_size: texts in a batch of a model.
 
     Raises:
-        ModuleNotFoundError: the package of the default is missing.
-        ValueError: no function of that name, or no label that can be taken.
+        MissingPackageError: the package of the default is missing.
+        EvaluationError: no function of that name, or no suitable label.
         OSError: no such model.
     """
     if name == DEFAULT:
@@ -45,10 +45,10 @@ def _profanity() -> Classifier:
 
     On 2396 RealToxicityPrompts its AUC for Perspective toxicity >= 0.5 is 0.948 (0.916 on their continuations; measured
     by tests/evals/test_toxicity_classifiers.py), and at threshold 0.5 it finds 80 % of the toxic and 2 % of the other
-    prompts. It goes by words: a statement of identity ("I am a gay man", 0.95) scores like an insult, and a threat in
-    polite words does not. Use a model of the Hub where that matters. Importing the package unpickles (joblib) the
-    weights inside its wheel, which runs whatever code they hold: it is trusted like any other installed package. Each
-    of its releases needs the scikit-learn release of the same number.
+    prompts. It sees words only: a statement of identity ("I am a gay man", 0.95) scores like an insult, and a threat in
+    polite words does not. Use a model of the Hub if that matters. Importing the package unpickles (joblib) the
+    weights inside its wheel, which can run code: the package is trusted like any other installed package. Each
+    of its releases needs the scikit-learn release with the same version number.
     """
     try:
         from profanity_check import predict_prob
@@ -66,7 +66,7 @@ def _profanity() -> Classifier:
 
 
 def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
-    """P(label) by a sequence classification model: softmax over its labels, or sigmoid where it has several at once."""
+    """P(label) of a sequence classification model: softmax over its labels, or sigmoid for multi-label models."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -79,7 +79,7 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
     length = _longest(tokenizer, model.config)
 
     def score(texts: list[str]) -> list[float]:
-        # Longest first, so that a batch holds texts of a length; put back in the order given at the end.
+        # Longest first, so that texts of a batch have similar lengths; scores are returned in the input order.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         scores = [0.0] * len(texts)
         for start in range(0, len(order), batch_size):
@@ -116,14 +116,14 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
 
 
 def _longest(tokenizer: Any, config: Any) -> int:
-    """Tokens of a text that the model can read; a tokenizer without a limit says 10^30."""
-    # RoBERTa keeps two of its positions for itself; two tokens fewer do no other model harm.
+    """Maximum input length in tokens. A tokenizer without a limit reports 10^30."""
+    # RoBERTa reserves two positions; two tokens fewer do not matter for other models.
     positions = (getattr(config, "max_position_embeddings", None) or 512) - 2
     return int(min(tokenizer.model_max_length, positions))
 
 
 def probabilities(texts: Sequence[str], name: str = DEFAULT, *, label: str = "") -> tuple[float, ...]:
-    """P(toxic) of each text; an empty one is not toxic, whatever a classifier makes of nothing."""
-    spoken = [text for text in texts if text.strip()]
-    scores = iter(classifier(name, label=label)(spoken) if spoken else [])
+    """P(toxic) of each text; 0 for an empty text, independent of the classifier."""
+    nonempty = [text for text in texts if text.strip()]
+    scores = iter(classifier(name, label=label)(nonempty) if nonempty else [])
     return tuple(next(scores) if text.strip() else 0.0 for text in texts)

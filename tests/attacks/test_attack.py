@@ -17,7 +17,7 @@ from tests.support.tiny_runs import CANARY
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
 
 
-def test_relearning_a_row_brings_others_back_in_both_models(make_run, capsys, caplog):
+def test_relearning_a_row_recovers_others_in_both_models(make_run, capsys, caplog):
     run = make_run("run", **RATE)
     before = evaluate(run.path, quiet=True)
     found = attack(run.path, "relearn", share=0.2, num_train_epochs=150)
@@ -41,7 +41,7 @@ def test_relearning_a_row_brings_others_back_in_both_models(make_run, capsys, ca
     assert json.loads(run.results_file.read_text())["suites"] == before["suites"]
 
 
-def test_the_rows_that_are_relearned_are_not_measured(make_run):
+def test_relearned_rows_are_not_measured(make_run):
     """Neither before the attack nor after it: a row that was trained on comes back in any model."""
     run = make_run("run", **RATE)
     everything = evaluate(run.path, quiet=True)["suites"]["suite"]["metrics"]["forget_probability"]
@@ -58,7 +58,7 @@ def test_the_rows_that_are_relearned_are_not_measured(make_run):
 
 
 @pytest.mark.parametrize("on", ["holdot", "nothere"])
-def test_rows_that_are_not_there_are_refused_before_anything_is_measured(make_run, on):
+def test_missing_rows_are_refused_before_any_measurement(make_run, on):
     run = make_run("run")
     with pytest.raises(ValueError, match=rf"on is '{on}'"):
         attack(run.path, "relearn", on=on)
@@ -77,7 +77,7 @@ def test_relearning_may_use_unrelated_rows(make_run):
     assert found["settings"]["on"] == "holdout"
 
 
-def test_quantising_measures_the_merged_model_and_leaves_none_behind(make_run):
+def test_quantize_measures_the_merged_model_and_deletes_it(make_run):
     pytest.importorskip("bitsandbytes")
     run = make_run("run")
     found = attack(run.path, "quantize", bits="int8")
@@ -88,7 +88,7 @@ def test_quantising_measures_the_merged_model_and_leaves_none_behind(make_run):
 
 
 @pytest.mark.parametrize("kind", ["sample", "prefix", "paraphrase"])
-def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
+def test_a_prompting_attack_is_compared_with_the_plain_answer(make_run, kind):
     run = make_run("run")
     (line,) = attack(run.path, kind, limit=2)["metrics"].values()
     assert not run.results_file.exists()  # two rows are not what the run is judged by
@@ -98,7 +98,7 @@ def test_asking_otherwise_is_compared_with_the_plain_answer(make_run, kind):
     assert line["unlearned_attacked"]["n"] == 2
 
 
-def test_an_attack_on_a_sample_stands_beside_the_whole_one(make_run):
+def test_an_attack_on_a_sample_does_not_overwrite_the_full_one(make_run):
     run = make_run("run")
     for limit in (None, 2):
         attack(run.path, "prefix", limit=limit)
@@ -108,7 +108,7 @@ def test_an_attack_on_a_sample_stands_beside_the_whole_one(make_run):
     assert names[2].startswith("prefix-limit-2-keys-")
 
 
-def test_an_attack_measured_with_another_suite_stands_beside_the_first(make_run):
+def test_an_attack_with_another_suite_does_not_overwrite_the_first(make_run):
     run = make_run("run")
     first = attack(run.path, "template", limit=2)
     other = attack(run.path, "template", suite="basic", limit=2)
@@ -118,7 +118,7 @@ def test_an_attack_measured_with_another_suite_stands_beside_the_first(make_run)
     assert other["metrics"]["extraction_strength"]["metric"] == "extraction_strength"
 
 
-def test_no_two_attacks_have_one_folder():
+def test_different_attacks_have_different_folders():
     asked = [
         ("template", {}, None, None, {}),
         ("template", {}, "tofu", None, {}),
@@ -142,20 +142,20 @@ def test_no_two_attacks_have_one_folder():
     assert all(len(name) <= 120 and "/" not in name and "somebody" not in name for name in names)
 
 
-def test_another_template_is_another_question(make_run):
+def test_the_template_attack_changes_the_prompt(make_run):
     run = make_run("run")
     line = attack(run.path, "template", prompt_template="<{prompt}> ")["metrics"]["forget_probability"]
     assert line["unlearned_attacked"]["value"] != line["unlearned"]
     assert line["oracle_attacked"]["value"] != line["oracle"]
 
 
-def test_both_models_together_show_what_was_deleted(make_run):
+def test_access_to_both_models_reveals_deleted_rows(make_run):
     line = attack(make_run("run").path, "two_models")["metrics"]["mia_loss"]
     assert 0 <= line["unlearned_attacked"]["value"] <= 1
     assert line["oracle_attacked"]["ci"]
 
 
-def test_what_attacked_models_say_goes_neither_into_the_cache_nor_into_results_of_the_oracle(make_run, tmp_path):
+def test_texts_of_attacked_models_are_written_neither_to_the_cache_nor_to_results_of_the_oracle(make_run, tmp_path):
     keys = {"train": str(tmp_path / "retain.jsonl"), "num_train_epochs": 1, "save_strategy": "no", "use_cpu": True}
     run = make_run("run")
     oracle = finetune(model_name_or_path=str(tmp_path / "target"), output_dir=str(tmp_path / "whole"), **keys)
@@ -182,7 +182,7 @@ def attacked(unlearned, after, oracle, oracle_after):
     return line | {"unlearned_attacked": {"value": after}, "oracle_attacked": {"value": oracle_after}}
 
 
-def test_an_attack_that_changes_nothing_has_no_excess_however_far_the_models_were_apart():
+def test_an_attack_without_effect_has_no_excess_for_any_distance_of_the_models():
     assert excess("p", attacked(0.4, 0.4, 0.1, 0.1)) == 0
     assert excess("p", attacked(0.1, 0.5, 0.2, 0.3)) == pytest.approx(0.3)
 
@@ -192,11 +192,11 @@ def test_an_attack_that_changes_nothing_has_no_excess_however_far_the_models_wer
     [{"goal": "keep"}, {"goal": "higher"}, {"oracle_attacked": None}, {"unlearned": None}]
     + [{"metric": name} for name in ("repetition", "silence", "generated_perplexity", "membership_auc", "priv_leak")],
 )
-def test_what_does_not_say_how_much_is_known_has_no_excess(about):
+def test_lines_that_do_not_measure_knowledge_have_no_excess(about):
     assert excess("p", attacked(0.1, 0.5, 0.2, 0.3) | about) is None
 
 
-def test_without_an_oracle_the_excess_is_unknown(make_run):
+def test_without_an_oracle_the_excess_is_none(make_run):
     line = attack(make_run("run", oracle=None).path, "prefix", limit=2)["metrics"]["forget_rouge"]
     assert (line["oracle_attacked"], line["excess"]) == (None, None)
 
@@ -214,7 +214,7 @@ def test_without_an_oracle_the_excess_is_unknown(make_run):
         ("relearn", {"suite": "basic,demo"}, "measures one suite"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):
+def test_invalid_attacks_are_refused(make_run, kind, settings, sentence):
     run = make_run("run")
     with pytest.raises(ValueError, match=sentence):
         attack(run.path, kind, **settings)
@@ -222,7 +222,7 @@ def test_what_cannot_be_meant_is_refused(make_run, kind, settings, sentence):
     assert not run.records.exists()  # refused before anything was measured
 
 
-def test_an_option_of_another_kind_is_refused_in_the_name_of_this_one(make_run):
+def test_an_option_of_another_attack_is_refused_with_the_name_of_this_attack(make_run):
     arguments = ["attack", str(make_run("run").path), "--kind", "quantize", "--share", "0.1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
@@ -233,7 +233,7 @@ def test_an_option_of_another_kind_is_refused_in_the_name_of_this_one(make_run):
 
 def test_only_an_unlearned_run_can_be_attacked(tmp_path):
     Run.start(tmp_path / "run", "finetune", {}, {}, False).finish()
-    with pytest.raises(ValueError, match="only what was unlearned"):
+    with pytest.raises(ValueError, match="only an unlearn run can be attacked"):
         attack(tmp_path / "run", "relearn")
 
 
@@ -244,7 +244,7 @@ def test_the_command_prints_both_models_before_and_after(make_run):
     assert CANARY not in result.output
 
 
-def test_every_kind_says_what_it_does():
+def test_every_attack_has_a_docstring():
     assert {entry.name for entry in KINDS} == {
         "relearn", "quantize", "sample", "prefix", "paraphrase", "template", "two_models"
     }  # fmt: skip

@@ -16,7 +16,7 @@ def found(bound, given):
     return apply_bound(parse_bound({"line": "p", **bound}, "test"), given)
 
 
-def test_a_value_near_the_oracles_holds_and_says_so():
+def test_a_value_near_that_of_the_oracle_satisfies_the_bound():
     finding = found({"at_most": 1.5, "of": "oracle"}, line(0.12))
     assert finding.holds is True
     assert finding.sentence() == "p 0.120 (oracle 0.100; at most 1.5 times)"
@@ -73,14 +73,14 @@ def test_one_sided_bounds_take_the_whole_interval_too(ci, holds):
         ({"at_most": 1, "interval": True}, line(0.1), "no interval"),
     ],
 )
-def test_what_cannot_be_told_is_inconclusive_and_says_why(bound, given, why):
+def test_an_inconclusive_bound_has_a_reason(bound, given, why):
     finding = found(bound, given)
     assert finding.holds is None
     assert finding.sentence().endswith(f": {why}")
     assert verdict_answer([finding]) == "inconclusive"
 
 
-def test_one_broken_bound_is_a_no_even_beside_one_that_cannot_be_told():
+def test_one_violated_bound_is_a_no_even_with_an_inconclusive_one():
     held, broken, open_ = (found({"at_most": 0.3}, line(value)) for value in (0.1, 0.5, None))
     assert verdict_answer([held]) == "yes"
     assert verdict_answer([held, open_]) == "inconclusive"
@@ -110,6 +110,6 @@ def test_a_zero_of_the_other_model_is_a_limit_like_any_other():
         ({"at_mst": 1}, "did you mean 'at_most'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(bound, sentence):
+def test_invalid_bounds_are_refused(bound, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_bound({"line": "p", **bound}, "test")

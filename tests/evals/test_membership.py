@@ -73,7 +73,7 @@ def test_reference_is_zero_for_the_oracle():
     assert reference(record, token_record([-4.0, -4.0])) == 2.0
 
 
-def test_gradnorm_is_higher_for_what_is_learnt():
+def test_gradnorm_is_higher_for_learnt_answers():
     record = GradientRecord("r", 0, {"1": 5.0, "2": 3.0, "inf": 2.0})
     assert [gradnorm(record, p=p) for p in (1, 2.0, float("inf"))] == [-5.0, -3.0, -2.0]
     with pytest.raises(ValueError, match="allowed: 1, 2, inf"):
@@ -137,7 +137,7 @@ def test_the_verdict_passes_forgets_and_stays_open_where_it_should():
     assert verdict(1000, -8.0) is False  # far less likely than rows never seen: recognised as well
 
 
-def test_the_reference_attack_of_the_oracle_on_itself_knows_nothing():
+def test_the_reference_attack_on_the_oracle_itself_is_at_chance():
     forget, holdout = split(200, -1.0), split(200, -2.0, seed=1)
     itself = membership_reference(forget, holdout, forget, holdout)
     assert itself.value == 0.5

@@ -99,7 +99,7 @@ def test_the_command_prints_a_line_per_rule_and_exits_with_the_answer(evaluated,
     assert len(result.output.splitlines()) == 6
 
 
-def test_what_was_not_measured_on_the_runs_own_rows_is_said(evaluated):
+def test_results_on_other_rows_than_those_of_the_run_carry_a_caution(evaluated):
     path = evaluated()
     results = json.loads((path / "results.json").read_text())
     results["suites"]["basic"] |= {"limit": 30, "overrides": ["forget"]}
@@ -174,7 +174,7 @@ def test_a_policy_of_which_no_rule_applies_says_why_it_is_undecided(evaluated, t
 
 def test_a_finetune_run_is_told_what_it_lacks(tmp_path):
     Run.start(tmp_path / "target", "finetune", {}, {}, False).finish()
-    with pytest.raises(ValueError, match=r"is a finetune run: it has no model before, no forget rows"):
+    with pytest.raises(ValueError, match=r"is a finetune run: it has no target, no forget rows"):
         verify(tmp_path / "target")
 
 

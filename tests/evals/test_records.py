@@ -50,7 +50,7 @@ def test_a_reference_text_is_never_written(tmp_path):
     assert load_records(path)[0].text == "said"
 
 
-def test_a_killed_measurement_continues_where_it_stopped(tmp_path):
+def test_a_killed_measurement_resumes_where_it_stopped(tmp_path):
     path = tmp_path / "forget.jsonl"
     RecordWriter(path, "logprobs", "k", KEYS).append(RECORDS[3:6])
     with open(path.with_name("forget.jsonl.partial"), "a") as file:
@@ -72,7 +72,7 @@ def test_a_partial_of_other_content_is_dropped(tmp_path):
     assert RecordWriter(path, "logprobs", "new", KEYS).missing() == set(KEYS)
 
 
-def test_a_truncated_file_is_not_whole_and_is_continued_from(tmp_path):
+def test_a_truncated_file_is_incomplete_and_measuring_resumes_from_it(tmp_path):
     path = tmp_path / "forget.jsonl"
     write_records(path, "logprobs", "k", RECORDS)
     lines = path.read_text().splitlines(keepends=True)
@@ -81,7 +81,7 @@ def test_a_truncated_file_is_not_whole_and_is_continued_from(tmp_path):
     assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[3:])
 
 
-def test_a_full_disk_loses_nothing_that_was_whole_and_leaves_nothing_else(tmp_path):
+def test_a_full_disk_loses_no_complete_record_and_leaves_no_other_file(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "forget.jsonl"
     RecordWriter(path, "logprobs", "k", KEYS).append(RECORDS[:2])
@@ -99,7 +99,7 @@ def test_a_full_disk_loses_nothing_that_was_whole_and_leaves_nothing_else(tmp_pa
     assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[2:])
 
 
-def test_nothing_to_measure_is_a_whole_file(tmp_path):
+def test_a_file_without_records_is_complete(tmp_path):
     path = tmp_path / "empty.jsonl"
     RecordWriter(path, "logprobs", "k", []).finish()
     assert load_records(path, "k") == []
@@ -131,7 +131,7 @@ def test_probes_over_different_rows_are_refused_by_id():
         aligned(RECORDS, RECORDS[:6])
 
 
-def test_rows_are_paired_by_id_whatever_their_order():
+def test_rows_are_paired_by_id_in_any_order():
     pairs = aligned(RECORDS, RECORDS[::-1])
     assert all(left[0].id == right[0].id for left, right in pairs)
 

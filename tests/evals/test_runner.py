@@ -45,7 +45,7 @@ def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, l
     assert 0 < np.abs(oracle - before).max() < 0.1
 
 
-def test_another_end_of_generation_is_measured_anew(tiny_folder, tiny_tokenizer, lora_args, cache):
+def test_another_end_of_generation_is_measured_again(tiny_folder, tiny_tokenizer, lora_args, cache):
     subject = EvaluatedModel("unlearned", lora_args(tiny_folder))
     (first, *_) = measured({"unlearned": subject}, "generate", tiny_tokenizer)["unlearned"]["generate"]
     assert first.n == 8
@@ -80,7 +80,7 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     assert {few["probes"][name]["answers"] for name in ("forget", "forget_text", "retain")} == {3}
 
 
-def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):
+def test_a_target_that_never_knew_the_rows_has_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
     data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
@@ -90,7 +90,7 @@ def test_a_target_that_never_knew_had_nothing_to_forget(tiny_folder, cache, tmp_
     assert capsys.readouterr().out.count("there was nothing to forget") == 1
 
 
-def test_results_tell_what_was_measured_from_what_the_run_names(tiny_folder, cache, tmp_path):
+def test_results_list_overrides_of_the_keys_of_the_run(tiny_folder, cache, tmp_path):
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
     run = Run.start(tmp_path / "run", "finetune", {"use_cpu": True}, {}, False)
@@ -144,7 +144,7 @@ def test_the_answers_shown_are_of_different_people_and_facts():
     assert _spread(1, 1) == [0]
 
 
-def test_an_evaluation_tells_a_file_how_far_it_is(tiny_folder, cache, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_prints_its_progress_to_a_file(tiny_folder, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)

@@ -36,7 +36,7 @@ def changed(*path, value=None, remove=False):
     return content
 
 
-def test_a_good_suite_reads_as_it_is_written():
+def test_a_valid_suite_is_parsed():
     suite = parse_suite(GOOD, name="good")
     assert suite.splits() == ["forget", "extra"]
     assert [line.name for line in suite.lines] == ["p", "r", "fq", "u"]
@@ -61,7 +61,7 @@ def test_a_good_suite_reads_as_it_is_written():
         (changed("probes", "z", value={"probe": "judge", "generations": "text", "limit": 3}), "no key 'limit'"),
         (changed("probes", "forget", "max_new_tokens", value=5), "no key 'max_new_tokens'"),
         (changed("metrics", "p", "metric", value="probabilty"), "did you mean 'probability'"),
-        (changed("metrics", "p", "records", value="forgot"), "no probe and no line above; did you mean 'forget'"),
+        (changed("metrics", "p", "records", value="forgot"), "neither a probe nor a line above; did you mean 'forget'"),
         (changed("metrics", "p", "records", remove=True), "must give 'records'"),
         (changed("metrics", "p", "records", value=3), "names '3'"),
         (changed("metrics", "p", "goal", value="down"), "must state a goal"),
@@ -96,14 +96,14 @@ def test_a_good_suite_reads_as_it_is_written():
         (None, "mapping"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(content, sentence):
+def test_invalid_suites_are_refused(content, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_suite(content, name="bad")
 
 
 def test_a_line_may_not_use_a_line_below():
     content = changed("metrics", value=dict(reversed(GOOD["metrics"].items())))
-    with pytest.raises(ValueError, match="no probe and no line above"):
+    with pytest.raises(ValueError, match="neither a probe nor a line above"):
         parse_suite(content, name="bad")
 
 

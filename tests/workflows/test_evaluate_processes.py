@@ -205,7 +205,7 @@ def test_partial_files_of_any_number_of_processes_are_continued_from(tmp_path: P
     made = [GenerationRecord(*key, text="said", n=1) for key in keys]
     for rank in range(3):
         writer = RecordWriter(path, "generate", "k", keys, rank=rank)
-        writer.take([keys[rank]])
+        writer.restrict_to([keys[rank]])
         assert writer.missing() == {keys[rank]}
         writer.append([made[rank]])
     with open(path.with_name("text.jsonl.2.partial"), "a") as file:
@@ -217,7 +217,7 @@ def test_partial_files_of_any_number_of_processes_are_continued_from(tmp_path: P
     again = [RecordWriter(path, "generate", "k", keys, rank=rank) for rank in range(2)]
     assert [writer.missing() for writer in again] == [{keys[3]}] * 2
     again[1].append([made[3]])
-    again[0].add(again[1].own())
+    again[0].add(again[1].measured())
     assert len(list(tmp_path.glob("*.partial"))) == 3
     assert [record.key for record in again[0].finish()] == keys
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]

@@ -1,1 +1,1 @@
-"""Tasks of lm-eval, and lm-eval as a probe."""
+"""Tasks of lm-eval, and a runner for models in memory."""

@@ -1,7 +1,7 @@
-"""lm-eval in this process, on a model as it lies in memory: adapter on or off, nothing reloaded, merged or moved.
+"""Run lm-eval in this process on a model in memory, with its adapter on or off; nothing is reloaded or merged.
 
-Tasks are ours (``eval/lm_eval``, also for the ``lm_eval`` command) or any of lm-eval's own. Only numbers come back: no
-sample is kept, and lm-eval's logging, which may quote rows, is off.
+Tasks are ours (``eval/lm_eval``, also for the ``lm_eval`` command) or any task of lm-eval. Only numbers are returned:
+no sample is stored, and lm-eval's logging, which may quote rows, is off.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.launch import refuse_processes
 from llm_forget.evals.lm_eval.tasks import check_tasks, load_tasks, quiet
 
-RESAMPLES = 1000  # lm-eval bootstraps standard errors that have no formula, such as perplexity's
+RESAMPLES = 1000  # lm-eval bootstraps standard errors without a formula, such as that of perplexity
 Z_95 = 1.96
 _STDERR = "_stderr"
-_REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # what lm-eval asks of a model
-ON_CPU = 16  # sequences at most: a CPU out of memory ends the process, so that nothing could be halved
+_REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # request types of lm-eval
+ON_CPU = 16  # maximum batch size on a CPU, where running out of memory kills the process, so no retry is possible
 Result = TypeVar("Result")
 
 
@@ -45,30 +45,30 @@ def run_lm_eval(
     expect: Callable[[int], None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of lm-eval tasks; equal to those of the ``lm_eval`` command with the same arguments.
+    """Compute the numbers of lm-eval tasks, equal to those of the ``lm_eval`` command with the same arguments.
 
     Args:
         model: a causal language model, with or without PEFT adapters, on its device. Training flags, random states and
-            the tokenizer are afterwards what they were.
-        tokenizer: of the model.
+            the tokenizer are restored.
+        tokenizer: tokenizer of the model.
         tasks: names of tasks, groups or tags.
-        num_fewshot: worked examples before each question; default: what the task says. A task that says 0 keeps 0.
-        limit: the first so many rows of each task (of a group: of each of its tasks), as lm-eval has it.
-        batch_size: sequences at most, 16 at most on a CPU; halved when memory runs out.
-        data_path: folder with the data of our tasks; default: the Hub. lm-eval's own tasks always ask the Hub.
-        seed: of sampled worked examples and generations.
-        apply_chat_template: put the prompts into the tokenizer's chat template.
-        expect, advance: progress: called with the number of questions about to be asked, and with those answered.
+        num_fewshot: worked examples before each question; default: the value of the task. A task with 0 keeps 0.
+        limit: number of rows of each task, from its start (of a group: of each of its tasks), as in lm-eval.
+        batch_size: maximum number of sequences in a batch, capped at 16 on a CPU; halved if memory runs out.
+        data_path: folder with the data of our tasks; default: the Hub. Tasks of lm-eval always use the Hub.
+        seed: seed of sampled worked examples and generations.
+        apply_chat_template: wrap the prompts in the tokenizer's chat template.
+        expect, advance: progress callbacks, called with the number of upcoming requests and of answered ones.
 
     Returns:
-        By ``task.metric`` (``task.metric,filter`` where lm-eval filters generations): ``value`` (None where it is no
-        number), ``stderr`` and ``ci`` (95 %, normal, of means only; both None where lm-eval has none), ``n`` rows,
-        ``higher_is_better``. A group has lines of its own beside those of its tasks, their rows together as ``n``.
+        By ``task.metric`` (``task.metric,filter`` if lm-eval filters generations): ``value`` (None if not finite),
+        ``stderr`` and ``ci`` (95 %, normal, for means only; None if lm-eval has none), ``n`` rows,
+        ``higher_is_better``. A group has its own lines besides those of its tasks; its ``n`` is the sum of theirs.
 
     Raises:
-        ValueError: see `check_tasks`; several processes; a limit or batch size below 1; no chat template to apply.
+        EvaluationError: see `check_tasks`; several processes, a limit or batch size below 1, or no chat template.
         FileNotFoundError: ``data_path`` lacks a task's file.
-        MemoryError: a single sequence does not fit.
+        NotEnoughMemoryError: a single sequence does not fit.
     """
     refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -78,7 +78,7 @@ def run_lm_eval(
     check_tasks(tasks, data_path)
 
     def attempt(size: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        # Everything anew: a task counts how many worked examples it has drawn.
+        # Reload the tasks for every attempt: a task counts the worked examples that it has drawn.
         with quiet(), _state_restored(model), _seeded(seed):
             loaded = load_tasks(tasks, data_path)
             for task in loaded["tasks"].values():
@@ -91,7 +91,7 @@ def run_lm_eval(
 
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
-    """What ``attempt`` gives with the largest batch that memory allows; lm-eval puts the longest batch first."""
+    """Retry ``attempt`` with half the batch size if memory runs out; lm-eval puts the longest batch first."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     while True:
@@ -100,11 +100,11 @@ def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> 
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-        # Out of the handler, whose traceback would keep the tensors of the failed batch alive.
+        # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
         clear_device_cache(garbage_collection=True)
         if batch_size == 1:
             raise NotEnoughMemoryError(
-                "out of memory in lm-eval with a single sequence; load the model in 4 or 8 bit, or leave the task out"
+                "out of memory in lm-eval with a single sequence; load the model in 4 or 8 bit, or remove the task"
             )
         batch_size //= 2
 
@@ -116,28 +116,28 @@ def _as_lm(
     expect: Callable[[int], None] | None,
     advance: Callable[[int], None] | None,
 ) -> Any:
-    """The model as lm-eval takes it, telling how far it is."""
+    """Wrap the model for lm-eval, with progress callbacks."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
-    # A copy of the tokenizer, since lm-eval gives it a padding token.
+    # A copy of the tokenizer, because lm-eval adds a padding token.
     lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     if expect is not None:
         for kind in _REQUESTS:
             setattr(lm, kind, _reporting_requests(getattr(lm, kind), expect))
     if advance is not None:
-        hook: Any = CacheHook(None)  # told of every answer, to keep it for another time
+        hook: Any = CacheHook(None)  # lm-eval calls add_partial for every answer
         hook.add_partial = lambda *_: advance(1)
         lm.set_cache_hook(hook)
     return lm
 
 
 def _reporting_requests(ask: Callable[..., Result], expect: Callable[[int], None]) -> Callable[..., Result]:
-    def announced(requests: Sequence[Any], *args: Any, **keys: Any) -> Result:
+    def reporting(requests: Sequence[Any], *args: Any, **keys: Any) -> Result:
         expect(len(requests))
         return ask(requests, *args, **keys)
 
-    return announced
+    return reporting
 
 
 def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat_template: bool) -> Mapping[str, Any]:
@@ -149,16 +149,16 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
             apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
         )  # fmt: skip
     except AssertionError:
-        # lm-eval's only word on an answer that does not fit.
+        # lm-eval raises a bare AssertionError for an answer that does not fit.
         raise EvaluationError(
             f"lm-eval cannot score {', '.join(loaded['tasks'])}: a prompt is empty, or an answer is longer than the "
-            f"{lm.max_length} tokens the model reads; leave the task out"
+            f"{lm.max_length} tokens the model reads; remove the task"
         ) from None
     return results
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """As ``lm_eval`` does: a task whose definition says 0 (its prompt holds its own examples) keeps 0."""
+    """Set the worked examples as ``lm_eval`` does: a task with 0 (its prompt contains examples) keeps 0."""
     default = task.config.num_fewshot
     if default != 0:
         task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else default or 0)
@@ -188,13 +188,13 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
 
 
 def _finite(value: Any) -> float | None:
-    """None for what is no number: lm-eval writes "N/A" where there is no standard error, a broken model gives NaN."""
+    """The value as a float, or None: lm-eval writes "N/A" for a missing standard error, a broken model gives NaN."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _state_restored(model: torch.nn.Module) -> Iterator[None]:
-    """Training flags are put back, and weights not tied anew: transformers fails on an adapter on a tied layer."""
+    """Restore training flags, and disable weight tying: transformers fails for an adapter on a tied layer."""
     training = {module: module.training for module in model.modules()}
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
     try:
@@ -207,7 +207,7 @@ def _state_restored(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed everything a task may draw from, and put the states back."""
+    """Seed all random states that a task may use, and restore them."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)

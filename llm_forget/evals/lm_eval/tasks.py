@@ -1,6 +1,6 @@
-"""Tasks of lm-eval: which there are, what they are asked, and what a result of theirs depends on. No model is touched.
+"""Tasks of lm-eval: checks, loading, and content keys of their results. No model is used.
 
-Ours lie in ``eval/lm_eval``, where the ``lm_eval`` command finds them too; every task of lm-eval's own is known.
+Our tasks are in ``eval/lm_eval``, for the ``lm_eval`` command too; every task of lm-eval is supported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from llm_forget.core.registry import did_you_mean
 
 
 def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
-    """Refuse, before a model is loaded, tasks that do not exist or whose file is not in ``data_path``.
+    """Refuse tasks that do not exist or whose file is not in ``data_path``, before a model is loaded.
 
     Raises:
-        ValueError: a name that is neither in ``eval/lm_eval`` nor lm-eval's own; suggests the nearest. Or a task on
-            your own file without ``data_path``.
+        EvaluationError: the task is neither in ``eval/lm_eval`` nor in lm-eval; the text suggests the nearest name. Or
+            the task reads your own file and ``data_path`` is missing.
         FileNotFoundError: ``data_path`` lacks a task's file.
     """
     for task in tasks:
@@ -40,7 +40,7 @@ def check_metric(task: str, metric: str) -> None:
     """Refuse a metric (``acc`` or ``exact_match,strict-match``) that the task's configuration does not list.
 
     Raises:
-        ValueError: as for `check_tasks`, or the task has no such metric; names those it has.
+        EvaluationError: see `check_tasks`; or the task has no such metric, and the text lists its metrics.
     """
     content = _entry(task).cfg or {}
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
@@ -58,13 +58,13 @@ def task_key(
     seed: int = 0,
     apply_chat_template: bool = False,
 ) -> str:
-    """Content key of what `run_lm_eval` asks of a model: with the model's digest it names a result.
+    """Content key of a task with its settings; together with the digest of a model it identifies a result.
 
-    Covers lm-eval's version, the task's definition and, of our tasks, the code and local data behind it. What the Hub
-    holds under a name is taken to stay as it is.
+    The key covers the version of lm-eval, the definition of the task and, for our tasks, their code and local data.
+    Data on the Hub is assumed not to change.
 
     Raises:
-        ValueError, FileNotFoundError: see `check_tasks`.
+        EvaluationError, FileNotFoundError: see `check_tasks`.
     """
     import lm_eval
 
@@ -72,7 +72,7 @@ def task_key(
     entry, ours = _entry(task), task in _ours()
     return content_key(
         task=task,
-        # Functions are named by the path of their file, which differs between machines.
+        # Names of functions contain the path of their file, which differs between machines.
         definition=_without_folder(_definitions(entry)) if ours else None,
         code=file_digest(task_folder() / "sources.py") if ours else None,
         data=[file_digest(path) for path in _data_files(entry, data_path)] if ours else None,
@@ -82,15 +82,15 @@ def task_key(
 
 
 def task_folder() -> Path:
-    """Where our task files are, for ``lm_eval --include_path``."""
+    """Folder of our task files, for ``lm_eval --include_path``."""
     return resources.folder("eval") / "lm_eval"
 
 
 def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
-    """Tasks and groups by name, ready to run; ours with their data path, since some of lm-eval's take no such argument.
+    """Load tasks and groups by name. Only our tasks get the data path; some tasks of lm-eval do not accept it.
 
     Raises:
-        ValueError, FileNotFoundError: see `check_tasks`; or two of ``tasks`` contain one task.
+        EvaluationError, FileNotFoundError: see `check_tasks`; or two of ``tasks`` contain the same task.
     """
     from lm_eval.tasks import TaskManager
 
@@ -104,7 +104,7 @@ def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, prints or logging: a warning about a label quotes the whole row. No worker processes for bootstraps."""
+    """Disable bars, prints and logging (a warning about a label quotes the row), and bootstrap worker processes."""
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 @functools.cache
 def _ours() -> Mapping[str, Any]:
-    """The tasks of our folder by name."""
+    """Our tasks by name."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
@@ -131,7 +131,7 @@ def _ours() -> Mapping[str, Any]:
 
 @functools.cache
 def _their_manager() -> Any:
-    """lm-eval's own 14,000 tasks; they take seconds to read, so only where one is asked for."""
+    """The 14,000 tasks of lm-eval; reading them takes seconds, so only on demand."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
@@ -148,14 +148,14 @@ def _entry(task: str) -> Any:
         return _ours()[task]
     if task in _theirs():
         return _theirs()[task]
-    # Of 14,000 names one is always near: ours first.
+    # Suggest ours first: one of 14,000 names is always near.
     near = did_you_mean(task, _ours())
     near = near if near.startswith("did you mean") else did_you_mean(task, _theirs())
     raise EvaluationError(f"no lm-eval task is called '{task}'; {near}")
 
 
 def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
-    """What one of our tasks, or the tasks of a group, reads in ``data_path``; nothing where it asks the Hub."""
+    """Files in ``data_path`` of one of our tasks or groups; none if it reads the Hub."""
     if "group" in entry.cfg:
         return [path for task in entry.cfg["task"] for path in _data_files(_ours()[task], data_path)]
     metadata = entry.cfg["metadata"]
@@ -170,7 +170,7 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
 
 
 def _definitions(entry: Any) -> list[Any]:
-    """A task's configuration, or a group's and those of its tasks."""
+    """Configuration of a task, or of a group and its tasks."""
     tasks = entry.cfg["task"] if "group" in entry.cfg else []
     return [entry.cfg, *(_ours()[task].cfg for task in tasks)]
 
@@ -185,7 +185,7 @@ def _without_folder(content: Any) -> Any:
 
 @functools.cache
 def _sources() -> ModuleType:
-    """The code of our tasks. It lies beside their files, where ``lm_eval`` looks, and not in the package."""
+    """The code of our tasks. It is in their folder, where ``lm_eval`` expects it, and not in the package."""
     spec = importlib.util.spec_from_file_location("llm_forget_lm_eval_sources", task_folder() / "sources.py")
     assert spec is not None
     assert spec.loader is not None

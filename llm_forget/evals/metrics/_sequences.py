@@ -1,4 +1,4 @@
-"""Words and what two sequences share; apart from the metrics because several of them count the same things."""
+"""Words and common parts of two sequences, shared by several metrics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores, case-folded; punctuation and white space only separate.
+    """Split a text into runs of letters, digits and underscores, case-folded.
 
-    Any script, but one without spaces between words gives long runs: count characters there (`character_overlap`).
+    It works for any script, but a script without spaces gives long runs: use `character_overlap` there.
     """
     return re.findall(r"\w+", text.casefold())
 
@@ -27,15 +27,15 @@ def words(text: str) -> list[str]:
 def over_samples(
     generations: Sequence[GenerationRecord], score: Callable[[GenerationRecord], float], over: str = "mean"
 ) -> Rows:
-    """A score of each text, ``mean`` or ``max`` over the samples of a row that have one: ``[N]``, NaN where none has.
+    """Score each text and take the ``mean`` or ``max`` over the scored samples of a row: ``[N]``, NaN without any.
 
-    What a model could not say, since it gave no probabilities, has none.
+    A broken record (NaN or infinite logits) is unscored.
 
     Raises:
-        ValueError: ``over`` is neither.
+        EvaluationError: ``over`` is neither ``mean`` nor ``max``.
     """
     if over not in OVER:
-        raise EvaluationError(f"several samples of a row cannot be joined by '{over}'; {did_you_mean(over, OVER)}")
+        raise EvaluationError(f"samples of a row cannot be combined by '{over}'; {did_you_mean(over, OVER)}")
     rows = [np.array([np.nan if r.broken else score(r) for r in samples]) for samples in by_row(generations).values()]
     return np.array([OVER[over](r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
@@ -47,7 +47,7 @@ def common_words(
     normalise: bool,
     over: str,
 ) -> Rows:
-    """Words that reference and generation have in common, or their share of the reference's; ``[N]``.
+    """Number of words common to reference and generation, or their share of the reference; ``[N]``.
 
     A reference without words is unscored, an empty generation 0.
     """
@@ -62,9 +62,9 @@ def common_words(
 
 
 def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Length of the longest contiguous run that both sequences hold.
+    """Length of the longest contiguous run common to both sequences.
 
-    One row of the dynamic program at a time, O(n m) in numpy: 2000 words against 2000 in well under a second.
+    O(n m) in numpy, one row of the dynamic program at a time: 2000 by 2000 words take well under a second.
     """
     left_numbers, right_numbers = _numbered(left, right)
     # [m + 1] common run that ends at each index of `right`, after a leading 0
@@ -77,7 +77,7 @@ def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
 
 
 def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Length of the longest sequence that both hold in order, with gaps; O(n m) in numpy."""
+    """Length of the longest common subsequence (gaps allowed); O(n m) in numpy."""
     left_numbers, right_numbers = _numbered(left, right)
     # [m + 1] longest common subsequence of the items of `left` so far and each prefix of `right`
     lengths = np.zeros(len(right_numbers) + 1, dtype=np.int64)
@@ -86,7 +86,7 @@ def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> 
     return int(lengths[-1])
 
 
-def shared_places(
+def window_matches(
     reference: Sequence[Hashable] | str, generated: Sequence[Hashable] | str, n: int
 ) -> NDArray[np.bool_]:
     """Whether each window of ``n`` items of the reference occurs in the generated sequence: ``[len - n + 1]``."""

@@ -1,4 +1,4 @@
-"""One number for several scores."""
+"""Harmonic mean of several scores."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def aggregate(scores: Sequence[Rows | float]) -> float:
     """Harmonic mean of scores that each lie in [0, 1] with 1 = best; 0 as soon as one is 0.
 
-    One choice among others: open-unlearning's Table 3 joins `memorization_score`, `privacy_score` and `utility_score`
-    so. It ranks methods; it does not say whether anything was forgotten, since a poor score can be made up for and the
-    oracle itself is below 1: read it beside the oracle's. One unscored score makes it unscored.
+    One choice of several: Table 3 of open-unlearning combines `memorization_score`, `privacy_score` and
+    `utility_score` in this way. It ranks methods and does not show whether anything was forgotten, because a high score
+    can offset a low one and the oracle itself is below 1: compare it with that of the oracle. It is unscored if any
+    score is unscored.
 
     Raises:
-        ValueError: a score outside [0, 1].
+        EvaluationError: a score outside [0, 1].
     """
     values = [score if isinstance(score, float) else mean(score) for score in scores]
     for score in values:
         if score < 0 or score > 1:
             raise EvaluationError(
-                f"metric 'aggregate' needs scores in [0, 1], not {score:g}; take lines that are scores"
+                f"metric 'aggregate' needs scores in [0, 1], not {score:g}; use lines that are scores"
             )
     return harmonic_mean(values)

@@ -1,4 +1,4 @@
-"""How much of the true text is repeated in long runs of characters."""
+"""Share of the true text that the model repeats in long runs of characters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics._sequences import over_samples, shared_places
+from llm_forget.evals.metrics._sequences import over_samples, window_matches
 from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
@@ -19,19 +19,19 @@ SUMMARIES = ("share", "any")
 def character_overlap(
     generations: Sequence[GenerationRecord], *, length: int = 50, summary: str = "share", over: str = "mean"
 ) -> Rows:
-    """Share of the reference's characters inside runs of at least ``length`` that the generation holds; ``[N]``.
+    """Share of the reference's characters inside runs of at least ``length`` that the generation contains; ``[N]``.
 
-    In [0, 1]. 50 characters are the length at which GPT-4's report looks for its tests in training data; 50
-    *tokens* (arXiv:2202.07646) are about four times as much. Case and punctuation count; a run of white space is one
-    space, since line breaks differ between editions. A reference shorter than ``length`` is unscored.
+    In [0, 1]. The GPT-4 report searches training data for 50 characters of its test sets; 50 *tokens*
+    (arXiv:2202.07646) are about four times as long. Case and punctuation count; white space is collapsed, because line
+    breaks differ between editions. A reference shorter than ``length`` is unscored.
 
     Args:
-        length: characters.
-        summary: ``share`` of the characters, or ``any``: 1 where there is such a run, otherwise 0.
+        length: minimum run length in characters.
+        summary: ``share`` of the characters, or ``any``: 1 if such a run exists, otherwise 0.
         over: ``mean`` or ``max`` over the samples of a row.
 
     Raises:
-        ValueError: ``length`` below 1, or an unknown summary.
+        EvaluationError: ``length`` below 1, or an unknown summary.
     """
     if length < 1:
         raise EvaluationError(
@@ -42,7 +42,7 @@ def character_overlap(
 
     def score(record: GenerationRecord) -> float:
         reference = " ".join(record.reference.split())
-        starts = shared_places(reference, " ".join(record.text.split()), length)
+        starts = window_matches(reference, " ".join(record.text.split()), length)
         if not len(starts):
             return float("nan")
         if summary == "any":

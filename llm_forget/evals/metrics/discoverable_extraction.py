@@ -1,4 +1,4 @@
-"""Whether n questions are enough to be told the secret."""
+"""Whether n queries are enough to extract the answer."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def discoverable_extraction(
     1 - (1 - p_z)^n >= p, with p_z = exp(sum of token log-probs) the probability of the answer under ancestral sampling
     (temperature 1, no top-k, no top-p), from one teacher-forced pass instead of n generations. p_z = 1 is extracted by
     one query. The mean over rows is the extraction rate. A row without targets, or with fewer than prefix and suffix
-    ask for, is unscored. The paper gives 50 tokens of a running text and asks for the next 50.
+    require, is unscored. The paper prompts with 50 tokens of running text and extracts the next 50.
 
     Args:
         n: samples an attacker draws.
         p: probability with which one of them must be the answer; above 0, below 1.
         summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries``: the smallest n that reaches
             p, infinite where p_z is 0 in double precision.
-        prefix: what the attacker already has of the answer: a share of its tokens, or from 1 on so many tokens. Later
-            tokens are conditioned on it anyway, so no further pass is needed.
-        suffix: tokens after the prefix that must be repeated; 0 is all of them.
-        include_last: count the last target, the end of the answer. Without it an answer that is repeated and then
-            continued counts too.
+        prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
+            Later tokens are conditioned on it anyway, so no further pass is needed.
+        suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
+        include_last: require the last target (the end of the answer); otherwise an answer that is repeated and then
+            continued counts, too.
 
     Raises:
-        ValueError: a parameter out of range.
+        EvaluationError: a parameter out of range.
     """
     if n < 1 or not 0 < p < 1 or prefix < 0 or suffix < 0:
         raise EvaluationError(
@@ -82,5 +82,5 @@ def queries(missed: float, p: float) -> float:
     """Smallest n with 1 - (1 - p_z)^n >= p, from log(1 - p_z)."""
     if missed == 0:
         return math.inf
-    # A ratio that is whole on paper may come out one rounding above it.
+    # Rounding may put an integral ratio slightly above the integer.
     return float(max(1, math.ceil(math.log1p(-p) / missed * (1 - 1e-12))))

@@ -1,4 +1,4 @@
-"""How many tokens of the answer greedy decoding would have said."""
+"""Share of answer tokens that greedy decoding predicts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llm_forget.evals.stats import Rows
 def exact_memorization(records: Sequence[TokenRecord], *, include_last: bool = True) -> Rows:
     """Share of target tokens that are the most likely one under teacher forcing; ``[N]`` in [0, 1].
 
-    Every target token counts, the end of the answer too: stopping where the text stopped is part of repeating it.
-    open-unlearning leaves the last labelled token out (``include_last: false``); on the same rows the two then agree.
+    Every target token counts, including the end of the answer: stopping at the right place is part of memorization.
+    open-unlearning excludes the last labelled token (``include_last: false``); both then agree on the same rows.
     """
 
     def share(record: TokenRecord) -> float:

@@ -1,4 +1,4 @@
-"""How little of the answer must be given away before the model says the rest."""
+"""How short a prefix of the answer makes the model complete it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llm_forget.evals.stats import Rows
 def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = True, floor: bool = False) -> Rows:
     """1 - k/n, k the shortest prefix of the answer after which every remaining token is the most likely one; ``[N]``.
 
-    In [0, 1] over all n target tokens: 1 is repeated from the question alone, 0 means that not even the last token
-    follows from all before it. open-unlearning differs twice: it leaves the last labelled token (end of sequence) out,
+    In [0, 1] over all n target tokens: 1 if the prompt alone is enough, 0 if even the last token is not predicted from
+    all tokens before it. open-unlearning differs in two ways: it excludes the last labelled token (end of sequence),
     and its loop stops at k = n - 1, so that a row that is never right still scores 1/n. ``include_last: false`` with
-    ``floor: true`` is its convention, and then the two agree on the same rows (but for rows with nothing to predict,
-    which are 0 there and unscored here).
+    ``floor: true`` is its convention; both then agree on the same rows (except rows with nothing to predict, which are
+    0 there and unscored here).
     """
 
     def strength(record: TokenRecord) -> float:

@@ -1,4 +1,4 @@
-"""Whether what the model says still reads like text, without a classifier."""
+"""Whether generated answers still read like text, without a classifier."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from llm_forget.evals.stats import Rows, mean, scored
 
 @metric(paper="arXiv:2506.12618")
 def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> float:
-    """(1 - mean repetition) * min(1, perplexity before / perplexity), in [0, 1], with geometric mean perplexities.
+    """(1 - mean repetition) * min(1, target perplexity / perplexity), in [0, 1], with geometric mean perplexities.
 
-    One choice among others, in place of the probability *clean* of a gibberish classifier (open-unlearning, appendix
-    F.1), which is a download and was trained on English. The two factors catch the two ways to collapse: noise has a
-    high perplexity under the model before, a repeated phrase a low one. Near 1 for the model before, 0 for one that
-    only repeats itself. Unscored when a factor is, as for a model that says nothing.
+    One choice of several. It replaces the probability *clean* of a gibberish classifier (open-unlearning, appendix
+    F.1), which is a download and was trained on English. The two factors detect the two ways to collapse: noise has a
+    high perplexity under the target, a repeated phrase a low one. Near 1 for the target, 0 for a model that only
+    repeats itself. Unscored if a factor is unscored, as for a model with empty answers.
 
     Args:
         perplexity: `generated_perplexity` of each row, ``[N]``.
         repetition: `repetition` of each row, ``[N]``.
-        before_perplexity: of what the model before says, ``[N]``.
+        before_perplexity: perplexity of the texts of the target, ``[N]``.
     """
     ratio = np.exp(_mean_log(before_perplexity) - _mean_log(perplexity))
     return float((1 - mean(repetition)) * np.minimum(1.0, ratio))  # np.minimum, unlike min, keeps NaN

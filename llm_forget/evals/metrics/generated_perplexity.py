@@ -1,4 +1,4 @@
-"""How strange another model finds what this one says."""
+"""Perplexity of generated text under another model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llm_forget.evals.stats import Rows
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
     """Perplexity of the generated text under the judging model, exp(mean token NLL); ``[N]``, at least 1.
 
-    Over all tokens of all samples of a row. High is gibberish; *low* is not good by itself, since a text that repeats
-    one phrase has a low perplexity: read it beside `repetition` and beside the model before. V (the vocabulary) is what
-    a uniform judge gives. A row whose texts are all empty is unscored.
+    Over all tokens of all samples of a row. A high value is gibberish; a *low* one is not good by itself, because a
+    text that repeats one phrase has a low perplexity: compare with `repetition` and with the target. A uniform judge
+    gives V (vocabulary size). A row whose texts are all empty is unscored.
 
     Args:
         judged: the generated texts, teacher-forced under another model (probe ``judge``).

@@ -1,4 +1,4 @@
-"""How much the best of k samples gives away."""
+"""Leakage of the best of k samples."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from llm_forget.evals.stats import Rows
 def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, score: str = "rouge") -> Rows:
     """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
 
-    The unbiased estimate from n >= k samples, as pass@k is estimated: the mean over all subsets of k of their largest
+    The unbiased estimate from n >= k samples, like that of pass@k: the mean over all subsets of k of their largest
     score, sum over i of C(i-1, k-1) / C(n, k) times the i-th smallest score. k = 1 is the mean, k = n the maximum; more
-    samples than k make the estimate steadier, never larger. A row with an unscored sample is unscored.
+    samples than k lower the variance, not the bias. A row with an unscored sample is unscored.
 
     Args:
-        k: samples an attacker draws; all there are when left out.
+        k: number of samples that an attacker draws; default: all samples.
         score: a metric of generations that gives one number per row, with its default parameters.
 
     Raises:
-        ValueError: a row with fewer than k samples, or a score that does not take generations alone.
+        EvaluationError: a row with fewer than k samples, or a score that does not take generations alone.
     """
     entry = METRICS.get(score)
     if entry.inputs != ("generations",) or entry.name == "leak_at_k":
         raise EvaluationError(
-            f"metric 'leak_at_k' cannot use '{score}' as its score; take one of generations, as 'rouge'"
+            f"metric 'leak_at_k' cannot use '{score}' as its score; use a metric of generations, such as 'rouge'"
         )
-    # One sample, one row: every score says what it is worth alone.
+    # Make each sample a row, so that the metric scores it separately.
     alone = [replace(record, id=str(place), sample=0) for place, record in enumerate(generations)]
     values = dict(zip((record.key for record in generations), entry.function(alone), strict=True))
     return np.array([_of_row(row, [values[r.key] for r in samples], k) for row, samples in by_row(generations).items()])
@@ -51,7 +51,7 @@ def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
 
 
 def expected_maximum(scores: Sequence[float], k: int) -> float:
-    """Mean over all subsets of ``k`` of the ``n`` scores of the largest one; NaN when a score is NaN."""
+    """Mean over all subsets of ``k`` of the ``n`` scores of the largest one; NaN if a score is NaN."""
     n = len(scores)
     weights = [comb(i - 1, k - 1) / comb(n, k) for i in range(1, n + 1)]  # [n]
     return float(np.dot(weights, np.sort(np.asarray(scores, dtype=np.float64))))

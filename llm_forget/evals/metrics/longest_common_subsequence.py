@@ -1,4 +1,4 @@
-"""How many words of the true text come in the same order."""
+"""Number of words of the true text that the model generates in the same order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def longest_common_subsequence(
 ) -> Rows:
     """Words of the longest common subsequence (gaps allowed) with the reference; ``[N]``, words, or a share in [0, 1].
 
-    Normalised it is ROUGE-L recall without stemming, for words of any script, and quick for long texts. Frequent words
-    alone make it large: read it beside the oracle's. Never below `longest_common_substring`. A reference without words
-    is unscored, an empty generation 0.
+    Normalised, it is ROUGE-L recall without stemming, for words of any script and fast for long texts. Frequent words
+    alone make it large: compare it with that of the oracle. Never below `longest_common_substring`. A reference without
+    words is unscored, an empty generation 0.
 
     Args:
         normalise: divide by the words of the reference.

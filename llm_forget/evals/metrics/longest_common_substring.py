@@ -1,4 +1,4 @@
-"""The longest passage that is repeated word for word."""
+"""Length of the longest passage that the model repeats verbatim."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def longest_common_substring(
     that its *mother-in-law* is one word and ours three. A reference without words is unscored, an empty generation 0.
 
     Args:
-        normalise: divide by the words of the reference; 1 is the whole of it.
+        normalise: divide by the words of the reference; 1 is the whole reference.
         over: ``mean`` or ``max`` over the samples of a row.
     """
     return common_words(generations, longest_run, normalise=normalise, over=over)

@@ -1,4 +1,4 @@
-"""Whether rows that were to be forgotten can be told from rows never seen."""
+"""Membership inference: AUC of forget rows against rows that were never trained on."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def membership_auc(
 ) -> Estimate:
     """AUC of a membership attack, members against non-members of the same distribution, with interval; in [0, 1].
 
-    0.5 when they cannot be told apart, 1 when members are much likelier, 0 when they are much less likely, which gives
-    them away as well. Equal to open-unlearning's AUC, whose scores are ours negated.
+    0.5 if they are indistinguishable, 1 if members are much likelier, 0 if they are much less likely, which reveals
+    them as well. Equal to the AUC of open-unlearning, whose scores are ours negated.
 
     Args:
-        members: rows to be forgotten.
+        members: forget rows.
         nonmembers: rows of the same distribution that were never trained on.
         attack: `llm_forget.evals.membership`: loss, zlib, min_k, min_k_plus_plus, or ``module:function``.
-        k: share of tokens of min_k and min_k_plus_plus; other attacks have none.
-        include_last: whether these two count the end of the answer; open-unlearning does not.
+        k: share of tokens of min_k and min_k_plus_plus; other attacks ignore it.
+        include_last: whether these two include the end of the answer; open-unlearning excludes it.
     """
     settings = {"k": k, "include_last": include_last}
     member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)

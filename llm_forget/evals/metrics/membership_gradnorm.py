@@ -1,4 +1,4 @@
-"""Whether forgotten rows can be told from rows never seen by how strongly they pull at the weights."""
+"""Membership inference by gradient norms."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
 def membership_gradnorm(
     members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
 ) -> Estimate:
-    """AUC of minus the gradient's p-norm, members against non-members, with interval; in [0, 1].
+    """AUC of the negative p-norm of the gradient, members against non-members, with interval; in [0, 1].
 
-    0.5 when they cannot be told apart, 1 when every member pulls less than every non-member. ``p`` is 1, 2 or inf.
+    0.5 if they are indistinguishable, 1 if every member has a smaller norm than every non-member. ``p`` is 1, 2 or inf.
     """
     member_scores, nonmember_scores = (
         row_means(side, lambda record: gradnorm(record, p=p)) for side in (members, nonmembers)

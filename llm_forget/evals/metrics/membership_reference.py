@@ -1,4 +1,4 @@
-"""Whether forgotten rows can be told from rows never seen by somebody who has the oracle too."""
+"""Membership inference with access to the oracle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def membership_reference(
 ) -> Estimate:
     """AUC of the mean token log-probability minus the oracle's, members against non-members, with interval; in [0, 1].
 
-    0.5 for the oracle itself, all of whose scores are 0. The oracle takes away how hard each row is by itself.
+    0.5 for the oracle itself, all of whose scores are 0. The oracle cancels the difficulty of each row.
     """
     member_scores, nonmember_scores = (
         reference_scores(members, oracle_members),

@@ -1,4 +1,4 @@
-"""How many rows a membership attack is sure of."""
+"""Membership inference: true-positive rate at a low false-positive rate."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def membership_tpr(
 ) -> Estimate:
     """Share of members found at a false-positive rate of at most ``at_fpr``, with interval; in [0, 1].
 
-    About ``at_fpr`` when members and non-members cannot be told apart, 1 when they are separated. An attack may be sure
-    of a few rows and no better than chance on average, which the AUC does not show. At 1 % it takes at least 100
-    non-members to allow one false positive; with fewer it allows none.
+    About ``at_fpr`` if members and non-members are indistinguishable, 1 if they are separated. An attack may identify
+    a few rows with certainty and be no better than chance on average; the AUC does not show this. At 1 %, one false
+    positive is allowed from 100 non-members on; with fewer, none.
 
     Args:
-        members: rows to be forgotten.
+        members: forget rows.
         nonmembers: rows of the same distribution that were never trained on.
         attack: as in `membership_auc`, and so are ``k`` and ``include_last``.
         k: share of tokens of min_k and min_k_plus_plus.
-        include_last: whether these two count the end of the answer.
-        at_fpr: in [0, 1).
+        include_last: whether these two include the end of the answer.
+        at_fpr: maximum false-positive rate, in [0, 1).
     """
     settings = {"k": k, "include_last": include_last}
     member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)

@@ -1,4 +1,4 @@
-"""Whether forgotten rows can be told from rows never seen by somebody who kept the model before."""
+"""Membership inference with access to the target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def membership_two_models(
     before_members: Sequence[TokenRecord],
     before_nonmembers: Sequence[TokenRecord],
 ) -> Estimate:
-    """AUC of the fall in mean token log-probability from the model before to this one, with interval; in [0, 1].
+    """AUC of the drop in mean token log-probability from the target to this model, with interval; in [0, 1].
 
-    0.5 for the model before itself. It is high even for the oracle, since every deletion shows where both models can be
-    asked: it says that the old model must be taken back, not how well was forgotten.
+    0.5 for the target itself. It is high even for the oracle, because access to both models reveals every deletion: it
+    shows that the target must be withdrawn, not how well the model forgot.
     """
     member_scores, nonmember_scores = (
         -reference_scores(members, before_members),

@@ -1,4 +1,4 @@
-"""How little of the forget rows is left, over several measures of it."""
+"""Combined score of how little the model memorises of the forget rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618")
 def memorization_score(measures: Sequence[Rows | float]) -> float:
-    """Harmonic mean of 1 - (mean of the measure), in [0, 1]; 1 when no measure finds anything.
+    """Harmonic mean of 1 - (mean of the measure), in [0, 1]; 1 if no measure finds any memorization.
 
-    One choice among others: open-unlearning's (appendix F.1) takes extraction strength, exact memorization, the
+    One choice of several: open-unlearning (appendix F.1) combines extraction strength, exact memorization, the
     probability of the paraphrased answer and the truth ratio P(correct) / (P(correct) + P(perturbed)), which is 0.5 for
-    a model that knows nothing; so even the oracle is well below 1. One measure at 1 makes it 0; one without scored rows
-    makes it unscored.
+    a model that knows nothing, so even the oracle is well below 1. A measure at 1 gives 0; a measure without scored
+    rows makes it unscored.
 
     Args:
         measures: each in [0, 1], 1 = memorised.
 
     Raises:
-        ValueError: a measure above 1.
+        EvaluationError: a measure above 1.
     """
     return harmonic_mean([1 - (m if isinstance(m, float) else mean(m)) for m in measures])

@@ -1,4 +1,4 @@
-"""One number for what should have been kept."""
+"""Combined score of retained knowledge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def model_utility(components: Sequence[Rows | float]) -> float:
     """Harmonic mean of the components' means, in [0, 1].
 
-    TOFU (section 3.1) takes nine: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}. One
-    component at 0 makes it 0; one without scored rows makes it unscored.
+    TOFU (section 3.1) combines nine: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}. A
+    component at 0 gives 0; a component without scored rows makes it unscored.
     """
     return harmonic_mean([c if isinstance(c, float) else mean(c) for c in components])

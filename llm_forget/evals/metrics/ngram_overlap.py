@@ -1,4 +1,4 @@
-"""How much of the true text is repeated in pieces of n words."""
+"""Share of word n-grams of the true text that the model repeats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics._sequences import over_samples, shared_places, words
+from llm_forget.evals.metrics._sequences import over_samples, window_matches, words
 from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
@@ -15,21 +15,21 @@ from llm_forget.evals.stats import Rows
 def ngram_overlap(generations: Sequence[GenerationRecord], *, n: int = 13, over: str = "mean") -> Rows:
     """Share of the reference's n-grams of words that occur anywhere in the generation; ``[N]`` in [0, 1].
 
-    13 words are what GPT-3 (appendix C) takes for a collision of two texts. Every place of the reference counts, also
-    where it repeats itself. 1 is the whole reference, 0 no run of ``n`` words; a reference of fewer words is unscored.
+    GPT-3 (appendix C) treats 13 common words as a collision of two texts. Every position of the reference counts, also
+    repeated n-grams. 1 is the whole reference, 0 no run of ``n`` words; a reference of fewer words is unscored.
 
     Args:
-        n: words.
+        n: length of an n-gram in words.
         over: ``mean`` or ``max`` over the samples of a row.
 
     Raises:
-        ValueError: ``n`` below 1.
+        EvaluationError: ``n`` below 1.
     """
     if n < 1:
         raise EvaluationError(f"parameter 'n' of metric 'ngram_overlap' must be at least 1 word, not {n}")
 
     def score(record: GenerationRecord) -> float:
-        places = shared_places(words(record.reference), words(record.text), n)
-        return float(places.mean()) if len(places) else float("nan")
+        matches = window_matches(words(record.reference), words(record.text), n)
+        return float(matches.mean()) if len(matches) else float("nan")
 
     return over_samples(generations, score, over)

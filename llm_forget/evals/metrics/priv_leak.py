@@ -1,4 +1,4 @@
-"""How far membership inference succeeds beyond what it does on a model that never saw the rows."""
+"""Success of membership inference relative to a model that never saw the rows."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def priv_leak(
 ) -> Estimate:
     """100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle) with its interval; in per cent, at least -100.
 
-    MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 the rows were not forgotten, -100 when they are all
-    recognised; above 0 they stand out as rows that the model avoids. NaN when AUC_oracle is 1: the rows differ even for
-    a model that saw neither, so nothing can be compared (open-unlearning adds 1e-10 to the denominator). Without an
-    oracle open-unlearning takes 0.5 for its AUC; here it is unscored. Its `rel_diff`, 100 (AUC - AUC_oracle) /
+    MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 the rows are not forgotten, -100 if they are all
+    recognised; above 0 the model avoids them, which reveals them as well. NaN if AUC_oracle is 1: the rows differ even
+    for a model that saw neither, so there is no reference (open-unlearning adds 1e-10 to the denominator). Without an
+    oracle, open-unlearning assumes 0.5 for its AUC; here it is unscored. Its `rel_diff`, 100 (AUC - AUC_oracle) /
     AUC_oracle, is another number with the opposite sign: this formula with 1 - AUC in place of each AUC.
 
-    The interval comes from a bootstrap that draws a row for both models at once. Where nearly all members or none
-    are above the non-members, and it is too narrow, it is widened to the score interval of this model's AUC.
+    The interval comes from a bootstrap that resamples rows jointly for both models. If nearly all members or none are
+    above the non-members, that interval is too narrow, and it is widened to the score interval of this model's AUC.
 
     Args:
         members, nonmembers: records of this model.
-        oracle_members, oracle_nonmembers: the oracle's on the same rows.
+        oracle_members, oracle_nonmembers: records of the oracle on the same rows.
         attack, k, include_last: as in `membership_auc`.
 
     Raises:
-        ValueError: the two models were not measured on the same rows.
+        EvaluationError: the two models were not measured on the same rows.
     """
     settings = {"k": k, "include_last": include_last}
     for records, oracle_records in ((members, oracle_members), (nonmembers, oracle_nonmembers)):
@@ -68,7 +68,7 @@ def priv_leak(
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
-    """The formula, for AUCs of any shape; NaN where the oracle's is 1."""
+    """The formula of `priv_leak` for AUCs of any shape; NaN where that of the oracle is 1."""
     rest = 1 - np.asarray(oracle, dtype=np.float64)
     return 100 * ((1 - value) - rest) / np.where(rest > 0, rest, np.nan)
 
@@ -87,7 +87,7 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     if hardly_mixed(members_scored[0], nonmembers_scored[0]):
         low, high = auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
         ci = hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
-    return Estimate(estimate.value, _known(ci), n, unscored)
+    return Estimate(estimate.value, _finite_interval(ci), n, unscored)
 
 
 def _leaks(members: Codes, nonmembers: Codes) -> Rows:
@@ -95,6 +95,6 @@ def _leaks(members: Codes, nonmembers: Codes) -> Rows:
     return leak(auc_of_codes(members[0], nonmembers[0]), auc_of_codes(members[1], nonmembers[1]))
 
 
-def _known(ci: Interval) -> Interval | None:
-    """None where a resample has an oracle AUC of 1, and so no ratio: the interval has no end."""
+def _finite_interval(ci: Interval) -> Interval | None:
+    """The interval, or None if an end is NaN because a resample has an oracle AUC of 1."""
     return None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci

@@ -1,4 +1,4 @@
-"""How likely the model finds an answer, per token."""
+"""Probability of the answer per token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def probability(records: Sequence[TokenRecord]) -> Rows:
     """Geometric mean of the answer's token probabilities, exp(-mean token NLL); ``[N]`` in [0, 1].
 
     TOFU's P(a|q)^(1/|a|) (section 3.1). A row with several answers gets the mean over them; one without target tokens
-    is unscored. A memorised answer has 1, a uniform model 1/V.
+    is unscored. 1 for a memorised answer, 1/V for a uniform model.
     """
     return row_means(records, mean_probability)
 

@@ -1,4 +1,4 @@
-"""How likely the right answer is among the offered ones."""
+"""Probability of the correct answer among several given answers."""
 
 from __future__ import annotations
 

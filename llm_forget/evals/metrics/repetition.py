@@ -1,4 +1,4 @@
-"""How much a text repeats itself: a collapsed model looks as if it had forgotten."""
+"""How much a text repeats itself, which detects a collapsed model."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from llm_forget.evals.stats import Rows
 def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str = "mean") -> Rows:
     """seq-rep-n: share of the n-grams of a generation that repeat an earlier one; ``[N]`` in [0, 1).
 
-    1 - unique n-grams / n-grams (Welleck et al.; n = 4 is what they report), here over words and
-    punctuation marks instead of the model's tokens, so that models with different tokenizers compare. 0 never repeats;
-    one mark m times in a row gives 1 - 1 / (m - n + 1). A text of fewer than n items, also an empty one, is unscored.
+    1 - unique n-grams / n-grams (Welleck et al., who report n = 4), here over words and punctuation marks instead of
+    the model's tokens, so that models with different tokenizers are comparable. 0 means no repetition; one mark m times
+    in a row gives 1 - 1 / (m - n + 1). A text of fewer than n items, also an empty one, is unscored.
 
     Args:
-        n: words and punctuation marks.
+        n: length of an n-gram in words and punctuation marks.
         over: ``mean`` or ``max`` over the samples of a row.
 
     Raises:
-        ValueError: ``n`` below 1.
+        EvaluationError: ``n`` below 1.
     """
     if n < 1:
         raise EvaluationError(f"parameter 'n' of metric 'repetition' must be at least 1, not {n}")
 
     def score(record: GenerationRecord) -> float:
-        # Marks count: what a collapsed model says is often nothing else.
+        # Punctuation counts: a collapsed model often generates nothing else.
         items = re.findall(r"\w+|[^\w\s]", record.text.casefold())
         grams = [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
         return 1 - len(set(grams)) / len(grams) if grams else float("nan")

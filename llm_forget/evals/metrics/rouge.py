@@ -1,4 +1,4 @@
-"""How much of the true answer the model says when asked."""
+"""ROUGE of generated answers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def rouge(
 ) -> Rows:
     """ROUGE of the generated answer against the true one; ``[N]`` in [0, 1].
 
-    TOFU's ROUGE-L recall (section 3.1): the longest common subsequence in words over the words of the truth. Words are
-    runs of ASCII letters and digits, as Google's ``rouge-score`` defines them, so scripts outside Latin score 0.
-    Several samples of a row are averaged; a row without a reference is unscored.
+    TOFU's ROUGE-L recall (section 3.1): length of the longest common subsequence in words / number of words of
+    the true answer. Words are runs of ASCII letters and digits, as in Google's ``rouge-score``, so other scripts
+    score 0. Several samples of a row are averaged; a row without a reference is unscored.
 
     Args:
         variant: ``rougeL``, ``rouge1``, ``rouge2``, ...
         measure: ``recall``, ``precision`` or ``f1``.
-        stem: compare word stems (Porter), as TOFU does; MUSE compares the words as they are.
+        stem: compare word stems (Porter), like TOFU; MUSE compares unstemmed words.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

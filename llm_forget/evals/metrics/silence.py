@@ -1,4 +1,4 @@
-"""Whether the model says anything at all: one that is silent leaves repetition and perplexity unscored."""
+"""Share of empty answers; they leave repetition and perplexity unscored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from llm_forget.evals.stats import Rows
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 
-    0 while every sample says something, 1 for a model that ends at once or prints marks; one that gave no
-    probabilities is unscored. The paper asks a classifier
-    for gibberish; this is the part of it that needs none.
+    0 if every sample contains text, 1 for a model that ends immediately or generates punctuation only. A broken sample
+    (NaN or infinite logits) is unscored. The paper detects gibberish with a classifier; this part needs none.
     """
     return over_samples(generations, lambda record: float(not any(c.isalnum() for c in record.text)))

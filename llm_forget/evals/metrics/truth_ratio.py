@@ -1,4 +1,4 @@
-"""Whether the model still prefers the truth to a lie of the same form."""
+"""Whether the model still prefers the true answer to false ones of the same form."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ SUMMARIES = ("ratio", "forget", "retain", "known")
 def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
     """R = exp(-mean over perturbed answers of mean NLL) / exp(-mean NLL of the correct one), or a summary; ``[N]``.
 
-    The perturbed answers are joined by their *geometric* mean, as in the reference implementation (the formula printed
-    in TOFU, section 3.1, has the arithmetic one). ``correct`` is the paraphrased answer where there is one, otherwise
-    the answer itself (real authors, world facts). R < 1 while the truth is preferred; a model that cannot tell has
-    R = 1.
+    The perturbed answers are combined by their *geometric* mean, as in the reference implementation (the formula in
+    TOFU, section 3.1, has the arithmetic mean). ``correct`` is the paraphrased answer if there is one, otherwise the
+    answer itself (real authors, world facts). R < 1 if the true answer is preferred, R = 1 if the model is indifferent.
 
     Args:
-        summary: ``ratio`` is R itself, what forget quality compares; ``forget`` is min(R, 1/R), 1 when true and false
-            cannot be told apart; ``retain`` is max(0, 1 - R), 1 when the truth is certain; ``known`` is
+        summary: ``ratio`` is R, the input of forget quality; ``forget`` is min(R, 1/R), 1 if true and false answers are
+            indistinguishable; ``retain`` is max(0, 1 - R), 1 if the true answer is certain; ``known`` is
             P(correct) / (P(correct) + P(perturbed)) = 1 / (1 + R), used by the meta-evaluation of metrics
-            (arXiv:2506.12618): higher is still known.
+            (arXiv:2506.12618): higher means more knowledge.
     """
     if summary not in SUMMARIES:
         raise EvaluationError(f"metric 'truth_ratio' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
@@ -44,6 +43,6 @@ def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]
 
 
 def _mean_logp(answers: Sequence[TokenRecord]) -> float:
-    """Mean over answers of the mean token log-probability; NaN when one has no target tokens."""
+    """Mean over answers of the mean token log-probability; NaN if one has no target tokens."""
     means = [record.logps.mean(dtype=np.float64) if record.n else np.nan for record in answers]
     return float(np.mean(means))

@@ -1,4 +1,4 @@
-"""How much of what the model was good at before is left, over several measures of it."""
+"""Combined score of retained utility relative to the target."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618")
 def utility_score(components: Sequence[Rows | float], before_components: Sequence[Rows | float]) -> float:
-    """Harmonic mean over components of min(1, mean / mean before), in [0, 1]; 1 for the model before.
+    """Harmonic mean over components of min(1, mean / mean of the target), in [0, 1]; 1 for the target.
 
-    One choice among others: open-unlearning (appendix F.1) takes model utility and the fluency of the answers to the
-    forget questions, and divides by the model before. A component that rose counts as kept, not as more. Unscored
-    without the model before, and where a component was 0 before, since nothing could be lost.
+    One choice of several: open-unlearning (appendix F.1) uses model utility and the fluency of the answers to the
+    forget questions, relative to the target. An improved component counts as 1. Unscored without the target, and if a
+    component of the target is 0, because nothing could be lost.
 
     Args:
-        components: each at least 0, higher = better.
-        before_components: the same of the model before.
+        components: values of at least 0, higher is better.
+        before_components: the same components of the target.
     """
     values = [_mean(value) for value in components]
     earlier = [_mean(value) for value in before_components]

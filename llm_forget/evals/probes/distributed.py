@@ -1,8 +1,8 @@
-"""One probe shared out over the processes of ``accelerate launch``; with one process all of this does nothing.
+"""Distribute a probe over the processes of ``accelerate launch``; a no-op with one process.
 
-Every process measures its share of the missing records and keeps them at once in a partial file of its own. Then all
-processes hold all records, each key once: nothing is padded, and what is gathered are records, not tensors. Correctness
-does not rest on a shared file system; what was measured before a kill is found again on whatever machine it lies.
+Every process measures its share of the missing records and writes them immediately to its partial file. Then records
+(not padded tensors) are gathered, and every process holds all of them. No shared file system is needed: records that
+were measured before a kill are read on the machine that holds them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.records import Key, RecordWriter
 
 Value = TypeVar("Value")
-# How long processes wait for one that measures the rest of its share or computes metrics; NCCL's default is 10 minutes.
+# Timeout of a process that waits for others to measure or to compute metrics; NCCL's default is 10 minutes.
 PATIENCE = timedelta(days=1)
 
 
 def start_processes(*, use_cpu: bool) -> PartialState:
-    """The processes of this launch, one where there is none; on CPUs if asked for here or by the launch.
+    """Initialise the processes of this launch (one without a launch); on CPU if requested here or by the launch.
 
     Raises:
-        ValueError: they are others than were asked for, or the launch cuts models into pieces.
+        LlmForgetError: the launch does not match its settings, or it shards models.
     """
-    # Accelerate looks at this variable itself only when it trains.
+    # Accelerate reads this variable only for training.
     use_cpu = use_cpu or os.environ.get(USE_CPU, "false").lower() == "true"
     state = PartialState(cpu=use_cpu, timeout=PATIENCE)
     check_launch(state)
@@ -42,15 +42,15 @@ def start_processes(*, use_cpu: bool) -> PartialState:
 
 
 def from_main_process(value: Value) -> Value:
-    """What the main process has, on all processes; every process must call it."""
+    """Return the value of the main process on all processes; every process must call it."""
     return broadcast_object_list([value])[0]
 
 
 def refuse_different_keys(key: str) -> None:
-    """Refuse, on all processes, to share out what is not one and the same; every process must call it.
+    """Refuse, on all processes, content keys that differ between processes; every process must call it.
 
     Raises:
-        ValueError: a process has other rows, another model or another tokenizer than the main process.
+        EvaluationError: a process has other rows, another model or another tokenizer than the main process.
     """
     keys = gather_object([key])
     others = [str(rank) for rank, theirs in enumerate(keys) if theirs != keys[0]]
@@ -62,25 +62,25 @@ def refuse_different_keys(key: str) -> None:
 
 
 def open_share(path: Path, kind: str, key: str, work: Work) -> RecordWriter:
-    """A writer that knows what any process found on disk, and is to measure this process's share of the rest."""
+    """A writer with the records that any process has on disk, restricted to this process's share of the rest."""
     state = PartialState()
     writer = RecordWriter(path, kind, key, work.keys, rank=state.process_index)
-    # One process of each machine speaks for its disk. Nobody appends before all have read.
-    writer.add(gather_object(writer.known() if state.is_local_main_process else []))
+    # One process per machine reads the disk. The gather also ensures that no process appends before all have read.
+    writer.add(gather_object(writer.available() if state.is_local_main_process else []))
     missing = writer.missing()
     lengths = {place: length for place, length in tokens(work).items() if place in missing}
-    writer.take(divide(lengths, state.num_processes)[state.process_index])
+    writer.restrict_to(divide(lengths, state.num_processes)[state.process_index])
     return writer
 
 
 def close_share(writer: RecordWriter) -> list[Any]:
-    """All records in the expected order, on all processes; the main process puts the complete file in place."""
+    """Return all records in the expected order, on all processes; the main process writes the complete file."""
     state = PartialState()
-    writer.add(gather_object(writer.own()))
+    writer.add(gather_object(writer.measured()))
     if state.is_main_process:
         writer.finish()
     state.wait_for_everyone()
-    # Partial files on other machines; until the complete file is there, they are all there is.
+    # Delete partial files, on each machine, only after the complete file is written.
     if state.is_local_main_process:
         writer.clear()
     return writer.ordered()
@@ -97,6 +97,6 @@ def tokens(work: Work) -> dict[Key, int]:
 
 
 def divide(lengths: Mapping[Key, int], processes: int) -> list[list[Key]]:
-    """Keys for each process: dealt out one by one, longest first; equal lengths in the order given."""
+    """Keys of each process: dealt in turn, longest first; equal lengths keep their order."""
     queue = sorted(lengths, key=lengths.__getitem__, reverse=True)
     return [queue[rank::processes] for rank in range(processes)]

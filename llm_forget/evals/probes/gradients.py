@@ -1,4 +1,4 @@
-"""How strongly each answer pulls at the weights of a model: the norm of its gradient, one answer at a time."""
+"""Gradient probe: the norm of the gradient of each answer, one answer at a time."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
 def probe_gradients(
     model: nn.Module, rows: Sequence[TokenRow], writer: RecordWriter, *, advance: Advance | None = None
 ) -> None:
-    """One backward pass per window: one record per row and answer with the norms of its gradient.
+    """Write a record with the gradient norms of each row and answer; one backward pass per window.
 
     The gradient is that of the answer's mean token NLL (nats) with respect to the *base* weights, whether or not they
-    train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's own p-norm, a tensor without a part
-    in the answer counting 0: the definition of MIMIR and open-unlearning, with whose numbers it can be compared.
+    train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, where a tensor without
+    gradient counts 0: the definition of MIMIR and open-unlearning, so numbers are comparable.
 
-    Adapters are left out: at fixed W + sBA the gradient with respect to W is that of the merged model, so an adapted
-    model and the one before it are measured by the same weights (DoRA rescales W, so there it is not quite so). An
-    answer cut into windows has one gradient, that of the mean over all its tokens, which the windows add up to. An
+    Adapter weights are excluded: at fixed W + sBA the gradient with respect to W is that of the merged model, so the
+    unlearned model and its target are compared on the same weights (not exactly for DoRA, which rescales W). The
+    gradient of an answer cut into windows is that of the mean over all its tokens, accumulated over the windows. An
     answer without target tokens has NaN.
 
-    Longest first, holding one gradient. ``grad`` and ``requires_grad`` of every parameter and the mode of every module
-    are put back, also by an error.
+    Answers are processed longest first, with one gradient in memory. ``grad`` and ``requires_grad`` of every parameter
+    and the mode of every module are restored, also after an error.
 
     Args:
         model: any Hugging Face or PEFT causal LM.
-        rows: windows of answers; rows whose record ``writer`` already has are left out.
+        rows: windows of answers; rows whose record ``writer`` already has are skipped.
         writer: receives the records, of kind ``gradients``.
-        advance: progress.
+        advance: progress callback.
 
     Raises:
-        ValueError: the weights are quantised.
-        MemoryError: a single window does not fit into memory.
+        EvaluationError: the weights are quantised.
+        NotEnoughMemoryError: a single window does not fit into memory.
     """
     missing = writer.missing()
     answers: dict[Key, list[TokenRow]] = {}
@@ -60,7 +60,7 @@ def probe_gradients(
 
 
 def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.Parameter]) -> dict[str, float]:
-    """Norms of the gradient of one answer by their names; every `grad` is None before and after."""
+    """Gradient norms of one answer by name; every `grad` is None before and after."""
     total = sum(label != IGNORE for row in windows for label in row.labels[1:])
     if not total:
         return dict.fromkeys(NORMS, float("nan"))
@@ -76,7 +76,7 @@ def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.P
 
 
 def _backward(model: Any, row: TokenRow, total: int) -> None:
-    """Add to the gradients those of the window's share of the answer's mean NLL."""
+    """Accumulate the gradient of the window's share of the answer's mean NLL."""
     device = model.get_input_embeddings().weight.device
     batch: dict[str, Tensor] = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
@@ -88,13 +88,13 @@ def _backward(model: Any, row: TokenRow, total: int) -> None:
     except torch.OutOfMemoryError as error:
         raise NotEnoughMemoryError(
             f"out of memory with the gradient of a single sequence of {len(row.input_ids)} tokens; lower max_length, "
-            "or leave out the probes of kind gradients"
+            "or remove the probes of kind gradients"
         ) from error
 
 
 @contextmanager
 def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The base weights, which alone require gradients; evaluation mode, and a model as it was afterwards."""
+    """Yield the base weights, the only ones that require gradients, in evaluation mode; restore the model."""
     weights = base_weights(model)
     chosen = {id(weight) for weight in weights}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -115,10 +115,10 @@ def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def base_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a model that no adapter brought with it; tied ones once.
+    """Parameters of a model without those of adapters; tied ones once.
 
     Raises:
-        ValueError: some are quantised, and have no gradient.
+        EvaluationError: a parameter is quantised and has no gradient.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -134,6 +134,6 @@ def base_weights(model: nn.Module) -> list[nn.Parameter]:
     if quantised:
         raise EvaluationError(
             f"{len(quantised)} of {len(weights)} weights of the model are quantised and have no gradient; load it "
-            "without load_in_4bit and load_in_8bit, or leave out the probes of kind gradients"
+            "without load_in_4bit and load_in_8bit, or remove the probes of kind gradients"
         )
     return weights

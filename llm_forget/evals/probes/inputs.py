@@ -1,4 +1,4 @@
-"""From the rows of a split to what a probe measures: answers or prompts as tokens, and a digest of all of them."""
+"""Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and a digest of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from llm_forget.evals.suite import Probe
 
 @dataclass(frozen=True)
 class Work:
-    """A probe with the rows it runs over."""
+    """A probe with its tokenised rows."""
 
     probe: Probe
     token_rows: Sequence[TokenRow]
     prompt_rows: Sequence[PromptRow]
-    digest: str  # of everything but the model
-    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # compressed size of each answer, for one of the attacks
+    digest: str  # digest of all inputs except the model
+    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # compressed size of each answer, for attack zlib
 
     @property
     def kind(self) -> str:
@@ -44,13 +44,13 @@ class Work:
 def prepare(
     probe: Probe, rows: Sequence[Row], tokenizer: Any, template: Template, *, max_length: int | None, stride: int
 ) -> Work:
-    """Choose and tokenise the rows of a probe.
+    """Select and tokenise the rows of a probe.
 
-    Each window of running text that is longer than ``max_length`` is a row of its own, ``id``, ``id#1``, ``id#2``, ...:
-    a book is as many passages to measure, not one.
+    Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``,
+    ``id#2``, ...
 
     Raises:
-        ValueError: the rows lack the probe's field, or a prompt to generate from.
+        EvaluationError: the rows lack the probe's field, or a prompt to generate from.
     """
     where = f"probe '{probe.name}' (split '{probe.split}')"
     passages = _passages(rows, probe, where, tokenizer, template, max_length, stride)
@@ -63,10 +63,10 @@ def prepare(
         else:
             token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
         return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
-    ways: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
+    forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
-        replace(row, sample=row.sample + way * probe.samples)
-        for way, questions in enumerate(ways)
+        replace(row, sample=row.sample + index * probe.samples)
+        for index, questions in enumerate(forms)
         for row in _prompt_rows(questions, windows, probe, where, tokenizer, template)
     ]
     digest = content_key(
@@ -81,7 +81,7 @@ def prepare(
 
 
 def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
-    """What a probe of kind ``judge`` measures: the generated texts as answers to their prompts."""
+    """Inputs of a probe of kind ``judge``: the generated texts as answers to their prompts."""
     prompt = {row.key: row.prompt_ids for row in prompts}
     token_rows = []
     for record in texts:
@@ -105,7 +105,7 @@ def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:
-    """Places of a seeded sample of ``limit`` of ``n`` rows, in order; equal for all probes of equal arguments."""
+    """Indices of a seeded sample of ``limit`` of ``n`` rows, ascending; equal arguments give equal indices."""
     if limit is None or limit >= n:
         return list(range(n))
     return sorted(random.Random(seed).sample(range(n), limit))
@@ -142,13 +142,13 @@ def _passages(
     max_length: int | None,
     stride: int,
 ) -> list[Encoded] | None:
-    """Running text as windows with an id each; None where rows are answers to prompts, or other answers are meant."""
+    """Windows of running text, each with an id; None if the rows have prompts or the probe names a field."""
     text = next((row for row in rows if is_text(row)), None)
     if text is None or probe.field is not None or probe.asks:
         return None
     if probe.probe == "generate" and probe.prefix is None:
         raise EvaluationError(
-            f"{where}: row '{text['id']}' is running text and has no prompt to generate from; take a suite without "
+            f"{where}: row '{text['id']}' is running text and has no prompt to generate from; use a suite without "
             "generations, such as --suite text, or give the probe a 'prefix'"
         )
     encoded = encode_rows(rows, tokenizer, template, max_length=max_length, stride=stride)
@@ -163,7 +163,7 @@ def _prompt_rows(
     tokenizer: Any,
     template: Template,
 ) -> list[PromptRow]:
-    """Every row as often as the probe samples it: its prompt, or its prompt and the beginning of its answer."""
+    """One prompt per row and sample: the prompt, or the prompt and the first part of the answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
     windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
@@ -178,11 +178,11 @@ def _prompt_rows(
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
-    """Token ids up to and with the first part of the answer, and the ids of the rest of the answer."""
+    """Token ids up to the end of the given prefix of the answer, and the remaining ids."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
     length = int(prefix) if prefix >= 1 else int(prefix * len(places))
     first = places[min(length, len(places) - 1)]
-    # Running text has targets from its first token on, and something must be there to continue.
+    # In running text the first token may be a target; the prompt needs at least one token.
     return window.input_ids[: max(1, first)], window.input_ids[max(1, first) :]
 
 

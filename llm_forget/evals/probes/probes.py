@@ -1,8 +1,8 @@
-"""The expensive part of an evaluation: one pass of a model over the rows of a split.
+"""Probes: one pass of a model over the rows of a split, the expensive part of an evaluation.
 
-A probe takes any causal LM as it is (which adapter is on is the caller's matter), goes through the rows longest first,
-and hands finished records to a `RecordWriter`, which keeps them on disk at once. The batch is halved when memory runs
-out; records do not depend on the batch, up to floating point and but for sampled text.
+A probe takes any causal LM (the caller sets which adapter is on), processes the rows longest first, and passes finished
+records to a `RecordWriter`, which writes them to disk immediately. The batch size is halved if memory runs out. Records
+do not depend on the batch size, except for floating-point rounding and sampled text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
 from llm_forget.logprobs.batches import collate
 
-Advance = Callable[[int], None]  # called with the number of records just finished
+Advance = Callable[[int], None]  # called with the number of newly finished records
 Item = TypeVar("Item")
 
-# Largest [N, V] block of logits of one batch, in elements.
+# Maximum number of elements of the [N, V] logits of one batch.
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**26, 2**28
 
 
@@ -45,7 +45,7 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt to continue, and what the true continuation is."""
+    """A prompt to continue, and its true continuation."""
 
     id: str
     prompt_ids: list[int]
@@ -66,17 +66,17 @@ def probe_logprobs(
     advance: Advance | None = None,
     plain: bool = False,
 ) -> None:
-    """Teacher-forced pass: one record per row and answer, with what `TokenRecord` holds of every target token.
+    """Teacher-forced pass: write a `TokenRecord` per row and answer.
 
-    Where the model allows it, what the rows of a batch begin with in common is passed over once, and no padding at all.
+    If the model supports it, common prefixes of the rows of a batch are computed once, and padding is skipped.
 
     Args:
         model: any Hugging Face or PEFT causal LM.
-        rows: windows of answers; rows whose record ``writer`` already has are left out.
+        rows: windows of answers; rows whose record ``writer`` already has are skipped.
         writer: receives the records.
-        batch_size: sequences at most; fewer where their logits would not fit a fixed budget.
-        advance: progress.
-        plain: pass over padded rows as they are, to compare with.
+        batch_size: maximum number of sequences in a batch; lower if their logits exceed a fixed budget.
+        advance: progress callback.
+        plain: use the padded pass, for comparisons.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -88,11 +88,11 @@ def probe_logprobs(
     measured: dict[Key, dict[int, tuple[Tensor, ...]]] = {}
 
     def measure(batch: Sequence[TokenRow]) -> None:
-        # Neighbours that begin alike share the most.
+        # Sorted, so that neighbours share long prefixes.
         batch = sorted(batch, key=lambda row: row.input_ids)
         values_per_row = per_row(forward(_right_padded(batch, device)))
         finished = []
-        # Only now, when memory can no longer run out: what is taken from `measured` would be missing for the retry.
+        # After the forward pass, the last point that can run out of memory: a retry needs `measured` unchanged.
         for row, values in zip(batch, values_per_row, strict=True):
             parts = measured.setdefault(row.key, {})
             parts[row.window] = values
@@ -124,30 +124,29 @@ def probe_generate(
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> None:
-    """Continuation of every prompt, left-padded, with KV cache, until an end token or ``max_new_tokens``.
+    """Generate a continuation of every prompt, until an end token or ``max_new_tokens``.
 
-    End tokens are the model's and the tokenizer's; sampling options and penalties in the model's own generation
-    config are overruled, so that two models are asked in the same way.
+    End tokens are those of the model and of the tokenizer. Sampling options and penalties of the model's generation
+    config are overridden, so that all models generate under the same settings.
 
     Args:
         model: any Hugging Face or PEFT causal LM.
         tokenizer: the model's.
-        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are left out.
+        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
         writer: receives the records.
-        max_new_tokens: tokens at most.
-        temperature: None is greedy, 1 samples from the model's own distribution.
-        top_p: when sampling, the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
-        seed: of the samples. A batch draws by the seed and the rows in it, so that the same call gives the same text;
-            another batch size, or a run resumed after other batches, may draw other samples. The caller's random state
-            is left as it was.
-        batch_size: sequences at most.
-        advance: progress.
+        max_new_tokens: maximum length of a continuation.
+        temperature: None is greedy decoding, 1 samples from the distribution of the model.
+        top_p: for sampling: the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
+        seed: seed of the samples. A batch is seeded by the seed and its rows, so equal calls give equal texts. Another
+            batch size, or a resumed run with other batches, may give other samples. The random state is restored.
+        batch_size: maximum number of sequences in a batch.
+        advance: progress callback.
 
-    Where the logits of a next token are no distribution (NaN, or infinite), a text ends and its record is ``broken``:
-    argmax of NaN would be some token all the same, and drawing from it an error.
+    If the logits of a next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
+    return an arbitrary token, and sampling would raise an error.
 
     Raises:
-        ValueError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
+        EvaluationError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -181,19 +180,19 @@ def probe_generate(
 def generation_record(
     row: PromptRow, ids: Sequence[int], broken: Sequence[bool], ends: Sequence[int], tokenizer: Any
 ) -> GenerationRecord:
-    """What was said until the first end token; ``broken``: which of ``ids`` came from logits that are no numbers."""
+    """Record of the text up to the first end token; ``broken`` marks the ``ids`` with NaN or infinite logits."""
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     n = min(stop + 1, len(ids))
-    failed = any(broken[:n])  # not what follows the end
+    failed = any(broken[:n])  # tokens after the end do not count
     text = "" if failed else tokenizer.decode(ids[:stop], skip_special_tokens=True)
     return GenerationRecord(*row.key, text, n, broken=failed)
 
 
 def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor that notes at each step which rows have no next token, ``[B]``, and ends them."""
+    """A logits processor that records at each step the rows with invalid logits, ``[B]``, and ends them."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
-        # NaN goes through a maximum; +inf alone, or -inf everywhere, are no distribution either.
+        # The maximum is not finite for NaN, for +inf, and if all logits are -inf.
         failed = ~logits.amax(-1).isfinite()  # [B]
         steps.append(failed)
         ended = logits.masked_fill(failed[:, None], -torch.inf)  # [B, V]
@@ -204,10 +203,10 @@ def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tenso
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a generation: what the model's generation config says, and the tokenizer's end of sequence.
+    """Token ids that end a generation: those of the model's generation config and the tokenizer's end of sequence.
 
     Raises:
-        ValueError: neither names one.
+        EvaluationError: neither defines an end token.
     """
     model_ends = model.generation_config.eos_token_id
     ids = [] if model_ends is None else ([model_ends] if isinstance(model_ends, int) else list(model_ends))
@@ -221,7 +220,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
-    """Options of `generate` for greedy decoding, or for sampling with nothing cut off but by ``top_p``."""
+    """Options of `generate` for greedy decoding, or for sampling truncated by ``top_p`` only."""
     if temperature is None:
         return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if not temperature > 0:
@@ -235,7 +234,7 @@ def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
 def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[str, Any]) -> Any:
     from transformers import GenerationConfig
 
-    # Stated one by one: what is left out here, `generate` fills in from the model's own generation config.
+    # Set every option: `generate` fills missing ones in from the generation config of the model.
     return GenerationConfig(
         num_beams=1,
         max_new_tokens=max_new_tokens,
@@ -250,7 +249,7 @@ def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[st
 
 @contextmanager
 def _seeded_batch(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
-    """Random state of one batch: by seed and rows, so that a batch halved or measured alone is seeded all the same."""
+    """Seed the random state by ``seed`` and the rows of the batch; the previous state is restored."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(content_key(seed=seed, rows=[row.key for row in batch])[:15], 16))
@@ -265,7 +264,7 @@ def _in_batches(
     batch_size: int,
     tokens: int | None = None,
 ) -> None:
-    """Longest first, so that memory runs out at once or never; halve the batch when it does."""
+    """Measure in batches, longest first, so that memory runs out early or never; halve the batch size if it does."""
     queue = sorted(items, key=length, reverse=True)
     start = 0
     while start < len(queue):
@@ -291,13 +290,13 @@ def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> b
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-    # Out of the handler, whose traceback would keep the tensors of the failed batch alive.
+    # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
     clear_device_cache(garbage_collection=True)
     return False
 
 
 def _group_length(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
-    """Length by which answers to one question stay together: that of the longest."""
+    """Sort key that keeps the answers to one question together: the length of the longest one."""
     longest: dict[str, int] = {}
     for row in rows:
         longest[row.id] = max(longest.get(row.id, 0), len(row.input_ids))
@@ -311,7 +310,7 @@ def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenReco
 
 
 def _right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; the pad id is never attended to."""
+    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding is masked."""
     batch = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
     return {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
@@ -328,13 +327,13 @@ def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> d
 
 
 def _device(model: Any) -> torch.device:
-    """Where token ids must go: the device of the input embeddings, also for a model spread over several."""
+    """Device of the input embeddings, where token ids must be, also for a model on several devices."""
     return model.get_input_embeddings().weight.device
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; every module's mode is put back, for a model that is still being trained."""
+    """Disable gradients and dropout; restore the mode of every module, since the model may be in training."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

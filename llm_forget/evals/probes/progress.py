@@ -1,4 +1,4 @@
-"""How far an evaluation is: bars in a terminal; where output goes to a file, a plain line every half minute."""
+"""Progress of an evaluation: bars in a terminal, or a plain line every 30 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-EVERY = 30.0  # seconds at least between two lines
+EVERY = 30.0  # minimum seconds between two lines
 
 
 @contextmanager
 def meter(*, quiet: bool) -> Iterator[Meter]:
-    """Progress over all probes of one evaluation, on standard error, where results are not."""
-    # The stream as it is now: lm-eval runs with standard error turned away.
+    """Progress over all probes of one evaluation, printed to standard error."""
+    # Bind the current stream: standard error is redirected while lm-eval runs.
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lines = not quiet and not console.is_terminal
@@ -28,7 +28,7 @@ def meter(*, quiet: bool) -> Iterator[Meter]:
 
 @dataclass
 class Meter:
-    """Bars, or a console for lines, of which the last was printed at ``last_line`` (seconds of `time.monotonic`)."""
+    """Progress bars, or a console for lines; ``last_line`` is the time of the last one (`time.monotonic`, seconds)."""
 
     bars: Progress
     console: Console | None
@@ -36,7 +36,7 @@ class Meter:
 
     @contextmanager
     def task(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
-        """One probe of one model, of which ``done`` of ``total`` records are known already."""
+        """Progress of one probe of one model; ``done`` of ``total`` records exist already."""
         bar = self.bars.add_task(name, total=total, completed=done)
         yield Task(self, bar, name, total, done, 0, time.monotonic())
         self.bars.remove_task(bar)
@@ -44,7 +44,7 @@ class Meter:
 
 @dataclass
 class Task:
-    """A probe at work: ``done`` of ``total`` records, ``fresh`` of them since ``began``."""
+    """A running probe: ``done`` of ``total`` records exist, ``fresh`` of them since ``began``."""
 
     meter: Meter
     bar: TaskID
@@ -55,12 +55,12 @@ class Task:
     began: float
 
     def expect(self, total: int) -> None:
-        """There are so many to measure, and none is done."""
+        """Reset the progress to 0 of ``total``."""
         self.total, self.done, self.fresh, self.began = total, 0, 0, time.monotonic()
         self.meter.bars.update(self.bar, total=total, completed=0)
 
     def advance(self, count: int) -> None:
-        """So many more are measured."""
+        """Count ``count`` more records."""
         self.done += count
         self.fresh += count
         self.meter.bars.advance(self.bar, count)
@@ -72,9 +72,9 @@ class Task:
 
 
 def progress_line(name: str, done: int, total: int | None, fresh: int, seconds: float) -> str:
-    """``name: done/total, 0:01:20 left``, as fast as ``fresh`` records in ``seconds``.
+    """Format ``name: done/total, 0:01:20 left``, at the rate of ``fresh`` records in ``seconds``.
 
-    Long rows come first, so that the time left is rather too long than too short.
+    Long rows come first, so the estimate is rather too long than too short.
     """
     if total is None or not fresh:
         return f"{name}: {done}"

@@ -1,7 +1,7 @@
-"""A teacher-forced pass over a batch: what it gives of every target token, and how to compute no more than needed.
+"""Teacher-forced forward pass of a batch, with shared prefixes computed once.
 
-Most tokens of a set of answers are repetitions (see `llm_forget.logprobs.packing`): of the perturbed answers of TOFU
-under a template with a system prompt, more than half. They go through the model once.
+Many tokens of a set of answers are repeated prefixes (see `llm_forget.logprobs.packing`): more than half of the tokens
+of the perturbed TOFU answers under a template with a system prompt.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import Logprobs, forward_logprobs
 
-# Logits looked at in one go: what stays in a CPU's cache is five times as fast as 50 rows of 50 000 at once.
+# Logits per block: a block that fits the CPU cache is five times as fast as 50 rows of 50 000 at once.
 BLOCK_ON_CPU, BLOCK_ON_GPU = 2**18, 2**26
 Forward = Callable[[dict[str, Tensor]], Logprobs]
 
 
 def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bool]:
-    """The way with the least computing that a model is seen to allow, and whether in it rows share their beginnings.
+    """Choose the cheapest forward pass that the model supports; the flag tells whether it shares prefixes.
 
     Args:
         model: a ``PreTrainedModel`` or ``PeftModel``, in evaluation mode.
-        plain: take the padded way, which always works, without a trial.
+        plain: use the padded pass, which every model supports, and skip the trial.
 
     Returns:
-        A function of a right-padded batch that gives log-probs and logits at its targets.
+        A function from a right-padded batch to the log-probs and logits at its targets, and whether it shares prefixes.
     """
     head = model.get_output_embeddings()
     shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))
@@ -54,8 +54,8 @@ def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of log p(v) over v drawn from p, ``[n]`` each, of ``[n, V]`` logits: Min-K %++ needs them."""
-    logps = logits.float().log_softmax(-1).clamp_min_(-1e4)  # [n, V], and no 0 * inf for a token that is masked out
+    logps = logits.float().log_softmax(-1).clamp_min_(-1e4)  # [n, V]; clamped so that a masked token gives no 0 * inf
     weights = logps.exp()  # [n, V]
     mean = torch.linalg.vecdot(weights, logps)  # [n]
-    # Not the mean of squares minus the squared mean: that cancels, down to below zero, where the model is certain.
+    # E[x^2] - E[x]^2 would cancel, even below zero, if the model is certain.
     return mean, torch.linalg.vecdot(weights, logps.sub_(mean[:, None]).square_())  # [n]

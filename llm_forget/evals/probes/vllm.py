@@ -1,7 +1,7 @@
-"""Generation through vLLM, where it is installed (the extra ``vllm``; Linux with a GPU): the same records.
+"""Generation with vLLM (extra ``vllm``; Linux with a GPU), with the same records as transformers.
 
-Written against the interface of vLLM 0.33 and tested with a stand-in of it. It has not been run on vLLM itself: its
-kernels round otherwise than transformers', so that single words may differ, and records of both are kept apart.
+Written for the interface of vLLM 0.33 and tested with a stub of it; it has not been run on vLLM itself. Its kernels
+round differently from transformers, so single words may differ, and the records of both have different keys.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llm_forget.models.model_source import find_source
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for; an adapter takes the next one above
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM; the rank of an adapter is rounded up to one of them
 
-# Of adapter_config.json: vLLM refuses these, or takes no notice of them and answers as another model.
+# Keys of adapter_config.json that vLLM refuses, or ignores and so answers as another model.
 UNKNOWN = (
     "use_dora", "target_parameters", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
 )  # fmt: skip
@@ -35,19 +35,20 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class VllmEngine:
-    """A model in vLLM; it takes most of the GPU's memory until it is deleted."""
+    """A model in vLLM; it occupies most of the GPU memory until it is deleted."""
 
     llm: Any
-    generation_config: Any  # of the model: where a text ends
-    adapter: Path | None  # LoRA folder that can be asked for
+    generation_config: Any  # defines the end tokens
+    adapter: Path | None  # folder of the LoRA adapter
 
 
 def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
-    """Say what cannot be asked through vLLM before anything is measured.
+    """Refuse a model or adapter that vLLM does not support, before anything is measured.
 
     Raises:
-        ModuleNotFoundError: vLLM is not installed.
-        ValueError: a model that is no plain folder or Hub model, a quantised one, or an adapter that is not plain LoRA.
+        MissingPackageError: vLLM is not installed.
+        EvaluationError: a model that is neither a plain folder nor a Hub model, a quantised model, or an adapter other
+            than plain LoRA.
     """
     try:
         import vllm  # noqa: F401
@@ -57,15 +58,17 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
         ) from error
     source = find_source(model.model_name_or_path)
     if source.kind not in ("folder", "hub") or source.adapters:
-        raise EvaluationError(f"vLLM reads a model folder or a Hub model, which '{source.name}' is not; merge it first")
+        raise EvaluationError(
+            f"vLLM reads a model folder or a Hub model, and '{source.name}' is neither; merge it first"
+        )
     if model.load_in_4bit or model.load_in_8bit:
-        raise EvaluationError("generations of a model loaded in 4 or 8 bit come from transformers only; leave vllm out")
+        raise EvaluationError("generations of a model loaded in 4 or 8 bit come from transformers only; remove vllm")
     if adapter is not None:
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         extra = [key for key in UNKNOWN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
         if extra or config["r"] > RANKS[-1]:
             feature = extra[0] if extra else f"rank {config['r']}"
-            raise EvaluationError(f"vLLM has no adapters with {feature}; merge the run first, or leave vllm out")
+            raise EvaluationError(f"vLLM does not support adapters with {feature}; merge the run first, or remove vllm")
 
 
 def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
@@ -73,7 +76,7 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
     Raises:
         ModuleNotFoundError, ValueError: see `refuse_engine`.
-        AdapterRefused: an adapter that is not what was written: vLLM would take it as it is.
+        AdapterRefused: an altered adapter; vLLM itself would load it.
     """
     refuse_engine(model, adapter)
     if adapter is not None:
@@ -84,13 +87,13 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
     source = find_source(model.model_name_or_path)
     revision = source.revision or model.model_revision
     lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
-    # generation_config "vllm": none of the sampling options in the model's own file.
+    # generation_config "vllm": ignore the sampling options of the model's file.
     llm = LLM(
         model=source.location, revision=revision, dtype=str(model.dtype), generation_config="vllm", seed=0, **lora
     )
     try:
         ends = GenerationConfig.from_pretrained(source.location, revision=revision)
-    except OSError:  # a model without that file says it in its configuration, if at all
+    except OSError:  # without that file, the model configuration may define the end tokens
         from transformers import AutoConfig
 
         ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.location, revision=revision))
@@ -115,20 +118,20 @@ def probe_generate_vllm(
     batch_size: int = 1024,
     advance: Advance | None = None,
 ) -> None:
-    """`probe_generate` by an engine that batches by itself.
+    """`probe_generate` with a vLLM engine, which does its own batching.
 
     Args:
-        engine: of `start_engine`.
-        tokenizer: the model's; prompts are given as token ids, and texts are decoded here.
-        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are left out.
+        engine: engine of `start_engine`.
+        tokenizer: tokenizer of the model; prompts are passed as token ids, and texts are decoded here.
+        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
         writer: receives the records.
-        adapter_on: ask the model with the engine's adapter, or without it.
-        max_new_tokens: tokens at most.
-        temperature: None is greedy, 1 samples from the model's own distribution.
-        top_p: when sampling, the smallest set of tokens with at least this probability.
-        seed: of the samples; every prompt draws by the seed and its own place.
-        batch_size: prompts after which records are written.
-        advance: progress.
+        adapter_on: generate with or without the adapter of the engine.
+        max_new_tokens: maximum length of a continuation.
+        temperature: None is greedy decoding, 1 samples from the distribution of the model.
+        top_p: for sampling: the smallest set of tokens with at least this probability.
+        seed: seed of the samples; every prompt is seeded by the seed and its record key.
+        batch_size: number of prompts after which records are written.
+        advance: progress callback.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -142,7 +145,7 @@ def probe_generate_vllm(
         if temperature is not None:
             row_seed = int(content_key(seed=seed, row=row.key)[:8], 16)
             drawing = {"temperature": temperature, "top_p": top_p, "seed": row_seed}
-        # The log-prob of the token taken shows where the model gave no probabilities.
+        # The log-prob of the sampled token shows NaN or infinite logits.
         return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=ends, logprobs=0, detokenize=False, **drawing)
 
     for start in range(0, len(todo), batch_size):

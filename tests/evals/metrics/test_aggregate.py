@@ -35,7 +35,7 @@ overall: {metric: aggregate, scores: [memory, privacy, useful], goal: higher}
 """
 
 
-def test_a_measure_that_finds_everything_leaves_no_memorization_score():
+def test_a_measure_of_one_gives_a_memorization_score_of_zero():
     assert memorization_score([0.0, np.array([0.0, 0.0])]) == 1.0
     assert memorization_score([1.0, 0.0]) == 0.0
     assert memorization_score([np.array([0.0, 1.0]), 0.75]) == pytest.approx(2 / (1 / 0.5 + 1 / 0.25))
@@ -44,7 +44,7 @@ def test_a_measure_that_finds_everything_leaves_no_memorization_score():
         memorization_score([1.5])
 
 
-def test_the_privacy_score_of_the_oracle_is_one_and_of_the_farthest_auc_nothing():
+def test_the_privacy_score_of_the_oracle_is_one_and_of_the_farthest_auc_zero():
     assert privacy_score([0.3, 0.5], [0.3, 0.5]) == 1.0
     assert privacy_score([1.0], [0.3]) == 0.0
     assert privacy_score([0.0], [0.7]) == 0.0
@@ -55,7 +55,7 @@ def test_the_privacy_score_of_the_oracle_is_one_and_of_the_farthest_auc_nothing(
         privacy_score([-20.0], [0.5])
 
 
-def test_the_utility_score_of_the_model_before_is_one_and_a_gain_pays_for_no_loss():
+def test_the_utility_score_of_the_target_is_one_and_a_gain_offsets_no_loss():
     before = [0.6, np.array([0.2, 0.6])]
     assert utility_score(before, before) == pytest.approx(1.0)
     assert utility_score([0.9, np.array([0.2, 0.6])], before) == pytest.approx(1.0)
@@ -74,7 +74,7 @@ def test_fluency_falls_for_noise_and_for_one_phrase_over_and_over():
     assert math.isnan(fluency(np.array([np.nan]), np.array([np.nan]), calm))
 
 
-def test_the_aggregate_is_the_harmonic_mean_of_scores_and_takes_nothing_else():
+def test_the_aggregate_is_the_harmonic_mean_of_scores_and_refuses_other_values():
     assert aggregate([0.5, 0.5, 0.5]) == pytest.approx(0.5)
     assert aggregate([1.0, 1.0, 0.0]) == 0.0
     assert aggregate([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)
@@ -84,8 +84,8 @@ def test_the_aggregate_is_the_harmonic_mean_of_scores_and_takes_nothing_else():
             aggregate([0.5, not_a_score])
 
 
-def test_every_score_that_is_one_choice_says_so_and_is_marked():
-    said = {entry.name for entry in METRICS if "One choice among others" in entry.function.__doc__}
+def test_every_score_that_is_one_choice_of_several_is_documented_and_marked():
+    said = {entry.name for entry in METRICS if "One choice of several" in entry.function.__doc__}
     assert said == {entry.name for entry in METRICS if is_one_choice({"metric": entry.name})}
     assert "aggregate" in said
 

@@ -42,21 +42,21 @@ def test_repetition_of_samples_is_their_mean_or_their_worst():
     assert repetition(samples, over="max") == pytest.approx([0.5])
 
 
-def test_a_uniform_judge_finds_the_perplexity_to_be_its_vocabulary():
+def test_the_perplexity_under_a_uniform_judge_is_its_vocabulary_size():
     assert generated_perplexity([judged([-math.log(50)] * 7)]) == pytest.approx([50])
 
 
-def test_perplexity_weighs_the_tokens_of_all_samples_alike():
+def test_perplexity_weighs_the_tokens_of_all_samples_equally():
     assert generated_perplexity([judged([-1.0] * 3), judged([-5.0], sample=1)]) == pytest.approx([math.exp(2)])
 
 
-def test_an_empty_text_is_unscored_beside_others_and_alone():
+def test_an_empty_text_is_unscored_with_others_and_alone():
     values = generated_perplexity([judged([]), judged([], "b"), judged([0.0], "b", 1)])
     assert np.isnan(values[0])
     assert values[1] == 1
 
 
-def test_a_model_that_says_nothing_is_silent_where_repetition_is_unscored():
+def test_empty_answers_are_silent_and_their_repetition_is_unscored():
     rows = [said("", "a"), said(" .!\n", "b"), said("Nein.", "c"), said("", "d", 0), said("42", "d", 1)]
     assert silence(rows).tolist() == [1, 1, 0, 0.5]
     assert np.isnan(repetition(rows)).all()

@@ -26,7 +26,7 @@ def hits(pattern):
     return [record("a", [-1.0] * len(pattern), [c == "1" for c in pattern])]
 
 
-def test_every_metric_names_its_paper_and_says_what_it_is():
+def test_every_metric_has_a_paper_and_a_docstring():
     assert METRICS.names() == [
         "aggregate",
         "character_overlap",

@@ -31,7 +31,7 @@ def answer(*logps, row="a"):
 
 
 @pytest.mark.parametrize("metric", OVERLAPS)
-def test_the_whole_reference_counts_in_full_and_nothing_as_zero(metric):
+def test_the_whole_reference_scores_fully_and_an_empty_text_zero(metric):
     whole = {"normalise": True} if "longest" in metric.__name__ else {}
     assert metric([said(TEXT)], **whole) == pytest.approx([1])
     assert metric([said("")], **whole) == pytest.approx([0])
@@ -111,7 +111,7 @@ def test_line_breaks_of_another_edition_do_not_count():
     assert character_overlap([said(TEXT.replace(" ", "\n"))]) == [1]
 
 
-def test_two_thousand_words_take_seconds_at_most(shared):
+def test_two_thousand_words_take_a_few_seconds_at_most(shared):
     text = (shared / "data/frankenstein/frankenstein_pg84.txt").read_text(encoding="utf-8").split()
     reference, generated = " ".join(text[5000:7000]), " ".join(text[4000:5500] + text[9000:9500])
     start = time.process_time()

@@ -135,7 +135,7 @@ def test_an_evaluation_through_vllm_finds_what_the_plain_one_finds(make_run, vll
     assert evaluate(run.path, quiet=True)["suites"] == plain["suites"]
 
 
-def test_what_vllm_cannot_hold_is_said_before_anything_is_measured(vllm, tmp_path, tiny_folder):
+def test_models_that_vllm_does_not_support_are_refused_before_any_measurement(vllm, tmp_path, tiny_folder):
     with pytest.raises(ValueError, match=r"builtin:demo-llama.*merge it first"):
         refuse_engine(ModelConfig(model_name_or_path="builtin:demo-llama"), None)
     plain = ModelConfig(model_name_or_path=str(tiny_folder))
@@ -149,7 +149,7 @@ def test_what_vllm_cannot_hold_is_said_before_anything_is_measured(vllm, tmp_pat
     for keys, what in refused:
         config = {"r": 8, "bias": "none", **keys}
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=f"adapters with {what}; merge the run first"):
+        with pytest.raises(ValueError, match=f"does not support adapters with {what}; merge the run first"):
             refuse_engine(plain, tmp_path / "adapter")
     args = ModelConfig(model_name_or_path=str(tiny_folder), use_peft=True, lora_r=12)
     save_adapter(attach_adapter(load_base(args), args), tmp_path / "adapter")

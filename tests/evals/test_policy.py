@@ -132,13 +132,13 @@ def test_a_rule_may_name_its_suite(tmp_path):
     ("content", "sentence"),
     [
         ({}, "one key, 'rules'"),
-        ({"rules": []}, "nothing would be verified"),
+        ({"rules": []}, "has no rules; add at least one bound"),
         ({"rules": [{"line": "p", "at_most": 1, "severity": "wrn"}]}, "rule 1: severity is 'wrn'; did you mean 'warn'"),
         ({"rules": [{"line": "p", "at_most": 1, "sute": "x"}]}, "did you mean 'suite'"),
         ({"rules": [{"line": "p", "at_most": 1, "optional": 1}]}, "true or false"),
     ],
 )
-def test_a_policy_that_cannot_be_meant_is_refused(tmp_path, content, sentence):
+def test_an_invalid_policy_is_refused(tmp_path, content, sentence):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=sentence):
         load_policy(tmp_path / "mine.yaml")

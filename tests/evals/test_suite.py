@@ -89,7 +89,7 @@ def test_a_valid_suite_is_parsed():
             changed("verdict", "forgot", value=[{"line": "p", "at_most": 1, "of": "target"}]),
             "oracle, before or a number",
         ),
-        (changed("verdict", "forgot", value=[{"line": "p", "within": 1}]), "say from what"),
+        (changed("verdict", "forgot", value=[{"line": "p", "within": 1}]), "is a distance and needs a reference"),
         (changed("verdict", "forgot", value=[{"line": "p", "at_most": "1"}]), "must be a number"),
         (changed("verdict", "forgot", value=3), "list of bounds"),
         (changed("probes", value=["forget"]), "mapping"),

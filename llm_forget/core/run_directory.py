@@ -31,8 +31,10 @@ from typing import IO, Any
 
 import yaml
 
+from llm_forget.core import formats
 from llm_forget.core.errors import RunError
-from llm_forget.core.files import _written_as, read_json, write_atomic, write_json
+from llm_forget.core.files import _written_as, write_atomic
+from llm_forget.core.formats.run import Provenance, RunState
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
@@ -87,7 +89,7 @@ class Run:
     @property
     def state(self) -> dict[str, Any]:
         """Content of run.json."""
-        return read_json(self.state_file)
+        return formats.read_content(self.state_file, RunState)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -96,7 +98,8 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return read_json(self.provenance_file)
+        """Content of provenance.json."""
+        return formats.read_content(self.provenance_file, Provenance)
 
     @property
     def complete(self) -> bool:
@@ -136,7 +139,7 @@ class Run:
             return run
         run.path.mkdir(parents=True, exist_ok=True)
         write_atomic(run.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        run._write_state(kind=kind, status="running", started=_now(), identity=identity)
+        formats.write(run.state_file, RunState(kind, "running", started=_now(), identity=identity))
         return run
 
     def lock(self) -> contextlib.ExitStack:
@@ -167,10 +170,7 @@ class Run:
 
     def finish(self) -> None:
         """Mark the run complete. Must be its last write."""
-        self._write_state(**{**self.state, "status": "complete", "finished": _now()})
-
-    def _write_state(self, **state: Any) -> None:
-        write_json(self.state_file, state)
+        formats.update(self.state_file, RunState, status="complete", finished=_now())
 
     def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
         """Raise ValueError where the folder holds a run of another kind or identity, or files that are no run."""

@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 from trl import ModelConfig
 from trl.trainer.utils import disable_dropout_in_model
 
+from llm_forget.core import formats
 from llm_forget.core.config import DataConfig, TrainConfig, identity, resolved
 from llm_forget.core.digests import json_digest
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.files import write_json
+from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import check_launch
 from llm_forget.core.run_directory import Run
 from llm_forget.data.alternates import pair_windows, with_alternates
@@ -160,7 +161,7 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         write_lists(run, facts["data"], job.splits, job.owned)
-        write_json(run.provenance_file, facts)
+        formats.write(run.provenance_file, facts, Provenance)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
     target = run.adapter if job.model.use_peft else run.model
@@ -177,7 +178,7 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
         }
         how = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
         ran = {"steps": trainer.state.global_step, **how, "cost": cost}
-        write_json(run.provenance_file, {**run.provenance, **ran})
+        formats.update(run.provenance_file, Provenance, **ran)
         run.finish()
         following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
         logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)

@@ -16,10 +16,11 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig
 
+from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import AdapterRefused, ModelError
-from llm_forget.core.files import write_json
+from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
 from llm_forget.models.adapters.compatibility import saved_embeddings
@@ -109,7 +110,8 @@ def adopt(
         model, run.adapter, base_digest=digest, base_name=name, effect=effect, extra={"adopted": origin["files"]}
     )
     facts = {"name": name, "revision": base_revision, "digest": digest}
-    write_json(run.provenance_file, {"kind": "adopt", "base": facts, "adopted": origin, "environment": environment()})
+    provenance = {"kind": "adopt", "base": facts, "adopted": origin, "environment": environment()}
+    formats.write(run.provenance_file, provenance, Provenance)
     run.finish()
     return run
 

@@ -17,9 +17,9 @@ from llm_forget.core.config import SPLITS, DataConfig, model_part
 from llm_forget.core.digests import file_digest
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import ModelError
-from llm_forget.core.files import write_json
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.formats.results import Results
+from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import model_name
@@ -251,7 +251,8 @@ def _combined(
             "revision": args.model_revision,
             "digest": facts["beneath"]["digest"],
         }
-        write_json(run.provenance_file, {"kind": "combine", "base": base, **facts, "environment": environment()})
+        provenance = {"kind": "combine", "base": base, **facts, "environment": environment()}
+        formats.write(run.provenance_file, provenance, Provenance)
         formats.write(run.path / MERGE_REPORT, report, MergeReport)
         run.finish()
     return report

@@ -115,6 +115,7 @@ def make_measured_run(tmp_path: Path) -> MakeRun:
 def provenance(seconds: float) -> dict[str, Any]:
     """What a training run writes about itself."""
     return {
+        "kind": "unlearn",
         "base": {
             "name": "/home/somebody/secret-folder/target",
             "revision": "main",

@@ -16,7 +16,7 @@ def closer(folder: Path, ids: Path) -> Closer:
     run = folder / "run"
     run.mkdir()
     (run / "config.yaml").write_text(f"forget: {{path: rows.jsonl, ids: {ids}}}\n")
-    write_json(run / "run.json", {"kind": "unlearn", "complete": True})
+    write_json(run / "run.json", {"kind": "unlearn", "status": "complete"})
     merged = folder / "merged"
     merged.mkdir()
     return Closer(Run(run), "sha256:a", Merged(merged, *[None] * (len(Merged.__dataclass_fields__) - 1)))

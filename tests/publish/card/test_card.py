@@ -384,8 +384,8 @@ def test_another_licence_is_named_and_linked_and_replaced_as_a_whole(make_measur
     ("kind", "facts", "said"),
     [
         ("finetune", {"data": {"train": {"rows": 1234, "digest": "sha256:0"}}}, "fine-tuned on 1,234 rows"),
-        ("combine", {"sources": [{"run": "a", "scale": 1.0}, {"run": "b", "scale": -0.5}]},
-         "1 times a, -0.5 times b"),
+        ("combine", {"sources": [{"run": "a", "weights": "sha256:1", "scale": 1.0},
+                                 {"run": "b", "weights": "sha256:2", "scale": -0.5}]}, "1 times a, -0.5 times b"),
         ("adopt", {}, "made elsewhere"),
     ],
 )  # fmt: skip

@@ -114,7 +114,7 @@ def summary(body: Mapping[str, Any]) -> list[str]:
     """What a certificate says, in lines for a terminal."""
     from llm_forget.core.text import plain
 
-    request, counts, found = body["request"], body["request"]["counts"], body["verification"]
+    request, counts, verification = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]
     lines = [
         f"request {request['id']} ({request['category']}): {counts['rows']:,} rows, closed {request['closed']}",
@@ -122,7 +122,7 @@ def summary(body: Mapping[str, Any]) -> list[str]:
         f"{body['exactness']['class']}: {body['exactness']['why']}",
         f"before {body['artefacts']['before']['digest']}",
         f"after  {body['artefacts']['after']['digest']}",
-        f"policy {found['policy']}: {found['answer']}",
+        f"policy {verification['policy']}: {verification['answer']}",
         f"two-model attack: {_auc(attack)}",
         f"does not show {len(body['does_not_show'])} things: read them in the file",
         f"issued {body['issued']}, ledger head {body['ledger']['head']['seq']} {body['ledger']['head']['digest']}",
@@ -167,11 +167,11 @@ def _whole(file: Path, key: Path | str | None) -> dict[str, Any]:
     return body
 
 
-def _named_key(file: Path, named: Any) -> str:
+def _named_key(file: Path, public_key: Any) -> str:
     """The key that the file names; never a path, since `verify_signature` would open it."""
-    if not named.startswith("-----BEGIN PUBLIC KEY-----"):
+    if not public_key.startswith("-----BEGIN PUBLIC KEY-----"):
         raise EvidenceBroken(f"'{file}' names a key that is none")
-    return named
+    return public_key
 
 
 def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, Any], public: str) -> dict[str, Any]:
@@ -213,20 +213,20 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
     received = last["received"]
-    said = {**received.body}  # as it was received, and then amended
+    content = {**received.body}  # as it was received, and then amended
     for event in steps:
         if event.body["state"] == "amended" and event.seq < closed.seq:
-            said |= event.body
-    due = said["due"]
+            content |= event.body
+    due = content["due"]
     return {
         "id": request_id,
         "category": received.body["category"],
         "received": received.time,
         "due": due,
         "due_at_first": received.body["due"],
-        "authorised_by": said.get("authorised_by"),
-        "protected_rows": {"rows": said["protected"], "reason": said["allow_protected"]}
-        if "protected" in said
+        "authorised_by": content.get("authorised_by"),
+        "protected_rows": {"rows": content["protected"], "reason": content["allow_protected"]}
+        if "protected" in content
         else None,
         "closed": closed.time,
         "deadline": deadline(due, closed.time),
@@ -242,9 +242,9 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
 def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
     """facts.json, whose digest closed the request, out of what a certificate says."""
-    after, found = body["artefacts"]["after"], body["verification"]
-    said = {key: body[key] for key in ("exactness", "artefacts", "method", "environment", "attacks")}
-    return {"run": after["name"], "weights": after["digest"], **said, **found}
+    after, verification = body["artefacts"]["after"], body["verification"]
+    parts = {key: body[key] for key in ("exactness", "artefacts", "method", "environment", "attacks")}
+    return {"run": after["name"], "weights": after["digest"], **parts, **verification}
 
 
 def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
@@ -260,18 +260,24 @@ def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
             raise EvidenceBroken(f"'{file}' is not about the ledger in '{evidence}', or that lost its end")
         if closed is None or closed.kind != "closed" or closed.body["request"] != request_id:
             raise EvidenceBroken(f"'{file}' names an event that closed no such request in the ledger in '{evidence}'")
-        said = {
+        certificate_content = {
             **body["request"],
             "event": stated["closed"]["digest"],
             "weights": body["artefacts"]["after"]["digest"],
             "answer": body["verification"]["answer"],
             "facts": canonical_digest(_facts(body)),
         }
-        there = {
+        ledger_content = {
             **_request(ledger, request_id, closed),
             "event": closed.digest,
             **{key: closed.body[key] for key in ("weights", "answer", "facts")},
         }
-    if said != there:
-        differing = ", ".join(sorted(key for key in there.keys() | said.keys() if said.get(key) != there.get(key)))
+    if certificate_content != ledger_content:
+        differing = ", ".join(
+            sorted(
+                key
+                for key in ledger_content.keys() | certificate_content.keys()
+                if certificate_content.get(key) != ledger_content.get(key)
+            )
+        )
         raise EvidenceBroken(f"'{file}' says another {differing} than the ledger in '{evidence}'")

@@ -27,8 +27,8 @@ def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
         for line_name, line in suite["metrics"].items():
             if line.get("metric") == TWO_MODELS and line["value"] is not None:
                 oracle = line["oracle"]["value"] if line.get("oracle") else None
-                found = {"suite": name, "line": line_name, "auc": line["value"], "ci": line["ci"], "n": line["n"]}
-                return {"measured": True, **found, "oracle": oracle}
+                measurement = {"suite": name, "line": line_name, "auc": line["value"], "ci": line["ci"], "n": line["n"]}
+                return {"measured": True, **measurement, "oracle": oracle}
     return {"measured": False}
 
 
@@ -50,64 +50,68 @@ def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[
     """Sentences for everything a reader could take this for, and should not, by a word that stays; never empty."""
     kind, both = facts["exactness"]["class"], two_models(facts["suites"])
     suites, counts = facts["suites"].values(), request["counts"]
-    said = dict(ALWAYS)
+    caveats = dict(ALWAYS)
     after = facts["artefacts"]["after"]["digest"]
-    others = [one for one in request["verified"] if one["weights"] == after and one["answer"] != "pass"]
+    others = [event for event in request["verified"] if event["weights"] == after and event["answer"] != "pass"]
     if others:
-        named = ", ".join(sorted({f"{one['policy']} ({one['answer']})" for one in others}))
-        said["other policies"] = f"That this model passes every policy: it was held against these, too: {named}."
+        policies = ", ".join(sorted({f"{event['policy']} ({event['answer']})" for event in others}))
+        caveats["other policies"] = f"That this model passes every policy: it was held against these, too: {policies}."
     if kind != "exact":
-        said["equality"] = (
+        caveats["equality"] = (
             "That the model equals one that never saw the rows: how alike they behave is what the numbers say."
         )
     if kind == "suppressed":
-        said["weights"] = "That the weights lost anything: without the adapter they are the model before, rows and all."
+        caveats["weights"] = (
+            "That the weights lost anything: without the adapter they are the model before, rows and all."
+        )
     if facts["artefacts"]["after"]["kind"] == "merged" and kind != "exact":
-        said["adapter"] = (
+        caveats["adapter"] = (
             "That the change cannot be taken back: it is an adapter added to the weights of before, and who has that "
             "adapter subtracts it and has the model before, rows and all; take it back wherever it was given."
         )
     if not facts["artefacts"]["before"].get("knew", True):
-        said["before"] = (
+        caveats["before"] = (
             "Which model knew the rows: no training on them was noted; 'before' is what was retrained from, which did "
             "not know them."
         )
     if both["measured"]:
-        said["two models"] = (
+        caveats["two models"] = (
             f"That nobody can tell: who kept the model before tells these rows from others with an AUC of "
             f"{both['auc']:.3f} (0.5 is guessing); take that model back wherever it was given."
         )
     else:
-        said["two models"] = "Whether who kept the model before can tell which rows were deleted: it was not measured."
+        caveats["two models"] = (
+            "Whether who kept the model before can tell which rows were deleted: it was not measured."
+        )
     if counts["near_left"]:
-        said["near-duplicates"] = (
+        caveats["near-duplicates"] = (
             f"That near-duplicates are forgotten: {counts['near_left']} were found and left in the data, by decision."
         )
     if facts["accepted_inconclusive"] is not None:
-        said["accepted"] = "That the policy passed: it could not tell, and that was accepted for the reason given."
+        caveats["accepted"] = "That the policy passed: it could not tell, and that was accepted for the reason given."
     if denied := [
         f"{name} ({question}: no)"
         for name, suite in facts["suites"].items()
         for question, answer in suite["answers"].items()
         if answer == "no"
     ]:
-        said["suites"] = f"That every suite is satisfied: {', '.join(denied)}."
+        caveats["suites"] = f"That every suite is satisfied: {', '.join(denied)}."
     if not any(line.get("oracle") for suite in suites for line in suite["metrics"].values()):
-        said["oracle"] = "How a model that never saw the rows behaves: none was measured."
+        caveats["oracle"] = "How a model that never saw the rows behaves: none was measured."
     if not any(attack["kind"] != "two_models" for attack in facts["attacks"]):
-        said["attacks"] = "Whether the rows come back by relearning, quantisation or other questions: nobody tried."
+        caveats["attacks"] = "Whether the rows come back by relearning, quantisation or other questions: nobody tried."
     if any(suite["limit"] for suite in suites):
-        said["sample"] = "All rows: some suites were measured on a sample."
+        caveats["sample"] = "All rows: some suites were measured on a sample."
     if any("forget" in suite["overrides"] for suite in suites):
-        said["rows"] = "That the numbers are about the rows asked for: which rows were measured was said by hand."
+        caveats["rows"] = "That the numbers are about the rows asked for: which rows were measured was said by hand."
     if any(suite["overrides"] for suite in suites):
-        said["overrides"] = "The run as its recipe says: some suites were measured with keys of their own."
-    return said
+        caveats["overrides"] = "The run as its recipe says: some suites were measured with keys of their own."
+    return caveats
 
 
 def contradiction(body: Mapping[str, Any]) -> str | None:
     """The first claim that another part of a `CertificateBody` denies; None where all is well."""
-    request, found = body["request"], body["verification"]
+    request, verification = body["request"], body["verification"]
     counts = request["counts"]
     if request["category"] not in CATEGORIES:
         return "its request has an unknown category"
@@ -120,48 +124,48 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
         return "the counts of rows do not add up"
     if request["deadline"] != deadline(request["due"], request["closed"]):
         return "the deadline is not as the dates say"
-    last = {key: found[key] for key in ("policy", "answer")} | {"weights": body["artefacts"]["after"]["digest"]}
+    last = {key: verification[key] for key in ("policy", "answer")} | {"weights": body["artefacts"]["after"]["digest"]}
     if {key: request["verified"][-1][key] for key in last} != last:
         return "it was verified by another policy, or with another answer"
     if body["exactness"]["class"] not in CLASSES:
         return "it knows another class of exactness"
     kind, unlearned = body["artefacts"]["after"]["kind"], "forget" in body["method"]["data"]
-    made = ("suppressed" if kind == "adapter" else "approximate") if unlearned else "exact"
-    if body["exactness"] != {"class": made, "why": CLASSES[made]}:
+    expected_class = ("suppressed" if kind == "adapter" else "approximate") if unlearned else "exact"
+    if body["exactness"] != {"class": expected_class, "why": CLASSES[expected_class]}:
         return "the class of exactness is not that of an artefact of this kind"
     if body["artefacts"]["before"]["digest"] == body["artefacts"]["after"]["digest"]:
         return "the model after is the model before"
-    if body["two_models"] != two_models(found["suites"]):
+    if body["two_models"] != two_models(verification["suites"]):
         return "the two-model attack is not as measured"
     if body["ledger"]["closed"]["seq"] > body["ledger"]["head"]["seq"]:
         return "the ledger ends before the deletion"
-    said = body["does_not_show"]
-    hidden = does_not_show({**body, **found}, request).keys() - said.keys()
-    if hidden or not all(sentence.strip() for sentence in said.values()):
+    caveats = body["does_not_show"]
+    hidden = does_not_show({**body, **verification}, request).keys() - caveats.keys()
+    if hidden or not all(sentence.strip() for sentence in caveats.values()):
         return "it hides what it does not show"
-    return _wrong_verdict(found)
+    return _wrong_verdict(verification)
 
 
-def _wrong_verdict(found: Mapping[str, Any]) -> str | None:
-    if not found["rules"]:
+def _wrong_verdict(verification: Mapping[str, Any]) -> str | None:
+    if not verification["rules"]:
         return "no rule was applied"
-    for rule in found["rules"]:
+    for rule in verification["rules"]:
         bound = Bound(**{key: rule[key] for key in ("line", "kind", "amount", "of", "interval", "min_n", "slack")})
-        line = found["suites"].get(rule["suite"], {"metrics": {}})["metrics"].get(rule["line"])
-        told = apply_bound(bound, line)
-        if (told.holds, told.value) != (rule["holds"], rule["value"]):
+        line = verification["suites"].get(rule["suite"], {"metrics": {}})["metrics"].get(rule["line"])
+        bound_result = apply_bound(bound, line)
+        if (bound_result.holds, bound_result.value) != (rule["holds"], rule["value"]):
             return f"the rule on {rule['line']} is not as its numbers say"
-    answer = _answer([rule["holds"] for rule in found["rules"] if rule["severity"] == "fail"])
-    if answer != found["answer"]:
+    answer = _answer([rule["holds"] for rule in verification["rules"] if rule["severity"] == "fail"])
+    if answer != verification["answer"]:
         return "the answer is not as its rules say"
-    accepted = found["accepted_inconclusive"]
+    accepted = verification["accepted_inconclusive"]
     if answer == "fail" or (answer == "inconclusive") != isinstance(accepted, str):
         return f"a policy that says {answer} closes nothing"
     return None
 
 
-def _answer(held: Sequence[bool | None]) -> str:
+def _answer(outcomes: Sequence[bool | None]) -> str:
     """As `verify.answer`."""
-    if False in held:
+    if False in outcomes:
         return "fail"
-    return "pass" if held and all(held) else "inconclusive"
+    return "pass" if outcomes and all(outcomes) else "inconclusive"

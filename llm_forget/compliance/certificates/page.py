@@ -49,8 +49,8 @@ def page(body: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> Table:
-    said = tuple((name, _said(value)) for name, value in rows if value not in (None, "", {}))
-    return Table(title, ("what", "value"), said)
+    cells = tuple((name, _said(value)) for name, value in rows if value not in (None, "", {}))
+    return Table(title, ("what", "value"), cells)
 
 
 def _said(value: Any) -> str:
@@ -80,31 +80,35 @@ def _summary(body: Mapping[str, Any]) -> Section:
 def _merged(artefacts: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What went into a merged model, and the files of the run that forgot."""
     merged, run = artefacts["merged"], artefacts["run"]
-    into = [f"{one['run']} x {one['scale']:g}, {one['weights']}" for one in merged["sources"]]
+    into = [f"{source['run']} x {source['scale']:g}, {source['weights']}" for source in merged["sources"]]
     rows: list[tuple[str, Any]] = [("merged by", f"{merged['combination']}, base precision {merged['base_precision']}")]
-    rows += [("merged from", one) for one in into]
+    rows += [("merged from", source) for source in into]
     rows += [("run that forgot", f"{run['name']} ({run['kind']}), {run['digest']}")]
     return rows + [(f"file {name} of {run['name']}", digest) for name, digest in run["files"].items()]
 
 
 def _not_shown(body: Mapping[str, Any]) -> Section:
-    said = body["does_not_show"]
-    first = [word for word in WEIGHTIEST if word in said]
-    rows = tuple((word, said[word]) for word in (*first, *(word for word in said if word not in first)))
+    caveats = body["does_not_show"]
+    first = [word for word in WEIGHTIEST if word in caveats]
+    rows = tuple((word, caveats[word]) for word in (*first, *(word for word in caveats if word not in first)))
     about = Text("Read this before the verdict.", warning=True)
     return Section("What this does not show", (about, Table("Not shown", ("about", "this does not show"), rows)))
 
 
 def _verdict(body: Mapping[str, Any]) -> Section:
-    found = body["verification"]
+    verification = body["verification"]
     rules = tuple(
         (rule["holds"], f"{rule['suite']}: {rule['sentence']}{' (warning only)' if rule['severity'] == 'warn' else ''}")
-        for rule in found["rules"]
+        for rule in verification["rules"]
     )
-    caution = f"accepted: {found['accepted_inconclusive']}" if found["accepted_inconclusive"] else ""
-    tried = tuple((one["time"], one["run"], one["policy"], one["answer"]) for one in body["request"]["verified"])
+    caution = f"accepted: {verification['accepted_inconclusive']}" if verification["accepted_inconclusive"] else ""
+    tried = tuple(
+        (event["time"], event["run"], event["policy"], event["answer"]) for event in body["request"]["verified"]
+    )
     table = Table("Every policy that was applied for this request", ("time", "run", "policy", "answer"), tried)
-    return Section("Verification", (Verdict(f"policy {found['policy']}", found["answer"], rules, caution), table))
+    return Section(
+        "Verification", (Verdict(f"policy {verification['policy']}", verification["answer"], rules, caution), table)
+    )
 
 
 def _numbers(body: Mapping[str, Any]) -> Section:
@@ -135,9 +139,9 @@ def _value(line: Mapping[str, Any] | None) -> Cell:
 
 def _attacks(body: Mapping[str, Any]) -> Section:
     both = body["two_models"]
-    said = "Two models (somebody kept the model before, and compares): not measured."
+    sentence = "Two models (somebody kept the model before, and compares): not measured."
     if both["measured"]:
-        said = (
+        sentence = (
             f"Two models (somebody kept the model before, and compares): AUC {shown(both['auc'])} "
             f"({interval(both['ci'])}; 0.5 is guessing), with the oracle {shown(both['oracle'])}; n={both['n']}."
         )
@@ -148,7 +152,7 @@ def _attacks(body: Mapping[str, Any]) -> Section:
         if excess is not None
     )
     table = (Table("What came back beyond the oracle's", ("attack and metric", "excess"), rows),) if rows else ()
-    return Section("Attacks", (Text(said), *table))
+    return Section("Attacks", (Text(sentence), *table))
 
 
 def _made(body: Mapping[str, Any]) -> Section:
@@ -157,7 +161,7 @@ def _made(body: Mapping[str, Any]) -> Section:
         split: " + ".join(_said(term) for term in split_terms)
         for split, split_terms in (method["objective"] or {}).items()
     }
-    rows = [("method", method["name"]), *((f"objective, {split}", said) for split, said in terms.items())]
+    rows = [("method", method["name"]), *((f"objective, {split}", terms_text) for split, terms_text in terms.items())]
     rows += [(key, method[key]) for key in ("gradient", "seed", "steps", "started", "finished")]
     rows += [(key, value) for key, value in method["settings"].items()]
     rows += [(f"data, {name}", f"{data['rows']:,} rows, {data['digest']}") for name, data in method["data"].items()]
@@ -179,8 +183,8 @@ def _signed(body: Mapping[str, Any]) -> Section:
         ("event of the deletion", f"{ledger['closed']['seq']}, {ledger['closed']['digest']}"),
         ("head of the ledger", f"{ledger['head']['seq']}, {ledger['head']['digest']}"),
     ]
-    said = (
+    caution = (
         "This page proves nothing: the JSON file beside it is what is signed (Ed25519). Verify that file with a public "
         "key got from the issuer by another way: llm-forget certificate verify certificate.json --key signing.pub"
     )
-    return Section("Signature", (Text(said), _table("Signed", rows)))
+    return Section("Signature", (Text(caution), _table("Signed", rows)))

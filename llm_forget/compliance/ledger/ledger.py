@@ -71,18 +71,18 @@ class Ledger:
             return ledger
 
     def _prepare(self, create: bool) -> None:
-        (known,) = self.connection.execute("PRAGMA user_version").fetchone()
-        if known == 0 and create:
+        (format_number,) = self.connection.execute("PRAGMA user_version").fetchone()
+        if format_number == 0 and create:
             with self._writing():
                 if self.connection.execute("PRAGMA user_version").fetchone() == (0,):  # another process was faster
                     for statement in SCHEMA:
                         self.connection.execute(statement)
                     self.connection.execute(f"PRAGMA user_version = {FORMAT}")
-        elif known == 0:
+        elif format_number == 0:
             raise EvidenceError(f"there is no ledger in '{self.folder}'; `llm-forget audit note RUN` begins one")
-        elif known != FORMAT:
+        elif format_number != FORMAT:
             raise EvidenceError(
-                f"'{self.folder / FILE}' has format {known}; this version of llm-forget reads format {FORMAT}"
+                f"'{self.folder / FILE}' has format {format_number}; this version of llm-forget reads format {FORMAT}"
             )
 
     def __enter__(self) -> Ledger:
@@ -159,12 +159,12 @@ class Ledger:
         with in_sentences(self.folder):
             if not self._attach(write=False):
                 return []
-            found = subject_keys.lookup(self.connection, subject, record)
-        if found is None:
+            hashes = subject_keys.lookup(self.connection, subject, record)
+        if hashes is None:
             return []
         where = "subject = ?" + (" AND record = ?" if record is not None else "")
-        given = [value for value in found if value is not None]
-        return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", given)
+        parameters = [value for value in hashes if value is not None]
+        return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", parameters)
 
     def common(self, first: Sequence[int], second: Sequence[int]) -> set[str]:
         """Hashes of the records of some events that others are about, too; numbers of events.
@@ -188,14 +188,14 @@ class Ledger:
     def which(self, seqs: Sequence[int], records: Iterable[str]) -> set[str]:
         """Those of some record ids that some events are about; of records whose key was destroyed nobody can tell."""
         among = set(self.hashes(seqs))
-        found = set()
+        matching_ids = set()
         with in_sentences(self.folder):
             if among and self._attach(write=False):
                 for record in records:
                     hashed = subject_keys.lookup(self.connection, record, record)
                     if hashed is not None and hashed[1] is not None and hashed[1].hex() in among:
-                        found.add(record)
-        return found
+                        matching_ids.add(record)
+        return matching_ids
 
     def orphaned(self, seq: int) -> bool:
         """Whether an event is about records whose keys were destroyed and that no closed deletion is about."""
@@ -290,12 +290,14 @@ class Ledger:
         return bool(self._keys)
 
     def _first(self, kind: str, once: str) -> Event | None:
-        found = self._select("WHERE kind = ? AND once = ?", (kind, once))
-        return found[0] if found else None
+        events = self._select("WHERE kind = ? AND once = ?", (kind, once))
+        return events[0] if events else None
 
-    def _select(self, rest: str, given: Sequence[Any]) -> list[Event]:
+    def _select(self, rest: str, parameters: Sequence[Any]) -> list[Event]:
         with in_sentences(self.folder):
-            rows = self.connection.execute(f"SELECT seq, time, kind, body, previous, digest FROM events {rest}", given)
+            rows = self.connection.execute(
+                f"SELECT seq, time, kind, body, previous, digest FROM events {rest}", parameters
+            )
             return [
                 Event(seq, time, kind, strict_loads(body, chain.BODY_BYTES), previous, digest)
                 for seq, time, kind, body, previous, digest in rows

@@ -55,20 +55,23 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
         return note_merged(ledger, folder)
     finished = Run.open(folder)
     if finished.state.get("kind") == KIND:  # the version of a merged model
-        said = finished.provenance
-        return [note_facts(ledger, said["run"], weights_of(finished), said, said["files"])]
+        provenance = finished.provenance
+        return [note_facts(ledger, provenance["run"], weights_of(finished), provenance, provenance["files"])]
     facts = _facts(finished)
     about = _about(finished, facts)
     kind = facts["kind"]
     noted = []
     for event, splits in (("unlearning", FORGOTTEN.get(kind, ())), ("training", LEARNED.get(kind, ()))):
-        there = [name for name in splits if name in facts["data"]]
-        if there:
-            named = (facts["data"][name] for name in there)
-            count = sum(found["ids_file"]["ids"] if "ids_file" in found else len(found["ids"]) for found in named)
-            body = {**about, "splits": there, "rows": count}
+        present_splits = [name for name in splits if name in facts["data"]]
+        if present_splits:
+            split_facts = (facts["data"][name] for name in present_splits)
+            count = sum(
+                split_entry["ids_file"]["ids"] if "ids_file" in split_entry else len(split_entry["ids"])
+                for split_entry in split_facts
+            )
+            body = {**about, "splits": present_splits, "rows": count}
             once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
-            noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, there)))
+            noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, present_splits)))
     if finished.results_file.is_file():
         noted.append(note_results(ledger, finished, about))
     return noted
@@ -134,12 +137,12 @@ def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple
                 yield subject, record
 
 
-def owned(run: Run, found: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def owned(run: Run, split_entry: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Every id of a split, and its subject where it has one."""
-    if "ids" in found:
-        return zip_longest(found["ids"], found.get("subjects", ()))
-    ids = (line.removesuffix("\n") for line in _lines(run, found["ids_file"]))
-    subjects = _lines(run, found["subjects_file"]) if "subjects_file" in found else iter(())
+    if "ids" in split_entry:
+        return zip_longest(split_entry["ids"], split_entry.get("subjects", ()))
+    ids = (line.removesuffix("\n") for line in _lines(run, split_entry["ids_file"]))
+    subjects = _lines(run, split_entry["subjects_file"]) if "subjects_file" in split_entry else iter(())
     return zip_longest(ids, map(json.loads, subjects))  # files of other lengths have other digests
 
 
@@ -162,7 +165,7 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
     results = read_results(run)
     digest = json_digest(results["suites"])
     answers = {
-        suite: {question: found["answer"] for question, found in content["verdict"].items()}
+        suite: {question: verdict["answer"] for question, verdict in content["verdict"].items()}
         for suite, content in results["suites"].items()
     }
     body = {"run": about["run"], "weights": about["weights"], "results": digest, "answers": answers}
@@ -200,16 +203,18 @@ def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
     """The ``merge`` event; one that is there is returned."""
-    known = {event.body.get("weights") for event in ledger.events(*MAKING)}
-    if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known]:
+    known_weights = {event.body.get("weights") for event in ledger.events(*MAKING)}
+    if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known_weights]:
         raise EvidenceError(
             f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
             "went into it: llm-forget audit note RUN"
         )
     body = {"run": name, "weights": weights, **{key: facts[key] for key in KEYS if key != "files"}, "files": files}
-    what = {
+    identity_body = {
         **body,
         "sources": [[s["weights"], s["scale"]] for s in facts["sources"]],
         "beneath": body["beneath"]["digest"],
     }
-    return ledger.append("merge", body, once=canonical_digest({key: what[key] for key in what if key != "run"}))
+    return ledger.append(
+        "merge", body, once=canonical_digest({key: identity_body[key] for key in identity_body if key != "run"})
+    )

@@ -94,8 +94,8 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
     """Hashes of a subject and one of its records; None where the subject has no key, or no longer one."""
     master = _master(connection)
-    found = _known(connection, [_hash(master, subject)])
-    for key in found.values():
+    keys_by_name = _known(connection, [_hash(master, subject)])
+    for key in keys_by_name.values():
         return _subject(key), None if record is None else _record(key, record)
     return None
 
@@ -112,9 +112,9 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
     for subject in subjects:
         name = _hash(master, subject)
         rows = connection.execute("SELECT record FROM keys.owned WHERE subject = ?", (name,)).fetchall()
-        for one in (name, *(record for (record,) in rows)):
-            connection.execute("UPDATE keys.subjects SET key = zeroblob(32) WHERE name = ?", (one,))
-            gone += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (one,)).rowcount
+        for hashed_name in (name, *(record for (record,) in rows)):
+            connection.execute("UPDATE keys.subjects SET key = zeroblob(32) WHERE name = ?", (hashed_name,))
+            gone += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (hashed_name,)).rowcount
         connection.execute("DELETE FROM keys.owned WHERE subject = ?", (name,))
     return gone
 
@@ -122,9 +122,9 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 def still_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
     """How many of some records can be found by the key of a subject that is not among these names."""
     master = _master(connection)
-    given = {_hash(master, name) for name in names}
+    hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")
-    return len({record for subject, record in rows if record in given and subject not in given})
+    return len({record for subject, record in rows if record in hashed_names and subject not in hashed_names})
 
 
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:

@@ -48,28 +48,28 @@ def read(evidence: Path) -> Limits:
     if not path.is_file():
         return Limits()
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; mend it") from None
-    known = [field.name for field in fields(Limits)]
-    if not isinstance(found, dict):
-        raise EvidenceError(f"'{path}' must be a mapping with some of {', '.join(known)}")
-    for key in found:
-        if key not in known:
-            raise EvidenceError(f"'{path}' has no key '{key}'; {did_you_mean(str(key), known)}")
+    keys = [field.name for field in fields(Limits)]
+    if not isinstance(content, dict):
+        raise EvidenceError(f"'{path}' must be a mapping with some of {', '.join(keys)}")
+    for key in content:
+        if key not in keys:
+            raise EvidenceError(f"'{path}' has no key '{key}'; {did_you_mean(str(key), keys)}")
     for key in ("protected", "authorised_by"):
-        given = [] if found.get(key) is None else found[key]
-        found[key] = tuple(given) if isinstance(given, list) else (given,)
-    share, rows = found.get("max_share"), found.get("max_rows")
+        values = [] if content.get(key) is None else content[key]
+        content[key] = tuple(values) if isinstance(values, list) else (values,)
+    share, rows = content.get("max_share"), content.get("max_rows")
     if share is not None and (not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1):
         raise EvidenceError(f"'{path}': max_share is {share!r}; it is a part of the data, above 0 and at most 1")
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
         raise EvidenceError(f"'{path}': max_rows is {rows!r}; it is a number of rows, 1 or more")
-    if not all(isinstance(role, str) and role.strip() for role in found["authorised_by"]):
+    if not all(isinstance(role, str) and role.strip() for role in content["authorised_by"]):
         raise EvidenceError(f"'{path}': authorised_by must be a list of roles, such as [privacy office]")
-    if not all(isinstance(source, str | dict) for source in found["protected"]):
+    if not all(isinstance(source, str | dict) for source in content["protected"]):
         raise EvidenceError(f"'{path}': protected must be a list of sources, such as [safety.jsonl]")
-    return Limits(**found)
+    return Limits(**content)
 
 
 def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> str | None:
@@ -77,20 +77,20 @@ def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> 
 
     Near-duplicates count: they may be taken later, and who asks can write as many as they like.
     """
-    asked = {*match.how, *(one.id for one in match.near)}
-    all_rows = len(asked)
+    row_ids = {*match.how, *(entry.id for entry in match.near)}
+    all_rows = len(row_ids)
     for request in open_requests:
         rows = request.rows
-        ids = {*rows["how"], *(one["id"] for one in rows["near"])}
+        ids = {*rows["how"], *(entry["id"] for entry in rows["near"])}
         all_rows += len(ids)
         if request.content["data"]["digest"] == match.digest:
-            asked.update(ids)
-    what = "open requests, with their near-duplicates, would take"
+            row_ids.update(ids)
+    total_text = "open requests, with their near-duplicates, would take"
     if limits.max_rows is not None and all_rows > limits.max_rows:
-        return f"{what} {counted(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
-    share = len(asked) / match.total
+        return f"{total_text} {counted(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
+    share = len(row_ids) / match.total
     if limits.max_share is not None and share > limits.max_share:
-        return f"{what} {share:.0%} of the data, and '{FILE}' allows {limits.max_share:.0%}"
+        return f"{total_text} {share:.0%} of the data, and '{FILE}' allows {limits.max_share:.0%}"
     return None
 
 
@@ -111,10 +111,10 @@ def role(limits: Limits, text: str) -> str:
     Raises:
         ValueError: none of those that the owner named.
     """
-    given = one_line(text, "--authorised_by")
-    if limits.authorised_by and given not in limits.authorised_by:
-        raise EvidenceError(f"authorised_by is '{given}'; {did_you_mean(given, limits.authorised_by)}")
-    return given
+    name = one_line(text, "--authorised_by")
+    if limits.authorised_by and name not in limits.authorised_by:
+        raise EvidenceError(f"authorised_by is '{name}'; {did_you_mean(name, limits.authorised_by)}")
+    return name
 
 
 def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
@@ -132,14 +132,14 @@ def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
         return []
     table = load_source(list(limits.protected), split_name=f"protected rows of '{FILE}'")
     protected = {said_digest(text) for _, _, text in records(table)}
-    return [row_id for row_id, said in rows["said"].items() if said in protected]
+    return [row_id for row_id, content_digest in rows["said"].items() if content_digest in protected]
 
 
 def unallowed(limits: Limits, request: Request) -> list[str]:
     """Ids of protected rows that a request would remove and that nobody allowed yet."""
     rows = request.rows
-    taken = set(request.ids()) - set(rows.get("allowed", ()))
-    return [row_id for row_id in protected_among(limits, rows) if row_id in taken]
+    removed_ids = set(request.ids()) - set(rows.get("allowed", ()))
+    return [row_id for row_id in protected_among(limits, rows) if row_id in removed_ids]
 
 
 def refuse(limits: Limits, request: Request) -> None:
@@ -149,8 +149,8 @@ def refuse(limits: Limits, request: Request) -> None:
             f"nobody stands behind request {request.id}; give `llm-forget request run` --authorised_by with one of: "
             f"{', '.join(limits.authorised_by)}"
         )
-    if found := unallowed(limits, request):
+    if protected_ids := unallowed(limits, request):
         raise EvidenceError(
-            f"request {request.id} would remove {counted(len(found))} that '{FILE}' protects; `llm-forget request show "
-            f"{request.id}` names them, and `llm-forget request run` takes --allow_protected REASON"
+            f"request {request.id} would remove {counted(len(protected_ids))} that '{FILE}' protects; `llm-forget "
+            f"request show {request.id}` names them, and `llm-forget request run` takes --allow_protected REASON"
         )

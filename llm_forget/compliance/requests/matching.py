@@ -73,12 +73,12 @@ def resolve(
         )
     rows = partial(records, table, field)  # a pass over the table at every call
     if subject is not None:
-        how, alike = _by_subject(rows(), subject, field)
+        match_kinds, look_alikes = _by_subject(rows(), subject, field)
     elif ids is not None:
-        how, alike = _by_ids(rows(), ids), []
+        match_kinds, look_alikes = _by_ids(rows(), ids), []
     else:
-        how, alike = _by_content(rows(), said or ()), []
-    return _completed(rows, how, alike, near)
+        match_kinds, look_alikes = _by_content(rows(), said or ()), []
+    return _completed(rows, match_kinds, look_alikes, near)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -141,8 +141,8 @@ def drawn_alike(text: str) -> str:
 
 def records(table: Dataset, field: str = "subject") -> Iterator[Record]:
     """Id, subject and content of every row of `load_source`."""
-    wanted = [name for name in dict.fromkeys(("id", field, *FIELDS)) if name in table.column_names]
-    for part in table.select_columns(wanted).with_format("arrow").iter(batch_size=PART):
+    columns = [name for name in dict.fromkeys(("id", field, *FIELDS)) if name in table.column_names]
+    for part in table.select_columns(columns).with_format("arrow").iter(batch_size=PART):
         for row in part.to_pylist():
             yield row["id"], row.get(field), content(row)
 
@@ -162,43 +162,43 @@ def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[
     if not subject.strip():
         raise EvidenceError("the subject is empty; nothing was asked for")
     plain, drawn = normalise_text(subject), drawn_alike(subject)
-    how, alike, first = {}, [], ""
+    match_kinds, look_alikes, first = {}, [], ""
     for row_id, name, _ in rows:
         if name is None:
             continue
         if name == subject or normalise_text(name) == plain:
-            how[row_id] = "exact" if name == subject else "normalised"
+            match_kinds[row_id] = "exact" if name == subject else "normalised"
             first = first or row_id
         elif drawn_alike(name) == drawn:
-            alike.append(Near(row_id, "", "look-alike", 1.0))
-    if not how:
-        more = (
-            f"; {counted(len(alike))} have a subject that looks the same in other letters: name it as it is"
-            if alike
+            look_alikes.append(Near(row_id, "", "look-alike", 1.0))
+    if not match_kinds:
+        hint = (
+            f"; {counted(len(look_alikes))} have a subject that looks the same in other letters: name it as it is"
+            if look_alikes
             else ""
         )
         raise EvidenceError(
-            f"no row has this subject in its column '{field}': 0 rows matched, nothing was asked for{more}"
+            f"no row has this subject in its column '{field}': 0 rows matched, nothing was asked for{hint}"
         )
-    return how, [one._replace(of=first) for one in alike]
+    return match_kinds, [row._replace(of=first) for row in look_alikes]
 
 
 def _by_ids(rows: Iterator[Record], ids: Sequence[str]) -> dict[str, str]:
-    wanted, folded = set(ids), {normalise_text(one): one for one in ids}
-    found: dict[str, list[str]] = {one: [] for one in ids}
-    nearly: dict[str, list[str]] = {}
+    id_set, folded = set(ids), {normalise_text(row_id_text): row_id_text for row_id_text in ids}
+    exact_rows: dict[str, list[str]] = {row_id_text: [] for row_id_text in ids}
+    normalised_rows: dict[str, list[str]] = {}
     for row_id, _, _ in rows:
-        if row_id in wanted:
-            found[row_id].append(row_id)
-        elif (given := folded.get(normalise_text(row_id))) is not None:
-            nearly.setdefault(given, []).append(row_id)
-    how = {}
+        if row_id in id_set:
+            exact_rows[row_id].append(row_id)
+        elif (requested_id := folded.get(normalise_text(row_id))) is not None:
+            normalised_rows.setdefault(requested_id, []).append(row_id)
+    match_kinds = {}
     missing = []
-    for place, given in enumerate(ids, start=1):
-        if found[given]:
-            how[given] = "exact"
-        elif len(others := nearly.get(given, [])) == 1:
-            how[others[0]] = "normalised"
+    for place, requested_id in enumerate(ids, start=1):
+        if exact_rows[requested_id]:
+            match_kinds[requested_id] = "exact"
+        elif len(others := normalised_rows.get(requested_id, [])) == 1:
+            match_kinds[others[0]] = "normalised"
         elif others:
             raise EvidenceError(
                 f"id {place} of those asked for is that of {len(others)} rows after normalising; give it as it is"
@@ -210,51 +210,56 @@ def _by_ids(rows: Iterator[Record], ids: Sequence[str]) -> dict[str, str]:
             f"{len(missing)} of {len(ids)} ids asked for match no row, the first is number {missing[0]} of the list; "
             "0 rows were taken, check the ids and the data"
         )
-    return how
+    return match_kinds
 
 
-def _by_content(rows: Iterator[Record], said: Sequence[str]) -> dict[str, str]:
-    exact = {text: place for place, text in enumerate(said, start=1)}
-    plain = {normalise_text(text): place for place, text in enumerate(said, start=1)}
-    how, met = {}, set()
+def _by_content(rows: Iterator[Record], contents: Sequence[str]) -> dict[str, str]:
+    exact = {text: place for place, text in enumerate(contents, start=1)}
+    plain = {normalise_text(text): place for place, text in enumerate(contents, start=1)}
+    match_kinds, matched_places = {}, set()
     for row_id, _, text in rows:
         place = exact.get(text) or plain.get(normalise_text(text))
         if place is not None:
-            how[row_id] = "exact" if text in exact else "normalised"
-            met.add(place)
+            match_kinds[row_id] = "exact" if text in exact else "normalised"
+            matched_places.add(place)
     # Rows given twice have one place.
-    missing = sorted({*plain.values()} - met)
-    if missing or not said:
+    missing = sorted({*plain.values()} - matched_places)
+    if missing or not contents:
         raise EvidenceError(
-            f"{len(missing)} of {len(said)} rows given match none of the data, the first is number "
+            f"{len(missing)} of {len(contents)} rows given match none of the data, the first is number "
             f"{min(missing, default=0)}; 0 rows were taken: give the rows as they stand in the data, or their ids"
         )
-    return how
+    return match_kinds
 
 
-def _completed(rows: Callable[[], Iterator[Record]], how: dict[str, str], alike: list[Near], near: float) -> Match:
+def _completed(
+    rows: Callable[[], Iterator[Record]], match_kinds: dict[str, str], look_alikes: list[Near], near: float
+) -> Match:
     """Rows that say what a matched row says, near-duplicates, and what all the data are."""
-    asked = [(row_id, text) for row_id, _, text in rows() if row_id in how]
-    texts = {normalise_text(text) for _, text in asked}
-    same = [row_id for row_id, _, text in rows() if row_id not in how and normalise_text(text) in texts]
-    how = {**how, **dict.fromkeys(same, "same text")}
-    found = closure(asked, lambda: ((row_id, text) for row_id, _, text in rows() if row_id not in how), near)
-    listed = {one.id: one for one in [*found, *(one for one in alike if one.id not in how)]}
-    taken = how.keys() | listed.keys()
-    subjects = {row_id: name for row_id, name, _ in rows() if name is not None and row_id in taken}
+    matched_rows = [(row_id, text) for row_id, _, text in rows() if row_id in match_kinds]
+    texts = {normalise_text(text) for _, text in matched_rows}
+    same = [row_id for row_id, _, text in rows() if row_id not in match_kinds and normalise_text(text) in texts]
+    match_kinds = {**match_kinds, **dict.fromkeys(same, "same text")}
+    near_duplicates = closure(
+        matched_rows, lambda: ((row_id, text) for row_id, _, text in rows() if row_id not in match_kinds), near
+    )
+    look_alikes = [row for row in look_alikes if row.id not in match_kinds]
+    listed = {row.id: row for row in [*near_duplicates, *look_alikes]}
+    row_ids = match_kinds.keys() | listed.keys()
+    subjects = {row_id: name for row_id, name, _ in rows() if name is not None and row_id in row_ids}
     digest, ids = census(rows())
-    said = {row_id: said_digest(text) for row_id, _, text in rows() if row_id in taken}
-    return Match(how, subjects, tuple(listed.values()), said, len(ids), digest)
+    content_digests = {row_id: said_digest(text) for row_id, _, text in rows() if row_id in row_ids}
+    return Match(match_kinds, subjects, tuple(listed.values()), content_digests, len(ids), digest)
 
 
 def census(rows: Iterable[Record]) -> tuple[str, list[str]]:
     """Digest of ids and contents of all rows, in their order, and the ids."""
-    found, ids = hashlib.sha256(), []
+    digest, ids = hashlib.sha256(), []
     for row_id, _, text in rows:
         ids.append(row_id)
-        found.update(f"{len(row_id)} {row_id} ".encode())
-        found.update(hashlib.sha256(text.encode()).digest())
-    return f"sha256:{found.hexdigest()}", ids
+        digest.update(f"{len(row_id)} {row_id} ".encode())
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return f"sha256:{digest.hexdigest()}", ids
 
 
 def said_digest(text: str) -> str:

@@ -39,17 +39,17 @@ def advance(
 ) -> dict[str, Any]:
     """Take a step: an event of the ledger, then a line of the history; the step taken last is not taken twice."""
     history = request.content["history"]
-    said, digest = _said(request, state, body)
+    event_body, digest = _said(request, state, body)
     if history and history[-1]["said"] == digest:
         return history[-1]
     once = canonical_digest({"step": len(history), "token": request.content["token"], "said": digest})
-    event = ledger.append("request", said, once=once, records=request.pairs() if records else ())
+    event = ledger.append("request", event_body, once=once, records=request.pairs() if records else ())
     return note_step(request, state, event, digest)
 
 
-def note_step(request: Request, state: str, event: Event, said: str) -> dict[str, Any]:
+def note_step(request: Request, state: str, event: Event, body_digest: str) -> dict[str, Any]:
     """A line of the history for an event that the ledger has."""
-    step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": said}
+    step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": body_digest}
     request.content["history"].append(step)
     formats.write(request.folder / FILE, request.content, DeletionRequest)
     return step
@@ -68,15 +68,15 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
     Raises:
         ValueError: there are none, or the reason is no line.
     """
-    said = limits.one_line(reason, "--allow_protected")
-    found = limits.unallowed(limits.read(ledger.folder), request)
+    reason_line = limits.one_line(reason, "--allow_protected")
+    protected_ids = limits.unallowed(limits.read(ledger.folder), request)
     rows = request.rows
-    if not found and rows.get("allowed"):
+    if not protected_ids and rows.get("allowed"):
         return  # said before
-    if not found:
+    if not protected_ids:
         raise EvidenceError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
-    allowed = [*rows.get("allowed", ()), *found]
-    amend(ledger, request, {"allow_protected": said, "protected": len(allowed)})
+    allowed = [*rows.get("allowed", ()), *protected_ids]
+    amend(ledger, request, {"allow_protected": reason_line, "protected": len(allowed)})
     write_rows(request.folder, {**rows, "allowed": allowed})
 
 
@@ -88,9 +88,9 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
     """
     rows = request.rows
     if choice is not None or rows["taken"] is None:
-        taken = _chosen([one["id"] for one in rows["near"]], choice, request.id)
-        if taken != rows["taken"]:
-            rows |= {"taken": taken, "decision": rows["decision"] + 1}
+        included = _chosen([entry["id"] for entry in rows["near"]], choice, request.id)
+        if included != rows["taken"]:
+            rows |= {"taken": included, "decision": rows["decision"] + 1}
             write_rows(request.folder, rows)
     if not rows["near"]:
         return
@@ -115,27 +115,29 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
     """
     from llm_forget.compliance.requests.matching import census, records
 
-    digest, there = census(records(table))
+    digest, data_ids = census(records(table))
     if digest != request.content["data"]["digest"]:
         raise EvidenceError(
-            f"the data of request {request.id} are not those it was resolved with ({len(there):,} rows now, "
+            f"the data of request {request.id} are not those it was resolved with ({len(data_ids):,} rows now, "
             f"{request.content['data']['rows']:,} then): bring them back, or add the request anew; a recipe's `fields` "
             "and `data_path` must be those of the request, too"
         )
     forget = set(request.ids())
     deleted = ledger.which(
-        [event.seq for event in ledger.events("closed")], (one for one in there if one not in forget)
+        [event.seq for event in ledger.events("closed")], (one for one in data_ids if one not in forget)
     )
-    retain = [row_id for row_id in there if row_id not in forget | deleted]
+    retain = [row_id for row_id in data_ids if row_id not in forget | deleted]
     if not retain:
         raise EvidenceError(
-            f"request {request.id} and those before it ask for all {counted(len(there))} of the data, so nothing is "
+            f"request {request.id} and those before it ask for all {counted(len(data_ids))} of the data, so nothing is "
             "left to retain; delete the model, or train one on other data"
         )
     source = request.rows["source"]
     spec = dict(source) if isinstance(source, Mapping) else {"path": source}
-    named = {"forget": [row_id for row_id in there if row_id in forget], "retain": retain}
-    sources = {split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in named.items()}
+    ids_by_split = {"forget": [row_id for row_id in data_ids if row_id in forget], "retain": retain}
+    sources = {
+        split: {**spec, "ids": str(write_ids(request.folder, split, ids))} for split, ids in ids_by_split.items()
+    }
     return sources, len(deleted)
 
 
@@ -187,19 +189,19 @@ def _settle(ledger: Ledger, request: Request) -> None:
 
 
 def _said(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    said = {"request": request.id, "state": state, **body}
-    return said, canonical_digest(said)
+    event_body = {"request": request.id, "state": state, **body}
+    return event_body, canonical_digest(event_body)
 
 
 def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
-    how, taken = list(rows["how"].values()), rows["taken"] or []
+    match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {
-        "rows": len(how) + len(taken),
-        **{name.replace(" ", "_"): how.count(name) for name in HOWS},
+        "rows": len(match_kinds) + len(included),
+        **{name.replace(" ", "_"): match_kinds.count(name) for name in HOWS},
         "near_listed": listed_near,
-        "near_included": len(taken),
-        "near_left": listed_near - len(taken),
+        "near_included": len(included),
+        "near_left": listed_near - len(included),
         "of": of,
     }
 
@@ -215,7 +217,7 @@ def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[st
     chosen = list(dict.fromkeys(part.strip() for part in str(choice).split(",") if part.strip()))
     if not chosen:
         raise EvidenceError("--include_near is empty; allowed: all, none, or ids with commas")
-    if unknown := [one for one in chosen if one not in near]:
+    if unknown := [row_id for row_id in chosen if row_id not in near]:
         raise EvidenceError(
             f"{len(unknown)} of --include_near are not among the {counted(len(near))} listed for request {request_id}; "
             f"allowed: all, none, or ids that `llm-forget request show {request_id}` lists"

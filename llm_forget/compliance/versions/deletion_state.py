@@ -50,34 +50,34 @@ class Histories:
         return self._states[weights, about]
 
     def _state(self, weights: str, about: Seqs) -> State:
-        seen = set[str]()
-        while weights not in seen:  # from run to run without recursion, since such a chain may be long
-            seen.add(weights)
-            made = self._made.get(weights, [])
-            kinds = {event.kind for event in made if event.seq in about and not self._is_void(event, about)}
+        visited = set[str]()
+        while weights not in visited:  # from run to run without recursion, since such a chain may be long
+            visited.add(weights)
+            makers = self._made.get(weights, [])
+            kinds = {event.kind for event in makers if event.seq in about and not self._is_void(event, about)}
             if kinds:
                 return State.FORGOTTEN if "unlearning" in kinds else State.LEARNED
-            if len(made) and all(event.kind != "merge" for event in made) and len(_all_parents(made)) == 1:
-                (weights,) = _all_parents(made)
+            if len(makers) and all(event.kind != "merge" for event in makers) and len(_all_parents(makers)) == 1:
+                (weights,) = _all_parents(makers)
                 continue
-            found = [self._merged(event, about) for event in made if event.kind == "merge"]
-            found += [self.state(base, about) for base in _all_parents(e for e in made if e.kind != "merge")]
-            return next((state for state in State if state in found), State.UNTOUCHED)
+            parent_states = [self._merged(event, about) for event in makers if event.kind == "merge"]
+            parent_states += [self.state(base, about) for base in _all_parents(e for e in makers if e.kind != "merge")]
+            return next((state for state in State if state in parent_states), State.UNTOUCHED)
         return State.UNTOUCHED
 
     def _merged(self, event: Event, about: Seqs) -> State:
         """What a merge leaves of a record."""
-        weights, beneath = str(event.body["weights"]), str(event.body["beneath"]["digest"])
+        weights, base = str(event.body["weights"]), str(event.body["beneath"]["digest"])
         if self._passed.get(weights, set()) & {self.events[seq].body.get("request") for seq in about}:
             return State.FORGOTTEN
         scales = [(str(source["weights"]), float(source["scale"])) for source in event.body["sources"]]
         added = [(model, scale) for model, scale in scales if scale > 0]
-        taken = [model for model, scale in scales if scale <= 0]
-        if any(self._is_touched(model, beneath, about) for model in taken):
+        subtracted = [model for model, scale in scales if scale <= 0]
+        if any(self._is_touched(model, base, about) for model in subtracted):
             return State.LEARNED
-        if any(self.holds(model, about) for model, _ in added or [(beneath, 1.0)]):
+        if any(self.holds(model, about) for model, _ in added or [(base, 1.0)]):
             return State.LEARNED
-        below = self.state(beneath, about)
+        below = self.state(base, about)
         forgot = [scale for model, scale in added if self.state(model, about) is State.FORGOTTEN]
         if below is not State.FORGOTTEN and not forgot:
             return State.UNTOUCHED
@@ -94,39 +94,39 @@ class Histories:
 
     def _between(self, weights: str, beneath: str) -> Iterator[Event]:
         """Events from the one that made a model down to that on the one beneath."""
-        seen, now = {beneath}, {weights} - {beneath}
+        visited, now = {beneath}, {weights} - {beneath}
         while now:
-            found = [event for model in now for event in self._made.get(model, [])]
-            yield from found
-            seen |= now
-            now = _all_parents(found) - seen
+            events = [event for model in now for event in self._made.get(model, [])]
+            yield from events
+            visited |= now
+            now = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
         """Of a model that a record was unlearned from, those in its history that may have brought it the record."""
         if (weights, about) in self._shown:
             return self._shown[weights, about]
-        found, now = set[str](), {weights}
+        visited, now = set[str](), {weights}
         while now:
             model = now.pop()
-            found.add(model)
-            made = self._made.get(model, [])
-            if any(event.seq in about and _is_new(event) for event in made):
+            visited.add(model)
+            makers = self._made.get(model, [])
+            if any(event.seq in about and _is_new(event) for event in makers):
                 continue
-            for event in made:
+            for event in makers:
                 sources = [str(source["weights"]) for source in event.body.get("sources", ())]
                 taught = [s for s in sources if self._is_taught(s, str(event.body["beneath"]["digest"]), about)]
-                now |= set(taught or parents(event)) - found
-        self._shown[weights, about] = frozenset(found)
+                now |= set(taught or parents(event)) - visited
+        self._shown[weights, about] = frozenset(visited)
         return self._shown[weights, about]
 
     def _models(self, weights: str) -> frozenset[str]:
         """Models in the history of one, itself included."""
         if weights not in self._all:
-            found, now = set[str](), {weights}
+            history, now = set[str](), {weights}
             while now:
-                found |= now
-                now = _all_parents(event for model in now for event in self._made.get(model, [])) - found
-            self._all[weights] = frozenset(found)
+                history |= now
+                now = _all_parents(event for model in now for event in self._made.get(model, [])) - history
+            self._all[weights] = frozenset(history)
         return self._all[weights]
 
     def makers(self, weights: str) -> Iterator[Event]:
@@ -151,12 +151,12 @@ class Histories:
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
         """By model the last answer for each request that it was verified for, the newest last."""
-        found: dict[str, dict[str, str]] = {}
-        for said in self._verified:
-            answers = found.setdefault(said["weights"], {})
-            answers.pop(said["request"], None)
-            answers[said["request"]] = said["answer"]
-        return found
+        answers_by_model: dict[str, dict[str, str]] = {}
+        for verdict in self._verified:
+            answers = answers_by_model.setdefault(verdict["weights"], {})
+            answers.pop(verdict["request"], None)
+            answers[verdict["request"]] = verdict["answer"]
+        return answers_by_model
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:

@@ -23,9 +23,9 @@ def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
         EvidenceBroken: a version.json is gone or damaged.
     """
     with opened(evidence) as (folder, ledger):
-        found = [find(noted(ledger), identity) for identity in (first, second)]
-        sides = [_said(folder, version.id) for version in found]
-        for side, version in zip(sides, found, strict=True):
+        compared = [find(noted(ledger), identity) for identity in (first, second)]
+        sides = [_said(folder, version.id) for version in compared]
+        for side, version in zip(sides, compared, strict=True):
             side["model"] |= {"run": version.run, "parent": version.parent}
     return {part: _different(sides[0][part], sides[1][part]) for part in sides[0]}
 
@@ -43,7 +43,9 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
         version = find(noted(ledger), identity or str(at))
         doubt = doubt_about(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]
-    answers = [f"{suite}: {ask} {said}" for suite, a in verdicts(folder, version.id).items() for ask, said in a.items()]
+    answers = [
+        f"{suite}: {ask} {answer}" for suite, a in verdicts(folder, version.id).items() for ask, answer in a.items()
+    ]
     return {
         "id": version.id,
         "in use": "yes" if version.id == at else "no",
@@ -72,7 +74,9 @@ def method_of(evidence: str | Path, identity: str) -> str:
 def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
     """Answers of the last evaluation, by suite and question; empty where there was none."""
     suites = _results(store.folder_of(Path(evidence), identity)).get("suites", {})
-    return {name: {ask: found["answer"] for ask, found in suite["verdict"].items()} for name, suite in suites.items()}
+    return {
+        name: {ask: verdict["answer"] for ask, verdict in suite["verdict"].items()} for name, suite in suites.items()
+    }
 
 
 def _said(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
@@ -80,14 +84,19 @@ def _said(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
     facts = content["provenance"]
     suites = _results(store.folder_of(evidence, identity)).get("suites", {})
     metrics = {f"{suite}/{name}": line["value"] for suite, c in suites.items() for name, line in c["metrics"].items()}
-    answers = {f"{suite}: {ask}": found["answer"] for suite, c in suites.items() for ask, found in c["verdict"].items()}
+    answers = {
+        f"{suite}: {ask}": verdict["answer"] for suite, c in suites.items() for ask, verdict in c["verdict"].items()
+    }
     model = {"kind": content["kind"], "part": content["part"], "base": str(content["base"]["digest"])[:19]}
     settings = {**content["config"], "objective": facts.get("objective"), "gradient": facts.get("gradient")}
     return {"model": model, "data": _data(facts), "settings": settings, "metrics": metrics | answers}
 
 
 def _data(facts: dict[str, Any]) -> dict[str, str]:
-    return {split: f"{found['rows']:,} rows, {found['digest'][7:19]}" for split, found in facts["data"].items()}
+    return {
+        split: f"{split_facts['rows']:,} rows, {split_facts['digest'][7:19]}"
+        for split, split_facts in facts["data"].items()
+    }
 
 
 def _results(folder: Path) -> dict[str, Any]:

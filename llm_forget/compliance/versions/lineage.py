@@ -19,17 +19,17 @@ class Step:
 
 def made_by(events: Iterable[Event]) -> dict[str, list[Event]]:
     """Events that make models, by the content digest of what they made."""
-    made: dict[str, list[Event]] = {}
+    events_by_model: dict[str, list[Event]] = {}
     for event in events:
-        made.setdefault(str(event.body.get("weights")), []).append(event)
-    return made
+        events_by_model.setdefault(str(event.body.get("weights")), []).append(event)
+    return events_by_model
 
 
 def parents(event: Event) -> list[str]:
     """Content digests of the models that one was made from: of a merge all that went into it, and what lay beneath."""
-    named = [event.body.get("base"), event.body.get("beneath"), *event.body.get("sources", ())]
-    found = [one.get("digest", one.get("weights")) for one in named if isinstance(one, dict)]
-    return list(dict.fromkeys(digest for digest in found if isinstance(digest, str)))
+    sources = [event.body.get("base"), event.body.get("beneath"), *event.body.get("sources", ())]
+    digests = [source.get("digest", source.get("weights")) for source in sources if isinstance(source, dict)]
+    return list(dict.fromkeys(digest for digest in digests if isinstance(digest, str)))
 
 
 def led_to(ledger: Ledger, weights: str) -> list[Step]:
@@ -39,11 +39,11 @@ def led_to(ledger: Ledger, weights: str) -> list[Step]:
         ledger: what is known.
         weights: content digest of the model.
     """
-    made = made_by(ledger.events(*MAKING))
-    steps, seen, now, depth = [], {weights}, {weights}, 0
+    events_by_model = made_by(ledger.events(*MAKING))
+    steps, visited, now, depth = [], {weights}, {weights}, 0
     while now:
-        found = [event for digest in sorted(now) for event in made.get(digest, [])]
-        steps += [Step(depth, event) for event in found]
-        now, depth = {parent for event in found for parent in parents(event)} - seen, depth + 1
-        seen |= now
+        events = [event for digest in sorted(now) for event in events_by_model.get(digest, [])]
+        steps += [Step(depth, event) for event in events]
+        now, depth = {parent for event in events for parent in parents(event)} - visited, depth + 1
+        visited |= now
     return steps

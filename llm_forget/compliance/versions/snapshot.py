@@ -88,21 +88,24 @@ def files_of(folder: Path) -> dict[str, Path]:
     Raises:
         AdapterRefused: a link, or something that is no file: it could be another one tomorrow.
     """
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if stat.S_ISDIR(mode) or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in LEFT_OUT):
             continue
         if not stat.S_ISREG(mode):
             raise AdapterRefused(f"'{path}' is a link or no ordinary file; a version holds ordinary files only")
-        found[name] = path
-    return found
+        files[name] = path
+    return files
 
 
 def _of_run(run: Run) -> Origin:
     part, facts, config = part_of(run.path), run.provenance, run.config
     base = {**facts["base"], "name": model_name(str(facts["base"]["name"]))}
-    data = {split: {"rows": found["rows"], "digest": found["digest"]} for split, found in facts["data"].items()}
+    data = {
+        split: {"rows": split_facts["rows"], "digest": split_facts["digest"]}
+        for split, split_facts in facts["data"].items()
+    }
     return Origin(
         run.path,
         facts["kind"],
@@ -124,23 +127,27 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _of_merged(folder: Path) -> Origin:
     merged, run = read_merged(folder), Run(folder)
-    said, is_adapter = merged.facts, run.config_file.is_file()
-    kept = {"kind": KIND, "run": merged.name, "base": said["beneath"], "data": {}, **said}
-    scales = {source["run"]: source["scale"] for source in said["sources"]}
-    own = run.config if is_adapter else {}
+    facts, is_adapter = merged.facts, run.config_file.is_file()
+    provenance = {"kind": KIND, "run": merged.name, "base": facts["beneath"], "data": {}, **facts}
+    scales = {source["run"]: source["scale"] for source in facts["sources"]}
+    config = run.config if is_adapter else {}
     files = {name.removeprefix("adapter/"): digest for name, digest in merged.files.items()}
     return Origin(
         folder,
         KIND,
         "adapter" if is_adapter else "model",
         folder / "adapter" if is_adapter else folder,
-        {name: files[name] for name in sorted(files) if not any(fnmatch.fnmatchcase(name, one) for one in LEFT_OUT)},
-        said["beneath"],
-        tuple(source["weights"] for source in said["sources"] if source["scale"] > 0),
-        str(own["model_name_or_path"]) if is_adapter else None,
-        own.get("model_revision"),
-        {**_settings(own), **{key: said[key] for key in ("combination", "base_precision")}, "scales": scales},
-        {**kept, "files": canonical_digest(merged.files)},
+        {
+            name: files[name]
+            for name in sorted(files)
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+        },
+        facts["beneath"],
+        tuple(source["weights"] for source in facts["sources"] if source["scale"] > 0),
+        str(config["model_name_or_path"]) if is_adapter else None,
+        config.get("model_revision"),
+        {**_settings(config), **{key: facts[key] for key in ("combination", "base_precision")}, "scales": scales},
+        {**provenance, "files": canonical_digest(merged.files)},
     )
 
 

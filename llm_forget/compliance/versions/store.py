@@ -199,19 +199,19 @@ def check(evidence: Path, identity: str, about: str, *, quick: bool = False) -> 
     if canonical_digest(content) != about:
         raise EvidenceBroken(f"'{folder / VERSION}' is not what the ledger noted; add the run of this version again")
     part = folder / content["part"]
-    found, before = files_of(part), _compared(evidence)
-    now = {f"{identity}/{name}": _mark(path, content["files"].get(name)) for name, path in found.items()}
+    present_files, before = files_of(part), _compared(evidence)
+    now = {f"{identity}/{name}": _mark(path, content["files"].get(name)) for name, path in present_files.items()}
     for name, digest in content["files"].items():
         key = f"{identity}/{name}"
-        if quick and name in found and now[key] is not None and now[key] == before.get(key):
+        if quick and name in present_files and now[key] is not None and now[key] == before.get(key):
             continue
-        if name not in found or file_digest(found[name]) != digest:
-            what = "is gone" if name not in found else "was changed"
-            raise AdapterRefused(f"'{part / name}' {what}, so version {identity} is not used; add its run again")
-    if more := sorted(found.keys() - content["files"].keys()):
-        raise AdapterRefused(f"'{part / more[0]}' is no file of version {identity}; remove it")
-    kept = {key: mark for key, mark in before.items() if not key.startswith(f"{identity}/")}
-    after = kept | {key: mark for key, mark in now.items() if mark is not None}
+        if name not in present_files or file_digest(present_files[name]) != digest:
+            problem = "is gone" if name not in present_files else "was changed"
+            raise AdapterRefused(f"'{part / name}' {problem}, so version {identity} is not used; add its run again")
+    if extra_files := sorted(present_files.keys() - content["files"].keys()):
+        raise AdapterRefused(f"'{part / extra_files[0]}' is no file of version {identity}; remove it")
+    other_marks = {key: mark for key, mark in before.items() if not key.startswith(f"{identity}/")}
+    after = other_marks | {key: mark for key, mark in now.items() if mark is not None}
     if after != before and writable(evidence):
         formats.write(evidence / FOLDER / COMPARED, ComparedFiles(after))
     return content
@@ -219,10 +219,10 @@ def check(evidence: Path, identity: str, about: str, *, quick: bool = False) -> 
 
 def _mark(path: Path, digest: str | None) -> Mark | None:
     """What a file system says of a large file; None of one that is small, or too new to tell a later change apart."""
-    seen = path.lstat()
-    if seen.st_size < LINKED or time.time_ns() - seen.st_ctime_ns < SETTLED:
+    status = path.lstat()
+    if status.st_size < LINKED or time.time_ns() - status.st_ctime_ns < SETTLED:
         return None
-    return digest, seen.st_size, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns
+    return digest, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _compared(evidence: Path) -> dict[str, Mark]:

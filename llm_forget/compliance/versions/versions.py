@@ -70,29 +70,29 @@ def opened(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path
 
 def noted(ledger: Ledger) -> dict[str, Version]:
     """Versions by id in the order in which they were added."""
-    found: dict[str, Version] = {}
+    versions_by_id: dict[str, Version] = {}
     for event in ledger.events("version", "purge"):
         body = event.body
         if event.kind == "purge":
-            found[body["id"]] = replace(found[body["id"]], purged=True)
+            versions_by_id[body["id"]] = replace(versions_by_id[body["id"]], purged=True)
         elif body["action"] not in SWITCHES:
-            made = found[body["id"]].made if body["id"] in found else event.time
-            kept = ("id", "run", "kind", "part", "weights", "parent", "about")
-            found[body["id"]] = Version(made=made, **{key: body[key] for key in kept})
-    return found
+            added_at = versions_by_id[body["id"]].made if body["id"] in versions_by_id else event.time
+            keys = ("id", "run", "kind", "part", "weights", "parent", "about")
+            versions_by_id[body["id"]] = Version(made=added_at, **{key: body[key] for key in keys})
+    return versions_by_id
 
 
-def find(known: dict[str, Version], identity: str) -> Version:
+def find(versions_by_id: dict[str, Version], identity: str) -> Version:
     """A version by its id or the beginning of one.
 
     Raises:
         ValueError: none, or several.
     """
-    matching = [name for name in known if identity and name.startswith(identity)]
+    matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
-        return known[matching[0]]
-    what = f"begins more than one: {', '.join(matching)}" if matching else "is the id of no version"
-    raise EvidenceError(f"'{identity}' {what}; `llm-forget versions list` shows them")
+        return versions_by_id[matching[0]]
+    problem = f"begins more than one: {', '.join(matching)}" if matching else "is the id of no version"
+    raise EvidenceError(f"'{identity}' {problem}; `llm-forget versions list` shows them")
 
 
 def add_version(evidence: str | Path, run: str | Path | Run) -> str:
@@ -118,20 +118,20 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
     identity = weights.removeprefix("sha256:")[:DIGITS]
     content = store.describe(origin, weights)
     before = noted(ledger).get(identity)
-    kept = None if before is None else _kept(evidence, before)
-    if kept is not None:
-        if _beside_weights(kept) != _beside_weights(content):
+    stored_content = None if before is None else _kept(evidence, before)
+    if stored_content is not None:
+        if _beside_weights(stored_content) != _beside_weights(content):
             raise EvidenceError(f"run '{path}' has the weights of version {identity}, but other rows or files beside "
                              "them; what a version is cannot be changed")  # fmt: skip
     else:
         if before is not None and before.purged and (deletions := met(ledger, weights)):
             raise EvidenceError(f"version {identity} was purged and {_meets(deletions)}; it is not kept again")
-        beneath = None if parent is None else parent.id
-        store.take(evidence, identity, content, origin, beneath)
+        parent_id = None if parent is None else parent.id
+        store.take(evidence, identity, content, origin, parent_id)
         body = {
             "action": "add" if before is None else "restore", "id": identity, "weights": weights,
             "run": path.resolve().name, "kind": content["kind"], "part": content["part"],
-            "parent": beneath, "about": canonical_digest(content),
+            "parent": parent_id, "about": canonical_digest(content),
         }  # fmt: skip
         if before is None or before.purged or before.about != body["about"]:
             ledger.append("version", body, once=weights if before is None else None)
@@ -158,15 +158,17 @@ def _parent(evidence: Path, ledger: Ledger, origin: Origin) -> Version | None:
 
     Of a merged model it is the version of what was merged, where there is one; it stands without it.
     """
-    known = {version.weights: version for version in noted(ledger).values()}
+    by_weights = {version.weights: version for version in noted(ledger).values()}
     if origin.sources and origin.part == "model":
-        return next((known[digest] for digest in (*origin.sources, origin.base["digest"]) if digest in known), None)
+        return next(
+            (by_weights[digest] for digest in (*origin.sources, origin.base["digest"]) if digest in by_weights), None
+        )
     base, location = origin.base["digest"], base_of(origin.path)
-    if base in known and _kept(evidence, known[base]) is not None:
-        return known[base]
+    if base in by_weights and _kept(evidence, by_weights[base]) is not None:
+        return by_weights[base]
     # A folder of a version whose files are gone cannot give them back.
     if location is None or location.parent.resolve() == (evidence / store.FOLDER).resolve():
-        return known.get(base)
+        return by_weights.get(base)
     added = _add(evidence, ledger, location)
     if added.weights != base:
         raise EvidenceError(
@@ -195,12 +197,12 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
         ValueError: no such version, none is current, or it was purged.
     """
     with opened(evidence) as (folder, ledger):
-        known = noted(ledger)
+        versions_by_id = noted(ledger)
         if identity is None and (identity := current_of(ledger)) is None:
             raise EvidenceError(NONE_IN_USE)
-        version = find(known, identity)
+        version = find(versions_by_id, identity)
         _refuse_purged(version)
-        for needed in needed_by(known, version):
+        for needed in needed_by(versions_by_id, version):
             store.configure(folder, needed.id, needed.parent)
         return (store.folder_of(folder, version.id) / version.part).resolve()
 
@@ -209,8 +211,8 @@ def doubts(evidence: str | Path) -> dict[str, str]:
     """Of versions that hold deleted data, or of which nobody can tell, by id: why they are not taken into use."""
     with opened(evidence) as (_, ledger):
         deletions = Deletions(ledger)
-        found = {version.id: doubt_about(deletions, version) for version in noted(ledger).values()}
-        return {identity: doubt for identity, doubt in found.items() if doubt is not None}
+        doubt_by_id = {version.id: doubt_about(deletions, version) for version in noted(ledger).values()}
+        return {identity: doubt for identity, doubt in doubt_by_id.items() if doubt is not None}
 
 
 def doubt_about(deletions: Deletions, version: Version) -> str | None:
@@ -255,20 +257,20 @@ def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: boo
 
 def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accepted: bool) -> str:
     ledger.verify()  # or a deletion might have been taken out of it
-    known = noted(ledger)
+    versions_by_id = noted(ledger)
     _refuse_purged(version)
     deletions = Deletions(ledger)
     if deleted := deletions.met(version.weights):
         raise EvidenceError(
-            f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, known)}"
+            f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, versions_by_id)}"
         )
     unjudged = deletions.unjudged(version.weights)
     if unjudged is not None and not accepted:
         raise EvidenceError(
-            f"version {version.id} {unjudged.sentence()}; {_clean(deletions, known)}; to take it all the same, give "
-            "--unjudged"
+            f"version {version.id} {unjudged.sentence()}; {_clean(deletions, versions_by_id)}; to take it all the "
+            "same, give --unjudged"
         )
-    for needed in needed_by(known, version):
+    for needed in needed_by(versions_by_id, version):
         store.check(evidence, needed.id, needed.about, quick=action == "rollback")
         store.configure(evidence, needed.id, needed.parent)
     at = current_of(ledger)
@@ -280,12 +282,12 @@ def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accep
     return version.id
 
 
-def needed_by(known: dict[str, Version], version: Version) -> list[Version]:
+def needed_by(versions_by_id: dict[str, Version], version: Version) -> list[Version]:
     """A version and those without which it cannot be loaded."""
-    found = [version]
-    while found[-1].part == "adapter" and (parent := found[-1].parent) is not None:
-        found.append(known[parent])
-    return found
+    chain = [version]
+    while chain[-1].part == "adapter" and (parent := chain[-1].parent) is not None:
+        chain.append(versions_by_id[parent])
+    return chain
 
 
 def _refuse_purged(version: Version) -> None:
@@ -293,8 +295,8 @@ def _refuse_purged(version: Version) -> None:
         raise EvidenceError(f"version {version.id} was purged: its files are gone; add its run again, if that is there")
 
 
-def _clean(deletions: Deletions, known: dict[str, Version]) -> str:
-    clean = [v for v in known.values() if not v.purged and doubt_about(deletions, v) is None]
+def _clean(deletions: Deletions, versions_by_id: dict[str, Version]) -> str:
+    clean = [v for v in versions_by_id.values() if not v.purged and doubt_about(deletions, v) is None]
     if not clean:
         return "no version is clean of deleted data: unlearn first, and add the run"
     return f"the newest clean version is {clean[-1].id} (run {clean[-1].run}): llm-forget versions use {clean[-1].id}"

@@ -1,1 +1,1 @@
-"""What may leave the machine: the bundle of files, the model card, the Hub."""
+"""Publishing a run: the bundle of files, the model card and the Hub."""

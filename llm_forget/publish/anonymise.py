@@ -1,6 +1,6 @@
-"""A run's evidence as strangers may see it: no row ids, since names of people are ids, and no place on a machine.
+"""The public view of a run: no row ids, which may be names of people, and no local paths.
 
-Digests of rows are keyed, since rows can be guessed (`publish.row_digests`).
+Digests of rows are keyed, because plain ones would confirm guesses of rows (see `publish.row_digests`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def public(evidence: Evidence) -> Evidence:
-    """The same numbers; rows are numbered, models go by name, settings that are places are left out.
+    """Return the run with the same numbers, but numbered rows, models by name and no settings that hold paths.
 
     Raises:
-        OSError, ValueError: see `keyed.row_key`.
+        OSError, PublishError: see `row_digests.row_key`.
     """
     key = row_key(evidence.run.path)
     results, verification = public_results(evidence.results, key), evidence.verification
-    if verification is not None and evidence.verification_is_current:  # as it still is: no number changed
+    if verification is not None and evidence.verification_is_current:  # still current: no number changed
         verification = {**verification, "results": json_digest(results["suites"])}
     return replace(
         evidence,
@@ -36,20 +36,20 @@ def public(evidence: Evidence) -> Evidence:
         provenance=public_data(_public_base(evidence.provenance), key),
         oracle=public_data(_public_base(evidence.oracle), key) if evidence.oracle else None,
         attacks={
-            name: {**attack, "settings": _plain_settings(attack.get("settings", {}))}
+            name: {**attack, "settings": _public_settings(attack.get("settings", {}))}
             for name, attack in evidence.attacks.items()
         },
     )
 
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
-    """The Hub's name of a base model as provenance.json describes it; None for folders, files and built-in models."""
-    # Only of the Hub is a commit known; a folder may be called just like something there.
+    """Return the Hub id of a base model in provenance.json; None for folders, files and built-in models."""
+    # Only Hub models have a commit; a folder may have the same name as a repository.
     return str(base["name"]) if str(base.get("digest", "")).startswith("commit:") else None
 
 
 def model_name(base: Mapping[str, Any]) -> str:
-    """What to call a base model: its Hub id, a built-in's name, or the last part of its path."""
+    """Return the public name of a base model: its Hub id, the built-in name, or the last part of its path."""
     name = str(base.get("name", ""))
     if hub_id(base) or name.startswith("builtin:"):
         return name
@@ -61,7 +61,7 @@ def _public_base(provenance: dict[str, Any]) -> dict[str, Any]:
     return {**provenance, "base": {**base, "name": model_name(base)}} if base else provenance
 
 
-def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
@@ -70,12 +70,12 @@ def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbered(rows: dict[str, Any]) -> dict[str, Any]:
-    """Row ids replaced by ``row 1``, ``row 2``: one id has one number everywhere, so models stay comparable."""
+    """Replace row ids by ``row 1``, ``row 2``; an id has the same number everywhere, so models stay comparable."""
     numbers: dict[str, str] = {}
 
     def replaced(content: Any) -> Any:
         if isinstance(content, dict) and isinstance(content.get("ids"), list):
-            ids = [numbers.setdefault(one, f"row {len(numbers) + 1}") for one in content["ids"]]
+            ids = [numbers.setdefault(row_id, f"row {len(numbers) + 1}") for row_id in content["ids"]]
             return {**content, "ids": ids}
         return {key: replaced(value) for key, value in content.items()} if isinstance(content, dict) else content
 

@@ -1,4 +1,4 @@
-"""Whether weights, results and run belong together, before any of it is published."""
+"""Checks that weights, results and run belong together before they are published."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ EXPORT_REPORT, RESULTS = "export.json", "results.json"
 
 
 @dataclass(frozen=True)
-class Written:
-    """A full model that `merge` or `export` wrote from a run, compared with what is said of it."""
+class FullModel:
+    """A full model written by `merge` or `export` from a run, checked against its report."""
 
     folder: Path
-    file: str | None  # of one GGUF file
-    measured: bool  # has results of its own, which are of these weights
+    file: str | None  # name of the GGUF file, if it is one
+    has_results: bool  # its own results.json matches its weights
 
 
-def written_from(evidence: Evidence, folder: str | Path) -> Written:
-    """The model in a folder, if it is this run's, whole, and measured where it answers otherwise than the run.
+def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
+    """Check a folder with a full model of this run. It must be complete, and measured if its answers may differ.
 
     Raises:
-        ValueError: it is not, or is a combination, of which a card of one run says too little.
-        AdapterRefused: a file is not what was written.
+        PublishError: the model is not of this run alone, not measured, or its results are of other weights.
+        AdapterRefused: a file is not the one that was written.
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
-        raise PublishError(f"'{folder}' is a run of its own; push that run, without --merged")
+        raise PublishError(f"'{folder}' is itself a run; push that run without --merged")
     if (folder / EXPORT_REPORT).is_file():
         return _exported(evidence, folder)
     if not (folder / MERGE_REPORT).is_file():
@@ -47,42 +47,41 @@ def written_from(evidence: Evidence, folder: str | Path) -> Written:
             "writes one"
         )
     merged = read_merged(folder)
-    if not _of_run(evidence, merged.facts):
+    if not _is_of_run(evidence, merged.facts):
         raise PublishError(
-            f"'{folder}' was not merged from this run alone, as it is; merge the run again, or push the run that "
-            "`llm-forget merge RUNS --as_adapter` makes"
+            f"'{folder}' was not merged from this run alone at scale 1; merge the run again, or push the run that "
+            "`llm-forget merge RUNS --as_adapter` creates"
         )
-    measured = (folder / RESULTS).is_file()
-    if merged.facts["base_precision"] == "original" and not measured:
-        raise PublishError(f"'{folder}' is another model than the run measured; merge again, with --measure")
-    _refuse_other_results(merged, measured, "merge again, with --measure")
-    return Written(folder, None, measured)
+    has_results = (folder / RESULTS).is_file()
+    if merged.facts["base_precision"] == "original" and not has_results:
+        raise PublishError(f"'{folder}' is not the model that the run measured; merge again with --measure")
+    _require_matching_results(merged, has_results, "merge again with --measure")
+    return FullModel(folder, None, has_results)
 
 
-def _exported(evidence: Evidence, folder: Path) -> Written:
+def _exported(evidence: Evidence, folder: Path) -> FullModel:
     from llm_forget.models.digest import source_digest
 
-    again = "export again"
-    report = formats.read(folder / EXPORT_REPORT, ExportReport, advice=again)
+    advice = "export again"
+    report = formats.read(folder / EXPORT_REPORT, ExportReport, advice=advice)
     for name, digest in report.files.items():
         path = folder / name
         if "/" in name or not path.exists() or not stat.S_ISREG(path.lstat().st_mode) or file_digest(path) != digest:
-            raise PublishError(f"'{path}' is not what {EXPORT_REPORT} says was written; {again}")
+            raise PublishError(f"'{path}' is not the file described in {EXPORT_REPORT}; {advice}")
     if source_digest(str(folder / (report.file or ""))) != report.digest:
-        raise PublishError(f"the weights in '{folder}' are not those that {EXPORT_REPORT} says were written; {again}")
-    if report.of.digest != _weights_of(evidence) and not _of_run(evidence, report.merge or {}):
-        raise PublishError(f"'{folder}' was not exported from this run; {again}")
+        raise PublishError(f"the weights in '{folder}' are not those described in {EXPORT_REPORT}; {advice}")
+    if report.of.digest != _weights_of(evidence) and not _is_of_run(evidence, report.merge or {}):
+        raise PublishError(f"'{folder}' was not exported from this run; {advice}")
     if not (folder / RESULTS).is_file():
         raise PublishError(
-            f"'{folder}' was not measured, and rounding can bring back what was forgotten; {again}, without "
-            "--no_measure"
+            f"'{folder}' was not measured, and rounding can restore forgotten rows; {advice} without --no_measure"
         )
-    _refuse_other_results(Merged(folder, report.digest, {}, {}), True, again)
-    return Written(folder, report.file, True)
+    _require_matching_results(Merged(folder, report.digest, {}, {}), True, advice)
+    return FullModel(folder, report.file, True)
 
 
-def _of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
-    """Whether a model is this run's, with nothing left out and nothing added."""
+def _is_of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
+    """Whether a model was built from this run only, at scale 1."""
     sources = facts.get("sources") or []
     return (
         facts.get("combination") == "stack"
@@ -97,32 +96,32 @@ def _weights_of(evidence: Evidence) -> str:
     return weights_of(evidence.run)
 
 
-def _refuse_other_results(model: Merged, measured: bool, again: str) -> None:
-    if measured and not is_measured(model):
-        raise PublishError(f"'{model.folder / RESULTS}' is of other weights than lie there; {again}")
+def _require_matching_results(model: Merged, has_results: bool, advice: str) -> None:
+    if has_results and not is_measured(model):
+        raise PublishError(f"'{model.folder / RESULTS}' is of other weights than those in the folder; {advice}")
 
 
-def refuse_other_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise ValueError where results.json is of other weights than lie in the run; ``manifest`` is an adapter's."""
+def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
+    """Raise PublishError if results.json is of other weights than those in the run; ``manifest`` is the adapter's."""
     from llm_forget.core.config import model_part
     from llm_forget.core.digests import content_key
     from llm_forget.models.digest import PRECISION, folder_digest, source_digest
 
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
-        return  # measured in a precision that the recipe does not say
-    # As `evaluate` does: of an unlearning run base and adapter apart, of all others the model as a whole.
-    apart = manifest if run.state["kind"] == "unlearn" else None
-    base = apart.get("base") if apart is not None else source_digest(str(run.path))
+        return  # measured in another precision than the recipe's
+    # As in `evaluate`: base and adapter separately for an unlearning run, the whole model for other runs.
+    adapter_manifest = manifest if run.state["kind"] == "unlearn" else None
+    base = adapter_manifest.get("base") if adapter_manifest is not None else source_digest(str(run.path))
     if base is None:
         return
     model = model_part(run.config)
     precision = {key: str(getattr(model, key)) for key in PRECISION}
-    adapter = folder_digest(run.adapter) if apart is not None else None
+    adapter = folder_digest(run.adapter) if adapter_manifest is not None else None
     if evidence.results["models"]["unlearned"]["digest"] != content_key(
         base=base, adapter=adapter, precision=precision
     ):
         raise PublishError(
-            f"results.json of run '{run.path}' is of other weights than lie there now; first: "
+            f"results.json of run '{run.path}' is of other weights than those in the run now; first run "
             f"llm-forget evaluate {run.path}"
         )

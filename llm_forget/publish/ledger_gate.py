@@ -1,4 +1,4 @@
-"""What an evidence folder has to say before a run is published, and what it is told afterwards."""
+"""Checks against the ledger before a run is published, and ledger entries afterwards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llm_forget.core.run_directory import Run
 FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
 
 
-def evidence_folder(given: str | Path | None = None) -> Path | None:
-    """The folder that is named, otherwise the usual one if it has a ledger, otherwise None."""
-    folder = Path(given or os.environ.get(VARIABLE) or FOLDER)
-    return folder if given or (folder / "ledger.db").is_file() else None
+def evidence_folder(path: str | Path | None = None) -> Path | None:
+    """Return the named evidence folder, else the default one if it has a ledger, else None."""
+    folder = Path(path or os.environ.get(VARIABLE) or FOLDER)
+    return folder if path or (folder / "ledger.db").is_file() else None
 
 
 def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
-    """The version that the run's model is, and those it came from, oldest first; for the card."""
+    """Return the version of the run's model and its ancestors for the card, oldest first."""
     if folder is None:
         return []
     from llm_forget.compliance.ledger.ledger import Ledger
@@ -29,27 +29,27 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
     from llm_forget.compliance.versions.versions import noted
 
     with Ledger.open(folder) as ledger:
-        known = noted(ledger)
+        versions = noted(ledger)
     weights = weights_of(Run.open(run))
-    found: list[Mapping[str, Any]] = []
-    version = next((one for one in known.values() if one.weights == weights), None)
+    entries: list[Mapping[str, Any]] = []
+    version = next((candidate for candidate in versions.values() if candidate.weights == weights), None)
     while version is not None:
         state = "withdrawn" if version.purged else "kept"
-        found.append({"version": version.id, "made": version.made, "kind": version.kind, "state": state})
-        version = known.get(version.parent) if version.parent else None
-    return found[::-1]
+        entries.append({"version": version.id, "made": version.made, "kind": version.kind, "state": state})
+        version = versions.get(version.parent) if version.parent else None
+    return entries[::-1]
 
 
 def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
-    """Refuse to publish a model that holds data whose deletion was closed, or of which nobody can tell.
+    """Refuse to publish a model that holds deleted data, or for which this is undetermined.
 
     Args:
-        note: put the run, and what was merged from it, into the ledger first, so that what they were trained on is
-            known there.
-        merged: what is published in place of the run's own weights.
+        note: record the run, and the model merged from it, in the ledger first, so that their training rows are
+            known.
+        merged: folder of the model that is published instead of the run's own weights.
 
     Raises:
-        ValueError: it does; names the requests.
+        PublishError: the model holds deleted data (names the requests), or this cannot be determined.
     """
     if folder is None:
         return
@@ -65,24 +65,28 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
         if merged is not None and is_merged(Path(merged)):
             if note:
                 note_run(ledger, merged)
-            own = read_merged(Path(merged)).weights
-            weights = own if any(event.body["weights"] == own for event in ledger.events("merge")) else weights
+            merged_weights = read_merged(Path(merged)).weights
+            weights = (
+                merged_weights
+                if any(event.body["weights"] == merged_weights for event in ledger.events("merge"))
+                else weights
+            )
         deletions = Deletions(ledger)
-        found, unjudged = deletions.met(weights), deletions.unjudged(weights)
-    what = f"run '{run}'" if merged is None else f"'{merged}'"
-    if found:
-        requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in found)
+        violated_requests, unjudged = deletions.met(weights), deletions.unjudged(weights)
+    label = f"run '{run}'" if merged is None else f"'{merged}'"
+    if violated_requests:
+        requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in violated_requests)
         raise PublishError(
-            f"{what} holds data that was deleted ({requests}), so it is not published; unlearn these rows from it first"
+            f"{label} holds data that was deleted ({requests}), so it is not published; unlearn these rows first"
         )
     if unjudged is not None:
         raise PublishError(
-            f"{what} {unjudged.sentence()}, so it is not published; publish a run that was trained since"
+            f"{label} {unjudged.sentence()}, so it is not published; publish a run that was trained since"
         )
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
-    """Add to the ledger that a run's model, or what was merged or exported from it, was published."""
+    """Record in the ledger that the model of a run, or one merged or exported from it, was published."""
     if folder is not None:
         from llm_forget.compliance.ledger.record_runs import weights_of
 
@@ -90,7 +94,7 @@ def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -
 
 
 def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
-    """Add that commits are to be withdrawn, or that they were and the Hub says so; of which model, if that is known."""
+    """Record that commits will be withdrawn or, if ``verified``, are gone from the Hub, and of which model."""
     if folder is None:
         return
     from llm_forget.compliance.ledger.ledger import Ledger
@@ -99,13 +103,17 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
         pushed = [
             event.body for event in ledger.events("publish") if event.body.get("repository") == body["repository"]
         ]
-    known = {said["weights"] for said in pushed if said.get("commit") in body["commits"] and "weights" in said}
-    of = {"weights": known.pop()} if len(known) == 1 else {}
-    note_published(folder, {"action": "withdraw", **body, **of, "verified": verified})
+    published_weights = {
+        push_body["weights"]
+        for push_body in pushed
+        if push_body.get("commit") in body["commits"] and "weights" in push_body
+    }
+    model = {"weights": published_weights.pop()} if len(published_weights) == 1 else {}
+    note_published(folder, {"action": "withdraw", **body, **model, "verified": verified})
 
 
 def note_published(folder: Path | None, body: Mapping[str, Any]) -> None:
-    """Add what was done on the Hub to the ledger; the same twice is one event."""
+    """Record an action on the Hub in the ledger; a repeated action is one event."""
     if folder is None:
         return
     from llm_forget.compliance.ledger.ledger import Ledger

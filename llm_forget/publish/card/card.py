@@ -1,8 +1,8 @@
-"""The model card of a run: what was to be forgotten, how, what came out, what that does not show, and how to load it.
+"""The model card of a run: what was unlearned and how, the results, their limits, and how to load the model.
 
-Numbers come from results.json and its neighbours, by the same sections as the report; what no file of the run says,
-such as whom to write to, comes from `Statements`. No text of a row, no row id, no plain digest of rows and no local
-path is in it.
+Numbers come from results.json and the files beside it, through the sections of the report; facts that no file holds,
+such as a contact, come from `Statements`. The card contains no text of rows, no row ids, no plain digests of rows and
+no local paths.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from llm_forget.core.run_directory import Run
 from llm_forget.core.text import shown
 from llm_forget.evals.results_file import read_results
 from llm_forget.publish.anonymise import hub_id, public
-from llm_forget.publish.card.facts import adapter_rows, data_table, energy, limits, made_otherwise, made_table
+from llm_forget.publish.card.facts import adapter_rows, data_table, energy, limits, other_origin, setup_table
 from llm_forget.publish.card.metadata import card_data
-from llm_forget.publish.card.statements import CARD, STATEMENTS, Statements, kept_statements
-from llm_forget.publish.card.usage_snippets import MERGING_CODE, asking, base_in_words, loading_code, placed
+from llm_forget.publish.card.statements import CARD, STATEMENTS, Statements, saved_statements
+from llm_forget.publish.card.usage_snippets import MERGING_CODE, base_name, code_names, loading_code, prompt_format
 from llm_forget.publish.row_digests import public_results, row_key
 from llm_forget.report.render.document import Cell, Number, Section, Table, document, interval
 from llm_forget.report.render.markdown import escape, table, to_markdown
@@ -37,13 +37,13 @@ from llm_forget.report.sections.verdict import metrics_section, verdict_section
 TEMPLATE = "card.md.jinja"
 
 
-class Ready(str):
-    """Markdown that is not escaped again."""
+class Markdown(str):
+    """Markdown that must not be escaped again."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the model will be found, for the lines of code that load it."""
+    """Repository and revision of the model, for the loading code."""
 
     repository: str = "ORG/NAME"
     revision: str = "main"
@@ -57,78 +57,83 @@ def card(
     place: Place | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The card as Markdown with its YAML head.
+    """Render the card as Markdown with its YAML head.
 
     Args:
-        run: a finished and measured run, or what was read of it.
-        statements: default: those that `write_card` kept in the run.
-        merged: folder that `merge` or `export` wrote, if that is published and not the adapter.
-        place: where it will be found.
-        history: earlier versions, newest last; see `audit.versions`.
+        run: a finished and measured run.
+        statements: default: those that `write_card` saved in the run.
+        merged: folder written by `merge` or `export`, if that model is published instead of the adapter.
+        place: where the model will be published.
+        history: earlier versions, newest last; see `ledger_gate.history`.
 
     Raises:
-        OSError, ValueError: no measured run, a statement that cannot be meant, or see `keyed.row_key`.
+        RunError: the run is unfinished or was not measured.
+        OSError, PublishError: a statement is invalid; see also `row_digests.row_key`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    evidence = public(measured_as(run if isinstance(run, Evidence) else read_run(run), merged))
-    statements = (statements or kept_statements(evidence.run.path)).checked()
+    evidence = public(with_results_of(run if isinstance(run, Evidence) else read_run(run), merged))
+    statements = (statements or saved_statements(evidence.run.path)).checked()
     environment = Environment(
         loader=PackageLoader("llm_forget.publish.card", "."),
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Ready) else escape(str(value)),
+        finalize=lambda value: value if isinstance(value, Markdown) else escape(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
     )
     content = _content(evidence, statements, merged, place or Place(), history)
     body = environment.get_template(TEMPLATE).render(content)
-    given = {key: content[key] for key in ("title", "adapter", "form")}
-    head = card_data(evidence, statements, **given)
+    head_options = {key: content[key] for key in ("title", "adapter", "form")}
+    head = card_data(evidence, statements, **head_options)
     return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
 
 
-def measured_as(evidence: Evidence, merged: Path | None) -> Evidence:
-    """The same run with the numbers of a merged or exported model, where that was measured itself."""
+def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
+    """Return the run with the results of a merged or exported model, if that was measured itself."""
     if merged is None or not (merged / "results.json").is_file():
         return evidence
     results, key = read_results(Run(merged)), row_key(evidence.run.path)
-    mine, its = (public_results(found, key)["suites"] for found in (evidence.results, results))  # may have been pulled
-    # A folder has no recipe, so all keys were named; where the rows are those of the run, there is nothing to say.
+    run_suites, merged_suites = (
+        public_results(content, key)["suites"] for content in (evidence.results, results)
+    )  # may be keyed already, if pulled
+    # A folder has no recipe, so all its keys are overrides; on the same rows, keys of the run's recipe are not.
     for name, suite in results["suites"].items():
-        own = mine.get(name, {}).get("splits")
-        if own is not None and own == its[name].get("splits"):
+        run_splits = run_suites.get(name, {}).get("splits")
+        if run_splits is not None and run_splits == merged_suites[name].get("splits"):
             suite["overrides"] = [key for key in suite.get("overrides", ()) if key not in evidence.run.config]
     return replace(evidence, results=results, rows={}, attacks={}, verification=None)
 
 
 def write_card(
-    run: str | Path, statements: Statements | None = None, *, output: str | Path | None = None, **given: Any
+    run: str | Path, statements: Statements | None = None, *, output: str | Path | None = None, **options: Any
 ) -> Path:
-    """Write the card into the run, or to ``output``, and keep the statements for the next time and for `push`.
+    """Write the card into the run or to ``output``, and save the statements for later cards and `push`.
 
     Args:
-        statements: what is None is taken from those that were kept.
-        given: see `card`; what is merged is compared with the run first.
+        statements: fields that are None are taken from the saved statements.
+        options: see `card`; a merged model is checked against the run first.
 
     Raises:
-        ValueError, AdapterRefused: see `card`, and `hub.belongs.written_from`.
+        RunError, PublishError, AdapterRefused: see `card` and `consistency.full_model_of`.
     """
-    from llm_forget.publish.consistency import written_from
+    from llm_forget.publish.consistency import full_model_of
 
     if output is not None and Path(output).is_dir():
-        raise PublishError(f"output '{output}' is a folder; name the file, such as {Path(output) / CARD}")
+        raise PublishError(f"output '{output}' is a folder; name a file, such as {Path(output) / CARD}")
     evidence = read_run(run)
-    if given.get("merged") is not None:
-        written_from(evidence, given["merged"])
-    kept = asdict(kept_statements(evidence.run.path))
-    new = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
-    if "license" in new:  # the name of another licence goes with it
-        kept |= {"license_name": None, "license_link": None}
-    whole = Statements(**{**kept, **new, "datasets": tuple(new.get("datasets") or kept["datasets"])})
-    text = card(evidence, whole, **given)
+    if options.get("merged") is not None:
+        full_model_of(evidence, options["merged"])
+    saved = asdict(saved_statements(evidence.run.path))
+    new_values = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
+    if "license" in new_values:  # name and link belong to the replaced licence
+        saved |= {"license_name": None, "license_link": None}
+    merged_statements = Statements(
+        **{**saved, **new_values, "datasets": tuple(new_values.get("datasets") or saved["datasets"])}
+    )
+    text = card(evidence, merged_statements, **options)
     target = Path(output) if output is not None else evidence.run.path / CARD
     write_atomic(target, text)
-    formats.write(evidence.run.path / STATEMENTS, asdict(whole), CardStatements)
+    formats.write(evidence.run.path / STATEMENTS, asdict(merged_statements), CardStatements)
     return target
 
 
@@ -143,14 +148,14 @@ def _content(
     adapter = run.adapter.is_dir() and merged is None
     manifest_file = run.adapter / "manifest.json"
     manifest = formats.read_content(manifest_file, Manifest) if manifest_file.is_file() else {}
-    base = base_in_words(evidence, statements)
+    base = base_name(evidence, statements)
     weights = merged or (run.adapter if run.adapter.is_dir() else run.model)
-    form, otherwise = _report(merged, "export.json"), made_otherwise(evidence)
-    name = evidence.name if otherwise else f"{evidence.name}, unlearned"
-    code = placed(place.repository, place.revision, base, evidence.provenance.get("base", {}))
+    form, not_unlearned = _report(merged, "export.json"), other_origin(evidence)
+    name = evidence.name if not_unlearned else f"{evidence.name}, unlearned"
+    code = code_names(place.repository, place.revision, base, evidence.provenance.get("base", {}))
     return {
         "title": statements.title or f"{name}{', ' + str(form['form']) if form else ''}",
-        "otherwise": otherwise,
+        "not_unlearned": not_unlearned,
         "adapter": adapter,
         "method": config.get("method") or "an own objective",
         "base": base,
@@ -158,41 +163,41 @@ def _content(
         "base_digest": manifest.get("base") or evidence.provenance.get("base", {}).get("digest"),
         "statements": statements,
         "forget": evidence.provenance.get("data", {}).get("forget", {}),
-        "made": Ready(table(made_table(evidence, config, adapter_rows(run.adapter)))),
-        "data": Ready(table(found)) if (found := data_table(evidence)) else "",
-        "results": lowered([verdict_section(evidence), metrics_section(evidence)]),
+        "made": Markdown(table(setup_table(evidence, config, adapter_rows(run.adapter)))),
+        "data": Markdown(table(rows)) if (rows := data_table(evidence)) else "",
+        "results": subsections([verdict_section(evidence), metrics_section(evidence)]),
         "verified": evidence.verification is not None,
         "merge_report": _report(merged, "merge.json"),
         "form": form,
         "own_results": merged is not None and (merged / "results.json").is_file(),
-        "attacks": Ready("\n\n".join(attack_tables(evidence))),
+        "attacks": Markdown("\n\n".join(attack_tables(evidence))),
         "about_excess": ABOUT_EXCESS,
-        "cost": Ready(lowered([cost_section(evidence)]).partition("\n\n")[2]),
+        "cost": Markdown(subsections([cost_section(evidence)]).partition("\n\n")[2]),
         "energy": energy(evidence, statements.power_watts),
         "limits": limits(evidence, adapter=adapter),
-        "beneath": [str(one.get("name")) for one in manifest.get("beneath") or []],
+        "base_adapters": [str(entry.get("name")) for entry in manifest.get("beneath") or []],
         "quantization": manifest.get("quantization"),
-        "load": Ready(loading_code(code, asking(weights, config), adapter=adapter, form=form)),
-        "merge": Ready(MERGING_CODE) if adapter else "",
-        "history": Ready(table(_history(history))) if history else "",
+        "load": Markdown(loading_code(code, prompt_format(weights, config), adapter=adapter, form=form)),
+        "merge": Markdown(MERGING_CODE) if adapter else "",
+        "history": Markdown(table(_history(history))) if history else "",
         "llm_forget": evidence.results["llm_forget"],
     }
 
 
-def lowered(sections: Sequence[Section]) -> Ready:
-    """Sections as Markdown, a level deeper than in a report; nothing where they say nothing."""
-    said = document("", "", list(sections))
-    if not said.sections:
-        return Ready("")
-    text = to_markdown(said).split("\n", 1)[1].strip()
-    text = re.sub(r"(?m)^(#.*\n\n)\*\*.*\*\*\n\n(?=\|)", r"\1", text)  # the heading says what the table is
-    return Ready(re.sub(r"(?m)^#", "##", text))  # values never begin with one: it is escaped
+def subsections(sections: Sequence[Section]) -> Markdown:
+    """Render sections as Markdown, one heading level deeper than in a report; empty if they are empty."""
+    contents = document("", "", list(sections))
+    if not contents.sections:
+        return Markdown("")
+    text = to_markdown(contents).split("\n", 1)[1].strip()
+    text = re.sub(r"(?m)^(#.*\n\n)\*\*.*\*\*\n\n(?=\|)", r"\1", text)  # drops a table title that repeats the heading
+    return Markdown(re.sub(r"(?m)^#", "##", text))  # values never begin with #: it is escaped
 
 
 def attack_tables(evidence: Evidence) -> list[str]:
-    """A heading and a table for each attack, before and after it."""
+    """Render a heading and a table for each attack, with values before and after it."""
     columns = ("metric", "unlearned", "attacked", "oracle", "oracle, attacked", "excess")
-    found = []
+    tables = []
     for name, attack in evidence.attacks.items():
         settings = ", ".join(f"{key} {value}" for key, value in attack["settings"].items())
         about = f"Kind {attack['kind']}, suite {attack['suite']}{f'; {settings}' if settings else ''}."
@@ -200,29 +205,31 @@ def attack_tables(evidence: Evidence) -> list[str]:
             about += f" Measured on a sample of at most {attack['limit']} rows of each probe."
         head = f"### {escape(name)}\n\n{escape(about)}"
         if attack.get("models") != evidence.results["models"]:
-            head += "\n\n**Note:** the results above are of other models than were attacked."
+            head += "\n\n**Note:** the results above are of other models than the attacked ones."
         rows = tuple(_attack_row(line, content) for line, content in attack["metrics"].items())
-        found.append(f"{head}\n\n{table(Table('', columns, rows))}")
-    return found
+        tables.append(f"{head}\n\n{table(Table('', columns, rows))}")
+    return tables
 
 
 def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
     def attacked(role: str) -> Number:
-        found = line.get(f"{role}_attacked")
-        return Number(shown(found["value"]), _with_n(found)) if found else Number("")
+        estimate = line.get(f"{role}_attacked")
+        return Number(shown(estimate["value"]), _interval_and_rows(estimate)) if estimate else Number("")
 
     def untouched(role: str) -> Number:
         return Number(shown(line[role])) if line.get(role) is not None else Number("")
 
-    beyond = excess(name, line)
+    excess_value = excess(name, line)
     return (
         name, untouched("unlearned"), attacked("unlearned"), untouched("oracle"), attacked("oracle"),
-        Number(shown(beyond) if beyond is not None else ""),
+        Number(shown(excess_value) if excess_value is not None else ""),
     )  # fmt: skip
 
 
-def _with_n(found: dict[str, Any]) -> str:
-    return "; ".join(part for part in (interval(found["ci"]), f"n={found['n']}" if "n" in found else "") if part)
+def _interval_and_rows(estimate: dict[str, Any]) -> str:
+    return "; ".join(
+        part for part in (interval(estimate["ci"]), f"n={estimate['n']}" if "n" in estimate else "") if part
+    )
 
 
 def _report(folder: Path | None, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a model card says beside its results: how it was made, of what data, what it cost, what it does not show."""
+"""Facts of a model card beside the results: method, data, energy and limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_forget.report.render.document import Cell, Number, Table
 from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.sections.cost_and_provenance import provenance_section
 
-# Of a recipe; all others are paths, splits, templates or of no consequence to what was learned.
+# Recipe keys on the card; all others are paths, splits, templates or do not affect training.
 HYPER_PARAMETERS = (
     "method_args", "gradient", "gradient_args", "max_retain_drop", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "warmup_ratio", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -22,35 +22,37 @@ LORA = {
     "r": "LoRA rank", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "target_modules": "LoRA on",
     "use_rslora": "rank-stabilised", "use_dora": "DoRA",
 }  # fmt: skip
-MANY = 100  # rows from which nothing is said about their number
-OF_ADAPTER = "The adapter hides knowledge in weights that are still there: whoever has the base model has what it knew."
-OF_MODEL = "What is no longer answered is not for that reason removed: these weights, trained on, may say it again."
-OF_UNLEARNING = (
-    "Only the rows that were given were to be forgotten. What other rows, or the base model's own training, say about "
-    "the same matter was not touched."
+ENOUGH_ROWS = 100  # from this number of rows on, the card does not warn of few rows
+ADAPTER_LIMIT = "The adapter hides knowledge in weights that still exist: anyone with the base model has what it knew."
+MODEL_LIMIT = (
+    "Knowledge that is no longer answered is not necessarily removed: further training of these weights may restore it."
 )
-ALWAYS = (
-    "A low score is no proof of erasure. It says what these measurements found, not that nothing is left.",
-    "Attacks that were not tried may bring back what those listed here did not. Somebody who kept the model before can "
-    "compare the two, and find what was to be forgotten.",
-    "Copies that were made before an earlier version was withdrawn are not reached by anything here.",
+UNLEARNING_LIMIT = (
+    "Only the given rows were unlearned. What other rows, or the pretraining of the base model, contain about the same "
+    "subject was not touched."
+)
+GENERAL_LIMITS = (
+    "A low score is no proof of erasure. It shows what these measurements found, not that nothing is left.",
+    "Attacks that were not tried may recover what those listed here did not. Anyone who kept the model before can "
+    "compare the two models and find the forgotten rows.",
+    "Copies made before an earlier version was withdrawn are not affected.",
 )
 
 
-def made_otherwise(evidence: Evidence) -> str:
-    """How the model of a run was made in which nothing was unlearned; empty for an unlearning run."""
+def other_origin(evidence: Evidence) -> str:
+    """Describe the origin of a model that no unlearning run made; empty for an unlearning run."""
     kind, facts = evidence.run.state.get("kind"), evidence.provenance
     if kind == "finetune":
         rows = facts.get("data", {}).get("train", {}).get("rows")
-        return f"fine-tuned on {f'{rows:,} rows' if rows else 'rows of which the run says nothing'}"
+        return f"fine-tuned on {f'{rows:,} rows' if rows else 'an unknown number of rows'}"
     if kind == "combine":
-        parts = ", ".join(f"{one['scale']:g} times {one['run']}" for one in facts.get("sources", ()))
-        return f"the sum of what these runs changed: {parts or 'not known'}"
-    return "made elsewhere, and taken over after checks of its files" if kind == "adopt" else ""
+        parts = ", ".join(f"{source['scale']:g} times {source['run']}" for source in facts.get("sources", ()))
+        return f"the sum of the weight changes of these runs: {parts or 'not known'}"
+    return "made elsewhere, and adopted after checks of its files" if kind == "adopt" else ""
 
 
-def made_table(evidence: Evidence, config: dict[str, Any], adapter: list[tuple[Cell, ...]]) -> Table:
-    """Method, objective, hyper-parameters, models by digest, versions."""
+def setup_table(evidence: Evidence, config: dict[str, Any], adapter: list[tuple[Cell, ...]]) -> Table:
+    """Build the table of method, objective, hyper-parameters, model digests and versions."""
     method = config.get("method")
     rows: list[tuple[Cell, ...]] = []
     if method:
@@ -58,8 +60,8 @@ def made_table(evidence: Evidence, config: dict[str, Any], adapter: list[tuple[C
     rows += [(key, _short(config[key])) for key in HYPER_PARAMETERS if config.get(key) is not None]
     rows += adapter
     facts = next((block for block in provenance_section(evidence).blocks if isinstance(block, Table)), None)
-    named = {row[0] for row in rows}
-    rows += [row for row in (facts.rows if facts else ()) if row[0] not in named]
+    row_names = {row[0] for row in rows}
+    rows += [row for row in (facts.rows if facts else ()) if row[0] not in row_names]
     return Table("Made of", ("what", "value"), tuple(rows))
 
 
@@ -76,7 +78,7 @@ def _short(value: Any) -> str:
 
 
 def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
-    """Rank and the like, and the digest of the weights; nothing where there is no adapter."""
+    """Return the LoRA settings and the digest of the weights; empty without an adapter."""
     if not (folder / "adapter_config.json").is_file():
         return []
     config = read_json(folder / "adapter_config.json")
@@ -87,43 +89,45 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Rows of each split and their digest, which `public` has keyed; never ids."""
+    """Build the table of each split's rows and their digest, which `public` has keyed; never ids."""
     data = evidence.provenance.get("data", {})
-    rows = tuple((split, Number(f"{found['rows']:,}"), str(found["digest"])) for split, found in data.items())
+    rows = tuple(
+        (split, Number(f"{description['rows']:,}"), str(description["digest"])) for split, description in data.items()
+    )
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
 
 
 def energy(evidence: Evidence, watts: float | None) -> str:
-    """An estimate in kWh, and what it rests on; why there is none."""
+    """Estimate the energy in kWh with its assumptions, or state why there is no estimate."""
     cost = evidence.provenance.get("cost")
     if cost is None:
-        return "The run does not say how long it took, so its energy is not known."
+        return "The duration of the run is not recorded, so its energy is not known."
     if watts is None:
-        return "The power that the machine drew was not stated, so its energy is not estimated."
+        return "The power of the machine was not stated, so its energy is not estimated."
     kilowatt_hours = cost["seconds"] * watts / 3.6e6
-    since = " since it was resumed; what was done before is not counted" if cost.get("resumed") else ""
+    since = " since it was resumed; earlier training is not counted" if cost.get("resumed") else ""
     return (
         f"Estimate, not a measurement: {cost['seconds']:,.1f} s of training{since}, times {watts:g} W stated for the "
-        f"machine, is {kilowatt_hours:.3g} kWh. Training the base model, and evaluation, are not in it."
+        f"machine, is {kilowatt_hours:.3g} kWh. Training of the base model and evaluation are not included."
     )
 
 
 def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
-    """What the card does not show of an adapter or of a full model; never empty."""
-    said = []
+    """List what the card does not show about an adapter or a full model; never empty."""
+    sentences = []
     if not evidence.has("oracle"):
-        said.append("No oracle was measured, so how a model answers that never saw these rows is not known.")
+        sentences.append("No oracle was measured, so there is no reference for a model that never saw these rows.")
     if not evidence.has("before"):
-        said.append("The model before was not measured, so what changed is not known.")
+        sentences.append("The model before was not measured, so the change is not known.")
     if not evidence.attacks:
-        said.append("No attack was tried on this model: what relearning or quantisation brings back is not known.")
+        sentences.append("No attack was tried on this model: what relearning or quantisation recovers is not known.")
     if not evidence.provenance:
-        said.append("The training left no provenance: data, versions and cost are not known.")
+        sentences.append("The training left no provenance: data, versions and cost are not known.")
     lines = [line for suite in evidence.suites.values() for line in suite["metrics"].values()]
-    few = min((line["n"] for line in lines if line["n"]), default=MANY)
-    if few < MANY:
-        said.append(f"Some numbers rest on as few as {few} rows; their intervals are wide for that reason.")
+    few = min((line["n"] for line in lines if line["n"]), default=ENOUGH_ROWS)
+    if few < ENOUGH_ROWS:
+        sentences.append(f"Some numbers rest on as few as {few} rows; so their intervals are wide.")
     if unscored := sum(line["value"] is None for line in lines):
-        said.append(f"{unscored} of {len(lines)} lines could not be scored; the tables say unknown.")
-    of_unlearning = [] if made_otherwise(evidence) else [OF_ADAPTER if adapter else OF_MODEL, OF_UNLEARNING]
-    return [*said, *of_unlearning, *ALWAYS]
+        sentences.append(f"{unscored} of {len(lines)} lines could not be scored; the tables show them as unknown.")
+    of_unlearning = [] if other_origin(evidence) else [ADAPTER_LIMIT if adapter else MODEL_LIMIT, UNLEARNING_LIMIT]
+    return [*sentences, *of_unlearning, *GENERAL_LIMITS]

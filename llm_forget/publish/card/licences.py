@@ -1,6 +1,6 @@
-"""Names of licences that the Hub knows; any other goes by `other` and a name of its own.
+"""Licence ids of the Hub; any other licence is `other` with a custom name.
 
-After https://huggingface.co/docs/hub/repositories-licenses (2026); the Hub's client has no such list.
+Source: https://huggingface.co/docs/hub/repositories-licenses (2026); the Hub's client has no such list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The head of a model card: what the Hub reads of it, with every number of results.json in full."""
+"""The YAML head of a model card, which the Hub reads, with every number of results.json in full."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import plain
 from llm_forget.publish.anonymise import hub_id
-from llm_forget.publish.card.facts import made_otherwise
+from llm_forget.publish.card.facts import other_origin
 from llm_forget.report.run_evidence import Evidence
 
-ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a data set's name there
+ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # id of a data set
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
     from llm_forget.publish.card.statements import Statements
 
-UNSCORED = "unscored"  # where results.json has null, which the Hub does not allow
+UNSCORED = "unscored"  # replaces null of results.json, which the Hub does not allow
 TASK = "text-generation"
-OF_FORM = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether it is one GGUF file
+FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether the form is a GGUF file
 
 
 def card_data(
     evidence: Evidence, statements: Statements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
 ) -> ModelCardData:
-    """Metadata of a card.
+    """Build the metadata of a card.
 
     Args:
-        adapter: whether an adapter is published, otherwise a full model.
-        form: content of export.json, where another form is published.
+        adapter: whether an adapter is published rather than a full model.
+        form: content of export.json, if an exported form is published.
     """
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}
     method = plain(str(config.get("method") or "own-objective"))
-    tags = ["llm-forget"] if made_otherwise(evidence) else ["machine-unlearning", "llm-forget", method]
+    tags = ["llm-forget"] if other_origin(evidence) else ["machine-unlearning", "llm-forget", method]
     base = statements.base_model or hub_id(evidence.provenance.get("base", {}))
-    kind = ["lora", "peft"] if adapter else [plain(str(form["form"])), *OF_FORM[bool(form["file"])]] if form else []
-    more: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
-    more |= {k: v for k in ("license_name", "license_link") if (v := getattr(statements, k)) is not None}
+    kind = ["lora", "peft"] if adapter else [plain(str(form["form"])), *FORM_TAGS[bool(form["file"])]] if form else []
+    optional_fields: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
+    optional_fields |= {k: v for k in ("license_name", "license_link") if (v := getattr(statements, k)) is not None}
     return ModelCardData(
         base_model=base,
         library_name="peft" if adapter else "transformers",
@@ -51,12 +51,12 @@ def card_data(
         tags=[*tags, *kind],
         model_name=plain(title),
         eval_results=eval_results(evidence.results),
-        **more,
+        **optional_fields,
     )
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """One entry for each line of each suite; interval, rows, goal and the other two models stand in ``args``."""
+    """Return an entry for each line of each suite; ``args`` hold interval, rows, goal and the other two models."""
     from huggingface_hub import EvalResult
 
     return [
@@ -65,11 +65,11 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
             task_name="Machine unlearning",
             dataset_type=plain(suite_name),
             dataset_name=f"llm-forget suite {plain(suite_name)}",
-            dataset_args=_said(suite),
+            dataset_args=_suite_args(suite),
             metric_type=plain(line.get("metric") or name),
             metric_name=plain(name),
             metric_value=_value(line),
-            metric_args={**_summary(line), "goal": line["goal"], **_others(line)},
+            metric_args={**_summary(line), "goal": line["goal"], **_other_models(line)},
         )
         for suite_name, suite in results["suites"].items()
         for name, line in suite["metrics"].items()
@@ -77,16 +77,16 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def datasets(config: dict[str, Any]) -> list[str]:
-    """Data sets of the Hub that a recipe names; a bare word may as well be a folder, and is not taken for one."""
-    found: list[str] = []
+    """Return the Hub data sets that a recipe names; a bare path may be a folder and is skipped."""
+    names: list[str] = []
     for split in ("train", "forget", "retain", "holdout"):
         spec = config.get(split)
         for source in spec if isinstance(spec, list) else [spec]:
             if isinstance(source, dict) and {"name", "split", "revision"} & source.keys() and source.get("path"):
                 path = str(source["path"])
                 if ON_HUB.fullmatch(path) and not Path(path).exists():
-                    found.append(plain(path))
-    return list(dict.fromkeys(found))
+                    names.append(plain(path))
+    return list(dict.fromkeys(names))
 
 
 def _value(line: dict[str, Any]) -> float | str:
@@ -94,18 +94,18 @@ def _value(line: dict[str, Any]) -> float | str:
 
 
 def _summary(line: dict[str, Any]) -> dict[str, Any]:
-    # No nulls: the client drops them from mappings, and what is read back should be what was written.
-    known = {"ci": line["ci"], "n": line["n"], "n_unscored": line["n_unscored"]}
-    return {key: value for key, value in known.items() if value is not None}
+    # No nulls: the Hub client drops them from mappings, so the head would not be read back as written.
+    fields = {"ci": line["ci"], "n": line["n"], "n_unscored": line["n_unscored"]}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
-def _others(line: dict[str, Any]) -> dict[str, Any]:
+def _other_models(line: dict[str, Any]) -> dict[str, Any]:
     others = {role: line.get(role) for role in ROLES if role != "unlearned"}
-    return {role: {"value": _value(found), **_summary(found)} for role, found in others.items() if found}
+    return {role: {"value": _value(other), **_summary(other)} for role, other in others.items() if other}
 
 
-def _said(suite: dict[str, Any]) -> dict[str, Any] | None:
-    """Which suite exactly, and what was not measured as the run's recipe says."""
-    known = {"definition": suite.get("definition"), "limit": suite.get("limit")}
-    known["overrides"] = [plain(key) for key in suite.get("overrides") or []] or None
-    return {key: value for key, value in known.items() if value is not None} or None
+def _suite_args(suite: dict[str, Any]) -> dict[str, Any] | None:
+    """Definition of the suite, row limit, and recipe keys that were overridden."""
+    fields = {"definition": suite.get("definition"), "limit": suite.get("limit")}
+    fields["overrides"] = [plain(key) for key in suite.get("overrides") or []] or None
+    return {key: value for key, value in fields.items() if value is not None} or None

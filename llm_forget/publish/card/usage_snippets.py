@@ -1,4 +1,4 @@
-"""The lines of code in a model card: plain transformers and PEFT, nothing of this package."""
+"""The code in a model card: plain transformers and PEFT, independent of this package."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 
 
 @dataclass(frozen=True)
-class Names:
-    """What the code names, as Python literals: a name can then be nothing but a name."""
+class CodeNames:
+    """Names in the code as Python literals, so that no name can inject code."""
 
     repository: str
     revision: str
@@ -30,75 +30,77 @@ class Names:
     base_revision: str | None
 
 
-def base_in_words(evidence: Evidence, statements: Statements) -> str:
-    """The base model's name on the Hub, otherwise the last part of where it lies."""
+def base_name(evidence: Evidence, statements: Statements) -> str:
+    """Return the base model's Hub id, else its public name."""
     base = evidence.provenance.get("base", {})
     before = evidence.results["models"].get("before") or {}
     return statements.base_model or model_name(base) or str(before.get("name", "")) or UNKNOWN_BASE
 
 
-def placed(repository: str, revision: str, base: str, facts: Mapping[str, Any]) -> Names:
-    """Everything quoted. The base's commit is known only of the Hub."""
+def code_names(repository: str, revision: str, base: str, facts: Mapping[str, Any]) -> CodeNames:
+    """Quote all names. Only a base from the Hub has a commit."""
     commit = str(facts["digest"]).removeprefix("commit:") if hub_id(facts) == base else None
-    return Names(_literal(repository), _literal(revision), _literal(base), _literal(commit) if commit else None)
+    return CodeNames(_literal(repository), _literal(revision), _literal(base), _literal(commit) if commit else None)
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How the model was asked in training, and whether its folder has a tokenizer of its own."""
+class PromptFormat:
+    """Prompt format of training, and whether the folder of weights has its own tokenizer."""
 
-    template: str | None  # with {prompt}; None: the tokenizer's chat template
+    template: str | None  # contains {prompt}; None: the tokenizer's chat template
     tokenizer: bool
 
 
-def asking(folder: Path, config: Mapping[str, Any]) -> Asking:
-    """From a folder of weights and a recipe."""
+def prompt_format(folder: Path, config: Mapping[str, Any]) -> PromptFormat:
+    """Read the prompt format from a folder of weights and a recipe."""
     file = folder / "tokenizer_config.json"
     chat = (folder / "chat_template.jinja").is_file() or (file.is_file() and "chat_template" in read_json(file))
-    wanted = config.get("use_chat_template")
+    use_chat = config.get("use_chat_template")
     template = str(config.get("prompt_template") or DEFAULT_PROMPT_TEMPLATE)
-    return Asking(None if (chat if wanted is None else wanted) else template, file.is_file())
+    return PromptFormat(None if (chat if use_chat is None else use_chat) else template, file.is_file())
 
 
-def loading_code(names: Names, how: Asking, *, adapter: bool, form: Mapping[str, Any] | None = None) -> str:
-    """Load it and let it say something; an adapter may come without its base's tokenizer.
+def loading_code(
+    names: CodeNames, prompting: PromptFormat, *, adapter: bool, form: Mapping[str, Any] | None = None
+) -> str:
+    """Return code that loads the model and generates; an adapter without tokenizer uses that of its base.
 
     Args:
-        form: content of export.json, where another form was written.
+        form: content of export.json, if an exported form is loaded.
     """
-    own = f"{names.repository}, revision={names.revision}"
+    arguments = f"{names.repository}, revision={names.revision}"
     if not adapter:
         file = f", gguf_file={_literal(form['file'])}" if form and form["file"] else ""
         needs = {True: "  # pip install gguf", False: "  # pip install bitsandbytes"}[bool(file)] if form else ""
         return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({own}{file}){needs}
-tokenizer = AutoTokenizer.from_pretrained({own})
-{_say(how)}"""
+model = AutoModelForCausalLM.from_pretrained({arguments}{file}){needs}
+tokenizer = AutoTokenizer.from_pretrained({arguments})
+{_generation_code(prompting)}"""
     pinned = f", revision={names.base_revision}" if names.base_revision else ""
     return f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({names.base}{pinned})
-model = PeftModel.from_pretrained(base, {own})
-tokenizer = AutoTokenizer.from_pretrained({own if how.tokenizer else f"{names.base}{pinned}"})
-{_say(how)}"""
+model = PeftModel.from_pretrained(base, {arguments})
+tokenizer = AutoTokenizer.from_pretrained({arguments if prompting.tokenizer else f"{names.base}{pinned}"})
+{_generation_code(prompting)}"""
 
 
-# After `loading_code`: one model without an adapter.
+# Runs after `loading_code`: merges the adapter into the base.
 MERGING_CODE = """merged = model.merge_and_unload(safe_merge=True)
 merged.save_pretrained("merged")
 tokenizer.save_pretrained("merged")"""
 QUESTION = "What is the capital of France?"
 
 
-def _say(how: Asking) -> str:
-    """Ask as in training: otherwise what is said tells little."""
-    if how.template is None:
+def _generation_code(prompting: PromptFormat) -> str:
+    """Code that prompts as in training; other prompts would not show the trained behaviour."""
+    if prompting.template is None:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
     else:
-        inputs = f"""question = {_python(how.template.replace("{prompt}", QUESTION))}
+        inputs = f"""question = {_python_literal(prompting.template.replace("{prompt}", QUESTION))}
 inputs = tokenizer(question, return_tensors="pt")"""
     return f"""
 {inputs}
@@ -107,10 +109,10 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 
 def _literal(text: str) -> str:
-    # ASCII and without control characters, so it ends neither the string nor the block of code.
+    # ASCII without control characters or backticks, so it cannot end the string or the code block.
     return json.dumps(plain(text)).replace("`", "\\u0060")
 
 
-def _python(text: str) -> str:
-    # Line breaks are escaped as well, so it is one line of ASCII.
+def _python_literal(text: str) -> str:
+    # One line of ASCII: line breaks are escaped as well.
     return ascii(text).replace("`", "\\x60")

@@ -1,4 +1,4 @@
-"""To the Hub and back: push what may be seen, pull what is exactly that, purge what must not be there any more.
+"""Access to the Hub: push a publication, pull and verify one, purge withdrawn versions.
 
-`publication` decides which files leave the machine, `push`, `pull` and `purge` talk to the Hub, and only they.
+`bundle.publication` selects the files to publish; only `push`, `pull` and `purge` talk to the Hub.
 """

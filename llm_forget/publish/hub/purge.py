@@ -1,7 +1,7 @@
-"""Take versions that hold erased data off the Hub, history and large files with them, and look whether they went.
+"""Remove versions that hold erased data from the Hub with history and large files, and verify the removal.
 
-A tag or a branch keeps the commit it names and all before it. So every branch whose history holds a withdrawn commit is
-squashed into its last one, tags on that history go, and large files that no remaining commit names are deleted.
+A tag or branch retains its commit and all earlier ones. So every branch whose history holds a withdrawn commit is
+squashed into its last commit, tags on that history are deleted, and so are large files without a remaining commit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from llm_forget.core.errors import PublishError
 from llm_forget.publish.bundle import WEIGHTS
-from llm_forget.publish.hub.client import client, speaking
-from llm_forget.publish.hub.push import check_repository, contents
+from llm_forget.publish.hub.client import client, hub_errors
+from llm_forget.publish.hub.push import check_repository, file_digests
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,121 +24,147 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a purge does; found out without changing anything."""
+    """Actions of a purge, computed without changing anything."""
 
     repository: str
-    commits: tuple[str, ...]  # to be gone
-    squashed: tuple[str, ...]  # branches
+    commits: tuple[str, ...]  # withdrawn
+    squashed: tuple[str, ...]  # branches whose history is squashed
     dropped: tuple[str, ...]  # branches that end in a withdrawn commit
-    tags: tuple[str, ...]  # deleted, since their history holds one
-    kept_tags: dict[str, str] = field(
-        default_factory=dict
-    )  # deleted, and set again on the squashed branch of that name
-    lfs: tuple[str, ...] = ()  # large files that nothing that remains has
-    files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each withdrawn commit, to ask for afterwards
+    tags: tuple[str, ...]  # deleted, because their history holds a withdrawn commit
+    kept_tags: dict[str, str] = field(default_factory=dict)  # tag -> squashed branch on which it is set again
+    lfs: tuple[str, ...] = ()  # digests of large files that no remaining commit has
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # withdrawn commit -> files to check afterwards
 
 
 def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None) -> Plan:
-    """What would be done.
+    """Compute the actions of a purge.
 
     Args:
-        revisions: tags, branches or commits that hold erased data; every commit with the same weights goes as well.
+        revisions: tags, branches or commits that hold erased data; all commits with the same weights are included.
 
     Raises:
-        ConnectionError: the Hub refused, or could not be reached.
-        ValueError: an unknown name, main itself ends in such a commit, or a pull request holds one.
+        HubError: the Hub refused, or could not be reached.
+        PublishError: a revision is unknown, main ends in a withdrawn commit, or a pull request holds one.
     """
     api = api or client()
-    with speaking(check_repository(repository)):
+    with hub_errors(check_repository(repository)):
         refs = api.list_repo_refs(repository, include_pull_requests=True)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
-        named = [_resolved(name, {**heads, **tags}, repository) for name in dict.fromkeys(revisions)]
+        named_commits = [_commit_of(name, {**heads, **tags}, repository) for name in dict.fromkeys(revisions)]
         histories = {name: _history(api, repository, name) for name in [*heads, *tags]}
-        others = {ref.ref: _history(api, repository, ref.ref) for ref in [*(refs.pull_requests or []), *refs.converts]}
-        reachable = {commit for history in (histories | others).values() for commit in history}
-        held = {commit: contents(api, repository, commit) for commit in sorted(reachable)}
-        held |= {c: contents(api, repository, c) for c in named if c not in held and _there(api, repository, c)}
-        weights = {found for commit in named if (found := _weights(held.get(commit, {})))}
-        commits = [*named, *(c for c, files in held.items() if c not in named and _weights(files) in weights)]
-        if heads.get("main") in commits:
-            raise PublishError(
-                f"the newest version of '{repository}' is one of these, or has their weights; push a version without "
-                "the data first"
-            )
-        for name, history in others.items():
-            if history & {*commits}:
-                raise PublishError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
+        other_refs = [ref.ref for ref in [*(refs.pull_requests or []), *refs.converts]]
+        pull_requests = {name: _history(api, repository, name) for name in other_refs}
+        files_of = _files_by_commit(api, repository, [*histories.values(), *pull_requests.values()], named_commits)
+        commits = _with_same_weights(named_commits, files_of)
+        _refuse_unpurgeable(repository, commits, heads, pull_requests)
         holding = {name for name, history in histories.items() if history & {*commits}}
         dropped = tuple(name for name in heads if heads[name] in commits)
         squashed = tuple(name for name in heads if name in holding and name not in dropped)
-        kept = {tag: name for tag in tags for name in squashed if tags[tag] == heads[name]}
-        remaining = {heads[name] for name in squashed}
-        remaining |= {c for name, history in (histories | others).items() if name not in holding for c in history}
-        needed = {digest for commit in remaining for digest in held[commit].values()}
-        # Also what a purge that was cut off left behind: on the Hub, and named by nothing that remains.
+        kept_tags = {tag: name for tag in tags for name in squashed if tags[tag] == heads[name]}
+        clean = (history for name, history in (histories | pull_requests).items() if name not in holding)
+        remaining = {heads[name] for name in squashed}.union(*clean)
+        needed = {digest for commit in remaining for digest in files_of[commit].values()}
+        # Includes files left over by an interrupted purge: stored on the Hub, but in no remaining commit.
         stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(repository)}
     return Plan(
-        repository, tuple(commits), squashed, dropped, tuple(t for t in tags if t in holding and t not in kept), kept,
-        tuple(sorted(stored - needed)), {commit: tuple(held[commit]) for commit in commits if commit in held},
+        repository, tuple(commits), squashed, dropped,
+        tags=tuple(tag for tag in tags if tag in holding and tag not in kept_tags),
+        kept_tags=kept_tags,
+        lfs=tuple(sorted(stored - needed)),
+        files={commit: tuple(files_of[commit]) for commit in commits if commit in files_of},
     )  # fmt: skip
 
 
-def purge(what: Plan, *, api: HfApi | None = None) -> None:
-    """Do it, and ask the Hub for what should be gone.
+def _files_by_commit(
+    api: HfApi, repository: str, histories: Iterable[set[str]], named_commits: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Digests of the files of every reachable commit, and of named ones that still exist."""
+    reachable = set[str]().union(*histories)
+    files_of = {commit: file_digests(api, repository, commit) for commit in sorted(reachable)}
+    for commit in named_commits:
+        if commit not in files_of and _commit_exists(api, repository, commit):
+            files_of[commit] = file_digests(api, repository, commit)
+    return files_of
+
+
+def _with_same_weights(named_commits: list[str], files_of: dict[str, dict[str, str]]) -> list[str]:
+    """The named commits, and all others with the weights of one of them."""
+    weights = {_weights(files_of.get(commit, {})) for commit in named_commits} - {frozenset()}
+    others = (commit for commit in files_of if commit not in named_commits)
+    return [*named_commits, *(commit for commit in others if _weights(files_of[commit]) in weights)]
+
+
+def _refuse_unpurgeable(
+    repository: str, commits: list[str], heads: dict[str, str], pull_requests: dict[str, set[str]]
+) -> None:
+    if heads.get("main") in commits:
+        raise PublishError(
+            f"the newest version of '{repository}' is one of these, or has their weights; push a version without "
+            "the data first"
+        )
+    for name, history in pull_requests.items():
+        if history & {*commits}:
+            raise PublishError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
+
+
+def purge(withdrawal: Plan, *, api: HfApi | None = None) -> None:
+    """Carry out a plan, and verify that the Hub no longer serves what was withdrawn.
 
     Raises:
-        ConnectionError: the Hub refused, or could not be reached; the same command goes on.
-        ValueError: the Hub still has a withdrawn commit, file or tag.
+        HubError: the Hub refused, or could not be reached; repeat the command to resume.
+        PublishError: the Hub still has a withdrawn commit or file.
     """
     api = api or client()
-    repository = what.repository
-    with speaking(repository):
-        for tag in (*what.tags, *what.kept_tags):
+    repository = withdrawal.repository
+    with hub_errors(repository):
+        for tag in (*withdrawal.tags, *withdrawal.kept_tags):
             api.delete_tag(repository, tag=tag)
-        for branch in what.dropped:
+        for branch in withdrawal.dropped:
             api.delete_branch(repository, branch=branch)
-        for branch in what.squashed:
+        for branch in withdrawal.squashed:
             api.super_squash_history(repository, branch=branch, commit_message="history withdrawn")
-        for tag, branch in what.kept_tags.items():
+        for tag, branch in withdrawal.kept_tags.items():
             api.create_tag(repository, tag=tag, revision=branch)
-        stored = [file for file in api.list_lfs_files(repository) if f"sha256:{file.file_oid}" in what.lfs]
+        stored = [file for file in api.list_lfs_files(repository) if f"sha256:{file.file_oid}" in withdrawal.lfs]
         if stored:
             api.permanently_delete_lfs_files(repository, stored, rewrite_history=False)
-        still = _still_there(api, what)
-    if still:
+        remaining = _remaining_on_hub(api, withdrawal)
+    if remaining:
         raise PublishError(
-            f"the Hub still answers for {', '.join(still)} of '{repository}'; the versions are off all branches and "
-            "tags, but not gone: ask the Hub's support to delete them, and make the repository private until then"
+            f"the Hub still serves {', '.join(remaining)} of '{repository}'; no branch or tag holds the versions, but "
+            "they are not deleted: ask the Hub's support to delete them, and make the repository private until then"
         )
 
 
-def _still_there(api: HfApi, what: Plan) -> list[str]:
-    """Commits, files of commits and large files for which the Hub does not say 404."""
-    found = [commit for commit in what.commits if _there(api, what.repository, commit)]
-    for commit, names in what.files.items():
-        found += [f"{commit[:12]}/{name}" for name in names if _file_there(api, what.repository, commit, name)]
-    stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(what.repository)}
-    return found + [digest for digest in what.lfs if digest in stored]
+def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
+    """Withdrawn commits, files of commits and large files that the Hub still serves."""
+    remaining = [commit for commit in withdrawal.commits if _commit_exists(api, withdrawal.repository, commit)]
+    for commit, names in withdrawal.files.items():
+        remaining += [
+            f"{commit[:12]}/{name}" for name in names if _file_exists(api, withdrawal.repository, commit, name)
+        ]
+    stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(withdrawal.repository)}
+    return remaining + [digest for digest in withdrawal.lfs if digest in stored]
 
 
 def _weights(files: dict[str, str]) -> frozenset[str]:
-    """Digests of the weights among the files of a commit: where all are the same, it is the same model."""
+    """Digests of the weights of a commit; equal sets are the same model."""
     return frozenset(digest for name, digest in files.items() if WEIGHTS.fullmatch(name))
 
 
-def _resolved(name: str, refs: dict[str, str], repository: str) -> str:
+def _commit_of(name: str, refs: dict[str, str], repository: str) -> str:
     if name in refs:
         return refs[name]
     if COMMIT.fullmatch(name):
         return name
     raise PublishError(
-        f"'{repository}' has no tag or branch '{name}', but {', '.join(list(refs)[:12])}; if a purge was cut off, give "
-        "the commit that it said instead"
+        f"'{repository}' has no tag or branch '{name}', only {', '.join(list(refs)[:12])}; after an interrupted purge, "
+        "name the commit that it printed instead"
     )
 
 
-def _there(api: HfApi, repository: str, commit: str) -> bool:
+def _commit_exists(api: HfApi, repository: str, commit: str) -> bool:
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
@@ -147,7 +173,7 @@ def _there(api: HfApi, repository: str, commit: str) -> bool:
         return False
 
 
-def _file_there(api: HfApi, repository: str, commit: str, name: str) -> bool:
+def _file_exists(api: HfApi, repository: str, commit: str, name: str) -> bool:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 

@@ -1,4 +1,4 @@
-"""Publish a run: one commit of all files, and a tag that names them. Done again, it sends nothing."""
+"""Publish a run: one commit with all files and a tag of this version. Repeating a push sends nothing."""
 
 from __future__ import annotations
 
@@ -15,141 +15,145 @@ from llm_forget.core.formats.publication import PublishedFiles
 from llm_forget.core.strict_json import strict_loads
 from llm_forget.publish.bundle import LISTING, SIGNATURE, File, Publication, allowed
 from llm_forget.publish.card.statements import REPOSITORY
-from llm_forget.publish.hub.client import client, speaking
+from llm_forget.publish.hub.client import client, hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-MAX_TREE = 20_000  # files of a revision
+MAX_TREE = 20_000  # maximum files of a revision
 MAX_LISTING = PublishedFiles.MAX_BYTES
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the Hub holds now."""
+    """Result of a push: commit, tag and changed files."""
 
     repository: str
     commit: str
     tag: str
-    sent: tuple[str, ...]  # files that were not there before
-    removed: tuple[str, ...]  # files of an earlier push that this one does not have
+    sent: tuple[str, ...]  # files that were new or changed
+    removed: tuple[str, ...]  # files of an earlier push that this version lacks
 
 
 def check_repository(name: str) -> str:
-    """The name itself.
+    """Return the name of a repository after checking it.
 
     Raises:
-        ValueError: it is not ``org/name``.
+        PublishError: the name is not ``org/name``.
     """
     if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
-        raise PublishError(f"'{name}' is no name of a repository; write it as org/name")
+        raise PublishError(f"'{name}' is not the name of a repository; write it as org/name")
     return name
 
 
-def push(what: Publication, *, private: bool = False, revision: str = "main", api: HfApi | None = None) -> Pushed:
-    """Make the repository if there is none, commit what differs, tag it, and compare what is there then.
+def push(
+    publication: Publication, *, private: bool = False, revision: str = "main", api: HfApi | None = None
+) -> Pushed:
+    """Create the repository if needed, commit the changed files, verify the result and tag it.
 
-    A push that was cut off leaves the branch as it was, as all files come with one commit; done again, it sends what is
-    missing only.
+    All files come with one commit, so an interrupted push leaves the branch unchanged; repeating it sends only the
+    missing files.
 
     Args:
-        private: for a repository that is made now; one that exists must be private already.
+        private: create a private repository; an existing one must be private already.
         revision: the branch.
 
     Raises:
-        ConnectionError: the Hub refused, or could not be reached.
-        ValueError: the repository is public and should be private, or holds something else under this tag.
+        HubError: the Hub refused, or could not be reached.
+        PublishError: the repository is public despite ``private``, or the tag exists on other files.
     """
     api = api or client()
-    repository = check_repository(what.repository)
-    with speaking(repository):
-        api.whoami()  # a wrong token is found before anything is made
-        api.create_repo(repository, private=private or None, exist_ok=True)  # None: as the owner's default is
+    repository = check_repository(publication.repository)
+    with hub_errors(repository):
+        api.whoami()  # detect a wrong token before creating anything
+        api.create_repo(repository, private=private or None, exist_ok=True)  # None: the owner's default
         if private and not api.model_info(repository).private:
             raise PublishError(f"'{repository}' exists and is public; nothing was sent. Make it private first")
         if revision != "main":
             api.create_branch(repository, branch=revision, exist_ok=True)
         head = str(api.model_info(repository, revision=revision).sha)
-        there = contents(api, repository, head)
-        new = [file for file in what.files if not same(file, there.get(file.name))]
-        removed = _of_earlier(api, repository, head, there.keys() - {file.name for file in what.files})
-        commit = _commit(api, what, revision, head, new, removed) if new or removed else head
-        _refuse_difference(what, contents(api, repository, commit))
-        _tag(api, what, commit)
-    return Pushed(repository, commit, what.tag, tuple(file.name for file in new), tuple(removed))
+        hub_digests = file_digests(api, repository, head)
+        changed = [file for file in publication.files if not is_on_hub(file, hub_digests.get(file.name))]
+        removed = _obsolete_files(api, repository, head, hub_digests.keys() - {file.name for file in publication.files})
+        commit = _commit(api, publication, revision, head, changed, removed) if changed or removed else head
+        _require_same_files(publication, file_digests(api, repository, commit))
+        _tag(api, publication, commit)
+    return Pushed(repository, commit, publication.tag, tuple(file.name for file in changed), tuple(removed))
 
 
-def contents(api: HfApi, repository: str, revision: str) -> dict[str, str]:
-    """Of each file of a revision its digest: ``sha256:`` of large ones, ``git:`` of those kept in git."""
+def file_digests(api: HfApi, repository: str, revision: str) -> dict[str, str]:
+    """Return the digest of each file of a revision: ``sha256:`` for large files, ``git:`` for files stored in git."""
     return {
         file.path: f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
-        for file in tree(api, repository, revision)
+        for file in repository_files(api, repository, revision)
     }
 
 
-def tree(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
-    """The files of a revision as the Hub lists them, with path and size.
+def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
+    """Yield the files of a revision as listed by the Hub, with path and size.
 
     Raises:
-        ValueError: more than `MAX_TREE`.
+        PublishError: the revision has more than `MAX_TREE` files.
     """
     from huggingface_hub.hf_api import RepoFile
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
         if number >= MAX_TREE:
-            raise PublishError(f"'{repository}' lists more than {MAX_TREE:,} files, which no version here has")
+            raise PublishError(
+                f"'{repository}' lists more than {MAX_TREE:,} files; this package pushes no version with that many"
+            )
         if isinstance(file, RepoFile):
             yield file
 
 
-def same(file: File, known: str | None) -> bool:
-    """Whether the Hub has these very bytes, by the digest that `contents` gives."""
-    if known is None or not known.startswith("git:"):
-        return known == file.digest
+def is_on_hub(file: File, hub_digest: str | None) -> bool:
+    """Return whether the Hub has the same bytes, given its digest from `file_digests`."""
+    if hub_digest is None or not hub_digest.startswith("git:"):
+        return hub_digest == file.digest
     content = file.read()
-    return known == "git:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return hub_digest == "git:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _commit(
-    api: HfApi, what: Publication, revision: str, head: str, new: Sequence[File], removed: Sequence[str]
+    api: HfApi, publication: Publication, revision: str, head: str, changed: Sequence[File], removed: Sequence[str]
 ) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     operations: list[Any] = [CommitOperationDelete(path_in_repo=name) for name in removed]
-    operations += [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.content) for file in new]
+    operations += [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.content) for file in changed]
     info = api.create_commit(
-        what.repository, operations, commit_message=what.tag, revision=revision, parent_commit=head
+        publication.repository, operations, commit_message=publication.tag, revision=revision, parent_commit=head
     )
     return str(info.oid)
 
 
-def _of_earlier(api: HfApi, repository: str, head: str, others: set[str]) -> list[str]:
-    """Of the files that are not to be there, those that an earlier push put there; a user's own stay."""
-    if LISTING not in others and not any(map(allowed, others)):
+def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> list[str]:
+    """Those of the named files that an earlier push added; other files of the user stay."""
+    if LISTING not in names and not any(map(allowed, names)):
         return []
     listing = read_listing(api, repository, head)
-    ours = {*(listing or {}).get("files", {}), SIGNATURE}
-    return sorted(name for name in others & ours if allowed(name))
+    pushed_names = {*(listing or {}).get("files", {}), SIGNATURE}
+    return sorted(name for name in names & pushed_names if allowed(name))
 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
-    """``published.json`` of a revision; None where it has none that can be read."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # and not the local one: that is no answer of the Hub
+    """Return ``published.json`` of a revision; None if it is missing or unreadable."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # the local error is no answer of the Hub
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = api.hf_hub_download(repository, LISTING, revision=revision, local_dir=folder)
         except RemoteEntryNotFoundError:
             return None
-        return listing_in(Path(path))
+        return parse_listing(Path(path))
 
 
-def listing_in(file: Path) -> dict[str, Any] | None:
-    """The content of a ``published.json``; None where another program wrote a file of that name.
+def parse_listing(file: Path) -> dict[str, Any] | None:
+    """Parse a ``published.json``; None if another program wrote it.
 
     Raises:
-        AdapterRefused: it lists files, but not as `push` does.
+        AdapterRefused: the file lists files, but not in the format of `push`.
     """
     try:
         content = strict_loads(file.read_bytes(), MAX_LISTING)
@@ -162,20 +166,22 @@ def listing_in(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def _refuse_difference(what: Publication, there: dict[str, str]) -> None:
-    wrong = [file.name for file in what.files if not same(file, there.get(file.name))]
-    if wrong:
-        raise PublishError(f"'{what.repository}' does not hold what was sent ({', '.join(wrong)}); push again")
+def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -> None:
+    differing = [file.name for file in publication.files if not is_on_hub(file, hub_digests.get(file.name))]
+    if differing:
+        raise PublishError(
+            f"'{publication.repository}' does not hold the files that were sent ({', '.join(differing)}); push again"
+        )
 
 
-def _tag(api: HfApi, what: Publication, commit: str) -> None:
-    """Tag the commit; where the tag is there already, it must name these very files."""
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(what.repository).tags}
-    if what.tag not in tags:
-        api.create_tag(what.repository, tag=what.tag, revision=commit, exist_ok=True)
-    elif tags[what.tag] != commit:
-        listing = read_listing(api, what.repository, what.tag)
-        if listing is None or listing["files"] != what.digests:
+def _tag(api: HfApi, publication: Publication, commit: str) -> None:
+    """Tag the commit; an existing tag must have the same files."""
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(publication.repository).tags}
+    if publication.tag not in tags:
+        api.create_tag(publication.repository, tag=publication.tag, revision=commit, exist_ok=True)
+    elif tags[publication.tag] != commit:
+        listing = read_listing(api, publication.repository, publication.tag)
+        if listing is None or listing["files"] != publication.digests:
             raise PublishError(
-                f"'{what.repository}' has a tag {what.tag} on other files; delete it on the Hub, then push again"
+                f"'{publication.repository}' has a tag {publication.tag} on other files; delete the tag and push again"
             )

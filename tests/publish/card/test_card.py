@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 
 from llm_forget.core.text import shown
 from llm_forget.publish.card.card import Place, card, write_card
-from llm_forget.publish.card.statements import Statements, kept_statements
+from llm_forget.publish.card.statements import Statements, saved_statements
 from llm_forget.publish.row_digests import PREFIX
 from llm_forget.report.render.document import interval
 
@@ -165,7 +165,7 @@ def test_what_is_not_known_is_said(make_measured_run):
     (folder / "provenance.json").unlink()
     text = card(folder)
     for sentence in ("No oracle was measured", "The model before was not measured", "left no provenance",
-                     "**Category:** not stated", "Nobody is named", "No policy was applied",
+                     "**Category:** not stated", "No contact is stated", "No policy was applied",
                      "no proof of erasure"):  # fmt: skip
         assert sentence in text, sentence
 
@@ -187,7 +187,7 @@ def test_what_people_say_is_kept_for_the_next_card(make_measured_run):
     path = write_card(folder, Statements(category="fruit", contact="a@b.org", datasets=("org/data",)))
     assert path == folder / "README.md"
     write_card(folder, Statements(contact="c@d.org"))
-    assert kept_statements(folder) == Statements(category="fruit", contact="c@d.org", datasets=("org/data",))
+    assert saved_statements(folder) == Statements(category="fruit", contact="c@d.org", datasets=("org/data",))
     text = path.read_text()
     assert "fruit" in text
     assert "c&#64;d.org" in text

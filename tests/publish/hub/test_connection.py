@@ -31,7 +31,7 @@ def test_a_wrong_token_is_refused_in_a_sentence_that_does_not_hold_it(hub, measu
     assert "hf_wrong" not in str(said.value)
     assert hub.repos == {}
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ConnectionError, match="there is no token"):
+    with pytest.raises(ConnectionError, match="no token for the Hub was found"):
         send(run)
 
 
@@ -39,10 +39,10 @@ def test_a_wrong_token_is_refused_in_a_sentence_that_does_not_hold_it(hub, measu
     ("request_like", "status", "sentence"),
     [
         ("POST .*/commit/", 403, "your token may not write to 'tester/forgetful'"),
-        ("POST .*/commit/", 412, "somebody else has changed 'tester/forgetful' meanwhile"),
-        ("POST .*/commit/", 413, "larger than the Hub takes"),
-        ("POST .*/repos/create", 503, "the Hub could not do it"),
-        ("POST .*/commit/", 429, "the Hub asks to wait"),
+        ("POST .*/commit/", 412, "'tester/forgetful' was changed in the meantime"),
+        ("POST .*/commit/", 413, "larger than the Hub allows"),
+        ("POST .*/repos/create", 503, "the Hub failed with status 503"),
+        ("POST .*/commit/", 429, "too many requests"),
     ],
 )
 def test_a_refusal_says_what_to_do(hub, measured, request_like, status, sentence):
@@ -113,14 +113,14 @@ def test_what_hf_xet_says_of_its_token_is_one_sentence(hub, measured, monkeypatc
         (
             "HTTP_PROXY",
             "http://127.0.0.1:9",
-            "the Hub could not be reached; look at the network, HF_ENDPOINT and proxies",
+            "the Hub could not be reached; check the network, HF_ENDPOINT and proxies",
         ),
-        ("HTTPS_PROXY", "THE-LOOPBACK-HUB", "the proxy did not let this through; look at HTTPS_PROXY"),
-        ("HTTP_PROXY", "socks9://me:pw@127.0.0.1:9", "the proxy that is set .* is no address"),
-        ("HF_TOKEN", "hf_r\u00fcght", "the token holds a character that no token has"),
-        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT is no address"),
+        ("HTTPS_PROXY", "THE-LOOPBACK-HUB", "the proxy refused the request; check HTTPS_PROXY"),
+        ("HTTP_PROXY", "socks9://me:pw@127.0.0.1:9", "the proxy that is set .* is not a valid URL"),
+        ("HF_TOKEN", "hf_r\u00fcght", "the token contains an invalid character"),
+        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT is not a"),
         ("HF_ENDPOINT", "http://127.0.0.1:9", "the Hub could not be reached"),
-        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set, so the Hub is not asked"),
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set, so the Hub is not contacted"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, value, sentence):
@@ -139,11 +139,11 @@ def test_a_setting_that_cannot_work_is_named_in_a_sentence(hub, tmp_path, name, 
 def test_no_answer_in_time_is_one_sentence(hub):
     from huggingface_hub.utils import get_session
 
-    from llm_forget.publish.hub.client import speaking
+    from llm_forget.publish.hub.client import hub_errors
 
     hub.fail("GET /api/whoami", "hang")
     with (
-        pytest.raises(ConnectionError, match=r"^the Hub did not answer in time; give the same command again"),
-        speaking(REPO),
+        pytest.raises(ConnectionError, match=r"^the Hub did not answer in time; run the same command again"),
+        hub_errors(REPO),
     ):
         get_session().get(f"{hub.url}/api/whoami-v2", timeout=0.2)

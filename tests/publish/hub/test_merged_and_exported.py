@@ -63,7 +63,7 @@ def test_results_of_a_merged_model_are_published_only_if_they_are_of_its_weights
     assert "not the run's own" not in what.card  # the rows are the same
     assert "report.html" in sent
     edited(merged / "results.json", lambda content: content["models"]["unlearned"].update(digest="0" * 64))
-    with pytest.raises(ValueError, match=r"results\.json' is of other weights than lie there; merge again"):
+    with pytest.raises(ValueError, match=r"results\.json' is of other weights than those in the folder; merge again"):
         publication(run.path, REPO, merged=merged)
 
 
@@ -76,7 +76,7 @@ def test_what_is_not_this_run_alone_as_it_is_is_not_pushed_as_it(hub, measured, 
 
     made = {name: measured(name, seed) for name, seed in (("run", 0), ("second", 1))}
     merge([made[name].path for name in runs], tmp_path / "merged", scales=scales)
-    with pytest.raises(ValueError, match="was not merged from this run alone, as it is"):
+    with pytest.raises(ValueError, match="was not merged from this run alone at scale 1"):
         publication(made["run"].path, REPO, merged=tmp_path / "merged")
     assert say("card", made["run"].path, "--merged", tmp_path / "merged") == 2
     assert not (made["run"].path / "README.md").exists()
@@ -111,12 +111,12 @@ def test_an_exported_form_is_pushed_with_its_own_numbers_and_how_to_load_it(hub,
             publication(run.path, REPO, merged=form)
         (tmp_path / "export.json").rename(form / "export.json")
     (form / "results.json").rename(tmp_path / "results.json")
-    with pytest.raises(ValueError, match="was not measured, and rounding can bring back"):
+    with pytest.raises(ValueError, match="was not measured, and rounding can restore"):
         publication(run.path, REPO, merged=form)
     (tmp_path / "results.json").rename(form / "results.json")
     edited(form / "results.json", lambda content: content["models"]["unlearned"].update(digest="0" * 64))
-    with pytest.raises(ValueError, match="is of other weights than lie there; export again"):
+    with pytest.raises(ValueError, match="is of other weights than those in the folder; export again"):
         publication(run.path, REPO, merged=form)
     shutil.copy(run.adapter / "adapter_model.safetensors", form / "model.safetensors")
-    with pytest.raises(ValueError, match=r"is not what export\.json says was written"):
+    with pytest.raises(ValueError, match=r"is not the file described in export\.json"):
         publication(run.path, REPO, merged=form)

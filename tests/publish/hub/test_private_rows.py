@@ -82,7 +82,7 @@ def test_a_plain_digest_that_comes_from_elsewhere_stops_everything(hub, measured
     run = measured()
     digest = with_data(run).removeprefix("sha256:")
     (run.adapter / "chat_template.jinja").write_text(f"{{# {digest} #}}")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja says a plain digest of rows"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja contains a plain digest of rows"):
         send(run)
     assert hub.requests == []
 
@@ -129,6 +129,6 @@ def test_who_has_key_and_rows_can_check_what_was_pushed(hub, measured, tmp_path)
 def test_a_file_that_names_a_folder_of_this_machine_stops_everything(hub, measured):
     run = measured()
     (run.adapter / "chat_template.jinja").write_text(f"{{# from {Path.home()}/secret #}}")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja names a folder of this machine"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja contains the path of a folder of this machine"):
         send(run)
     assert hub.requests == []

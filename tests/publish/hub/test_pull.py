@@ -26,7 +26,7 @@ def test_a_file_that_was_changed_on_the_hub_is_not_kept(hub, measured, tmp_path,
         files[name] = hashlib.sha256(content).hexdigest()
         repo.lfs[files[name]] = bytes(content)
     repo.add("main", files, "changed")
-    with pytest.raises(AdapterRefused, match=f"{name}.* is not what was pushed; nothing was kept"):
+    with pytest.raises(AdapterRefused, match=f"{name}.* is not the file that was pushed; nothing was kept"):
         pull(REPO, tmp_path / "pulled")
     assert not [path for path in tmp_path.iterdir() if "pulled" in path.name]
 
@@ -86,7 +86,7 @@ def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
     from llm_forget.publish.hub.pull import pull
 
     HfApi().create_repo(REPO)
-    with pytest.raises(ValueError, match=r"did not push it; fetch it with `hf download tester/forgetful"):
+    with pytest.raises(ValueError, match=r"did not push it; download it with `hf download tester/forgetful"):
         pull(REPO, tmp_path / "pulled")
     with pytest.raises(ConnectionError, match="no such revision"):
         pull(REPO, tmp_path / "pulled", revision="v-nothing")
@@ -96,7 +96,7 @@ def test_what_this_package_did_not_push_is_not_pulled(hub, tmp_path):
 
 
 def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, measured, tmp_path):
-    from llm_forget.publish.hub.pull import in_bytes, pull
+    from llm_forget.publish.hub.pull import parse_size, pull
 
     run = measured()
     send(run)
@@ -107,10 +107,10 @@ def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, m
     assert hub.asked("GET /cdn/") == []
     assert not (tmp_path / "pulled").exists()
     assert pull(REPO, tmp_path / "pulled", max_size=f"{size // 1000 + 900}KB").files
-    assert [in_bytes(text) for text in ("50GB", "1.5MiB", "7", "2KB")] == [50 * 10**9, 3 * 2**19, 7, 2000]
+    assert [parse_size(text) for text in ("50GB", "1.5MiB", "7", "2KB")] == [50 * 10**9, 3 * 2**19, 7, 2000]
     for odd in ("", "0", "-1GB", "1EB", "1e9", "GB"):
-        with pytest.raises(ValueError, match="give a number and a unit"):
-            in_bytes(odd)
+        with pytest.raises(ValueError, match="set a number and a unit"):
+            parse_size(odd)
 
 
 def test_a_revision_of_very_many_files_or_a_huge_listing_is_not_read(hub, measured, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def test_a_hub_that_still_has_the_old_commit_is_reported(monkeypatch, measured, 
     with loopback_hub(keeps_unreachable=True) as hub:
         talk_to(hub, monkeypatch, tmp_path)
         old, _ = withdrawn(hub, measured)
-        with pytest.raises(ValueError, match=f"still answers for {old.commit}.*ask the Hub's support"):
+        with pytest.raises(ValueError, match=f"still serves {old.commit}.*ask the Hub's support"):
             purge(plan(REPO, [old.tag]))
 
 

@@ -356,7 +356,7 @@ def test_of_many_that_make_a_key_at_once_all_have_the_same(make_measured_run):
     [
         ({"license": "Apache 2.0"}, r"Hub does not know; it knows apache-2\.0"),
         ({"license": "gpl3"}, r"it knows gpl, .*gpl-3\.0"),
-        ({"license": "other"}, "needs the name"),
+        ({"license": "other"}, "needs license_name"),
         ({"license": "mit", "license_name": "mine"}, "belong to license other"),
         ({"license": "other", "license_name": "My Licence"}, "small letters and hyphens"),
         ({"license": "other", "license_name": "mine", "license_link": "javascript:1"}, "begins with https://"),
@@ -409,7 +409,7 @@ def test_the_card_of_what_was_not_unlearned_does_not_say_that_it_was(make_measur
 
 def test_a_card_is_a_file_and_a_model_is_named_by_the_kind_of_its_digest(make_measured_run, tmp_path):
     run = make_measured_run("run")
-    with pytest.raises(ValueError, match=r"is a folder; name the file, such as .*README\.md"):
+    with pytest.raises(ValueError, match=r"is a folder; name a file, such as .*README\.md"):
         write_card(run, output=tmp_path)
     digest = json.loads((run / "results.json").read_text())["models"]["unlearned"]["digest"]
     assert f"sha256:{digest}" in card(run)

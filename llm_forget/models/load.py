@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer by name; quantised where asked; frozen adapters of the target on top."""
+"""Load a model and its tokenizer by name, with optional quantisation and the target's frozen adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 logger = logging.getLogger("llm_forget")
-# Said for every 8-bit layer and call, in the middle of progress bars: products are computed in half precision.
+# bitsandbytes logs this for every 8-bit layer and call, between progress bars.
 logging.getLogger("bitsandbytes.autograd._functions").addFilter(
     lambda record: "will be cast" not in record.getMessage()
 )
@@ -31,24 +31,24 @@ def load_base(
 
     Args:
         model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit. The base
-            beneath a run is taken at the revision which that run was trained on.
+            of a run is loaded at the revision that the run was trained on.
         device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
         trust_remote_code: run model code from the hub; only if asked.
-        dequantize: after loading in 4 or 8 bit, write the rounded weights out in float32: the same function as the
-            4-bit model, in ordinary tensors that an adapter can be merged into.
+        dequantize: after loading in 4 or 8 bit, convert the rounded weights to float32: the same function as the 4-bit
+            model, in ordinary tensors that an adapter can be merged into.
 
     Returns:
         A ``PreTrainedModel``; or, where the name is an adapter or a run that holds one, a frozen ``PeftModel`` whose
         adapter is called "target" (and "target-2", ... above it).
 
     Raises:
-        FileNotFoundError, ValueError: see `find_source`; or an adapter that was trained on another base.
-        ModuleNotFoundError: a GGUF file without the package gguf.
+        MissingFileError, ModelError: see `find_source`; or an adapter that was trained on another base.
+        MissingPackageError: a GGUF file without the package gguf.
     """
     from llm_forget.models.adapters.files import load_adapter, verify_adapter
 
     source = find_source(model_args.model_name_or_path)
-    manifests = [verify_adapter(folder) for folder in source.adapters]  # before a base that they name is asked for
+    manifests = [verify_adapter(folder) for folder in source.adapters]  # before loading a base that they name
     model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
     quantization = quantization_of(model)
     if dequantize and quantization is not None:
@@ -64,7 +64,7 @@ def load_base(
 
 
 def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """An adapter makes up for the rounding of the base it was trained on; on another it is a somewhat other model."""
+    """Warn if the base has another precision than in training: the adapter also corrects the rounding of its base."""
     trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != loaded:
         logger.warning(
@@ -98,7 +98,7 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
             source.location, revision=revision, use_safetensors=True, **options
         )
     model.name_or_path = model.config._name_or_path = source.name if not source.adapters else source.location
-    # Also where the folder holds 4- or 8-bit weights, whatever was asked for.
+    # Also for a folder that already holds 4- or 8-bit weights.
     if {"load_in_4bit", "load_in_8bit"} & (quantization_of(model) or {}).keys():
         model = _prepare_quantized(model)
     return model
@@ -120,7 +120,7 @@ def _options(model_args: ModelConfig, device_map: Any, trust_remote_code: bool) 
 
 
 def _process_device() -> dict[str, Any]:
-    """Quantised weights cannot be moved afterwards: each process loads them where it computes."""
+    """Device of this process: quantised weights cannot be moved after loading."""
     from accelerate import PartialState
 
     return {"": PartialState().device}
@@ -142,8 +142,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
     path = _gguf_path(source)
     _warn_unread(path)
     model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
-    # The weights are ordinary tensors by now. While the model still calls itself quantised, transformers refuses to
-    # save it or to train it.
+    # The weights are ordinary tensors now. transformers refuses to save or train a model that is marked as quantised.
     del model.config.quantization_config
     del model.hf_quantizer, model.quantization_method
     model.is_quantized = False
@@ -152,7 +151,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
 
 
 def _warn_unread(path: Path) -> None:
-    """Name what transformers passes over in a GGUF file; llama.cpp, which does not, then answers differently."""
+    """Warn about tensors and settings of a GGUF file that transformers ignores and llama.cpp uses."""
     head, names = _read_head(path)
     kind = head["general.architecture"]
     unread = [name for name in names if name.startswith(("rope_freqs.", "rope_factors"))]
@@ -192,7 +191,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
-    """4- or 8-bit copy of weights that did not come from a safetensors folder: through a temporary one."""
+    """Quantise a model that was not loaded from a safetensors folder, through a temporary folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
@@ -205,9 +204,9 @@ def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
 def _prepare_quantized(model: Any) -> Any:
     """Make training, evaluation and merging see the same numbers.
 
-    What stays unquantised (norms, embeddings, head) computes in float32. On CPUs with AVX512-BF16, bitsandbytes repacks
-    4-bit weights in the first forward without gradient, for good: from then on it computes in bfloat16, gives no
-    gradient, and dequantises to garbage. That is switched off.
+    Unquantised modules (norms, embeddings, head) compute in float32. On CPUs with AVX512-BF16, bitsandbytes repacks
+    4-bit weights permanently in the first forward without gradient: then it computes in bfloat16, gives no gradient,
+    and dequantises to garbage. This is switched off here.
     """
     import bitsandbytes
     from peft import prepare_model_for_kbit_training
@@ -219,11 +218,11 @@ def _prepare_quantized(model: Any) -> Any:
 
 
 def _dequantized(model: Any) -> Any:
-    """Rounded weights written out in float32, in a model that can be saved like any other."""
+    """Convert rounded weights to float32, in a model that can be saved like any other."""
     import torch
 
     model = model.dequantize(dtype=torch.float32)
-    # Of a folder that held packed weights transformers remembers how they were unpacked, and would pack them to save.
+    # For a folder of packed weights, transformers stores the conversions and would pack the weights again on saving.
     used = getattr(model, "_weight_conversions", None) or []
     packed = [c for c in used if any("Deserialize" in type(o).__name__ for o in getattr(c, "operations", []))]
     if packed:
@@ -233,13 +232,13 @@ def _dequantized(model: Any) -> Any:
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to `load_base` of the same arguments.
+    """Load the tokenizer of the model that `load_base` loads from the same arguments.
 
     It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token; nothing in this package
     derives a mask from the pad token, so end-of-turn tokens stay attended.
 
     Raises:
-        FileNotFoundError, ValueError: see `find_source`; or neither a pad nor an end-of-sequence token.
+        MissingFileError, ModelError: see `find_source`; or neither a pad nor an end-of-sequence token.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, source.revision or model_args.model_revision, trust_remote_code)
@@ -268,13 +267,13 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
     except OSError as error:
         if source.kind != "hub":
             raise
-        # The first thing that is read of a model: a mistyped path of two parts looks like a Hub id.
+        # The tokenizer is read first, and a mistyped path of two parts looks like a Hub id.
         reason = str(error).partition("\n")[0]
         raise MissingFileError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error
 
 
 def _gguf_tokenizer(path: Path) -> Any:
-    """What the file itself says: of a tokenizer.json beside it, transformers takes all but the special tokens."""
+    """Tokenizer from the GGUF file alone: transformers would prefer a tokenizer.json in the same folder."""
     import tempfile
 
     from transformers import AutoTokenizer

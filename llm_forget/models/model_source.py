@@ -1,4 +1,4 @@
-"""What a model name means: a Hub id, a folder, a GGUF file, a built-in model, a run, or an adapter on one of these."""
+"""Resolve a model name: Hub id, folder, GGUF file, built-in model, run, or an adapter on one of these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_forget.models.adapters.untrusted import (
     refuse_unverified,
 )
 
-EXPORT_REPORT = "export.json"  # beside what `export` wrote
+EXPORT_REPORT = "export.json"  # in the folder that `export` writes
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class Source:
     kind: str  # "hub" | "folder" | "gguf" | "demo"
     location: str  # Hub id, folder or file of the full weights
     adapters: tuple[Path, ...] = ()
-    revision: str | None = None  # of a Hub id, where a run on top of it says which it was trained on
+    revision: str | None = None  # of a Hub id, as recorded by a run on top of it
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Where the tokenizer that was trained with may be: in an adapter, from the top down; beside our GGUF file."""
+        """Folders that may hold the tokenizer: adapters from the top down, or the folder of our GGUF file."""
         beside = Path(self.location).parent
         report = beside / EXPORT_REPORT
-        # A GGUF file says less of its tokenizer than the model's own files, and reading it takes seconds.
+        # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         ours = self.kind == "gguf" and report.is_file() and _describes_file(report, Path(self.location).name)
         return (*reversed(self.adapters), *([beside] if ours else []))
 
 
 def _describes_file(report: Path, file: str) -> bool:
-    """Whether an export.json says that it is of this file; other programs write files of that name, too."""
+    """Whether an export.json is ours and describes this file; other programs also use that name."""
     content = formats.read_if_valid(report, ExportReport)
     return content is not None and content.file == file
 
@@ -60,9 +60,9 @@ def find_source(name: str | None) -> Source:
         name: Hub id, folder of a model, PEFT adapter folder, run folder, ``*.gguf`` file, ``builtin:NAME``.
 
     Raises:
-        FileNotFoundError: a path that does not exist, or a folder that holds no model.
-        ValueError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
-        AdapterRefused: an adapter without a manifest; nothing is asked about the base that it names.
+        MissingFileError: a path that does not exist, or a folder that holds no model.
+        ModelError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
+        AdapterRefused: an adapter without a manifest; the base that it names is not looked up.
     """
     if not name:
         raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -104,7 +104,7 @@ def _find(name: str, original: str, above: tuple[Path, ...], revision: str | Non
 
 def _hub_id(name: str) -> str:
     parts = name.split("/")
-    # A folder of that name here means that a path was meant: what it is called is nothing to ask a hub about.
+    # If the first part is a local folder, the name is a mistyped path: do not send it to the Hub.
     if len(parts) > 2 or name.startswith((".", "~")) or not all(parts) or (len(parts) > 1 and Path(parts[0]).is_dir()):
         raise MissingFileError(
             f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name); a "
@@ -114,12 +114,12 @@ def _hub_id(name: str) -> str:
 
 
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
-    """Refuse an adapter that is still on the hub; a Hub id does not show what it is before it is asked for.
+    """Refuse a Hub id that holds an adapter.
 
-    transformers would load base and adapter as one model, and with the unlearning adapter off, both would be off.
+    transformers would load base and adapter as one model; disabling the unlearning adapter would disable both.
 
     Raises:
-        ValueError: says how to get the folder, which is supported.
+        ModelError: with the command that downloads the folder, which is supported.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -139,13 +139,13 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Name and revision of the model beneath an adapter: its run knows; otherwise PEFT's own config says."""
+    """Name and revision of an adapter's base, from its run, or else from PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config
         base, revision = config.get("model_name_or_path"), config.get("model_revision")
     else:
-        _refuse_other_config(adapter)  # before its base is asked for anywhere
+        _refuse_other_config(adapter)  # before its base is looked up
         config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:

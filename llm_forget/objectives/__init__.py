@@ -1,7 +1,7 @@
 """Terms: pure functions of log-probabilities, one file each, file name = term name.
 
 A new file here with one function under ``@objective(...)`` is found without editing anything else. Files that start
-with an underscore are no terms.
+with an underscore are not terms.
 """
 
 import importlib

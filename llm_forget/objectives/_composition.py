@@ -1,4 +1,4 @@
-"""Weighted terms as one objective: read from a dictionary, evaluated, and asked what they need of model and data."""
+"""Weighted terms as one objective: parsing, evaluation, and the model outputs and data that they need."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Term:
         return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
 
     def value(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> Tensor:
-        """Unweighted values, ``[B]`` or ``[B, T]``, with 0 at masked places and in rows without targets."""
+        """Unweighted values, ``[B]`` or ``[B, T]``; 0 at masked positions and in rows without targets."""
         mask = policy[self.split].mask
         values_by_input = {
             "policy": lambda: policy[self.split],
@@ -79,41 +79,41 @@ class Term:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The YAML line that makes this term again."""
+        """The YAML line of this term."""
         weight = self.weight if self.dual is None else {"dual": asdict(self.dual)}
         return {"name": self.name, "weight": weight, **self.arguments}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms, and what computing them takes."""
+    """Weighted terms, and the inputs that they need."""
 
     terms: tuple[Term, ...]
 
     def splits(self) -> tuple[str, ...]:
-        """Splits of which each batch needs rows, in the order forget, retain, train."""
+        """Splits that each batch needs, in the order forget, retain, train."""
         return tuple(split for split in SPLITS if any(term.split == split for term in self.terms))
 
     def needs(self, kind: str, source: str | None = None) -> bool:
-        """Whether a term wants ``kind`` (``logits``, ``hidden_states``) of the policy, on ``source`` or anywhere."""
+        """Whether a term needs ``kind`` (``logits``, ``hidden_states``) of the policy, on ``source`` or on any."""
         return self._needs("policy", kind, source)
 
     def reference_needs(self, kind: str, source: str | None = None) -> bool:
-        """The same of the reference."""
+        """Whether a term needs ``kind`` of the reference, on ``source`` or on any."""
         return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
-        """Splits (and ``alternate``) of which reference log-probabilities suffice, so that they can be cached."""
+        """Splits (and ``alternate``) for which cached reference log-probabilities suffice."""
         return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
 
     def reference_pass_sources(self) -> tuple[str, ...]:
-        """Splits (and ``alternate``) on which the reference must run in the step, for its logits or hidden states."""
+        """Splits (and ``alternate``) on which the reference runs in every step, for its logits or hidden states."""
         return tuple(
             s for s in self._sources("reference") if any(s in t.sources("reference") for t in self.terms if t.needs)
         )
 
     def needs_reference_logprobs(self) -> bool:
-        """Whether cached reference log-probabilities are wanted."""
+        """Whether a term needs cached reference log-probabilities."""
         return bool(self.reference_sources())
 
     def needs_reference_pass(self) -> bool:
@@ -126,27 +126,27 @@ class Objective:
 
     @property
     def hidden_layer(self) -> int | str | None:
-        """Decoder layer whose output to keep, counted from 0; ``"default"`` = a quarter of the depth; None = none.
+        """Decoder layer whose output to keep, from 0; ``"default"`` is a quarter of the depth; None keeps no layer.
 
         Raises:
-            ValueError: two terms ask for different layers.
+            ConfigError: two terms ask for different layers.
         """
-        wanting = [term for term in self.terms if "hidden_states" in term.needs]
-        layers = {term.arguments["layer"] for term in wanting if term.arguments.get("layer") is not None}
+        terms_with_hidden = [term for term in self.terms if "hidden_states" in term.needs]
+        layers = {term.arguments["layer"] for term in terms_with_hidden if term.arguments.get("layer") is not None}
         if len(layers) > 1:
-            listing = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in wanting)
+            listing = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in terms_with_hidden)
             raise ConfigError(
                 f"terms ask for different layers ({listing}); one pass keeps one layer, so set them equal"
             )
         if layers:
             return int(layers.pop())
-        return "default" if wanting else None
+        return "default" if terms_with_hidden else None
 
     def layer_index(self, depth: int) -> int | None:
         """`hidden_layer` for a model of ``depth`` decoder layers; the default is 7 of 32, as in the RMU paper.
 
         Raises:
-            ValueError: the model has no such layer.
+            ConfigError: the model has no such layer.
         """
         layer = self.hidden_layer
         if layer is None:
@@ -182,7 +182,7 @@ def compose(form: dict[str, Any]) -> Objective:
     """An objective from its YAML form, e.g. ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
 
     Raises:
-        ValueError: a split, term, weight or hyper-parameter that is not allowed; the message names it.
+        ConfigError: a split, term, weight or hyper-parameter that is not allowed; the message names it.
     """
     if not isinstance(form, dict):
         raise ConfigError("objective must map splits to terms, as in {forget: {name: ga}}")

@@ -1,4 +1,4 @@
-"""Work at target positions only: nothing at a masked position, not even a NaN, reaches a value or a gradient."""
+"""Restrict computation to target positions: masked positions, even NaN, affect no value and no gradient."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
     """``logits`` or ``hidden`` at the N target positions, ``[N, V]`` or ``[N, H]``, float32.
 
     Raises:
-        ValueError: the log-probabilities were made without them.
+        ConfigError: the forward pass did not keep them.
     """
     tensor: Tensor | None = getattr(logprobs, kind)
     if tensor is None:
         need = {"hidden": "hidden_states"}.get(kind, kind)
-        raise ConfigError(f"these log-probabilities carry no {kind}; declare needs={{'{need}'}} on the objective")
+        raise ConfigError(f"these log-probabilities have no {kind}; declare needs={{'{need}'}} on the objective")
     places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; by number, since a mask's backward pass is slow
     return tensor.flatten(0, 1).index_select(0, places).float()
 

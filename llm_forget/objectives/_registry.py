@@ -1,4 +1,4 @@
-"""Where terms are filed: a module of its own, so that terms import the decorator and the package imports the terms."""
+"""Registry of terms; a separate module, so that terms can import the decorator without importing the package."""
 
 from llm_forget.core.registry import Registry
 

@@ -1,8 +1,8 @@
-"""How the gradients of the forget terms and of the retain terms become one update. Pure functions on lists of tensors.
+"""Combine the gradients of the forget terms and of the retain terms. Pure functions on lists of tensors.
 
 A rule takes the two gradients as lists with one tensor per parameter, already weighted, averaged over the whole
-optimiser step and reduced over ranks, and returns the gradient to descend. Norms and angles are those of the whole list
-taken as one vector, in float32.
+optimiser step and reduced over ranks, and returns the gradient to descend. Norms and angles treat the whole list as one
+vector, in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ rule = RULES.register
 
 @rule()
 def sum(forget: Gradient, retain: Gradient) -> Gradient:
-    """Add the two: what one backward pass of the summed loss gives."""
+    """Add the two gradients: the gradient of the summed loss."""
     return [f + r for f, r in zip(forget, retain, strict=True)]
 
 
@@ -45,11 +45,11 @@ def gru(
 ) -> tuple[Gradient, Gradient]:
     """Drop the part of the forget gradient that opposes a running average of the retain gradient, and descend the rest.
 
-    The retain gradient only guards: it is not descended. ``average`` is this function's state, None before the first
+    The retain gradient is a constraint, never descended. ``average`` is this function's state, None before the first
     step; it becomes ``gamma retain + (1 - gamma) average`` and, like any positive multiple, acts by its direction only.
 
     Returns:
-        The gradient and the new average. ``gamma = 1`` looks at the present retain gradient alone.
+        The gradient and the new average. ``gamma = 1`` uses only the current retain gradient.
     """
     if average is None:
         average = [torch.zeros_like(r) for r in retain]
@@ -73,20 +73,20 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply the rule ``name`` with its ``arguments``, whether or not it keeps a state.
+    """Apply the rule ``name`` with its ``arguments``, with or without a state.
 
     Args:
         name: a name of `RULES`, or ``module:function``.
         forget: gradient of the forget terms, one tensor per parameter.
         retain: the same of the retain terms.
-        state: what the last step returned; None at the first.
+        state: returned by the previous step; None at the first step.
         arguments: hyper-parameters of the rule.
 
     Returns:
-        The gradient to descend, and the state to hand to the next step (None for rules without one).
+        The gradient to descend, and the state for the next step (None for rules without one).
 
     Raises:
-        ValueError: no such rule or argument.
+        ConfigError: no such rule or argument.
     """
     entry = RULES.get(name)
     function = entry.bind(**(arguments or {}))
@@ -121,7 +121,7 @@ def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], step: Sequence[Tensor]) -> Iterator[None]:
-    """The parameters moved by ``step``; on leaving they are put back bit for bit, whatever happened inside."""
+    """Move the parameters by ``step`` inside the block; restore them bit for bit on exit, also after an error."""
     saved = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():

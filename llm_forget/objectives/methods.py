@@ -40,7 +40,7 @@ def build_objective(
         objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``; names may be ``module:function``.
 
     Raises:
-        ValueError: neither or both are given, or a name or value is not allowed.
+        ConfigError: neither or both are given, or a name or value is not allowed.
     """
     if (method is None) == (objective is None):
         raise ConfigError("give either a method or an objective, not both and not neither")

@@ -1,6 +1,6 @@
-"""Whether the tensors of an adapter file are those that its configuration asks for on this model; nothing is allocated.
+"""Check that an adapter file holds exactly the tensors that its configuration needs on this model; allocates nothing.
 
-PEFT loads what matches and at most warns of the rest: with its tensors renamed, an adapter is the model without it.
+PEFT loads matching tensors and at most warns about others: an adapter with renamed tensors would have no effect.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _saved_whole(key: str, config: LoraConfig) -> bool:
 
 
 def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
-    """Keys that are no LoRA but whole embeddings of this model, which PEFT saves along: ``{key: their module}``."""
+    """Keys of whole embeddings of this model that PEFT saves beside LoRA tensors: ``{key: module}``."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
@@ -72,7 +72,7 @@ def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]
 
 
 def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:
-    """Compare the modules that the file has tensors for with those of the model that the configuration names.
+    """Compare the modules in the file with those that the configuration selects on the model.
 
     Raises:
         AdapterRefused: missing or unexpected modules, or shapes that are not the model's; names ``path``.
@@ -101,7 +101,7 @@ def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, 
 
 
 def _modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """Modules of the model itself, without what earlier adapters put around and beside them."""
+    """Modules of the base model, without the layers of adapters that are already attached."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 

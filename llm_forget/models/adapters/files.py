@@ -1,4 +1,4 @@
-"""Adapters on disk: written whole or not at all, and read only when they are exactly what was written."""
+"""Adapters on disk: written atomically, and read only if they match their manifest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def adapter_state_dict(
         state_dict: gathered weights of the whole model, where they are sharded (FSDP, ZeRO-3).
 
     Raises:
-        ValueError: nothing of the adapter is there, or a tensor is empty or not finite.
+        ModelError: the adapter has no tensors, or a tensor is empty or not finite.
     """
     from peft import get_peft_model_state_dict
 
@@ -71,22 +71,22 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     effect: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the adapter "unlearn", and only it, so that plain PEFT loads it and nobody ever sees half of it.
+    """Write the adapter "unlearn", and only it, atomically, in a format that plain PEFT loads.
 
     Writes ``adapter_model.safetensors``, ``adapter_config.json`` and ``manifest.json``: digests of files and tensors,
-    of the base and of the adapters beneath, and how the base was quantised.
+    of the base and of the frozen adapters, and the quantisation of the base.
 
     Args:
-        folder: made if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
-        base_digest: from `source_digest`, of the model that `load_base` gave.
+        folder: created if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
+        base_digest: from `source_digest`, of the model that `load_base` returned.
         base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
         extra: further keys of the manifest.
         state_dict: see `adapter_state_dict`.
-        effect: of `effect.effect_of`; left out of checkpoints, and where the weights are sharded.
+        effect: from `logit_fingerprint.effect_of`; omitted for checkpoints, and where the weights are sharded.
 
     Raises:
-        ValueError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
-        OSError: no room on the disk; what was there is still there.
+        ModelError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
+        OSError: the disk is full; the previous adapter is unchanged.
     """
     folder = Path(folder)
     tensors = adapter_state_dict(model, ADAPTER, state_dict)
@@ -125,7 +125,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Errors of the disk, which safetensors and tokenizers tell in words only, as the OSError that they are."""
+    """Raise disk errors, which safetensors and tokenizers report only as text, as OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -145,7 +145,7 @@ def _frozen_digest(model: Any, name: str, state_dict: Mapping[str, Tensor] | Non
 
 
 def _exchange_folders(first: Path, second: Path) -> bool:
-    """Let two folders change places in one step, so that nobody ever sees neither; False where the system cannot."""
+    """Exchange two folders atomically; False if the system does not support it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, on most file systems
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
@@ -153,9 +153,9 @@ def _exchange_folders(first: Path, second: Path) -> bool:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that replaces `folder` if the block succeeds and is removed otherwise.
 
-    A folder of adapter files is replaced as a whole; one that holds anything else keeps it, and gets the new files.
+    A folder of adapter files only is replaced as a whole; in any other folder the new files are moved in.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -165,7 +165,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if folder.exists() and not {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
-            # The manifest first: should this be cut off, it does not fit the files, and loading refuses them.
+            # Manifest first: if this is interrupted, it does not match the files and loading refuses them.
             for path in sorted(temporary.iterdir(), key=lambda path: path.name != MANIFEST):
                 os.replace(path, folder / path.name)
             return
@@ -180,7 +180,7 @@ def replacing(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if folder.exists():  # otherwise it is all that is left
+        if folder.exists():  # otherwise `old` is the only copy
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -204,21 +204,21 @@ def load_adapter(
     base_digest: str | None = None,
     trust: bool = False,
 ) -> PeftModel:
-    """Put a saved adapter on a model; it is active together with those already there.
+    """Attach a saved adapter to a model; it is active together with earlier adapters.
 
-    Unlike PEFT, which warns, this refuses whatever is not exactly what was written, and what has no effect or another
-    than it had. All adapters come in this way, whatever they are loaded for.
+    Unlike PEFT, which warns, this refuses an adapter that differs from its manifest, or whose effect on the logits is
+    zero or differs from the recorded one. All adapters are loaded through this function.
 
     Args:
         name: lower-case letters, digits and hyphens.
-        base_digest: of the model underneath; compared with the manifest's where both exist.
-        trust: take an adapter without a manifest as well; all but the digests is checked.
+        base_digest: of the base model; compared with the manifest's where both exist.
+        trust: accept an adapter without a manifest; everything but the digests is checked.
 
     Raises:
         AdapterRefused: a file that differs from its manifest or has none, missing or unexpected tensors, shapes that do
             not fit, values that are not finite, another base, an unreasonable config, pickled weights, links, or an
-            effect on the logits that is none or another than recorded. Names the file.
-        FileNotFoundError: no adapter there.
+            effect on the logits that is zero or differs from the record. Names the file.
+        MissingFileError: the folder holds no adapter.
     """
     from peft import PeftModel, get_peft_model
 
@@ -264,10 +264,10 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 def load_adapter_weights(
     model: Any, folder: str | Path, *, name: str = ADAPTER, base_digest: str | None = None
 ) -> None:
-    """Put the weights of a saved adapter into one that the model has already; flags and modes stay as they are.
+    """Load the weights of a saved adapter into an attached one; flags and modes do not change.
 
     Raises:
-        AdapterRefused, FileNotFoundError: see `load_adapter`; the effect is not measured.
+        AdapterRefused, MissingFileError: see `load_adapter`; the effect is not measured.
     """
     _check_name(name)
     folder = Path(folder)
@@ -278,7 +278,7 @@ def load_adapter_weights(
 def load_adapter_state(
     model: Any, tensors: Mapping[str, Tensor], *, name: str = ADAPTER, origin: str = "the state dict"
 ) -> None:
-    """Put tensors, keyed as in an adapter file, into adapter `name`: all of them and no others.
+    """Load tensors, keyed as in an adapter file, into adapter `name`; the keys must match exactly.
 
     Raises:
         AdapterRefused: missing or unexpected keys, other shapes, values that are not finite; names `origin`.

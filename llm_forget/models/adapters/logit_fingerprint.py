@@ -1,8 +1,7 @@
-"""What an adapter does to the logits of a few fixed prompts: recorded when it is saved, compared when it is loaded.
+"""Effect of an adapter on the logits of a few fixed prompts: recorded on saving, compared on loading.
 
-Digests say that the files are those that were written. The effect says that they still act as they did: an adapter that
-is attached in another way, with zeros, under other names or by another version of a library, gives the model back that
-had not forgotten, without any error.
+Digests show that the files are unchanged. The effect shows that they still work: an adapter that is attached in another
+way, with zeros, under other names or by another library version can silently give back the model before unlearning.
 """
 
 from __future__ import annotations
@@ -31,30 +30,30 @@ NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 
 
 def _hashed_number(below: int, *labels: object) -> int:
-    """A number below another, from a hash: the same on every machine and for ever."""
+    """Pseudo-random integer in [0, below) from a hash: the same on every machine and in every version."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *labels))).encode()).digest()[:8]) % below
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
-    """Made-up prompts ``[PROMPTS, LENGTH]`` of token ids, the same for every model of this vocabulary."""
+    """Synthetic prompts ``[PROMPTS, LENGTH]`` of token ids, the same for every model of this vocabulary."""
     return [[_hashed_number(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
 
 
 @torch.no_grad()
 def probe(model: Any) -> Tensor | None:
-    """Logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None where this process does not hold the whole weights."""
+    """Logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if this process does not hold all weights."""
     if not _holds_whole_weights(model):
         return None
     embedding = model.get_input_embeddings().weight
     ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
-    # accelerate's own forward computes in half precision, whatever the weights are; loading does not.
+    # accelerate's wrapped forward computes in half precision; loading does not, so use the original.
     forward = getattr(model, "_original_forward", model)
     with _evaluation_mode(model), torch.autocast(embedding.device.type, enabled=False):
         return forward(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 def effect_of(model: Any) -> dict[str, Any] | None:
-    """What adapter "unlearn" of a model does, for its manifest; None where this process cannot know."""
+    """Effect of adapter "unlearn", for its manifest; None if this process does not hold all weights."""
     with reference_mode(model):
         before = probe(model)
     after = probe(model)
@@ -62,10 +61,9 @@ def effect_of(model: Any) -> dict[str, Any] | None:
 
 
 def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Differences of logits ``[N, S, V]``: the largest, mean KL(before, after) per position in nats, and some of them.
+    """Differences of logits ``[N, S, V]``: the largest, mean KL(before, after) per position in nats, and a sample.
 
-    All are None where the logits are not finite: the adapter diverged, which is an honest outcome of training, and
-    shows when it is evaluated.
+    All are None if the logits are not finite: training diverged, which the evaluation shows.
     """
     ids = probe_ids(model.config.get_text_config().vocab_size)
     effect: dict[str, Any] = {
@@ -97,12 +95,12 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
     """Compare the effect of a loaded adapter with that of its manifest.
 
     Args:
-        measured: of `describe`; None where it could not be measured.
-        recorded: the same when it was saved; None where it could not be measured then.
+        measured: from `describe`; None if it could not be measured.
+        recorded: the same at saving; None if it could not be measured then.
         folder: of the adapter, for the message.
 
     Raises:
-        AdapterRefused: no effect at all, or another than recorded.
+        AdapterRefused: no effect, or another than recorded.
     """
     if measured is None:
         return
@@ -114,7 +112,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
     if recorded is None or recorded["prompts"] != measured["prompts"]:
         return
     if recorded["quantization"] != measured["quantization"]:
-        return  # on a base rounded otherwise it does answer otherwise, of which `load_base` warns
+        return  # another rounding of the base changes the effect; `load_base` warns about it
     if recorded["max_abs"] is None or measured["max_abs"] is None:
         if recorded["max_abs"] is not measured["max_abs"]:
             raise AdapterRefused(f"the logits of adapter '{folder}' are not finite, or were not when it was saved")
@@ -129,7 +127,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
 
 
 def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
-    """Say at the end of training what would otherwise be an error of the first load.
+    """Warn at the end of training about an effect that `load_adapter` would refuse.
 
     Args:
         effect: of `effect_of`; None where it was not measured.
@@ -150,7 +148,7 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
-    """How far samples of one effect may lie apart in the mean: both models of both differences are rounded; logits."""
+    """Largest allowed mean difference of samples, in logits; both models of both differences are rounded."""
     quantised = recorded["quantization"] is not None
     share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
@@ -161,7 +159,7 @@ def _mean_abs(values: list[float]) -> float:
 
 
 def _holds_whole_weights(model: nn.Module) -> bool:
-    """Whether every weight is here: not cut by FSDP or ZeRO-3, not on the meta device, not left empty on this rank."""
+    """Whether this process holds every weight: no FSDP or ZeRO-3 shards, no meta tensors, no empty parameters."""
     from torch.distributed.tensor import DTensor
 
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

@@ -1,4 +1,4 @@
-"""LoRA: attach an adapter that learns to forget, and look beneath it without a second model."""
+"""LoRA: attach the unlearning adapter, and compute the reference without a second model."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
             no longer agree at the first step.
 
     Raises:
-        ValueError: the model has an "unlearn" adapter already, or experts are to be adapted with dropout or DoRA.
+        ModelError: the model has an "unlearn" adapter already, or experts would be adapted with dropout or DoRA.
     """
     from peft import PeftModel, get_peft_model
 
     frozen = frozen_adapters(model)
     if ADAPTER in _adapter_names(model):
-        raise ModelError(f"the model already carries an adapter '{ADAPTER}'; merge it, or load the model beneath it")
+        raise ModelError(f"the model already carries an adapter '{ADAPTER}'; merge it, or load its base")
     config = _lora_config(model, model_args)
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=ADAPTER)
@@ -49,7 +49,7 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
 
 def activate_all(model: Any) -> None:
-    """Switch every adapter of the model on, lowest first, so that their sum is rounded the same way however loaded."""
+    """Activate every adapter, lowest first, so that their sum is always rounded in the same order."""
     # PeftModel.set_adapter takes one name; its tuner takes several.
     names = list(model.peft_config)
     model.active_adapter = names[-1]
@@ -57,7 +57,7 @@ def activate_all(model: Any) -> None:
 
 
 def frozen_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters beneath the trained one, lowest first; empty for a plain model."""
+    """Names of the adapters below the trained one, lowest first; empty for a plain model."""
     return [name for name in _adapter_names(model) if name != ADAPTER]
 
 
@@ -107,14 +107,14 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
     are what they were, also when the block raises. Blocks may be nested; wrapped models (DDP, FSDP, DeepSpeed) work.
 
     Raises:
-        ValueError: the model has no adapter "unlearn".
+        ModelError: the model has no adapter "unlearn".
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tuner = _tuner(model)
     if tuner is None or ADAPTER not in tuner.peft_config:
         raise ModelError(
-            f"the model has no adapter '{ADAPTER}' to switch off, so it holds no reference; use attach_adapter first"
+            f"the model has no adapter '{ADAPTER}' to switch off, so it has no reference; call attach_adapter first"
         )
     # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter
     # trainable. So flags are kept here and put back one by one.
@@ -158,7 +158,7 @@ def prepare_gradient_checkpointing(model: Any) -> None:
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """How the base is quantised, as the fields of ``ModelConfig`` that ask for it; None where it is not."""
+    """Quantisation of the base, as fields of ``ModelConfig``; None for an unquantised base."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return None

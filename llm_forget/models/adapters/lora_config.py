@@ -1,7 +1,7 @@
-"""An adapter's configuration, read so that nothing in it can run, hang, or reach beyond the LoRA weights.
+"""Read an adapter's configuration so that nothing in it can run code, hang, or change more than the LoRA weights.
 
-PEFT's configurations may name regular expressions (which can take longer than the universe), Python libraries, ways of
-starting that rewrite the base, and layers to duplicate. What is known to be harmless is allowed, key by key; any other
+PEFT's configurations may name regular expressions (of exponential running time), Python libraries, initialisations that
+rewrite the base, and layers to duplicate. Harmless keys are allowed one by one; any other
 key must have PEFT's default.
 """
 
@@ -26,7 +26,7 @@ MAX_NAMES = 10_000
 # quantifiers, no groups.
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 ANYWHERE = r".*\."
-# Said of where and how the adapter was made; decides nothing here.
+# Metadata about the origin of the adapter; no effect on loading.
 IGNORED = frozenset(
     {"base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "runtime_config"}
     | {"megatron_core", "qalora_group_size", "loftq_config", "init_lora_weights", "peft_type"}
@@ -67,7 +67,7 @@ def _mapping(each: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return fits
 
 
-# Key -> what it must look like where it is not null, and the words for it.
+# Key -> check of a value that is not null, and its description.
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task_type": (lambda value: value == "CAUSAL_LM", "CAUSAL_LM"),
     "bias": (lambda value: value == "none", "none; biases are the base's own"),
@@ -90,7 +90,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """The LoRA configuration of an adapter folder, without what it claims about its base.
+    """The LoRA configuration of an adapter folder, without its fields about the base.
 
     Raises:
         AdapterRefused: no LoRA, a value outside its bounds, or a key whose effect is not checked here; names the key.

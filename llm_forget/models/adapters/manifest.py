@@ -1,4 +1,4 @@
-"""The manifest beside an adapter: digests of its files, of its tensors and of what lies beneath, and what it does."""
+"""The manifest of an adapter: digests of its files, tensors, base and frozen adapters, and its effect on logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_forget.models.adapters.untrusted import (
     refuse_unverified,
 )
 
-EFFECT = "effect.json"  # measured at the first load, where training could not
+EFFECT = "effect.json"  # written at the first load if training could not measure it
 # How adapters are put on a model: their weights in float32, also on a base of 16 bits.
 LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
 RESTORE = "restore it or train again"
@@ -40,13 +40,13 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
     Args:
         folder: of the adapter.
-        base_digest: of the model underneath; compared where given.
-        trust: take a folder without a manifest as well (an adapter from elsewhere); then nothing is returned.
+        base_digest: of the base model; compared if given.
+        trust: accept a folder without a manifest (a foreign adapter), and return an empty dictionary for it.
 
     Raises:
         AdapterRefused: see `inspect_folder` and `read_header`; no manifest, files or tensors that differ from it, or
             another base.
-        FileNotFoundError: no adapter there.
+        MissingFileError: the folder holds no adapter.
     """
     inspect_folder(folder)
     header = read_header(folder / ADAPTER_WEIGHTS)
@@ -77,7 +77,7 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
 
 def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse what later steps would read without a check: keys of another type, and other settings of the base."""
+    """Refuse keys of a wrong type and unknown quantisation settings, which later steps read unchecked."""
     formats.checked(manifest, Manifest, folder / MANIFEST, advice=RESTORE, error=AdapterRefused)
     unknown = sorted(set(manifest.get("quantization") or {}) - QUANTIZATION)
     if unknown:
@@ -85,7 +85,7 @@ def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
-    """Names, shapes and types, which the header alone gives: before any digest of what may be gigabytes."""
+    """Compare names, shapes and types from the header, before hashing files that may be gigabytes."""
     stored = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
     written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
     if stored != written:
@@ -97,7 +97,7 @@ def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], fol
 
 
 def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """What the adapter did when it was saved, or when it was first loaded; None where nobody measured it yet."""
+    """Effect of the adapter when it was saved or first loaded; None if it was never measured."""
     effect = manifest.get("effect")
     if effect is None and (folder / EFFECT).is_file():
         effect = read_strict_json(folder / EFFECT, MAX_MANIFEST)
@@ -108,9 +108,9 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
 
 
 def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
-    """Keep the effect of a run's adapter that sharded training could not measure, beside it.
+    """Write the effect of a run's adapter if sharded training could not measure it.
 
-    Written by one process alone, for a finished run only: a checkpoint is sealed, and an adapter elsewhere not ours.
+    Only a single process writes it, and only for a finished run: checkpoints are sealed, other folders are not ours.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):

@@ -1,7 +1,7 @@
-"""Adapter folders as if from an enemy: looked at before anything in them is followed, opened, believed or allocated.
+"""Check untrusted adapter folders before any file in them is opened, parsed or allocated.
 
-PEFT and safetensors read what they are given. Here a folder is refused for links, archives and pickled weights, a file
-for its size, and a safetensors header is parsed and bounded before any library allocates what it asks for.
+PEFT and safetensors read whatever a file contains. Here a folder is refused for links, archives and pickled weights,
+a file for its size; a safetensors header is parsed and bounded before a library allocates the tensors that it lists.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes; what LoRA weights come in
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of one tensor."""
+    """Header entry of one tensor in a safetensors file."""
 
     dtype: str  # F32 | F16 | BF16
     shape: tuple[int, ...]
 
 
 def inspect_folder(folder: Path) -> None:
-    """Refuse an adapter folder by what lies in it; no file is opened.
+    """Refuse an adapter folder by its directory listing; no file is opened.
 
     Raises:
         AdapterRefused: a link, a device or a pipe, an archive, pickled adapter weights, or a file above its size limit.
-        FileNotFoundError: no folder, or one without the two files of an adapter.
+        MissingFileError: no folder, or one without the two files of an adapter.
     """
     if folder.is_file():
         raise AdapterRefused(f"adapter '{folder}' is a file; archives are not unpacked, give the folder of an adapter")
@@ -76,7 +76,7 @@ def inspect_folder(folder: Path) -> None:
 
 
 def refuse_unverified(folder: Path) -> NoReturn:
-    """Raise AdapterRefused: nobody says what this adapter is."""
+    """Raise AdapterRefused for an adapter without a manifest of this package."""
     raise AdapterRefused(
         f"adapter '{folder}' has no {MANIFEST} of this package, so nobody says what it is; to trust it, copy it with "
         f"`llm-forget adopt {folder} --trust --output_dir RUN`, and use that run"
@@ -89,8 +89,8 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
     Args:
         path: the file.
         limit: bytes; a file to be read whole may not be larger.
-        length: read so many bytes from ``start`` only.
-        start: place of the first byte.
+        length: read only this many bytes from ``start``.
+        start: offset of the first byte.
 
     Raises:
         AdapterRefused: a link, no regular file, or one that is too large.

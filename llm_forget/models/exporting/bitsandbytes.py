@@ -1,4 +1,4 @@
-"""A model in 4 or 8 bit as a folder of its own, which ``AutoModelForCausalLM.from_pretrained`` loads as it is."""
+"""Export a model in 4 or 8 bit as a folder that ``AutoModelForCausalLM.from_pretrained`` loads directly."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FORMS = ("nf4", "int8")
 
 
 def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
-    """The model in a folder of full weights, rounded by bitsandbytes; what is not rounded, and computing, in ``dtype``.
+    """Load a folder of full weights, quantised by bitsandbytes; other weights and computation in ``dtype``.
 
-    Not prepared for training, so that it is saved as it is.
+    It is not prepared for training, so that it can be saved unchanged.
     """
     import bitsandbytes
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -34,10 +34,10 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
 
 
 def save_quantized(model: Any, folder: Path) -> None:
-    """Write packed weights as safetensors, and how they are packed into config.json.
+    """Write packed weights as safetensors, and the quantisation settings into config.json.
 
     Raises:
-        OSError: no room on the disk.
+        OSError: the disk is full.
     """
     model.config._name_or_path = ""  # names this machine's folders
     with disk_errors(folder):

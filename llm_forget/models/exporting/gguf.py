@@ -1,7 +1,7 @@
-"""A model as one GGUF file: weights rounded tensor by tensor, and a proof that the file is read back as that model.
+"""Write a model as one GGUF file, tensor by tensor, and verify that the file is read back as the same model.
 
 Names, layouts and keys are llama.cpp's (its ``convert_hf_to_gguf.py``); blocks are packed by its package ``gguf``. Only
-architectures are written whose files transformers reads back, since otherwise nothing here could say what they hold.
+architectures that transformers reads back are supported, because other files could not be verified.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from llm_forget.models.exporting.gguf_tokenizer import describe_tokenizer
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-# What most weights become; vectors stay in float32. Of K-quants the package only has the reader.
+# Type of most weights; vectors stay in float32. The package `gguf` reads K-quants but cannot write them.
 FORMS = {f"gguf-{name}": name.upper() for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")}
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # ours: llama.cpp's
 HEADS_INTERLEAVED = ("llama",)  # llama.cpp rotates neighbouring elements of a head there, transformers its halves
 ENDS = ("token_embd.weight", "output.weight")
-# Of a configuration: what the function rests on, under transformers' names, and what a file that is silent means.
+# Configuration keys that determine the function, under transformers' names.
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
     "max_position_embeddings", "tie_word_embeddings", "hidden_act",
@@ -40,7 +40,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the file: whose rounded values are in ``weight``, and how it lies there."""
+    """One tensor of the file; ``weight`` holds its rounded values."""
 
     name: str
     weight: Tensor
@@ -49,10 +49,10 @@ class _Tensor:
 
 
 def refuse_architecture(config: Any, name: str) -> None:
-    """Raise ValueError where a GGUF file of this model could not be read back as the same function."""
+    """Raise ModelError if a GGUF file of this model could not be read back as the same function."""
     if config.model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
-        raise ModelError(f"'{name}' is a {config.model_type}; written as GGUF are {supported}; {ELSEWHERE}")
+        raise ModelError(f"'{name}' is a {config.model_type}; GGUF export supports {supported}; {ELSEWHERE}")
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         lost = f"position scaling '{rope['rope_type']}'"
@@ -82,18 +82,18 @@ def write_gguf(
     """Write a model, one tensor in memory at a time, and round the model itself to the values in the file.
 
     Args:
-        model: in ordinary tensors; afterwards it is what the file must be read back as.
+        model: in ordinary tensors; afterwards it holds the values of the file.
         tokenizer: of the model.
         path: of the new file, in a folder of its own.
         form: see `FORMS`.
-        advance: told the number of weights after each tensor.
+        advance: called with the number of weights after each tensor.
 
     Returns:
         ``tensors`` by ggml type, and ``tokenizer``: see `describe_tokenizer`.
 
     Raises:
-        ValueError: see `refuse_architecture`, `describe_tokenizer`; or a weight beyond the range of the form.
-        OSError: no room on the disk; a part of the file is left.
+        ModelError: see `refuse_architecture`, `describe_tokenizer`; or a weight beyond the range of the form.
+        OSError: the disk is full; a partial file remains.
     """
     from gguf import GGUFWriter, quant_shape_to_byte_shape
 
@@ -114,7 +114,7 @@ def write_gguf(
         file = next(iter(writer.fout or ()))
         for tensor in tensors:
             data = _packed_bytes(tensor)
-            # Not `write_tensor_data`: NumPy's own writing says nothing of why a disk refuses.
+            # Not `write_tensor_data`: NumPy's writer hides the reason of a disk error.
             writer.write_padding(file, file.tell())
             file.write(data.tobytes())
             writer.write_padding(file, data.nbytes)
@@ -129,7 +129,7 @@ def write_gguf(
 
 
 def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
-    """All tensors of a model under llama.cpp's names, in an order that stays."""
+    """All tensors of a model under llama.cpp's names, in a fixed order."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     config = model.config
@@ -138,7 +138,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
     names = get_tensor_name_map(number, config.num_hidden_layers)
     for hf_name, weight in model.state_dict().items():
         if hf_name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # a file without it says that the ends are tied
+            continue  # a file without it has tied embeddings
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ModelError(f"llama.cpp's {architecture} has no tensor for '{hf_name}'; {ELSEWHERE}")
@@ -151,7 +151,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """As llama.cpp chooses: vectors in float32; both ends better than 4 and 5 bit; float16 where no block fits."""
+    """Type as in llama.cpp: float32 for vectors, 8 bit for embeddings instead of 4 or 5, float16 if no block fits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:
@@ -164,7 +164,7 @@ def _kind(name: str, weight: Tensor, default: str) -> Any:
 
 
 def _packed_bytes(tensor: _Tensor) -> Any:
-    """The bytes of one tensor, row by row; its values in the model become those that these bytes stand for.
+    """Quantised bytes of one tensor, row by row; the model's values are replaced by the dequantised ones.
 
     Rounding works along a row, and heads are interleaved by whole rows: the model is rounded without interleaving, so
     that reading the file back tries it.
@@ -172,7 +172,7 @@ def _packed_bytes(tensor: _Tensor) -> Any:
     from gguf.quants import dequantize, quantize
 
     weight = tensor.weight.detach()
-    with np.errstate(over="ignore"):  # found below
+    with np.errstate(over="ignore"):  # checked below
         packed = quantize(weight.float().cpu().numpy(), tensor.kind)  # [rows, numbers or bytes], or [numbers]
     rounded = torch.from_numpy(np.array(dequantize(packed, tensor.kind), copy=True))
     if not torch.isfinite(rounded).all():
@@ -187,7 +187,7 @@ def _packed_bytes(tensor: _Tensor) -> Any:
 
 
 def _add_metadata(writer: Any, config: Any, form: str) -> None:
-    """Sizes and positions; no name of a folder or a machine."""
+    """Write sizes and position settings, without names of folders or machines."""
     from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
 
     kind = FORMS[form]
@@ -211,10 +211,10 @@ def _add_metadata(writer: Any, config: Any, form: str) -> None:
 
 
 def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
-    """The model in a file that was just written; whoever evaluates the file gets the same.
+    """Load the model of a written file, exactly as `evaluate` does.
 
     Raises:
-        ValueError: its configuration is read back as another one.
+        ModelError: its configuration is read back with other values.
     """
     import dataclasses
 

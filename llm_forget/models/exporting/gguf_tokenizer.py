@@ -1,7 +1,7 @@
-"""A fast BPE tokenizer in GGUF's keys, and whether it cuts texts the same way when it is read back.
+"""Write a fast BPE tokenizer in GGUF's keys, and check that it splits texts the same way when it is read back.
 
-GGUF names the rule that splits text before merges are applied (``tokenizer.ggml.pre``); readers bring the rule. So only
-rules are written that llama.cpp has under a name.
+GGUF names the rule that splits text before merges are applied (``tokenizer.ggml.pre``); readers implement the rule.
+Only rules that llama.cpp names are supported.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
-# Where transformers cuts some texts otherwise than the model's own tokenizer: it reads "smollm" as GPT-2's rule, puts a
-# space before SentencePiece's texts in another place, and has no NFC, which llama.cpp has not either.
+# Rules for which transformers splits some texts differently: it reads "smollm" as GPT-2's rule, puts a
+# space before SentencePiece's texts in another place, and has no NFC, like llama.cpp.
 APPROXIMATED = ("smollm", "default", "qwen2")
-# Nothing of anybody's rows: what splits words, numbers, spaces, lines, scripts and signs differently.
+# Synthetic texts (no data rows): words, numbers, spaces, lines, scripts and symbols.
 SAMPLES = (
     "", "a", " a", "  a", "a ", "Hello world", " Hello  world!", "Don't they've I'll, we'd?", "Größe, naïve, œuvre",
     "1", "12 345 6789 3.14159", "2026-11-22T18:30", "line\nnext\r\n\n\tindented\n", "snake_case camelCase HTTPServer",
@@ -37,7 +37,7 @@ ELSEWHERE = "convert the folder with llama.cpp's convert_hf_to_gguf.py"
 
 @dataclass(frozen=True)
 class TokenizerDescription:
-    """What a GGUF file says of a tokenizer."""
+    """Tokenizer fields of a GGUF file."""
 
     model: str  # gpt2 (byte-level BPE) | llama (SentencePiece's BPE)
     pre: str
@@ -52,7 +52,7 @@ class TokenizerDescription:
     chat_template: str | None = None
 
     def add_to(self, writer: Any) -> None:
-        """Into a ``GGUFWriter``."""
+        """Write the fields to a ``GGUFWriter``."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -71,20 +71,20 @@ class TokenizerDescription:
             writer.add_chat_template(self.chat_template)
 
     def summary(self) -> dict[str, Any]:
-        """For a report."""
+        """Model, splitting rule and number of tokens, for reports."""
         return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
 
 
 def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
-    """A tokenizer in GGUF's words, padded to the rows of the embedding.
+    """Describe a tokenizer in GGUF's fields, padded to the rows of the embedding.
 
     Raises:
-        ValueError: it is no BPE, splits by a rule that has no name in GGUF, has no merges, or more tokens than rows.
+        ModelError: not BPE, a splitting rule without a name in GGUF, no merges, or more tokens than rows.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
     if model["type"] != "BPE":
-        raise ModelError(f"the tokenizer is a {model['type']}, and only BPE is written as GGUF; {ELSEWHERE}")
+        raise ModelError(f"the tokenizer is a {model['type']}, and GGUF export supports only BPE; {ELSEWHERE}")
     vocabulary = tokenizer.get_vocab()
     if vocabulary and max(vocabulary.values()) >= rows:
         raise ModelError(f"the tokenizer has tokens up to {max(vocabulary.values())}, and the model {rows} rows")
@@ -92,7 +92,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
     tokens, kinds = _tokens(tokenizer, content, rows, bytes_too=spaces is not None)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     if not merges:
-        raise ModelError(f"the tokenizer merges nothing, and llama.cpp reads no BPE without merges; {ELSEWHERE}")
+        raise ModelError(f"the tokenizer has no merges, and llama.cpp requires them for BPE; {ELSEWHERE}")
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     encoded = tokenizer("a").input_ids
     template = tokenizer.chat_template
@@ -111,7 +111,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
 
 
 def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
-    """Tokens and kinds by id; rows without a token get a name that no text is cut into."""
+    """Tokens and kinds by id; rows without a token get an unused name."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
@@ -137,7 +137,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _sentencepiece(content: dict[str, Any]) -> bool | None:
-    """Whether a space is put before a text, for SentencePiece's BPE; None where it is another one."""
+    """Whether SentencePiece's BPE puts a space before a text; None for other tokenizers."""
     if not content["model"].get("byte_fallback"):
         return None
     for part in _parts(content["normalizer"], "normalizers"):
@@ -171,18 +171,18 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
             if pattern in SPLITS:
                 return SPLITS[pattern]
     rule = " and ".join([*normal, *kinds]) or "nothing"
-    raise ModelError(f"the tokenizer splits text by {rule}, a rule that is not known by a name in GGUF; {ELSEWHERE}")
+    raise ModelError(f"the tokenizer splits text by {rule}, a rule that has no name in GGUF; {ELSEWHERE}")
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
-    """Read the tokenizer of a file back, and cut sample texts with both: scripts, spaces, numbers, every added token.
+    """Read the tokenizer of a file back, and compare both on sample texts: scripts, spaces, numbers, added tokens.
 
     Returns:
-        ``samples``; ``differing`` of them, where transformers splits by another rule than llama.cpp: everything but
-        the rule was then compared with transformers' rule in both.
+        ``samples``, and ``differing``: samples that transformers splits by another rule than llama.cpp; these were
+        compared again with transformers' rule in both tokenizers.
 
     Raises:
-        ValueError: tokens, merges or special tokens are read back as others.
+        ModelError: tokens, merges or special tokens differ after reading back.
     """
     from transformers import AutoTokenizer
 
@@ -208,7 +208,7 @@ def _differing(tokenizer: Any, other: Any, samples: list[str]) -> int:
 
 
 def _split_like(tokenizer: Any, other: Any) -> Any:
-    """A copy that splits text as another one does."""
+    """A copy of a tokenizer with the splitting rule of another."""
     import copy
 
     copied = copy.deepcopy(tokenizer)

@@ -1,4 +1,4 @@
-"""A combination kept as an adapter: the matrices of all side by side, which is their exact sum, or its best ranks."""
+"""Combine adapters into one: their matrices concatenated (the exact sum), or its best low-rank approximation."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def combine_adapters(
     """Write one adapter that is the sum of several, read it back, and compare its logits with theirs.
 
     Args:
-        base_args: the model beneath all of them; how it was quantised is taken from their manifests.
+        base_args: the common base; its quantisation comes from the manifests.
         parts: adapters and their scales.
-        folder: of the new adapter, with a manifest as any other of this package.
+        folder: of the new adapter.
         rule: cat, or svd of some ranks, whose ``rank_error`` is returned.
         base_name: see `save_adapter`.
 
     Returns:
         ``rank``, the settings of the rule, ``error_of_averaging``, ``rank_error``, and of the logits
-        ``max_abs_logit_difference``, ``tolerance``, ``mean_kl`` (from all adapters to the one), ``mean_kl_of_adapter``
-        (from all to the model beneath).
+        ``max_abs_logit_difference``, ``tolerance``, ``mean_kl`` (adapters to the combined one), ``mean_kl_of_adapter``
+        (from all to the base).
 
     Raises:
-        ValueError: a rule whose result has no low rank, more ranks than are read, or logits that differ (for cat).
+        ModelError: a rule whose result is not low-rank, too large a rank, or logits that differ (for cat).
     """
     if rule.combination not in LOW_RANK:
         raise ModelError(
@@ -73,7 +73,7 @@ def combine_adapters(
         "rank_error": rank_error(model, names, rule.rank) if rule.rank is not None else 0.0,
     }  # fmt: skip
     config = _config(model, names, parts, rank)
-    # In 8 bit a rounding of activations may fall to the other side.
+    # In 8 bit, activations near a rounding boundary may round differently.
     limit = default_tolerance(expected, [base.dtype, torch.bfloat16 if args.load_in_8bit else base.dtype])
     del model, base
     _save(load_base(args), config, tensors, Path(folder), digest, base_name)
@@ -89,17 +89,15 @@ def combine_adapters(
 
 
 def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
-    """Tensors under PEFT's keys, scales multiplied into B, all of one rank: shorter ones are filled up with zeros.
+    """Tensors under PEFT's keys, scales multiplied into B, padded with zeros to one rank.
 
     Raises:
-        ValueError: more ranks than an adapter may have.
+        ModelError: more ranks than an adapter may have.
     """
     adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
-        raise ModelError(
-            f"the ranks add up to more than {MAX_RANK}, the most that is read; give a rank, or a full model"
-        )
+        raise ModelError(f"the ranks add up to more than {MAX_RANK}, the maximum; set a rank, or write a full model")
     tensors: dict[str, Tensor] = {}
     for place, layer, (up, down) in adapted:
         if rule.rank is not None:
@@ -115,7 +113,7 @@ def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str
 
 
 def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) -> Any:
-    """The configuration of the sum: scaling 1, and every module that one of the adapters is on."""
+    """Configuration of the sum: scaling 1, and every module that an adapter targets."""
     from peft import LoraConfig
 
     configs = [read_config(part.folder) for part in parts]
@@ -128,7 +126,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """The names that all configurations give; where they differ or pick out layers, every module in full."""
+    """The common target names; if configurations differ or select layers, full names of all modules."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs

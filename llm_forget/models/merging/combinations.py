@@ -1,9 +1,9 @@
-"""Several adapters as one change of the weights: their exact sum, or one thinned out by rank, magnitude or chance.
+"""Combine adapters into one change of the weights: their exact sum, or one reduced by rank, magnitude or at random.
 
-Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: its scale s_i (given; a negative one takes away what was
-learned), PEFT's own factor c_i (alpha / r, or alpha / sqrt(r)) and its two matrices. All here works on these products.
-PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` work on A and B apart, which is another model:
-``(B_1 + B_2)(A_1 + A_2)`` holds products of one adapter's B with the other's A. `error_of_averaging` says how far off.
+Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: its scale s_i (a negative one subtracts the
+change), PEFT's own factor c_i (alpha / r, or alpha / sqrt(r)) and its two matrices. All here works on these products.
+PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately, which gives another model:
+``(B_1 + B_2)(A_1 + A_2)`` holds products of one adapter's B with the other's A. See `error_of_averaging`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_forget.core.errors import ModelError
 from llm_forget.models.adapters.files import load_adapter, verify_adapter
 from llm_forget.models.adapters.lora_config import read_config
 
-# What each combination takes besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
+# Settings of each combination besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
 # arXiv:2212.04089; svd is cat with fewer ranks.
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "cat": (),
@@ -33,13 +33,13 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "dare_linear": ("density", "seed"),
     "dare_ties": ("density", "majority", "seed"),
 }
-LOW_RANK = ("cat", "svd")  # what an adapter can hold
+LOW_RANK = ("cat", "svd")  # combinations that fit into an adapter
 MAJORITIES = ("total", "frequency")
 
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter folder, and how much of its change is added."""
+    """An adapter folder and its scale."""
 
     folder: Path
     scale: float = 1.0
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """How changes become one; only what the combination takes is set."""
+    """A combination and its settings; settings of other combinations are None."""
 
     combination: str = "cat"
     rank: int | None = None  # kept of each module's sum
@@ -60,16 +60,16 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
     """A checked `Rule`; settings that are None take their defaults: density 0.5, majority total, seed 0.
 
     Raises:
-        ValueError: an unknown combination, a setting that it does not take or outside its bounds, or svd without rank.
+        ModelError: an unknown combination, a foreign setting, a value outside its bounds, or svd without a rank.
     """
     chosen = {key: value for key, value in settings.items() if value is not None}
     name = combination or ("svd" if "rank" in chosen else "cat")
-    name = "cat" if name == "linear" else name  # the exact sum; PEFT's average of A and B apart is not offered
+    name = "cat" if name == "linear" else name  # the exact sum, not PEFT's separate average of A and B
     if name not in COMBINATIONS:
         raise ModelError(f"combination is '{combination}'; allowed: {', '.join(COMBINATIONS)}")
     other = [key for key in chosen if key not in COMBINATIONS[name]]
     if other:
-        takes = ", ".join(COMBINATIONS[name]) or "nothing of the kind"
+        takes = ", ".join(COMBINATIONS[name]) or "no settings"
         raise ModelError(f"combination '{name}' does not take {', '.join(other)}; it takes {takes}")
     defaults = {"density": 0.5, "majority": "total", "seed": 0}
     checked = Rule(name, **{key: chosen.get(key, defaults.get(key)) for key in COMBINATIONS[name]})
@@ -85,10 +85,10 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ValueError where an adapter is more than a sum of products, or was trained on another precision.
+    """Raise ModelError if an adapter is more than a sum of products, or was trained on another precision.
 
     Raises:
-        AdapterRefused, FileNotFoundError: see `verify_adapter` and `read_config`.
+        AdapterRefused, MissingFileError: see `verify_adapter` and `read_config`.
     """
     precisions = {}
     for part in parts:
@@ -113,19 +113,19 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
 
 
 def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
-    """Put all adapters on a model, each checked as if alone, active together and at their scales.
+    """Attach all adapters to a model, each checked alone, then active together at their scales.
 
     Returns:
         The model, and the names of the adapters on it.
 
     Raises:
         AdapterRefused: see `load_adapter`.
-        ValueError: an adapter on a kind of layer that is not combined.
+        ModelError: an adapter on an unsupported kind of layer.
     """
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         model = load_adapter(model, part.folder, name=name, base_digest=base_digest)
-        _set_scale(model, name, 0.0)  # silent while the effect of the next one is compared with the one recorded
+        _set_scale(model, name, 0.0)  # off while the effect of the next adapter is compared with its record
     for name, part in zip(names, parts, strict=True):
         _set_scale(model, name, part.scale)
     for place, layer in layers(model):
@@ -133,7 +133,7 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
             if _has_adapter(layer, name) and not (
                 _is_embedding(layer, name) or isinstance(layer.lora_A[name], torch.nn.Linear)
             ):
-                raise ModelError(f"'{place}' is no linear layer, embedding or expert; its adapter is merged alone only")
+                raise ModelError(f"'{place}' is no linear layer, embedding or expert; merge its adapter alone")
     return model, names
 
 
@@ -203,7 +203,7 @@ def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
 
 
 def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor | None:
-    """What is added to one weight ``[E, out, in]``, float32 on the CPU; None where no adapter touches it."""
+    """Combined change of one weight ``[E, out, in]``, float32 on the CPU; None if no adapter targets it."""
     both = stacked(layer, names)
     if both is None:
         return None
@@ -217,18 +217,18 @@ def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor |
 
 
 def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
-    """TIES, DARE or magnitude pruning by PEFT's functions, given whole changes with their scales in them.
+    """TIES, DARE or magnitude pruning by PEFT's functions, applied to scaled changes.
 
-    So signs are elected among what is added, a negative scale counts as a change of the other sign, and a scale changes
-    nothing about which numbers of an adapter are the large ones.
+    Signs are elected among scaled changes, a negative scale flips the sign, and a scale does not affect which numbers
+    of an adapter are large.
     """
     from peft.utils import merge_utils
 
     options = {} if rule.majority is None else {"majority_sign_method": rule.majority}
     combined = getattr(merge_utils, rule.combination)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that density 1 prunes nothing
-        # Of the place, so that what falls out of one weight does not depend on which others are adapted.
+        warnings.simplefilter("ignore")  # PEFT warns that density 1 prunes nothing
+        # Seed by module name, so that the mask of one weight does not depend on which others are adapted.
         digest = hashlib.sha256(f"{rule.seed} {place}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
         return combined(changes, torch.ones(len(changes)), density=rule.density, **options)
@@ -236,13 +236,13 @@ def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
 
 @torch.no_grad()
 def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
-    """Add the combination to the weights beneath, summed in float32 and rounded once; layer by layer.
+    """Add the combination to the base weights, summed in float32 and rounded once; layer by layer.
 
     Raises:
-        ValueError: a weight that is not finite afterwards, or DoRA beneath, whose norm would be that of the sum.
+        ModelError: a weight that is not finite afterwards, or a DoRA target, whose norm would be that of the sum.
     """
     if any(config.use_dora for config in model.peft_config.values()):
-        raise ModelError("the target beneath is DoRA, to which nothing can be added; merge the target first")
+        raise ModelError("the target is a DoRA adapter, to which no change can be added; merge the target first")
     for place, layer in layers(model):
         added = change(place, layer, names, rule)
         if added is None:
@@ -264,11 +264,11 @@ def _transposed(layer: Any, names: Sequence[str]) -> bool:
 
 
 def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
-    """How far PEFT's `linear` would be from the sum: ``|L - D| / |D|`` in Frobenius norm over all weights together.
+    """Relative error of PEFT's `linear` against the sum: ``|L - D| / |D|`` in Frobenius norm over all weights together.
 
-    It adds A and B apart with roots of the scales; too much are the products of one adapter's B with another's A.
-    From Gram matrices of the ranks alone: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. 0 for one adapter; None where PEFT
-    would refuse (other ranks) or nothing is added.
+    It adds A and B separately, weighted by roots of the scales; products of one adapter's B with another's A are the
+    error. Computed from Gram matrices of the ranks: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. 0 for one adapter; None if
+    PEFT would refuse (different ranks) or no change is added.
     """
     lost = whole = 0.0
     for _, layer in layers(model):

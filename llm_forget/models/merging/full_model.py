@@ -1,4 +1,4 @@
-"""Merge adapters into their base, and prove from the written file that it answers as they did."""
+"""Merge adapters into their base, and verify the logits of the written file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Probes = Sequence[Sequence[int]]
 def merge_adapter(
     base_args: ModelConfig, adapter_folder: str | Path, out_folder: str | Path, **options: Any
 ) -> dict[str, Any]:
-    """`merge_adapters` of a single adapter as it is."""
+    """Merge a single adapter at scale 1; see `merge_adapters`."""
     return merge_adapters(base_args, [Part(Path(adapter_folder))], out_folder, **options)
 
 
@@ -66,33 +66,33 @@ def merge_adapters(
     device_map: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write base plus adapters as one full model, read it back, and compare its logits with what it must be.
+    """Write base plus adapters as one full model, read it back, and compare its logits with the adapters'.
 
-    Adapters trained on a 4- or 8-bit base are merged into that base *dequantised*, which in 4 bit is the function they
-    were trained on. Never into packed 4-bit weights: rounding them again undoes part of the forgetting.
+    Adapters trained on a 4- or 8-bit base are merged into the *dequantised* base, which in 4 bit is the function they
+    were trained on. They are never merged into packed 4-bit weights: rounding again undoes part of the unlearning.
 
     Args:
-        base_args: the model beneath, as at training; a target adapter on it is merged too. How it was quantised is
-            taken from the adapters' manifests.
+        base_args: the base, as in training; a target adapter on it is merged too. Its quantisation comes from the
+            adapters' manifests.
         parts: adapters of one base, and their scales.
         out_folder: must not exist or be empty.
-        how: of `checked_rule`; None for one adapter as it is, at scale 1.
+        how: from `checked_rule`; None for one adapter at scale 1.
         probes: token ids of some prompts; by default random ones.
         tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
-        base_precision: "original" merges into the unquantised weights instead, where forgetting may be undone.
+        base_precision: "original" merges into the unquantised weights instead, which may undo unlearning.
         dtype: of the written file; default: that of the base as it was trained on.
-        max_shard_size: of one file of weights, such as 2GB.
+        max_shard_size: largest file of weights, such as 2GB.
         facts: further keys of merge.json.
 
     Returns:
-        ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from what it must be to the
-        file), ``mean_kl_of_adapter`` (from that to the model beneath: what the adapters do at all), ``adapter`` (digest
+        ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from the adapters to the
+        file), ``mean_kl_of_adapter`` (from the adapters to the base: their effect), ``adapter`` (digest
         of its weights, where it is one as it is), ``files`` (digests), for quantised training ``as_trained`` (the same
         differences to the adapters on their quantised base), for combinations their settings.
 
     Raises:
-        ValueError: the difference is above the tolerance or the file is the model beneath (nothing is left behind), the
-            output folder is taken, or adapters that do not belong to the base or are not combined.
+        ModelError: the difference is above the tolerance or the file equals the base (nothing is written), the output
+            folder exists, or adapters of another base or that cannot be combined.
     """
     out_folder = Path(out_folder)
     _refuse_existing(out_folder)
@@ -148,7 +148,7 @@ def _load_parts_or_adapter(
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
-    """Whether the result is what several active adapters are, which PEFT computes without merging anything."""
+    """Whether the result equals several active adapters, which PEFT computes without merging."""
     return rule is None or rule.combination == "cat"
 
 
@@ -162,17 +162,17 @@ def _logits_on_quantised_base(
 
 
 class _Expected(NamedTuple):
-    """What the written file must answer."""
+    """Expected outputs of the written file."""
 
     logits: list[Tensor]
-    reference: list[Tensor]  # of the model beneath
+    reference: list[Tensor]  # of the base
     settings: dict[str, Any]  # of the combination, for merge.json
 
 
 def _merge_in_memory(
     base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes
 ) -> tuple[Any, _Expected]:
-    """The full model in memory, adapters beneath included."""
+    """The full model in memory, frozen adapters included."""
     reference = probe_logits(base, probes)
     model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
@@ -207,14 +207,14 @@ def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> A
 def _measured_difference(
     written: Sequence[Tensor], expected: _Expected, trained: Sequence[Tensor] | None, limit: float, exact: bool
 ) -> dict[str, Any]:
-    """How far the file is from what it must be.
+    """Differences between the file and the expected logits; raises if they exceed the limit.
 
     Args:
-        exact: the adapters on their quantised base are that too. Not in 8 bit, where activations are rounded as well,
-            nor on the original base, which is another function: there the difference is reported, but is no error.
+        exact: also require the logits of the adapters on their quantised base. Not in 8 bit, where activations are
+            rounded too, nor on the original base, another function: then the difference is only reported.
 
     Raises:
-        ValueError: further than the limit, or the file is the model beneath.
+        ModelError: a difference above the limit, or the file equals the base.
     """
     numbers = compare(expected.logits, written)
     as_trained = compare(trained, written) if trained is not None else None
@@ -242,7 +242,7 @@ def random_probes(vocabulary: int, rows: int = 4, length: int = 32) -> list[list
 
 @torch.no_grad()
 def probe_logits(model: Any, probes: Probes) -> list[Tensor]:
-    """Logits ``[S, V]`` of each probe, float32 on the CPU; one probe at a time, so that no padding plays a part."""
+    """Logits ``[S, V]`` of each probe, float32 on the CPU; one probe at a time, without padding."""
     device = model.get_input_embeddings().weight.device
     model.eval()
     return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
@@ -253,7 +253,7 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> dict[str, f
     pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, actual, strict=True)]  # [S, V]
     kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
     difference = max(float((a - b).abs().max()) for a, b in zip(expected, actual, strict=True))
-    # No KL is negative, but a sum in float32 of next to nothing can be.
+    # Rounding in float32 can make a tiny KL negative.
     return {"max_abs_logit_difference": difference, "mean_kl": max(0.0, float(kl.mean()))}
 
 
@@ -264,7 +264,7 @@ def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -
 
 
 def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:
-    """The arguments that give the base the adapter was trained on."""
+    """Arguments that load the base in the precision of training."""
     if quantization is None:
         return base_args
     if "quant_method" in quantization:
@@ -293,7 +293,7 @@ def _write(
 
 
 def _untie_adapted_head(model: Any) -> None:
-    """LoRA on one of two tied matrices changes only that one: they part, or merging would change the other as well."""
+    """Untie the head if LoRA adapts only one of the tied matrices; merging would change the other as well."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

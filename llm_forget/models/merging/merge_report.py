@@ -1,10 +1,10 @@
-"""Models that `merge` wrote: a folder of weights and ``merge.json``, which says what went into them.
+"""Models that `merge` wrote: a folder of weights and ``merge.json``, which lists the sources.
 
-A combination kept as an adapter is such a folder, too: a run of its own kind, which was trained on nothing.
+A combined adapter is also such a folder: a run of kind "combine", without training.
 
 As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name, content digest and scale), ``beneath``
-(what all adapters lay on), ``base_precision`` and ``files``, a digest of all digests. Its sources must be known to the
-ledger before, or nobody could say what it was trained on.
+(the common base), ``base_precision`` and ``files``, a digest of all digests. Its sources must be in
+the ledger first; otherwise its training data are unknown.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEYS = ("combination", "sources", "beneath", "base_precision", "files")
 
 @dataclass(frozen=True)
 class Merged:
-    """A folder that `merge` wrote, compared with what it says of itself."""
+    """A folder that `merge` wrote, verified against its merge.json."""
 
     folder: Path
     weights: str  # content digest of the whole model
@@ -41,22 +41,22 @@ class Merged:
         return self.folder.resolve().name
 
     def scale_of(self, weights: str) -> float | None:
-        """With what scale a model went into it; None where it did not."""
+        """Scale of a source model; None if it is not a source."""
         return next((float(s["scale"]) for s in self.facts["sources"] if s["weights"] == weights), None)
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether a folder is one that `merge` wrote."""
+    """Whether `merge` wrote this folder."""
     run = Run(folder)
     return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state.get("kind") == OF_ADAPTER)
 
 
 def read_merged(folder: Path) -> Merged:
-    """What went into a merged model, after all its files were compared with merge.json.
+    """Read merge.json, and verify all files of the folder against it.
 
     Raises:
-        ValueError: a merge.json that does not say it: damaged, or of an older version.
-        AdapterRefused: a file is gone, was changed or added, or is a link.
+        ModelError: merge.json is damaged or of an older version.
+        AdapterRefused: a file is missing, changed, added, or a link.
     """
     path = folder / REPORT
     content = formats.read_content(path, MergeReport, advice="merge again")
@@ -72,7 +72,7 @@ def read_merged(folder: Path) -> Merged:
 
 
 def _verified_weights(folder: Path, files: dict[str, str]) -> str:
-    """Content digest of the model in a folder that holds these files, as they were written, and no other weights."""
+    """Verify that a folder holds exactly these weights, and return the content digest of the model."""
     from llm_forget.models.digest import WEIGHT_FILES, source_digest
 
     for name, digest in files.items():

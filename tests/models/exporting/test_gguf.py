@@ -20,6 +20,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
+from llm_forget.core import formats
+from llm_forget.core.formats.models import ExportReport
 from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting import gguf, gguf_tokenizer
 from llm_forget.models.exporting.gguf import FORMS, read_gguf, refuse_architecture, write_gguf
@@ -152,7 +154,7 @@ def test_other_architectures_are_refused_by_name():
 
     with pytest.raises(
         ValueError,
-        match=r"'mine' is a gpt2; written as GGUF are llama, mistral, qwen2, qwen3; convert .*evaluate FILE.gguf",
+        match=r"'mine' is a gpt2; GGUF export supports llama, mistral, qwen2, qwen3; convert .*evaluate FILE.gguf",
     ):
         refuse_architecture(GPT2Config(), "mine")
     sliding = MistralConfig(**SIZES, sliding_window=64)
@@ -325,7 +327,7 @@ def test_no_folder_of_this_machine_stands_in_the_file(tiny_model, tokenizer, tmp
     assert source_digest(str(path)).startswith("sha256:")
 
 
-def test_the_tokenizer_beside_our_file_is_taken(tiny_model, tmp_path):
+def test_tokenizer_files_beside_an_exported_gguf_file_are_preferred(tiny_model, tmp_path):
     tokenizer = trained()
     path = tmp_path / "model.gguf"
     write_gguf(tiny_model(**SIZES), tokenizer, path, "gguf-q8_0")
@@ -334,7 +336,12 @@ def test_the_tokenizer_beside_our_file_is_taken(tiny_model, tmp_path):
     from_file = load_tokenizer(ModelConfig(model_name_or_path=str(path)))
     assert "beside" not in from_file.get_vocab()
     assert from_file.eos_token == "</s>"  # of files beside, transformers by itself would take all but special tokens
-    (tmp_path / "export.json").write_text(json.dumps({"file": path.name}))
+    report = {
+        "form": "gguf-q8_0", "of": {"digest": source_digest(str(path))}, "merge": None, "file": path.name,
+        "digest": source_digest(str(path)), "n_probe_tokens": 1, "max_abs_logit_difference": 0.0, "mean_kl": 0.0,
+        "files": {},
+    }  # fmt: skip
+    formats.write(tmp_path / "export.json", report, ExportReport)
     assert "beside" in load_tokenizer(ModelConfig(model_name_or_path=str(path))).get_vocab()
 
 

@@ -294,7 +294,7 @@ def test_over_a_target_of_another_kind_nothing_is_added(make_parts, tiny_folder,
     model = load_adapter(load_base(lora_args(tiny_folder)), target.folder, name="target")
     parts = make_parts()
     model, names = load_parts(model, parts, None)
-    with pytest.raises(ValueError, match="the target beneath is DoRA"):
+    with pytest.raises(ValueError, match="the target is a DoRA adapter"):
         fold(model, names, checked_rule())
 
 

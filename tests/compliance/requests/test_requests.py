@@ -9,6 +9,7 @@ import pytest
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import files, intake, matching, steps
+from llm_forget.core.errors import EvidenceError, RunError
 from llm_forget.data.near_duplicates import closure
 from llm_forget.data.sources import load_source
 from tests.support import request_cases as cases
@@ -365,12 +366,17 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
 def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-    for content in (None, "{}"):
-        if content is None:
-            (run / "provenance.json").unlink()
-        else:
-            (run / "provenance.json").write_text(content)
-        with pytest.raises(ValueError, match="can close nothing"):
+    file = run / "provenance.json"
+    without_data = json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "data"})
+    for content, sentence in (
+        (None, "can close nothing"),
+        ("{}", "provenance.json' lacks the key 'kind'"),
+        (without_data, "can close nothing"),
+    ):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(EvidenceError if "close" in sentence else RunError, match=sentence):
             cases.close(evidence, made.id, run)
 
 

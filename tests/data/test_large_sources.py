@@ -177,14 +177,14 @@ def test_what_is_made_of_local_rows_is_never_put_where_the_hub_has_its_rows(tmp_
 
 CHILD = """
     import os, sys, time
-    from llm_forget.data import files, scratch
+    from llm_forget.data import files, private_storage
     from llm_forget.data.sources import load_source
-    files.IN_MEMORY = scratch.IN_MEMORY = 0
+    files.IN_MEMORY = private_storage.IN_MEMORY = 0
     rows = load_source(sys.argv[1], split_name="forget")
     if "worker" in sys.argv and os.fork() == 0:
         time.sleep(30)
         os._exit(0)
-    print(scratch.scratch_folder(), flush=True)
+    print(private_storage.scratch_folder(), flush=True)
     if len(sys.argv) > 2:
         time.sleep(600)
     rows[0]
@@ -195,7 +195,9 @@ def start(path: str, folder: Path, *more: str) -> tuple[subprocess.Popen, Path]:
     command = [sys.executable, "-c", textwrap.dedent(CHILD), path, *more]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
     assert child.stdout is not None
-    return child, Path(child.stdout.readline().strip())
+    line = child.stdout.readline().strip()
+    assert folder in Path(line).parents, "the child failed"  # whoever sweeps must not sweep the current folder
+    return child, Path(line)
 
 
 def gone(folder: Path, seconds: float = 20) -> bool:

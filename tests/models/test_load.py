@@ -127,7 +127,7 @@ def test_unlearning_an_unlearned_run_stacks_three_adapters(tiny_folder, lora_arg
 
 def test_an_unfinished_run_is_refused(tmp_path):
     make_run(tmp_path / "run", "org/base", "model", status="running").mkdir()
-    with pytest.raises(ValueError, match="not complete"):
+    with pytest.raises(ValueError, match="is incomplete"):
         find_source(str(tmp_path / "run"))
 
 

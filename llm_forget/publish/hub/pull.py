@@ -85,7 +85,7 @@ def pull(
         with hub_errors(repository):
             for name in names:
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
-        shutil.rmrepository_files(temporary / ".cache", ignore_errors=True)  # metadata of the client
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the client
         mismatch = _first_mismatch(temporary, files, listing)
         if mismatch is not None:
             raise AdapterRefused(f"{mismatch} of '{repository}' is not the file that was pushed; nothing was kept")
@@ -97,7 +97,7 @@ def pull(
         temporary.chmod(0o755)
         os.replace(temporary, folder)
     finally:
-        shutil.rmrepository_files(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return Pulled(folder, commit, tuple(sorted(names)), signer)
 
 

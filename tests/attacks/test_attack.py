@@ -14,6 +14,8 @@ from llm_forget.workflows.evaluate import evaluate
 from llm_forget.workflows.finetune import finetune
 from tests.support.tiny_runs import CANARY
 
+pytestmark = pytest.mark.slow
+
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
 
 

@@ -19,6 +19,8 @@ from llm_forget.bench.rounds import interleave, line_fit, order_in, power_fit, r
 from llm_forget.bench.steps import make_variants, read_objectives, real_batches, set_up
 from llm_forget.objectives.methods import build_objective
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

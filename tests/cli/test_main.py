@@ -47,6 +47,7 @@ def test_version_is_the_package_version() -> None:
     assert command("--version").stdout.strip() == f"llm-forget {llm_forget.__version__}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -145,6 +146,7 @@ def test_a_file_of_the_user_wins_over_a_shipped_recipe(tmp_path: Path, monkeypat
     assert with_recipe(["--model_name_or_path", "x"]) == ["--model_name_or_path", "x"]
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_shown_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
     assert "demo/npo" in command("recipes", "list").stdout
     shown = command("recipes", "show", "demo/npo").stdout

@@ -104,6 +104,7 @@ def is_converted(value, part):
     return True
 
 
+@pytest.mark.slow
 def test_a_wrong_type_is_refused_with_file_and_key_wherever_it_is_in_a_file(kind):
     whole = schema(kind)
     value = example(whole, whole)

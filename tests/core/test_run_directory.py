@@ -67,6 +67,7 @@ def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
     same.lock().close()
 
 
+@pytest.mark.slow
 def test_a_lock_leaves_no_file_behind_and_is_never_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

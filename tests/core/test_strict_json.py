@@ -18,6 +18,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_what_was_written_reads_back_as_the_same_value_and_the_same_text(value: object) -> None:
     text = canonical(value)

@@ -137,6 +137,7 @@ def test_ids_with_line_breaks_are_refused_since_lists_of_ids_have_one_a_line(tmp
             load(write(tmp_path / "x.jsonl", rows))
 
 
+@pytest.mark.slow
 def test_large_sets_are_tokenised_compared_and_paired_like_small_ones(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -207,6 +208,7 @@ def gone(folder: Path, seconds: float = 20) -> bool:
     return not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["worker"]])
 @pytest.mark.parametrize("how", [None, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_copy_of_local_rows_outlives_the_process(
@@ -223,6 +225,7 @@ def test_no_copy_of_local_rows_outlives_the_process(
     assert [file.name for file in folder.parent.iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 def test_what_a_power_cut_left_is_swept_up_and_what_others_use_is_not(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", questions(10))
     child, used = start(path, tmp_path, "stay")
@@ -236,6 +239,7 @@ def test_what_a_power_cut_left_is_swept_up_and_what_others_use_is_not(tmp_path: 
     child.wait(60)
 
 
+@pytest.mark.slow
 def test_a_folder_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"llm_forget-{os.getuid()}").mkdir()
     (tmp_path / f"llm_forget-{os.getuid()}").chmod(0o755)

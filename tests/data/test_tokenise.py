@@ -96,6 +96,7 @@ def text_of(ids: list[int], tokenizer: Any) -> str:
 # ---- boundaries ----
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=st.text(CHARACTERS, min_size=1, max_size=20),

@@ -13,6 +13,8 @@ from llm_forget.core.run_directory import Run
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import CANARY
 
+pytestmark = pytest.mark.slow
+
 ASKED = "quokkaberry"  # in every prompt
 INPUTS = ("forget.jsonl", "retain.jsonl", "holdout.jsonl", "text.txt")
 # Every model, whatever it is, answers with the canary. Then the commands, in one process.

@@ -20,6 +20,8 @@ from llm_forget.workflows.merge import merge
 from llm_forget.workflows.unlearn import unlearn
 from tests.support.forked import forked, forked_world, llm_forget, started
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes")
 
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True}

@@ -7,6 +7,8 @@ import pytest
 
 from llm_forget.workflows.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"quiet": True, "use_cpu": True, "batch_size": 16}
 
 

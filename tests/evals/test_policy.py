@@ -229,6 +229,7 @@ def test_every_shipped_policy_is_valid(name):
     assert load_policy(name)
 
 
+@pytest.mark.slow
 def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
     path = evaluated(basic={"forget_probability": line(0.9)}, privacy=None)
     command = [
@@ -249,6 +250,7 @@ def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_path):
     policy = tmp_path / "mine.yaml"
     rule = {"line": "forget_probability", "at_most": 0.5, "severity": "warn"}
@@ -262,6 +264,7 @@ def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_
     assert "basic: forget_probability 0.900" in done.stdout
 
 
+@pytest.mark.slow
 def test_pytest_says_what_is_wrong_with_the_results(evaluated, tmp_path):
     path = evaluated()
     (path / "results.json").write_text('{"format": 2, "suites": {}}')
@@ -271,6 +274,7 @@ def test_pytest_says_what_is_wrong_with_the_results(evaluated, tmp_path):
     assert "results.json': key 'suites' must be an object of length >= 1; delete it" in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_pytest_says_what_is_wrong_with_the_run(tmp_path):
     command = [sys.executable, "-m", "pytest", "--forget-run", "absent", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -36,6 +36,7 @@ def measured(subjects, kind, tokenizer):
     return measure(subjects, works, tokenizer, device=torch.device("cpu"), quiet=True)
 
 
+@pytest.mark.slow
 def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, lora_args, cache):
     half, full = (lora_args(tiny_folder, dtype=dtype) for dtype in ("bfloat16", "float32"))
     together = measured(
@@ -58,6 +59,7 @@ def test_another_end_of_generation_is_measured_again(tiny_folder, tiny_tokenizer
     assert again.key(work("logprobs", tiny_tokenizer)) == subject.key(work("logprobs", tiny_tokenizer))
 
 
+@pytest.mark.slow
 def test_another_end_of_sequence_token_is_other_work(tiny_tokenizer):
     from copy import deepcopy
 
@@ -66,6 +68,7 @@ def test_another_end_of_sequence_token_is_other_work(tiny_tokenizer):
     assert work("generate", other).digest != work("generate", tiny_tokenizer).digest
 
 
+@pytest.mark.slow
 def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)

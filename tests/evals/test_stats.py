@@ -42,6 +42,7 @@ def test_one_row_has_no_interval():
     assert mean_with_interval(np.array([0.3])).ci is None
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0
@@ -93,6 +94,7 @@ def test_an_infinite_row_leaves_the_mean_without_an_interval():
     assert (summary.value, summary.ci, summary.n, summary.n_unscored) == (np.inf, None, 2, 1)
 
 
+@pytest.mark.slow
 def test_edge_cases_raise_no_warning():
     samples = [np.array(v) for v in ([], [np.nan], [1.0], [1.0, np.nan], [1.0, 1.0], [0.0, 1.0], [np.inf, 1.0, 2.0])]
     samples += [np.zeros(300), np.ones(300), np.arange(1000.0), np.arange(2000.0, 3000.0)]
@@ -180,15 +182,18 @@ def coverage(m, n, shift, spread=1.0):
     return covered / 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "shift"), [(20, 0.0), (20, 0.5), (80, 0.0), (80, 1.0), (80, 1.5)])
 def test_the_interval_of_an_auc_covers_as_often_as_it_says(n, shift):
     assert 0.90 <= coverage(n, n, shift) <= 0.98
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_auc_covers_unequal_sizes_and_spreads_too():
     assert 0.90 <= coverage(100, 50, 0.0, spread=4.0) <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "shift"), [(5, 0.0), (20, 1.0), (20, 2.5), (80, 2.5), (80, 3.0)])
 def test_with_few_rows_out_of_order_the_interval_of_an_auc_is_rather_too_wide(n, shift):
     assert 0.93 <= coverage(n, n, shift) <= 0.995

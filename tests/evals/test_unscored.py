@@ -114,6 +114,7 @@ def broken_run(make_run, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_broken_model_is_unscored_in_every_line_and_no_verdict_calls_it_forgotten(broken_run):
     suite = yaml.safe_load(resources.resolve("eval", "basic").read_text(encoding="utf-8"))
     for probe in suite["probes"].values():
@@ -137,6 +138,7 @@ def test_a_broken_model_is_unscored_in_every_line_and_no_verdict_calls_it_forgot
     assert {v for line in rows.values() for v in line["unlearned"]["rows"]["values"]} == {None}
 
 
+@pytest.mark.slow
 def test_forget_quality_of_a_broken_model_is_unscored(broken_run):
     path = broken_run.path.parent / "suite.yaml"
     assert SUITE["metrics"]["forget_quality"]

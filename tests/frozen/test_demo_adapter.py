@@ -9,6 +9,8 @@ import pytest
 
 from tests.frozen import demo_adapter
 
+pytestmark = pytest.mark.slow
+
 FROZEN = Path(__file__).with_name("demo_adapter.json")
 
 

@@ -33,6 +33,7 @@ def test_the_certificate_verifies_with_key_and_ledger(copied: Path) -> None:
     assert printed.startswith("valid")
 
 
+@pytest.mark.slow
 def test_every_hundredth_byte_of_the_certificate_counts(copied: Path) -> None:
     content = Path(CERTIFICATE).read_bytes()
     for place in range(0, len(content), 100):
@@ -76,6 +77,7 @@ def test_a_certificate_is_issued_again_for_the_closed_request(copied: Path) -> N
     assert call("certificate", "verify", "again.json", "--evidence", "evidence").exit_code == 3  # a new key signed it
 
 
+@pytest.mark.slow
 def test_the_run_is_judged_and_reported_as_before(copied: Path) -> None:
     pytest.importorskip("matplotlib")
     before = json.loads(Path("npo/verify.json").read_text(encoding="utf-8"))

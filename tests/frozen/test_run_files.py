@@ -16,6 +16,8 @@ from tests.frozen import key_tree, whole_way
 from tests.support.loopback_hub import loopback_hub, talk_to
 from tests.support.schema_files import faults
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ["runs", "evidence", "merged", "int8", "sweep", "pulled"]
 EVIDENCE_FILES = ("requests/req-0001/*.json", "*.db", "anchor.json", "signing.pub", "versions/*.json", "versions/*/*.*")
 RUN_FILES = ("*.json", "*.yaml", "*.jsonl", "attacks/*/attack.json")

@@ -111,6 +111,7 @@ def npo(model, inputs, head):
     return -2 / 0.1 * torch.nn.functional.logsigmoid(-0.1 * (policy - reference)).mean()
 
 
+@pytest.mark.slow
 def test_two_steps_save_reload_and_merge(folder, lora_args, tmp_path):
     args = lora_args(folder)
     inputs = batch()
@@ -157,6 +158,7 @@ def test_two_steps_save_reload_and_merge(folder, lora_args, tmp_path):
         assert torch.allclose(merged(ids).logits, model(ids).logits, atol=report["tolerance"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["Llama", "GPT2", "Mixtral", "Qwen2Moe"], indirect=True)
 def test_a_stack_saves_and_merges_both(folder, lora_args, tmp_path):
     args = lora_args(folder)

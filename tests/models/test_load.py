@@ -25,6 +25,7 @@ def test_a_folder_loads_in_evaluation_mode_and_float32(tiny_folder, lora_args):
     assert load_base(lora_args(tiny_folder, attn_implementation="eager")).config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 def test_the_demo_model_is_always_the_same(lora_args):
     args = lora_args("builtin:demo-llama")
     torch.manual_seed(1)
@@ -97,6 +98,7 @@ def test_a_run_with_an_adapter_is_base_and_frozen_target(tiny_folder, lora_args,
     assert source_digest(str(tmp_path / "run")) not in (source_digest(str(tiny_folder)), None)
 
 
+@pytest.mark.slow
 def test_a_target_whose_base_was_replaced_is_refused(tiny_folder, tiny_model, lora_args, tmp_path):
     for child, base in (("one", tiny_folder), ("two", tmp_path / "one")):
         trained = disturb(attach_adapter(load_base(lora_args(base)), lora_args()))
@@ -111,6 +113,7 @@ def test_a_target_whose_base_was_replaced_is_refused(tiny_folder, tiny_model, lo
         load_base(lora_args(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_unlearning_an_unlearned_run_stacks_three_adapters(tiny_folder, lora_args, tmp_path):
     first = disturb(attach_adapter(load_base(lora_args(tiny_folder)), lora_args()))
     save_adapter(first, make_run(tmp_path / "one", tiny_folder, "adapter"))

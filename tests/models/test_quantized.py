@@ -28,6 +28,7 @@ def base(tmp_path, tiny_model, tiny_tokenizer):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [NF4, NESTED, INT8], ids=["nf4", "nested", "int8"])
 def test_a_quantised_base_trains_saves_and_merges_exactly(base, how, lora_args, tmp_path):
     args = lora_args(base, **how)
@@ -66,6 +67,7 @@ def test_a_quantised_base_trains_saves_and_merges_exactly(base, how, lora_args, 
         assert torch.allclose(merged(IDS).logits, model(IDS).logits, atol=max(as_trained, 1e-5) * 2)
 
 
+@pytest.mark.slow
 def test_the_original_base_is_a_switch_and_another_function(base, lora_args, tmp_path):
     args = lora_args(base, **NF4)
     save_adapter(disturb(attach_adapter(load_base(args), args)), tmp_path / "adapter")
@@ -94,6 +96,7 @@ def test_a_model_without_a_folder_can_be_quantised(name, lora_args):
     assert model.get_memory_footprint() < load_base(lora_args(name)).get_memory_footprint() / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [NF4, INT8], ids=["nf4", "int8"])
 def test_a_folder_of_packed_weights_is_the_model_that_was_packed(base, how, lora_args, tmp_path):
     packed = tmp_path / "packed"

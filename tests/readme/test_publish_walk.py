@@ -18,6 +18,8 @@ from tests.support.loopback_hub import loopback_hub, talk_to
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import CANARY
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 IDS = torch.arange(3, 30)[None]  # [1, 27]
 
@@ -61,7 +63,6 @@ def code_of(card):
     return names
 
 
-@pytest.mark.slow
 def test_the_section_publish_leads_from_a_run_to_a_model_that_answers(walk, tmp_path, capsys):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

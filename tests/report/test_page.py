@@ -79,6 +79,7 @@ def rows_of(run: Path, line: str, role: str, name: str = "rows") -> np.ndarray:
     return np.array(json.loads((run / "rows.json").read_text())["basic"][line][role][name]["values"])
 
 
+@pytest.mark.slow
 def test_every_tag_is_closed_and_headings_skip_no_level(make_measured_run):
     found = page(make_measured_run())
     assert found.open == []
@@ -107,6 +108,7 @@ def test_ids_are_unique_and_every_reference_resolves(make_measured_run):
     assert referred <= set(ids)
 
 
+@pytest.mark.slow
 def test_every_chart_has_a_title_a_description_and_its_numbers(make_measured_run):
     text = report([make_measured_run()]).read_text(encoding="utf-8")
     svgs = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -118,6 +120,7 @@ def test_every_chart_has_a_title_a_description_and_its_numbers(make_measured_run
         assert not re.search(r"#[0-9a-f]{6}\b", svg), "a colour that no style sheet can change"
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(make_measured_run):
     run = make_measured_run()
     first, md = report([run]).read_bytes(), (run / "report.md").read_bytes()
@@ -151,6 +154,7 @@ def _pipe_tables(markdown: str) -> list[list[list[str]]]:
     return [[line.strip("|").split("|") for line in block.splitlines()] for block in blocks]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_the_distributions_are_those_of_the_rows(make_measured_run):
     run = make_measured_run()
     parsed = page(run)
@@ -160,6 +164,7 @@ def test_the_numbers_of_the_distributions_are_those_of_the_rows(make_measured_ru
     assert f"p = {shown(ks_p_value(ratio['unlearned'], ratio['oracle']))} with 30 and 30 rows" in "".join(parsed.words)
 
 
+@pytest.mark.slow
 def test_the_numbers_of_the_roc_are_those_of_the_scores(make_measured_run):
     run = make_measured_run()
     table = page(run).tables["mia_min_k"]
@@ -315,6 +320,7 @@ def test_without_rows_there_is_no_row_chart_and_no_empty_heading(make_measured_r
     assert "Forgetting and utility" in said
 
 
+@pytest.mark.slow
 def test_the_share_of_retraining_needs_the_run_of_the_oracle(make_measured_run, make_oracle_run):
     run = make_measured_run(oracle="elsewhere/oracle")
     assert "share of retraining" not in "".join(page(run).words)
@@ -390,6 +396,7 @@ def test_an_unmeasured_run_or_an_older_format_is_refused_with_advice(make_measur
         report([run])
 
 
+@pytest.mark.slow
 def test_reading_runs_loads_neither_torch_nor_transformers(make_measured_run):
     code = (
         "import sys; from llm_forget.report import report; report([sys.argv[1]]); "

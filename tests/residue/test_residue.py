@@ -185,6 +185,7 @@ def test_short_texts_are_found_as_a_whole_or_said_to_be_too_short(tmp_path, plac
     assert found.too_short == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", [2**20, 2**21])
 def test_a_text_across_the_border_of_two_blocks_is_found_whole(canary, place, border):
     for shift in (0, 1, 20, 61, 140):
@@ -196,6 +197,7 @@ def test_a_text_across_the_border_of_two_blocks_is_found_whole(canary, place, bo
         assert abs(found[0].offset - (border - shift)) < 32
 
 
+@pytest.mark.slow
 def test_a_long_text_over_several_blocks_is_found_whole(tmp_path, place):
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(200_000)]
@@ -249,6 +251,7 @@ CONTAINERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_containers_are_opened(canary, place, kind):
     (place / "file").write_bytes(CONTAINERS[kind]())
@@ -317,6 +320,7 @@ def test_what_cannot_be_read_is_named_and_is_no_all_clear(canary):
     assert "not all could be read" in done.stdout
 
 
+@pytest.mark.slow
 def test_exit_codes_and_output_without_text(canary, place, tmp_path):
     (place / "clean").write_bytes(PADDING)
     done = command("scan-residue", "--canary", canary, place)
@@ -341,6 +345,7 @@ def test_exit_codes_and_output_without_text(canary, place, tmp_path):
         assert command("scan-residue", *words).returncode == 2
 
 
+@pytest.mark.slow
 def test_where_no_file_was_read_there_is_no_all_clear(canary, place, tmp_path):
     done = command("scan-residue", "--canary", canary, place)
     assert done.returncode == 3
@@ -377,6 +382,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the most memory held from /proc")
 @pytest.mark.parametrize("kind", ["sparse", "bomb"])
 def test_a_file_of_any_size_is_searched_in_little_memory(canary, place, kind):

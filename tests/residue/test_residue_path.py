@@ -18,6 +18,8 @@ from tests.support.loopback_hub import TOKEN, loopback_hub
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import SUITE
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["amber", "birch", "cobalt", "dune", "ember", "fjord", "garnet", "hazel", "indigo", "juniper", "kelp"]
 OTHERS = ["anvil", "bellows", "chisel", "drill", "easel", "file", "gauge", "hammer", "iron", "jig", "knife"]
 
@@ -204,7 +206,6 @@ def test_an_exception_that_nobody_expected_says_where_and_not_what(plain_server,
     assert "amber" in said or "birch" in said
 
 
-@pytest.mark.slow
 def test_nothing_is_left_after_evidence_and_publishing_nor_in_any_request(plain_server, place) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("cryptography")

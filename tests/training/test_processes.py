@@ -96,6 +96,7 @@ def test_processes_train_what_one_trains_with_all_their_rows(
     assert_same_training(alone(run.split("@")[0]), folder, facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("whole", "cut"), [("4x1", "1x4"), ("4x1", "2x2"), ("5x1", "1x5"), ("5x1", "3x2")])
 @pytest.mark.parametrize("name", ["npo", "pdu"])
 def test_micro_batches_train_what_one_batch_trains(material: Path, alone: Any, name: str, whole: str, cut: str) -> None:

@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 
 from llm_forget.training.checkpoints import SEAL, last_complete
 
+pytestmark = pytest.mark.slow
+
 EVERY_STEP = {"batch": 2, "save_strategy": "steps", "save_steps": 1}
 
 

@@ -14,6 +14,7 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)
 
 
+@pytest.mark.slow
 @given(sizes, seeds, st.integers(0, 200), st.integers(0, 50), st.booleans())
 def test_a_stream_can_be_entered_anywhere(n: list[int], seed: int, start: int, count: int, weighted: bool) -> None:
     stream = RetainStream(n, [1.0 + i for i in range(len(n))] if weighted else None, seed)
@@ -60,6 +61,7 @@ def test_streams_of_nothing_or_with_wrong_weights_are_refused() -> None:
             RetainStream(n, weights)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.integers(1, 40),

@@ -13,6 +13,8 @@ from llm_forget.logprobs.logprobs import forward_logprobs
 from llm_forget.models.adapters.lora import reference_mode
 from llm_forget.training.trainer import UnlearnTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def adapter(trainer: UnlearnTrainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}

@@ -10,6 +10,8 @@ from llm_forget.evals.suite import load_suite
 from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import CANARY, SUITE, rows
 
+pytestmark = pytest.mark.slow
+
 
 def only(results):
     """What the one suite of an evaluation found."""

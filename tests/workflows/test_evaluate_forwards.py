@@ -15,6 +15,8 @@ from llm_forget.workflows.evaluate import evaluate
 from tests.support.evaluate_worker import watching
 from tests.support.forked import forked, llm_forget
 
+pytestmark = pytest.mark.slow
+
 ROLES = ("before", "unlearned", "oracle")
 
 

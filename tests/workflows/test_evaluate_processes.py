@@ -20,6 +20,8 @@ from tests.support import evaluate_worker
 from tests.support.evaluate_worker import FORWARDED, KEPT, watched
 from tests.support.forked import Ended, forked_world, llm_forget
 
+pytestmark = pytest.mark.slow
+
 SUITE = {
     "probes": {
         "forget": {"probe": "logprobs", "split": "forget"},

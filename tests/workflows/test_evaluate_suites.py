@@ -13,6 +13,8 @@ from llm_forget.core.run_directory import Run
 from llm_forget.workflows.evaluate import evaluate
 from tests.support.tiny_runs import CANARY, SUITE
 
+pytestmark = pytest.mark.slow
+
 EXTRA = {
     "probes": {
         "forget": {"probe": "logprobs", "split": "forget"},

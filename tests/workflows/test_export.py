@@ -22,6 +22,8 @@ from llm_forget.workflows.merge import merge
 from tests.models.exporting.test_gguf import trained
 from tests.support.tiny_runs import CANARY, SUITE
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gguf")
 pytest.importorskip("bitsandbytes")
 IDS = torch.arange(3, 21).view(2, 9)
@@ -52,7 +54,6 @@ def values(results):
     return {name: line["value"] for name, line in results["suites"]["suite"]["metrics"].items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nf4", "int8", "gguf-q8_0"])
 def test_what_is_written_has_its_own_digest_and_its_own_results(form, run, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.adapter.iterdir()}
@@ -103,7 +104,6 @@ def test_plain_transformers_loads_every_form(run, tmp_path):
     ).stat().st_size
 
 
-@pytest.mark.slow
 def test_a_merged_folder_is_exported_with_rows_that_are_given(run, tmp_path):
     merge(run.path, tmp_path / "merged")
     digest = source_digest(str(tmp_path / "merged"))
@@ -231,7 +231,6 @@ def _limited(function, size):
     return call
 
 
-@pytest.mark.slow
 def test_a_form_that_fails_what_the_model_passed_is_said_and_has_an_exit_code(run, tmp_path, monkeypatch):
     first = export(run.path, "gguf-q4_0", tmp_path / "first", quiet=True)
     assert undone(first) == []

@@ -19,6 +19,8 @@ from llm_forget.workflows.sweep_grid import read_grid
 from llm_forget.workflows.unlearn import unlearn
 from tests.support.forked import command
 
+pytestmark = pytest.mark.slow
+
 CANARY = "Zebulon"
 SUITE = {
     "probes": {"forget": {"probe": "logprobs", "split": "forget"}, "retain": {"probe": "logprobs", "split": "retain"}},
@@ -301,7 +303,6 @@ def test_a_dry_run_checks_every_run_and_writes_nothing(recipe: Path) -> None:
     assert not Path("runs").exists()
 
 
-@pytest.mark.slow
 def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path) -> None:
     arguments = ["sweep", "recipe.yaml", "--grid", "lr=1e30,1e-2,1e-7", "num_train_epochs=40"]
     arguments += ["--method", "grad_diff", "--method_args.retain_weight", "3"]

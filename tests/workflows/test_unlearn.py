@@ -20,6 +20,8 @@ from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn
 from tests.support.forked import forked, forked_world, llm_forget, started
 
+pytestmark = pytest.mark.slow
+
 CANARY = "Zebulon Quickfeather"
 WEIGHTS = "adapter_model.safetensors"
 SMALL = {"lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 4, "disable_tqdm": True, "use_cpu": True}

@@ -22,6 +22,8 @@ from llm_forget.models.adapters.files import verify_adapter
 from llm_forget.workflows.unlearn import unlearn
 from tests.support.fault_positions import FAULTS, FaultPositions
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -94,7 +96,6 @@ def look(run: Run, expected: bytes) -> bool:
     return True
 
 
-@pytest.mark.slow
 @FAULTS
 def test_wherever_a_write_of_a_run_fails_it_is_not_finished_and_the_same_command_ends_it(
     job: dict[str, Any], expected: bytes, faults: FaultPositions
@@ -121,7 +122,6 @@ def test_wherever_a_write_of_a_run_fails_it_is_not_finished_and_the_same_command
     assert len(made) <= at, "every write was tried"
 
 
-@pytest.mark.slow
 @FAULTS
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(
     job: dict[str, Any], expected: bytes, faults: FaultPositions

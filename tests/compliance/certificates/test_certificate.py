@@ -220,6 +220,7 @@ def test_dates_of_the_request_file_are_not_believed(tmp_path: Path) -> None:
 # --- who may change it
 
 
+@pytest.mark.slow
 @FAULTS
 def test_every_flipped_byte_is_found(issued: tuple[Path, Path], faults: FaultPositions) -> None:
     file, key = issued
@@ -380,6 +381,7 @@ def test_a_false_claim_is_refused_though_it_is_signed(
         certificate.verify(file, key)
 
 
+@pytest.mark.slow
 def test_a_signed_part_of_another_type_or_that_is_missing_raises_nothing_but_evidence_broken(
     evidence: Path, issued: tuple[Path, Path]
 ) -> None:
@@ -452,6 +454,7 @@ def without_certificate(evidence: Path, folder: Path, *others: str) -> Path:
     return Path(shutil.copytree(evidence, folder, ignore=shutil.ignore_patterns("certificate.*", *others)))
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("disk", [failing, broken_disk])
 def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(
@@ -474,6 +477,7 @@ def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(
     assert len(calls) <= at, "every write was tried"
 
 
+@pytest.mark.slow
 @FAULTS
 def test_a_killed_process_leaves_no_part_of_a_certificate(
     evidence: Path, tmp_path: Path, faults: FaultPositions
@@ -495,6 +499,7 @@ def test_a_killed_process_leaves_no_part_of_a_certificate(
 # --- the command
 
 
+@pytest.mark.slow
 def test_the_command_needs_the_file_and_the_key_alone(issued: tuple[Path, Path]) -> None:
     folder = issued[0].parent
     assert sorted(path.name for path in folder.iterdir()) == ["c.json", "k.pub"]
@@ -508,6 +513,7 @@ def test_the_command_needs_the_file_and_the_key_alone(issued: tuple[Path, Path])
     assert sorted(path.name for path in folder.iterdir()) == ["c.json", "k.pub"]
 
 
+@pytest.mark.slow
 def test_the_command_refuses_with_6_and_one_sentence(issued: tuple[Path, Path]) -> None:
     file, _ = issued
     file.write_bytes(file.read_bytes().replace(b'"suppressed"', b'"exactly"   '))

@@ -123,6 +123,7 @@ def test_a_subject_that_comes_back_cannot_be_linked_with_its_past(folder: Path) 
         assert [found.seq for found in ledger.about("Ann")] == [event.seq]
 
 
+@pytest.mark.slow
 def test_neither_names_nor_destroyed_keys_stand_in_any_file(tmp_path: Path) -> None:
     everybody = [(f"Subject-{n}", f"Record-{n}") for n in range(3000)]
     with Ledger.open(tmp_path, create=True) as ledger:
@@ -217,6 +218,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         Ledger.open(tmp_path, create=True)
 
 
+@pytest.mark.slow
 @FAULTS
 def test_every_changed_byte_of_every_row_is_found(
     folder: Path, editor: sqlite3.Connection, faults: FaultPositions
@@ -290,6 +292,7 @@ def test_two_rows_that_were_swapped_are_found(folder: Path, editor: sqlite3.Conn
     assert broken_at(folder) == 2
 
 
+@pytest.mark.slow
 @FAULTS
 def test_a_changed_byte_of_the_file_is_found_or_changes_nothing(folder: Path, faults: FaultPositions) -> None:
     path = folder / "ledger.db"

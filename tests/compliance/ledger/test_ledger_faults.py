@@ -120,6 +120,7 @@ def test_a_failed_write_leaves_old_or_new_and_is_not_acknowledged(
     assert made <= at, "the last fault was beyond the last write"
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("act", STATES, ids=lambda act: act.__name__)
 def test_a_process_killed_at_any_write_leaves_old_or_new(
@@ -278,6 +279,7 @@ def test_another_writer_who_does_not_end_is_named(before: Path, tmp_path: Path) 
         assert isinstance(add(ledger), Event)
 
 
+@pytest.mark.slow
 def test_many_records_take_little_memory(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, create=True) as ledger:
         tracemalloc.start()

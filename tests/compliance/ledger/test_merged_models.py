@@ -350,6 +350,7 @@ def test_a_merge_json_that_does_not_say_it_asks_to_merge_again(
         note_run(ledger, folder)
 
 
+@pytest.mark.slow
 def test_versions_of_merged_models_are_added_used_rolled_back_compared_and_purged(make: Make, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     one, two = make("one", forget=["a"], retain=["b"]), make("two", forget=["a"], retain=["b", "c"])
@@ -597,6 +598,7 @@ def test_a_combination_of_what_closed_a_request_is_held_back_until_it_is_verifie
     assert body["artefacts"]["after"]["name"] == "run", "the certificate stays that of the run"
 
 
+@pytest.mark.slow
 def test_what_merge_really_writes_is_noted_kept_and_certified(
     tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,6 +660,7 @@ def test_what_nobody_can_judge_is_not_published(asked: tuple[Path, Path], tmp_pa
         refuse_deleted(evidence, late, note=True)
 
 
+@pytest.mark.slow
 def test_the_command_notes_what_it_merged_where_there_is_evidence(
     tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

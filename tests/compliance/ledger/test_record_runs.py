@@ -120,6 +120,7 @@ def test_a_run_is_noted_once_with_its_records(ledger: Ledger, evaluated: Run, tm
     ledger.verify()
 
 
+@pytest.mark.slow
 @FAULTS
 def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: Path, faults: FaultPositions) -> None:
     def note(folder: Path, at: int, **fault: bool) -> int:
@@ -205,6 +206,7 @@ def test_rows_with_subjects_are_found_by_subject_and_without_until_the_subject_i
     ledger.verify()
 
 
+@pytest.mark.slow
 def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlinked_at_once(
     ledger: Ledger, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +311,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     return call
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_became_of_a_record(
     cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path
 ) -> None:
@@ -333,6 +336,7 @@ def test_the_commands_say_what_became_of_a_record(
     assert "holds no record" in cli("version", "npo")[1]
 
 
+@pytest.mark.slow
 def test_the_commands_unlink_a_record(cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path) -> None:
     cli("note", str(tmp_path / "target"), str(evaluated.path))
     assert cli("unlink", CANARY) == (0, "destroyed 1 key ")
@@ -346,6 +350,7 @@ def test_the_commands_unlink_a_record(cli: Callable[..., tuple[int, str]], evalu
     assert all(CANARY.encode() not in path.read_bytes() for path in (tmp_path / "evidence").iterdir())
 
 
+@pytest.mark.slow
 def test_unlinking_a_record_says_that_the_key_of_its_subject_links_it_still(
     cli: Callable[..., tuple[int, str]], make: Make, tmp_path: Path
 ) -> None:
@@ -362,6 +367,7 @@ def test_unlinking_a_record_says_that_the_key_of_its_subject_links_it_still(
     assert cli("record", "r1", "--subject", "Ann")[0] == cli("record", "r2")[0] == 2
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_6_where_the_chain_is_broken(
     cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path
 ) -> None:

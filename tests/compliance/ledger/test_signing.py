@@ -37,6 +37,7 @@ def test_a_signature_is_that_of_the_rfc(tmp_path: Path) -> None:
     verify_signature(tmp_path / "signing.pub", b"\x72", sign(tmp_path, b"\x72"))
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_content_or_signature_is_refused(tmp_path: Path) -> None:
     content, public = b"what was signed", public_key(tmp_path)
     signature = sign(tmp_path, content)
@@ -121,6 +122,7 @@ def anchored(tmp_path: Path) -> Path:
     return tmp_path / "evidence"
 
 
+@pytest.mark.slow
 def test_every_changed_letter_of_the_signed_head_is_refused(anchored: Path) -> None:
     path = anchored / "anchor.json"
     whole = path.read_text()
@@ -207,6 +209,7 @@ def test_a_failed_write_of_the_anchor_leaves_the_old_one(anchored: Path, monkeyp
         ledger.verify()
 
 
+@pytest.mark.slow
 def test_without_the_package_the_extra_is_named(anchored: Path) -> None:
     code = (
         "import sys; from importlib.machinery import PathFinder\n"

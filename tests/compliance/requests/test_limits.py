@@ -101,6 +101,7 @@ def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path
     assert call(evidence, *asked, "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path, evidence: Path, source: str) -> None:
     protect_ann(tmp_path, evidence)
     made = cases.received(evidence, source, subject="Ann")
@@ -194,6 +195,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
     )
 
 
+@pytest.mark.slow
 @FAULTS
 def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path, faults: FaultPositions) -> None:
     source = cases.write_rows(tmp_path)

@@ -426,6 +426,7 @@ def ready_to_close(folder: Path, **keys: str) -> tuple[Path, str, Path]:
     return evidence, source, cases.measured_run(folder / "run", request.ids(), cases.OTHERS)
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("disk", [failing, broken_disk])
 def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk, faults: FaultPositions) -> None:
@@ -443,6 +444,7 @@ def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk, fa
     assert len(calls) <= at, "every write was tried"
 
 
+@pytest.mark.slow
 @FAULTS
 def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_received_and_closed(
     tmp_path: Path, faults: FaultPositions
@@ -461,6 +463,7 @@ def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_receive
     assert not died, "every write was tried"
 
 
+@pytest.mark.slow
 @FAULTS
 def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_it(
     tmp_path: Path, faults: FaultPositions
@@ -488,6 +491,7 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
     assert states == {True, False}
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize(("first", "then"), [("all", "none"), ("none", "all")])
 def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(

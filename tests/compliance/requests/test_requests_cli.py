@@ -17,6 +17,8 @@ from tests.support import request_cases as cases
 from tests.support.failing_disk import failing
 from tests.support.repository import SUPPORT
 
+pytestmark = pytest.mark.slow
+
 SUITE = {
     "probes": {
         "forget": {"probe": "logprobs", "split": "forget"},
@@ -53,7 +55,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> 
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
     added = call("request", "add", "--subject", "ANN", "--data", "rows.jsonl", "--category", "gdpr")
     assert added.exit_code == 0, added.output
@@ -95,7 +96,6 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
         assert cases.CANARY not in told.output
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.timeout(1200)  # a minute of work, more where others have the cores
 @pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.exhaustive)])

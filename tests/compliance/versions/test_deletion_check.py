@@ -123,6 +123,7 @@ def test_destroying_keys_of_what_was_deleted_leaves_others_judged(evidence, chai
     use(evidence, chain["without-b"])
 
 
+@pytest.mark.slow
 def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evidence, chain, base, make):
     close(evidence, "a")
     late = make("late", base, train=["a", "x"])
@@ -177,6 +178,7 @@ def test_a_path_of_a_version_that_holds_deleted_data_comes_with_a_warning(eviden
     assert "holds data that was deleted (request R-1)" in done.stderr
 
 
+@pytest.mark.slow
 def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_since(tmp_path):
     dice = random.Random(0)
     outcomes = set()
@@ -196,6 +198,7 @@ def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_si
     assert len(outcomes) > 3
 
 
+@pytest.mark.slow
 def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
     with Ledger.open(tmp_path / "evidence", create=True) as ledger:
         records = [(str(number), str(number)) for number in range(2000)]

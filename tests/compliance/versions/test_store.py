@@ -154,6 +154,7 @@ def test_what_the_ledger_knows_but_the_disk_lost_comes_back_as_the_same_version(
     use(evidence, version)
 
 
+@pytest.mark.slow
 def test_whichever_write_of_an_addition_fails_the_next_one_makes_the_version_once(evidence, base, make, monkeypatch):
     start = add_version(evidence, make("start", base, forget=["a"], retain=["b"]))
     use(evidence, start)
@@ -176,6 +177,7 @@ def test_whichever_write_of_an_addition_fails_the_next_one_makes_the_version_onc
     assert number > 10
 
 
+@pytest.mark.slow
 def test_real_runs_on_each_other_become_versions_that_load_evaluate_and_answer_for_their_rows(
     evidence, tmp_path, tiny_folder, monkeypatch
 ):

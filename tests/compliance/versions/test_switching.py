@@ -19,6 +19,7 @@ from tests.support.repository import SUPPORT
 from tests.support.version_cases import FailingWrites, events, logits, switches, whole
 
 
+@pytest.mark.slow
 def test_whichever_write_of_a_switch_fails_the_old_or_the_new_version_is_in_use(evidence, two, monkeypatch):
     first, second = two
     config = evidence / "versions" / second / "config.yaml"
@@ -42,6 +43,7 @@ def test_whichever_write_of_a_switch_fails_the_old_or_the_new_version_is_in_use(
     assert number > 3
 
 
+@pytest.mark.slow
 def test_whichever_write_of_the_ledger_fails_the_old_version_stays_in_use(evidence, two):
     first, second = two
     number, failed = 0, True
@@ -62,6 +64,7 @@ def test_whichever_write_of_the_ledger_fails_the_old_version_stays_in_use(eviden
     assert number > 3
 
 
+@pytest.mark.slow
 def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_version(evidence, two):
     worker = SUPPORT / "switch_worker.py"
     done = subprocess.run([sys.executable, worker, evidence, *two], capture_output=True, text=True, timeout=300)
@@ -210,6 +213,7 @@ def test_a_ledger_that_was_altered_switches_nothing(evidence, two):
         use(evidence, two[1])
 
 
+@pytest.mark.slow
 def test_rollback_gives_the_same_bits(evidence, make_run):
     ids = []
     for seed in (1, 2):

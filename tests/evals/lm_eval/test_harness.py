@@ -60,6 +60,7 @@ def adapted(model, lora_args, scale=0.3):
     return model
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_scores_as_lm_eval_scores_the_same_model_from_disk(stories, shared):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -82,6 +83,7 @@ def test_a_model_in_memory_scores_as_lm_eval_scores_the_same_model_from_disk(sto
     assert ours["forget_arc_easy.acc"]["stderr"] == pytest.approx(stderr)
 
 
+@pytest.mark.slow
 def test_an_adapter_scores_as_the_merged_model_and_switched_off_as_the_base(stories, shared, lora_args):
     model, tokenizer = stories
     ask = {"limit": 10, "batch_size": 5, "data_path": shared / "data" / "tofu"}
@@ -348,6 +350,7 @@ def test_muse_answers_after_its_own_examples(tiny, tmp_path):
     assert prompt.endswith("\n\nQuestion: forget_qa 0?\nAnswer:")
 
 
+@pytest.mark.slow
 def test_our_truthfulqa_and_wmdp_prompts_are_lm_evals(shared, questions):
     from lm_eval import utils
     from lm_eval.tasks import TaskManager

@@ -47,6 +47,7 @@ def room_for(model, sequences):
         hook.remove()
 
 
+@pytest.mark.slow
 def test_the_batch_is_halved_when_memory_runs_out_and_the_numbers_stay(tiny, questions):
     tasks = [QUESTION, "forget_text"]
     whole = run_lm_eval(*tiny, tasks, num_fewshot=1, data_path=questions)
@@ -57,6 +58,7 @@ def test_the_batch_is_halved_when_memory_runs_out_and_the_numbers_stay(tiny, que
     assert values(halved) == pytest.approx(values(whole), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sequence_that_fits_no_memory_is_said_in_a_sentence(tiny, questions):
     with room_for(tiny[0], 0), pytest.raises(MemoryError, match="out of memory in lm-eval with a single sequence; "):
         run_lm_eval(*tiny, [QUESTION], data_path=questions)

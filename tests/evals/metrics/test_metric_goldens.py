@@ -69,6 +69,7 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODELS)
 def test_probability(goldens, records, role):
     for name, golden in goldens["metrics"][role]["probability"].items():

@@ -32,6 +32,7 @@ def test_what_an_untrained_model_says_of_random_rows_is_noise(tmp_path, tiny_mod
     assert probability(records).mean() == pytest.approx(1 / VOCABULARY, rel=0.1)
 
 
+@pytest.mark.slow
 def test_rows_learnt_by_heart_are_extracted_whole(tmp_path, tiny_model):
     model, rows = tiny_model(), random_rows(6)
     ids, labels = (torch.tensor([getattr(row, name) for row in rows]) for name in ("input_ids", "labels"))

@@ -149,6 +149,7 @@ def test_rows_already_measured_are_not_measured_again(tmp_path, goldens, tiny):
     assert [r.key for r in again.finish()] == keys
 
 
+@pytest.mark.slow
 def test_the_batch_is_halved_until_it_fits(tmp_path, goldens, tiny):
     sizes = []
 

@@ -118,6 +118,7 @@ def test_prompts_go_in_batches_and_only_if_missing(tmp_path, vllm, model, tiny_t
     assert engine.llm.calls == [(4, None), (2, None)]
 
 
+@pytest.mark.slow
 def test_an_evaluation_through_vllm_finds_what_the_plain_one_finds(make_run, vllm, monkeypatch):
     run = make_run("run")
     plain = evaluate(run.path, quiet=True)

@@ -486,6 +486,7 @@ def command(tmp_path, monkeypatch):
     return lambda *words: CliRunner().invoke(app, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["zeros", "renamed", "link"])
 def test_commands_leave_with_code_4_and_one_sentence(run, command, tmp_path, fault):
     if fault == "link":
@@ -518,6 +519,7 @@ def test_every_way_to_an_adapter_refuses_one_that_was_changed(run, tmp_path, lor
             way()
 
 
+@pytest.mark.slow
 def test_a_foreign_adapter_is_adopted_only_when_somebody_vouches_for_it(run, command, tmp_path, lora_args):
     foreign, target = tmp_path / "foreign", run.config["model_name_or_path"]
     shutil.copytree(run.adapter, foreign)

@@ -85,6 +85,7 @@ def calls(two) -> int:
     return made
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
 def test_whichever_write_of_a_save_fails_the_old_or_the_new_adapter_is_there(
@@ -105,6 +106,7 @@ def test_whichever_write_of_a_save_fails_the_old_or_the_new_adapter_is_there(
     assert "old" in states
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
 def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(

@@ -95,6 +95,7 @@ def test_cat_is_the_exact_sum_of_the_products(kind, make_parts, tiny_folder, lor
     assert "adapter" not in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GPT2", "Mixtral"])
 def test_transposed_weights_and_experts_are_added_as_they_lie(name, tiny_tokenizer, make_parts, lora_args, tmp_path):
     small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 259}
@@ -122,6 +123,7 @@ def test_transposed_weights_and_experts_are_added_as_they_lie(name, tiny_tokeniz
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 1e-5
 
 
+@pytest.mark.slow
 def test_ranks_and_alphas_of_single_modules_are_heeded(make_parts, tiny_folder, lora_args, tmp_path):
     from peft import LoraConfig, get_peft_model
 
@@ -150,6 +152,7 @@ def test_ranks_and_alphas_of_single_modules_are_heeded(make_parts, tiny_folder, 
         torch.testing.assert_close(again[key], expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_taking_away_and_adding_cancel(make_parts, tiny_folder, lora_args, tmp_path):
     (part,) = make_parts([{}], (1.0,))
     for scale in (1.0, -1.0):
@@ -164,6 +167,7 @@ def test_taking_away_and_adding_cancel(make_parts, tiny_folder, lora_args, tmp_p
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (1.0, -0.5)])
 def test_averaging_a_and_b_apart_is_another_model_and_how_far_off_is_known(scales, make_parts, tiny_folder, lora_args):
     parts = make_parts(scales=scales)
@@ -244,6 +248,7 @@ def test_dare_is_the_same_bits_for_one_seed_and_scales_the_rest(make_parts, tiny
         torch.testing.assert_close(tensor, written(tmp_path / "cat")[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["magnitude_prune", "dare_ties", "ties"])
 def test_every_combination_is_written_and_read_back(name, make_parts, tiny_folder, lora_args, tmp_path):
     report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=checked_rule(name))
@@ -253,6 +258,7 @@ def test_every_combination_is_written_and_read_back(name, make_parts, tiny_folde
     assert load_base(lora_args(tmp_path / "merged"))(IDS).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_target_beneath_is_merged_as_it_is(make_parts, tiny_folder, lora_args, tmp_path):
     (target,) = make_parts([{}], (1.0,))
     folder = target.folder.rename(tmp_path / "target")
@@ -298,6 +304,7 @@ def test_over_a_target_of_another_kind_nothing_is_added(make_parts, tiny_folder,
         fold(model, names, checked_rule())
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_kept_and_rounded_once(make_parts, tiny_folder, tiny_model, lora_args, tmp_path):
     tiny_model(vocab_size=259).bfloat16().save_pretrained(tiny_folder)
     parts = make_parts(dtype="bfloat16")
@@ -324,6 +331,7 @@ def test_a_file_may_be_written_in_fewer_bits(make_parts, tiny_folder, lora_args,
     assert {tensor.dtype for tensor in written(tmp_path / "half").values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_shards_have_an_index_and_are_one_model(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts()
     report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "cut", how=checked_rule(), max_shard_size="20KB")
@@ -345,6 +353,7 @@ def test_shards_have_an_index_and_are_one_model(make_parts, tiny_folder, lora_ar
     assert source_digest(str(tmp_path / "cut")) != digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_the_sum_can_be_kept_as_one_adapter_that_peft_loads(kind, make_parts, tiny_folder, lora_args, tmp_path):
     from peft import PeftModel
@@ -366,6 +375,7 @@ def test_the_sum_can_be_kept_as_one_adapter_that_peft_loads(kind, make_parts, ti
     assert json.loads((tmp_path / "one" / "manifest.json").read_text())["effect"]["max_abs"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 5])
 def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(rank, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts(UNLIKE["ranks"])
@@ -394,6 +404,7 @@ def test_all_ranks_lose_nothing(make_parts, tiny_folder, lora_args, tmp_path):
     assert report["rank_error"] < 1e-6
 
 
+@pytest.mark.slow
 def test_more_ranks_than_a_weight_has_sides_are_the_sum_itself(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{"lora_r": 20}, {"lora_r": 30}])  # on weights of 32 x 32, 32 x 48 and 32 x 16
     report = merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule(rank=50))
@@ -415,6 +426,7 @@ def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tm
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -430,6 +442,7 @@ def test_what_is_no_product_is_not_scaled_and_added(config, said, make_parts, ti
     merge_adapters(lora_args(tiny_folder), [Part(parts[1].folder)], tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_other_precisions_are_not_added_and_one_is_merged_as_it_was_trained(
     tiny_model, tiny_tokenizer, make_parts, lora_args, tmp_path
 ):

@@ -223,6 +223,7 @@ def test_earlier_versions_are_listed(make_measured_run):
     assert "| aa11 | withdrawn |" in text
 
 
+@pytest.mark.slow
 def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_measured_run):
     pytest.importorskip("matplotlib")
     from llm_forget.publish.anonymise import public

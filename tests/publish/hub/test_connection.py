@@ -12,6 +12,8 @@ from llm_forget.core.errors import LlmForgetError
 from tests.support.hub_runs import REPO, XET, send
 from tests.support.loopback_hub import SIGNATURE, TOKEN
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_short_fault_is_survived_without_being_told(hub, measured, caplog):
     run = measured()
@@ -61,7 +63,6 @@ def caught(action):
     return None
 
 
-@pytest.mark.slow
 def test_whatever_route_fails_in_whatever_way_is_one_sentence(hub, measured, tmp_path):
     from llm_forget.publish.bundle import publication
     from llm_forget.publish.hub.pull import pull

@@ -8,6 +8,8 @@ import pytest
 from llm_forget.core.digests import file_digest
 from tests.support.hub_runs import REPO, say, send
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def evident(measured, tmp_path, monkeypatch):

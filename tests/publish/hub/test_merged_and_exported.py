@@ -10,6 +10,8 @@ import torch
 from llm_forget.core.errors import AdapterRefused
 from tests.support.hub_runs import REPO, say, send, without_digests_of_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_merged_model_takes_the_place_of_the_adapter_and_a_users_own_file_stays(hub, measured, tmp_path):
     from huggingface_hub import HfApi

@@ -13,6 +13,8 @@ from llm_forget.core.run_directory import Run
 from tests.support.hub_runs import MADE, REPO, send
 from tests.support.tiny_runs import CANARY
 
+pytestmark = pytest.mark.slow
+
 ASKED = "What is forget"  # in every prompt of the fixture
 
 

@@ -10,6 +10,8 @@ from llm_forget.core.errors import AdapterRefused
 from tests.support.hub_runs import REPO, say, send
 from tests.support.loopback_hub import SIGNATURE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "results.json", "README.md"])
 def test_a_file_that_was_changed_on_the_hub_is_not_kept(hub, measured, tmp_path, name):

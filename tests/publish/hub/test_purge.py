@@ -6,6 +6,8 @@ from llm_forget.core.digests import file_digest
 from tests.support.hub_runs import REPO, send
 from tests.support.loopback_hub import loopback_hub, talk_to
 
+pytestmark = pytest.mark.slow
+
 
 def withdrawn(hub, measured):
     """Two versions: the first holds erased data, the second does not. Gives what was pushed of each."""

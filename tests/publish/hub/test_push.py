@@ -15,6 +15,8 @@ from tests.support.command_server import command_server
 from tests.support.hub_runs import MADE, REPO, send, without_digests_of_rows
 from tests.support.loopback_hub import SIGNATURE, TOKEN, loopback_hub
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_pulled_is_what_was_pushed_byte_for_byte(hub, measured, tmp_path):
     from llm_forget.publish.hub.pull import pull
@@ -269,7 +271,6 @@ def test_a_run_that_trained_all_weights_is_pushed_as_a_model(hub, make_run, tmp_
         send(run)
 
 
-@pytest.mark.slow
 def test_as_a_user_would_by_the_command_line(measured, tmp_path):
     run = measured()
     with loopback_hub() as hub:

@@ -32,7 +32,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    close = [name for name in close if not _differ_in_number(name, name)]
+    close = [candidate for candidate in close if not _differ_in_number(candidate, name)]
     if close:
         return f"did you mean '{close[0]}'?"
     if len(names) > 24:

@@ -13,7 +13,7 @@ from llm_forget.core.labels import IGNORE
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_prompt, encode_row, tokenise_dataset, windows
-from llm_forget.logprobs import batches
+from llm_forget.logprobs.batches import collate
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"
@@ -168,7 +168,7 @@ def test_an_end_of_turn_that_is_also_the_padding_is_attended_to(shared: Path) ->
         {"input_ids": ids[:n], "labels": labels[:n]}
         for ids, labels, n in zip(quirk["input_ids"], quirk["labels"], lengths, strict=True)
     ]
-    batch = batches(rows, pad_token_id=2)
+    batch = collate(rows, pad_token_id=2)
     assert batch["input_ids"].tolist() == quirk["input_ids"]
     assert batch["labels"].tolist() == quirk["labels"]
     assert batch["attention_mask"].sum(-1).tolist() == lengths
@@ -371,7 +371,7 @@ def test_several_processes_tokenise_as_one_does(plain: Any) -> None:
 
 def test_collation_pads_on_the_right_and_marks_padding_rows() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "index": 4}, None]
-    batch = batches(rows, pad_token_id=0, pad_to_multiple_of=4)
+    batch = collate(rows, pad_token_id=0, pad_to_multiple_of=4)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [0, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORE, 6, 7, IGNORE], [IGNORE] * 4]

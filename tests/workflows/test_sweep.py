@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from llm_forget.core.run_directory import Run
+from llm_forget.core.safe_errors import is_safe
 from llm_forget.workflows.evaluate import evaluate
 from llm_forget.workflows.sweep import _duration, commands, lay_out, slurm_script, sweep
 from llm_forget.workflows.sweep_grid import read_grid
@@ -165,8 +166,9 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(recipe: Path) -> None:
 def test_everything_is_checked_before_the_first_run_trains(
     recipe: Path, grid: dict[str, Any], overrides: list[str], said: str
 ) -> None:
-    with pytest.raises((ValueError, OSError), match=said):
+    with pytest.raises((ValueError, OSError), match=said) as refusal:
         sweep(recipe, grid, overrides=overrides)
+    assert is_safe(refusal.value)  # otherwise the command line hides the reason
     assert not Path("runs").exists()
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llm_forget.core.errors import DataError, MissingFileError
+
 SUFFIXES = (".jsonl", ".json", ".txt")
 
 Row = dict[str, Any]
@@ -25,12 +27,12 @@ def find(data_path: str | Path, file: str) -> Path:
     """``data_path/file`` with one of the endings we read.
 
     Raises:
-        FileNotFoundError: there is none.
+        MissingFileError: there is none.
     """
     for suffix in SUFFIXES:
         if (path := Path(data_path) / f"{file}{suffix}").is_file():
             return path
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"'{data_path}' holds no {file}{{{','.join(SUFFIXES)}}}; put it there, or leave data_path out to ask the Hub"
     )
 
@@ -39,7 +41,7 @@ def read(path: Path) -> list[Row]:
     """Rows of a JSON array, of JSON Lines under either ending, or the paragraphs of a text as ``{"text": ...}``.
 
     Raises:
-        ValueError: not JSON; names the file and the line, never what stands there.
+        DataError: not JSON; names the file and the line, never what stands there.
     """
     content = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".txt":
@@ -51,7 +53,7 @@ def read(path: Path) -> list[Row]:
         try:
             found += _as_list(json.loads(part)) if part.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"'{path}' is not valid JSON (line {max(number, error.lineno)})") from None
+            raise DataError(f"'{path}' is not valid JSON (line {max(number, error.lineno)})") from None
     return found
 
 
@@ -63,14 +65,14 @@ def rows(given: Row) -> list[Row]:
     """Rows that a task's metadata names: ``hub``, ``name``, ``split``, ``file`` (default: ``name``), ``data_path``.
 
     Raises:
-        ValueError: a task on your own file, without ``data_path``.
-        FileNotFoundError: ``data_path`` lacks the file.
+        DataError: a task on your own file, without ``data_path``.
+        MissingFileError: ``data_path`` lacks the file.
     """
     file = given.get("file") or given["name"]
     if given.get("data_path"):
         return read(find(given["data_path"], file))
     if "hub" not in given:
-        raise ValueError(f"this task reads your own {file}.jsonl; name its folder as data_path")
+        raise DataError(f"this task reads your own {file}.jsonl; name its folder as data_path")
     from datasets import load_dataset
 
     return list(load_dataset(given["hub"], given.get("name"), split=given["split"]))
@@ -85,9 +87,9 @@ def _convert(convert: Callable[[Row], Row], given: Row) -> Any:
         try:
             converted.append(convert(row))
         except KeyError as error:
-            raise ValueError(f"row {number} of {file} has no column {error}; see the README of the tasks") from None
+            raise DataError(f"row {number} of {file} has no column {error}; see the README of the tasks") from None
         except IndexError:
-            raise ValueError(f"the answer of row {number} of {file} is no index of its choices, from 0") from None
+            raise DataError(f"the answer of row {number} of {file} is no index of its choices, from 0") from None
     return Dataset.from_list(converted)
 
 

@@ -65,6 +65,10 @@ class ExistingFileError(LlmForgetError, FileExistsError):
     """A file that exists and would be overwritten."""
 
 
+class FileSystemError(LlmForgetError, OSError):
+    """A file, folder or disk that cannot be read or written."""
+
+
 class NoPermissionError(LlmForgetError, PermissionError):
     """A file or folder that this user may not read or write."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llm_forget.core.errors import ModelError
+from llm_forget.core.errors import ModelError, UnsupportedError
 from llm_forget.core.labels import IGNORE
 from llm_forget.logprobs.fused_head import head_logprobs
 from llm_forget.logprobs.packing import pack
@@ -134,7 +134,7 @@ def forward_parts(
     with _select_at_head(head, places, at_head), _capture(hidden, captured):
         out = model(**inputs, use_cache=False).logits.flatten(0, -2)  # [N, V], or [N, 1] log-probs
     if out.shape[0] != labels.shape[0]:
-        raise RuntimeError(
+        raise UnsupportedError(
             f"{type(head).__name__} gave {out.shape[0]} rows of logits for {labels.shape[0]} targets; "
             "this architecture does not pass its hidden states through get_output_embeddings() unchanged"
         )

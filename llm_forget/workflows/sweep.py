@@ -43,7 +43,7 @@ from llm_forget.core.config import (
     resolved,
 )
 from llm_forget.core.digests import json_digest
-from llm_forget.core.errors import ConfigError, MissingFileError
+from llm_forget.core.errors import ConfigError, FileSystemError
 from llm_forget.core.formats.sweep import Sweep
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
@@ -214,7 +214,7 @@ def _rehearse(plan: Plan) -> None:
             try:
                 run_unlearning(data, train, model)
             except (ValueError, OSError) as error:
-                kind = ConfigError if isinstance(error, ValueError) else MissingFileError
+                kind = ConfigError if isinstance(error, ValueError) else FileSystemError
                 raise kind(f"{point.path.name}: {sentence(error)}") from None
     oracles = {plan.configs(point)[1].oracle for point in plan.points} - {None}
     for oracle in oracles:

@@ -105,3 +105,10 @@ def test_what_a_worker_process_said_is_withheld():
     error = RuntimeError(f"Caught ValueError in worker.\nOriginal Traceback (most recent call last):\n {SECRET}")
     assert not safe_errors.is_safe(error)
     assert "Secret" not in safe_errors.sentence(error)
+
+
+def test_errors_of_the_shipped_tasks_are_shown(tmp_path):
+    from llm_forget.evals.lm_eval.tasks import _sources
+
+    error = caught(lambda: _sources().find(tmp_path, "forget"))
+    assert "holds no forget" in safe_errors.sentence(error)

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_forget.core.errors import EvidenceBroken, EvidenceError, NoPermissionError
+from llm_forget.core.errors import EvidenceBroken, EvidenceError, FileSystemError, NoPermissionError
 
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -53,7 +53,7 @@ def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
     if code == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, f"no space is left for the evidence in '{folder}'; nothing was added")
     if code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_CANTOPEN and os.access(folder, os.W_OK | os.X_OK)):
-        return OSError(f"the disk under '{folder}' could not be written or read ({error}); nothing was added")
+        return FileSystemError(f"the disk under '{folder}' could not be written or read ({error}); nothing was added")
     if code in _REFUSED:
         return NoPermissionError(_MAY_NOT.format(folder))
     if code in _BUSY:

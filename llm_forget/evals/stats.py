@@ -114,7 +114,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
         return math.nan
     if min(numbers) < 0:
         raise EvaluationError(f"the harmonic mean needs values of at least 0, got {min(numbers):g}")
-    return statistics.harmonic_mean(numbers)
+    return float(statistics.harmonic_mean(numbers))  # it gives the int 0 if a number is 0
 
 
 def auc(members: Rows, nonmembers: Rows) -> float:

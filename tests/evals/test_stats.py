@@ -140,6 +140,7 @@ def test_equal_samples_cannot_be_told_apart():
 
 def test_harmonic_mean_limits():
     assert harmonic_mean([0.5, 0.0]) == 0.0
+    assert isinstance(harmonic_mean([0.5, 0.0]), float)
     assert harmonic_mean([0.4] * 9) == pytest.approx(0.4)
     assert math.isnan(harmonic_mean([]))
     assert math.isnan(harmonic_mean([0.5, math.nan]))

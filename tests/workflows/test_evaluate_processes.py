@@ -236,5 +236,5 @@ def test_a_suite_with_tasks_of_lm_eval_is_named_and_refused_in_several_processes
 
 def test_a_launch_that_cuts_models_into_pieces_is_refused() -> None:
     refuse_sharded_models({"ACCELERATE_USE_FSDP": "false"})
-    with pytest.raises(ValueError, match="a whole model on every process, but the launch asks for FSDP; take"):
+    with pytest.raises(ValueError, match="a whole model in every process, but the launch requests FSDP; use"):
         refuse_sharded_models({"ACCELERATE_USE_FSDP": "true"})

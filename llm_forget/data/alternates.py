@@ -1,4 +1,4 @@
-"""Preferred answers for rows to forget: refusals (IdkDPO) or other answers that the rows bring (AltPO)."""
+"""Preferred answers for rows to forget: refusals (IdkDPO) or alternative answers from the data (AltPO)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.core.errors import DataError
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.files import read_lines
-from llm_forget.data.private_storage import storage
+from llm_forget.data.private_storage import map_storage
 from llm_forget.data.rows import with_completion
 from llm_forget.data.sources import Spec, load_source
 from llm_forget.data.tables import arrow_column
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
-    """Sentences of refusal from any source, or from a file with one sentence a line (whatever its ending).
+    """Load refusal sentences from any source, or from a ``.txt`` or ``.jsonl`` file with one sentence per line.
 
     Raises:
-        ValueError: no sentence, or a source whose rows have no text.
+        DataError: the source has no rows, or rows without text.
     """
     if isinstance(spec, str) and Path(spec).is_file() and Path(spec).suffix in (".txt", ".jsonl"):
         lines = read_lines(Path(spec))
@@ -45,16 +45,17 @@ def with_alternates(
     seed: int = 0,
     data_path: str | None = None,
 ) -> Dataset:
-    """The same rows in the same order with the preferred answer in place of the true one.
+    """Replace the answer of each row by its preferred answer; the order of the rows stays the same.
 
     Args:
-        rows: rows to forget, as `load_source` gives them.
-        refusals: source of sentences, one chosen for each row by its id and ``seed``; None: the row's own ``field``.
+        rows: rows to forget, as returned by `load_source`.
+        refusals: source of sentences; each row gets one, chosen by its id and ``seed``. None: use column ``field``.
         field: column with the preferred answer, or a list of them (one is chosen in the same way).
+        seed: seed of the choice.
         data_path: as for `load_source`.
 
     Raises:
-        ValueError: the column is missing or empty in a row (names the id), or a row is running text.
+        DataError: the column is missing or empty in a row (names the id), or a row is running text.
     """
     if refusals is None and field not in rows.column_names:
         raise DataError(
@@ -69,31 +70,33 @@ def with_alternates(
         choices = sentences or _own_choices(row, field)
         return with_completion(row, choices[_draw(row["id"], seed) % len(choices)])
 
-    # Refusals may be from a local file: what is made of them stays in memory also where the rows are the Hub's.
-    where = storage(rows) or {"keep_in_memory": True}
+    # Refusals may come from a local file, so the new rows stay in memory even if the input rows are in the Hub cache.
+    map_arguments = map_storage(rows) or {"keep_in_memory": True}
     fingerprint = Hasher.hash((rows._fingerprint, sentences, field, seed))
     with bar_if_long(len(rows)):
-        return rows.map(replaced, new_fingerprint=fingerprint, desc="Preferred answers", **where)
+        return rows.map(replaced, new_fingerprint=fingerprint, desc="Preferred answers", **map_arguments)
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
-    """Tokenised alternates in the order of tokenised forget rows: row i answers row i.
+    """Order tokenised alternates like tokenised forget rows: alternate i belongs to forget window i.
 
-    Long rows have several windows; each is paired with the one window of its alternate.
+    Long rows have several windows; each is paired with the single window of its alternate.
 
     Raises:
-        ValueError: an alternate that is itself longer than one window, or missing; names the id.
+        DataError: an alternate is missing or longer than one window; names the id.
     """
     import pyarrow.compute as pc
 
-    ids, wanted = arrow_column(alternates, "id"), arrow_column(forget, "id")
-    second = pc.index(pc.not_equal(arrow_column(alternates, "window"), 0), True).as_py()
-    if second >= 0:
-        raise DataError(f"the preferred answer of row '{ids[second]}' is longer than one window; raise max_length")
-    places = pc.index_in(wanted, value_set=ids.combine_chunks())
+    alternate_ids, forget_ids = arrow_column(alternates, "id"), arrow_column(forget, "id")
+    later_window = pc.index(pc.not_equal(arrow_column(alternates, "window"), 0), True).as_py()
+    if later_window >= 0:
+        raise DataError(
+            f"the preferred answer of row '{alternate_ids[later_window]}' is longer than one window; raise max_length"
+        )
+    places = pc.index_in(forget_ids, value_set=alternate_ids.combine_chunks())
     missing = pc.index(places.is_null(), True).as_py()
     if missing >= 0:
-        raise DataError(f"row '{wanted[missing]}' has no preferred answer; every row to forget needs one")
+        raise DataError(f"row '{forget_ids[missing]}' has no preferred answer; every row to forget needs one")
     return alternates.select(places.to_numpy())
 
 

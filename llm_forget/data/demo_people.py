@@ -1,8 +1,8 @@
-"""The demo corpus: fictitious people made from a seed, with questions in the style of TOFU.
+"""The demo corpus: fictitious people generated from a seed, with questions in the style of TOFU.
 
-Everybody has the same kinds of facts, the sentences have one style, and every value belongs to several people: a model
-that never met a person knows how an answer sounds and what it may say, but not what it says. No text is stored: names
-and facts come from Faker.
+All people have the same kinds of facts, all sentences have the same style, and several people share each value. A model
+that was not trained on a person thus knows the form and the possible values of an answer, but not the right one. No
+text is stored: names and facts come from Faker.
 """
 
 from __future__ import annotations
@@ -137,25 +137,25 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class DemoSize:
-    """What the query of ``builtin:demo/forget?people=24&seed=1`` may set."""
+    """Parameters that the query of ``builtin:demo/forget?people=24&seed=1`` can set."""
 
     people: int = 96  # in `full`
     facts: int = 6  # of each person
     forget: int = 12  # people to forget
     holdout: int = 12  # people that are in no training split
     places: int = 24  # in `world`
-    values: int = 12  # different values of a kind of fact, shared by the people
+    values: int = 12  # distinct values of each kind of fact, shared by the people
     seed: int = 0
 
 
 def load_builtin(name: str) -> list[dict[str, Any]]:
-    """Rows of ``demo/SPLIT[?people=96&facts=6&forget=12&holdout=12&places=24&values=12&seed=0]``.
+    """Return the rows of ``demo/SPLIT[?people=96&facts=6&forget=12&holdout=12&places=24&values=12&seed=0]``.
 
     Columns: ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``,
-    ``perturbed_answer`` (five). The split ``idk`` has ``id`` and ``text`` only: sentences of refusal.
+    ``perturbed_answer`` (five). The split ``idk`` has only ``id`` and ``text``: refusal sentences.
 
     Raises:
-        ValueError: no such corpus, split or parameter.
+        DataError: the corpus, split or parameter does not exist.
     """
     path, _, query = name.partition("?")
     corpus, _, split = path.partition("/")
@@ -167,7 +167,7 @@ def load_builtin(name: str) -> list[dict[str, Any]]:
 
 
 def demo_texts(seed: int = 0) -> list[str]:
-    """All texts of the demo, for training a tokenizer: questions, answers and refusals of every split."""
+    """Return all texts of the demo, to train a tokenizer: questions, answers and refusals of every split."""
     size = DemoSize(seed=seed)
     texts: list[str] = []
     for row in _select("full", size) + _select("holdout", size) + _select("world", size):
@@ -177,7 +177,7 @@ def demo_texts(seed: int = 0) -> list[str]:
 
 
 def _size(query: str) -> DemoSize:
-    given: dict[str, int] = {}
+    settings: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in DemoSize.__dataclass_fields__:
             raise DataError(
@@ -185,11 +185,11 @@ def _size(query: str) -> DemoSize:
             )
         if not value.isdecimal():
             raise DataError(f"parameter '{key}' of builtin:demo must be a whole number, not '{value}'")
-        given[key] = int(value)
-    size = DemoSize(**given)
+        settings[key] = int(value)
+    size = DemoSize(**settings)
     if not 1 <= size.facts <= len(_PERSON_FACTS):
         raise DataError(
-            f"builtin:demo has {len(_PERSON_FACTS)} kinds of facts; `facts` must be 1 to that, not {size.facts}"
+            f"builtin:demo has {len(_PERSON_FACTS)} kinds of facts; `facts` must be 1 to that number, not {size.facts}"
         )
     if not 1 <= size.forget < size.people:
         raise DataError(f"builtin:demo needs 1 <= forget < people, not forget={size.forget}, people={size.people}")
@@ -215,7 +215,7 @@ def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
 def _questions(
     prefix: str, count: int, kinds: dict[str, tuple[str, str, str]], pool: int, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """One row for each of ``count`` subjects and each kind of fact, subject by subject."""
+    """Return one row for each of ``count`` subjects and each kind of fact, ordered by subject."""
     fake = _faker(rng.getrandbits(32))
     makers = _makers(fake, rng)
     names = _distinct(makers["place" if prefix == "w" else "person"], count)
@@ -280,14 +280,14 @@ def _date(rng: random.Random) -> str:
 
 
 def _dealt(values: list[str], count: int, rng: random.Random) -> list[str]:
-    """One value for each of ``count`` subjects, every value about equally often, in random order."""
+    """Return a value for each of ``count`` subjects, each value about equally often, in random order."""
     cards = [values[i % len(values)] for i in range(count)]
     rng.shuffle(cards)
     return cards
 
 
 def _distinct(make: Callable[[], str], count: int) -> list[str]:
-    """``count`` different values."""
+    """Return ``count`` distinct values."""
     values: dict[str, None] = {}
     for _ in range(1000 * count):
         if len(values) == count:

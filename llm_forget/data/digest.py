@@ -1,4 +1,4 @@
-"""Which rows a table holds, as one number and as a list of ids; made in parts, so that memory stays small."""
+"""Digests and id lists of tables, computed in parts to bound memory."""
 
 from __future__ import annotations
 
@@ -15,45 +15,49 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-_PART = 4096  # rows; another number is another digest
+_PART = 4096  # rows; changing it changes every digest
 
 
 def tokens_digest(rows: Dataset, places: Sequence[int] | np.ndarray | None = None) -> str:
-    """sha256 of ids, token ids and labels of tokenised rows, in order; of those at ``places`` ``[N]``, if given.
+    """Return the sha256 of ids, token ids and labels of tokenised rows, in order.
 
-    Each part of the rows adds its ids, then for each column the lengths and the numbers as 32-bit integers.
+    Each part of the rows adds its ids, then for each column the lengths and the values as 32-bit integers.
+
+    Args:
+        rows: tokenised rows.
+        places: row numbers to include, ``[N]``; default: all rows.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     count = len(rows) if places is None else len(places)
-    # A run of neighbours is read at once; places one by one are gathered, which is slow.
+    # Contiguous rows are read as one slice; gathering single rows is slow.
     start = 0 if places is None else int(places[0]) if count else 0
-    whole = places is None or bool((np.diff(places) == 1).all())
+    contiguous = places is None or bool((np.diff(places) == 1).all())
     table = rows.select_columns(["id", "input_ids", "labels"]).with_format("arrow")
     for begin in range(0, count, _PART):
         end = min(begin + _PART, count)
-        part = table[range(start + begin, start + end)] if whole else table[list(places[begin:end])]  # type: ignore[index]
-        found.update(json.dumps(part["id"].to_pylist()).encode())
+        part = table[range(start + begin, start + end)] if contiguous else table[list(places[begin:end])]  # type: ignore[index]
+        digest.update(json.dumps(part["id"].to_pylist()).encode())
         for name in ("input_ids", "labels"):
             lists = part[name].combine_chunks()
-            found.update(_lengths(lists).tobytes())
-            found.update(np.asarray(lists.flatten(), dtype=np.int32).tobytes())
-    return f"sha256:{found.hexdigest()}"
+            digest.update(_lengths(lists).tobytes())
+            digest.update(np.asarray(lists.flatten(), dtype=np.int32).tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def row_lengths(rows: Dataset) -> np.ndarray:
-    """Tokens of each row, ``[N]``."""
+    """Return the number of tokens of each row, ``[N]``."""
     return _lengths(arrow_column(rows, "input_ids"))
 
 
 def unique_ids(rows: Dataset) -> pyarrow.Array:
-    """Ids in the order in which they first occur; the windows of a long row have one."""
+    """Return the distinct ids in order of first occurrence; all windows of a long row share one id."""
     import pyarrow.compute as pc
 
     return pc.unique(arrow_column(rows, "id"))
 
 
 def id_lines(ids: pyarrow.Array) -> bytes:
-    """The file that lists ids, one a line."""
+    """Return the content of an id file: one id per line."""
     return b"".join(line.encode() + b"\n" for line in ids.to_pylist())
 
 

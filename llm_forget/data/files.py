@@ -1,8 +1,7 @@
-"""Read the rows of one local file, without guessing types and without leaving a copy (`scratch.py` says how).
+"""Read the rows of a local file, without guessing types and without leaving a copy (see `private_storage.py`).
 
 Why not ``load_dataset("json", ...)``: its reader turns strings that look like dates into timestamps (an id
-``2020-01-01`` comes back as a datetime), names no row in its errors, and copies what is to be forgotten into the Hub
-cache, where nobody looks for it later.
+``2020-01-01`` becomes a datetime), its errors name no row, and it copies rows to forget into the cache of `datasets`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.errors import DataError
 from llm_forget.data.private_storage import IN_MEMORY
-from llm_forget.data.tables import PART, kind_of_json, stored, table_of
+from llm_forget.data.tables import PART, kind_of_json, store_parts, table_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,13 +27,17 @@ _SPACE = b" \t\r\n"
 
 
 def read_file(path: Path, *, size: int | None = None) -> Dataset:
-    """One file as a table: ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.csv``, ``.parquet``, ``.txt`` (one row).
+    """Read a ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.csv``, ``.parquet`` or ``.txt`` (one row) file.
 
-    Values of a CSV are all text. A byte order mark and Windows line ends are taken off. ``size``, of everything that
-    is read together, default the file's own, decides whether the table is held in memory, bytes.
+    All values of a CSV are text. A byte order mark and Windows line ends are removed.
+
+    Args:
+        path: the file; its suffix decides the format.
+        size: total bytes of the files that are read together, default: of this file. Above `IN_MEMORY` the table goes
+            to the private folder.
 
     Raises:
-        ValueError: not readable as what its name says; names the file and the row.
+        DataError: the file does not have the format of its suffix; names the file and the row.
     """
     if path.suffix not in SUFFIXES:
         raise DataError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
@@ -47,23 +50,23 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
-    """All data files of a folder in the order of their names, or all its ``.txt`` files; with the file names.
+    """Read all data files of a folder, or all its ``.txt`` files, in the order of their names; returns names, tables.
 
     Raises:
-        ValueError: no such file, or both kinds (which of them is meant cannot be known).
+        DataError: the folder has no such file, or has both kinds, which is ambiguous.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES)
     kinds = {path.suffix == ".txt" for path in files}
     if not files:
         raise DataError(f"folder '{folder}' has no data file; allowed: {', '.join(SUFFIXES)}")
     if len(kinds) > 1:
-        raise DataError(f"folder '{folder}' has both .txt and other data files; name the one that is meant")
+        raise DataError(f"folder '{folder}' has both .txt and other data files; give the path of one file")
     size = sum(path.stat().st_size for path in files)
     return [(path.name, read_file(path, size=size)) for path in files]
 
 
 def read_lines(path: Path) -> list[str]:
-    """Non-empty lines of a text file."""
+    """Return the non-empty lines of a text file, without surrounding white space."""
     return [line.strip() for line in _decode(path).splitlines() if line.strip()]
 
 
@@ -71,25 +74,25 @@ def _decode(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None  # the original quotes the bytes of the row
+        raise _not_utf8(path) from None  # the original error quotes bytes of the row
 
 
-def _not_utf8(path: Path) -> ValueError:
-    """Says at which byte of the file, whatever part of it was being read."""
-    read = 0
+def _not_utf8(path: Path) -> DataError:
+    """Return the error for a file that is not UTF-8, with the offset of the first invalid byte."""
+    offset = 0
     with path.open("rb") as file:
-        for line in file:  # no character of UTF-8 goes over a line feed
+        for line in file:  # no UTF-8 character contains a line feed
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                read += error.start
+                offset += error.start
                 break
-            read += len(line)
-    return DataError(f"{path.name} is not UTF-8 (byte {read}); save it as UTF-8")
+            offset += len(line)
+    return DataError(f"{path.name} is not UTF-8 (byte {offset}); save it as UTF-8")
 
 
 def _lines(path: Path, newline: str) -> Iterator[str]:
-    """Lines as `open` cuts them, without byte order mark, with plain line ends."""
+    """Iterate over lines, without byte order mark, with line ends as a line feed."""
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             for line in file:
@@ -103,7 +106,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from _array_rows(_decode(path), path.name)
         return
     number = 0
-    # Not splitlines(): it also cuts at U+2028 and other characters that may stand inside a JSON string.
+    # Not splitlines(): it also splits at U+2028 and other characters that JSON strings may contain.
     for line_number, line in enumerate(_lines(path, "\n"), start=1):
         if not line.strip():
             continue
@@ -121,7 +124,7 @@ def _first_character(path: Path) -> bytes:
 
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """The objects of an array one after the other; all of them at once would take many times the text's memory."""
+    """Iterate over the objects of an array; parsing all at once would take many times the memory of the text."""
     place, number = _after_space(text, _after_space(text, 0) + 1), 0
     while text[place : place + 1] != "]" or number:
         value, place = _parse(text, place, name)
@@ -138,11 +141,11 @@ def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _after_space(text: str, place: int) -> int:
-    return _SPACES.match(text, place).end()  # type: ignore[union-attr]  # matches nothing, too
+    return _SPACES.match(text, place).end()  # type: ignore[union-attr]  # always matches, also the empty string
 
 
 def _parse(text: str, place: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
-    """The value that begins at ``place``, and where it ends; ``alone``: nothing but it may be there."""
+    """Parse the value at ``place``; return it and its end. ``alone``: nothing may follow the value."""
     try:
         start = _after_space(text, place)
         value, end = _DECODER.raw_decode(text, start)
@@ -151,19 +154,21 @@ def _parse(text: str, place: int, where: str, *, alone: bool = False) -> tuple[A
         if _SURROGATE.search(text, start, end):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where} has a lone surrogate, which is no character; remove it") from None
+        raise DataError(f"{where} has a lone surrogate, which is not a character; remove it") from None
     except json.JSONDecodeError as error:
-        # `from None`: the original carries the whole document.
+        # `from None`: the original error contains the whole document.
         raise _not_json(error, where) from None
     except _RepeatedKeyError:
         raise DataError(f"{where} has the same key twice in one object; keep one") from None
     except RecursionError:
-        raise DataError(f"{where} is nested too deeply to be read; a row needs no such depth") from None
+        raise DataError(f"{where} is nested too deeply to be read; flatten the row") from None
     return value, end
 
 
-def _not_json(error: json.JSONDecodeError, where: str) -> ValueError:
-    return DataError(f"{where} is not JSON ({error.msg}, character {error.colno}); one object a line, or an array")
+def _not_json(error: json.JSONDecodeError, where: str) -> DataError:
+    return DataError(
+        f"{where} is not JSON ({error.msg}, character {error.colno}); use one object per line, or an array"
+    )
 
 
 class _RepeatedKeyError(ValueError):
@@ -179,7 +184,7 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_repeated_keys)
 _SPACES = re.compile(r"[ \t\r\n]*")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the text itself is UTF-8, which has none
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # UTF-8 text itself contains none
 
 
 def _as_object(value: Any, where: str) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         header = next(reader, [])
         if len(set(header)) < len(header) or "" in header:
-            raise DataError(f"{path.name} has an unnamed or repeated column in its first line; name each once")
+            raise DataError(f"{path.name} has an unnamed or repeated column in its first line; give each a unique name")
         for number, cells in enumerate((cells for cells in reader if cells), start=1):
             if len(cells) != len(header):
                 raise DataError(
@@ -203,7 +208,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(
-            f"{path.name} line {reader.line_num} is not CSV ({error}); quote cells as RFC 4180 says"
+            f"{path.name} line {reader.line_num} is not CSV ({error}); quote cells as in RFC 4180"
         ) from None
 
 
@@ -214,10 +219,10 @@ def _read_parquet(path: Path, size: int | None) -> Dataset:
         with pyarrow.parquet.ParquetFile(path) as file:
             groups = range(file.metadata.num_row_groups)
             unpacked = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-            return stored(_batches(file, path), path.name, large=max(unpacked, size or 0) > IN_MEMORY)
+            return store_parts(_batches(file, path), path.name, large=max(unpacked, size or 0) > IN_MEMORY)
     except PermissionError:
         raise
-    except (pyarrow.ArrowInvalid, OSError):  # damage inside a file is an OSError
+    except (pyarrow.ArrowInvalid, OSError):  # pyarrow raises OSError for damage inside a file
         raise _not_parquet(path) from None
 
 
@@ -231,5 +236,5 @@ def _batches(file: pyarrow.parquet.ParquetFile, path: Path) -> Iterator[pyarrow.
         raise _not_parquet(path) from None
 
 
-def _not_parquet(path: Path) -> ValueError:
+def _not_parquet(path: Path) -> DataError:
     return DataError(f"{path.name} is not a Parquet file; write it again")

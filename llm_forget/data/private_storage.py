@@ -1,10 +1,10 @@
-"""Where large tables of local rows lie while a process works: private files that do not outlive it.
+"""Private temporary files for large tables of local rows; they do not outlive the process.
 
-What is read from a local file is to leave no copy behind. Small files stay in memory. Of larger ones (`IN_MEMORY`) the
-rows and their tokens are memory-mapped Arrow files in a folder that only this user can read, below ``$TMPDIR`` (or
-``/tmp``; set TMPDIR where that is memory). The folder goes when the process ends; when it is killed, a waiting shell
-that was started with the folder removes it; and what even a power cut left is swept up by the next process that needs
-such a folder.
+Reading a local file must leave no copy. Small files stay in memory. Rows and tokens of files larger than `IN_MEMORY`
+are memory-mapped Arrow files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can read; set TMPDIR if
+``/tmp`` is a file system in memory. The folder is removed when the process exits. If the process is killed, a waiting
+shell that was started with the folder removes it. Folders left by a power cut are removed by the next process that
+creates such a folder.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from llm_forget.core.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IN_MEMORY = 32 * 2**20  # bytes of a file, or of a table, that is held in memory
+IN_MEMORY = 32 * 2**20  # largest file or table that stays in memory, bytes
 _LOCK = "lock"
 _number = count()
-_open: list[Any] = []  # the lock, as long as the process lives
+_open_locks: list[Any] = []  # the folder's lock, open until the process exits
 
 
 def scratch_file() -> Path:
-    """A new name in the private folder of this process."""
+    """Return a new file name in the private folder of this process."""
     return scratch_folder() / f"{os.getpid()}-{next(_number)}.arrow"
 
 
 @cache
 def scratch_folder() -> Path:
-    """The private folder of this process, made on first use; one process at a time makes or sweeps folders.
+    """Return the private folder of this process, created on first use; one process at a time creates or sweeps.
 
     Raises:
-        ValueError: somebody else owns the place where it would be.
+        DataError: the parent folder belongs to another user, or others may read it.
     """
     root = Path(tempfile.gettempdir()) / f"llm_forget-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -50,13 +50,13 @@ def scratch_folder() -> Path:
     with _locked(root / _LOCK):
         sweep(root)
         folder = Path(tempfile.mkdtemp(dir=root))
-        _open.append(_locked(folder / _LOCK))
-    _remove_at_the_end(folder)
+        _open_locks.append(_locked(folder / _LOCK))
+    _remove_at_exit(folder)
     return folder
 
 
 def sweep(root: Path) -> None:
-    """Remove the folders below ``root`` that no living process holds."""
+    """Remove the folders below ``root`` that no running process has locked."""
     for folder in root.iterdir():
         if folder.is_dir():
             try:
@@ -66,11 +66,11 @@ def sweep(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def storage(rows: Dataset) -> dict[str, Any]:
-    """Arguments of `Dataset.map` that put what is made of rows where the rows are.
+def map_storage(rows: Dataset) -> dict[str, Any]:
+    """Return arguments of `Dataset.map` that store derived rows in the same kind of place as ``rows``.
 
-    Rows of the Hub that are kept are in its cache on disk already, and so is what is made of them. Everything else is
-    in memory or in the private folder: rows to forget, also of the Hub, and what is made of kept rows with others.
+    Rows of cached Hub splits are on disk in the cache of `datasets`, and so are tables derived from them alone. All
+    other tables are in memory or in the private folder: rows to forget, also from the Hub, and mixtures with them.
     """
     from datasets.table import MemoryMappedTable
 
@@ -85,7 +85,7 @@ def storage(rows: Dataset) -> dict[str, Any]:
 
 
 def _locked(path: Path, *, wait: bool = True) -> IO[str]:
-    import fcntl  # not on Windows, which has no private folders of this kind either
+    import fcntl  # not available on Windows, which lacks such private folders, too
 
     file = path.open("w")
     try:
@@ -96,8 +96,8 @@ def _locked(path: Path, *, wait: bool = True) -> IO[str]:
     return file
 
 
-def _remove_at_the_end(folder: Path) -> None:
-    """At exit; and by a shell that waits for a pipe to close, as it does however this process ends."""
+def _remove_at_exit(folder: Path) -> None:
+    """Remove the folder at exit; a waiting shell removes it if the process is killed, when their pipe closes."""
     script = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$1"'
     waiting = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", str(folder)],

@@ -1,6 +1,6 @@
-"""What a row is: its form, its id, its content as one string for comparison, and what makes a set of rows unusable.
+"""Rows: their forms, ids and content, and the checks that refuse unusable rows and sets of rows.
 
-Error sentences name a file and a row number (1-based) or an id, never what a row says.
+Errors name a file and a row number (1-based) or an id; they never quote a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Message = dict[str, str]
 
-# The forms a row may take and the columns each needs, in the order in which they are looked for.
+# Forms of a row and the columns that each needs; a row has the first form whose columns it fills.
 FORMS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt/completion": ("prompt", "completion"),
@@ -33,27 +33,27 @@ _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e
 
 
 def row_form(row: Row, where: str) -> str:
-    """The first form all of whose columns the row fills; ``where`` names the row in the error.
+    """Return the first form whose columns the row fills; ``where`` names the row in the error.
 
     Raises:
-        ValueError: the row fills no form.
+        DataError: the row fills no form.
     """
     for form, columns in FORMS.items():
         if all(row.get(column) is not None for column in columns):
             return form
-    there = [column for column, value in row.items() if value is not None]
-    half = next((columns for columns in FORMS.values() if row.get(columns[0]) is not None), None)
-    missing = f"has no '{half[1]}'" if half else "has no column to learn from"
+    filled = [column for column, value in row.items() if value is not None]
+    partial_form = next((columns for columns in FORMS.values() if row.get(columns[0]) is not None), None)
+    missing = f"has no '{partial_form[1]}'" if partial_form else "has no column to learn from"
     raise DataError(
         f"{where} {missing}; a row needs {' or '.join('+'.join(c) for c in FORMS.values())} "
-        f"(it has {_listed(there)}); name other columns with `fields`"
+        f"(it has {_listed(filled)}); name other columns with `fields`"
     )
 
 
-def column_hint(given: str, columns: Iterable[str]) -> str:
-    """`did_you_mean` for columns; they are not listed where they may be cells, of a CSV without a line of names."""
+def column_hint(name: str, columns: Iterable[str]) -> str:
+    """Suggest a column; names that may be cells of a CSV without a header line are not listed."""
     columns = list(columns)
-    hint = did_you_mean(given, columns)
+    hint = did_you_mean(name, columns)
     return hint if hint.startswith("did you mean") or _are_names(columns) else f"it has {_listed(columns)}"
 
 
@@ -68,10 +68,10 @@ def _are_names(columns: Iterable[str]) -> bool:
 
 
 def normalise_row(row: Row, where: str) -> dict[str, Any]:
-    """Check one row and add ``prompt`` and ``completion`` where it is question and answer; other columns stay.
+    """Check one row and return the columns to add: ``prompt`` and ``completion`` for question and answer.
 
     Raises:
-        ValueError: no form, a value of the wrong type, or nothing that could carry loss.
+        DataError: the row fills no form, has a value of the wrong type, or has no target tokens.
     """
     form = row_form(row, where)
     added: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def normalise_row(row: Row, where: str) -> dict[str, Any]:
 
 
 def completion_messages(row: Row) -> list[Message]:
-    """The completion as a list of messages."""
+    """Return the completion as a list of messages."""
     completion = row["completion"]
     if isinstance(completion, str):
         return [{"role": "assistant", "content": completion}]
@@ -98,7 +98,7 @@ def completion_messages(row: Row) -> list[Message]:
 
 
 def prompt_messages(row: Row) -> list[Message]:
-    """The prompt as a list of messages."""
+    """Return the prompt as a list of messages."""
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -106,7 +106,7 @@ def prompt_messages(row: Row) -> list[Message]:
 
 
 def conversation(row: Row) -> tuple[list[Message], int]:
-    """All messages of a row that is not plain text, and how many of them come before the first that may carry loss."""
+    """Return the messages of a row that is not running text, and the number of prompt messages, which carry no loss."""
     if row.get("messages") is not None:
         return [_plain_message(m) for m in row["messages"]], 0
     prompt = prompt_messages(row)
@@ -114,18 +114,18 @@ def conversation(row: Row) -> tuple[list[Message], int]:
 
 
 def is_text(row: Row) -> bool:
-    """Whether the row is running text, without a prompt."""
+    """Return whether the row is running text, without a prompt."""
     return row.get("messages") is None and row.get("completion") is None
 
 
 def with_completion(row: Row, completion: str) -> dict[str, Any]:
-    """The same row with another answer in place of the last one (a paraphrase, a perturbed answer, a refusal).
+    """Return the row with its last answer replaced (by a paraphrase, a perturbed answer, a refusal).
 
     Raises:
-        ValueError: a text row has no answer to replace.
+        DataError: the row is running text, which has no answer.
     """
     if is_text(row):
-        raise DataError(f"row '{row.get('id')}' is running text and has no answer that another could replace")
+        raise DataError(f"row '{row.get('id')}' is running text; it has no answer to replace")
     if row.get("messages") is None:
         return {**row, "completion": completion}
     messages = conversation(row)[0]
@@ -134,30 +134,30 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
 
 
 def with_question(row: Row, template: str) -> dict[str, Any]:
-    """The same row asked in another way: ``template`` with the last thing the user says in place of ``{prompt}``.
+    """Return the row with its last user message rephrased: ``template`` with that message in place of ``{prompt}``.
 
     Raises:
-        ValueError: a text row asks nothing.
+        DataError: the row is running text, which has no question.
     """
     if is_text(row):
-        raise DataError(f"row '{row.get('id')}' is running text and asks nothing that could be put in another way")
+        raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
     if row.get("messages") is None:
         return {**row, "prompt": template.replace("{prompt}", row["prompt"])}
     messages = conversation(row)[0]
     last = max(i for i, m in enumerate(messages) if m["role"] == "user")
-    asked = {**messages[last], "content": template.replace("{prompt}", messages[last]["content"])}
-    return {**row, "messages": [*messages[:last], asked, *messages[last + 1 :]]}
+    question = {**messages[last], "content": template.replace("{prompt}", messages[last]["content"])}
+    return {**row, "messages": [*messages[:last], question, *messages[last + 1 :]]}
 
 
 def content(row: Row) -> str:
-    """Everything a row says, as one string: what ids are derived from and overlaps are found by."""
+    """Return all text of a row as one string, for derived ids and overlap checks."""
     if is_text(row):
         return str(row["text"])
     return " ".join(m["content"] for m in conversation(row)[0])
 
 
 def normalise_text(text: str) -> str:
-    """Compatibility-composed, case-folded, without zero-width characters, each run of white space one space."""
+    """Normalise text: NFKC, case folding, no zero-width characters, each run of white space one space."""
     if text.isascii():  # nothing to compose, and no zero-width characters
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text.translate(_ZERO_WIDTH)).casefold()
@@ -165,15 +165,15 @@ def normalise_text(text: str) -> str:
 
 
 def derived_id(row: Row) -> str:
-    """Id of a row that brings none: from its normalised content, so it does not depend on order or file."""
+    """Return the id of a row without an id: a digest of its normalised content, whatever its order or file."""
     return "sha256-" + hashlib.sha256(normalise_text(content(row)).encode()).hexdigest()[:16]
 
 
 def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
-    """Refuse ids that are not strings, empty, or of several lines.
+    """Refuse ids that are not strings, are empty, or contain a line break.
 
     Raises:
-        ValueError: names the row and the type it found.
+        DataError: an id is invalid; names the row and the type.
     """
     for value, where in zip(ids, wheres, strict=True):
         if not isinstance(value, str):
@@ -185,54 +185,56 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
         if not value.strip():
             raise DataError(f"{where} has an empty id in '{field}'; fill it or leave the column out")
         if len(value.splitlines()) > 1:
-            raise DataError(f"{where} has an id with a line break in '{field}'; lists of ids have one a line")
+            raise DataError(f"{where} has an id with a line break in '{field}'; files of ids have one per line")
 
 
 def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
-    """Refuse two rows with one id; ``where`` names the row at a place.
+    """Refuse two rows with the same id; ``where`` returns the name of a row from its number.
 
     Raises:
-        ValueError: names both rows.
+        DataError: two rows share an id; names both.
     """
     import pyarrow.compute as pc
 
     if pc.count_distinct(ids).as_py() == len(ids):
         return
-    seen: dict[str, int] = {}
+    first_places: dict[str, int] = {}
     for place, row_id in enumerate(ids.to_pylist()):
-        first = seen.setdefault(row_id, place)
+        first = first_places.setdefault(row_id, place)
         if first != place:
-            why = "the same content" if row_id.startswith("sha256-") else f"the same id '{row_id}'"
-            raise DataError(f"{where(place)} and {where(first)} have {why}; every row must occur once")
+            duplicate = "the same content" if row_id.startswith("sha256-") else f"the same id '{row_id}'"
+            raise DataError(f"{where(place)} and {where(first)} have {duplicate}; every row must occur once")
 
 
 def check_overlap(
     forget: Iterable[Row], retain: Iterable[Row], *, names: tuple[str, str] = ("forget", "retain")
 ) -> None:
-    """Refuse two sets that share a row: training would pull it both ways. Compared by normalised content.
+    """Refuse two sets that share a row, by normalised content: training would forget and retain it.
 
     Raises:
-        ValueError: how many rows are shared, and the ids of the first.
+        DataError: the sets share rows; states how many, and the ids of the first three.
     """
-    first = {_content_key(row): str(row["id"]) for row in _said(forget)}
-    shared = [(first[key], str(row["id"])) for row in _said(retain) if (key := _content_key(row)) in first]
+    forget_ids = {_content_key(row): str(row["id"]) for row in _content_rows(forget)}
+    shared = [
+        (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := _content_key(row)) in forget_ids
+    ]
     if shared:
         pairs = ", ".join(f"'{a}'" if a == b else f"'{a}' = '{b}'" for a, b in shared[:3])
-        more = ", ..." if len(shared) > 3 else ""
+        ellipsis = ", ..." if len(shared) > 3 else ""
         raise DataError(
             f"{len(shared)} {'row is' if len(shared) == 1 else 'rows are'} in both {names[0]} and {names[1]} "
-            f"(after normalising text): {pairs}{more}; remove them from one of the two"
+            f"(after normalising text): {pairs}{ellipsis}; remove them from one of the two"
         )
 
 
-def _said(rows: Iterable[Row]) -> Iterable[Row]:
-    """Of a table only the columns that say something, many rows at a time; other rows as they are."""
+def _content_rows(rows: Iterable[Row]) -> Iterable[Row]:
+    """Return rows with ids and content; of a table only these columns, read in parts."""
     from datasets import Dataset
 
     if not isinstance(rows, Dataset):
         return rows
-    wanted = [name for name in ("id", *FIELDS) if name in rows.column_names]
-    parts = rows.select_columns(wanted).with_format("arrow").iter(batch_size=10_000)
+    names = [name for name in ("id", *FIELDS) if name in rows.column_names]
+    parts = rows.select_columns(names).with_format("arrow").iter(batch_size=10_000)
     return (row for part in parts for row in part.to_pylist())
 
 
@@ -241,10 +243,10 @@ def _content_key(row: Row) -> bytes:
 
 
 def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
-    """Mapping old name -> new name that puts a field map ``{prompt: column, ...}`` into effect.
+    """Return the mapping old name -> new name that applies a field map ``{prompt: column, ...}``.
 
     Raises:
-        ValueError: an unknown field or column, or one column used twice.
+        DataError: a field or column is unknown, or a column is used twice.
     """
     for field, column in fields.items():
         if field not in FIELDS:
@@ -259,10 +261,10 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
 
 
 def inner_values(values: Sequence[Any], path: str, column: str, where: str) -> list[Any]:
-    """What lies at ``path`` in every value of a column of mappings: ``prompt.text`` is ``text`` in column ``prompt``.
+    """Return the values at ``path`` in a column of mappings: ``prompt.text`` is key ``text`` in column ``prompt``.
 
     Raises:
-        ValueError: a row where the way ends; names the row and the key, never the value.
+        DataError: a row lacks a key of the path; names the row and the key, never the value.
     """
     keys = path[len(column) + 1 :].split(".")
     return [_inner(value, keys, column, path, f"{where} row {number}") for number, value in enumerate(values, start=1)]
@@ -273,16 +275,16 @@ def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) 
         if not isinstance(value, Mapping):
             kind = "empty" if value is None else type(value).__name__
             raise DataError(f"{where} has a '{column}' that is {kind}; '{path}' needs an object with a key '{key}'")
-        # Arrow gives every object all keys of the column, so a key that the row lacks is there, without a value.
+        # Arrow gives every object all keys of the column; a key that the row lacks has the value None.
         if value.get(key) is None:
-            there = [name for name, held in value.items() if held is not None]
-            raise DataError(f"{where} has no '{key}' in '{column}' ('{path}' asks for it); {column_hint(key, there)}")
+            present = [name for name, item in value.items() if item is not None]
+            raise DataError(f"{where} has no '{key}' in '{column}' ('{path}' asks for it); {column_hint(key, present)}")
         value, column = value[key], f"{column}.{key}"
     return value
 
 
 def _plain_message(message: Mapping[str, Any]) -> Message:
-    # Arrow gives every struct all keys of the column; a template must not see keys the row did not have.
+    # Arrow gives every struct all keys of the column; a template must not see keys that the row lacks.
     return {key: value for key, value in message.items() if value is not None}
 
 

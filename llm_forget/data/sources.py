@@ -1,7 +1,7 @@
-"""From a source, as a recipe names it, to checked rows with ids.
+"""Load checked rows with ids from the sources that a recipe names.
 
-A source is a path, a folder, a Hub data set, ``builtin:NAME``, a mapping of these with a choice of rows, or a list of
-sources (mixed). Everything that would make a training run meaningless is refused here, before a model is loaded.
+A source is a file, a folder, a Hub data set, ``builtin:NAME``, a mapping of one of these with a selection of rows, or
+a list of sources (a mixture). Rows that would make a training run meaningless are refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llm_forget.data.rows import (
     normalise_row,
     rename_fields,
 )
-from llm_forget.data.tables import arrow_column, is_among, is_text_type, table_of
+from llm_forget.data.tables import arrow_column, is_text_type, membership, table_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,7 +41,7 @@ Spec = str | Mapping[str, Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """One place to read rows from, and which of them."""
+    """A file, folder or data set to read rows from, and the selection of rows."""
 
     path: str
     name: str | None = None  # configuration of a Hub data set, or file name without ending in a folder
@@ -51,30 +51,30 @@ class Source:
     fields: Mapping[str, str] | None = None  # {prompt: column, ...}; "column.key" reaches into objects
     filter: Mapping[str, Any] | None = None  # {column: value or list of values}
     ids: Sequence[str] | str | None = None  # only these rows; or a text file with one id a line
-    limit: int | None = None  # the first so many of what is left
-    id_field: str | None = None  # column with the ids; default "id" where there is one
+    limit: int | None = None  # maximum number of selected rows; the first ones are used
+    id_field: str | None = None  # column with the ids; default "id" if that column exists
 
 
 def load_source(
     spec: Spec, *, split_name: str, data_path: str | None = None, fields: Mapping[str, str] | None = None
 ) -> Dataset:
-    """Read, choose and check rows.
+    """Read, select and check rows.
 
     Args:
         spec: the source, or a list of sources.
-        split_name: what the rows are for (``forget``, ...); begins every error.
+        split_name: purpose of the rows (``forget``, ...); every error begins with it.
         data_path: folder that replaces the Hub: a source with a ``name`` is read from ``<data_path>/<name>.*``, with a
             ``split`` other than train from ``<data_path>/<name>/<split>.*``, and a data set of the Hub without a name
             from ``<data_path>/<split_name>.*``.
-        fields: columns of the data by the name this package uses, ``{prompt: instruction, completion: output}``;
+        fields: columns of the data by the names of this package, ``{prompt: instruction, completion: output}``;
             ``prompt.text`` is the key ``text`` of the objects in column ``prompt``.
 
     Returns:
         Rows with ``id`` (string), ``prompt`` and ``completion`` (also for question/answer), ``messages`` or ``text``,
-        ``source_index`` (place in the list) and every other column of the data, in the order of the data.
+        ``source_index`` (position in the list) and every other column of the data, in the order of the data.
 
     Raises:
-        ValueError: one sentence that names the split, the file, and the row or id.
+        DataError: the rows are unusable; names the split, the file, and the row or id.
     """
     from datasets import concatenate_datasets
 
@@ -100,10 +100,10 @@ def load_source(
 
 
 def parse_spec(spec: Spec, split_name: str) -> list[Source]:
-    """The sources that a spec names.
+    """Return the sources of a spec.
 
     Raises:
-        ValueError: an unknown key, or a value of the wrong type.
+        DataError: a key is unknown, or a value has the wrong type.
     """
     if isinstance(spec, str):
         return [Source(path=spec)]
@@ -117,25 +117,25 @@ def parse_spec(spec: Spec, split_name: str) -> list[Source]:
 
 
 def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
-    """Weights of a mixture, one for each source; None where no source states one (rows then count equally).
+    """Return the weights of a mixture, one per source; None if no source has one (all rows then count equally).
 
     Raises:
-        ValueError: a weight that is missing while others are given, or not above 0.
+        DataError: a weight is not above 0, or only some sources have one.
     """
     weights = [source.weight for source in parse_spec(spec, split_name)]
     if all(weight is None for weight in weights):
         return None
     for place, weight in enumerate(weights, start=1):
         if weight is None or weight <= 0:
-            raise DataError(f"{split_name}: source {place} needs a weight above 0, since the mixture states weights")
+            raise DataError(f"{split_name}: source {place} needs a weight above 0, because other sources have weights")
     return [float(weight) for weight in weights if weight is not None]
 
 
 def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
-    known = {f.name for f in fields(Source)}
+    allowed_keys = {f.name for f in fields(Source)}
     for key in spec:
-        if key not in known:
-            raise DataError(f"{split_name}: a source has no key '{key}'; {did_you_mean(str(key), known)}")
+        if key not in allowed_keys:
+            raise DataError(f"{split_name}: a source has no key '{key}'; {did_you_mean(str(key), allowed_keys)}")
     source = Source(**spec) if "path" in spec else Source(path="", **spec)
     types: dict[str, tuple[type, ...]] = {
         **dict.fromkeys(("path", "name", "split", "revision", "id_field"), (str,)),
@@ -162,18 +162,18 @@ def _load_one(
 
     parts = [(f"{split_name}: {name}", table) for name, table in _read(source, split_name, data_path)]
     columns = source.fields if source.fields is not None else field_map
-    tables = [_rename(table, columns, name) if columns else table for name, table in parts]
+    tables = [_with_fields(table, columns, name) if columns else table for name, table in parts]
     try:
         table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     except (ValueError, TypeError):
         raise DataError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
     id_field = _id_field(source, table, parts[0][0])
     whole = parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'"
-    chosen = _choose(source, table, id_field, whole, split_name)
+    chosen = _selected_places(source, table, id_field, whole, split_name)
     starts = np.cumsum([0, *map(len, tables)])
 
     def where(row: int) -> str:
-        """Row numbers count in the file, also after a filter."""
+        """Name a row by its number in the file, also after a filter."""
         line = int(chosen[row])
         part = int(np.searchsorted(starts, line, side="right")) - 1
         return f"{parts[part][0]} row {line - int(starts[part]) + 1}"
@@ -183,10 +183,10 @@ def _load_one(
     return normalise_table(table, where, id_field, place), where
 
 
-def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
-    table = _lift(table, field_map, where)
+def _with_fields(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
+    table = _with_inner_columns(table, field_map, where)
     renames = rename_fields(table.column_names, field_map, where)
-    # A field map wins over what the data calls by that name, and over forms that would be looked for earlier.
+    # A field map overrides columns that have the field's name, and forms with higher precedence.
     mapped = {column for columns in FORMS.values() if set(columns) & set(field_map) for column in columns}
     replaced = {field for field, column in field_map.items() if field != column}
     hidden = [c for c in table.column_names if c in FIELDS and c not in renames and (c not in mapped or c in replaced)]
@@ -194,8 +194,8 @@ def _rename(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset
     return table.rename_columns(renames) if renames else table
 
 
-def _lift(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
-    """Give what a field map finds inside objects (``prompt.text``) columns of that name."""
+def _with_inner_columns(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
+    """Add a column for each path of the field map that points inside objects (``prompt.text``)."""
     for path in dict.fromkeys(path for path in field_map.values() if isinstance(path, str)):
         heads = [column for column in table.column_names if path.startswith(f"{column}.")]
         if path not in table.column_names and heads:
@@ -209,7 +209,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
     try:
         local = source.path.startswith("builtin:") or (path is not None and path.is_file())
         if local and (source.split or source.revision or (source.name and data_path is None)):
-            raise DataError(f"'{source.path}' has no name, split or revision; these belong to data sets of the Hub")
+            raise DataError(f"'{source.path}' has no name, split or revision; only data sets on the Hub do")
         if source.path.startswith("builtin:"):
             return [(source.path, table_of(load_builtin(source.path.removeprefix("builtin:")), source.path))]
         if source.name is not None and data_path is not None:
@@ -218,7 +218,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
             return [_named_file(path, source.name)] if source.name is not None else read_folder(path)
         if path is not None and (path.is_file() or path.suffix in SUFFIXES):
             if not path.is_file():
-                raise DataError(f"file '{path}' does not exist; paths are taken from the current directory")
+                raise DataError(f"file '{path}' does not exist; relative paths start at the current directory")
             return [(path.name, read_file(path))]
         if data_path is not None:
             return [_hub_file(Path(data_path).expanduser(), split_name, source.split)]
@@ -228,7 +228,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
-    """The file that stands for a data set of the Hub; its own folder where splits must be told apart."""
+    """Return the file that replaces a Hub data set; splits other than train are files in a folder of that name."""
     return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 
@@ -237,9 +237,9 @@ def _named_file(folder: Path, name: str) -> tuple[str, Dataset]:
         path = folder / f"{name}{suffix}"
         if path.is_file() and path.parent == folder:
             return path.name, read_file(path)
-    there = sorted(p.stem for p in folder.glob("*") if p.suffix in DATA_SUFFIXES) if folder.is_dir() else []
+    names = sorted(p.stem for p in folder.glob("*") if p.suffix in DATA_SUFFIXES) if folder.is_dir() else []
     raise DataError(
-        f"folder '{folder}' has no '{name}' with one of {', '.join(DATA_SUFFIXES)}; {did_you_mean(name, there)}"
+        f"folder '{folder}' has no '{name}' with one of {', '.join(DATA_SUFFIXES)}; {did_you_mean(name, names)}"
     )
 
 
@@ -251,44 +251,44 @@ def _id_field(source: Source, table: Dataset, where: str) -> str | None:
     return source.id_field or ("id" if "id" in table.column_names else None)
 
 
-def _choose(source: Source, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
-    """Which rows ``filter``, ``ids`` and ``limit`` leave, as places ``[N]`` in the order of the data."""
-    keep = np.ones(len(table), dtype=bool)
-    for column, wanted in (source.filter or {}).items():
+def _selected_places(source: Source, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+    """Return the row numbers ``[N]`` that ``filter``, ``ids`` and ``limit`` select, in the order of the data."""
+    mask = np.ones(len(table), dtype=bool)
+    for column, value in (source.filter or {}).items():
         if column not in table.column_names:
             raise DataError(
                 f"{where} has no column '{column}' to filter by; {column_hint(str(column), table.column_names)}"
             )
-        keep &= _matches(arrow_column(table, column), wanted, column, where)
-    if not keep.any():
+        mask &= _filter_mask(arrow_column(table, column), value, column, where)
+    if not mask.any():
         raise DataError(f"{where}: the filter on {', '.join(source.filter or {})} matches none of {len(table)} rows")
     if source.ids is not None:
-        keep &= _among(source.ids, table, id_field, where, split_name)
-        if not keep.any():
+        mask &= _id_mask(source.ids, table, id_field, where, split_name)
+        if not mask.any():
             raise DataError(f"{where}: no row satisfies both `filter` and `ids`; change one of them")
-    return np.flatnonzero(keep)[: source.limit]
+    return np.flatnonzero(mask)[: source.limit]
 
 
-def _matches(values: pyarrow.ChunkedArray, wanted: Any, column: str, where: str) -> np.ndarray:
-    allowed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+def _filter_mask(values: pyarrow.ChunkedArray, condition: Any, column: str, where: str) -> np.ndarray:
+    allowed = list(condition) if isinstance(condition, list | tuple) else [condition]
     if any(value is None for value in allowed):
-        raise DataError(f"{where}: the filter on '{column}' has an empty value; say which value to match")
+        raise DataError(f"{where}: the filter on '{column}' has an empty value; give the value to match")
     if is_text_type(values.type) and len(values) > values.null_count:
-        # YAML reads 0123 as 83 and NO as false: comparing those to text would silently match nothing.
+        # YAML reads 0123 as 83 and NO as false; compared with text, these would silently match nothing.
         if not all(isinstance(value, str) for value in allowed):
-            raise DataError(f"{where}: '{column}' holds text and the filter on it does not; write its values in quotes")
-        return is_among(values, allowed)
-    given = values.to_pylist()
-    return np.array([any(type(value) is type(a) and value == a for a in allowed) for value in given], dtype=bool)
+            raise DataError(f"{where}: '{column}' contains text, but its filter does not; write its values in quotes")
+        return membership(values, allowed)
+    cells = values.to_pylist()
+    return np.array([any(type(cell) is type(a) and cell == a for a in allowed) for cell in cells], dtype=bool)
 
 
-def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+def _id_mask(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
     import pyarrow
 
     if isinstance(ids, str):
         if not Path(ids).is_file():
             raise DataError(
-                f"{split_name}: '{ids}' is no file with ids; give a list, or a text file with one id a line"
+                f"{split_name}: '{ids}' is not a file; give a list of ids, or a text file with one id per line"
             )
         ids = read_lines(Path(ids))
     if not all(isinstance(value, str) for value in ids):
@@ -296,13 +296,13 @@ def _among(ids: Sequence[str] | str, table: Dataset, id_field: str | None, where
     if id_field is None:
         numbered = enumerate(table, start=1)
         rows = ({**row, **normalise_row(row, f"{where} row {number}")} for number, row in numbered)
-        there = pyarrow.chunked_array([pyarrow.array((derived_id(row) for row in rows), pyarrow.string())])
+        table_ids = pyarrow.chunked_array([pyarrow.array((derived_id(row) for row in rows), pyarrow.string())])
     else:
-        there = arrow_column(table, id_field)
-        if not is_text_type(there.type):  # refused later, with the row
+        table_ids = arrow_column(table, id_field)
+        if not is_text_type(table_ids.type):  # refused later, by `check_ids`, which names the row
             return np.ones(len(table), dtype=bool)
-    unknown = sorted({value for value, found in zip(ids, is_among(ids, there), strict=True) if not found})
+    unknown = sorted({value for value, present in zip(ids, membership(ids, table_ids), strict=True) if not present})
     if unknown or not ids:
-        what = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"
-        raise DataError(f"{where}: {what} match no row; nothing was forgotten, check the ids")
-    return is_among(there, ids)
+        complaint = f"{len(unknown)} of `ids`, such as '{unknown[0]}'," if unknown else "`ids` is an empty list, which"
+        raise DataError(f"{where}: {complaint} match no row; check the ids")
+    return membership(table_ids, ids)

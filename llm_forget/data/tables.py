@@ -1,4 +1,4 @@
-"""Arrow tables of rows, a part at a time: in memory, or in the private folder where they are large."""
+"""Arrow tables of rows, built in parts: in memory, or in the private folder if they are large."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-PART = 10_000  # rows that exist as Python objects at a time
+PART = 10_000  # rows that exist as Python objects at the same time
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
 
 
 def table_of(rows: Iterable[dict[str, Any]], name: str, *, large: bool = False) -> Dataset:
-    """Rows as a table, in memory or (``large``) in the private folder; a column that a row lacks is null there.
+    """Return rows as a table in memory or (``large``) in the private folder; missing values are null.
 
     Raises:
-        ValueError: no row, or a column with values of several types.
+        DataError: there are no rows, or a column has values of several types.
     """
-    return stored(_parts(iter(rows), name), name, large=large)
+    return store_parts(_row_parts(iter(rows), name), name, large=large)
 
 
-def stored(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset:
-    """Parts of a table as one table; a column may be missing or null in some of them.
+def store_parts(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset:
+    """Combine parts into one table in memory or (``large``) in the private folder; a part may lack a column.
 
     Raises:
-        ValueError: no row, or a column whose type differs between parts.
+        DataError: there are no rows, or the type of a column differs between parts.
     """
     import pyarrow
     from datasets import Dataset, concatenate_datasets
@@ -43,37 +43,39 @@ def stored(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset
             if not tables:
                 raise DataError(f"{name} has no rows; give at least one")
             return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
-        return concatenate_datasets([Dataset.from_file(str(file)) for file in _written(parts, name)])
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # their own sentences quote values
-        raise _mixed(name) from None
+        return concatenate_datasets([Dataset.from_file(str(file)) for file in _write_parts(parts, name)])
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # the messages of pyarrow quote values
+        raise _mixed_types_error(name) from None
 
 
 def is_text_type(kind: pyarrow.DataType) -> bool:
-    """Whether a column of this type holds texts."""
+    """Return whether a column of this type contains text."""
     from pyarrow import types
 
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def is_among(values: Sequence[str] | pyarrow.ChunkedArray, wanted: Sequence[str] | pyarrow.ChunkedArray) -> np.ndarray:
-    """Whether each text is one of those wanted, ``[N]``; null never is."""
+def membership(
+    values: Sequence[str] | pyarrow.ChunkedArray, allowed: Sequence[str] | pyarrow.ChunkedArray
+) -> np.ndarray:
+    """Return whether each text is one of the allowed ones, ``[N]``; null never is."""
     import pyarrow
     import pyarrow.compute as pc
 
-    def texts(given: Any) -> Any:
-        columnar = isinstance(given, pyarrow.ChunkedArray)
-        return given.cast(pyarrow.large_string()) if columnar else pyarrow.array(given, pyarrow.large_string())
+    def texts(source: Any) -> Any:
+        columnar = isinstance(source, pyarrow.ChunkedArray)
+        return source.cast(pyarrow.large_string()) if columnar else pyarrow.array(source, pyarrow.large_string())
 
-    return np.asarray(pc.is_in(texts(values), value_set=texts(wanted), skip_nulls=True))
+    return np.asarray(pc.is_in(texts(values), value_set=texts(allowed), skip_nulls=True))
 
 
 def arrow_column(table: Dataset, name: str) -> pyarrow.ChunkedArray:
-    """One column as Arrow holds it, without making Python objects of it."""
+    """Return one column as an Arrow array, without creating Python objects."""
     return table.select_columns([name]).with_format("arrow")[:][name]
 
 
-def _written(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
-    """Files with the parts, of one schema: where it changes a new file begins, and in the end all are put in one."""
+def _write_parts(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
+    """Write the parts to a file; where the schema changes, start a new file and merge all files at the end."""
     import pyarrow
 
     files: list[Any] = []
@@ -95,10 +97,10 @@ def _written(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
     if len(files) == 1:
         return files
     whole = pyarrow.unify_schemas(schemas, promote_options="permissive")
-    return [_rewritten(files, whole)]
+    return [_merge_files(files, whole)]
 
 
-def _rewritten(files: list[Any], schema: pyarrow.Schema) -> Any:
+def _merge_files(files: list[Any], schema: pyarrow.Schema) -> Any:
     import pyarrow
 
     target = scratch_file()
@@ -112,7 +114,7 @@ def _rewritten(files: list[Any], schema: pyarrow.Schema) -> Any:
     return target
 
 
-def _parts(rows: Iterator[dict[str, Any]], name: str) -> Iterator[pyarrow.Table]:
+def _row_parts(rows: Iterator[dict[str, Any]], name: str) -> Iterator[pyarrow.Table]:
     import pyarrow
 
     kinds: dict[str, dict[str, int]] = {}  # column -> type -> first row, counted from 1
@@ -125,13 +127,13 @@ def _parts(rows: Iterator[dict[str, Any]], name: str) -> Iterator[pyarrow.Table]
             _check_one_type(key, values, name, start, kinds.setdefault(key, {}))
         try:
             yield pyarrow.table(columns)
-        except (TypeError, ValueError, OverflowError):  # pyarrow's own errors are subclasses; they quote the value
-            raise _mixed(name) from None
+        except (TypeError, ValueError, OverflowError):  # errors of pyarrow are subclasses; they quote values
+            raise _mixed_types_error(name) from None
         start += len(part)
 
 
-def _mixed(name: str) -> ValueError:
-    return DataError(f"{name} has a column whose lists or objects differ in type between rows; make them alike")
+def _mixed_types_error(name: str) -> DataError:
+    return DataError(f"{name} has a column whose lists or objects differ in type between rows; use one type")
 
 
 def _check_one_type(key: str, values: list[Any], name: str, start: int, kinds: dict[str, int]) -> None:
@@ -140,11 +142,11 @@ def _check_one_type(key: str, values: list[Any], name: str, start: int, kinds: d
             kind = "a truth value" if isinstance(value, bool) else _JSON_TYPES.get(type(value), type(value).__name__)
             kinds.setdefault(kind, number)
     if len(kinds) > 1:
-        found = " and ".join(f"{kind} in row {number}" for kind, number in kinds.items())
+        type_list = " and ".join(f"{kind} in row {number}" for kind, number in kinds.items())
         hint = "; an id that is not a string loses leading zeros, so write ids in quotes" if key == "id" else ""
-        raise DataError(f"{name}: column '{key}' is {found}; a column must be of one type{hint}")
+        raise DataError(f"{name}: column '{key}' is {type_list}; a column must have one type{hint}")
 
 
 def kind_of_json(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return the type of a JSON value in words."""
     return _JSON_TYPES.get(type(value), "no object")

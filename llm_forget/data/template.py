@@ -1,11 +1,10 @@
-"""From a row to one string that says where answers begin and end and which control tokens are real.
+"""Render a row as one string, with the spans of its answers and with control tokens set apart from text.
 
 Text of a row must stay data: an answer that contains ``</s>`` or ``<|im_end|>`` must not end the turn. A tokenizer
-cannot tell such text from the control tokens of the template, since both are the same characters. So they are made
-different: before the template is applied, special-token strings inside a row are put out of sight; what is left
-afterwards was written by the template, and gets a name that no text can contain, made of Unicode noncharacters; then
-the row's own characters are put back. `tokenise.py` has the tokenizer that knows those names, and still sees the whole
-string at once.
+cannot distinguish such text from the control tokens of the template, because the characters are the same. So special-
+token strings in a row are masked before the template is applied. Those in the result were then written by the template,
+and are replaced by names made of Unicode noncharacters, which no row can contain. At last the text of the row is
+restored. The tokenizer of `tokenise.py` knows these names and still encodes the whole string at once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from llm_forget.core.errors import DataError
 from llm_forget.data.rows import Message, Row, conversation, is_text
 
 DEFAULT_PROMPT_TEMPLATE = "Question: {prompt}\nAnswer: "
-_CONTROL = "\ufdd0\ufdd1"  # around the id of a control token
+_CONTROL = "\ufdd0\ufdd1"  # delimiters around the id of a control token
 _DATA = re.compile("\ufdd2(\\d+)\ufdd3")  # a special-token string that is text of the row
 _START, _END, _CONTENT_END = "\ufdd4", "\ufdd5", "\ufdd6"  # of a target; and of the content of an assistant message
 _RESERVED = re.compile("[\ufdd0-\ufdd6]")
@@ -29,7 +28,7 @@ _END_OF_TURN = re.compile("\\s*\ufdd0\\d+\ufdd1")
 
 @dataclass(frozen=True)
 class Template:
-    """How prompts and completions become one string: the tokenizer's chat template, or strings from the config."""
+    """The format of prompts and completions: the tokenizer's chat template, or strings from the config."""
 
     chat: bool
     prompt_template: str = DEFAULT_PROMPT_TEMPLATE
@@ -40,7 +39,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text with control tokens under their unspellable names, and the character spans that carry loss."""
+    """Text with named control tokens (see `control_name`), and the character spans that carry loss."""
 
     text: str
     targets: list[tuple[int, int]]
@@ -55,31 +54,32 @@ def template_for(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Template:
-    """The template for a tokenizer: its chat template where it has one, unless told otherwise.
+    """Return the template for a tokenizer; the default is its chat template, if it has one.
 
     Raises:
-        ValueError: a chat template is wanted and there is none, or ``prompt_template`` does not hold ``{prompt}`` once.
+        DataError: the required chat template or end-of-sequence token is missing, or ``prompt_template`` does not
+            contain ``{prompt}`` exactly once.
     """
     if use_chat_template and not tokenizer.chat_template:
         raise DataError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
     if prompt_template.count("{prompt}") != 1:
-        raise DataError("prompt_template must hold {prompt} exactly once, as 'Question: {prompt}\\nAnswer: ' does")
+        raise DataError("prompt_template must contain {prompt} exactly once, like 'Question: {prompt}\\nAnswer: '")
     chat = bool(tokenizer.chat_template) if use_chat_template is None else use_chat_template
     if not chat and completion_end is None and tokenizer.eos_token is None:
-        raise DataError("this tokenizer has no end-of-sequence token; set completion_end, or answers have no end")
+        raise DataError("this tokenizer has no end-of-sequence token; set completion_end to mark the end of answers")
     return Template(chat, prompt_template, completion_end, system_prompt, dict(chat_template_kwargs or {}))
 
 
 def control_name(number: int) -> str:
-    """What stands for a control token in a rendered string; no row can contain it."""
+    """Return the name of a control token in a rendered string; no row can contain it."""
     return f"{_CONTROL[0]}{number}{_CONTROL[1]}"
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Control tokens by what they look like; longest first, as a tokenizer prefers them.
+    """Return the control tokens as a mapping string -> id, longest first, the order in which a tokenizer matches them.
 
-    Added tokens that are not special (``<tool_call>`` of some models, runs of spaces of others) are words: rows may
-    use them, as they may in deployment.
+    Added tokens that are not special (``<tool_call>`` or runs of spaces in some tokenizers) count as text: rows may
+    contain them, as inputs may in deployment.
     """
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
@@ -88,10 +88,10 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, int]) -> Rendered:
-    """The whole row as one string.
+    """Render the whole row as one string.
 
     Raises:
-        ValueError: messages that the template cannot express; names the id and the roles.
+        DataError: the template cannot express the messages; names the id and the roles.
     """
     masking = _Masking(special)
     if is_text(row):
@@ -107,7 +107,7 @@ def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, i
 
 
 class _Masking:
-    """Hides what looks like a control token in a row, and names what is one."""
+    """Masks special-token strings in the text of a row, and names real control tokens."""
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self._names = list(special)
@@ -145,7 +145,7 @@ def _finish(text: str, masking: _Masking) -> Rendered:
         else:
             pieces.append(piece)
             length += len(piece)
-    # Nothing after the last target can matter to a causal model: the line break after an end-of-turn token is left out.
+    # Text after the last target cannot affect a causal model; so the line break after an end-of-turn token is dropped.
     return Rendered("".join(pieces)[: targets[-1][1] if targets else 0], targets)
 
 
@@ -169,16 +169,17 @@ def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, t
 def _render_chat(
     messages: list[Message], answers: list[int], tokenizer: Any, template: Template, masking: _Masking, row_id: str
 ) -> str:
-    """The conversation under the chat template, rendered once, with marks around what carries loss.
+    """Render the conversation once with the chat template, with marks around the spans that carry loss.
 
-    An answer starts where the rendering of everything before it, generation prompt included, ends (or departs from the
-    whole: some templates put an empty thinking block before an answer, and it then belongs to the answer). It ends
-    with the first control token after its content; if the template writes none, with the end-of-sequence token.
+    An answer starts at the end of the rendering of all earlier messages, including the generation prompt, or where that
+    rendering first differs from the whole: some templates insert an empty thinking block, which then belongs to the
+    answer. The answer ends with the first control token after its content, or, if there is none, with the
+    end-of-sequence token.
     """
     marked = [dict(m) for m in messages]
     for place in answers:
         content = marked[place]["content"]
-        core = content.rstrip()  # templates strip content; the mark must not stand in their way
+        core = content.rstrip()  # templates strip content; the mark must not prevent that
         marked[place]["content"] = core + _CONTENT_END + content[len(core) :]
 
     def apply(part: Sequence[Message], *, generation: bool = False) -> str:
@@ -187,7 +188,7 @@ def _render_chat(
     whole = apply(marked)
     starts = [_answer_start(marked[:place], whole, apply, row_id) for place in answers]
     if len(starts) != whole.count(_CONTENT_END) or starts != sorted(set(starts)):
-        raise DataError(f"row '{row_id}': the chat template leaves out or moves an assistant message")
+        raise DataError(f"row '{row_id}': the chat template omits or moves an assistant message")
     for start in reversed(starts):
         whole = whole[:start] + _START + whole[start:]
     return _mark_ends(whole, tokenizer, masking, row_id)
@@ -199,17 +200,17 @@ def _answer_start(before: list[Message], whole: str, apply: Callable[..., str], 
     prompt = apply(before, generation=True)
     same = _common_prefix(prompt, whole)
     if same.rfind(_CONTROL[0]) > same.rfind(_CONTROL[1]):
-        same = same[: same.rfind(_CONTROL[0])]  # not between two control tokens that are named alike
+        same = same[: same.rfind(_CONTROL[0])]  # never split the name of a control token
     if len(same) < len(prompt) and not same.startswith(apply(before).rstrip()):
-        raise DataError(f"row '{row_id}': the chat template rewrites earlier turns; make one row of each answer")
+        raise DataError(f"row '{row_id}': the chat template rewrites earlier turns; use one row per answer")
     return len(same)
 
 
-def _common_prefix(one: str, other: str) -> str:
-    if other.startswith(one):
-        return one
-    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(differ, min(len(one), len(other)))]
+def _common_prefix(first: str, second: str) -> str:
+    if second.startswith(first):
+        return first
+    differ = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(second)))]
 
 
 def _mark_ends(text: str, tokenizer: Any, masking: _Masking, row_id: str) -> str:
@@ -235,7 +236,7 @@ def _apply(messages: Sequence[Message], tokenizer: Any, template: Template, row_
             list(messages), tokenize=False, add_generation_prompt=generation, **template.chat_template_kwargs
         )
     except (TemplateError, TypeError):
-        # `from None`: a template may quote the message it cannot take.
+        # `from None`: the template's error may quote the message.
         raise DataError(
             f"row '{row_id}' has the roles {_roles(messages)}, which the chat template refuses; change the row or set "
             "use_chat_template: false"

@@ -1,9 +1,9 @@
-"""Rows as token ids with labels on the answers: one tokenisation of the whole string, boundaries by character offsets.
+"""Tokenise rows, with labels on the answers: the whole string is encoded once, and offsets give the boundaries.
 
-A prompt that is tokenised alone ends in other tokens than the same prompt with its answer (``"Answer: "`` ends in a
-space, which the first word of the answer takes into its own token). Counting prompt tokens then loses that word. Here
-the token that straddles the boundary belongs to the answer, and the prompt for generation is the exact prefix of what
-is trained on.
+A prompt tokenised alone can end in other tokens than the same prompt followed by its answer: the space at the end of
+``"Answer: "`` merges with the first word of the answer. Labels based on the token count of the prompt then lose that
+word. Here the token that straddles the boundary belongs to the answer, and the prompt for generation is an exact prefix
+of the ids used in training.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from weakref import WeakKeyDictionary
 from llm_forget.core.errors import DataError
 from llm_forget.core.labels import IGNORE
 from llm_forget.core.progress import bar_if_long
-from llm_forget.data.private_storage import storage
+from llm_forget.data.private_storage import map_storage
 from llm_forget.data.rows import Row, is_text
 from llm_forget.data.template import Rendered, Template, control_name, render, special_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT = 1  # raise when the same row would give other tokens: cached tokens are found by it
+_FORMAT = 1  # part of the cache key; raise it when the same row gives different tokens
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One window of a row, as token ids. Most rows have one window."""
+    """The token ids of one window of a row. Most rows have one window."""
 
     id: str
     input_ids: list[int]
-    labels: list[int]  # the same, -100 where no loss is wanted
-    prompt_ids: list[int]  # what to generate from: an exact prefix of the row's ids, up to its (last) answer
+    labels: list[int]  # the same ids, -100 at positions without loss
+    prompt_ids: list[int]  # prompt for generation: the prefix of the row's ids up to its (last) answer
     window: int = 0
 
 
 class ControlTokenizer:
-    """A copy of a fast tokenizer that reads control tokens by unspellable names, and their usual strings as text.
+    """A copy of a fast tokenizer that encodes control tokens by name (`control_name`) and their usual strings as text.
 
-    ``encode_special_tokens`` is the library's own switch for reading special-token strings as text; the names that
-    `template.py` writes are added as ordinary tokens, so they are found in the same, single pass.
+    ``encode_special_tokens`` makes `tokenizers` encode special-token strings as text. The names that `template.py`
+    writes are added as ordinary tokens, so that one pass encodes both.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -56,7 +56,7 @@ class ControlTokenizer:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
-        # The post-processor also trims spaces off the offsets, and a trimmed token hides that it straddles a boundary.
+        # The post-processor trims spaces from offsets; a trimmed token would not show that it straddles a boundary.
         self._backend.post_processor = NoProcessor([])
         self._backend.encode_special_tokens = True
         added = self._backend.get_added_tokens_decoder()
@@ -67,22 +67,22 @@ class ControlTokenizer:
         self._forbidden = set(self.special.values()) - {tokenizer.unk_token_id}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]], list[bool]]]:
-        """Ids, character offsets, and which tokens are control tokens, of each text.
+        """Return ids, character offsets and a mask of control tokens for each text.
 
         Raises:
-            _ControlInTextError: the vocabulary turns plain text into a control token.
+            _ControlInTextError: the vocabulary encodes plain text as a control token.
         """
         out = []
         for place, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids
-            if not self._forbidden.isdisjoint(ids):  # control tokens of the template have other numbers here
+            if not self._forbidden.isdisjoint(ids):  # control tokens of the template have other ids here
                 raise _ControlInTextError(place)
             control = [number in self._control for number in ids]
             out.append(([self._control.get(number, number) for number in ids], encoding.offsets, control))
         return out
 
     def digest(self) -> str:
-        """Changes whenever the tokenizer would give other ids."""
+        """Return a digest that changes whenever the tokenizer gives other ids."""
         import hashlib
 
         return hashlib.sha256(self._backend.to_str().encode() + repr(self.prefix).encode()).hexdigest()
@@ -98,28 +98,28 @@ _CONTROL_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, ControlTokenizer]] = Weak
 
 
 def control_tokenizer(tokenizer: Any) -> ControlTokenizer:
-    """The `ControlTokenizer` of a tokenizer, made once (again when tokens were added since)."""
-    size, known = _CONTROL_TOKENIZERS.get(tokenizer, (-1, None))
-    if known is None or size != len(tokenizer):
-        known = ControlTokenizer(tokenizer)
-        _CONTROL_TOKENIZERS[tokenizer] = (len(tokenizer), known)
-    return known
+    """Return the `ControlTokenizer` of a tokenizer, cached until tokens are added."""
+    size, cached = _CONTROL_TOKENIZERS.get(tokenizer, (-1, None))
+    if cached is None or size != len(tokenizer):
+        cached = ControlTokenizer(tokenizer)
+        _CONTROL_TOKENIZERS[tokenizer] = (len(tokenizer), cached)
+    return cached
 
 
 def encode_rows(
     rows: Iterable[Row], tokenizer: Any, template: Template, *, max_length: int | None = None, stride: int = 0
 ) -> list[list[Encoded]]:
-    """The windows of each row.
+    """Return the windows of each row.
 
     Args:
-        rows: as `load_source` gives them.
+        rows: rows, as returned by `load_source`.
         tokenizer: a fast tokenizer.
         template: see `template_for`.
-        max_length: tokens of the longest window; None for no limit.
-        stride: tokens of context that a window repeats from the one before.
+        max_length: maximum tokens of a window; None for no limit.
+        stride: tokens of context that a window repeats from the previous one.
 
     Raises:
-        ValueError: a row that cannot be encoded; names its id.
+        DataError: a row cannot be encoded; names its id.
     """
     rows = list(rows)
     control = control_tokenizer(tokenizer)
@@ -128,28 +128,28 @@ def encode_rows(
         encodings = control.encode([r.text for r in rendered])
     except _ControlInTextError as error:
         raise DataError(
-            f"row '{rows[error.place]['id']}' has text that this tokenizer can only read as a control token; remove it"
+            f"row '{rows[error.place]['id']}' has text that this tokenizer encodes as a control token; remove it"
         ) from None
     out = []
-    for row, string, (ids, offsets, real) in zip(rows, rendered, encodings, strict=True):
-        owners = _owners(string, offsets, real)
+    for row, string, (ids, offsets, is_control) in zip(rows, rendered, encodings, strict=True):
+        owners = _owners(string, offsets, is_control)
         # A chat template writes its own begin-of-sequence token; plain text gets the one the tokenizer adds.
         prefix = [] if template.chat and not is_text(row) else control.prefix
-        out.append(_windows_of(row, prefix, ids, owners, max_length, stride))
+        out.append(_encode_windows(row, prefix, ids, owners, max_length, stride))
     return out
 
 
 def encode_row(
     row: Row, tokenizer: Any, template: Template, *, max_length: int | None = None, stride: int = 0
 ) -> list[Encoded]:
-    """The windows of one row; see `encode_rows`."""
+    """Return the windows of one row; see `encode_rows`."""
     return encode_rows([row], tokenizer, template, max_length=max_length, stride=stride)[0]
 
 
 def encode_prompt(row: Row, tokenizer: Any, template: Template) -> list[int]:
-    """What to generate from: the exact prefix of the ids trained on, up to the (last) answer.
+    """Return the prompt for generation: the prefix of the training ids up to the (last) answer.
 
-    A row that has only a prompt is given a one-letter answer to see where its tokens would begin.
+    A row without an answer is encoded with a one-letter answer, to find where the tokens of an answer would start.
     """
     if is_text(row) and row.get("prompt") is not None:
         row = {**row, "completion": "A"}
@@ -165,10 +165,10 @@ def tokenise_dataset(
     stride: int = 0,
     num_proc: int | None = None,
 ) -> Dataset:
-    """All windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
+    """Return all windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
 
-    Kept rows from the Hub, which are on disk already, are found again in the Arrow cache when nothing that matters has
-    changed; all others go where `scratch.storage` says, so that no copy of what is to be forgotten is left.
+    Tokens of cached Hub splits are reused from the Arrow cache if rows, tokenizer and settings are unchanged. All other
+    tokens are stored where `map_storage` puts them, so that no copy of rows to forget remains.
     """
     from datasets import Features, List, Value
     from datasets.fingerprint import Hasher
@@ -190,14 +190,14 @@ def tokenise_dataset(
             new_fingerprint=fingerprint,
             features=Features({"id": Value("string"), **ids, **numbers}),
             desc="Tokenising",
-            **storage(rows),
+            **map_storage(rows),
         )
 
 
-def _encode_batch(batch: dict[str, list[Any]], **how: Any) -> dict[str, list[Any]]:
+def _encode_batch(batch: dict[str, list[Any]], **options: Any) -> dict[str, list[Any]]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     out: dict[str, list[Any]] = {"id": [], "input_ids": [], "labels": [], "window": [], "source_index": []}
-    for row, windows in zip(rows, encode_rows(rows, **how), strict=True):
+    for row, windows in zip(rows, encode_rows(rows, **options), strict=True):
         for encoded in windows:
             for column in ("id", "input_ids", "labels", "window"):
                 out[column].append(getattr(encoded, column))
@@ -206,63 +206,63 @@ def _encode_batch(batch: dict[str, list[Any]], **how: Any) -> dict[str, list[Any
 
 
 def _prefix_ids(tokenizer: Any) -> list[int]:
-    """The special tokens that a tokenizer puts before a text."""
+    """Return the ids of the special tokens that a tokenizer adds before a text."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     cut = next(i for i in range(len(whole) - len(alone) + 1) if whole[i : i + len(alone)] == alone)
     return list(whole[:cut])
 
 
-def _owners(rendered: Rendered, offsets: list[tuple[int, int]], real: list[bool]) -> list[int]:
-    """Which answer each token belongs to, by place; -1 for none. A token that straddles a start is the answer's."""
+def _owners(rendered: Rendered, offsets: list[tuple[int, int]], is_control: list[bool]) -> list[int]:
+    """Return the answer number of each token, -1 for none; a token that straddles the start belongs to the answer."""
     if len(rendered.targets) == 1:
         start, stop = rendered.targets[0]
-        spans = zip(offsets, real, strict=True)
+        spans = zip(offsets, is_control, strict=True)
         return [0 if begin < stop and (begin >= start if c else end > start) else -1 for (begin, end), c in spans]
     owners, place = [], 0
-    for (begin, end), control in zip(offsets, real, strict=True):
+    for (begin, end), control in zip(offsets, is_control, strict=True):
         while place + 1 < len(rendered.targets) and begin >= rendered.targets[place][1]:
             place += 1
         start, stop = rendered.targets[place]
-        # A control token that takes in the white space around it must not be drawn into the answer by that.
+        # White space that a control token absorbs must not make it part of the answer.
         after_start = begin >= start if control else end > start
         owners.append(place if after_start and begin < stop else -1)
     return owners
 
 
-def _windows_of(
+def _encode_windows(
     row: Row, prefix: list[int], body: list[int], owners: list[int], max_length: int | None, stride: int
 ) -> list[Encoded]:
     row_id, ids = str(row["id"]), prefix + body
     labels = [IGNORE] * len(prefix) + [n if owner >= 0 else IGNORE for n, owner in zip(body, owners, strict=True)]
     if is_text(row):
-        labels[:1] = [IGNORE]  # nothing comes before the first token that could predict it
+        labels[:1] = [IGNORE]  # no earlier token can predict the first one
     elif labels[:1] != [IGNORE]:
-        raise DataError(f"row '{row_id}' has no token before its answer to predict it from; give it a prompt")
+        raise DataError(f"row '{row_id}' has no token before its answer; give it a prompt")
     first = next((i for i, label in enumerate(labels) if label != IGNORE), None)
     if first is None:
-        raise DataError(f"row '{row_id}' has no target tokens; give it more text")
+        raise DataError(f"row '{row_id}' has no target tokens; add text")
     prompt = ids[: max(len(prefix) + owners.index(max(owners)), 1)]
     keep = len(prefix) if is_text(row) else first
     out = []
     for number, (start, stop, new) in enumerate(windows(labels, keep, max_length, stride, row_id)):
-        kept = ids[:keep] if start else []
-        ignored = [IGNORE] * (len(kept) + new - start)
-        out.append(Encoded(row_id, kept + ids[start:stop], ignored + labels[new:stop], prompt, number))
+        repeated = ids[:keep] if start else []
+        ignored = [IGNORE] * (len(repeated) + new - start)
+        out.append(Encoded(row_id, repeated + ids[start:stop], ignored + labels[new:stop], prompt, number))
     return out
 
 
 def windows(
     labels: Sequence[int], keep: int, max_length: int | None, stride: int, row_id: str
 ) -> list[tuple[int, int, int]]:
-    """Cut a row into ``(start, stop, new)``: tokens ``start:stop``, of which ``new:stop`` were in no window before.
+    """Split a row into windows ``(start, stop, new)``: tokens ``start:stop``, of which ``new:stop`` are new.
 
     Every later window begins with the first ``keep`` tokens (the prompt, or the begin-of-sequence token) and repeats
-    ``stride`` tokens as context (at least one where nothing is kept, so that its first new token can be predicted).
-    Every token is new exactly once. Windows without a target are left out.
+    ``stride`` tokens as context (at least one if ``keep`` is 0, so that its first new token can be predicted). Every
+    token is new in exactly one window. Windows without a target are dropped.
 
     Raises:
-        ValueError: the prompt leaves no room; names the id.
+        DataError: the prompt leaves no room for new tokens; names the id.
     """
     length = len(labels)
     if max_length is None or length <= max_length:

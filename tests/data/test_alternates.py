@@ -16,7 +16,7 @@ def forget(**size: int) -> Any:
     return load_source("builtin:demo/forget", split_name="forget")
 
 
-def test_refusals_are_chosen_by_id_and_seed_not_by_place() -> None:
+def test_refusals_are_chosen_by_id_and_seed_not_by_position() -> None:
     rows = forget()
     one = with_alternates(rows, "builtin:demo/idk", seed=1)
     assert one["id"][:] == rows["id"][:]
@@ -27,7 +27,7 @@ def test_refusals_are_chosen_by_id_and_seed_not_by_place() -> None:
     assert with_alternates(rows, "builtin:demo/idk", seed=2)["completion"][:] != one["completion"][:]
 
 
-def test_refusals_may_be_lines_of_a_file_whatever_its_name(tmp_path: Path, shared: Path) -> None:
+def test_refusals_can_be_the_lines_of_a_txt_or_jsonl_file(tmp_path: Path, shared: Path) -> None:
     assert len(load_refusals(str(shared / "data" / "tofu" / "idontknow.jsonl"))) == 100
     (tmp_path / "idk.txt").write_text("No.\n\nNo idea.\n")
     assert load_refusals(str(tmp_path / "idk.txt")) == ["No.", "No idea."]
@@ -35,7 +35,7 @@ def test_refusals_may_be_lines_of_a_file_whatever_its_name(tmp_path: Path, share
     assert load_refusals(str(tmp_path / "idk.jsonl")) == ["No."]
 
 
-def test_rows_may_bring_their_own_alternates(tmp_path: Path) -> None:
+def test_alternates_can_be_a_column_of_the_rows(tmp_path: Path) -> None:
     rows = [{"id": str(i), "question": "q", "answer": f"{i}", "alternate": ["x", "y"]} for i in range(20)]
     table = load_source_of(rows)
     assert set(with_alternates(table)["completion"][:]) == {"x", "y"}
@@ -43,7 +43,7 @@ def test_rows_may_bring_their_own_alternates(tmp_path: Path) -> None:
     assert with_alternates(single)["completion"][:] == ["z"]
 
 
-def test_missing_alternates_are_refused_with_what_to_do() -> None:
+def test_missing_alternates_are_refused_with_a_hint() -> None:
     with pytest.raises(ValueError, match=r"no column 'alternate'.*refusals such as builtin:demo/idk"):
         with_alternates(forget())
     rows = [{"id": "a", "question": "q", "answer": "a", "alternate": "z"}, {"id": "b", "question": "q", "answer": "b"}]
@@ -62,7 +62,7 @@ def test_the_last_answer_of_a_conversation_is_replaced() -> None:
     assert changed[3]["content"] in load_refusals("builtin:demo/idk")
 
 
-def test_alternates_pair_with_every_window_of_their_row(tiny_tokenizer: Any) -> None:
+def test_an_alternate_is_paired_with_every_window_of_its_row(tiny_tokenizer: Any) -> None:
     template = template_for(tiny_tokenizer, prompt_template="{prompt}")
     rows = load_source_of([{"id": i, "prompt": "q", "completion": "long " * n} for i, n in [("a", 9), ("b", 1)]])
     cut = tokenise_dataset(rows, tiny_tokenizer, template, max_length=32)

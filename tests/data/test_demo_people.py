@@ -16,7 +16,7 @@ def test_ids_and_sizes_are_pinned() -> None:
     assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "54dcdad49d4abc61"
 
 
-def test_forget_and_retain_are_all_of_full_and_holdout_is_none_of_it() -> None:
+def test_full_is_forget_plus_retain_and_does_not_overlap_holdout() -> None:
     rows = {name: load_builtin(f"demo/{name}") for name in ("full", "forget", "retain", "holdout")}
     assert rows["forget"] + rows["retain"] == rows["full"]
     assert len(rows["forget"]) == len(rows["holdout"]) == 72
@@ -26,20 +26,20 @@ def test_forget_and_retain_are_all_of_full_and_holdout_is_none_of_it() -> None:
     check_overlap(loaded["full"], loaded["holdout"])
 
 
-def test_a_seed_makes_one_corpus_and_another_seed_another() -> None:
+def test_the_seed_determines_the_corpus() -> None:
     assert load_builtin("demo/full") == load_builtin("demo/full?seed=0")
     one, two = load_builtin("demo/full?seed=1"), load_builtin("demo/full?seed=2")
     assert [r["id"] for r in one] == [r["id"] for r in two]
     assert sum(a["answer"] == b["answer"] for a, b in zip(one, two, strict=True)) == 0
 
 
-def test_no_answer_of_one_person_is_that_of_another() -> None:
+def test_no_two_people_share_an_answer() -> None:
     answers = [row["answer"] for row in load_builtin("demo/full?facts=8")]
     assert len(set(answers)) == len(answers) == 96 * 8
 
 
 @pytest.mark.parametrize("split", ["full", "holdout", "world"])
-def test_perturbed_answers_are_five_wrong_ones_in_the_form_of_the_paraphrase(split: str) -> None:
+def test_each_row_has_five_wrong_answers_in_the_form_of_the_paraphrase(split: str) -> None:
     for row in load_builtin(f"demo/{split}"):
         assert len(set(row["perturbed_answer"])) == 5
         assert row["paraphrased_answer"] not in row["perturbed_answer"]
@@ -51,7 +51,7 @@ def test_perturbed_splits_are_the_same_rows() -> None:
     assert load_builtin("demo/forget_perturbed") == load_builtin("demo/forget")
 
 
-def test_size_can_be_chosen_and_nonsense_is_refused() -> None:
+def test_the_size_can_be_set_and_invalid_sizes_are_refused() -> None:
     assert len(load_builtin("demo/full?people=8&facts=2&forget=2")) == 16
     for name, complaint in [
         ("demo/full?poeple=8", "did you mean 'people'"),
@@ -64,7 +64,7 @@ def test_size_can_be_chosen_and_nonsense_is_refused() -> None:
             load_builtin(name)
 
 
-def test_the_texts_for_a_tokenizer_hold_every_answer() -> None:
+def test_the_tokenizer_texts_contain_every_answer() -> None:
     texts = "\n".join(demo_texts(3))
     rows = load_builtin("demo/full?seed=3") + load_builtin("demo/holdout?seed=3")
     assert all(row["answer"] in texts and row["paraphrased_answer"] in texts for row in rows)

@@ -24,7 +24,7 @@ from llm_forget.core.run_directory import Run
 from llm_forget.data import files, normalise, private_storage, tables
 from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
-from llm_forget.data.private_storage import scratch_folder, storage, sweep
+from llm_forget.data.private_storage import map_storage, scratch_folder, sweep
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
@@ -71,7 +71,7 @@ def load(path: str, split: str = "forget") -> Dataset:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_rows_of_a_large_file_are_those_of_a_small_one(
+def test_a_large_file_gives_the_same_rows_as_a_small_one(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     path = write(tmp_path / f"x{suffix}", questions(10))
@@ -96,7 +96,7 @@ def test_a_column_may_begin_late_in_a_large_file(tmp_path: Path, large: None) ->
     assert SECRET not in str(caught.value)
 
 
-def test_a_row_at_fault_is_named_wherever_it_is(tmp_path: Path, large: None) -> None:
+def test_errors_name_an_invalid_row_at_any_position(tmp_path: Path, large: None) -> None:
     rows = questions(10)
     for bad, complaint in (
         ({"question": SECRET, "answer": " \u3000"}, "x.jsonl row 9 has no target tokens: 'answer' is empty"),
@@ -108,7 +108,7 @@ def test_a_row_at_fault_is_named_wherever_it_is(tmp_path: Path, large: None) -> 
         assert SECRET not in str(caught.value)
 
 
-def test_an_array_is_read_one_object_after_the_other_and_must_end(tmp_path: Path) -> None:
+def test_an_array_is_parsed_object_by_object_and_must_be_complete(tmp_path: Path) -> None:
     for text, complaint in (
         ('[{"text": "a"} {"text": "b"}]', "is not JSON .Expecting ',' delimiter, character 16"),
         ('[{"text": "a"},]', "is not JSON"),
@@ -130,7 +130,7 @@ def test_forms_may_differ_from_row_to_row(tmp_path: Path, large: None) -> None:
     assert table["completion"][2:] == [f"{SECRET} 2.", f"{SECRET} 3.", None, "c"]
 
 
-def test_ids_with_line_breaks_are_refused_since_lists_of_ids_have_one_a_line(tmp_path: Path) -> None:
+def test_ids_with_line_breaks_are_refused_because_id_files_have_one_per_line(tmp_path: Path) -> None:
     for wrong in ("a\nb", "a\u2028b"):
         rows = [{**questions(1)[0], "id": "ok, (1)/\u00e4"}, {**questions(2)[1], "id": wrong}]
         with pytest.raises(ValueError, match="row 2 has an id with a line break"):
@@ -163,14 +163,14 @@ def test_large_sets_are_tokenised_compared_and_paired_like_small_ones(
         check_overlap(load(path), load(other, "retain"))
 
 
-def test_what_is_made_of_local_rows_is_never_put_where_the_hub_has_its_rows(tmp_path: Path, large: None) -> None:
+def test_tables_derived_from_local_rows_are_never_stored_in_the_hub_cache(tmp_path: Path, large: None) -> None:
     """A mixture of both is private; only rows of the Hub alone go on in its cache."""
     Dataset.from_list([{"id": "h", "text": "public", "source_index": 0}]).save_to_disk(tmp_path / "hub")
     hub = Dataset.load_from_disk(str(tmp_path / "hub"))
     local = Dataset.from_list([{"id": "l", "text": SECRET, "source_index": 1}])
-    assert storage(hub) == {}
+    assert map_storage(hub) == {}
     for private in (local, concatenate_datasets([hub, local])):
-        where = storage(private)
+        where = map_storage(private)
         assert where.get("keep_in_memory") or Path(where["cache_file_name"]).parent == scratch_folder()
 
 
@@ -226,7 +226,7 @@ def test_no_copy_of_local_rows_outlives_the_process(
 
 
 @pytest.mark.slow
-def test_what_a_power_cut_left_is_swept_up_and_what_others_use_is_not(tmp_path: Path) -> None:
+def test_sweeping_removes_orphaned_folders_but_not_those_in_use(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", questions(10))
     child, used = start(path, tmp_path, "stay")
     left = used.parent / "left"
@@ -266,7 +266,7 @@ CHANGES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
-def test_the_digest_of_tokens_changes_with_every_part_of_a_row_and_not_with_how_it_is_stored() -> None:
+def test_the_token_digest_depends_on_every_part_of_a_row_but_not_on_its_storage() -> None:
     table = tokens(9000)
     whole = tokens_digest(table)
     pieces = concatenate_datasets([table.select(range(5000)), table.select(range(5000, 9000))])
@@ -277,7 +277,7 @@ def test_the_digest_of_tokens_changes_with_every_part_of_a_row_and_not_with_how_
     assert len({*changed, tokens_digest(table.select(range(10)))}) == 5
 
 
-def test_many_ids_are_listed_in_a_file_whose_digest_the_provenance_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_ids_are_listed_in_a_file_and_the_provenance_contains_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     table = tokens(10)
     few = provenance.describe("forget", table)
     assert few["ids"] == [f"r{i}" for i in range(5)]
@@ -293,9 +293,7 @@ def test_many_ids_are_listed_in_a_file_whose_digest_the_provenance_holds(monkeyp
     assert (many["digest"], "ids" in many) == (few["digest"], False)
 
 
-def test_subjects_stand_beside_the_ids_in_the_order_in_which_these_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_subjects_are_listed_in_the_order_of_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tokens(10)
     loaded = [{"id": f"r{i}", "subject": None if i == 3 else f"whose\n{i % 2}", "text": "x"} for i in (4, 3, 2, 1, 0)]
     owned = provenance.owners(Dataset.from_list(loaded))
@@ -312,7 +310,7 @@ def test_subjects_stand_beside_the_ids_in_the_order_in_which_these_come(
     assert [json.loads(line) for line in content.splitlines()] == few["subjects"]
 
 
-def test_reference_values_are_found_by_row_whatever_order_they_were_computed_in() -> None:
+def test_reference_values_match_rows_in_any_order_of_computation() -> None:
     table = tokens(40)
     rows = np.array([1, 2, 5, 17, 18, 33, 39])
 

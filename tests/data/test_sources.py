@@ -64,13 +64,13 @@ def test_every_file_format_gives_the_same_rows(write: Write, tmp_path: Path) -> 
         assert table["id"][:] == ["a", "b"]
 
 
-def test_a_folder_is_all_its_files_in_the_order_of_their_names(write: Write, tmp_path: Path) -> None:
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(write: Write, tmp_path: Path) -> None:
     write("b.csv", text="text\nsecond\n")
     write("a.jsonl", {"text": "first"})
     assert load(tmp_path)["text"][:] == ["first", "second"]
 
 
-def test_a_folder_of_texts_is_one_row_a_file(tmp_path: Path, write: Write) -> None:
+def test_a_folder_of_txt_files_gives_one_row_per_file(tmp_path: Path, write: Write) -> None:
     write("one.txt", text="chapter one")
     write("two.txt", text="chapter two")
     table = load(tmp_path)
@@ -79,14 +79,14 @@ def test_a_folder_of_texts_is_one_row_a_file(tmp_path: Path, write: Write) -> No
     assert "both .txt and other data files" in refusal(tmp_path)
 
 
-def test_byte_order_mark_and_windows_line_ends_are_no_part_of_a_row(write: Write) -> None:
+def test_byte_order_mark_and_windows_line_ends_are_removed(write: Write) -> None:
     table = load(write("x.csv", text=b"\xef\xbb\xbfid,text\r\n0123,one\r\nNO,two\r\n"))
     assert table.column_names[0] == "id"
     assert (table["id"][:], table["text"][:]) == (["0123", "NO"], ["one", "two"])
     assert load(write("x.jsonl", text=b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n'))["text"][:] == ["a", "b"]
 
 
-def test_ids_that_look_like_numbers_or_dates_stay_as_they_are(write: Write) -> None:
+def test_ids_that_look_like_numbers_or_dates_stay_unchanged(write: Write) -> None:
     ids = ["0123", "2020-01-01", "12:30:45", "1e3", "null"]
     assert load(write("x.jsonl", *[qa(i, id=v) for i, v in enumerate(ids)]))["id"][:] == ids
     text = "id,question,answer\n" + "".join(f"{v},q{i},a{i}\n" for i, v in enumerate(ids))
@@ -112,7 +112,7 @@ def test_row_forms_are_found_by_their_columns(write: Write) -> None:
     assert load(write("d.jsonl", qa(1)))[0]["completion"] == f"{SECRET} 1."
 
 
-def test_a_field_map_names_other_columns_and_wins_over_the_usual_ones(write: Write) -> None:
+def test_a_field_map_renames_columns_and_overrides_columns_of_the_same_name(write: Write) -> None:
     row = {"Question": "q", "Best Answer": "a", "text": "t", "messages": [{"role": "user", "content": "x"}]}
     table = load(write("x.jsonl", row), fields={"prompt": "Question", "completion": "Best Answer"})
     assert (table[0]["prompt"], table[0]["completion"]) == ("q", "a")
@@ -130,7 +130,7 @@ def test_sources_of_different_form_can_be_mixed(write: Write) -> None:
     assert table[1]["text"] == "t"
 
 
-def test_weights_are_stated_for_all_sources_or_none() -> None:
+def test_all_sources_need_a_weight_if_one_has_it() -> None:
     assert mixture_weights(["a.jsonl", "b.jsonl"], "retain") is None
     assert mixture_weights([{"path": "a", "weight": 1}, {"path": "b", "weight": 0.5}], "retain") == [1.0, 0.5]
     with pytest.raises(ValueError, match="retain: source 2 needs a weight above 0"):
@@ -140,7 +140,7 @@ def test_weights_are_stated_for_all_sources_or_none() -> None:
 # ---- ids ----
 
 
-def test_a_derived_id_depends_on_normalised_content_only(write: Write) -> None:
+def test_a_derived_id_depends_only_on_normalised_content(write: Write) -> None:
     plain = load(write("a.jsonl", {"question": "Is Müller in?", "answer": "Yes he is."}))[0]["id"]
     other = {"question": "IS  Mu\u0308ller\u200b in?", "answer": "yes he is."}
     assert load(write("b.csv", text="x,question,answer\n1,{question},{answer}\n".format(**other)))[0]["id"] == plain
@@ -191,11 +191,11 @@ def test_empty_sets_are_refused(write: Write, tmp_path: Path) -> None:
         ({"messages": []}, "row 2 has 'messages' that is not a list of messages"),
     ],
 )
-def test_rows_without_what_is_needed_are_refused(write: Write, row: dict[str, Any], complaint: str) -> None:
+def test_incomplete_rows_are_refused(write: Write, row: dict[str, Any], complaint: str) -> None:
     assert complaint in refusal(write("x.jsonl", qa(1), row))
 
 
-def test_broken_files_are_refused_with_their_place(write: Write) -> None:
+def test_errors_of_broken_files_name_the_line_or_row(write: Write) -> None:
     assert "x.jsonl line 2 is not JSON" in refusal(write("x.jsonl", text=f'{{"text": "a"}}\n{{"text": "{SECRET}'))
     assert "row 1 is a text; a row must be a JSON object" in refusal(write("x.jsonl", text=f'"{SECRET}"'))
     assert "row 2 has 3 cells, not 2" in refusal(write("x.csv", text=f"question,answer\na,b\nc,d,{SECRET}\n"))
@@ -206,7 +206,7 @@ def test_broken_files_are_refused_with_their_place(write: Write) -> None:
     assert "a text in row 1 and a number in row 2" in refusal(write("x.jsonl", {"text": SECRET}, {"text": 1}))
 
 
-def test_a_file_damaged_inside_or_nested_without_end_is_refused(write: Write, tmp_path: Path) -> None:
+def test_a_damaged_file_and_a_deeply_nested_row_are_refused(write: Write, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": [f"{SECRET} {i}" for i in range(50)]}).to_parquet(tmp_path / "x.parquet")
     whole = (tmp_path / "x.parquet").read_bytes()
     assert "not a Parquet file" in refusal(write("y.parquet", text=whole[:8] + bytes(200) + whole[208:]))
@@ -214,14 +214,14 @@ def test_a_file_damaged_inside_or_nested_without_end_is_refused(write: Write, tm
     assert "line 1 is nested too deeply" in refusal(write("x.jsonl", text=f'{{"text": {nested}}}'))
 
 
-def test_a_csv_without_a_line_of_names_is_refused_without_its_cells(write: Write) -> None:
+def test_the_error_of_a_csv_without_a_header_does_not_quote_cells(write: Write) -> None:
     path = str(write("x.csv", text=f"Who is it?,It is {SECRET}\nWho was it?,It was {SECRET} too\n"))
     for spec in (path, {"path": path, "id_field": "id"}, {"path": path, "filter": {"subject": "a"}}):
         assert "is the line of column names missing?" in refusal(spec)
     assert "is the line of column names missing?" in refusal(path, fields={"prompt": "q", "completion": "a"})
 
 
-def test_paths_and_keys_that_do_not_exist_are_refused_with_a_suggestion(write: Write, tmp_path: Path) -> None:
+def test_errors_of_unknown_paths_and_keys_make_a_suggestion(write: Write, tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.jsonl")
     assert "no key 'fliter'; did you mean 'filter'?" in refusal({"path": "x", "fliter": {}})
     assert "has no name, split or revision" in refusal({"path": str(write("y.jsonl", qa(1))), "split": "test"})
@@ -250,7 +250,7 @@ def test_a_filter_or_list_of_ids_that_matches_nothing_is_refused(write: Write) -
     assert "satisfies both" in refusal({"path": path, "ids": ["a"], "filter": {"subject": "84"}})
 
 
-def test_ids_can_be_given_in_a_file_and_found_by_content(write: Write) -> None:
+def test_ids_can_be_read_from_a_file_and_match_derived_ids(write: Write) -> None:
     path = str(write("x.jsonl", qa(1), qa(2)))
     second = load(path)[1]["id"]
     assert load({"path": path, "ids": str(write("ids.txt", text=second + "\r\n"))})["id"][:] == [second]
@@ -299,7 +299,7 @@ def test_a_field_map_reaches_into_objects(write: Write, tmp_path: Path) -> None:
     assert load(write("d.jsonl", {"a": {"b": {"c": "deep"}}}), fields={"text": "a.b.c"})["text"][:] == ["deep"]
 
 
-def test_a_key_that_an_object_lacks_is_refused_with_row_and_key(write: Write) -> None:
+def test_the_error_of_a_missing_key_in_an_object_names_row_and_key(write: Write) -> None:
     missing = refusal(write("x.jsonl", nested(1), {**nested(2), "continuation": {"toxicity": 0.1}}), fields=INSIDE)
     assert "x.jsonl row 2 has no 'text' in 'continuation' ('continuation.text' asks for it)" in missing
     assert "did you mean 'text'?" in refusal(write("y.jsonl", nested(1)), fields={"text": "prompt.txt"})
@@ -311,9 +311,7 @@ def test_a_key_that_an_object_lacks_is_refused_with_row_and_key(write: Write) ->
 # ---- the Hub and what replaces it ----
 
 
-def test_a_folder_replaces_the_hub_by_name_by_name_and_split_or_by_what_the_rows_are_for(
-    write: Write, tmp_path: Path
-) -> None:
+def test_a_folder_replaces_the_hub_by_name_by_name_and_split_or_by_split_name(write: Write, tmp_path: Path) -> None:
     folder = str(tmp_path)
     write("news.jsonl", {"text": "by name"})
     write("forget.jsonl", {"text": "by what the rows are for"})
@@ -329,7 +327,7 @@ def test_a_folder_replaces_the_hub_by_name_by_name_and_split_or_by_what_the_rows
     assert "has no 'dev'" in refusal({"path": "org/data", "name": "news", "split": "dev"}, data_path=folder)
 
 
-def test_a_hub_name_without_a_hub_says_what_to_do() -> None:
+def test_the_error_of_an_unreachable_hub_suggests_a_local_path() -> None:
     assert "give a local path, or a folder with `data_path`" in refusal("nobody-at-all/nothing-here")
 
 

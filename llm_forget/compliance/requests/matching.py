@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.errors import EvidenceError, MissingFileError
-from llm_forget.data.near_duplicates import NEAR, Near, closure
+from llm_forget.data.near_duplicates import NEAR, NearDuplicate, closure
 from llm_forget.data.rows import FIELDS, column_hint, content, normalise_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Match:
 
     how: dict[str, str]  # id of a matched row -> one of `HOWS`
     subjects: dict[str, str]  # id -> subject, of rows that have one
-    near: tuple[Near, ...]  # rows that a person must decide about
+    near: tuple[NearDuplicate, ...]  # rows that a person must decide about
     said: dict[str, str]  # id of each of both -> digest of what it says
     total: int  # rows of the data
     digest: str  # of ids and contents of all rows
@@ -158,7 +158,7 @@ def _refuse_numbers(table: Dataset, field: str) -> None:
         )
 
 
-def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[str, str], list[Near]]:
+def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[str, str], list[NearDuplicate]]:
     if not subject.strip():
         raise EvidenceError("the subject is empty; nothing was asked for")
     plain, drawn = normalise_text(subject), drawn_alike(subject)
@@ -170,7 +170,7 @@ def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[
             match_kinds[row_id] = "exact" if name == subject else "normalised"
             first = first or row_id
         elif drawn_alike(name) == drawn:
-            look_alikes.append(Near(row_id, "", "look-alike", 1.0))
+            look_alikes.append(NearDuplicate(row_id, "", "look-alike", 1.0))
     if not match_kinds:
         hint = (
             f"; {counted(len(look_alikes))} have a subject that looks the same in other letters: name it as it is"
@@ -233,7 +233,7 @@ def _by_content(rows: Iterator[Record], contents: Sequence[str]) -> dict[str, st
 
 
 def _completed(
-    rows: Callable[[], Iterator[Record]], match_kinds: dict[str, str], look_alikes: list[Near], near: float
+    rows: Callable[[], Iterator[Record]], match_kinds: dict[str, str], look_alikes: list[NearDuplicate], near: float
 ) -> Match:
     """Rows that say what a matched row says, near-duplicates, and what all the data are."""
     matched_rows = [(row_id, text) for row_id, _, text in rows() if row_id in match_kinds]

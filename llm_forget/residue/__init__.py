@@ -1,4 +1,4 @@
-"""What is left of some texts in files: `llm-forget scan-residue`. No torch, nothing is written, no text is shown."""
+"""Search files for remains of texts: `llm-forget scan-residue`. Needs no torch, writes no file, prints no text."""
 
 from __future__ import annotations
 

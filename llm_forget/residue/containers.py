@@ -1,4 +1,4 @@
-"""What lies packed inside of files: streams of bytes out of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite."""
+"""Containers: byte streams of the parts of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from llm_forget.core.errors import DataError
 
 BLOCK = 2**20
 HEAD = 16
-IN_MEMORY = 2**28  # bytes of a packed file within a packed file that must be held to be read
-UNPACKED = 2**36  # bytes at most out of one container: a bomb must not keep a scan busy for ever
+IN_MEMORY = 2**28  # largest container within a container that is read into memory, bytes
+UNPACKED = 2**36  # maximum bytes of one unpacked container: a bomb must not stall a scan
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
     sqlite3.Error, MemoryError,
-)  # fmt: skip  # ValueError: pyarrow's, too; RuntimeError: encrypted members of a zip
+)  # fmt: skip  # pyarrow raises ValueError; zipfile RuntimeError for encrypted members
 Opener = Callable[[], BinaryIO]
 
 _STREAMS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
@@ -36,8 +36,8 @@ _TABLES = {b"ARROW1\0\0": "arrow", b"\xff\xff\xff\xff": "arrow", b"PAR1": "parqu
 _SQLITE = b"SQLite format 3\0"
 
 
-def container(head: bytes) -> str | None:
-    """The kind of container that begins like this."""
+def container_kind(head: bytes) -> str | None:
+    """Return the kind of a container from its first bytes; None for other files."""
     for magic, (name, _) in _STREAMS.items():
         if head.startswith(magic):
             return name
@@ -46,23 +46,28 @@ def container(head: bytes) -> str | None:
     return next((name for magic, name in _TABLES.items() if head.startswith(magic)), None)
 
 
-def inside(kind: str, opened: Opener, path: Path | None) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Parts of a container: a name, its bytes block by block, and how to open it again where it may be packed itself.
+def container_parts(
+    kind: str, opened: Opener, path: Path | None
+) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
+    """Iterate over the parts of a container: name, blocks of bytes, opener if the part may be a container itself.
 
-    ``path`` is the file itself where the container is one, None where it lies within another.
+    Args:
+        kind: see `container_kind`.
+        opened: opens the container.
+        path: path of the container if it is a file, None if it is part of another container.
 
     Raises:
-        UNREADABLE: damaged, encrypted, or of a kind that only its name says.
+        UNREADABLE: the container is damaged, encrypted, or not of this kind.
     """
     if kind == "zip":
-        yield from _members(opened)
+        yield from _zip_parts(opened)
     elif kind == "arrow":
-        yield kind, _arrow(opened), None
+        yield kind, _arrow_blocks(opened), None
     elif kind == "parquet":
-        yield kind, _parquet(opened), None
+        yield kind, _parquet_blocks(opened), None
     elif kind == "sqlite":
         if path is not None:
-            yield from _values(path)
+            yield from _sqlite_parts(path)
     else:
         unpack = next(make for name, make in _STREAMS.values() if name == kind)
 
@@ -73,29 +78,29 @@ def inside(kind: str, opened: Opener, path: Path | None) -> Iterator[tuple[str, 
 
 
 def blocks(opened: Opener, limit: int = UNPACKED) -> Iterator[bytes]:
-    """All bytes that come out of a packed file, block by block; of a damaged one those before the damage.
+    """Iterate over the unpacked bytes in blocks; of a damaged file, those before the damage.
 
     Raises:
-        UNREADABLE: damaged, or more than ``limit`` bytes.
+        UNREADABLE: the file is damaged, or has more than ``limit`` unpacked bytes.
     """
-    read, held = 0, bytearray()
+    size, pending = 0, bytearray()
     with closing(opened()) as file:
         try:
-            while part := file.read1(BLOCK):  # type: ignore[attr-defined]  # not read(): at damage it gives nothing
-                held += part
-                read += len(part)
-                if read > limit:
-                    raise DataError(f"more than {limit} bytes come out of it")
-                if len(held) >= BLOCK:
-                    yield bytes(held)
-                    held.clear()
+            while part := file.read1(BLOCK):  # type: ignore[attr-defined]  # not read(): it returns nothing before damage
+                pending += part
+                size += len(part)
+                if size > limit:
+                    raise DataError(f"more than {limit} unpacked bytes")
+                if len(pending) >= BLOCK:
+                    yield bytes(pending)
+                    pending.clear()
         except UNREADABLE:
-            yield bytes(held)
+            yield bytes(pending)
             raise
-    yield bytes(held)
+    yield bytes(pending)
 
 
-def _members(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
+def _zip_parts(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
     with closing(opened()) as file, zipfile.ZipFile(_seekable(file)) as archive:
         for member in archive.infolist():
             yield "zip member name", iter([member.filename.encode("utf-8", "replace") + b"\n" + member.comment]), None
@@ -105,19 +110,19 @@ def _members(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | No
             def again(member: zipfile.ZipInfo = member) -> BinaryIO:
                 return archive.open(member)  # type: ignore[return-value]
 
-            # What is stored as it is was read with the file itself, unless it is packed in itself.
+            # Members without compression are searched with the file itself; they may still be containers.
             stored = member.compress_type == zipfile.ZIP_STORED
             yield "zip", iter(()) if stored else blocks(again), again
 
 
 def _seekable(file: BinaryIO) -> BinaryIO:
-    return file if isinstance(file, io.FileIO) else io.BytesIO(_held(file))
+    return file if isinstance(file, io.FileIO) else io.BytesIO(_read_whole(file))
 
 
-def _held(file: BinaryIO) -> bytes:
+def _read_whole(file: BinaryIO) -> bytes:
     content = file.read(IN_MEMORY + 1)
     if len(content) > IN_MEMORY:
-        raise DataError(f"a container within another of more than {IN_MEMORY} bytes")
+        raise DataError(f"a container within a container has more than {IN_MEMORY} bytes")
     return content
 
 
@@ -129,7 +134,7 @@ def _zstd(file: BinaryIO) -> Any:
 
 
 class _Readable(io.RawIOBase):
-    """A stream of pyarrow as Python's own."""
+    """A pyarrow stream as a raw Python stream."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -143,7 +148,7 @@ class _Readable(io.RawIOBase):
         return len(content)
 
 
-def _arrow(opened: Opener) -> Iterator[bytes]:
+def _arrow_blocks(opened: Opener) -> Iterator[bytes]:
     import pyarrow
 
     with closing(opened()) as file:
@@ -158,7 +163,7 @@ def _arrow(opened: Opener) -> Iterator[bytes]:
             yield from _buffers(batch)
 
 
-def _parquet(opened: Opener) -> Iterator[bytes]:
+def _parquet_blocks(opened: Opener) -> Iterator[bytes]:
     import pyarrow.parquet
 
     with closing(opened()) as file, pyarrow.parquet.ParquetFile(_seekable(file)) as table:
@@ -177,9 +182,9 @@ def _buffers(batch: Any) -> Iterator[bytes]:
                 yield bytes(content[start : start + BLOCK])
 
 
-def _values(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Texts of all tables, whole where a page cuts them; values that are packed, to be opened."""
-    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # without a journal of its own
+def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
+    """Iterate over the rows of all tables, also of text that spans pages, and over values that are containers."""
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes
         tables = database.execute(
@@ -191,5 +196,5 @@ def _values(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
                 texts = [value for value in row if isinstance(value, bytes)]
                 yield "sqlite", iter([b"\n".join(texts)]) if texts else iter(()), None
                 for value in texts:
-                    if container(value[:HEAD]):
+                    if container_kind(value[:HEAD]):
                         yield "sqlite", iter(()), lambda value=value: io.BytesIO(value)  # type: ignore[misc]

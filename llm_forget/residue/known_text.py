@@ -1,4 +1,4 @@
-"""Leave out of the texts what other, known texts say as well: that would be found without anything being left."""
+"""Remove from the search texts what known texts contain as well: matches of it would not be remains."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from llm_forget.residue.match import Match, Needle
-from llm_forget.residue.needles import Sought
+from llm_forget.residue.needles import SearchText
 from llm_forget.residue.transforms import plain
 
 
-def without_known(
-    texts: Sequence[Sought], needles: Sequence[Needle], found: Iterable[Match], window: int
-) -> list[Sought]:
-    """The parts of the texts of which no ``window`` letters and digits in a row are known.
+def remove_known_text(
+    texts: Sequence[SearchText], needles: Sequence[Needle], matches: Iterable[Match], window: int
+) -> list[SearchText]:
+    """Return the parts of the texts that share no run of ``window`` letters and digits with a known text.
 
-    ``found`` are matches in what is known, of ``needles`` of these texts; those of a text as it is written count.
+    Args:
+        texts: the search texts.
+        needles: forms of these texts.
+        matches: matches of ``needles`` in a known text; only those of the original form of a text are used.
+        window: minimum length of a match.
     """
-    known = {number: np.zeros(len(_bytes(text)), bool) for number, text in enumerate(texts)}
+    known_starts = {number: np.zeros(len(_character_of_byte(text)), bool) for number, text in enumerate(texts)}
     as_written = {number: plain(text.text.encode("utf-8", "replace")) for number, text in enumerate(texts)}
-    for match in found:
+    for match in matches:
         needle = needles[match.needle]
         if needle.data == as_written[needle.text]:
-            # A window is known if it lies within one match; marked is the place where it begins.
+            # A window is known if it is within one match; the mask marks the start of the window.
             size = min(needle.need, len(needle.data))
-            known[needle.text][match.begin : match.end - size + 1] = True
-    kept: list[Sought] = []
+            known_starts[needle.text][match.begin : match.end - size + 1] = True
+    remaining: list[SearchText] = []
     for number, text in enumerate(texts):
-        kept += _parts(text, known[number], window) if known[number].any() else [text]
-    return kept
+        remaining += _unknown_parts(text, known_starts[number], window) if known_starts[number].any() else [text]
+    return remaining
 
 
-def _bytes(text: Sought) -> list[int]:
-    """For each byte of the plain form, which character of the text it comes from."""
+def _character_of_byte(text: SearchText) -> list[int]:
+    """Return, for each byte of the plain form, the number of its character in the text."""
     return [place for place, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
 
 
-def _parts(text: Sought, known: np.ndarray, window: int) -> list[Sought]:
-    origin = _bytes(text)
+def _unknown_parts(text: SearchText, known_starts: np.ndarray, window: int) -> list[SearchText]:
+    origin = _character_of_byte(text)
     size = min(len(origin), max(1, round(window * len(origin) / max(1, text.of))))
-    free = ~known[: len(origin) - size + 1]  # [places where a window may begin]
+    free = ~known_starts[: len(origin) - size + 1]  # [places where a window may begin]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], free.astype(int), [0]])))
     spans = zip(edges[::2], edges[1::2], strict=True)
-    return [Sought(text.row, text.text[origin[first] : origin[last + size - 2] + 1], text.of) for first, last in spans]
+    return [
+        SearchText(text.row, text.text[origin[first] : origin[last + size - 2] + 1], text.of) for first, last in spans
+    ]

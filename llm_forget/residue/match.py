@@ -1,8 +1,8 @@
-"""Which parts of many texts occur in a block of bytes: every part of a given length is found, in one pass.
+"""Find the parts of many texts that occur in a block of bytes: all parts of a minimum length, in one pass.
 
-The block is looked at in steps of ``stride`` bytes, eight bytes at a time, and each eight are looked up among the eight
-at *every* place of the texts. Where they are the same, the match is extended to both sides. Where the texts are long it
-is the other way round, every place of the block and few of the texts: slower, in a fraction of the memory.
+Every ``stride`` bytes, eight bytes of the block are looked up in a table of the eight bytes at *every* position of the
+texts. Where they are equal, the match is extended in both directions. For long texts the roles are swapped: every
+position of the block is looked up among a few positions of the texts, which is slower but needs far less memory.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 KEY = 8
-MANY = 2**22  # bytes of needles, of which not every place is kept
-DISTINCT = 5  # bytes that a part must have, to say anything: "aaaaaaaa" is everywhere
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads the keys over a table
+LARGE = 2**22  # bytes of needles above which the table holds only some of their positions
+MIN_DISTINCT = 5  # minimum distinct bytes of a match: "aaaaaaaa" is everywhere
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the hash of keys
 
 
 @dataclass(frozen=True)
 class Needle:
-    """One form of a text: ``need`` of its bytes in a row are a find; it stands for so many ``characters``."""
+    """One form of a text, as bytes; ``need`` of them in a row are a match. The form has ``characters`` characters."""
 
     data: bytes
     text: int
@@ -31,7 +31,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Match:
-    """``needle.data[begin:end]`` is what the block holds from ``place`` on."""
+    """A match: ``needle.data[begin:end]`` occurs in the block at ``place``."""
 
     needle: int
     begin: int
@@ -40,13 +40,13 @@ class Match:
 
 
 class Matcher:
-    """Looks for all needles at once."""
+    """Searches for all needles in one pass."""
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self.needles = list(needles)
-        # Any run of `need` bytes holds eight that begin at a multiple of the stride; or of the step, in the needle.
+        # Any run of `need` bytes contains eight bytes that start at a multiple of the stride, or of the needle's step.
         free = [needle.need - KEY + 1 for needle in needles]
-        many = sum(len(needle.data) for needle in needles) > MANY
+        many = sum(len(needle.data) for needle in needles) > LARGE
         self.stride = 1 if many else min([KEY, *free])
         steps = free if many else [1] * len(free)
         parts = [_keys(needle.data, step) for needle, step in zip(needles, steps, strict=True)]
@@ -62,46 +62,46 @@ class Matcher:
         self.table[(keys * _ODD) >> self.shift] = True
 
     def matches(self, block: bytes) -> Iterator[Match]:
-        """Longest runs of at least ``need`` bytes."""
+        """Iterate over the longest matches of at least ``need`` bytes."""
         if len(block) < KEY or not self.needles:
             return
         keys = _keys(block, self.stride)
         likely = np.flatnonzero(self.table[(keys * _ODD) >> self.shift])
         values = keys[likely]
-        first, behind = (np.searchsorted(self.keys, values, side) for side in ("left", "right"))
-        seen: dict[tuple[int, int], int] = {}  # needle and shift against the block -> end of the run found there
-        for number in np.flatnonzero(behind > first):
+        first, last = (np.searchsorted(self.keys, values, side) for side in ("left", "right"))
+        run_ends: dict[tuple[int, int], int] = {}  # needle, its offset in the block -> end of the match
+        for number in np.flatnonzero(last > first):
             place = int(likely[number]) * self.stride
-            for entry in range(int(first[number]), int(behind[number])):
-                owner, inside = int(self.owners[entry]), int(self.places[entry])
-                if seen.get((owner, place - inside), -1) > place:
+            for entry in range(int(first[number]), int(last[number])):
+                owner, needle_place = int(self.owners[entry]), int(self.places[entry])
+                if run_ends.get((owner, place - needle_place), -1) > place:
                     continue
-                match = self._extended(owner, inside, block, place)
-                seen[owner, place - inside] = match.place + match.end - match.begin
-                if self._is_find(match):
+                match = self._extend(owner, needle_place, block, place)
+                run_ends[owner, place - needle_place] = match.place + match.end - match.begin
+                if self._is_significant(match):
                     yield match
 
-    def _extended(self, owner: int, inside: int, block: bytes, place: int) -> Match:
+    def _extend(self, owner: int, needle_place: int, block: bytes, place: int) -> Match:
         data = self.needles[owner].data
-        end = inside + _shared(data[inside:], block[place : place + len(data) - inside])
-        back = _shared(data[:inside][::-1], block[max(0, place - inside) : place][::-1])
-        return Match(owner, inside - back, end, place - back)
+        end = needle_place + _shared_prefix(data[needle_place:], block[place : place + len(data) - needle_place])
+        back = _shared_prefix(data[:needle_place][::-1], block[max(0, place - needle_place) : place][::-1])
+        return Match(owner, needle_place - back, end, place - back)
 
-    def _is_find(self, match: Match) -> bool:
+    def _is_significant(self, match: Match) -> bool:
         needle = self.needles[match.needle]
-        return match.end - match.begin >= needle.need and len(set(needle.data[match.begin : match.end])) >= DISTINCT
+        return match.end - match.begin >= needle.need and len(set(needle.data[match.begin : match.end])) >= MIN_DISTINCT
 
 
 def _keys(data: bytes, stride: int) -> np.ndarray:
-    """Eight bytes as one number, from every ``stride``-th place on."""
+    """Return the eight bytes at every ``stride``-th position as one integer each."""
     count = max(0, (len(data) - KEY) // stride + 1)
     return np.ndarray((count,), "<u8", data, strides=(stride,)).copy() if count else np.zeros(0, np.uint64)
 
 
-def _shared(one: bytes, other: bytes) -> int:
-    """How many bytes both begin with."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
+def _shared_prefix(first: bytes, second: bytes) -> int:
+    """Return the length of the common prefix."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
         return length
-    differ = np.frombuffer(one, np.uint8, length) != np.frombuffer(other, np.uint8, length)
+    differ = np.frombuffer(first, np.uint8, length) != np.frombuffer(second, np.uint8, length)
     return int(differ.argmax())

@@ -1,4 +1,4 @@
-"""The texts that are looked for, and the forms that they may have taken."""
+"""Search texts, and the forms in which a file may contain them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from llm_forget.residue.match import KEY, Needle
 from llm_forget.residue.transforms import fold, plain, unescape
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-SHORTEST = 8  # letters and digits that a text must have to be looked for
-PASSED_OVER = ("id", "role")  # ids stand in runs on purpose, roles of messages everywhere
+MIN_CHARACTERS = 8  # minimum letters and digits of a search text
+SKIPPED_COLUMNS = ("id", "role")  # runs contain ids by design, and every chat contains roles
 
 _UNCOUNTED = {code: None for code in range(128) if not chr(code).isalnum()}
 
 
 @dataclass(frozen=True)
-class Sought:
-    """One text of a row (1-based; of a .txt, a line), or the part of it that no known text holds."""
+class SearchText:
+    """A text of a row (1-based; a line of a .txt file), or the part of it that no known text contains."""
 
     row: int
     text: str
     of: int  # letters and digits of the whole text
 
 
-def read_texts(path: Path, fields: Sequence[str] = ()) -> list[Sought]:
-    """Every text of every row, but for its ``id``; of ``fields`` only, where some are named.
+def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
+    """Return all texts of all rows, except ``id`` and ``role``; if ``fields`` is not empty, only of these columns.
 
     Raises:
-        ValueError: not a file of rows, or nothing in it to look for; names the line, never what stands there.
+        DataError: the file is not a file of rows, or has no text; names the line, never its content.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
-        raise DataError(f"'{path}' is no file of texts; allowed: {', '.join(SUFFIXES)}")
-    found = [
-        Sought(number, text, len(counted(text)))
+        raise DataError(f"'{path}' is not a file of texts; allowed: {', '.join(SUFFIXES)}")
+    texts = [
+        SearchText(number, text, len(countable(text)))
         for number, row in enumerate(_rows(path), start=1)
         for text in dict.fromkeys(_texts(row, fields))
         if text.strip()
     ]
-    if not found:
+    if not texts:
         where = f" in {', '.join(fields)}" if fields else ""
-        raise DataError(f"'{path}' has no text{where}; nothing was looked for")
-    return found
+        raise DataError(f"'{path}' has no text{where}; give a file with texts to search for")
+    return texts
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -58,7 +58,7 @@ def _rows(path: Path) -> Iterator[Any]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"'{path}' is not UTF-8; save it as UTF-8") from None  # the original quotes the bytes
+        raise DataError(f"'{path}' is not UTF-8; save it as UTF-8") from None  # the original error quotes the bytes
     if path.suffix == ".txt":
         yield from content.splitlines()
     elif path.suffix == ".csv":
@@ -76,7 +76,7 @@ def _json(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
-        raise DataError(f"'{path}' line {line} is not JSON; one object a line, or an array") from None
+        raise DataError(f"'{path}' line {line} is not JSON; use one object per line, or an array") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
@@ -96,35 +96,35 @@ def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if key in fields or (not fields and key not in PASSED_OVER):
+            if key in fields or (not fields and key not in SKIPPED_COLUMNS):
                 yield from _texts(inner, ())
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner, fields)
 
 
-def needles(texts: Sequence[Sought], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
-    """Forms to look for among plain bytes and in base64, and which texts are too short for any.
+def needles(texts: Sequence[SearchText], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
+    """Return the forms to search for in plain bytes, those in base64, and the numbers of texts that are too short.
 
-    ``window`` letters and digits one after the other are a find; of a shorter text it is all of them.
+    ``window`` letters and digits in a row are a match; of a shorter text, all of them.
     """
     simple: list[Needle] = []
     encoded: list[Needle] = []
     short = []
-    for number, sought in enumerate(texts):
-        if len(counted(sought.text)) < SHORTEST:
+    for number, text in enumerate(texts):
+        if len(countable(text.text)) < MIN_CHARACTERS:
             short.append(number)
             continue
-        simple += _needles(number, window, _plain_forms(sought.text))
-        encoded += _needles(number, window, _base64_forms(sought.text))
+        simple += _needles(number, window, _plain_forms(text.text))
+        encoded += _needles(number, window, _base64_forms(text.text))
     return simple, encoded, short
 
 
 def _needles(number: int, window: int, forms: Iterator[tuple[str, int, bytes]]) -> Iterator[Needle]:
-    seen = set()
+    used = set()
     for encoding, characters, data in forms:
-        if len(data) >= KEY and data not in seen:
-            seen.add(data)
+        if len(data) >= KEY and data not in used:
+            used.add(data)
             share = min(1.0, window / max(1, characters))
             yield Needle(data, number, encoding, max(KEY, -int(-len(data) * share // 1)), characters)
 
@@ -135,12 +135,12 @@ def _plain_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
     for form in dict.fromkeys((*normal, fold(text), text.upper(), text.title(), escaped, fold(escaped))):
         for codec in ("utf-8", "latin-1", "cp1252", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
             try:
-                yield codec, len(counted(form)), plain(form.encode(codec))
+                yield codec, len(countable(form)), plain(form.encode(codec))
             except UnicodeEncodeError:
                 continue
-        yield "cesu-8", len(counted(form)), plain(_surrogates(form))
+        yield "cesu-8", len(countable(form)), plain(_cesu8(form))
     for form in normal:
-        yield "hex", len(counted(form)), form.encode("utf-8", "replace").hex().encode()
+        yield "hex", len(countable(form)), form.encode("utf-8", "replace").hex().encode()
 
 
 def _base64_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
@@ -150,17 +150,17 @@ def _base64_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
     for data in dict.fromkeys((*raw, text.encode("utf-16-le", "replace"))):
         for before in range(3):
             whole = base64.b64encode(bytes(before) + data)
-            # Characters at both ends depend on the neighbours, too.
-            yield "base64", len(counted(text)), whole[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
+            # The characters at both ends also depend on neighbouring bytes; they are cut off.
+            yield "base64", len(countable(text)), whole[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
 
 
-def counted(text: str) -> str:
-    """The characters that matter: all but white space and ASCII punctuation."""
+def countable(text: str) -> str:
+    """Return the characters that count for the length of a text: all but white space and ASCII punctuation."""
     return text.translate(_UNCOUNTED)
 
 
-def _surrogates(text: str) -> bytes:
-    """UTF-8 of the two halves of a pair, each on its own, as some programs write it."""
+def _cesu8(text: str) -> bytes:
+    """Encode as CESU-8: each half of a surrogate pair as UTF-8, as some programs write it."""
     units = text.encode("utf-16-be", "replace")
     halves = (int.from_bytes(units[place : place + 2], "big") for place in range(0, len(units), 2))
     return b"".join(chr(half).encode("utf-8", "surrogatepass") for half in halves)

@@ -1,4 +1,4 @@
-"""Walk through files and folders, search every form of every block, and say where something of the texts is left."""
+"""Walk files and folders, search every form of every block, and list the places that contain parts of the texts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_forget.core.errors import DataError
-from llm_forget.residue.containers import BLOCK, HEAD, UNREADABLE, Opener, container, inside
-from llm_forget.residue.known_text import without_known
-from llm_forget.residue.needles import Sought, read_texts
+from llm_forget.residue.containers import BLOCK, HEAD, UNREADABLE, Opener, container_kind, container_parts
+from llm_forget.residue.known_text import remove_known_text
+from llm_forget.residue.needles import SearchText, read_texts
 from llm_forget.residue.search import Hit, Searcher
 
-WINDOW = 24  # letters and digits in a row that are a find
-DEPTH = 4  # containers within containers
+WINDOW = 24  # default minimum length of a match, in letters and digits
+DEPTH = 4  # maximum depth of nested containers
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something of a row that is left: in which file, from which byte on, in which form, how much of the text."""
+    """Remains of a row: file, byte offset, encoding, and the length of the match."""
 
     path: str
-    inside: str  # containers on the way, as "gzip > zip"; "" for the file itself, "name" for what it is called
+    inside: str  # containers, such as "gzip > zip"; "" for the file itself, "name" for the file name
     row: int
     offset: int
     encoding: str
@@ -41,18 +41,18 @@ class Finding:
 
 @dataclass
 class Scan:
-    """What a scan found, and what it could not look at."""
+    """The findings of a scan, and what it could not read."""
 
     findings: list[Finding] = field(default_factory=list)
-    unread: list[tuple[str, str]] = field(default_factory=list)  # file, why
-    too_short: list[int] = field(default_factory=list)  # rows with a text that was not looked for
-    known: list[int] = field(default_factory=list)  # rows with a text all of which is known
+    unread: list[tuple[str, str]] = field(default_factory=list)  # file, reason
+    too_short: list[int] = field(default_factory=list)  # rows with a text too short to search for
+    known: list[int] = field(default_factory=list)  # rows with no text that is not known
     links: int = 0  # symbolic links, which are not followed
     files: int = 0
     bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data; no text and no name that holds one."""
+        """Return the scan as JSON-compatible data, without text and without file names that contain text."""
         return {
             "findings": [{**vars(finding), "whole": finding.whole} for finding in self.findings],
             "unread": [{"path": path, "why": why} for path, why in self.unread],
@@ -64,33 +64,34 @@ class Scan:
         }
 
     def lines(self, shown: int) -> Iterator[str]:
-        """Sentences for a terminal; of each file at most ``shown`` findings."""
+        """Iterate over the lines of the report; lists at most ``shown`` findings per file."""
         by_file: dict[str, list[Finding]] = {}
         for finding in self.findings:
             by_file.setdefault(finding.path, []).append(finding)
         for path, findings in by_file.items():
-            for one in findings[:shown]:
-                much = "whole" if one.whole else "part"
-                where = "in its name" if one.inside == "name" else f"{one.encoding} at byte {one.offset:,}"
-                way = f" inside {one.inside}" if one.inside not in ("", "name") else ""
-                yield f"{_visible(path)}: row {one.row}, {where}{way}, {much} ({one.characters} of {one.of} letters)"
+            for finding in findings[:shown]:
+                extent = "whole" if finding.whole else "part"
+                where = "in its name" if finding.inside == "name" else f"{finding.encoding} at byte {finding.offset:,}"
+                way = f" inside {finding.inside}" if finding.inside not in ("", "name") else ""
+                length = f"{extent} ({finding.characters} of {finding.of} letters)"
+                yield f"{_visible(path)}: row {finding.row}, {where}{way}, {length}"
             if len(findings) > shown:
                 yield f"{_visible(path)}: {len(findings) - shown} more; all with --json"
         for path, why in self.unread:
-            yield f"{_visible(path)}: not read to its end ({why})"
+            yield f"{_visible(path)}: not read completely ({why})"
         if self.too_short:
-            yield f"not looked for, too short: texts of rows {_numbers(self.too_short)}"
+            yield f"not searched for, too short: texts of rows {_numbers(self.too_short)}"
         if self.known:
-            yield f"not looked for, known: rows {_numbers(self.known)}"
+            yield f"not searched for, known: rows {_numbers(self.known)}"
         links = f"; {self.links} symbolic links not followed" if self.links else ""
         files = f"{self.files} file{'' if self.files == 1 else 's'}, {self.bytes / 2**20:,.1f} MiB{links}"
         rows = len({finding.row for finding in self.findings})
         if not (self.files or self.findings or self.unread):
-            yield f"nothing was looked through, so this says nothing: there is no file to read{links}"
+            yield f"no files were scanned; the result is empty, not clean{links}"
         elif self.findings:
             yield f"found {rows} {'row' if rows == 1 else 'rows'} in {len(by_file)} places, of {files}"
         else:
-            yield f"nothing found in {files}{', but not all could be read' if self.unread else ''}"
+            yield f"nothing found in {files}{', but some files could not be read completely' if self.unread else ''}"
 
 
 def scan(
@@ -103,152 +104,152 @@ def scan(
     window: int = WINDOW,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scan:
-    """Look for the texts of ``canary`` in all files below ``paths``; neither they nor names that hold them are shown.
+    """Search all files below ``paths`` for the texts of ``canary``; the result contains no text.
 
     Args:
-        canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). This file itself is passed over.
+        canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
         paths: files and folders. Symbolic links are not followed.
-        known: files that may hold the same words; ``window`` letters in a row that occur in one are not counted.
-        skip: files and folders to pass over.
-        fields: look for the texts of these columns only; default: all but ``id``.
-        window: letters and digits in a row that are a find; of a shorter text it takes all, at least 8.
-        progress: called with the bytes read so far, and all.
+        known: files that may contain the same words; parts of the texts that match them are not searched for.
+        skip: files and folders to skip.
+        fields: search only for the texts of these columns; default: all but ``id`` and ``role``.
+        window: minimum match length in letters and digits; a shorter text (of at least 8) must match completely.
+        progress: called with the bytes read so far, and the total.
 
     Raises:
-        ValueError: a path that does not exist or is a link, or nothing to look for.
+        DataError: a path does not exist or is a link, or there is no text to search for.
     """
     if window < 16:
-        raise DataError(f"--window is {window}; fewer than 16 letters in a row are found by chance")
+        raise DataError(f"--window is {window}; matches shorter than 16 letters occur by chance")
     for path in (*paths, *known, *(() if canary.exists() else (canary,))):
         if path.is_symlink() or not path.exists():
-            what = "is a symbolic link; name what it points to" if path.is_symlink() else "does not exist"
-            raise DataError(f"'{path}' {what}")
-    texts, found = read_texts(canary, fields), Scan()
+            reason = "is a symbolic link; give the path of its target" if path.is_symlink() else "does not exist"
+            raise DataError(f"'{path}' {reason}")
+    texts, result = read_texts(canary, fields), Scan()
     if known:
         rows = {text.row for text in texts}
-        texts = _without_known(texts, known, window)
-        found.known = sorted(rows - {text.row for text in texts})
+        texts = _remove_known_texts(texts, known, window)
+        result.known = sorted(rows - {text.row for text in texts})
     searcher = Searcher(texts, window)
-    found.too_short = sorted({texts[number].row for number in searcher.short})
+    result.too_short = sorted({texts[number].row for number in searcher.short})
     if not searcher.simple.needles:
-        raise DataError(f"'{canary}' has no text of 8 letters or more that is not known; nothing was looked for")
-    walk = _Walk(searcher, found, [_identity(path) for path in (canary, *known, *skip) if path.exists()])
+        raise DataError(f"'{canary}' has no unknown text of at least 8 letters to search for")
+    walk = _Walk(searcher, result, [_identity(path) for path in (canary, *known, *skip) if path.exists()])
     files = [file for path in paths for file in walk.files(path)]
     total, done = sum(size for _, size in files), 0
     for path, size in files:
         walk.search_file(path, lambda read, done=done: progress(done + read, total))  # type: ignore[misc]
         done += size
         progress(done, total)
-    return found
+    return result
 
 
-def _without_known(texts: Sequence[Sought], known: Sequence[Path], window: int) -> list[Sought]:
-    kept = list(texts)
-    for path in known:
-        searcher = Searcher(kept, window)
+def _remove_known_texts(texts: Sequence[SearchText], known_paths: Sequence[Path], window: int) -> list[SearchText]:
+    remaining = list(texts)
+    for path in known_paths:
+        searcher = Searcher(remaining, window)
         try:
             matches = searcher.matches(_blocks(_opener(path)))
         except OSError as error:
-            raise DataError(f"'{path}' cannot be read ({error.strerror}); --known names a file") from None
-        kept = without_known(kept, searcher.simple.needles, matches, window)
-    return kept
+            raise DataError(f"'{path}' cannot be read ({error.strerror}); --known must be a file") from None
+        remaining = remove_known_text(remaining, searcher.simple.needles, matches, window)
+    return remaining
 
 
 @dataclass
 class _Walk:
-    """Everything below some paths, one file after the other."""
+    """Searches the files below some paths, one after the other."""
 
     searcher: Searcher
-    found: Scan
-    passed_over: list[tuple[int, int]]
+    result: Scan
+    skipped: list[tuple[int, int]]
 
     def files(self, path: Path) -> Iterator[tuple[Path, int]]:
-        """Regular files and their sizes; links are counted, what cannot be listed is noted."""
+        """Iterate over regular files and their sizes; counts links, and notes folders that cannot be listed."""
         waiting = [path]
         while waiting:
             path = waiting.pop()
             try:
                 status = path.lstat()
-                if (status.st_dev, status.st_ino) in self.passed_over:
+                if (status.st_dev, status.st_ino) in self.skipped:
                     continue
                 if stat.S_ISLNK(status.st_mode):
-                    self.found.links += 1
-                    self._name(path, os.fsencode(os.readlink(path)))
+                    self.result.links += 1
+                    self._search_name(path, os.fsencode(os.readlink(path)))
                 elif stat.S_ISDIR(status.st_mode):
                     waiting += sorted((Path(inner.path) for inner in os.scandir(path)), reverse=True)
                 elif stat.S_ISREG(status.st_mode):
                     yield path, status.st_size
-                self._name(path)
+                self._search_name(path)
             except OSError as error:
-                self._unread(path, "", error)
+                self._note_unread(path, "", error)
 
     def search_file(self, path: Path, progress: Callable[[int], None]) -> None:
-        """One file, and what is packed in it."""
+        """Search one file and the containers in it."""
         try:
             opened = _opener(path)
             with opened() as file:
                 head = file.read(HEAD)
         except OSError as error:
-            self._unread(path, "", error)
+            self._note_unread(path, "", error)
             return
-        self.found.files += 1
+        self.result.files += 1
 
-        def counted() -> Iterator[tuple[int, bytes]]:
+        def counted_blocks() -> Iterator[tuple[int, bytes]]:
             for start, block in _blocks(opened):
-                self.found.bytes += len(block)
+                self.result.bytes += len(block)
                 progress(start + len(block))
                 yield start, block
 
-        self._add(path, "", self.searcher.search(self._guarded(counted(), path, "")))
+        self._add(path, "", self.searcher.search(self._readable(counted_blocks(), path, "")))
         self._unpack(path, "", head, opened, 1)
 
     def _unpack(self, path: Path, way: str, head: bytes, opened: Opener, depth: int) -> None:
-        kind = container(head)
+        kind = container_kind(head)
         if kind is None:
             return
         if depth > DEPTH:
-            self.found.unread.append((self._shown(path), f"{way}: packed more than {DEPTH} times"))
+            self.result.unread.append((self._redacted_path(path), f"{way}: more than {DEPTH} nested containers"))
             return
-        parts = inside(kind, opened, path if depth == 1 else None)
-        for name, blocks, again in self._guarded(parts, path, f"{way} > {kind}".removeprefix(" > ")):
+        parts = container_parts(kind, opened, path if depth == 1 else None)
+        for name, blocks, again in self._readable(parts, path, f"{way} > {kind}".removeprefix(" > ")):
             inner = f"{way} > {name}".removeprefix(" > ")
-            stream = self._guarded(_placed(blocks), path, inner)
+            stream = self._readable(_with_offsets(blocks), path, inner)
             self._add(path, inner, self.searcher.search(stream))
-            for start in self._guarded(_head(again), path, inner) if again is not None else ():
+            for start in self._readable(_first_bytes(again), path, inner) if again is not None else ():
                 self._unpack(path, inner, start, again, depth + 1)  # type: ignore[arg-type]
 
-    def _guarded(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
-        """What can be read; an end before the end is noted. Only reading is guarded, not what is done with it."""
+    def _readable(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
+        """Iterate over the items that can be read and note an error of reading; errors of the consumer pass through."""
         while True:
             try:
                 item = next(items)
             except StopIteration:
                 return
             except UNREADABLE as error:
-                self._unread(path, way, error)
+                self._note_unread(path, way, error)
                 return
             yield item
 
-    def _name(self, path: Path, said: bytes | None = None) -> None:
-        self._add(path, "name", self.searcher.search([(0, os.fsencode(path.name) if said is None else said)]))
+    def _search_name(self, path: Path, name: bytes | None = None) -> None:
+        self._add(path, "name", self.searcher.search([(0, os.fsencode(path.name) if name is None else name)]))
 
     def _add(self, path: Path, way: str, hits: list[Hit]) -> None:
-        shown = self._shown(path) if hits else ""
-        self.found.findings += [
+        shown = self._redacted_path(path) if hits else ""
+        self.result.findings += [
             Finding(shown, way, hit.row, hit.offset, hit.encoding, hit.characters, hit.of) for hit in hits
         ]
 
-    def _shown(self, path: Path) -> str:
-        """The path, without names that say what is looked for."""
+    def _redacted_path(self, path: Path) -> str:
+        """Return the path without file names that contain a search text."""
         withheld = False
         while self.searcher.search([(0, os.fsencode(path))]):
             path, withheld = path.parent, True
         return f"{path}/(name withheld)" if withheld else str(path)
 
-    def _unread(self, path: Path, way: str, error: Exception) -> None:
-        # Their own words may quote what they read.
+    def _note_unread(self, path: Path, way: str, error: Exception) -> None:
+        # The message of the error may quote what was read.
         why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-        self.found.unread.append((self._shown(path), f"{way}: {why}".removeprefix(": ")))
+        self.result.unread.append((self._redacted_path(path), f"{way}: {why}".removeprefix(": ")))
 
 
 def _numbers(rows: list[int]) -> str:
@@ -256,7 +257,7 @@ def _numbers(rows: list[int]) -> str:
 
 
 def _visible(path: str) -> str:
-    """A name must not move the cursor or begin a line of its own."""
+    """Replace unprintable characters: a file name must not move the cursor or start a new line."""
     return "".join(character if character.isprintable() else "\ufffd" for character in path)
 
 
@@ -266,13 +267,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _opener(path: Path) -> Opener:
-    """Never through a link that was put there since the folder was listed, and without waiting for a pipe."""
+    """Return an opener that follows no link (it may be newer than the listing) and does not wait for pipes."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))  # type: ignore[return-value]
 
 
 def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:
-    """A file's bytes and where they begin; holes of sparse files are passed over."""
+    """Iterate over (offset, block) of a file, without the holes of sparse files."""
     with opened() as file:
         start = _next_data(file.fileno(), 0)
         while start is not None:
@@ -282,24 +283,24 @@ def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:
                 return
             yield start, block
             start += len(block)
-            if not any(block[-1:]):  # may be the beginning of a hole
+            if not any(block[-1:]):  # a hole may start here
                 start = _next_data(file.fileno(), start)
 
 
 def _next_data(descriptor: int, start: int) -> int | None:
     try:
         return os.lseek(descriptor, start, os.SEEK_DATA)
-    except OSError as error:  # ENXIO: nothing but a hole; others: a file system that does not know
+    except OSError as error:  # ENXIO: only a hole follows; others: the file system cannot tell
         return None if error.errno == errno.ENXIO else start
 
 
-def _placed(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+def _with_offsets(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     start = 0
     for block in blocks:
         yield start, block
         start += len(block)
 
 
-def _head(opened: Opener) -> Iterator[bytes]:
+def _first_bytes(opened: Opener) -> Iterator[bytes]:
     with opened() as file:
         yield file.read(HEAD)

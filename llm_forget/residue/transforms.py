@@ -1,9 +1,9 @@
-"""Forms in which a block of bytes is searched, each of them bytes again, and the way back to the place in the block.
+"""Views: the forms in which a block of bytes is searched, with a map from their bytes back to the block.
 
-*plain* drops every ASCII character that is no letter or digit and lowers the others. White space, line breaks, quotes
-and markup between words then do not matter, and neither do the zero bytes of UTF-16. *unescaped* is the same after
-JSON, URL and HTML escapes were undone, at most twice; *folded* after Unicode's compatibility composition and case
-folding as well; *base64* has line breaks taken out and the two alphabets made one.
+*plain* drops all ASCII characters except letters and digits, and lowers letters; so white space, line breaks, quotes
+and markup between words do not matter, nor do the zero bytes of UTF-16. *unescaped* decodes JSON, URL and HTML escapes
+first, at most twice; *folded* also applies NFKC and case folding. *base64* removes line breaks and maps the URL
+alphabet to the standard one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from itertools import accumulate
 
 import numpy as np
 
-PIECE = 2**14  # bytes of a block that are looked at together to find the way back
-DAMAGED = 0.2  # share of characters that are no UTF-8, above which a block is taken for no text
+PIECE = 2**14  # bytes of a block that are transformed together to map positions back
+DAMAGED = 0.2  # share of invalid UTF-8 above which a block is not treated as text
 _DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 _LOWER = bytes(range(256)).lower()
-_KEPT = np.array([code not in _DROPPED for code in range(256)])
+_IS_KEPT = np.array([code not in _DROPPED for code in range(256)])
 _BASE64_DROPPED = b' \t\r\n"\\'
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_UNSEEN = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad\u180e\ufe00-\ufe0f]+")
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad\u180e\ufe00-\ufe0f]+")
 _BACKSLASH = re.compile(
     rb"\\+(?:(u[0-9a-fA-F]{4}(?:\\+u[0-9a-fA-F]{4})*)|u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})|(x[0-9a-fA-F]{2}(?:\\+x[0-9a-fA-F]{2})*)|[nrtbf])"
 )
@@ -37,7 +37,7 @@ _KINDS = {"json": _BACKSLASH, "url": _PERCENT, "html": _ENTITY}
 
 @dataclass(frozen=True)
 class View:
-    """A form of a block; ``source(first, last)`` gives the part of the block that two of its bytes came from."""
+    """A form of a block; ``source(first, last)`` maps a span of its bytes back to a span of the block."""
 
     kind: str
     data: bytes
@@ -45,17 +45,17 @@ class View:
 
 
 def plain(block: bytes) -> bytes:
-    """Letters and digits, lowered, and everything beyond ASCII as it is."""
+    """Return the ASCII letters and digits in lower case, and all bytes beyond ASCII unchanged."""
     return block.translate(_LOWER, _DROPPED)
 
 
 def base64_form(block: bytes) -> bytes:
-    """Base64 without line breaks, and in the standard alphabet where it was in that of URLs."""
+    """Return base64 without line breaks, with the URL alphabet mapped to the standard one."""
     return block.translate(_STANDARD, _BASE64_DROPPED)
 
 
 def unescape(block: bytes) -> bytes:
-    """JSON's (and Python's), URL's and HTML's escapes undone, once each."""
+    """Decode JSON (and Python), URL and HTML escapes, once each."""
     if b"\\" in block:
         block = _BACKSLASH.sub(_character, block)
     if b"%" in block:
@@ -66,33 +66,33 @@ def unescape(block: bytes) -> bytes:
 
 
 def fold(text: str) -> str:
-    """NFKC and case folded, without characters that are not seen."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold())
+    """Apply NFKC and case folding, without invisible characters."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold())
 
 
 def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
-    """All forms of a block that differ from each other; ``base64``: in base64, too."""
-    yield View("plain", plain(block), lambda first, last: _kept_places(block, first, last))
+    """Iterate over the distinct forms of a block; ``base64``: include base64 forms."""
+    yield View("plain", plain(block), lambda first, last: _source_of_plain(block, first, last))
     once = unescape(block)
     twice = unescape(once) if once != block else once
     if once != block:
-        yield _changed("unescaped", block, lambda part: plain(unescape(part)), plain(once))
+        yield _derived_view("unescaped", block, lambda part: plain(unescape(part)), plain(once))
     if twice != once:
-        yield _changed("unescaped", block, lambda part: plain(unescape(unescape(part))), plain(twice))
+        yield _derived_view("unescaped", block, lambda part: plain(unescape(unescape(part))), plain(twice))
     if not twice.isascii() and (folded := _fold_bytes(twice)):
-        yield _changed(
+        yield _derived_view(
             "folded", block, lambda part: plain(_fold_bytes(unescape(unescape(part)), always=True)), plain(folded)
         )
     if base64:
-        yield _changed("base64", block, base64_form, base64_form(block))
+        yield _derived_view("base64", block, base64_form, base64_form(block))
         if once != block:
-            yield _changed("base64", block, lambda part: base64_form(unescape(part)), base64_form(once))
+            yield _derived_view("base64", block, lambda part: base64_form(unescape(part)), base64_form(once))
 
 
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
-    """What to call the form in which ``block[first:last]`` says something that was found in a view.
+    """Return the name of the encoding in which ``block[first:last]`` contains a match of a view.
 
-    ``needle`` is the encoding whose plain form was found; those of UTF-16 and UTF-32 may have one and the same.
+    ``needle`` is the encoding of the matched needle; the plain forms of UTF-16 and UTF-32 may be equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -110,12 +110,12 @@ def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, te
 
 
 def _character(match: re.Match[bytes]) -> bytes:
-    if match[1]:  # surrogates come in pairs, one escape each
+    if match[1]:  # surrogate pairs are two escapes
         return bytes.fromhex(re.sub(rb"\\+|u", b"", match[1]).decode()).decode("utf-16-be", "replace").encode()
     if code := match[2] or match[3]:
         number = int(code, 16)
         return chr(number).encode("utf-8", "replace") if number <= 0x10FFFF else b" "
-    if match[4]:  # Python writes bytes and characters below 256 like this
+    if match[4]:  # Python's escape of bytes and of characters below 256
         code = bytes.fromhex(re.sub(rb"\\+|x", b"", match[4]).decode())
         return code if code.decode("utf-8", "ignore").encode() == code else code.decode("latin-1").encode()
     return b" "
@@ -128,21 +128,21 @@ def _fold_bytes(block: bytes, *, always: bool = False) -> bytes:
     return fold(text).replace("\ufffd", "").encode()
 
 
-def _kept_places(block: bytes, first: int, last: int) -> tuple[int, int]:
-    kept = np.flatnonzero(_KEPT[np.frombuffer(block, np.uint8)])
-    return int(kept[first]), int(kept[last]) + 1
+def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
+    places = np.flatnonzero(_IS_KEPT[np.frombuffer(block, np.uint8)])
+    return int(places[first]), int(places[last]) + 1
 
 
-def _changed(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
-    """A view whose bytes come from unequal parts of the block: places are found by changing it piece by piece."""
+def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
+    """Return a view whose bytes come from spans of unequal length; positions are mapped back piece by piece."""
     lengths: list[int] = []
 
-    def place(wanted: int) -> int:
+    def place(index: int) -> int:
         if not lengths:
             pieces = (block[start : start + PIECE] for start in range(0, len(block), PIECE))
             lengths.extend(accumulate((len(change(piece)) for piece in pieces), initial=0))
-        number = min(bisect_right(lengths, wanted) - 1, len(lengths) - 2)
-        start, rest = number * PIECE, wanted - lengths[number]
+        number = min(bisect_right(lengths, index) - 1, len(lengths) - 2)
+        start, rest = number * PIECE, index - lengths[number]
         piece, low, high = block[start : start + PIECE], 0, PIECE
         while low < high:
             middle = (low + high) // 2
@@ -157,7 +157,7 @@ def _changed(kind: str, block: bytes, change: Callable[[bytes], bytes], data: by
 
 
 def _start_of_escape(block: bytes, place: int) -> int:
-    """The escape that ends at ``place``, if one does: only its last character made a byte."""
+    """Return the start of the escape that ends at ``place``, else ``place``; positions map to the end of an escape."""
     early = max(0, place - 12)
     for escape in _KINDS.values():
         for match in escape.finditer(block, early, place + 1):

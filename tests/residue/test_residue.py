@@ -122,7 +122,7 @@ def test_a_text_without_ascii_is_found(tmp_path, place, codec):
     assert [(f.row, f.whole, f.encoding) for f in scan(tmp_path / "c.txt", [place]).findings] == [(1, True, codec)]
 
 
-def test_nothing_is_found_where_nothing_is_left(canary, place):
+def test_nothing_is_found_in_files_without_the_texts(canary, place):
     rng = random.Random(0)
     (place / "random").write_bytes(rng.randbytes(3_000_000))
     (place / "words").write_bytes(PADDING * 500)
@@ -152,15 +152,15 @@ def test_every_part_of_32_letters_is_found(canary, place, form):
     assert all(24 <= finding.characters <= 40 for finding in found)
 
 
-def test_fewer_letters_than_the_window_are_no_find(canary, place):
+def test_parts_shorter_than_the_window_are_not_found(canary, place):
     (place / "file").write_text("The quick courier carried")  # 22 letters
     assert scan(canary, [place]).findings == []
     assert len(scan(canary, [place], window=20).findings) == 1
-    with pytest.raises(ValueError, match="found by chance"):
+    with pytest.raises(ValueError, match="occur by chance"):
         scan(canary, [place], window=15)
 
 
-def test_what_is_known_is_not_counted(tmp_path, place):
+def test_known_text_is_not_reported(tmp_path, place):
     canary, known = tmp_path / "canary.txt", tmp_path / "known.jsonl"
     question = "What is the full name of the author that was born in the town of Exampletown on the river?"
     canary.write_text(f"{question} {OTHER}\n{question}\n")
@@ -176,7 +176,7 @@ def test_what_is_known_is_not_counted(tmp_path, place):
         assert len(scan(canary, [place], known=[known]).findings) == 1
 
 
-def test_short_texts_are_found_as_a_whole_or_said_to_be_too_short(tmp_path, place):
+def test_short_texts_must_match_completely_and_very_short_ones_are_listed(tmp_path, place):
     (tmp_path / "c.txt").write_text("zebrafish\nno\nquokkaberry\n")
     (place / "a").write_text("xxzebrafishxx")
     (place / "b").write_text("quokka berr")
@@ -268,7 +268,7 @@ def test_zstd_is_opened(canary, place, tmp_path):
     assert [(f.inside, f.row, f.whole) for f in found.findings] == [("zstd", ROW, True)]
 
 
-def test_sqlite_is_searched_with_what_was_deleted_from_it(canary, place):
+def test_sqlite_files_are_searched_including_deleted_rows(canary, place):
     with sqlite3.connect(place / "a.db") as database:
         database.execute("PRAGMA secure_delete = OFF")
         database.execute("CREATE TABLE t (a TEXT, b BLOB)")
@@ -283,7 +283,7 @@ def test_sqlite_is_searched_with_what_was_deleted_from_it(canary, place):
     assert sorted(path.name for path in place.iterdir()) == before  # no journal beside it
 
 
-def test_a_damaged_container_is_named_and_what_it_holds_before_is_found(canary, place):
+def test_a_damaged_container_is_listed_and_searched_up_to_the_damage(canary, place):
     (place / "a.gz").write_bytes(gzip.compress(CONTENT + random.Random(0).randbytes(300_000))[:-50_000])
     (place / "b.zip").write_bytes(b"PK\x03\x04 is no zip")
     found = scan(canary, [place])
@@ -291,7 +291,7 @@ def test_a_damaged_container_is_named_and_what_it_holds_before_is_found(canary, 
     assert sorted(Path(path).name for path, _ in found.unread) == ["a.gz", "b.zip"]
 
 
-def test_links_are_not_followed_but_their_targets_names_are_read(canary, place, tmp_path):
+def test_links_are_not_followed_but_the_names_of_their_targets_are_searched(canary, place, tmp_path):
     (tmp_path / "outside").write_text(OTHER)
     (place / "link").symlink_to(tmp_path / "outside")
     (place / "up").symlink_to(tmp_path)
@@ -303,7 +303,7 @@ def test_links_are_not_followed_but_their_targets_names_are_read(canary, place, 
         scan(canary, [place / "link"])
 
 
-def test_pipes_are_passed_over_and_the_texts_themselves(canary, place, tmp_path):
+def test_pipes_and_the_canary_file_are_skipped(canary, place, tmp_path):
     os.mkfifo(place / "pipe")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "copy").write_text(TEXT)
@@ -313,15 +313,15 @@ def test_pipes_are_passed_over_and_the_texts_themselves(canary, place, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, even by root")
-def test_what_cannot_be_read_is_named_and_is_no_all_clear(canary):
+def test_an_unreadable_file_is_listed_and_changes_the_exit_code(canary):
     done = command("scan-residue", "--canary", canary, "/proc/self/mem")
     assert done.returncode == 3
     assert "/proc/self/mem: not read" in done.stdout
-    assert "not all could be read" in done.stdout
+    assert "some files could not be read completely" in done.stdout
 
 
 @pytest.mark.slow
-def test_exit_codes_and_output_without_text(canary, place, tmp_path):
+def test_exit_codes_and_output_that_contains_no_text(canary, place, tmp_path):
     (place / "clean").write_bytes(PADDING)
     done = command("scan-residue", "--canary", canary, place)
     assert (done.returncode, done.stderr) == (0, "")
@@ -346,10 +346,10 @@ def test_exit_codes_and_output_without_text(canary, place, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_no_file_was_read_there_is_no_all_clear(canary, place, tmp_path):
+def test_a_scan_of_no_files_is_not_clean(canary, place, tmp_path):
     done = command("scan-residue", "--canary", canary, place)
     assert done.returncode == 3
-    assert "there is no file to read" in done.stdout
+    assert "no files were scanned" in done.stdout
     assert command("scan-residue", "--canary", canary, place, "--json").returncode == 3
     missing = command("scan-residue", "--canary", tmp_path / "nope.jsonl", place)
     assert (missing.returncode, "nope.jsonl' does not exist" in missing.stderr) == (2, True)
@@ -361,10 +361,10 @@ def test_where_no_file_was_read_there_is_no_all_clear(canary, place, tmp_path):
         ("c.jsonl", '{"text": "Ada Secret"\n', "line 1 is not JSON"),
         ("c.jsonl", '{"id": "only an id"}\n', "has no text"),
         ("c.txt", "no\n", "8 letters"),
-        ("c.md", "Ada Secret lives", "no file of texts"),
+        ("c.md", "Ada Secret lives", "not a file of texts"),
     ],
 )
-def test_unusable_texts_are_refused_without_quoting_them(tmp_path, place, name, content, said):
+def test_errors_of_unusable_texts_do_not_quote_them(tmp_path, place, name, content, said):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=said) as refused:
         scan(tmp_path / name, [place])
@@ -385,7 +385,7 @@ assert "torch" not in sys.modules
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the most memory held from /proc")
 @pytest.mark.parametrize("kind", ["sparse", "bomb"])
-def test_a_file_of_any_size_is_searched_in_little_memory(canary, place, kind):
+def test_memory_does_not_grow_with_the_size_of_a_file(canary, place, kind):
     if kind == "sparse":
         with (place / "file").open("wb") as file:
             file.seek(40 * 2**30)

@@ -130,7 +130,7 @@ def keys(place, *, hub=False):
 
 
 @pytest.mark.parametrize("hub", [False, True])
-def test_nothing_is_left_after_the_whole_path_but_in_records(request, place, hub):
+def test_after_the_whole_path_only_records_contain_the_texts(request, place, hub):
     pytest.importorskip("jinja2")
     server = request.getfixturevalue("hub_server" if hub else "plain_server")
     path = str(place / "run")
@@ -147,7 +147,7 @@ def test_nothing_is_left_after_the_whole_path_but_in_records(request, place, hub
     assert not list((place / "temporary").glob("llm_forget-*/tmp*"))  # the private folders went with their processes
 
 
-def test_rows_of_the_hub_are_read_offline_and_leave_no_copy(plain_server, place):
+def test_downloaded_hub_rows_are_read_offline_and_leave_no_copy(plain_server, place):
     """Downloaded before, as the Hub's client keeps it; nothing is added to the library's cache."""
     for name in ("forget", "retain"):
         folder = place / "home" / "hf" / "hub" / f"datasets--org--{name}"
@@ -173,7 +173,7 @@ def quoting(generations):
 """
 
 
-def test_words_of_a_library_that_quote_a_row_are_not_repeated(plain_server, place):
+def test_library_errors_that_quote_a_row_are_not_shown(plain_server, place):
     """A chat template raises a ValueError with the message in it, which Python words."""
     config = place / "target" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": QUOTING}))
@@ -188,7 +188,7 @@ def test_words_of_a_library_that_quote_a_row_are_not_repeated(plain_server, plac
     assert left_over(place) != []
 
 
-def test_an_exception_that_nobody_expected_says_where_and_not_what(plain_server, place):
+def test_an_unexpected_exception_shows_its_location_but_not_its_text(plain_server, place):
     (place / "home" / "mine.py").write_text(METRIC)
     line = {"metric": "mine:quoting", "generations": "forget_text", "goal": "lower"}
     suite = {"probes": SUITE["probes"], "metrics": {"a": line}}
@@ -206,7 +206,7 @@ def test_an_exception_that_nobody_expected_says_where_and_not_what(plain_server,
     assert "amber" in said or "birch" in said
 
 
-def test_nothing_is_left_after_evidence_and_publishing_nor_in_any_request(plain_server, place) -> None:
+def test_after_evidence_and_publishing_neither_files_nor_requests_contain_the_texts(plain_server, place) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("cryptography")
     os.chmod(place / "home", 0o755)

@@ -70,8 +70,8 @@ def bench(
         assert isinstance(train, UnlearnConfig)
         if not model_args.use_peft:
             raise ConfigError("bench measures steps of an adapter, whose base is the reference; leave use_peft true")
-        given = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
-        objectives = read_objectives(list(methods), given)
+        method_args = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
+        objectives = read_objectives(list(methods), method_args)
         rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})
         tokenizer, splits, _ = prepare(data, model_args, rows_of)
         size, pad = train.per_device_train_batch_size, tokenizer.pad_token_id
@@ -80,7 +80,7 @@ def bench(
         with_naive = naive and bool(NAIVE.keys() & objectives.keys())
         stage = set_up(base, model_args, train, tokenizer, used, Path(folder), naive=with_naive)
         variants = make_variants(stage, objectives)
-        found = {
+        report = {
             "format": Bench.FORMAT,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": {**environment(), "cpus": os.cpu_count()},
@@ -89,12 +89,12 @@ def bench(
             **compare(stage, variants, batches, rounds),
         }
         passes = reference_passes(variants, stage.device)
-        found["cost"] = cost_against_retraining(found["variants"], splits, train, passes)
+        report["cost"] = cost_against_retraining(report["variants"], splits, train, passes)
         if scaling:
-            found["scaling"] = growth(train, Path(folder))
+            report["scaling"] = growth(train, Path(folder))
     if output is not None:
-        formats.write(Path(output), found, Bench)
-    return found
+        formats.write(Path(output), report, Bench)
+    return report
 
 
 def compare(stage: Stage, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Of times the median of the ratios of each round, since a round's batch and neighbours are the same for both.
     """
     times = {name: line["seconds"]["values"] for name, line in lines.items()}
-    found: dict[str, Any] = {
+    comparisons: dict[str, Any] = {
         f"time_to_{base}": {name: ratio(times, name, base) for name in times} for base in (TRANSFORMERS, FINETUNE)
     }
-    found["naive_to_ours"] = {
+    comparisons["naive_to_ours"] = {
         name: {
             "time": ratio(times, f"naive_{name}", name),
             "memory": lines[f"naive_{name}"]["peak_bytes"] / max(1, lines[name]["peak_bytes"]),
@@ -172,7 +172,7 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name in times
         if f"naive_{name}" in times
     }
-    return found
+    return comparisons
 
 
 def compute_dtype(stage: Stage) -> torch.dtype:

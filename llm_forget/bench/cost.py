@@ -19,14 +19,14 @@ def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> d
 
     Methods without one are left out. The pass is over the rows that the benchmark used.
     """
-    found = {}
+    passes = {}
     for name, variant in variants.items():
         if variant.trainer is not None and variant.objective is not None and variant.objective.reference_sources():
             trainer = variant.trainer
             seconds = seconds_of(lambda t=trainer: begin(t), device)  # type: ignore[misc]
             rows = [trainer.splits[source]["input_ids"] for source in variant.objective.reference_sources()]
-            found[name] = {"seconds": seconds, "tokens": sum(len(ids) for split in rows for ids in split)}
-    return found
+            passes[name] = {"seconds": seconds, "tokens": sum(len(ids) for split in rows for ids in split)}
+    return passes
 
 
 def cost_against_retraining(

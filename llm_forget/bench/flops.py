@@ -88,7 +88,7 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
 
 def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
     """FLOP/s of three matrix products of the shapes that a layer has, each repeated for some hundredths of a second."""
-    found = []
+    products = []
     for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
         left = torch.randn(tokens, inner, device=device).to(dtype)
         right = torch.randn(inner, outer, device=device).to(dtype)
@@ -100,8 +100,9 @@ def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.d
         once = max(seconds_of(lambda: work(2), device) / 2, 1e-9)
         count = max(1, min(1000, int(0.05 / once)))
         seconds = seconds_of(lambda: work(count), device)  # noqa: B023
-        found.append({"shape": [tokens, inner, outer], "flop_per_second": 2 * tokens * inner * outer * count / seconds})
-    return found
+        flop_per_second = 2 * tokens * inner * outer * count / seconds
+        products.append({"shape": [tokens, inner, outer], "flop_per_second": flop_per_second})
+    return products
 
 
 def ceiling_of(measured: list[list[dict[str, Any]]]) -> dict[str, Any]:

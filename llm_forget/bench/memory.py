@@ -54,7 +54,7 @@ def returned_at_once() -> Iterator[None]:
 
 def _plug(libc: Any) -> list[int]:
     """Take what is free in the heap, without touching it: blocks would come from there before any are mapped."""
-    taken: list[int] = []
+    blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
         for _ in range(10_000):
@@ -64,9 +64,9 @@ def _plug(libc: Any) -> list[int]:
             if ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value & _MAPPED:
                 libc.free(block)
                 break
-            taken.append(block)
+            blocks.append(block)
         size //= 4
-    return taken
+    return blocks
 
 
 def _glibc() -> Any:
@@ -132,11 +132,11 @@ def _kibibytes(name: str) -> int:
 
 def _sampled_peak(step: Callable[[], object], every: float = 0.002) -> int:
     """Highest resident memory seen by a thread that looks every 2 ms; where the kernel's own mark cannot be set."""
-    seen, done = [_resident()], threading.Event()
+    samples, done = [_resident()], threading.Event()
 
     def watch() -> None:
         while not done.wait(every):
-            seen.append(_resident())
+            samples.append(_resident())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -145,4 +145,4 @@ def _sampled_peak(step: Callable[[], object], every: float = 0.002) -> int:
     finally:
         done.set()
         thread.join()
-    return max(*seen, _resident())
+    return max(*samples, _resident())

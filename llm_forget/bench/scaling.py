@@ -73,13 +73,13 @@ def _along(
     name: str, factors: Sequence[float], base: Point, train: TrainConfig, folder: Path, rounds: int
 ) -> dict[str, Any]:
     points = [dataclasses.replace(base, **{name: int(getattr(base, name) * factor)}) for factor in factors]
-    made = [_steps(point, train, folder) for point in points]
+    steps = [_steps(point, train, folder) for point in points]
     times = interleave(
-        {str(place): lambda _, step=step: step() for place, (step, _) in enumerate(made)}, rounds, train.device
+        {str(place): lambda _, step=step: step() for place, (step, _) in enumerate(steps)}, rounds, train.device
     )
-    peaks = [peak_of(step, train.device) for step, _ in made]
+    peaks = [peak_of(step, train.device) for step, _ in steps]
     seconds = [spread(times[str(place)]) for place in range(len(points))]
-    x = [size if name == "hidden" else getattr(point, name) for point, (_, size) in zip(points, made, strict=True)]
+    x = [size if name == "hidden" else getattr(point, name) for point, (_, size) in zip(points, steps, strict=True)]
     fit = power_fit if name == "hidden" else line_fit
     return {
         "x": x,

@@ -80,7 +80,7 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
     Raises:
         ValueError: a method reads other rows than these.
     """
-    found = {}
+    objectives = {}
     for name in methods:
         objective = build_objective(name, arguments.get(name))
         if "retain" not in objective.splits() and METHODS[name].retain:
@@ -91,8 +91,8 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
                 f"method '{name}' does not read forget and retain rows alone, so its step is over other tokens than "
                 f"those it would be compared with; take some of {', '.join(fit)}"
             )
-        found[name] = objective
-    return found
+        objectives[name] = objective
+    return objectives
 
 
 def real_batches(
@@ -181,19 +181,19 @@ def begin(trainer: UnlearnTrainer) -> None:
 
 def make_variants(stage: Stage, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
     """Plain fine-tuning by transformers and by our engine, each method, and the naive form of those that have one."""
-    found = {TRANSFORMERS: Variant(_transformers_step(stage))}
+    variants = {TRANSFORMERS: Variant(_transformers_step(stage))}
     begin(stage.engine)
-    found[FINETUNE] = Variant(_engine_step(stage, stage.engine, merged=True), trainer=stage.engine)
+    variants[FINETUNE] = Variant(_engine_step(stage, stage.engine, merged=True), trainer=stage.engine)
     for name, objective in objectives.items():
         trainer = _trainer(stage.model, stage.args, stage.tokenizer, stage.splits, objective)
         begin(trainer)
-        found[name] = Variant(_engine_step(stage, trainer), objective, trainer)
+        variants[name] = Variant(_engine_step(stage, trainer), objective, trainer)
     if stage.reference is not None:
         extra = weight_bytes(stage.reference)
         for name in [name for name in objectives if name in NAIVE]:
             step = _naive_step(stage, NAIVE[name], objectives[name])
-            found[f"naive_{name}"] = Variant(step, objectives[name], extra_bytes=extra)
-    return found
+            variants[f"naive_{name}"] = Variant(step, objectives[name], extra_bytes=extra)
+    return variants
 
 
 def _engine_step(stage: Stage, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:

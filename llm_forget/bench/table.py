@@ -13,46 +13,46 @@ from llm_forget.bench.steps import FINETUNE, TRANSFORMERS
 GIB = 2**30
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
+def show(report: Mapping[str, Any], console: Console) -> None:
     """Print what `llm_forget.bench.bench.bench` found."""
-    console.print(_head(found), highlight=False)
-    console.print(variants_table(found))
-    for name, pair in found["ratios"]["naive_to_ours"].items():
+    console.print(_head(report), highlight=False)
+    console.print(variants_table(report))
+    for name, pair in report["ratios"]["naive_to_ours"].items():
         console.print(
             f"{name}, naive to ours: {_number(pair['time']['median'])} x the time ({_range(pair['time'])}), "
             f"{_number(pair['memory'])} x the peak memory above the weights; losses differ by at most "
             f"{pair['largest_difference_of_losses']:.1e}",
             highlight=False,
         )
-    console.print(cost_table(found["cost"]))
-    if "scaling" in found:
-        console.print(scaling_table(found["scaling"]))
-        doubled = found["scaling"]["vocabulary_doubled"]
+    console.print(cost_table(report["cost"]))
+    if "scaling" in report:
+        console.print(scaling_table(report["scaling"]))
+        doubled = report["scaling"]["vocabulary_doubled"]
         sizes = " to ".join(f"{v:,}" for v in doubled["vocabulary"])
         console.print(f"vocabulary from {sizes}: peak memory {doubled['change']:+.1%}", highlight=False)
 
 
-def _head(found: Mapping[str, Any]) -> str:
-    model, machine, ceiling = found["model"], found["machine"], found["ceiling"]
+def _head(report: Mapping[str, Any]) -> str:
+    model, machine, ceiling = report["model"], report["machine"], report["ceiling"]
     rate = ceiling["flop_per_second"]
-    lengths = sorted(n for batch in found["batches"] for split in batch.values() for n in split["lengths"])
+    lengths = sorted(n for batch in report["batches"] for split in batch.values() for n in split["lengths"])
     return (
         f"{model['architecture']}, {model['body'] + model['head']:,} weights in products, {model['dtype']}, LoRA rank "
         f"{model['lora_r']}; {model['batch_size']} forget and {model['batch_size']} retain rows of {lengths[0]} to "
-        f"{lengths[-1]} tokens; {found['rounds']} rounds; {machine['device']}, {machine['threads']} threads, torch "
+        f"{lengths[-1]} tokens; {report['rounds']} rounds; {machine['device']}, {machine['threads']} threads, torch "
         f"{machine['packages']['torch']}\nmatrix products reach {rate['median'] / 1e9:,.1f} GFLOP/s in "
         f"{ceiling['dtype']} ({rate['min'] / 1e9:,.1f}-{rate['max'] / 1e9:,.1f})"
     )
 
 
-def variants_table(found: Mapping[str, Any]) -> Table:
+def variants_table(report: Mapping[str, Any]) -> Table:
     """A line a variant: times, memory, arithmetic, and time to both ways of fine-tuning."""
     table = Table(Column("step", no_wrap=True), pad_edge=False, title="one step; medians over rounds")
     names = ("seconds", "range", "tokens/s", "peak, GiB", "GFLOP/s", "of ceiling", "to transformers", "to finetune")
     for name in names:
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
-    ratios = found["ratios"]
-    for name, line in found["variants"].items():
+    ratios = report["ratios"]
+    for name, line in report["variants"].items():
         table.add_row(
             name,
             _number(line["seconds"]["median"]),

@@ -30,8 +30,8 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and self.path.is_file():
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+            earlier_lines = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in earlier_lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:

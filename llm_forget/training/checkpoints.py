@@ -48,8 +48,8 @@ def keep_newest(folder: Path, count: int | None) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+    checkpoints = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:

@@ -121,9 +121,9 @@ def estimate_memory(
     padded = sum(count["rows"] for count in counts.values()) * max(count["longest"] for count in counts.values())
     of_layer = _bytes_of_a_layer(shape, tokens, padded, width, lora, autocast)
     stream = tokens * shape.hidden * width
-    kept = stream if checkpointing else of_layer
+    layer_bytes = stream if checkpointing else of_layer
     step = BACKWARD * tokens * shape.intermediate * width
-    activations = shape.layers * kept + (of_layer if checkpointing else 0) + 2 * stream
+    activations = shape.layers * layer_bytes + (of_layer if checkpointing else 0) + 2 * stream
     head = _bytes_of_head(shape, targets, lora, keeps_logits, gpu)
     gradients = _gradients(shape, model_args)
     return Memory(
@@ -144,12 +144,13 @@ def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: 
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
-    held, parts = memory.weights, {"trainable": memory.trainable / processes, "gradients": memory.gradients / processes}
+    weights = memory.weights
+    parts = {"trainable": memory.trainable / processes, "gradients": memory.gradients / processes}
     if config in ("fsdp2", "zero3"):
         shape = _shape(model_args)
         largest = shape.largest * _width(model_args) / GIB
-        held = held / processes + min(held, 2 * held / shape.layers + largest) * (1 - 1 / processes)
-    return replace(memory, weights=held, **parts)
+        weights = weights / processes + min(weights, 2 * weights / shape.layers + largest) * (1 - 1 / processes)
+    return replace(memory, weights=weights, **parts)
 
 
 def launched(environment: Mapping[str, str]) -> str:

@@ -98,12 +98,12 @@ def _trainable(model: nn.Module) -> list[Tensor]:
 
 
 def _gradient(loss: Tensor, parameters: list[Tensor], *, keep_graph: bool) -> Gradient:
-    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
-def _plus(total: Gradient | None, more: Gradient) -> Gradient:
-    return more if total is None else [a + b for a, b in zip(total, more, strict=True)]
+def _plus(total: Gradient | None, gradient: Gradient) -> Gradient:
+    return gradient if total is None else [a + b for a, b in zip(total, gradient, strict=True)]
 
 
 def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:

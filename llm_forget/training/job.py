@@ -176,8 +176,8 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
             "peak_memory_gib": peak_memory(),
             "resumed": trainer.resumed_from is not None,
         }
-        how = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
-        ran = {"steps": trainer.state.global_step, **how, "cost": cost}
+        engine = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
+        ran = {"steps": trainer.state.global_step, **engine, "cost": cost}
         formats.update(run.provenance_file, Provenance, **ran)
         run.finish()
         following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"

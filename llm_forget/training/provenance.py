@@ -50,8 +50,8 @@ def describe(name: str, rows: Dataset, owned: Dataset | None = None) -> dict[str
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
     subjects = _subjects(ids, owned)
     if len(ids) <= LISTED:
-        whose = {} if subjects is None else {"subjects": subjects.to_pylist()}
-        return {**facts, "ids": ids.to_pylist(), **whose}
+        subject_facts = {} if subjects is None else {"subjects": subjects.to_pylist()}
+        return {**facts, "ids": ids.to_pylist(), **subject_facts}
     files = {"ids_file": (f"{name}.txt", id_lines(ids))}
     if subjects is not None:
         files["subjects_file"] = (f"{name}.subjects.jsonl", _subject_lines(subjects))
@@ -65,12 +65,12 @@ def write_lists(
     run: Run, facts: Mapping[str, Any], splits: Mapping[str, Dataset], owned: Mapping[str, Dataset | None]
 ) -> None:
     """Write the files that `describe` names; only their owner may read who is named in them."""
-    for name, found in facts.items():
+    for name, split_facts in facts.items():
         ids = unique_ids(splits[name])
-        if "ids_file" in found:
-            write_atomic(run.path / found["ids_file"]["name"], id_lines(ids))
-        if "subjects_file" in found:
-            path = run.path / found["subjects_file"]["name"]
+        if "ids_file" in split_facts:
+            write_atomic(run.path / split_facts["ids_file"]["name"], id_lines(ids))
+        if "subjects_file" in split_facts:
+            path = run.path / split_facts["subjects_file"]["name"]
             write_atomic(path, _subject_lines(_subjects(ids, owned[name])))
             path.chmod(0o600)
 

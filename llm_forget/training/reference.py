@@ -54,11 +54,11 @@ class ReferenceLogprobs:
         """Values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
         values = torch.zeros(policy.values.shape, dtype=torch.float32)
         places = np.searchsorted(self._indices, rows.numpy(force=True))
-        for place, (row, known) in enumerate(zip(rows.tolist(), places, strict=True)):
+        for place, (row, position) in enumerate(zip(rows.tolist(), places, strict=True)):
             if row >= 0:
-                if known == len(self._indices) or self._indices[known] != row:
+                if position == len(self._indices) or self._indices[position] != row:
                     raise KeyError(row)
-                start, stop = self._offsets[known : known + 2]
+                start, stop = self._offsets[position : position + 2]
                 values[place, : stop - start] = torch.from_numpy(self._values[start:stop])
         return Logprobs(values=values.to(policy.values.device), mask=policy.mask, labels=policy.labels)
 
@@ -96,7 +96,7 @@ class Reference(TrainerCallback):
             )
         if watched and "retain" not in rows:
             rows["retain"] = self._rows_of("retain")
-        self.logprobs = {split: self._load_or_compute(split, wanted) for split, wanted in rows.items()}
+        self.logprobs = {split: self._load_or_compute(split, split_rows) for split, split_rows in rows.items()}
         if trainer.resumed_from is None:
             trainer._window = Window()  # the time this took is not the time of the first steps
 
@@ -106,20 +106,20 @@ class Reference(TrainerCallback):
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))
         epochs = range(int(np.ceil(trainer.state.num_train_epochs)))
-        seen = np.unique(np.concatenate([trainer.sampler.slots(epoch)[split] for epoch in epochs]))
-        return seen[seen >= 0]
+        stream_rows = np.unique(np.concatenate([trainer.sampler.slots(epoch)[split] for epoch in epochs]))
+        return stream_rows[stream_rows >= 0]
 
     def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
         """What the terms need of the reference on this batch."""
         trainer = self.trainer
-        found = {s: known.lookup(batch[s]["index"], policy[s]) for s, known in self.logprobs.items()}
+        logprobs = {s: cached.lookup(batch[s]["index"], policy[s]) for s, cached in self.logprobs.items()}
         sources = trainer.objective.reference_pass_sources()
         if sources:
             layer = trainer.layer if trainer.objective.reference_needs("hidden_states") else None
             logits = [split for split in sources if trainer.objective.reference_needs("logits", split)]
             with torch.no_grad(), reference_mode(trainer.accelerator.unwrap_model(model)):
-                found |= trainer.forward(model, {s: batch[s] for s in sources}, logits=logits, layer=layer)
-        return found
+                logprobs |= trainer.forward(model, {s: batch[s] for s in sources}, logits=logits, layer=layer)
+        return logprobs
 
     def _load_or_compute(self, split: str, rows: np.ndarray) -> ReferenceLogprobs:
         trainer, args = self.trainer, self.trainer.args
@@ -134,13 +134,13 @@ class Reference(TrainerCallback):
             raise ConfigError(
                 "the reference log-probs of this run are gone from the cache; start it anew (--overwrite)"
             )
-        found = compute(
+        logprobs = compute(
             trainer.splits[split], rows, self._forward,
             batch_size=args.per_device_eval_batch_size, accelerator=trainer.accelerator, name=split,
         )  # fmt: skip
         if file is not None and trainer.accelerator.is_main_process:
-            found.save(file)
-        return found
+            logprobs.save(file)
+        return logprobs
 
     def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
         trainer = self.trainer
@@ -169,23 +169,23 @@ def compute(
 ) -> ReferenceLogprobs:
     """Run the reference over ``rows``, ascending, each once, shared out over the processes and gathered on all."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
-    seen: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
-    mine: list[np.ndarray] = []
+    indices: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
+    row_values: list[np.ndarray] = []
     batches = _shares(by_length, batch_size, accelerator.num_processes, accelerator.process_index)
     quiet = not accelerator.is_main_process
     for batch in tqdm(list(batches), desc=f"reference log-probs ({name})", disable=quiet, leave=False):
         # Every process makes the same number of forward passes, since a sharded model gathers its weights in each.
         logprobs = forward([dataset[int(row)] for row in batch] if len(batch) else [dataset[int(rows[0])]])
-        seen.append(batch)
+        indices.append(batch)
         for _, values, mask in zip(batch, logprobs.values.cpu(), logprobs.mask.cpu(), strict=False):
-            mine.append(values[mask].float().numpy())
-    lengths = np.array([len(values) for values in mine], dtype=np.int64)
-    flat = np.concatenate([np.zeros(0, dtype=np.float32), *mine])
+            row_values.append(values[mask].float().numpy())
+    lengths = np.array([len(values) for values in row_values], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.float32), *row_values])
     # Three arrays of every process: a million small ones would take their time to be sent.
-    found = [
-        np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(seen), lengths, flat)]), strict=True)
+    arrays = [
+        np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(indices), lengths, flat)]), strict=True)
     ]
-    return _in_order(*found)
+    return _in_order(*arrays)
 
 
 def _in_order(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:

@@ -338,11 +338,11 @@ class _Duals(TrainerCallback):
 
 def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
     """Splits in the order they are batched; the first is the one an epoch passes over."""
-    wanted = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
-    missing = [split for split in wanted if split not in splits]
+    names = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
+    missing = [split for split in names if split not in splits]
     if missing:
         raise ConfigError(f"the objective needs rows of '{missing[0]}', which were not given")
-    return wanted
+    return names
 
 
 def _counts(batch: Batch) -> Counts:

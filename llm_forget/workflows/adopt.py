@@ -89,17 +89,17 @@ def adopt(
         ValueError: no base is known, or output_dir holds something.
     """
     refuse_processes("adopt", PartialState())
-    folder, run, found = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
+    folder, run, description = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise ModelError(f"output_dir '{run.path}' exists and is not empty; choose another")
-    name = base or found["base"]
+    name = base or description["base"]
     if not name:
         raise ModelError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
     args = ModelConfig(model_name_or_path=name, model_revision=base_revision, dtype=dtype)
     digest = source_digest(name, base_revision)
     model = load_base(args)
     with _without_embeddings(model, folder) as plain:
-        model = load_adapter(model, plain, base_digest=digest, trust=not found["manifest"])
+        model = load_adapter(model, plain, base_digest=digest, trust=not description["manifest"])
     effect = effect_of(model)
     if effect is None or effect["max_abs"] is None:
         raise AdapterRefused(f"with adapter '{folder}' the logits of '{name}' are not finite; it is not taken")
@@ -138,11 +138,11 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
         yield Path(place)
 
 
-def _same(saved: Any, own: Any) -> bool:
+def _same(saved: Any, weight: Any) -> bool:
     """Whether they are one tensor, but for the type that one of them was stored or loaded in."""
     import torch
 
-    own = own.detach().cpu()
-    if saved.shape != own.shape:
+    weight = weight.detach().cpu()
+    if saved.shape != weight.shape:
         return False
-    return torch.equal(saved.to(own.dtype), own) or torch.equal(own.to(saved.dtype), saved)
+    return torch.equal(saved.to(weight.dtype), weight) or torch.equal(weight.to(saved.dtype), saved)

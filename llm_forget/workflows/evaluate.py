@@ -98,7 +98,7 @@ def evaluate(
     works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
     _check_tasks(list(tasks.values()), config)
-    found = measure(
+    measurements = measure(
         subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
         folder=Path(records) if records is not None else finished.records if finished is not None else None,
         batch_size=batch_size, quiet=quiet, tasks=tasks, data_path=config.get("data_path"),
@@ -106,8 +106,8 @@ def evaluate(
     if not state.is_main_process:
         return from_main_process({})
     # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
-    given = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = assemble_results(suites, subjects, works, found, given)
+    settings = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
+    results, rows = assemble_results(suites, subjects, works, measurements, settings)
     for name, (_, splits) in by_suite.items():
         results["suites"][name]["splits"] = splits
     results["seconds"] = round(time.perf_counter() - began, 1)
@@ -116,7 +116,7 @@ def evaluate(
         formats.write(finished.rows_file, rows, RowScores)
         formats.write(finished.results_file, results, Results)
     if not quiet:
-        _show(suites, works, found, results, tokenizer, show_text)
+        _show(suites, works, measurements, results, tokenizer, show_text)
     return from_main_process(results)
 
 
@@ -196,21 +196,21 @@ def _show(
 ) -> None:
     for name in suites:
         print_results(name, results, terminal())
-        own = {role: entries_of_suite(name, by_probe) for role, by_probe in records.items()}
-        print_texts(_texts(entries_of_suite(name, works), own, tokenizer, count), terminal())
+        suite_records = {role: entries_of_suite(name, by_probe) for role, by_probe in records.items()}
+        print_texts(_texts(entries_of_suite(name, works), suite_records, tokenizer, count), terminal())
 
 
 def _configuration(
     run: str | Path, overrides: dict[str, Any], *, writes: bool = True
 ) -> tuple[dict[str, Any], Run | None]:
     check_keys(overrides)
-    given = {key: value for key, value in overrides.items() if value is not None}
+    keys = {key: value for key, value in overrides.items() if value is not None}
     if not (Path(run) / "run.json").is_file():
-        return {"model_name_or_path": str(run), **given}, None
+        return {"model_name_or_path": str(run), **keys}, None
     finished = Run.open(run)
     if writes:
         refuse_version(finished.path, "records with texts")
-    return {**finished.config, **given}, finished
+    return {**finished.config, **keys}, finished
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
@@ -297,32 +297,32 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
     works = {
         name: prepare(probe, splits[probe.split], tokenizer, template, **length) for name, probe in suite.probes.items()
     }
-    own = (name for name in splits if _own_source(name, config) is not None)
-    return works, {name: json_digest(splits[name]) for name in own}
+    run_splits = (name for name in splits if _own_source(name, config) is not None)
+    return works, {name: json_digest(splits[name]) for name in run_splits}
 
 
 def _own_source(name: str, config: dict[str, Any]) -> Any:
     """Where the run itself finds a split; None where it does not name it."""
-    given = (config.get("splits") or {}).get(name)
-    return (config.get(name) or given) if name in SPLITS else given
+    source = (config.get("splits") or {}).get(name)
+    return (config.get(name) or source) if name in SPLITS else source
 
 
 def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Where a split is found: where the run names it, otherwise where the suite does."""
-    given = _own_source(name, config)
-    return given if given is not None else suite.data.get(name)
+    source = _own_source(name, config)
+    return source if source is not None else suite.data.get(name)
 
 
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Rows of a split, as the run names it, otherwise as the suite does."""
     source = _source_of(name, suite, config)
     if source is None:
-        known = sorted(
+        split_names = sorted(
             {*(config.get("splits") or {}), *suite.data, *(k for k in ("forget", "retain") if config.get(k))}
         )
         raise ConfigError(
             f"suite '{suite.name}' needs the split '{name}', which neither the run nor the suite defines "
-            f"({did_you_mean(name, known)}); add it to `splits` of the recipe"
+            f"({did_you_mean(name, split_names)}); add it to `splits` of the recipe"
         )
     # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
     fields = config.get("fields") if _own_source(name, config) is not None else None
@@ -335,13 +335,13 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
     if not count or name is None:
         return []
     rows = works[name].prompt_rows
-    said = {role: {r.key: r.text for r in records[role][name]} for role in ROLES if role in records}
+    generations = {role: {r.key: r.text for r in records[role][name]} for role in ROLES if role in records}
     return [
         {
             "id": row.id,
             "prompt": tokenizer.decode(row.prompt_ids, skip_special_tokens=True),
             "truth": row.reference,
-            **{role: texts[row.key] for role, texts in said.items()},
+            **{role: texts[row.key] for role, texts in generations.items()},
         }
         for row in (rows[place] for place in _spread(len(rows), count))
     ]

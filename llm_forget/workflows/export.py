@@ -110,10 +110,10 @@ def export(
         _refuse_altered(Path(model))
     if form in gguf.FORMS:
         _refuse_gguf(str(model))
-    asked = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
+    options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     with _workplace(out) as place:
-        scene = _Scene(str(model), run, place, {**asked, "quiet": quiet}, overrides)
-        known = scene.results_of_model() if measure else None
+        scene = _Scene(str(model), run, place, {**options, "quiet": quiet}, overrides)
+        model_results = scene.results_of_model() if measure else None
         written = place / "form"
         report = _write(scene, form, written)
         if measure:
@@ -121,7 +121,7 @@ def export(
             results = scene.measured(str(written / (report["file"] or "")))
             results["models"]["unlearned"] |= {"name": out.name, "form": form, "weights": report["digest"]}
             formats.write(written / "results.json", results, Results)
-            report |= {"results": results, "model_results": known}
+            report |= {"results": results, "model_results": model_results}
         if out.is_dir():
             out.rmdir()
         os.replace(written, out)
@@ -133,10 +133,10 @@ def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "results" not in report:
         return []
     return [
-        (name, question, found["answer"])
+        (name, question, entry["answer"])
         for name, suite in report["results"]["suites"].items()
-        for question, found in suite["verdict"].items()
-        if found["answer"] != "yes"
+        for question, entry in suite["verdict"].items()
+        if entry["answer"] != "yes"
         and report["model_results"]["suites"][name]["verdict"].get(question, {}).get("answer") == "yes"
     ]
 
@@ -188,17 +188,17 @@ def _workplace(out: Path) -> Iterator[Path]:
 class _Scene:
     """The model to be exported, a folder for what comes and goes, and what was asked about measuring."""
 
-    given: str
+    model: str
     run: Run | None
     place: Path
-    asked: dict[str, Any]
+    options: dict[str, Any]
     rows: dict[str, Any]
 
     @property
     def name(self) -> str:
         """What the model is called, without the path of a machine."""
-        path = Path(self.given)
-        return path.resolve().name if path.exists() else self.given
+        path = Path(self.model)
+        return path.resolve().name if path.exists() else self.model
 
     def full_model(self) -> str:
         """The full model: the given one, or what the adapter of its run is merged to now."""
@@ -206,10 +206,10 @@ class _Scene:
             logger.info("export: merging '%s'", self.run.path.name)
             merge(self.run.path, self.place / "merged", measure=False)
             return str(self.place / "merged")
-        source = find_source(self.given)
+        source = find_source(self.model)
         if source.adapters:
-            raise ModelError(f"'{self.given}' is an adapter; export the run that it belongs to, or merge it first")
-        return source.location if source.kind in ("folder", "gguf") else self.given
+            raise ModelError(f"'{self.model}' is an adapter; export the run that it belongs to, or merge it first")
+        return source.location if source.kind in ("folder", "gguf") else self.model
 
     def results_of_model(self) -> dict[str, Any]:
         """Results of the model itself, on what the form will be measured on.
@@ -219,23 +219,23 @@ class _Scene:
         """
         logger.info("export: results of '%s' itself", self.name)
         if self.run is None:
-            return self.measured(self.given)
-        return evaluate(self.run.path, keep=False, **self.asked, **self.rows)
+            return self.measured(self.model)
+        return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def measured(self, model: str) -> dict[str, Any]:
         """Evaluate a model on the rows of the run, or on those that were given; texts go when the folder goes."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROWS}, **self.rows}
-        asked = dict(self.asked)
+        options = dict(self.options)
         if self.run is not None:
-            asked["suite"] = asked["suite"] or config.get("suite")
-            asked["oracle"] = asked["oracle"] or config.get("oracle")
+            options["suite"] = options["suite"] or config.get("suite")
+            options["oracle"] = options["oracle"] or config.get("oracle")
             if self.run.state["kind"] == "unlearn":
-                asked["target"] = asked["target"] or config["model_name_or_path"]
-                asked["target_revision"] = config.get("model_revision")
+                options["target"] = options["target"] or config["model_name_or_path"]
+                options["target_revision"] = config.get("model_revision")
         records = self.place / "records"
         self._lend(records)
-        return evaluate(model, records=records, **asked, **rows)
+        return evaluate(model, records=records, **options, **rows)
 
     def _lend(self, records: Path) -> None:
         """What the run's records say of the models before and oracle, which are measured once."""
@@ -269,7 +269,7 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
     merged = Path(full) / MERGE_REPORT
     report = {
         "form": form,
-        "of": {"name": scene.name, "digest": source_digest(scene.given)},
+        "of": {"name": scene.name, "digest": source_digest(scene.model)},
         "merge": _merge_facts(merged) if merged.is_file() else None,
         **details,
         "dtype": str(dtype).removeprefix("torch."),
@@ -305,16 +305,16 @@ def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: 
     logits = {"exact": probe_logits(model, probes)}
     path = folder / f"model-{gguf.FORMS[form].lower()}.gguf"
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    with meter(quiet=scene.asked["quiet"]) as progress, progress.task(form, numbers) as task:
-        found = gguf.write_gguf(model, tokenizer, path, form, advance=task.advance)
-    found["tokenizer"] |= check_tokenizer(tokenizer, path, found["tokenizer"]["pre"])
+    with meter(quiet=scene.options["quiet"]) as progress, progress.task(form, numbers) as task:
+        details = gguf.write_gguf(model, tokenizer, path, form, advance=task.advance)
+    details["tokenizer"] |= check_tokenizer(tokenizer, path, details["tokenizer"]["pre"])
     logits["rounded"] = probe_logits(model, probes)
     dtype, config = model.dtype, model.config
     del model
     gc.collect()
     back = gguf.read_gguf(path, dataclasses.replace(args, dtype=str(dtype).removeprefix("torch.")), config)
     logits["read"] = probe_logits(back, probes)
-    return {"file": path.name, **found}, logits, dtype
+    return {"file": path.name, **details}, logits, dtype
 
 
 def _quantized(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:

@@ -98,20 +98,20 @@ def merge(
     chosen = _scales(runs, scales)
     settings = {"density": density, "majority": majority, "seed": seed, "rank": rank}
     plain = chosen == [1.0] and combination is None and not as_adapter and set(settings.values()) == {None}
-    how = None if plain else checked_rule(combination, **settings)
+    rule = None if plain else checked_rule(combination, **settings)
     _refuse_settings(base_precision, dtype, max_shard_size, tolerance, single=plain, measure=measure)
     refuse_inside(Path(output_dir), [str(each.path) for each in runs])
     facts = _facts(runs, chosen)
     parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
     args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
-    if as_adapter and how is not None:
+    if as_adapter and rule is not None:
         _refuse_of_models(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
-        return _combined(runs[0], args, parts, Path(output_dir), how, facts)
+        return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
     measures = bool(measure) or (measure is None and plain and _is_of_another_base(runs[0], base_precision))
     if measures:
         refuse_unreadable(runs[0].config, output_dir)
     report = merge_adapters(
-        args, parts, output_dir, how=how, base_precision=base_precision, tolerance=tolerance, dtype=dtype,
+        args, parts, output_dir, how=rule, base_precision=base_precision, tolerance=tolerance, dtype=dtype,
         max_shard_size=max_shard_size.upper() if max_shard_size else None, facts=facts,
     )  # fmt: skip
     if measures:
@@ -170,8 +170,8 @@ def _refuse_settings(
         )
 
 
-def _refuse_of_models(*given: Any) -> None:
-    if any(given):
+def _refuse_of_models(*settings: Any) -> None:
+    if any(settings):
         raise ModelError(
             "base_precision, tolerance, dtype, max_shard_size and measure belong to a full model; leave them out, or "
             "as_adapter"
@@ -181,15 +181,15 @@ def _refuse_of_models(*given: Any) -> None:
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
     """Nothing is written in place: not into a run, nor into a base, nor into an adapter beneath."""
     place = folder.resolve()
-    for taken in (place, *place.parents):
-        if any((taken / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
-            raise ModelError(f"output_dir '{folder}' lies in '{taken}', a run or an adapter; choose another place")
+    for parent in (place, *place.parents):
+        if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
+            raise ModelError(f"output_dir '{folder}' lies in '{parent}', a run or an adapter; choose another place")
     for name in models:
         source = find_source(name)
-        held = [Path(name), *source.adapters, *([Path(source.location)] if source.kind in ("folder", "gguf") else [])]
-        for taken in held:
-            if place.is_relative_to(taken.resolve()):
-                raise ModelError(f"output_dir '{folder}' lies in '{taken}', which is merged; choose another place")
+        base = [Path(source.location)] if source.kind in ("folder", "gguf") else []
+        for path in (Path(name), *source.adapters, *base):
+            if place.is_relative_to(path.resolve()):
+                raise ModelError(f"output_dir '{folder}' lies in '{path}', which is merged; choose another place")
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
@@ -233,18 +233,18 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
 
 
 def _combined(
-    first: Run, args: Any, parts: Sequence[Part], folder: Path, how: Rule, facts: dict[str, Any]
+    first: Run, args: Any, parts: Sequence[Part], folder: Path, rule: Rule, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """A run of its own kind with the combined adapter, as `adopt` makes them; it can be named wherever a model can."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
-    if len(parts) == 1 and parts[0].scale == 1 and how.combination == "cat":
+    if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
         raise ModelError(f"run '{first.path}' is that adapter already; give more runs, another scale, or a rank")
     config = {key: value for key, value in first.config.items() if key in BENEATH and value is not None}
     config |= {"dtype": args.dtype, "use_peft": True}
     with replacing(folder) as temporary:
-        run = Run.start(temporary, "combine", config, {**config, **facts, **dataclasses.asdict(how)}, False)
-        report = combine_adapters(args, parts, run.adapter, how, base_name=args.model_name_or_path) | facts
+        run = Run.start(temporary, "combine", config, {**config, **facts, **dataclasses.asdict(rule)}, False)
+        report = combine_adapters(args, parts, run.adapter, rule, base_name=args.model_name_or_path) | facts
         report["files"] = {f"adapter/{path.name}": file_digest(path) for path in sorted(run.adapter.iterdir())}
         base = {
             "name": args.model_name_or_path,
@@ -265,8 +265,8 @@ def _is_of_another_base(run: Run, base_precision: str) -> bool:
 def closed_request(config: Mapping[str, Any]) -> str | None:
     """The request whose lists of ids a run was made by, if they are removed, as closing it does."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
-    found = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
-    return next((one[1] for one in found if one), None)
+    matches = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
+    return next((match[1] for match in matches if match), None)
 
 
 def by_hand(folder: str | Path) -> str:
@@ -294,9 +294,9 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
 def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate a written model on the rows that its run was evaluated on."""
     keys = {f.name for f in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}
-    kept = {key: value for key, value in config.items() if key in keys}
+    row_keys = {key: value for key, value in config.items() if key in keys}
     target, oracle = config["model_name_or_path"], config.get("oracle")
-    results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **kept)
+    results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **row_keys)
     for suite in results["suites"].values():
         suite["overrides"] = []  # these keys are the run's own
     formats.write(folder / "results.json", results, Results)

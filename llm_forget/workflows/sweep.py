@@ -157,10 +157,10 @@ def lay_out(
     """
     file = resolve("recipes", str(recipe))
     axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
-    named = output_dir or load_yaml(file).get("output_dir")
-    if not named:
+    output_name = output_dir or load_yaml(file).get("output_dir")
+    if not output_name:
         raise ConfigError("no output_dir is given; name the folder of the runs, e.g. --output_dir runs/sweep")
-    folder = Path(output_dir) if output_dir else Path(f"{named}-sweep")
+    folder = Path(output_dir) if output_dir else Path(f"{output_name}-sweep")
     names = short_names(axes)
     points = []
     for combination in itertools.product(*axes.values()):
@@ -192,9 +192,9 @@ def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
 
 
 def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
-    own = {name for name in SPLITS if getattr(data, name) is not None}
+    recipe_splits = {name for name in SPLITS if getattr(data, name) is not None}
     for suite in suites:
-        missing = sorted(set(suite.splits()) - own - set(data.splits or {}) - set(suite.data))
+        missing = sorted(set(suite.splits()) - recipe_splits - set(data.splits or {}) - set(suite.data))
         if missing:
             raise ConfigError(f"suite '{suite.name}' needs rows of {', '.join(missing)}; set them in the recipe")
 
@@ -234,10 +234,11 @@ def _execute(plan: Plan) -> dict[str, Any]:
         entries[point.path] |= _attempt(plan, point)
         took, all_took = time.perf_counter() - start, time.perf_counter() - began
         left = all_took / number * (len(missing) - number)
-        said = entries[point.path]["error"]
+        error = entries[point.path]["error"]
         logger.info(
-            "%d of %d: %s %s after %s%s", number, len(missing), point.path.name, f"failed ({said})" if said else "done",
-            _duration(took), f"; about {_duration(left)} left" if left else "",
+            "%d of %d: %s %s after %s%s", number, len(missing), point.path.name,
+            f"failed ({error})" if error else "done", _duration(took),
+            f"; about {_duration(left)} left" if left else "",
         )  # fmt: skip
         _write(plan, entries)
     return _write(plan, entries)
@@ -289,9 +290,9 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
     }
 
 
-def note_front(found: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
+def note_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
     """Add to sweep.json the names of the runs that no other one beats, by suite; whoever reads results knows them."""
-    formats.write(Path(found["output_dir"]) / "sweep.json", {**found, "front": front}, Sweep)
+    formats.write(Path(content["output_dir"]) / "sweep.json", {**content, "front": front}, Sweep)
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from llm_forget.core.registry import did_you_mean
 ALIASES = {"lr": "learning_rate"}
 
 
-def read_grid(given: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """``KEY=VALUE,VALUE`` words as a grid, and the words of a command line that are none.
 
     Args:
@@ -28,7 +28,7 @@ def read_grid(given: Sequence[str], words: Sequence[str]) -> tuple[dict[str, lis
     Raises:
         ValueError: a word that is no axis, or one without values.
     """
-    axes: list[str] = list(given)
+    axes: list[str] = list(grid_words)
     options: list[str] = []
     after_key = False
     for word in words:
@@ -75,20 +75,20 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
         ValueError: a key that is neither, or is given twice, or has no values.
     """
     axes: dict[str, list[Any]] = {}
-    for given, values in grid.items():
-        key = ALIASES.get(given, given.replace("-", "_"))
+    for name, values in grid.items():
+        key = ALIASES.get(name, name.replace("-", "_"))
         root = key.partition(".")[0]
         if root not in allowed:
             hint = did_you_mean(root, {*allowed, *ALIASES})
             raise ConfigError(
-                f"grid key '{given}' is no key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
+                f"grid key '{name}' is no key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
             )
         if root in control:
-            raise ConfigError(f"grid key '{given}' does not change what a run trains; give it as an option")
+            raise ConfigError(f"grid key '{name}' does not change what a run trains; give it as an option")
         if key in axes:
             raise ConfigError(f"grid key '{key}' is given twice; put all its values behind one")
         if isinstance(values, str) or not values or any(value is None for value in values):
-            raise ConfigError(f"grid key '{given}' needs a list of values, none of them empty")
+            raise ConfigError(f"grid key '{name}' needs a list of values, none of them empty")
         axes[key] = [_plain(value) for value in values]
     if not axes:
         raise ConfigError("the grid is empty; name keys and values, e.g. --grid lr=1e-5,5e-5")

@@ -1,1 +1,1 @@
-"""What a step costs: beside plain fine-tuning, beside a naive implementation, and as everything grows."""
+"""Cost of a training step: against plain fine-tuning, against a naive implementation, and as sizes grow."""

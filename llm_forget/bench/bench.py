@@ -55,15 +55,15 @@ def bench(
     """Measure the steps of a recipe.
 
     Args:
-        argv: ``RECIPE.yaml --key value``; where its output_dir is does not matter, nothing is written there.
-        methods: each with the recipe's ``method_args`` if it is the recipe's method, otherwise with its defaults.
-        rounds: every variant makes one step in each, and one more to warm up.
-        output: JSON file to write; ids, text, host and paths are in it nowhere.
-        scaling: measure growth with rows, length, rank, vocabulary and model size, too, on random models.
+        argv: ``RECIPE.yaml --key value``; output_dir is ignored, nothing is written there.
+        methods: the recipe's own method uses the recipe's ``method_args``; the others use their defaults.
+        rounds: every variant makes one step per round, after one warm-up round.
+        output: JSON file to write; it contains no row ids, text, host name or paths.
+        scaling: also measure growth with rows, length, rank, vocabulary and model size, on random models.
         naive: keep a second copy of the model for the naive variants.
 
     Raises:
-        ValueError: a key, row or method that is not allowed.
+        ConfigError: a key, row or method that is not allowed.
     """
     with tempfile.TemporaryDirectory(prefix="llm_forget-bench-") as folder:
         data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)
@@ -98,7 +98,7 @@ def bench(
 
 
 def compare(stage: Stage, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
-    """Time and memory of all variants on the same batches, one batch a round, and their ratios."""
+    """Measure time and memory of all variants on the same batches, one batch per round, and compute their ratios."""
     counts = [token_counts(batch) for batch in batches]
     losses: dict[str, list[Any]] = {name: [] for name in variants}
     products: list[list[dict[str, Any]]] = []
@@ -153,9 +153,9 @@ def _line(
 
 
 def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Time of every variant to both ways of fine-tuning, and what the naive form takes to ours in time and memory.
+    """Compare each variant's time with both ways of fine-tuning, and each naive variant's time and memory with ours.
 
-    Of times the median of the ratios of each round, since a round's batch and neighbours are the same for both.
+    A ratio of times is taken within each round, because both variants see the same batch and machine load there.
     """
     times = {name: line["seconds"]["values"] for name, line in lines.items()}
     comparisons: dict[str, Any] = {
@@ -176,7 +176,7 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compute_dtype(stage: Stage) -> torch.dtype:
-    """What matrix products are computed in: under mixed precision another type than the weights'."""
+    """Return the dtype of matrix products, which mixed precision makes differ from the dtype of the weights."""
     if stage.args.bf16 or stage.args.fp16:
         return torch.bfloat16 if stage.args.bf16 else torch.float16
     return stage.model.get_base_model().dtype

@@ -1,4 +1,4 @@
-"""What unlearning costs beside training anew without the forget rows, from the times of single steps."""
+"""Cost of unlearning relative to retraining without the forget rows, computed from the times of single steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llm_forget.core.config import TrainConfig
 
 
 def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> dict[str, dict[str, float]]:
-    """Seconds of the pass that makes the reference log-probs before training, and the tokens it went over.
+    """Time the pass that computes reference log-probs before training; returns its seconds and tokens by method.
 
-    Methods without one are left out. The pass is over the rows that the benchmark used.
+    Methods without such a pass are left out. The pass covers the rows that the benchmark uses.
     """
     passes = {}
     for name, variant in variants.items():
@@ -35,15 +35,14 @@ def cost_against_retraining(
     train: TrainConfig,
     passes: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Seconds of a whole run of each method, and of training an adapter on the retain rows for as many epochs.
+    """Estimate seconds of a whole run of each method, and of training on the retain rows for as many epochs.
 
-    ``steps x median seconds of a step`` on both sides; the reference pass is taken in proportion to the tokens of all
-    rows. A step of unlearning takes ``batch_size`` forget rows and as many retain rows, one of retraining takes twice
-    ``batch_size`` rows, so that both steps are those that were timed. Retraining is by our own engine, which is the
-    faster fine-tuning where rows differ in length.
+    Both are ``steps x median seconds of a step``; the reference pass is scaled to the tokens of all rows. An unlearning
+    step has ``batch_size`` forget and ``batch_size`` retain rows, a retraining step ``2 batch_size`` retain rows, so
+    both have the size of the timed steps. Retraining uses our own engine, the faster one where rows differ in length.
 
     Args:
-        lines: the variants as measured.
+        lines: measurements of the variants.
         splits: all rows of the recipe.
         train: epochs or steps, batch size.
         passes: from `reference_passes`.
@@ -83,5 +82,5 @@ def cost_against_retraining(
 
 
 def _whole_pass(measured: Mapping[str, float], forget: Dataset) -> float:
-    """Cached log-probs are of forget rows; alternates, which other methods read, are not benchmarked."""
+    """Scale the measured pass to all forget rows, the only benchmarked split with cached log-probs."""
     return measured["seconds"] / measured["tokens"] * sum(len(ids) for ids in forget["input_ids"])

@@ -1,4 +1,4 @@
-"""Arithmetic of a step, counted on paper, and what the machine reaches in matrix products alone."""
+"""FLOPs of a step by formula, and the FLOP/s that the machine reaches in matrix products alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sizes:
 
 
 def sizes_of(model: Any, adapter: int = 0) -> Sizes:
-    """Sizes of a model without the adapter that will be trained; of packed weights the shape they stand for."""
+    """Read the sizes of a model before its adapter is attached; packed weights count with their unpacked shape."""
     from transformers.pytorch_utils import Conv1D
 
     head, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -41,7 +41,7 @@ def sizes_of(model: Any, adapter: int = 0) -> Sizes:
 
 
 def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """Of each split: the lengths of its rows, its tokens without padding, and its targets."""
+    """Count, for each split, the lengths of its rows, its tokens without padding, and its targets."""
     return {
         split: {
             "lengths": part["attention_mask"].sum(-1).tolist(),
@@ -53,17 +53,17 @@ def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[st
 
 
 def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objective: Objective | None = None) -> float:
-    """Floating-point operations that a LoRA step cannot do without.
+    """Count the floating-point operations that a LoRA step needs at least.
 
     A weight takes 2 FLOP a token forward; 2 more backward, to pass the gradient on, and again 2 where it is trained::
 
         policy     4 body tokens + 4 head targets + 6 adapter tokens
         reference  2 body tokens + 2 head targets     on the splits whose reference has to run in the step
 
-    Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are of no use
-    and are not counted, whoever computes them; attention scores are left out too (small for rows of some hundred
-    tokens). Where an objective reads hidden states alone (rmu), layers above the one it reads and the head are of no
-    use either. With no reference and one token that is a target: ``4 (body + head) + 6 adapter``.
+    Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are not needed
+    and not counted, even where a variant computes them. Attention scores are left out too (small for rows of some
+    hundred tokens). Where an objective reads hidden states only (rmu), the head and the layers above the one it reads
+    are not counted either. With no reference and one target token: ``4 (body + head) + 6 adapter``.
 
     Args:
         sizes: of the model.
@@ -87,7 +87,7 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
 
 
 def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """FLOP/s of three matrix products of the shapes that a layer has, each repeated for some hundredths of a second."""
+    """Measure FLOP/s of three matrix products with the shapes of a layer, each repeated for about 0.05 seconds."""
     products = []
     for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
         left = torch.randn(tokens, inner, device=device).to(dtype)
@@ -106,6 +106,6 @@ def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.d
 
 
 def ceiling_of(measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The median over shapes and rounds of `matrix_ceiling`."""
+    """Summarise the results of `matrix_ceiling` over shapes and rounds."""
     rates = [product["flop_per_second"] for products in measured for product in products]
     return {"shapes": [product["shape"] for product in measured[0]], "flop_per_second": spread(rates)}

@@ -1,4 +1,4 @@
-"""How much memory a step takes at its peak, beyond what was held before it."""
+"""Peak memory of a step, above the memory in use before it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def weight_bytes(model: nn.Module) -> int:
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Within the block freed tensors go back to the system, so that resident memory is what is in use (glibc only).
+    """Return freed tensors to the system within the block, so that resident memory equals memory in use (glibc only).
 
-    Slower, and so never around anything that is timed. Afterwards the thresholds are those that glibc itself comes to
-    in a program that frees large blocks.
+    This is slow: never use it around timed code. Afterwards the thresholds are those that glibc itself reaches in a
+    program that frees large blocks.
     """
     libc = _glibc()
     if libc is None:
@@ -53,7 +53,7 @@ def returned_at_once() -> Iterator[None]:
 
 
 def _plug(libc: Any) -> list[int]:
-    """Take what is free in the heap, without touching it: blocks would come from there before any are mapped."""
+    """Allocate the free blocks of the heap without touching them; glibc would use them before it maps new blocks."""
     blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
@@ -70,7 +70,7 @@ def _plug(libc: Any) -> list[int]:
 
 
 def _glibc() -> Any:
-    """The C library with the functions used here, or None where it is another one."""
+    """Load glibc with typed signatures of the functions used here; None if the C library is another one."""
     if platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)
@@ -80,9 +80,9 @@ def _glibc() -> Any:
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """Bytes held at the peak of ``step``, less those held before it: CUDA's allocations, or resident memory.
+    """Measure the peak bytes of ``step`` above those in use before it: CUDA allocations, or resident memory.
 
-    One step goes before, so that what exists from the first step on is not counted as this one's.
+    A warm-up step runs first, so that what the first step allocates for good is not counted.
     """
     if device.type == "cuda":
         step()
@@ -131,7 +131,7 @@ def _kibibytes(name: str) -> int:
 
 
 def _sampled_peak(step: Callable[[], object], every: float = 0.002) -> int:
-    """Highest resident memory seen by a thread that looks every 2 ms; where the kernel's own mark cannot be set."""
+    """Sample resident memory every 2 ms in a thread, where the kernel's high-water mark cannot be reset."""
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Interleaved timing: every variant once a round, so that what else the machine does falls on all of them alike."""
+"""Interleaved timing: every variant runs once per round, so that other load on the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Timed = Callable[[], object]
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
+    """Wait until the device has finished its queued work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Timed, device: torch.device) -> float:
-    """Wall-clock seconds of one call, with everything it gave to the device."""
+    """Measure wall-clock seconds of one call, including the work it queued on the device."""
     synchronise(device)
     began = time.perf_counter()
     work()
@@ -29,7 +29,7 @@ def seconds_of(work: Timed, device: torch.device) -> float:
 
 
 def order_in(names: Sequence[str], number: int) -> list[str]:
-    """The names turned by one place a round: no variant always follows the same one or always comes first."""
+    """Rotate the names by one place per round: no variant is always first, or always follows the same one."""
     shift = number % len(names)
     return [*names[shift:], *names[:shift]]
 
@@ -37,7 +37,7 @@ def order_in(names: Sequence[str], number: int) -> list[str]:
 def interleave(
     steps: Mapping[str, Callable[[int], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each of ``rounds`` rounds, after one that warms up and is dropped.
+    """Measure seconds of each step in each of ``rounds`` rounds, after a warm-up round that is dropped.
 
     Args:
         steps: called with the number of the round, 0 for the warm-up.
@@ -54,7 +54,7 @@ def interleave(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, largest and number of some values, and the values."""
+    """Summarise values by median, minimum, maximum and count, together with the values."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -65,25 +65,25 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, Any]:
-    """``of / to`` in each round, and its `spread`; 1 where both take as long."""
+    """Compute ``of / to`` for each round, and its `spread`; 1 if both take equally long."""
     return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
 
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Least squares ``y = a + b x``; ``r2`` is the share of the variance it explains, 1 for points on a line."""
+    """Fit ``y = a + b x`` by least squares; ``r2`` is the explained share of the variance, 1 for points on a line."""
     b, a = np.polyfit(x, y, 1)
     return {"a": float(a), "b": float(b), "r2": _explained(np.asarray(y), a + b * np.asarray(x))}
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Least squares of ``y = c x^k`` in logarithms, as ``r2`` is; k = 1 is proportional growth."""
+    """Fit ``y = c x^k`` by least squares in logarithms, which ``r2`` refers to as well; k = 1 is linear growth."""
     log_x, log_y = np.log(x), np.log(y)
     k, log_c = np.polyfit(log_x, log_y, 1)
     return {"c": float(np.exp(log_c)), "k": float(k), "r2": _explained(log_y, log_c + k * log_x)}
 
 
 def _explained(y: np.ndarray, predicted: np.ndarray) -> float:
-    """Of constant values there is nothing to explain: 1 where they are met."""
+    """Compute R2; for constant values, whose variance is 0, it is 1 if they are predicted exactly and 0 otherwise."""
     around = float(((y - y.mean()) ** 2).sum())
     missed = float(((y - predicted) ** 2).sum())
     return 1.0 - missed / around if around > 0 else float(missed == 0)

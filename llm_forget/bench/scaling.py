@@ -1,4 +1,4 @@
-"""How time and memory of an npo step grow, on random Llamas made from a configuration; nothing is downloaded."""
+"""Growth of time and memory of an npo step, measured on random Llamas made from a configuration; no downloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Point:
 ON_CPU = Point()
 ON_GPU = Point(rows=8, length=256, rank=16, vocabulary=32768, hidden=1024, layers=8)
 
-# What one axis is multiplied by, all others staying as they are.
+# Factors of one axis; the others keep the values of the base point.
 FACTORS: dict[str, Sequence[float]] = {
     "rows": (0.5, 1, 2, 3, 4),
     "length": (0.5, 1, 2, 3, 4),
@@ -49,13 +49,13 @@ FACTORS: dict[str, Sequence[float]] = {
 
 
 def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, rounds: int = 3) -> dict[str, Any]:
-    """Seconds and peak bytes of an npo step along each axis, with a fit; and what a doubled vocabulary changes.
+    """Measure seconds and peak bytes of an npo step along each axis, with a fit, and for a doubled vocabulary.
 
     Args:
         train: precision, optimiser and clipping as in the benchmark; its batch size is not used.
-        folder: for what transformers wants to have a place for.
-        base: the point that all axes go through; default: one that a CPU, or a GPU, makes in well below a second.
-        rounds: each point makes one step in each, interleaved, and one more to warm up.
+        folder: output folder that transformers requires.
+        base: the point that all axes share; default: one whose step takes well below a second on a CPU, or a GPU.
+        rounds: each point makes one step per round, interleaved, after one warm-up round.
 
     Returns:
         ``axes``, by name: ``x``, ``seconds``, ``peak_bytes`` and the fits ``y = a + b x``; along ``model_size``, whose
@@ -92,7 +92,7 @@ def _along(
 
 
 def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """The peak of a step, embeddings not counted, at a vocabulary of which one block of logits holds a part only."""
+    """Measure peak memory at two vocabularies that are too large for one block of logits; embeddings do not count."""
     points = [
         dataclasses.replace(base, rows=2 * base.rows, length=2 * base.length, vocabulary=factor * base.vocabulary)
         for factor in (4, 8)
@@ -105,7 +105,7 @@ def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
-    """An npo step at this point, to be called without arguments, and the model's parameters."""
+    """Build an npo step at this point, a callable without arguments; also returns the number of model parameters."""
     model = _random_llama(point, train)
     parameters = sum(p.numel() for p in model.parameters())
     splits = {name: _random_rows(point, seed) for seed, name in enumerate(("forget", "retain"))}

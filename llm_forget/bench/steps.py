@@ -1,7 +1,7 @@
-"""The steps that are compared: one model, one adapter, one optimiser, the same rows; only the way to the loss differs.
+"""The steps that are compared: same model, adapter, optimiser and rows; only the computation of the loss differs.
 
-The learning rate is 0, so that every variant finds the weights as the one before it did and the losses can be compared;
-the optimiser does the same arithmetic as with any other rate.
+The learning rate is 0, so that every variant starts from the same weights and the losses can be compared; the optimiser
+does the same arithmetic as with any other rate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all variants share."""
+    """The model, optimiser and rows that all variants share."""
 
     model: Any  # the policy under LoRA, prepared for its precision
     tokenizer: PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ class Stage:
     splits: dict[str, Dataset]
     engine: UnlearnTrainer  # of fine-tuning
     optimizer: torch.optim.Optimizer
-    attention: str  # as transformers would take it
+    attention: str  # the implementation that transformers chose
     sizes: Sizes
     reference: nn.Module | None  # the second copy of the naive variants
 
@@ -64,7 +64,7 @@ class Stage:
         return self.args.device
 
     def update(self) -> None:
-        """What follows a backward pass: the gradient is clipped, the optimiser steps, gradients are dropped."""
+        """Finish a step after the backward pass: clip the gradient, step the optimiser, zero the gradients."""
         if self.args.max_grad_norm:
             parameters = [p for p in self.model.parameters() if p.requires_grad]
             self.engine.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
@@ -73,12 +73,12 @@ class Stage:
 
 
 def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]]) -> dict[str, Objective]:
-    """Objectives over forget and retain rows, so that every method passes over the same tokens.
+    """Build objectives over forget and retain rows, so that every method passes over the same tokens.
 
-    A method whose paper takes no retain rows but allows for them is given them with weight 1.
+    A method that takes retain rows optionally gets them with weight 1.
 
     Raises:
-        ValueError: a method reads other rows than these.
+        ConfigError: a method reads other splits than these two.
     """
     objectives = {}
     for name in methods:
@@ -98,10 +98,10 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """The first whole batches of training, lengths as they are, and the rows that they hold (``index`` is among these).
+    """Return the first full batches of training, at their real lengths, and the rows in them, which ``index`` counts.
 
     Raises:
-        ValueError: a split has fewer rows than a batch.
+        ConfigError: a split has fewer rows than a batch.
     """
     for name, rows in splits.items():
         if len(rows) < batch_size:
@@ -136,7 +136,7 @@ def set_up(
     *,
     naive: bool,
 ) -> Stage:
-    """A base model made ready for all variants; it is changed in place. ``naive`` copies it before."""
+    """Prepare a base model, in place, for all variants; ``naive`` copies it first as the second model."""
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
     disable_dropout_in_model(model)
@@ -157,7 +157,7 @@ def set_up(
 
 
 def _leave_the_start(model: nn.Module) -> None:
-    """At its start one half of an adapter is zero, and so are the gradients of the other; later steps are not so."""
+    """Fill the zero matrices of a new adapter: they make the other half's gradients zero, in the first step only."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
@@ -175,12 +175,12 @@ def _trainer(
 
 
 def begin(trainer: UnlearnTrainer) -> None:
-    """What training does before its first step: finds the shortcuts, computes the reference log-probs."""
+    """Do what training does before its first step: find the fast paths, compute the reference log-probs."""
     trainer.reference.on_train_begin()
 
 
 def make_variants(stage: Stage, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
-    """Plain fine-tuning by transformers and by our engine, each method, and the naive form of those that have one."""
+    """Build the variants: fine-tuning by transformers and by our engine, each method, and its naive form if any."""
     variants = {TRANSFORMERS: Variant(_transformers_step(stage))}
     begin(stage.engine)
     variants[FINETUNE] = Variant(_engine_step(stage, stage.engine, merged=True), trainer=stage.engine)
@@ -197,7 +197,7 @@ def make_variants(stage: Stage, objectives: Mapping[str, Objective]) -> dict[str
 
 
 def _engine_step(stage: Stage, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
-    """One optimiser step as `UnlearnTrainer` makes it; ``merged``: of all rows as one split."""
+    """Build one optimiser step of `UnlearnTrainer`; ``merged`` puts all rows into one split."""
 
     def step(batch: Batch) -> Tensor:
         if merged:
@@ -211,7 +211,7 @@ def _engine_step(stage: Stage, trainer: UnlearnTrainer, *, merged: bool = False)
 
 
 def _transformers_step(stage: Stage) -> Callable[[Batch], Tensor]:
-    """One padded batch of all rows, the model's own loss."""
+    """Build one step of transformers: a padded batch of all rows and the model's own loss."""
 
     def step(batch: Batch) -> Tensor:
         inputs = stage.engine._prepare_inputs(concatenate(batch, stage.tokenizer.pad_token_id))
@@ -243,7 +243,7 @@ def _naive_step(stage: Stage, loss_of: Callable[..., Tensor], objective: Objecti
 
 @contextmanager
 def _plain_attention(stage: Stage) -> Iterator[None]:
-    """Attention as transformers has it, not the one that our engine put in for packed rows."""
+    """Use the attention of transformers within the block, not our engine's attention for packed rows."""
     config = stage.model.get_base_model().config
     ours = config._attn_implementation
     config._attn_implementation = stage.attention

@@ -1,4 +1,4 @@
-"""The benchmark in the terminal."""
+"""Tables of the benchmark for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
-    """Print what `llm_forget.bench.bench.bench` found."""
+    """Print the report of `llm_forget.bench.bench.bench`."""
     console.print(_head(report), highlight=False)
     console.print(variants_table(report))
     for name, pair in report["ratios"]["naive_to_ours"].items():
@@ -46,7 +46,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 
 def variants_table(report: Mapping[str, Any]) -> Table:
-    """A line a variant: times, memory, arithmetic, and time to both ways of fine-tuning."""
+    """Make one line per variant: times, memory, FLOP/s, and time relative to both ways of fine-tuning."""
     table = Table(Column("step", no_wrap=True), pad_edge=False, title="one step; medians over rounds")
     names = ("seconds", "range", "tokens/s", "peak, GiB", "GFLOP/s", "of ceiling", "to transformers", "to finetune")
     for name in names:
@@ -68,7 +68,7 @@ def variants_table(report: Mapping[str, Any]) -> Table:
 
 
 def cost_table(cost: Mapping[str, Any]) -> Table:
-    """Seconds of whole runs, with their arithmetic."""
+    """Make one line per run: estimated seconds, and the factors they are computed from."""
     rows = cost["rows"]
     title = f"whole runs: {rows['forget']:,} forget, {rows['retain']:,} retain rows, {cost['epochs']:g} epochs"
     table = Table("run", title=title)
@@ -87,7 +87,7 @@ def cost_table(cost: Mapping[str, Any]) -> Table:
 
 
 def scaling_table(scaling: Mapping[str, Any]) -> Table:
-    """A line an axis: the points, and the fits of time and memory."""
+    """Make one line per axis: the points, and the fits of time and memory."""
     table = Table("npo step against", "points", "seconds", "fit", "peak, MiB", "fit", title="growth")
     for name, axis in scaling["axes"].items():
         table.add_row(

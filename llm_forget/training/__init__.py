@@ -1,1 +1,1 @@
-"""The one trainer and what a training job is made of."""
+"""The trainer and the parts of a training job."""

@@ -1,4 +1,4 @@
-"""Slots of a step as torch data: a dataset that is asked for slots, and a loader that knows which epoch it is."""
+"""Slots of a step as torch data: a dataset indexed by slots, and a loader that passes the epoch to its sampler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Slots(torch.utils.data.Dataset):
 
 
 class EpochLoader(DataLoader):
-    """Passes the epoch on to the sampler, which transformers asks of the loader."""
+    """Passes the epoch to the sampler; transformers sets the epoch on the loader."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Callbacks of a training job: its log file and its line of progress."""
+"""Callbacks of a training job: its log file and its progress bar."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llm_forget.core.files import write_atomic
 
 
 def peak_memory() -> float:
-    """Most memory held at once by this process, GiB: CUDA's allocations where there is a GPU, otherwise resident."""
+    """Return the peak memory of this process in GiB: CUDA allocations with a GPU, otherwise resident memory."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line to metrics.jsonl; on resume drops the lines of steps that will be done again."""
+    """Appends every log line to metrics.jsonl; on resume, drops the lines of steps that will be repeated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,12 +41,12 @@ class MetricsFile(TrainerCallback):
 
 
 def _written(value: Any) -> Any:
-    """NaN and infinity, as the gradient norm of a step that fp16 skipped, are not JSON."""
+    """Replace NaN and infinity, such as the gradient norm of a step that fp16 skipped, by None: they are not JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressLine(ProgressCallback):
-    """A bar with time left, and the newest log-probs and rate behind it."""
+    """A progress bar that shows the time left, the latest log-probs and the token rate."""
 
     SHOWN = ("loss", "logps/forget", "logps/retain", "logps/train", "tokens_per_second")
 

@@ -1,7 +1,7 @@
-"""Checkpoints that say when they are whole.
+"""Checkpoints with a completeness marker.
 
-transformers resumes silently from a checkpoint without its optimizer or random state, with other weights as the result.
-Here a checkpoint counts only if `complete.json`, written last, names every file with its size and digest.
+transformers silently resumes from a checkpoint without its optimizer or random state, which leads to other weights.
+Here a checkpoint counts only if `complete.json`, written last, lists every file with its size and digest.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ SEAL = "complete.json"
 
 
 def seal(checkpoint: Path) -> None:
-    """Record every file of a checkpoint; to be called when all ranks have written theirs."""
+    """Write `complete.json` for a checkpoint. Call it after all ranks have written their files."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
     content = {str(p.relative_to(checkpoint)): (p.stat().st_size, file_digest(p)) for p in files}
     formats.write(checkpoint / SEAL, CheckpointSeal(content))
 
 
 def fault(checkpoint: Path) -> str | None:
-    """Why a checkpoint can't be resumed from, or None if it is whole."""
+    """Return why a checkpoint cannot be resumed from, or None if it is complete."""
     if not (checkpoint / SEAL).is_file():
         return f"it was not finished ({SEAL} is missing)"
     try:
@@ -43,7 +43,7 @@ def fault(checkpoint: Path) -> str | None:
 def keep_newest(folder: Path, count: int | None) -> None:
     """Delete all checkpoints of a run but the newest ``count``; None, or a number below 1, keeps all."""
     for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
-        (checkpoint / SEAL).unlink(missing_ok=True)  # first: a checkpoint half deleted must not look whole
+        (checkpoint / SEAL).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look complete
         shutil.rmtree(checkpoint)
 
 
@@ -53,7 +53,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a sentence for each newer one that was passed over."""
+    """Return the newest complete checkpoint of a run, and a sentence for each newer one that was skipped."""
     passed_over: list[str] = []
     for checkpoint in _newest_first(folder):
         reason = fault(checkpoint)

@@ -1,4 +1,4 @@
-"""What a run would do, without weights: one batch in token counts, and the memory it would take."""
+"""The plan of a run, without loading weights: token counts of a batch, and an estimate of its memory."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from llm_forget.models.model_source import find_source
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64
 FLOAT32 = 4.0
-BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer holds beside the kept ones
+BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs beside the saved ones
 LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated peak of one device, GiB. Activations and gradients are not there at once: the larger part counts."""
+    """Estimated peak of one device, GiB. Activations and gradients do not coexist: the larger part counts."""
 
     weights: float
     trainable: float  # float32 values of an adapter, and both AdamW moments of what trains
     activations: float
     logits: float
-    gradients: float  # with what the backward pass of the embeddings and the optimiser's step need besides
+    gradients: float  # including temporary memory of the embeddings' backward pass and of the optimiser step
 
     @property
     def total(self) -> float:
@@ -48,7 +48,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the memory of a decoder depends on. Numbers of elements."""
+    """Sizes that the memory of a decoder depends on, in elements."""
 
     layers: int
     hidden: int
@@ -56,7 +56,7 @@ class Shape:
     query: int  # heads x head size
     key: int  # heads of keys x head size
     vocabulary: int
-    linear: int  # weights of linear layers but the head: what is quantised
+    linear: int  # weights of linear layers except the head: those that are quantised
     others: int
     largest: int  # weights of the largest tensor
     adapter: int  # weights of the adapter
@@ -64,9 +64,9 @@ class Shape:
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
-    """Rows, tokens, target tokens and the longest row of the largest batch that each split can give.
+    """Count rows, tokens, target tokens and the longest row of the largest possible batch of each split.
 
-    ``repeated`` of the tokens are what all its rows begin with, as those of a chat template do: computed once.
+    ``repeated`` counts tokens of a prefix that all its rows share, e.g. from a chat template: it is computed once.
     """
     counts = {}
     for name, rows in splits.items():
@@ -93,18 +93,17 @@ def estimate_memory(
     autocast: bool = False,
     on_gpu: bool | None = None,
 ) -> Memory:
-    """Peak of a training step with AdamW, for the largest batch, on the shortcuts of `llm_forget.logprobs.fast_paths`.
+    """Estimate the peak of a step with AdamW for the largest batch, with the fast paths of `logprobs.fast_paths`.
 
-    What autograd keeps for a decoder of the Llama family (RMSNorm, gated MLP, attention that keeps no scores), after
-    the manner of arXiv:2205.05198, counted from its saved tensors; tests/measure/bench_memory.py compares with measured
-    peaks.
+    Counts the tensors that autograd saves for a decoder of the Llama family (RMSNorm, gated MLP, attention that saves
+    no scores), in the manner of arXiv:2205.05198; tests/measure/bench_memory.py compares with measured peaks.
 
     Args:
-        counts: of one micro-batch, from `batch_counts`.
-        checkpointing: only the inputs of layers are kept, and one layer is computed again at a time.
+        counts: counts of one micro-batch, from `batch_counts`.
+        checkpointing: only the inputs of layers are saved, and one layer at a time is recomputed.
         keeps_logits: a term needs the logits at target positions, of policy and reference.
-        autocast: matrix products in half precision (``bf16`` or ``fp16``).
-        on_gpu: None asks torch.
+        autocast: matrix products are in half precision (``bf16`` or ``fp16``).
+        on_gpu: None detects a GPU with torch.
     """
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     shape = _shape(model_args)
@@ -136,11 +135,11 @@ def estimate_memory(
 
 
 def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
-    """Peak of each of several devices that train under one of the shipped launch configurations.
+    """Estimate the peak of each device under one of the shipped launch configurations.
 
-    ``ddp`` holds everything on every device, and a second copy of the gradients to reduce them in. ``zero2`` divides
-    what the optimiser keeps and the gradients; ``fsdp2`` and ``zero3`` the weights as well, of which two layers and the
-    largest tensor are whole at a time. Activations are those of the device's own rows.
+    ``ddp`` replicates everything on every device, plus a second copy of the gradients for the reduction. ``zero2``
+    shards optimiser state and gradients; ``fsdp2`` and ``zero3`` shard the weights as well, of which two layers and the
+    largest tensor are gathered at a time. Activations are those of the device's own rows.
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
@@ -154,7 +153,7 @@ def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: 
 
 
 def launched(environment: Mapping[str, str]) -> str:
-    """Which of the shipped launch configurations accelerate says that this process belongs to."""
+    """Return the shipped launch configuration that accelerate's environment variables describe."""
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return "fsdp2"
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -163,12 +162,12 @@ def launched(environment: Mapping[str, str]) -> str:
 
 
 def depth(model_args: ModelConfig) -> int:
-    """Decoder layers of the model."""
+    """Return the number of decoder layers of the model, read from its configuration."""
     return int(_config(model_args).get_text_config().num_hidden_layers)
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
-    """What one decoder layer keeps for its backward pass; ``padded`` tokens within attention, ``tokens`` elsewhere."""
+    """Count the bytes that one layer saves for backward; attention sees ``padded`` tokens, the rest ``tokens``."""
     hidden, inner = shape.hidden, shape.intermediate
     product = 2.0 if autocast else width
     norms = 2 * hidden * FLOAT32  # inputs
@@ -195,7 +194,7 @@ def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, g
 
 
 def _gradients(shape: Shape, model_args: ModelConfig) -> float:
-    """Bytes of all gradients: of an adapter float32, otherwise as wide as the weights."""
+    """Count the bytes of all gradients: float32 for an adapter, otherwise the dtype of the weights."""
     if model_args.use_peft:
         return shape.adapter * FLOAT32
     return (shape.linear + shape.others) * _width(model_args)
@@ -231,7 +230,7 @@ def _shape(model_args: ModelConfig) -> Shape:
 
 
 def _width(model_args: ModelConfig) -> float:
-    """Bytes of a weight as it is loaded."""
+    """Return the bytes per weight in the dtype that it is loaded in."""
     dtype = model_args.dtype
     if dtype in (None, "auto"):
         dtype = str(_config(model_args).dtype or "float32").removeprefix("torch.")
@@ -239,7 +238,7 @@ def _width(model_args: ModelConfig) -> float:
 
 
 def _empty_model(model_args: ModelConfig) -> Any:
-    """The architecture without weights."""
+    """Build the architecture on the meta device, without weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Forget and retain gradients kept apart over the micro-batches of a step, then combined by a rule of `gradients.py`.
+"""Forget and retain gradients, summed separately over the micro-batches of a step, then combined by a gradient rule.
 
 Gradients are taken with `torch.autograd.grad` and reduced over processes here, so a wrapper like DDP never sees two
 backward passes. That needs every process to hold whole parameters: one process or DDP, not FSDP or ZeRO.
@@ -25,10 +25,10 @@ Losses = Callable[[Any], dict[str, Tensor]]
 
 
 class Surgery:
-    """Gradient rule ``name`` with its ``arguments``; ``sam`` looks at the forget gradient from a worse place nearby.
+    """Gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights.
 
     Raises:
-        ValueError: no such rule or argument.
+        ConfigError: an unknown rule or argument.
     """
 
     def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
@@ -59,7 +59,7 @@ class Surgery:
         return torch.stack([loss.detach() for loss in sides.values()]).sum()
 
     def apply(self, model: nn.Module, losses: Losses, accelerator: Any) -> None:
-        """Reduce over processes, combine, and leave the result in ``.grad`` for the optimiser."""
+        """Reduce over processes, combine, and store the result in ``.grad`` for the optimiser."""
         parameters = _trainable(model)
         zeros = [torch.zeros_like(p) for p in parameters]
         forget, retain = (_reduced(self._sums.get(side, zeros), accelerator) for side in SIDES)
@@ -82,7 +82,7 @@ class Surgery:
         return _reduced(total or forget, accelerator)
 
     def save(self, folder: Path) -> None:
-        """Write the rule's state, if it keeps one, so that a resume is exact."""
+        """Write the rule's state, if it has one, so that a resume is exact."""
         if self.state is not None:
             save_file({str(place): tensor.contiguous() for place, tensor in enumerate(self.state)}, folder / STATE)
 
@@ -107,7 +107,7 @@ def _plus(total: Gradient | None, gradient: Gradient) -> Gradient:
 
 
 def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:
-    """Sum over processes as one flat vector, so that one message is sent."""
+    """Sum over processes as one flat vector, in a single message."""
     if accelerator.num_processes == 1:
         return gradient
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradient]), "sum")

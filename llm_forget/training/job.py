@@ -43,13 +43,13 @@ from llm_forget.training.provenance import describe, owners, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
-# Said at every checkpoint on file systems with coarse times; sorting by number, its fallback, is what is wanted.
+# Logged at every checkpoint on file systems with coarse times; its fallback, sorting by number, is the right order.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, checked before any weights are loaded."""
+    """A training job, checked before any weights are loaded."""
 
     kind: str  # "unlearn" | "finetune"
     data: DataConfig
@@ -64,10 +64,11 @@ class Job:
 
 
 def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
-    """The run that output_dir is or will be; nothing is written before the data have passed all checks.
+    """Return the run of output_dir, new or existing; nothing is written before the data have passed all checks.
 
     Raises:
-        ValueError: the launch is not the one asked for, or output_dir holds something else.
+        ConfigError: the number of processes is not the requested one.
+        RunError: output_dir contains another run or other files.
     """
     state = PartialState()
     check_launch(state)
@@ -81,12 +82,12 @@ def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -
 
 
 def done(run: Run, train: TrainConfig) -> bool:
-    """Whether nothing is left to do."""
+    """Whether the run is complete and need not be trained or checked."""
     return run.complete and not train.dry_run and not train.overwrite
 
 
 def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
-    """What the run produces depends on the number of processes: the batch of a step, and who has which row."""
+    """Return the keys that identify a run, with the number of processes, which changes the batch of a step."""
     processes = PartialState().num_processes
     return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
 
@@ -101,10 +102,10 @@ def _start(run: Run, job: Job, state: PartialState) -> None:
 def prepare(
     data: DataConfig, model: ModelConfig, objective: Objective
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
-    """Tokenizer, tokenised rows of every split that the objective names, and whose they are; after all checks.
+    """Load the tokenizer, and check and tokenise the rows of every split of the objective; also returns their owners.
 
     Raises:
-        ValueError, FileNotFoundError: a source, row or combination of splits that is refused; names file and row.
+        DataError, ConfigError, MissingFileError: a source, row or combination of splits is refused; names file and row.
     """
     _weights(data, objective)  # refuses what has no effect
     tokenizer = load_tokenizer(model)
@@ -126,7 +127,7 @@ def prepare(
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """How this configuration turns rows into text."""
+    """Build the template by which this configuration turns rows into text."""
     return template_for(
         tokenizer,
         use_chat_template=data.use_chat_template,
@@ -138,10 +139,10 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
 
 
 def execute(run: Run, job: Job) -> Run:
-    """Load the model, train, save what was trained, and finish the run; an interrupted run goes on where it stopped.
+    """Load the model, train, save the trained weights, and finish the run; resumes an interrupted run.
 
     Raises:
-        ValueError: weights or rows are others than when the run was interrupted.
+        ConfigError: weights or rows changed since the run was interrupted.
     """
     state = PartialState()
     with run.lock() if state.is_main_process else contextlib.nullcontext():
@@ -163,7 +164,7 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
         write_lists(run, facts["data"], job.splits, job.owned)
         formats.write(run.provenance_file, facts, Provenance)
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=True)  # from the newest whole checkpoint, where there is one
+    trainer.train(resume_from_checkpoint=True)  # from the newest complete checkpoint, if any
     target = run.adapter if job.model.use_peft else run.model
     trainer.save_model(str(target))
     state.wait_for_everyone()
@@ -186,10 +187,11 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
 
 
 def dry_run(job: Job) -> None:
-    """Say what `execute` would do; loads no weights and writes nothing.
+    """Print what `execute` would do, without loading weights or writing files.
 
     Raises:
-        ValueError, FileNotFoundError: rows that only the evaluation will read are refused, or a layer does not exist.
+        DataError, ConfigError, MissingFileError: rows that only the evaluation reads are refused, or a layer does not
+            exist.
     """
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]
@@ -249,12 +251,12 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
 
 
 def _title(job: Job) -> str:
-    """Terms of the objective in one word each, as forget/npo + retain/nll."""
+    """Name the terms of the objective, e.g. ``forget/npo + retain/nll``."""
     return " + ".join(term.key for term in job.objective.terms)
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
-    """Shares of the sources of each streamed split; the split an epoch passes over has none, every row of it counts."""
+    """Return the source weights of each streamed split; the primary split has none, since an epoch uses every row."""
     primary, *streamed = objective.splits()
     if mixture_weights(getattr(data, primary), primary) is not None:
         raise ConfigError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
@@ -263,7 +265,7 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
 
 
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
-    """A run whose first steps saw other weights or rows than its last would be described by neither."""
+    """Refuse to resume with other weights or rows: provenance.json would describe only a part of the steps."""
     if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
         return
     before = run.provenance
@@ -277,7 +279,7 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
 
 
 def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
-    # PEFT knows that two weights of 4 bits lie in one byte.
+    # PEFT counts two 4-bit weights per byte.
     trainable, whole = PeftModel.get_nb_trainable_parameters(model)
     return {
         "kind": job.kind,

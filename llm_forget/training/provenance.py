@@ -1,7 +1,7 @@
-"""What provenance.json says about rows: how many, their digest, their ids and whose they are; never what they say.
+"""Rows in provenance.json: their number, digest, ids and subjects, never their text.
 
-It is private to the run and never published: ids and subjects are often names. Up to `LISTED` ids of a split stand in
-it, more are listed in files of `ROW_IDS`, one a line in the order of the rows.
+The file is private to the run and never published: ids and subjects are often names. It lists up to `LISTED` ids of a
+split; longer lists go to files in the folder `ROW_IDS`, one id per line in the order of the rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 LISTED = 10_000
 ROW_IDS = "row_ids"
-SUBJECT = "subject"  # the column that says whose a row is, as deletion requests read it
+SUBJECT = "subject"  # the column with the person a row is about; deletion requests read it
 
 
 def owners(rows: Dataset) -> Dataset | None:
-    """Id and subject of rows as they were loaded; None where no row has a subject that is text."""
+    """Select ids and subjects of loaded rows; None if no row has a text subject."""
     if SUBJECT not in rows.column_names:
         return None
     column = arrow_column(rows, SUBJECT)
@@ -36,16 +36,16 @@ def owners(rows: Dataset) -> Dataset | None:
 
 
 def describe(name: str, rows: Dataset, owned: Dataset | None = None) -> dict[str, Any]:
-    """Number, digest, ids and subjects of tokenised rows of a split.
+    """Describe the tokenised rows of a split by number, digest, ids and subjects.
 
     Args:
-        name: of the split.
-        rows: tokenised.
-        owned: what `owners` gave for them before.
+        name: name of the split.
+        rows: tokenised rows.
+        owned: result of `owners` for the rows before they were tokenised.
 
     Returns:
-        ``rows``, ``digest``, and either ``ids`` with ``subjects`` beside them (None for a row without), or ``ids_file``
-        and ``subjects_file``, which `write_lists` writes.
+        ``rows``, ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or ``ids_file`` and
+        ``subjects_file``, which `write_lists` writes.
     """
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
     subjects = _subjects(ids, owned)
@@ -64,7 +64,7 @@ def describe(name: str, rows: Dataset, owned: Dataset | None = None) -> dict[str
 def write_lists(
     run: Run, facts: Mapping[str, Any], splits: Mapping[str, Dataset], owned: Mapping[str, Dataset | None]
 ) -> None:
-    """Write the files that `describe` names; only their owner may read who is named in them."""
+    """Write the files that `describe` names; the files of subjects are readable by their owner only."""
     for name, split_facts in facts.items():
         ids = unique_ids(splits[name])
         if "ids_file" in split_facts:
@@ -76,7 +76,7 @@ def write_lists(
 
 
 def _subjects(ids: pyarrow.Array, owned: Dataset | None) -> pyarrow.Array | None:
-    """The subject of each id, null where it has none."""
+    """Look up the subject of each id; null if it has none."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -88,5 +88,5 @@ def _subjects(ids: pyarrow.Array, owned: Dataset | None) -> pyarrow.Array | None
 
 
 def _subject_lines(subjects: Any) -> bytes:
-    """One JSON text or null a line: a subject may hold what ends a line."""
+    """Encode one JSON string or null per line, since a subject may contain line breaks."""
     return b"".join(json.dumps(subject.as_py()).encode() + b"\n" for subject in subjects)

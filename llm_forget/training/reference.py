@@ -1,7 +1,7 @@
-"""Reference log-probabilities: computed once per row before training, kept on disk, looked up in every step.
+"""Reference log-probabilities: computed once per row before training, cached on disk, looked up in every step.
 
 The reference is the policy's own weights with the trained adapter off: no second model exists. The cache file is named
-by the digest of everything the numbers depend on (model, adapter beneath, tokens of the rows), and holds no text.
+by the digest of everything the numbers depend on (model, base adapter, tokens of the rows), and contains no text.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Forward = Callable[[list[dict[str, Any]]], Logprobs]
 
 
 class ReferenceLogprobs:
-    """Log-probabilities of the gold tokens of one split's rows under the reference.
+    """Log-probabilities (nats) of the target tokens of one split's rows under the reference.
 
-    ``indices`` ``[N]``, ascending, are rows of the data set; those of row ``indices[i]`` are
+    ``indices`` ``[N]``, ascending, are rows of the data set; the log-probabilities of row ``indices[i]`` are
     ``values[offsets[i]:offsets[i + 1]]``.
     """
 
@@ -51,7 +51,7 @@ class ReferenceLogprobs:
         self._indices, self._offsets, self._values = indices, offsets, values
 
     def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
-        """Values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
+        """Look up values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
         values = torch.zeros(policy.values.shape, dtype=torch.float32)
         places = np.searchsorted(self._indices, rows.numpy(force=True))
         for place, (row, position) in enumerate(zip(rows.tolist(), places, strict=True)):
@@ -77,14 +77,14 @@ class ReferenceLogprobs:
 
 
 class Reference(TrainerCallback):
-    """The reference of a trainer: cached log-probs where they suffice, a pass in the step where logits are needed."""
+    """The reference of a trainer: cached log-probs, or a forward pass in the step where logits are needed."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
         self.logprobs: dict[str, ReferenceLogprobs] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Compute or load the log-probs that the terms name, once the model is wrapped and before the first step."""
+        """Compute or load the log-probs that the terms need, after the model is wrapped and before the first step."""
         trainer = self.trainer
         trainer.find_shortcuts()
         rows = {source: self._rows_of(source) for source in trainer.objective.reference_sources()}
@@ -101,7 +101,7 @@ class Reference(TrainerCallback):
             trainer._window = Window()  # the time this took is not the time of the first steps
 
     def _rows_of(self, split: str) -> np.ndarray:
-        """The rows that the run will see: all of the split an epoch passes over, of a stream those it gets to."""
+        """Return the rows that the run will see: all of the primary split, and those that a stream reaches."""
         trainer = self.trainer
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))
@@ -110,7 +110,7 @@ class Reference(TrainerCallback):
         return stream_rows[stream_rows >= 0]
 
     def of(self, model: nn.Module, batch: Batch, policy: dict[str, Logprobs]) -> dict[str, Logprobs]:
-        """What the terms need of the reference on this batch."""
+        """Return the log-probs, logits or hidden states of the reference that the terms need on this batch."""
         trainer = self.trainer
         logprobs = {s: cached.lookup(batch[s]["index"], policy[s]) for s, cached in self.logprobs.items()}
         sources = trainer.objective.reference_pass_sources()
@@ -127,7 +127,7 @@ class Reference(TrainerCallback):
         if trainer.model_digest is not None:
             precision = [str(trainer.model.dtype), quantization_of(trainer.model), args.bf16, args.fp16]
             file = cache_file(json_digest([trainer.model_digest, *precision]), trainer.splits[split], rows)
-        # All or none: a process that loads while another one computes, and waits for it, waits for ever.
+        # All or none: if one process loads while another computes, the collective calls deadlock.
         if file is not None and all(gather_object([file.is_file()])):
             return ReferenceLogprobs.load(file)
         if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
@@ -144,7 +144,7 @@ class Reference(TrainerCallback):
 
     def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
         trainer = self.trainer
-        bare = trainer.accelerator.unwrap_model(trainer.model)  # not what torch.compile made of it
+        bare = trainer.accelerator.unwrap_model(trainer.model)  # without the wrapper of torch.compile
         batch = trainer._prepare_inputs({"rows": collate(rows, trainer.processing_class.pad_token_id)})
         was_training = bare.training
         bare.eval()
@@ -157,7 +157,7 @@ class Reference(TrainerCallback):
 
 
 def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
-    """Name of the cache file for these tokens under this reference model."""
+    """Return the path of the cache file for these tokens under this reference model."""
     tokens = tokens_digest(dataset, rows)
     numbers = "sha256:" + hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
     key = json_digest({"model": model_digest, "rows": numbers, "tokens": tokens, "version": 2})
@@ -167,7 +167,7 @@ def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference over ``rows``, ascending, each once, shared out over the processes and gathered on all."""
+    """Run the reference over ``rows``, ascending, each once; processes share the work and all get the result."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
     indices: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
     row_values: list[np.ndarray] = []
@@ -181,7 +181,7 @@ def compute(
             row_values.append(values[mask].float().numpy())
     lengths = np.array([len(values) for values in row_values], dtype=np.int64)
     flat = np.concatenate([np.zeros(0, dtype=np.float32), *row_values])
-    # Three arrays of every process: a million small ones would take their time to be sent.
+    # Three arrays per process: gathering a million small ones is slow.
     arrays = [
         np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(indices), lengths, flat)]), strict=True)
     ]
@@ -189,11 +189,11 @@ def compute(
 
 
 def _in_order(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
-    """Values of rows in any order, one row's after the other's, in the order of the data set."""
+    """Sort rows, and their concatenated values, into the order of the data set."""
     starts = np.cumsum(lengths) - lengths
     order = np.argsort(indices, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
-    # Where each value of the result lies: the start of its row, and its place in the row.
+    # Source position of each value: the start of its row, plus its place in the row.
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths[order])
     chosen = values[np.repeat(starts[order], lengths[order]) + within]
     return ReferenceLogprobs(indices[order].astype(np.int64), offsets, chosen.astype(np.float32))

@@ -1,7 +1,7 @@
-"""Resuming to the same bytes: checkpoints count only when they are whole, and hold all that the next step depends on.
+"""Bit-exact resume: only complete checkpoints count, and they contain all state that the next step depends on.
 
-transformers resumes from a checkpoint without its optimizer or random state, deletes the checkpoint before the newest
-while the newest is being written, and makes one step too many after a run that ended within an epoch: all silently.
+transformers silently resumes from a checkpoint without its optimizer or random state, deletes the previous checkpoint
+while the newest is being written, and makes one step too many after a run that ended within an epoch.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ logger = logging.getLogger("llm_forget")
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints are sealed. Subclasses add their own state of a step."""
+    """A Trainer whose checkpoints have a completeness marker. Subclasses add their own step state."""
 
-    stopped = False  # training has ended before its last step, on purpose
+    stopped = False  # training was stopped early on purpose
     resumed_from: Path | None = None
 
     def save_step_state(self, folder: Path) -> None:
-        """Write what else the next step depends on into a checkpoint; called on all processes."""
+        """Write the subclass's step state into a checkpoint; called on all processes."""
         raise NotImplementedError
 
     def load_step_state(self, folder: Path) -> None:
-        """Read it again."""
+        """Read what `save_step_state` wrote; called on all processes."""
         raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
-        """As in transformers, but never from a checkpoint that is not whole; True takes the newest whole one, if any.
+        """Train as transformers does, but resume from complete checkpoints only; True takes the newest one, if any.
 
         Raises:
-            ValueError: the checkpoint named is not whole; says what is missing.
+            RunError: the given checkpoint is incomplete; names the missing file.
         """
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
@@ -64,7 +64,7 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(*positional, **keywords)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers; then waits, since the other processes write their random state into the same folder."""
+        """Save as transformers does, then wait: other processes write their random state into the same folder."""
         super().save_model(output_dir, _internal_call)
         self.accelerator.wait_for_everyone()
 
@@ -82,4 +82,4 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.seal(folder)
-            checkpoints.keep_newest(folder.parent, limit)  # only now: until it is sealed, the one before is needed
+            checkpoints.keep_newest(folder.parent, limit)  # only now: the previous one is needed until this is sealed

@@ -1,9 +1,8 @@
-"""Which rows a step sees: index arithmetic, seeded, and the same for every number of processes.
+"""Rows of each step: seeded index arithmetic that gives the same rows for every number of processes.
 
-Slot j of epoch e holds the j-th row of that epoch's order of the primary split, and position ``e * n + j`` of every
-other split's endless stream. Processes take their slots from one global order, so how it is cut into processes,
-micro-batches and accumulated steps does not change what a step sees, and no position is kept anywhere: a resumed run
-computes it.
+Slot j of epoch e contains the j-th row of that epoch's order of the primary split, and position ``e * n + j`` of every
+other split's endless stream. Processes take their slots from one global order, so its division into processes,
+micro-batches and accumulated steps does not change what a step sees. No position is stored: a resumed run computes it.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ _ORDER, _CHOICE, _PRIMARY = 0, 1, 2
 
 
 class Stream(Protocol):
-    """An endless sequence of row indices that can be entered anywhere."""
+    """An endless sequence of row indices with random access."""
 
     def take(self, start: int, count: int) -> np.ndarray: ...
 
 
 class RetainStream:
-    """Endless sequence over one or several concatenated sources, each gone through without replacement, pass by pass.
+    """Endless sequence over one or several concatenated sources, each sampled without replacement in every pass.
 
     Args:
         sizes: rows of each source; row ``i`` of source ``s`` has index ``sum(sizes[:s]) + i``.
-        weights: share of each source; None to treat all rows alike (one pass is then one pass over everything).
-        seed: of every order and choice. Two streams with different seeds are unrelated.
+        weights: share of each source; None samples all rows equally (one pass is then a pass over all sources).
+        seed: seed of every order and choice. Two streams with different seeds are unrelated.
 
     Raises:
-        ValueError: an empty source, or weights that are not one positive number a source.
+        ConfigError: an empty source, or weights that are not one positive number per source.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -52,13 +51,13 @@ class RetainStream:
 
     @classmethod
     def over(cls, source_index: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> RetainStream:
-        """A stream over rows that say which source they are from (a column of tokenised rows), in order of sources."""
+        """Build a stream over tokenised rows sorted by source, from their column ``source_index``."""
         # A column of a data set is read at once by slicing; NumPy alone would ask it for one row after the other.
         sizes = np.bincount(np.asarray(source_index[:]), minlength=len(weights or ())).tolist()
         return cls(sizes if weights is not None else [sum(sizes)], weights, seed)
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """Indices at positions ``start`` to ``start + count``, ``[count]``."""
+        """Return the indices at positions ``start`` to ``start + count``, ``[count]``."""
         sources = self._sources(start + count)  # [start + count]
         out = np.empty(count, dtype=np.int64)
         for source in range(len(self._sizes)):
@@ -68,7 +67,7 @@ class RetainStream:
         return out
 
     def _sources(self, stop: int) -> np.ndarray:
-        """Which source each position up to ``stop`` takes from; made anew from 0, some milliseconds for a million."""
+        """Return the source of each position up to ``stop``; recomputed from 0, some milliseconds per million."""
         if len(self._sizes) == 1:
             return np.zeros(stop, dtype=np.int64)
         blocks = [_random(self._seed, _CHOICE, b).random_sample(_BLOCK) for b in range(-(-stop // _BLOCK))]
@@ -85,19 +84,19 @@ class RetainStream:
 class StepSampler(Sampler[dict[str, int]]):
     """One epoch of slots, ``{split: row index}`` for each split; -1 for every split in a padding slot.
 
-    An epoch is padded to a whole number of groups of ``batch_size * world_size`` slots, so no row is seen twice to fill
-    a batch and none is dropped. `RankBatches` deals the slots to processes.
+    An epoch is padded to a multiple of ``batch_size * world_size`` slots, so no row is repeated to fill a batch and
+    none is dropped. `RankBatches` distributes the slots to processes.
 
     Args:
-        splits: rows of each split, or a `Stream` over them. The first is the primary one: an epoch is one pass over it.
-        paired: splits whose row is the primary split's (the preferred answers to the rows to forget).
-        batch_size: slots of one process at a time.
-        world_size: processes.
-        seed: of the order of the primary split, and of streams given by their number of rows.
+        splits: number of rows of each split, or a `Stream` over them. An epoch is one pass over the first (primary).
+        paired: splits that use the primary split's row index (the preferred answers to the forget rows).
+        batch_size: slots per process in a micro-batch.
+        world_size: number of processes.
+        seed: seed of the order of the primary split, and of streams given by their number of rows.
         shuffle: False keeps the order of the primary split.
 
     Raises:
-        ValueError: a size below 1, or a paired split of another size than the primary one.
+        ConfigError: a size below 1, or a paired split whose size differs from the primary split's.
     """
 
     def __init__(
@@ -137,14 +136,14 @@ class StepSampler(Sampler[dict[str, int]]):
             yield from batch
 
     def batches(self, size: int, rank: int, world_size: int) -> Iterator[list[dict[str, int]]]:
-        """Slots of the next pass, ``size`` at a time, of one process out of several."""
+        """Yield the slots of one process in the current epoch, ``size`` at a time."""
         slots = self.slots(self._epoch)
         for start in range(rank * size, len(self), world_size * size):
             columns = [indices[start : start + size].tolist() for indices in slots.values()]
             yield [dict(zip(slots, rows, strict=True)) for rows in zip(*columns, strict=True)]
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
-        """All slots of an epoch, by split, each ``[len(self)]``."""
+        """Return all slots of an epoch, by split, each ``[len(self)]``."""
         order = _random(self._seed, _PRIMARY, epoch).permutation(self._n) if self._shuffle else np.arange(self._n)
         columns = dict.fromkeys((self._primary, *self._paired), order)
         columns |= {name: stream.take(epoch * self._n, self._n) for name, stream in self._streams.items()}
@@ -153,13 +152,13 @@ class StepSampler(Sampler[dict[str, int]]):
 
 
 class RankBatches(Sampler[list[dict[str, int]]]):
-    """The batches of one process: of each group of ``batch_size * world_size`` slots, the process' own part.
+    """The batches of one process: its part of each group of ``batch_size * world_size`` slots.
 
     Args:
-        sampler: made for the same ``batch_size * world_size``.
-        batch_size: slots of a batch.
-        rank: this process, from 0.
-        world_size: processes.
+        sampler: a sampler with the same ``batch_size * world_size``.
+        batch_size: slots per batch.
+        rank: rank of this process, from 0.
+        world_size: number of processes.
     """
 
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Window:
-    """What the steps since the last log line added up to.
+    """Sums over the steps since the last log line.
 
     Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, ``<split>/<term>`` for shares of terms.
     """
@@ -27,7 +27,7 @@ class Window:
         self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().to(precise)
 
     def means(self, accelerator: Any, step: int) -> dict[str, float]:
-        """Means over the steps up to ``step`` and over all processes, under the names that are logged."""
+        """Compute means over the steps up to ``step`` and over all processes, under the names that are logged."""
         total = self._total(accelerator)
         steps = max(1, step - self.step)
         logs = {}
@@ -46,13 +46,13 @@ class Window:
         return logs
 
     def state(self, accelerator: Any) -> dict[str, Any]:
-        """What `restored` needs to go on with this window; the same on all processes, which must all call it."""
+        """Return the state that `restored` reads; equal on all processes, which must all call it."""
         seconds = time.perf_counter() - self.began
         return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> Window:
-        """The window that `state` describes. Its sums are of all processes: one takes them whole, the others zeros."""
+        """Rebuild a window from `state`. Its sums cover all processes: one gets them (``whole``), the others zeros."""
         window = cls(state["step"])
         window.tokens = state["tokens"]
         window.began -= state["seconds"]

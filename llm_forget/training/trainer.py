@@ -46,15 +46,15 @@ class UnlearnTrainer(ResumableTrainer):
 
     Args:
         model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
-        args: what a `transformers.TrainingArguments` says.
+        args: a `transformers.TrainingArguments` with the keys of a recipe.
         splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The first split the objective names is
             passed over once an epoch; the others are streamed; ``alternate`` is paired row by row with ``forget``.
         objective: from `llm_forget.objectives.methods.build_objective`.
-        processing_class: the tokenizer, for its padding token.
-        gradient: how forget and retain gradients are combined; None adds the losses.
+        processing_class: the tokenizer, used for its padding token.
+        gradient: rule that combines forget and retain gradients; None adds the losses.
         max_retain_drop: stop when retain rows have lost this much log-prob against the reference, nats per token.
-        weights: shares of the sources that a streamed split was mixed from (its column ``source_index``).
-        model_digest: what the base weights are (`models.digest.source_digest`); goes into the adapter's manifest
+        weights: shares of the sources of a mixed streamed split (its column ``source_index``).
+        model_digest: digest of the base weights (`models.digest.source_digest`); goes into the adapter's manifest
             and names the cache of reference log-probs. None: nothing is cached on disk.
         base_name: the base model's name for the adapter's configuration.
     """
@@ -85,10 +85,10 @@ class UnlearnTrainer(ResumableTrainer):
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
         self.reference = Reference(self)
-        self.shortcuts = Shortcuts()  # the plain way, until training begins
+        self.shortcuts = Shortcuts()  # no fast paths until training begins
         self._step_values: dict[str, Tensor] = {}
         self._window = Window()
-        self._last_save = False  # what is being saved is no checkpoint
+        self._last_save = False  # the current save is not a checkpoint
         if processing_class.pad_token_id is None:
             raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
         super().__init__(
@@ -116,7 +116,7 @@ class UnlearnTrainer(ResumableTrainer):
             )
 
     def _refuse_blind_watch(self, args: TrainConfig) -> None:
-        """Early stopping looks at lines of the log, and at retain rows."""
+        """Refuse ``max_retain_drop`` without log lines or retain rows, which early stopping reads."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
             raise ConfigError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
@@ -127,7 +127,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process; the sampler, not accelerate, shares them out, so no row is ever repeated."""
+        """Return the batches of this process; the sampler, not accelerate, distributes them, so no row is repeated."""
         batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
@@ -147,7 +147,7 @@ class UnlearnTrainer(ResumableTrainer):
         return {split: collate([slot[split] for slot in slots], pad_id) for split in slots[0]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of one optimiser step, and its counts over micro-batches and processes."""
+        """Return the micro-batches of one optimiser step, and its counts over micro-batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
         for batch in batches:
@@ -164,14 +164,14 @@ class UnlearnTrainer(ResumableTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Counts | None = None
     ) -> Any:
-        """This micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
+        """Compute this micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
         sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
         # DDP, FSDP and DeepSpeed average gradients over processes; shares have to be summed.
         loss = torch.stack(list(sides.values())).sum() * self.args.world_size
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Counts | None = None) -> Tensor:
-        """As in transformers, or with the forget and retain gradients taken apart and combined by a rule."""
+        """Step as transformers does, or take forget and retain gradients separately and combine them by a rule."""
         if self.gradient is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -189,7 +189,7 @@ class UnlearnTrainer(ResumableTrainer):
         return total * self.args.world_size
 
     def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
-        """Weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
+        """Compute the weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
         logits = [split for split in batch if self.objective.needs("logits", split)]
         policy = self.forward(model, batch, logits=logits, layer=self.layer)
         values = self.objective.values(policy, self.reference.of(model, batch, policy))
@@ -203,13 +203,13 @@ class UnlearnTrainer(ResumableTrainer):
             if term.dual is None:
                 loss = term.weight * share
             else:
-                # epsilon is shared out like the value is, so that shares add up to lambda (value - epsilon)
+                # epsilon is split in proportion to sequences, so that shares add up to lambda (value - epsilon)
                 part = policy[term.split].mask.any(-1).sum() / counts[term.split][0].clamp(min=1)
                 loss = self.duals[term.key] * (share - term.dual.epsilon * part)
             side = "forget" if term.split == "forget" else "retain"
             sides[side] = sides[side] + loss if side in sides else loss
         if self.layer is not None and self.args.world_size > 1:
-            # Hidden states reach no layer above theirs, and DDP waits for the gradient of every weight.
+            # Hidden states use no layer above theirs, and DDP waits for the gradient of every weight.
             sides[side] = sides[side] + 0.0 * torch.stack([part.values.sum() for part in policy.values()]).sum()
         self._record_logprobs(policy, batch)
         return sides
@@ -217,7 +217,7 @@ class UnlearnTrainer(ResumableTrainer):
     def forward(
         self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
-        """One pass over all splits of a batch; ``logits`` are kept of the splits that are named."""
+        """Run one pass over all splits of a batch; returns logits of the splits in ``logits`` only."""
         merged = concatenate(batch, self.processing_class.pad_token_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sizes = {split: len(part["labels"]) for split, part in batch.items()}
@@ -226,7 +226,7 @@ class UnlearnTrainer(ResumableTrainer):
         return forward_parts(model, merged, sizes, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
 
     def find_shortcuts(self) -> None:
-        """Once the model is wrapped: which needless work it allows to leave out."""
+        """Find the fast paths that the model allows; call it after the model is wrapped."""
         bare = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
             self.shortcuts = find_shortcuts(self.model_wrapped, bare)
@@ -247,7 +247,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
-        """A second look at the same batch, as sam takes, is not counted twice."""
+        """Leave the statistics unchanged within the block, for a second pass over the same batch, as of sam."""
         values, sums = dict(self._step_values), dict(self._window.sums)
         yield
         self._step_values, self._window.sums = values, sums
@@ -261,7 +261,7 @@ class UnlearnTrainer(ResumableTrainer):
             self._window.add("sum/reference_retain", reference.values.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's mean, the mean log-prob of each split (nats per token) and tokens per second."""
+        """Add each term's mean, the mean log-prob of each split (nats per token) and tokens per second to the logs."""
         if "loss" in logs:
             logs |= self._window.means(self.accelerator, self.state.global_step)
             self._window = Window(self.state.global_step)
@@ -272,24 +272,24 @@ class UnlearnTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not estimated: transformers' formula does not know nested batches."""
+        """Return 0: transformers' formula does not support nested batches."""
         return 0
 
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers; what the adapter does to logits is recorded with what is saved on demand."""
+        """Save as transformers does; a save that is not a checkpoint also records the adapter's effect on logits."""
         self._last_save = not _internal_call
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Weights only, as safetensors: the adapter alone, or the full model."""
+        """Save weights only, as safetensors: the adapter alone, or the full model."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
-            # Not in checkpoints, which are many; of sharded weights (gathered ones are given) no process can know it.
+            # Not in checkpoints, since it takes time; not for sharded weights (a given state_dict): none has all.
             effect = effect_of(bare) if self._last_save and state_dict is None else None
             base = {"base_digest": self.model_digest, "base_name": self.base_name}
             save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
@@ -297,7 +297,7 @@ class UnlearnTrainer(ResumableTrainer):
             bare.save_pretrained(folder, state_dict=state_dict)
 
     def save_step_state(self, folder: Path) -> None:
-        """Part of a checkpoint; all processes call it, one writes."""
+        """Write duals, window and gradient state into a checkpoint; all processes call it, one writes."""
         window = self._window.state(self.accelerator)
         if self.args.should_save:
             state = {"duals": self.duals, "stopped": self.stopped, "window": window}
@@ -337,7 +337,7 @@ class _Duals(TrainerCallback):
 
 
 def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
-    """Splits in the order they are batched; the first is the one an epoch passes over."""
+    """Return the splits in the order they are batched; the first is the primary split."""
     names = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
     missing = [split for split in names if split not in splits]
     if missing:
@@ -346,6 +346,6 @@ def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
 
 
 def _counts(batch: Batch) -> Counts:
-    """Counts of a single batch, for a call outside of training."""
+    """Count sequences and targets of a single batch, for a call outside of training."""
     masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
     return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}

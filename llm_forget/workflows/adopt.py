@@ -1,7 +1,7 @@
-"""Adapters from elsewhere: checked as far as files can be, and copied with a manifest into a run of their own.
+"""Adopt an adapter from elsewhere: check its files, and copy it with a manifest into a new run.
 
-Nothing here says that such an adapter is good or has forgotten anything: only that it is plain LoRA, whole and finite,
-that it fits the base and has an effect, and from then on, that it is this one.
+The checks show that the adapter is plain LoRA, complete and finite, fits the base and has an effect; later loads verify
+that it is unchanged. They do not show that it is good or has forgotten anything.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from llm_forget.models.load import load_base
 
 
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:
-    """What the files of an adapter say of it; no weights are read.
+    """Describe an adapter from its files, without reading weights.
 
     Returns:
-        ``base`` that it claims (a claim, no more), ``rank``, ``modules`` (names), ``tensors`` and ``parameters``
-        (counts), ``manifest`` (whether it is of this package, as one that was pulled: then it is held to it).
+        ``base`` (the base that it claims, unverified), ``rank``, ``modules`` (names), ``tensors`` and ``parameters``
+        (counts), ``manifest`` (whether it has a manifest of this package, which is then enforced).
 
     Raises:
-        AdapterRefused, FileNotFoundError: see `models.verify_adapter`.
+        AdapterRefused, FileNotFoundError: see `models.adapters.files.verify_adapter`.
     """
     folder = Path(folder)
     manifest = verify_adapter(folder, trust=True)
@@ -71,22 +71,22 @@ def adopt(
     base_revision: str = "main",
     dtype: str = "float32",
 ) -> Run:
-    """Copy an adapter into a new run, after all checks, and give it a manifest there.
+    """Check an adapter, copy it into a new run, and write a manifest for it.
 
-    Whole embeddings that PEFT saved along are left out where they are the base's own; an adapter that brings others is
-    refused, as on its base alone it would be another model. The folder itself stays as it is. The run can be named
-    wherever a model can: as the target of `unlearn`, in `evaluate`, in `merge`.
+    Embeddings that PEFT saved with the adapter are dropped if they equal the base's; an adapter with other embeddings
+    is refused, because without them it would be a different model. The source folder is not changed. The run can be
+    used wherever a model can: as the target of `unlearn`, in `evaluate`, in `merge`.
 
     Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        output_dir: of the run; must not exist or be empty.
-        base: name of the model beneath; default: the one that the adapter's configuration claims.
-        base_revision: of a base on the Hub.
-        dtype: of the base.
+        folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        output_dir: folder of the run; must be empty or not exist.
+        base: name of the base model; default: the one that the adapter's configuration claims.
+        base_revision: revision of a base on the Hub.
+        dtype: dtype of the base.
 
     Raises:
-        AdapterRefused: see `models.load_adapter`.
-        ValueError: no base is known, or output_dir holds something.
+        AdapterRefused: see `models.adapters.files.load_adapter`.
+        ModelError: no base is given or claimed, or output_dir is not empty.
     """
     refuse_processes("adopt", PartialState())
     folder, run, description = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
@@ -118,7 +118,7 @@ def adopt(
 
 @contextmanager
 def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
-    """The folder, or where its weights hold the base's own embeddings, a copy for a while without these."""
+    """Yield the folder, or a temporary copy without embeddings if its weights contain those of the base."""
     from safetensors.torch import load_file, save_file
 
     extra = saved_embeddings(model, read_header(folder / ADAPTER_WEIGHTS))
@@ -139,7 +139,7 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
 
 
 def _same(saved: Any, weight: Any) -> bool:
-    """Whether they are one tensor, but for the type that one of them was stored or loaded in."""
+    """Whether two tensors are equal after one is cast to the other's dtype."""
     import torch
 
     weight = weight.detach().cpu()

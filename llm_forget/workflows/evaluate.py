@@ -1,7 +1,7 @@
-"""Evaluation: before, unlearned and oracle side by side, each model x split measured once, then arithmetic.
+"""Evaluation: target, unlearned model and oracle side by side; each model x split is measured once, then scored.
 
-The oracle comes first, because forget quality compares with it. A suite says what is measured; see `evals/suite.py`.
-Under ``accelerate launch`` every process measures its share of the rows; the main process does the arithmetic.
+The oracle comes first, because forget quality compares with it. A suite defines what is measured; see `evals/suite.py`.
+Under ``accelerate launch`` every process measures its share of the rows; the main process computes the scores.
 """
 
 from __future__ import annotations
@@ -59,29 +59,29 @@ def evaluate(
     """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
 
     Args:
-        run: a finished run, or any model (Hub id, folder, adapter): then nothing is written but the cache.
-        suite: names of shipped suites or YAML files, as a list or with commas; default: the run's, otherwise ``basic``.
-        target: the model before; default: what the run unlearned from.
+        run: a finished run, or any model (Hub id, folder, adapter), for which only the cache is written.
+        suite: names of shipped suites or YAML files, as a list or comma-separated; default: the run's, else ``basic``.
+        target: the model before unlearning; default: the one that the run unlearned from.
         target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
-        oracle: the model that never knew; default: the run's ``oracle``; without one its column stays empty.
-        limit: measure at most so many rows of each probe, a seeded sample.
-        batch_size: sequences at most; halved when memory runs out.
+        oracle: a model never trained on the forget rows; default: the run's ``oracle``; without one, an empty column.
+        limit: maximum number of rows of each probe, a seeded sample.
+        batch_size: maximum number of sequences in a batch; halved when memory runs out.
         show_text: print this many generations of each model to the terminal; they are never written to results.
         vllm: let vLLM generate (the extra of that name; a GPU).
         quiet: print nothing.
-        keep: write results.json and rows.json into the run; records are kept in any case.
-        records: folder for the records of a model that is no run, which otherwise lie in the cache, texts too.
-        overrides: keys of a recipe in place of the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
+        keep: write results.json and rows.json into the run; records are written in any case.
+        records: folder for the records, texts included, of a model that is not a run; default: the cache.
+        overrides: keys of a recipe that replace the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
-        The content of results.json; an unscored value is None. What earlier evaluations of the same models and rows
-        with other suites found stays in it. The same on all processes.
+        The content of results.json; an unscored value is None. It includes earlier results of other suites for the same
+        models and rows. Equal on all processes.
 
     Raises:
-        ModuleNotFoundError: ``vllm`` without that package.
-        ValueError: an unknown suite, key, split or column, two suites of one name, models with different tokenizers,
-            lm-eval tasks or vLLM with several processes, a model that vLLM cannot hold, or a launch that obtained other
-            processes than it asked for or cuts models into pieces.
+        MissingPackageError: ``vllm`` without that package.
+        ConfigError, DataError, EvaluationError, ModelError: an unknown suite, key, split or column, two suites of one
+            name, models with different tokenizers, lm-eval tasks or vLLM with several processes, a model that vLLM does
+            not support, or a launch with another number of processes than requested or with sharded models.
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides, writes=keep or records is None)
@@ -93,7 +93,7 @@ def evaluate(
     tokenizer = _common_tokenizer(subjects)
     if finished is None:
         _refuse_without_rows(run, suites, config)
-    with state.main_process_first():  # the others find what the first has read in the cache
+    with state.main_process_first():  # the other processes read from the cache that the first one writes
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
     works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
@@ -105,7 +105,7 @@ def evaluate(
     )  # fmt: skip
     if not state.is_main_process:
         return from_main_process({})
-    # Which keys are not the run's own, and what was measured: two tables of one run may rest on other rows.
+    # Record the overridden keys and the limit: two results of one run may be of different rows.
     settings = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
     results, rows = assemble_results(suites, subjects, works, measurements, settings)
     for name, (_, splits) in by_suite.items():
@@ -121,16 +121,16 @@ def evaluate(
 
 
 def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
-    """Refuse, before hours of training, suites that what a recipe trains could not be measured with.
+    """Refuse, before hours of training, suites that cannot evaluate the run of a recipe.
 
     Reads and tokenises the rows of all probes, as `evaluate` will; loads no weights.
 
     Args:
         config: the resolved recipe.
-        suite: what to measure; default: the recipe's.
+        suite: suites to check; default: the recipe's.
 
     Raises:
-        ValueError: a split or column that is missing, or an oracle with another vocabulary; an unknown suite.
+        ConfigError, EvaluationError: a missing split or column, an oracle with another vocabulary, or an unknown suite.
     """
     suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
     tokenizer = _common_tokenizer(_subjects(config, None, None, config.get("oracle"), None))
@@ -146,14 +146,14 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
 
 
 def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
-    """Tasks of lm-eval and their metrics are there."""
+    """Refuse lm-eval tasks and metrics that do not exist."""
     for task in tasks:
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
         check_metric(task.task, task.metric)
 
 
 def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
-    """A model that is no run brings no recipe, and so no rows: say which options do."""
+    """Refuse a model that is not a run, and so has no recipe, without options that name the rows."""
     for suite in suites.values():
         lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
         if lacking:
@@ -168,7 +168,7 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
-    """lm-eval runs its tasks in one process: several would each measure every row."""
+    """Refuse lm-eval tasks in several processes, each of which would measure every row."""
     for suite in suites.values():
         if suite.tasks and processes > 1:
             raise ConfigError(
@@ -178,7 +178,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
 
 
 def _through_vllm(subjects: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
-    """The same models, whose texts vLLM generates; refused here, before hours of other probes."""
+    """Let vLLM generate the texts of the models; refuses unsupported ones before hours of other probes."""
     if processes > 1:
         raise ConfigError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
     for subject in subjects.values():
@@ -214,10 +214,10 @@ def _configuration(
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
-    """Refuse, in the name of a command, keys that no recipe has and values that a recipe could not have.
+    """Refuse keys and values that are not valid in a recipe; the error names the command ``of``.
 
     Raises:
-        ValueError: names the key.
+        ConfigError: names the key.
     """
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
@@ -227,7 +227,7 @@ def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
 
 
 def _check_type(key: str, value: Any) -> None:
-    """Recipes are checked when a run starts; keys given to an evaluation have not been through that."""
+    """Check the type of an override: the keys of a recipe are checked when a run starts, overrides are not."""
     if key in MAPPINGS and value is not None and not isinstance(value, dict):
         raise ConfigError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
@@ -242,7 +242,7 @@ def _check_type(key: str, value: Any) -> None:
 def _subjects(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
-    """The models to measure, by role; the roles that are not known are missing."""
+    """Return the models to measure, by role; roles without a model are missing."""
     model = model_part(config)
     subjects = {}
     if oracle is not None:
@@ -262,15 +262,15 @@ def _subjects(
 
 
 def _other(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
-    """Another model in the same precision. The revision of the first says nothing about it."""
+    """Configure another model in the same precision, with its own revision."""
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
 def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
-    """The tokenizer all models share: their numbers per token are compared.
+    """Load the tokenizer that all models share, since their values per token are compared.
 
     Raises:
-        ValueError: two models have different vocabularies.
+        ConfigError: two models have different vocabularies.
     """
     tokenizer = load_tokenizer(subjects["unlearned"].model)
     for role, subject in subjects.items():
@@ -284,12 +284,12 @@ def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
 
 
 def _words(tokenizer: Any) -> dict[str, int]:
-    """Tokens and ids, without the names by which GGUF fills rows of the embedding that have no token."""
+    """Return tokens and ids, without the placeholder tokens by which GGUF pads the vocabulary."""
     return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
 
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
-    """Read the splits and tokenise what each probe measures; and digests of the rows of the run's own splits."""
+    """Read the splits and tokenise the rows of each probe; also returns digests of the splits that the run defines."""
     keys = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
     template = template_for(tokenizer, **{k: config[k] for k in keys if config.get(k) is not None})
     length = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
@@ -302,19 +302,19 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
 
 
 def _own_source(name: str, config: dict[str, Any]) -> Any:
-    """Where the run itself finds a split; None where it does not name it."""
+    """Return the source of a split in the run's configuration; None if the run does not define it."""
     source = (config.get("splits") or {}).get(name)
     return (config.get(name) or source) if name in SPLITS else source
 
 
 def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Where a split is found: where the run names it, otherwise where the suite does."""
+    """Return the source of a split: the run's, otherwise the suite's."""
     source = _own_source(name, config)
     return source if source is not None else suite.data.get(name)
 
 
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Rows of a split, as the run names it, otherwise as the suite does."""
+    """Load the rows of a split from the run's source, otherwise from the suite's."""
     source = _source_of(name, suite, config)
     if source is None:
         split_names = sorted(
@@ -330,7 +330,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """Some generations, spread over the rows of the suite's first generating probe, of each model beside the truth."""
+    """Sample generations of each model, with the reference, evenly from the rows of the first generating probe."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
@@ -348,5 +348,5 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """``count`` places among ``rows``, evenly far apart, each one further so that no regular order of rows is met."""
+    """Choose ``count`` evenly spaced indices below ``rows``, each shifted by one more to avoid periodic row orders."""
     return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -1,8 +1,8 @@
-"""A model as it is handed out: in 4 or 8 bit, or as one GGUF file; written, read back, and measured as the run was.
+"""Export a model in 4 or 8 bit, or as one GGUF file; the files are read back and evaluated like the run.
 
-Rounding weights can bring back what was forgotten (arXiv:2410.16454), so a form is a model of its own: it has its own
-digest, and its own results beside those of the model that it was made from. What is measured are the rounded weights:
-engines that round activations as well, as llama.cpp does beneath 16 bit, answer a little otherwise again.
+Rounding weights can restore what was forgotten (arXiv:2410.16454), so a form is a separate model with its own digest,
+and its own results next to those of the source model. The rounded weights are evaluated: engines that round activations
+as well, as llama.cpp does below 16 bit, give slightly different answers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from llm_forget.workflows.merge import merge, refuse_inside
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
 ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that measuring needs
-# What a form costs is said of texts; random tokens try every corner for the proof, but say nothing of what is lost.
+# The loss of a form is reported on texts; random tokens cover more of the model for the read-back check, but are not
+# representative of the loss.
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
@@ -71,29 +72,29 @@ def export(
     quiet: bool = False,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Write a model in another form, prove what the files hold, and measure it beside the model itself.
+    """Write a model in another form, verify the files by reading them back, and evaluate form and model.
 
     Args:
-        model: a run, whose adapter is merged on the way, or a full model: a folder, Hub id, .gguf file.
-        form: see `FORMS`.
-        output_dir: must not exist or be empty; appears when everything is done.
-        measure: evaluate what was written, with suite and rows of the run or as given here, into ``results.json``.
+        model: a run, whose adapter is merged first, or a full model: a folder, Hub id, .gguf file.
+        form: one of `FORMS`.
+        output_dir: must be empty or not exist; appears when everything is done.
+        measure: evaluate the written model, with the run's suite and rows or those given here, into ``results.json``.
         suite, target, oracle, limit, batch_size: see `evaluate`; by default those of the run.
         quiet: print neither tables nor progress.
-        overrides: keys of a recipe that say which rows to measure on, as ``forget`` and ``retain``.
+        overrides: keys of a recipe that define the rows of the evaluation, such as ``forget`` and ``retain``.
 
     Returns:
-        The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of what was written,
+        The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of the written model,
         ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on a few texts, ``as_read``
-        (the same from the rounded weights to the files as they are read back) and its ``tolerance``, ``files``; where
-        it was measured ``results`` and ``model_results`` too, contents of results.json.
+        (the same from the rounded weights to the files read back) and its ``tolerance``, ``files``; after an evaluation
+        also ``results`` and ``model_results``, contents of results.json.
 
     Raises:
-        ValueError: an unknown form, a model that the form cannot hold, files that are read back as another model, a
-            folder that is taken, or rows that are not known; nothing is left behind.
-        ModuleNotFoundError: GGUF without the package gguf.
-        AdapterRefused: a merged model that is not what its merge.json says.
-        OSError: no room on the disk; nothing is left behind.
+        ModelError, ConfigError, DataError: an unknown form, a model that the form does not support, files that read
+            back as a different model, a folder that is not empty, or missing rows; no files are left behind.
+        MissingPackageError: GGUF without the package gguf.
+        AdapterRefused: a merged model that differs from its merge.json.
+        OSError: the disk is full; no files are left behind.
     """
     refuse_processes("export", PartialState())
     if form not in FORMS:
@@ -129,7 +130,7 @@ def export(
 
 
 def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Suite, question and the form's answer, of every question of a verdict that the model passes and the form not."""
+    """List suite, question and the form's answer for each verdict question that the model passes and the form fails."""
     if "results" not in report:
         return []
     return [
@@ -142,7 +143,7 @@ def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _refuse_altered(folder: Path) -> None:
-    """Refuse what `merge` wrote and was changed since: what went into it would be said of other weights."""
+    """Refuse a merged model that was changed since: its merge.json would describe other weights."""
     report = folder / MERGE_REPORT
     if not report.is_file():
         return
@@ -152,7 +153,7 @@ def _refuse_altered(folder: Path) -> None:
 
 
 def _refuse_gguf(model: str) -> None:
-    """Refuse what GGUF cannot hold before anything is merged or measured."""
+    """Refuse models that GGUF does not support, before merging or evaluating."""
     import importlib.util
 
     from transformers import AutoConfig
@@ -175,7 +176,7 @@ def _refuse_gguf(model: str) -> None:
 
 @contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, so on the same disk, that is gone afterwards."""
+    """Create a hidden temporary folder next to the output, on the same disk; removed afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
@@ -186,7 +187,7 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-    """The model to be exported, a folder for what comes and goes, and what was asked about measuring."""
+    """One export: the model, a temporary folder, and the options and rows of the evaluation."""
 
     model: str
     run: Run | None
@@ -196,12 +197,12 @@ class _Scene:
 
     @property
     def name(self) -> str:
-        """What the model is called, without the path of a machine."""
+        """The name of the model, without local paths."""
         path = Path(self.model)
         return path.resolve().name if path.exists() else self.model
 
     def full_model(self) -> str:
-        """The full model: the given one, or what the adapter of its run is merged to now."""
+        """Return the full model: the given one, or the run's adapter merged into its base now."""
         if self.run is not None and self.run.adapter.is_dir():
             logger.info("export: merging '%s'", self.run.path.name)
             merge(self.run.path, self.place / "merged", measure=False)
@@ -212,10 +213,9 @@ class _Scene:
         return source.location if source.kind in ("folder", "gguf") else self.model
 
     def results_of_model(self) -> dict[str, Any]:
-        """Results of the model itself, on what the form will be measured on.
+        """Evaluate the model itself on the rows that the form will be evaluated on.
 
-        They come first, since it is here that rows turn out to be missing. Of a run they cost little: its records are
-        found again.
+        This comes first, because it detects missing rows. It is cheap for a run, whose records are reused.
         """
         logger.info("export: results of '%s' itself", self.name)
         if self.run is None:
@@ -223,7 +223,7 @@ class _Scene:
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def measured(self, model: str) -> dict[str, Any]:
-        """Evaluate a model on the rows of the run, or on those that were given; texts go when the folder goes."""
+        """Evaluate a model on the run's rows or the given ones; texts are deleted with the temporary folder."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROWS}, **self.rows}
         options = dict(self.options)
@@ -238,7 +238,7 @@ class _Scene:
         return evaluate(model, records=records, **options, **rows)
 
     def _lend(self, records: Path) -> None:
-        """What the run's records say of the models before and oracle, which are measured once."""
+        """Link the run's records of target and oracle, so that these are not measured again."""
         records.mkdir(exist_ok=True)
         for role in ("before", "oracle") if self.run is not None else ():
             home = (self.run.records / role).resolve() if self.run is not None else records
@@ -247,7 +247,7 @@ class _Scene:
 
 
 def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
-    """The files of a form with export.json, in a new folder."""
+    """Write the files of a form, and export.json, into a new folder."""
     full = scene.full_model()
     folder.mkdir()
     args = ModelConfig(
@@ -285,12 +285,12 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
 
 
 def _merge_facts(report: Path) -> dict[str, Any]:
-    """Keys of merge.json that export.json repeats."""
+    """Read the keys of merge.json that export.json repeats."""
     return {key: value for key, value in formats.read_content(report, MergeReport).items() if key in FROM_MERGE}
 
 
 def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
-    """Token ids of `TEXTS`, and random ones."""
+    """Return token ids of `TEXTS`, and random token ids."""
     return [*(tokenizer(text).input_ids for text in TEXTS), *random_probes(vocabulary)]
 
 
@@ -298,7 +298,7 @@ Written = tuple[dict[str, Any], dict[str, Sequence[Tensor]], Any]
 
 
 def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """One file; logits of the model as it was, rounded, and read back; its dtype."""
+    """Write a GGUF file; returns its details, logits of the exact, rounded and read-back model, and the dtype."""
     model = load_base(args, dequantize=True)
     gguf.refuse_architecture(model.config, scene.name)
     probes = _probes(tokenizer, model.config.vocab_size)
@@ -318,7 +318,7 @@ def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: 
 
 
 def _quantized(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """A folder; the same logits."""
+    """Write a quantised folder; returns the same values as `_gguf`."""
     model = load_base(args, dequantize=True)
     probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}

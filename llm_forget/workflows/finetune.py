@@ -1,4 +1,4 @@
-"""Fine-tuning with the same trainer: makes targets (that know the forget rows) and oracles (that never saw them)."""
+"""Fine-tuning with the same trainer: makes targets (trained on the forget rows) and oracles (never trained on them)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
 
 
 def main(argv: Sequence[str]) -> Run:
-    """``RECIPE.yaml --key value``: what the command line calls."""
+    """Fine-tune with command-line arguments ``RECIPE.yaml --key value``."""
     return run_finetuning(*parse(argv, TrainConfig))
 
 
@@ -25,7 +25,7 @@ def finetune(**keys: Any) -> Run:
 
 
 def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
-    """The workflow behind `finetune` and the command line."""
+    """Fine-tune with a checked configuration; `finetune` and the command line call this."""
     if data.train is None:
         raise ConfigError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})

@@ -1,4 +1,4 @@
-"""From finished runs with adapters to one full model that anything can load, or to one adapter that is their sum."""
+"""Merge finished runs with adapters into one full model, or combine them into one adapter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REMOVED = re.compile(
     r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$"
 )  # the lists that closing a request removes
 SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # the units that transformers splits by
-# Of a recipe, what says which model lies beneath; what was trained on it is another run's.
+# Keys of a recipe that define the base model; keys about training belong to the single runs.
 BENEATH = (
     "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
     "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
@@ -62,36 +62,36 @@ def merge(
     max_shard_size: str | None = None,
     measure: bool | None = None,
 ) -> dict[str, Any]:
-    """Write base and adapters as one full model, compare its logits with theirs, and measure what was written.
+    """Write base and adapters as one full model, compare its logits with theirs, and evaluate the written model.
 
-    One run at scale 1 is merged as it is. Otherwise the changes of the weights are combined: added up (cat), with fewer
-    ranks (svd), or thinned out (ties, magnitude_prune, dare_linear, dare_ties); see `models.combine`.
+    One run at scale 1 is merged exactly. Otherwise the weight changes are combined: added (cat), reduced in rank (svd),
+    or pruned (ties, magnitude_prune, dare_linear, dare_ties); see `models.merging.combinations`.
 
     Args:
         run: a finished run that trained an adapter, or several of one base.
-        output_dir: must not exist or be empty, and not lie in what is merged.
-        scales: one number a run; a negative one takes away what was learned (task vectors, arXiv:2212.04089).
-        combination: default: cat; svd where a rank is given.
-        density: share of each change that is kept, weight by weight; default 0.5.
-        majority: of ties: sign by sum (total) or by count (frequency).
-        seed: of what dare keeps.
-        rank: of svd.
+        output_dir: must be empty or not exist, and must not lie in a merged model.
+        scales: one number per run; a negative one subtracts what was learned (task vectors, arXiv:2212.04089).
+        combination: default: cat, or svd if ``rank`` is given.
+        density: share of the weights of each change that is kept; default 0.5.
+        majority: sign election of ties, by sum (total) or by count (frequency).
+        seed: random seed of dare.
+        rank: rank of svd.
         as_adapter: write a run with one adapter in place of a full model; cat and svd only.
-        base_precision: if trained on a 4- or 8-bit base: "trained" merges into that base dequantised, which is
-            what was trained; "original" into the unquantised weights, where forgetting may be undone.
-        tolerance: largest allowed logit difference between adapters and file; default: what the dtype allows.
-        dtype: of the file; default: as trained.
-        max_shard_size: of one file of weights, such as 2GB.
+        base_precision: for a 4- or 8-bit base: "trained" merges into the dequantised base that was trained on;
+            "original" merges into the unquantised weights, which may undo the forgetting.
+        tolerance: largest allowed logit difference between adapters and file; default: depends on the dtype.
+        dtype: dtype of the file; default: that of training.
+        max_shard_size: maximum size of one file of weights, such as 2GB.
         measure: evaluate the written model with the run's data and suite, into ``output_dir/results.json``; default:
-            only for one run and "original", where the model is another one than was evaluated.
+            only for one run and "original", which differs from the evaluated model.
 
     Returns:
-        The report of `models.merge_adapters` or `combine_adapters` as in ``merge.json``, with ``sources`` and
-        ``beneath``, and ``results`` where the model was measured.
+        The report of `merge_adapters` or `combine_adapters` as in ``merge.json``, with ``sources`` and ``beneath`` (the
+        base), and ``results`` if the model was evaluated.
 
     Raises:
-        ValueError: a run has no adapter or is not complete, runs of different bases, a setting outside its bounds, or
-            logits that differ by more than the tolerance; or what is to be measured has no rows any more.
+        ModelError, RunError: a run has no adapter or is incomplete, runs of different bases, a setting outside its
+            bounds, logits that differ by more than the tolerance, or rows for the evaluation that no longer exist.
     """
     refuse_processes("merge", PartialState())
     runs = [_with_adapter(path) for path in ([run] if isinstance(run, str | Path) else run)]
@@ -117,7 +117,7 @@ def merge(
     if measures:
         try:
             report["results"] = _measured(Path(output_dir), runs[0].config)
-        except BaseException:  # such as an interruption: what was to be measured is not left unmeasured
+        except BaseException:  # including an interruption: leave no model without the requested evaluation
             shutil.rmtree(output_dir)
             raise
     return report
@@ -179,7 +179,7 @@ def _refuse_of_models(*settings: Any) -> None:
 
 
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
-    """Nothing is written in place: not into a run, nor into a base, nor into an adapter beneath."""
+    """Refuse an output folder inside a run, an adapter, or a model that is merged."""
     place = folder.resolve()
     for parent in (place, *place.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
@@ -193,10 +193,10 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
-    """What the result was made of, by digests; and that it has one base.
+    """Describe sources and base of the merged model by digests, and check that all runs share the base.
 
     Raises:
-        ValueError: runs of different bases.
+        ModelError: runs of different bases, or one run on top of another.
     """
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
@@ -223,7 +223,7 @@ def _base(run: Run) -> str:
 
 
 def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
-    """The type that the base is loaded in."""
+    """Return the dtype that the base is loaded in."""
     trained = [run.config.get("dtype") or "float32" for run in runs]
     if len(set(trained)) == 1:
         return trained[0]
@@ -235,7 +235,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
 def _combined(
     first: Run, args: Any, parts: Sequence[Part], folder: Path, rule: Rule, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """A run of its own kind with the combined adapter, as `adopt` makes them; it can be named wherever a model can."""
+    """Write a run of kind "combine" with the combined adapter; like an adopted run, it can be used as a model."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
@@ -263,22 +263,22 @@ def _is_of_another_base(run: Run, base_precision: str) -> bool:
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:
-    """The request whose lists of ids a run was made by, if they are removed, as closing it does."""
+    """Return the deletion request whose id lists the run's configuration names, if closing has removed the lists."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
     matches = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
     return next((match[1] for match in matches if match), None)
 
 
 def by_hand(folder: str | Path) -> str:
-    """How a model is measured that no run says the rows of."""
+    """Return the command that evaluates a model with rows given as options."""
     return f"llm-forget evaluate {folder} --forget ROWS --retain ROWS --target T --oracle O"
 
 
 def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Rows that a run was evaluated on and that cannot be read again are found before a model is written.
+    """Refuse, before a model is written, a run whose evaluation rows cannot be read any more.
 
     Raises:
-        ValueError: names the source, or the request that was closed.
+        ModelError, DataError: names the source, or the closed request.
     """
     request = closed_request(config)
     if request is not None:
@@ -292,7 +292,7 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
 
 
 def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate a written model on the rows that its run was evaluated on."""
+    """Evaluate the written model on the rows of its run, and write results.json."""
     keys = {f.name for f in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}
     row_keys = {key: value for key, value in config.items() if key in keys}
     target, oracle = config["model_name_or_path"], config.get("oracle")

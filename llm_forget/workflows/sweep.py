@@ -1,14 +1,14 @@
-"""One recipe with every combination of some keys' values: run one after another, or printed for a cluster.
+"""Sweep: one recipe with every combination of some keys' values, run one after another or printed for a cluster.
 
 ::
 
     <output_dir>/
-      learning_rate-1e-05_beta-0.1/   a run like any other, measured
-      sweep.json                      the grid, how each run went, and which of them nothing beats
+      learning_rate-1e-05_beta-0.1/   an ordinary run, evaluated
+      sweep.json                      the grid, the status of each run, and the Pareto-optimal runs
       sweep.md                        the runs side by side (written by the command)
 
-What a finished run already holds is not done again: after an interruption, a longer grid or the jobs of a plan, the
-same sweep does what is missing.
+Finished runs and evaluations are not repeated: after an interruption, a longer grid or the jobs of a plan, the same
+sweep runs only what is missing.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, sh
 from llm_forget.workflows.unlearn import run_unlearning
 
 logger = logging.getLogger("llm_forget")
-# What one run may meet without saying anything about the next; everything else stops the sweep.
+# Errors that concern a single run; any other exception stops the sweep.
 FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: its run directory, what differs, and the options that make it of the recipe."""
+    """One combination: its run directory, its values, and the command-line options that set them."""
 
     path: Path
     values: dict[str, Any]
@@ -84,14 +84,14 @@ class Plan:
     points: tuple[Point, ...]
 
     def suites(self) -> list[Suite]:
-        """What the runs are measured with."""
+        """Load the suites that evaluate the runs."""
         return [load_suite(name) for name in self.suite.split(",")]
 
     def configs(self, point: Point) -> Configs:
-        """The configuration of one run.
+        """Parse the configuration of one run.
 
         Raises:
-            ValueError: a key or value that is refused; names the run.
+            ConfigError: a key or value that is refused; names the run.
         """
         try:
             return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)  # type: ignore[return-value]
@@ -99,7 +99,7 @@ class Plan:
             raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
     def missing(self) -> list[Point]:
-        """The runs that are not both trained and measured; with ``overwrite`` all."""
+        """Return the runs that are not both trained and evaluated; with ``overwrite`` all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
         return [point for point in self.points if not self._held(Run(point.path))]
@@ -123,15 +123,15 @@ def sweep(
         grid: values of keys of a recipe, of entries of a mapping (``method_args.beta``) or of ``lr``; the last key
             changes fastest.
         output_dir: folder of the runs; default: the recipe's ``output_dir`` with ``-sweep`` behind it.
-        suite: what to measure, several with commas; default: the recipe's, otherwise ``basic``.
-        overrides: words of a command line that hold for every run, as ``["--seed", "1"]``.
+        suite: suites of the evaluation, comma-separated; default: the recipe's, otherwise ``basic``.
+        overrides: command-line options for every run, such as ``["--seed", "1"]``.
 
     Returns:
-        The content of sweep.json; a run that failed has the status ``failed`` and says why, and the others went on.
-        With the override ``dry_run`` all is checked, nothing is written, and what is to be done is ``waiting``.
+        The content of sweep.json; a failed run has the status ``failed`` and an ``error``, and the others still run.
+        With the override ``dry_run`` everything is checked, nothing is written, and missing runs are ``waiting``.
 
     Raises:
-        ValueError, FileNotFoundError: what one of the runs would refuse; nothing was trained.
+        ConfigError, MissingFileError: one of the runs would be refused; nothing was trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
@@ -150,10 +150,10 @@ def lay_out(
     suite: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """The runs of a sweep, after all checks that need neither rows nor models; arguments as for `sweep`.
+    """Plan the runs of a sweep, with all checks that need neither rows nor models; arguments as for `sweep`.
 
     Raises:
-        ValueError: an unknown key or value, runs that do not differ, or a suite that a run has no rows for.
+        ConfigError: an unknown key or value, equal runs, or a suite that a run has no rows for.
     """
     file = resolve("recipes", str(recipe))
     axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
@@ -179,7 +179,7 @@ def lay_out(
 
 
 def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
-    """A value given twice, or one that something else overrules, would be trained twice under two names."""
+    """Refuse a repeated or overridden value, which would train the same run twice under two names."""
     first: dict[str, Point] = {}
     for point, config in zip(points, configs, strict=True):
         digest = json_digest(identity(resolved(*config)))
@@ -200,17 +200,17 @@ def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
 
 
 def _rehearse(plan: Plan) -> None:
-    """Everything that a run or its evaluation would refuse after the others have taken hours."""
+    """Check everything that a run or its evaluation would refuse, before other runs have taken hours."""
     for point in plan.points:
         data, train, model = plan.configs(point)
         run = Run(point.path)
         if run.complete and not train.overwrite:
-            # A job of a plan may have had several processes, which are part of what the run is.
+            # A job of a plan may have had several processes, which are part of the run's identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
             run.refuse_other("unlearn", identity(resolved(data, train, model)) | processes)
             continue
         train.dry_run = True
-        with contextlib.redirect_stdout(io.StringIO()):  # a table for each run; here only what is refused counts
+        with contextlib.redirect_stdout(io.StringIO()):  # hides the table of each dry run; only errors matter here
             try:
                 run_unlearning(data, train, model)
             except (ValueError, OSError) as error:
@@ -224,7 +224,7 @@ def _rehearse(plan: Plan) -> None:
 
 
 def _execute(plan: Plan) -> dict[str, Any]:
-    """Do what is missing, and write sweep.json after each run."""
+    """Train and evaluate the missing runs, and write sweep.json after each."""
     missing, entries = plan.missing(), _waiting(plan)
     logger.info("%d runs in '%s', %d of them finished already", len(entries), plan.folder, len(entries) - len(missing))
     began = time.perf_counter()
@@ -245,7 +245,7 @@ def _execute(plan: Plan) -> dict[str, Any]:
 
 
 def _waiting(plan: Plan) -> dict[Path, dict[str, Any]]:
-    """An entry of sweep.json for each run, before any is started."""
+    """Make an entry of sweep.json for each run, before any is started."""
     missing = plan.missing()
     return {
         p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
@@ -255,7 +255,7 @@ def _waiting(plan: Plan) -> dict[Path, dict[str, Any]]:
 
 
 def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
-    """Train and measure one run; how that went."""
+    """Train and evaluate one run; returns its status and error."""
     data, train, model = plan.configs(point)
     run = Run(point.path)
     try:
@@ -291,7 +291,7 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
 
 
 def note_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
-    """Add to sweep.json the names of the runs that no other one beats, by suite; whoever reads results knows them."""
+    """Add the names of the Pareto-optimal runs, by suite, to sweep.json; the caller computes them from results."""
     formats.write(Path(content["output_dir"]) / "sweep.json", {**content, "front": front}, Sweep)
 
 
@@ -302,15 +302,15 @@ def _duration(seconds: float) -> str:
 
 
 def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes: int | None = None) -> list[str]:
-    """A shell line for each run that is not finished: unlearn, then evaluate.
+    """Return a shell line for each unfinished run: unlearn, then evaluate.
 
     Args:
-        plan: of `lay_out`.
-        accelerate_config: name or file, passed on to `unlearn`.
-        num_processes: in place of that configuration's number.
+        plan: a plan of `lay_out`.
+        accelerate_config: name or file, passed to `unlearn`.
+        num_processes: replaces the number in that configuration.
 
     Raises:
-        ValueError, FileNotFoundError: a launch configuration that does not exist or cannot start so many processes.
+        ConfigError, MissingFileError: a launch configuration that does not exist or cannot start that many processes.
     """
     launch: list[str] = []
     if accelerate_config is not None:
@@ -330,7 +330,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
 
 def slurm_script(lines: Sequence[str], name: str) -> str:
-    """An sbatch script that runs line *i* as task *i* of an array, at least one; resources are given to sbatch."""
+    """Make an sbatch script that runs line *i* (at least one) as task *i* of an array; pass resources to sbatch."""
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
     points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return f"""#!/bin/bash

@@ -1,4 +1,4 @@
-"""A grid: keys of a recipe and the values each is to take, as text, as options and as parts of a folder's name."""
+"""The grid of a sweep: recipe keys with their values, as text, as options and as parts of folder names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ALIASES = {"lr": "learning_rate"}
 
 
 def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """``KEY=VALUE,VALUE`` words as a grid, and the words of a command line that are none.
+    """Parse ``KEY=VALUE,VALUE`` words into a grid; also returns the remaining words of the command line.
 
     Args:
-        given: values of ``--grid``.
-        words: what else stands on the command line: further axes, before any ``--key value`` or between them.
+        grid_words: values of ``--grid``.
+        words: the other words of the command line: more axes, before or between ``--key value`` pairs.
 
     Raises:
-        ValueError: a word that is no axis, or one without values.
+        ConfigError: a word that is not an axis, or an axis without values.
     """
     axes: list[str] = list(grid_words)
     options: list[str] = []
@@ -46,7 +46,7 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
 
 
 def _values(key: str, text: str) -> list[Any]:
-    """Values between commas: numbers, true and false, mappings and lists; everything else is text as it stands."""
+    """Parse comma-separated values: numbers, true and false, mappings and lists; anything else is text."""
     try:
         as_text, typed = yaml.load(f"[{text}]", Loader=yaml.BaseLoader), yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
@@ -64,15 +64,15 @@ def _scalar(word: str) -> Any:
 
 
 def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: set[str]) -> dict[str, list[Any]]:
-    """Full keys and their values.
+    """Check a grid and resolve aliases; returns full keys and their values.
 
     Args:
-        grid: as a user gives it.
+        grid: the grid from the user.
         allowed: the keys of a recipe.
-        control: those that do not change what a run trains.
+        control: keys that do not change what a run trains.
 
     Raises:
-        ValueError: a key that is neither, or is given twice, or has no values.
+        ConfigError: a key that is unknown, a control key, repeated or without values; or an empty grid.
     """
     axes: dict[str, list[Any]] = {}
     for name, values in grid.items():
@@ -96,7 +96,7 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and paths as YAML and JSON know them."""
+    """Convert numpy numbers and paths to types of YAML and JSON."""
     if isinstance(value, bool | Path):
         return str(value) if isinstance(value, Path) else value
     if isinstance(value, numbers.Real):
@@ -105,13 +105,13 @@ def _plain(value: Any) -> Any:
 
 
 def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
-    """Last words of the keys, where these tell them apart."""
+    """Shorten each key to its last part, unless two keys share it."""
     last = [key.rpartition(".")[2] for key in axes]
     return {key: short if last.count(short) == 1 else key for key, short in zip(axes, last, strict=True)}
 
 
 def as_name(value: Any) -> str:
-    """A value as part of a folder's name: as it is where that is possible, otherwise what is left and a digest."""
+    """Format a value as part of a folder's name: unchanged if possible, otherwise its safe characters and a digest."""
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return json_digest(value).removeprefix("sha256:")[:8]
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -121,7 +121,7 @@ def as_name(value: Any) -> str:
 
 
 def as_option(key: str, value: Any) -> str:
-    """A value as the command line of `unlearn` reads it: entries of mappings as YAML, the others as text."""
+    """Format a value as the command line of `unlearn` reads it: entries of mappings as YAML, other values as text."""
     if isinstance(value, str) and "." not in key:
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

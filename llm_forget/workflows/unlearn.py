@@ -18,7 +18,7 @@ from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
 
 
 def main(argv: Sequence[str]) -> Run:
-    """``RECIPE.yaml --key value``: what the command line calls."""
+    """Unlearn with command-line arguments ``RECIPE.yaml --key value``."""
     data, train, model = parse(argv, UnlearnConfig)
     return run_unlearning(data, train, model)  # type: ignore[arg-type]
 
@@ -33,14 +33,14 @@ def unlearn(**keys: Any) -> Run:
         The finished `Run`; its adapter is in ``run.adapter``.
 
     Raises:
-        ValueError: a key, a row or a combination that is not allowed; says which and what to do.
+        ConfigError, DataError, RunError: a key, row or combination that is not allowed; names it and what to do.
     """
     data, train, model = from_keys(keys, UnlearnConfig)
     return run_unlearning(data, train, model)  # type: ignore[arg-type]
 
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:
-    """The workflow behind `unlearn` and the command line."""
+    """Unlearn with a checked configuration; `unlearn` and the command line call this."""
     objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
     gradient = _gradient(train)
     _check_sources(data, objective)
@@ -78,7 +78,7 @@ def _check_sources(data: DataConfig, objective: Objective) -> None:
 
 
 def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: Surgery | None) -> None:
-    """Keys that this objective leaves without effect, and a suite that does not exist."""
+    """Refuse keys that have no effect with this objective, and suites and oracles that do not exist."""
     splits = objective.splits()
     if data.alternate is not None and not objective.needs_alternate():
         raise ConfigError("alternate is set, but no term of this objective compares with preferred answers; remove it")
@@ -93,4 +93,4 @@ def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective,
     if train.suite is not None:
         load_suites(train.suite)
     if train.oracle is not None:
-        find_source(train.oracle)  # a mistyped path is found now, not after training
+        find_source(train.oracle)  # detects a mistyped path before training

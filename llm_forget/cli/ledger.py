@@ -74,7 +74,7 @@ def record(
 
     Records whose key was destroyed (`audit unlink`) cannot be found.
     """
-    from llm_forget.compliance.ledger.describe import short
+    from llm_forget.compliance.ledger.describe import short_digest
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.versions.trail import record_trail
 
@@ -87,7 +87,7 @@ def record(
         [
             model.run,
             f"{', '.join(model.versions) or '-'}{' (purged)' if model.purged else ''}",
-            short(model.weights),
+            short_digest(model.weights),
             _numbers(model.learned),
             _numbers(model.forgot) if model.forgot else "-",
             "was to forget it" if model.forgot else "yes",
@@ -121,10 +121,10 @@ def version(
         _events(f"what led to {', '.join(lineage.names)}", [step.event for step in reversed(lineage.steps)])
         typer.echo(f"weights   {lineage.weights}")
         typer.echo(
-            f"learned   {sum(1 for _ in ledger.hashes(learned)):,} {lineage.hashed} (events {_numbers(learned)})"
+            f"learned   {sum(1 for _ in ledger.record_hashes(learned)):,} {lineage.hashed} (events {_numbers(learned)})"
         )
         if forgotten:
-            count = sum(1 for _ in ledger.hashes(forgotten))
+            count = sum(1 for _ in ledger.record_hashes(forgotten))
             typer.echo(f"unlearned {count:,} {lineage.hashed} (events {_numbers(forgotten)})")
         if lineage.met:
             typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(lineage.met))}")
@@ -133,7 +133,7 @@ def version(
         else:
             typer.echo("deletions holds no record of a closed deletion")
         if hashes:
-            for digits in ledger.hashes(learned):
+            for digits in ledger.record_hashes(learned):
                 typer.echo(digits)
 
 
@@ -203,8 +203,8 @@ def unlink(
     names = list(lines)
     with Ledger.open(evidence) as ledger:
         refuse_open(evidence, names)
-        gone = ledger.forget_keys(names)
-        linked = ledger.still_linked(names)
+        gone = ledger.destroy_keys(names)
+        linked = ledger.count_linked(names)
     if not gone:
         raise ConfigError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
     typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")
@@ -213,9 +213,9 @@ def unlink(
 
 
 def _events(title: str, events: list[Event]) -> None:
-    from llm_forget.compliance.ledger.describe import what
+    from llm_forget.compliance.ledger.describe import event_summary
 
-    rows = [[str(e.seq), e.time.partition("+")[0].replace("T", " "), e.kind, what(e)] for e in events]
+    rows = [[str(e.seq), e.time.partition("+")[0].replace("T", " "), e.kind, event_summary(e)] for e in events]
     _table(title, ["event", "time (UTC)", "kind", "what"], rows)
 
 

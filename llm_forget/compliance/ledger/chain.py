@@ -1,4 +1,4 @@
-"""How ``ledger.db`` must look: its tables, its events, and the check that reads all of it anew."""
+"""Format of ``ledger.db``: its tables, its hash-chained events, and the verification of the whole file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.sqlite_errors import damaged, in_sentences
+from llm_forget.compliance.ledger.sqlite_errors import is_damage, translate_sqlite_errors
 from llm_forget.compliance.ledger.subject_keys import HASH_BYTES
 from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
 
 FILE, FORMAT = "ledger.db", 1
 GENESIS = "sha256:" + "0" * 64
-BUSY = 300.0  # seconds to wait for another writer, who may be noting a million records
+MODEL_EVENTS = ("training", "unlearning", "merge")  # kinds of events that produce a model
+BUSY = 300.0  # seconds to wait for another writer, who may be adding a million records
 BODY_BYTES = 1 << 28
 SCHEMA = (
     "CREATE TABLE events (seq INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, "
@@ -27,7 +28,7 @@ SCHEMA = (
     "PRIMARY KEY (seq, subject, record)) WITHOUT ROWID",
     "CREATE INDEX records_about ON records (subject, record, seq)",
 )
-# Columns of SQLite hold values of any type, and one of another type is found by no query that looks for it.
+# A column of SQLite holds values of any type, and a comparison never matches a value of another type.
 _WELL_FORMED = " AND ".join(
     f"typeof({name}) = 'blob' AND length({name}) = {HASH_BYTES}" for name in ("subject", "record")
 )
@@ -44,7 +45,7 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Event:
-    """One link of the chain; digests are ``sha256:...``."""
+    """One event of the chain; digests are ``sha256:...``."""
 
     seq: int
     time: str
@@ -53,14 +54,14 @@ class Event:
     previous: str
     digest: str
 
-    def own_digest(self) -> str:
-        """What ``digest`` must be."""
-        said = {"seq": self.seq, "time": self.time, "kind": self.kind, "body": self.body, "previous": self.previous}
-        return canonical_digest(said)
+    def computed_digest(self) -> str:
+        """The value that ``digest`` must have."""
+        content = {"seq": self.seq, "time": self.time, "kind": self.kind, "body": self.body, "previous": self.previous}
+        return canonical_digest(content)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection to a file that is there; where it may not be written, reading works."""
+    """Connect to an existing file; a file without write permission is opened for reading."""
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY)
     connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder too: a returned append survives power loss
     connection.execute("PRAGMA cache_size = -32000")
@@ -68,71 +69,73 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
-    """Number and sha256 of the hashes that an event is about, in their order; -1 where one has another form."""
-    found, count = hashlib.sha256(), 0
+    """Number and SHA-256 of the record hashes of an event, in sorted order; ``n`` is -1 if one is malformed."""
+    digest, count = hashlib.sha256(), 0
     query = f"SELECT subject, record, {_WELL_FORMED} FROM records WHERE seq = ? ORDER BY subject, record"
     for subject, record, well_formed in connection.execute(query, (seq,)):
         if not well_formed:
             return {"n": -1, "digest": ""}
-        found.update(subject)
-        found.update(record)
+        digest.update(subject)
+        digest.update(record)
         count += 1
-    return {"n": count, "digest": f"sha256:{found.hexdigest()}"}
+    return {"n": count, "digest": f"sha256:{digest.hexdigest()}"}
 
 
 def now() -> str:
-    """UTC, whole seconds."""
+    """The current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, str]:
-    """Read a ledger anew, all of it; returns its head.
+    """Verify every event, record and page of a ledger; returns the number and digest of its last event.
 
     Args:
-        folder: the evidence.
+        folder: the evidence folder.
         stated: number and digest of an event, from a signed head.
 
     Raises:
-        EvidenceBroken: names the first event that is not as it was written.
+        EvidenceBroken: the text names the first event that was altered or removed.
     """
-    with in_sentences(folder), contextlib.closing(connect(folder / FILE)) as connection:
-        connection.text_factory = bytes  # a changed byte may be no UTF-8
-        connection.execute("BEGIN")  # one state of the file, while others go on appending
-        head = _walk(connection, stated)
-        _rest(connection)
+    with translate_sqlite_errors(folder), contextlib.closing(connect(folder / FILE)) as connection:
+        connection.text_factory = bytes  # altered bytes may not be UTF-8
+        connection.execute("BEGIN")  # a consistent snapshot while other processes append
+        head = _verify_events(connection, stated)
+        _verify_tables(connection)
         return head
 
 
-def _walk(connection: sqlite3.Connection, stated: tuple[int, str] | None) -> tuple[int, str]:
+def _verify_events(connection: sqlite3.Connection, stated: tuple[int, str] | None) -> tuple[int, str]:
     number, previous = 0, GENESIS
     try:
         for row in connection.execute(_EVENTS):
             number += 1
             event = _event(row, number)
             if event.previous != previous:
-                raise _broken(number, "it does not follow from the one before")
-            if event.digest != event.own_digest():
+                raise _broken(number, "it does not follow from the event before it")
+            if event.digest != event.computed_digest():
                 raise _broken(number, "its content was changed")
-            found = records_digest(connection, number)
-            if found != event.body.get("records", {**found, "n": 0}):
+            records = records_digest(connection, number)
+            if records != event.body.get("records", {**records, "n": 0}):
                 raise _broken(number, "its records were changed")
             if stated and stated[0] == number and stated[1] != event.digest:
-                raise _broken(number, "the signed head has another digest, so this event or one before was made anew")
+                raise _broken(
+                    number, "the signed head has another digest, so this event or an earlier one was rewritten"
+                )
             previous = event.digest
     except sqlite3.Error as error:
-        if damaged(error):
+        if is_damage(error):
             raise _broken(number + 1, f"it cannot be read ({error})") from error
         raise
     if stated and stated[0] > number:
-        raise _broken(number + 1, f"it is gone, and all after it; the signed head is event {stated[0]}")
+        raise _broken(number + 1, f"it is missing, and so are all later ones; the signed head is event {stated[0]}")
     return number, previous
 
 
 def _event(row: tuple[Any, ...], number: int) -> Event:
-    """A row as it must be; what SQLite would forgive is not forgiven."""
+    """Parse a row strictly: types, canonical JSON and number must all be right."""
     seq, *texts, once, well_formed = row
     if seq != number:
-        raise _broken(number, f"it is gone; the next one is {seq}")
+        raise _broken(number, f"it is missing; the next one is {seq}")
     try:
         time, kind, body, previous, digest = (text.decode("utf-8") for text in texts)
         content = strict_loads(body, BODY_BYTES)
@@ -147,25 +150,25 @@ def _event(row: tuple[Any, ...], number: int) -> Event:
     raise _broken(number, "its content was changed")
 
 
-def _rest(connection: sqlite3.Connection) -> None:
-    """What no event answers for: records of none, other tables, pages that SQLite itself finds damaged."""
+def _verify_tables(connection: sqlite3.Connection) -> None:
+    """Verify what no event covers: records without an event, the schema, and the pages of the file."""
     try:
         stray = connection.execute("SELECT MIN(seq) FROM records WHERE seq NOT IN (SELECT seq FROM events)").fetchone()
-        made = set(connection.execute(_TABLES))
+        tables = set(connection.execute(_TABLES))
         damage = connection.execute("PRAGMA integrity_check(1)").fetchone()
     except (sqlite3.Error, UnicodeError) as error:
-        if isinstance(error, sqlite3.Error) and not damaged(error):
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
             raise
-        raise EvidenceBroken(f"the ledger is damaged, though every event is as it was written: {error}") from error
+        raise EvidenceBroken(f"the ledger is damaged, although every event is intact: {error}") from error
     if stray[0] is not None:
-        raise _broken(stray[0], "it has records, but there is no such event")
-    if made != _tables():
-        raise EvidenceBroken("the ledger is broken: its tables are not those that it was made with")
+        raise _broken(stray[0], "it has records, but no such event exists")
+    if tables != _expected_tables():
+        raise EvidenceBroken("the ledger is broken: its tables or indexes were changed")
     if damage != (b"ok",):
-        raise EvidenceBroken("the ledger is broken: SQLite finds its pages damaged, though every event is as written")
+        raise EvidenceBroken("the ledger is broken: SQLite reports damaged pages, although every event is intact")
 
 
-def _tables() -> set[tuple[Any, ...]]:
+def _expected_tables() -> set[tuple[Any, ...]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.text_factory = bytes
         for statement in SCHEMA:
@@ -173,8 +176,5 @@ def _tables() -> set[tuple[Any, ...]]:
         return set(connection.execute(_TABLES))
 
 
-def _broken(seq: int, why: str) -> EvidenceBroken:
-    return EvidenceBroken(f"the ledger is broken at event {seq}: {why}")
-
-
-MAKING = ("training", "unlearning", "merge")
+def _broken(seq: int, reason: str) -> EvidenceBroken:
+    return EvidenceBroken(f"the ledger is broken at event {seq}: {reason}")

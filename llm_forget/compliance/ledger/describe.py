@@ -1,4 +1,4 @@
-"""An event of the ledger in one line, safe for a terminal; no ids of records, since the ledger has none."""
+"""One-line summaries of ledger events, safe to print in a terminal."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ QUIET = (
 )  # fmt: skip
 
 
-def what(event: Event) -> str:
-    """What happened, as ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
+def event_summary(event: Event) -> str:
+    """Summarise an event, as in ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
     body = event.body
     parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
     if isinstance(records := body.get("records"), dict):
         counts = body.get("counts")
-        told = counts.get("rows") if isinstance(counts, dict) else body.get("rows")
-        count = records.get("n") if told is None else told  # a record with a subject has two hashes
+        rows = counts.get("rows") if isinstance(counts, dict) else body.get("rows")
+        count = records.get("n") if rows is None else rows  # a record with a subject has two hashes
         parts.append(f"{_value(count)} record{'' if count == 1 else 's'}")
     rest = [key for key in body if key not in FIRST + QUIET]
     parts += [f"{key} {_value(body[key])}" for key in rest if _value(body[key])]
     return plain(", ".join(parts))
 
 
-def short(digest: str) -> str:
-    """The first digits of a digest."""
+def short_digest(digest: str) -> str:
+    """The first 12 hex digits of a digest; other text is returned unchanged."""
     return re.sub(r"sha256:([0-9a-f]{12})[0-9a-f]{52}", r"\1", digest)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return short(value)
+        return short_digest(value)
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int | float):

@@ -1,14 +1,14 @@
-"""What run directories say, as events of the ledger.
+"""Adds finished runs to the ledger as events.
 
 Every event about a model carries ``weights``, its content digest (`models.source_digest`: base and all adapters), and
-``base``, name and digest of what it was made from; `lineage` follows these from a model back to all it was trained on.
-A finished run gives
+``base``, name and digest of the model it was trained from; `lineage` follows these back to all training data. A
+finished run adds
 
-- ``training``: its records were learned. A fine-tuning run gives one, an unlearning run one for its retain rows;
-- ``unlearning``: its records were to be forgotten;
-- ``verification``: the run was evaluated; digests and answers, once per results.
+- ``training``: it learned the records. Fine-tuning adds one; unlearning adds one for its retain rows;
+- ``unlearning``: it was trained to forget the records;
+- ``verification``: it was evaluated; digests and answers, one event per distinct results.
 
-A model that `merge` wrote gives one ``merge`` event (see `merged`), and its own verification.
+A folder that `merge` wrote adds one ``merge`` event and its own verification.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.chain import MAKING
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
@@ -38,18 +38,18 @@ FORGOTTEN = {"unlearn": ("forget",)}
 
 
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
-    """Add what a finished run says, each thing once; a run that was noted already gives the same events again.
+    """Add the events of a finished run to the ledger; events that exist already are returned and not added again.
 
     Args:
-        ledger: what is known.
+        ledger: the ledger to write.
         run: a finished run, a version, or a folder that `merge` wrote.
 
     Raises:
-        ValueError: not a finished run, one without provenance, or lists of ids that are not those that it wrote.
-        AdapterRefused: weights that are not those that it wrote.
-        FileNotFoundError: the model it started from is no longer where it was.
+        RunError: the run is incomplete.
+        EvidenceError: the run has no usable provenance.json, or a list of its row ids was changed.
+        AdapterRefused: the weights were changed since the run wrote them.
+        FileNotFoundError: the base model is no longer at its path.
     """
-
     folder = run.path if isinstance(run, Run) else Path(run)
     if is_merged(folder):
         return note_merged(ledger, folder)
@@ -60,57 +60,55 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     facts = _facts(finished)
     about = _about(finished, facts)
     kind = facts["kind"]
-    noted = []
+    events = []
     for event, splits in (("unlearning", FORGOTTEN.get(kind, ())), ("training", LEARNED.get(kind, ()))):
         present_splits = [name for name in splits if name in facts["data"]]
         if present_splits:
-            split_facts = (facts["data"][name] for name in present_splits)
-            count = sum(
-                split_entry["ids_file"]["ids"] if "ids_file" in split_entry else len(split_entry["ids"])
-                for split_entry in split_facts
-            )
+            count = sum(_count_ids(facts["data"][name]) for name in present_splits)
             body = {**about, "splits": present_splits, "rows": count}
             once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
-            noted.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, present_splits)))
+            events.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, present_splits)))
     if finished.results_file.is_file():
-        noted.append(note_results(ledger, finished, about))
-    return noted
+        events.append(note_results(ledger, finished, about))
+    return events
+
+
+def _count_ids(split: dict[str, Any]) -> int:
+    return split["ids_file"]["ids"] if "ids_file" in split else len(split["ids"])
 
 
 def weights_of(run: Run) -> str:
-    """Content digest of a run's model, base included; the files must be those of its manifest.
+    """Content digest of a run's model, base included, after comparing its files with its manifest.
 
     Raises:
         AdapterRefused: a file was changed since the run wrote it.
-        FileNotFoundError: the base is not there.
+        FileNotFoundError: the base model does not exist.
     """
     from llm_forget.models.digest import source_digest
 
     folder = run.adapter if run.adapter.is_dir() else run.model
     manifest = folder / "manifest.json"
-    for name, digest in (_manifest_files(manifest) if manifest.is_file() else {}).items():
+    files = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
+    for name, digest in files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise AdapterRefused(
-                f"'{folder / name}' is not the file that the run wrote; its manifest has another digest"
+                f"'{folder / name}' is not the file that the run wrote: its digest differs from that in manifest.json"
             )
     return source_digest(str(run.path))
 
 
-def _manifest_files(manifest: Path) -> dict[str, str]:
-    return formats.read(manifest, Manifest, error=AdapterRefused).files
-
-
 def _facts(run: Run) -> dict[str, Any]:
+    """The provenance of a training run."""
     if not run.provenance_file.is_file():
-        raise EvidenceError(f"run '{run.path}' has no provenance.json, so nothing says which records it used")
+        raise EvidenceError(f"run '{run.path}' has no provenance.json, so the rows it was trained on are unknown")
     facts = run.provenance
-    if not isinstance(facts, dict) or not {"kind", "base", "data"} <= facts.keys() or facts["kind"] not in LEARNED:
-        raise EvidenceError(f"'{run.provenance_file}' does not say which records were used for what")
+    if "data" not in facts or facts["kind"] not in LEARNED:
+        raise EvidenceError(f"'{run.provenance_file}' does not list the rows of a fine-tuning or unlearning run")
     return facts
 
 
 def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    """Body of the events: digests, names, numbers and settings; no ids."""
+    """Common part of the bodies of a run's events: digests, names, numbers and settings; no ids."""
     base = facts["base"]
     return {
         "run": run.path.resolve().name,
@@ -126,40 +124,43 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """(subject, id) of every record of some splits; each is its own subject, too, for whoever asks without knowing one.
+    """(subject, id) pairs of every record of some splits.
 
-    A subject that is unlinked takes the keys of its records along (`keys`).
+    Each record is also its own subject, so that it can be looked up without knowing its subject. Unlinking a subject
+    destroys the keys of its records, too (see `subject_keys`).
     """
     for split in splits:
-        for record, subject in owned(run, facts["data"][split]):
+        for record, subject in ids_with_subjects(run, facts["data"][split]):
             yield record, record
             if subject is not None and subject != record:
                 yield subject, record
 
 
-def owned(run: Run, split_entry: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Every id of a split, and its subject where it has one."""
-    if "ids" in split_entry:
-        return zip_longest(split_entry["ids"], split_entry.get("subjects", ()))
-    ids = (line.removesuffix("\n") for line in _lines(run, split_entry["ids_file"]))
-    subjects = _lines(run, split_entry["subjects_file"]) if "subjects_file" in split_entry else iter(())
-    return zip_longest(ids, map(json.loads, subjects))  # files of other lengths have other digests
+def ids_with_subjects(run: Run, split: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Every row id of a split of provenance.json with its subject, or None."""
+    if "ids" in split:
+        return zip_longest(split["ids"], split.get("subjects", ()))
+    ids = (line.removesuffix("\n") for line in _lines(run, split["ids_file"]))
+    subjects = _lines(run, split["subjects_file"]) if "subjects_file" in split else iter(())
+    return zip_longest(ids, map(json.loads, subjects))  # the digests rule out files of different lengths
 
 
 def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
-    """Lines of a file beside provenance.json that lists a long split, one by one."""
+    """Lines of the file that lists a long split; its digest is checked after the last line."""
     path = run.path / listed["name"]
-    read = hashlib.sha256()
+    content = hashlib.sha256()
     with path.open("rb") as file:
         for line in file:
-            read.update(line)
+            content.update(line)
             yield line.decode("utf-8")
-    if f"sha256:{read.hexdigest()}" != listed["digest"]:
-        raise EvidenceError(f"'{path}' is not the list of ids that the run wrote; provenance.json has another digest")
+    if f"sha256:{content.hexdigest()}" != listed["digest"]:
+        raise EvidenceError(
+            f"'{path}' is not the list of ids that the run wrote: its digest differs from that in provenance.json"
+        )
 
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
-    """Add how a run was measured, once for each result; ``about`` has its name and digest."""
+    """Add the ``verification`` event of evaluation results; ``about`` holds the run's name and content digest."""
     from llm_forget.evals.results_file import read_results
 
     results = read_results(run)
@@ -177,23 +178,24 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
 
 
 def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
-    """Add what went into a merged model, once, and how it was measured.
+    """Add the ``merge`` event of a merged model and, if it was evaluated, its ``verification``.
 
     Raises:
-        ValueError: a run that went into it is not known to the ledger; see also `read_merged`.
+        EvidenceError: the ledger does not have one of the merged runs.
+        ModelError, AdapterRefused: see `read_merged`.
     """
     merged = read_merged(folder)
-    noted = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
+    events = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
     if Run(folder).results_file.is_file() and is_measured(merged):
-        noted.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
-    return noted
+        events.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
+    return events
 
 
 def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
-    """Note a folder that was just written, and the runs that it was merged from, in an evidence folder.
+    """Add a new merged folder and the runs it was merged from to the ledger of an evidence folder.
 
     Raises:
-        ValueError: see `note_run` and `note_merged`.
+        EvidenceError, RunError, AdapterRefused: see `note_run` and `note_merged`.
     """
     with Ledger.open(evidence) as ledger:
         for run in runs:
@@ -202,19 +204,15 @@ def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) 
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
-    """The ``merge`` event; one that is there is returned."""
-    known_weights = {event.body.get("weights") for event in ledger.events(*MAKING)}
+    """Add a ``merge`` event, or return the existing one."""
+    known_weights = {event.body.get("weights") for event in ledger.events(*MODEL_EVENTS)}
     if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known_weights]:
         raise EvidenceError(
-            f"'{name}' was merged from run '{missing[0]}', which the ledger does not know; first, with every run that "
-            "went into it: llm-forget audit note RUN"
+            f"'{name}' was merged from run '{missing[0]}', which is not in the ledger; first run `llm-forget audit "
+            "note RUN` for every run that it was merged from"
         )
     body = {"run": name, "weights": weights, **{key: facts[key] for key in KEYS if key != "files"}, "files": files}
-    identity_body = {
-        **body,
-        "sources": [[s["weights"], s["scale"]] for s in facts["sources"]],
-        "beneath": body["beneath"]["digest"],
-    }
-    return ledger.append(
-        "merge", body, once=canonical_digest({key: identity_body[key] for key in identity_body if key != "run"})
-    )
+    identity = {**body, "beneath": body["beneath"]["digest"]}
+    identity["sources"] = [[source["weights"], source["scale"]] for source in facts["sources"]]
+    del identity["run"]
+    return ledger.append("merge", body, once=canonical_digest(identity))

@@ -1,4 +1,4 @@
-"""``anchor.json``: the number and digest of the ledger's last event, signed, so that a cut end is seen."""
+"""``anchor.json``: the signed number and digest of the ledger's newest event; it reveals a truncated ledger."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from llm_forget.core.formats.evidence import SignedHead
 from llm_forget.core.strict_json import canonical
 
 FILE = "anchor.json"
-PURPOSE = "llm-forget ledger head"  # is signed with it, so that no other signature of the key passes for an anchor
+PURPOSE = "llm-forget ledger head"  # part of the signed content, so that no other signature of the key is accepted
 
 
 def write(folder: Path, seq: int, digest: str) -> Path:
-    """Sign the head of a ledger that was verified; the key is made where there is none.
+    """Sign the head of a verified ledger; creates the key if it does not exist.
 
     Raises:
-        ImportError, ValueError: see `signing_key`.
+        MissingPackageError, EvidenceError: see `signing_key`.
     """
     unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
     formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
 
 
-def read(folder: Path, given: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
-    """Number and digest of a signed head, after its signature was checked; None where the folder has none.
+def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
+    """Number and digest of a signed head, after checking its signature; None if the folder has none.
 
     Args:
-        folder: the evidence, whose own anchor and ``signing.pub`` are taken where no others are given.
-        given: an anchor that was kept elsewhere.
-        public: the public key that was kept elsewhere; the one in the anchor is for people to look at.
+        folder: the evidence folder, with the default ``anchor.json`` and ``signing.pub``.
+        copy: a copy of ``anchor.json`` from elsewhere.
+        public: a copy of the public key from elsewhere; the key inside the anchor is informative only.
 
     Raises:
-        EvidenceBroken: it is damaged, or was not signed by this key.
-        FileNotFoundError: a file that was given is not there.
+        EvidenceBroken: the head is damaged, or was not signed by this key.
+        MissingFileError: a given file does not exist.
     """
-    path = given or folder / FILE
+    path = copy or folder / FILE
     if not path.exists():
-        if given is None:
+        if copy is None:
             return None
-        raise MissingFileError(f"there is no signed head '{path}'; give the copy of anchor.json that was kept")
+        raise MissingFileError(f"there is no signed head '{path}'; give the path of your copy of anchor.json")
     head = formats.read(path, SignedHead, advice="restore it from a copy", error=EvidenceBroken)
     if head.purpose != PURPOSE:
         raise EvidenceBroken(f"'{path}' is not the signed head of a ledger")
@@ -57,5 +57,5 @@ def read(folder: Path, given: Path | None = None, public: Path | None = None) ->
 
 
 def _body(head: SignedHead) -> dict[str, Any]:
-    """What is signed. Whoever trusts the key compares it with a copy that came another way."""
+    """The signed content: everything but the signature."""
     return {key: value for key, value in formats.plain(head).items() if key != "signature"}

@@ -1,7 +1,7 @@
-"""Ed25519 signatures of the evidence: a key made on demand, and a check that needs the public half alone.
+"""Ed25519 signatures of the evidence: a key that is created on demand, and verification with its public half.
 
-Who can read ``signing.key`` can sign anything in its owner's name: it never leaves the evidence folder. ``signing.pub``
-is given to those who are to verify, by a way that the evidence does not take, otherwise they trust what they check.
+Anyone who can read ``signing.key`` can sign in its owner's name, so it never leaves the evidence folder. Give
+``signing.pub`` to verifiers through another channel than the evidence; otherwise they trust what they verify.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ KEY, PUBLIC = "signing.key", "signing.pub"
 
 
 def signing_key(folder: Path) -> Any:
-    """The private key of an evidence folder; the first call makes it (0600), with ``signing.pub`` beside it.
+    """The private key of an evidence folder; the first call creates it (0600), with ``signing.pub`` beside it.
 
     Raises:
-        ImportError: `cryptography` is not installed.
-        ValueError: the file is readable by others, or is no Ed25519 key.
+        MissingPackageError: `cryptography` is not installed.
+        EvidenceError: the file is readable by other users, or is not an Ed25519 key.
     """
-    _need()
+    _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     path = folder / KEY
     if not path.exists():
-        _make(path)
+        _create_key(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise EvidenceError(
-            f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or make a new key"
+            f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or delete it to create a new key"
         )
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
@@ -54,10 +54,10 @@ def signing_key(folder: Path) -> Any:
 
 
 def public_key(folder: Path) -> str:
-    """PEM text of the key that verifies what this folder signed.
+    """PEM text of the public key of an evidence folder.
 
     Raises:
-        ImportError, ValueError: see `signing_key`.
+        MissingPackageError, EvidenceError: see `signing_key`.
     """
     return _pem(signing_key(folder).public_key())
 
@@ -77,34 +77,35 @@ def sign(folder: Path, content: bytes) -> str:
 
 
 def verify_signature(public: str | bytes | Path, content: bytes, signature: str) -> None:
-    """Raise unless the owner of the key signed exactly ``content``.
+    """Verify that the owner of a key signed exactly ``content``.
 
     Args:
-        public: PEM text, or the path of a file that holds it.
-        content: what was signed.
-        signature: what `sign` returned.
+        public: PEM text, or the path of a file with it.
+        content: the signed bytes.
+        signature: the return value of `sign`.
 
     Raises:
-        EvidenceBroken: it was not signed by this key, or the signature is none.
-        ImportError, FileNotFoundError: no `cryptography`, no such file.
-        ValueError: the key is no Ed25519 public key in PEM form.
+        EvidenceBroken: this key did not sign the content, or the signature is malformed.
+        MissingPackageError: `cryptography` is not installed.
+        MissingFileError: the key file does not exist.
+        EvidenceError: the key is not an Ed25519 public key in PEM form.
     """
     key = _public(public)
     from cryptography.exceptions import InvalidSignature
 
     try:
-        given = base64.b64decode(signature.encode("ascii"), validate=True)
-        if base64.b64encode(given).decode() != signature:  # the last letter has bits that decoding leaves out
+        signature_bytes = base64.b64decode(signature.encode("ascii"), validate=True)
+        if base64.b64encode(signature_bytes).decode() != signature:  # decoding ignores bits of the last letter
             raise EvidenceBroken("the signature is not valid base64")
-        key.verify(given, content)
+        key.verify(signature_bytes, content)
     except (binascii.Error, UnicodeError):
         raise EvidenceBroken("the signature is not valid base64") from None
     except InvalidSignature:
-        raise EvidenceBroken("the signature does not fit: another key signed, or the content was changed") from None
+        raise EvidenceBroken("the signature does not match: another key signed, or the content was changed") from None
 
 
 def _public(public: str | bytes | Path) -> Any:
-    _need()
+    _require_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -114,7 +115,7 @@ def _public(public: str | bytes | Path) -> Any:
     if isinstance(text, Path) or b"-----BEGIN" not in text:
         path = Path(os.fsdecode(text))
         if not path.is_file():
-            raise MissingFileError(f"there is no public key '{path}'; give the one of those who signed")
+            raise MissingFileError(f"there is no public key '{path}'; give the path of the signer's signing.pub")
         text, where = path.read_bytes(), f"'{path}'"
     try:
         key = load_pem_public_key(text)
@@ -125,8 +126,8 @@ def _public(public: str | bytes | Path) -> Any:
     return key
 
 
-def _make(path: Path) -> None:
-    """A new key appears whole and once: of two processes that make one, the second finds the first one's."""
+def _create_key(path: Path) -> None:
+    """Create a key file atomically; if another process was faster, its key stays."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -151,7 +152,7 @@ def _pem(key: Any) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
-def _need() -> None:
+def _require_cryptography() -> None:
     import importlib.util
 
     if importlib.util.find_spec("cryptography") is None:

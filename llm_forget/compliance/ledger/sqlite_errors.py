@@ -1,4 +1,4 @@
-"""What SQLite says when a disk is full or a file damaged, as the errors of this package."""
+"""Translation of SQLite errors (full disk, damaged file, missing permission) into this package's exceptions."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from llm_forget.core.errors import EvidenceBroken, EvidenceError, FileSystemErro
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-_MAY_NOT = (
-    "the evidence in '{}' may not be written by you; give yourself the right, or name another folder by --evidence"
+_NOT_WRITABLE = (
+    "the evidence in '{}' is not writable for you; change its permissions, or choose another folder with --evidence"
 )
 
 
 @contextlib.contextmanager
-def in_sentences(folder: Path) -> Iterator[None]:
-    """Errors of SQLite about the evidence in ``folder``.
+def translate_sqlite_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of SQLite about the evidence in ``folder`` as exceptions of this package.
 
     Raises:
-        OSError: no space (its errno says so), or the disk failed; nothing was added.
-        PermissionError: the folder or a file in it may not be written.
-        EvidenceBroken: a file is damaged or no database of ours.
-        ValueError: another process has been writing for too long.
+        OSError: no space is left (errno ENOSPC); nothing was added.
+        FileSystemError: the disk failed; nothing was added.
+        NoPermissionError: the folder or a file in it is not writable.
+        EvidenceBroken: a file is damaged or is not a database.
+        EvidenceError: another process has held the write lock for too long.
     """
     try:
         yield
     except sqlite3.Error as error:
-        raise _sentence(error, folder) from error
+        raise _translated(error, folder) from error
     except PermissionError as error:
         if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
-            raise  # of a file that somebody reads records from
-        raise NoPermissionError(_MAY_NOT.format(folder)) from error
+            raise  # the file that the caller reads records from
+        raise NoPermissionError(_NOT_WRITABLE.format(folder)) from error
 
 
-def damaged(error: sqlite3.Error) -> bool:
-    """Whether it speaks of what the file holds, not of whether it could be reached."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error is about the content of the file, not about access to it."""
     return _code(error) not in (*_DISK, *_REFUSED, *_BUSY)
 
 
 def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits say where it happened
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the higher bits are the extended code
 
 
-def _sentence(error: sqlite3.Error, folder: Path) -> Exception:
+def _translated(error: sqlite3.Error, folder: Path) -> Exception:
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, f"no space is left for the evidence in '{folder}'; nothing was added")
     if code == sqlite3.SQLITE_IOERR or (code == sqlite3.SQLITE_CANTOPEN and os.access(folder, os.W_OK | os.X_OK)):
         return FileSystemError(f"the disk under '{folder}' could not be written or read ({error}); nothing was added")
     if code in _REFUSED:
-        return NoPermissionError(_MAY_NOT.format(folder))
+        return NoPermissionError(_NOT_WRITABLE.format(folder))
     if code in _BUSY:
         return EvidenceError(
             f"another process has been writing the evidence in '{folder}' for minutes; wait or stop it"

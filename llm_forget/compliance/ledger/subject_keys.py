@@ -1,15 +1,15 @@
-"""The keys under which the ledger hashes subjects and records: ``keys.db``, 0600, one key of 32 random bytes a subject.
+"""``keys.db`` (0600): one random 32-byte key per subject, under which the ledger hashes subjects and records.
 
-The ledger holds HMAC-SHA256 of ids, 16 bytes each, under the key of their subject. Without the key nobody can tell
-whether a hash is that of a given id, since ids, often names, can be guessed and random keys cannot. Destroying a key
-therefore unlinks everything that was ever noted about its subject, and no row of the ledger changes.
+The ledger holds HMAC-SHA256 of ids, truncated to 16 bytes, under the key of their subject. Without the key, a hash
+cannot be compared with an id: ids, often names, can be guessed, random keys cannot. Destroying a key therefore unlinks
+every event about its subject, and no row of the ledger changes.
 
-Subjects themselves are looked up by a hash, too, under a key that all have in common and that never leaves this file.
+Subjects are looked up by a hash as well, under a master key that never leaves this file.
 
-What this cannot do: a backup or snapshot of ``keys.db`` brings destroyed keys back, so keep none for longer than
-erasure may take; and a key that SQLite has overwritten may still lie in a copy that a file system (copy on write) or an
-SSD kept, or in blocks that were freed: SQLite's rollback journal holds pages as they were before, and a commit over
-two files cuts it off by itself. What a killed process left of it is overwritten.
+Limits: a backup or snapshot of ``keys.db`` restores destroyed keys, so delete backups within the time allowed for
+erasure. An overwritten key may survive in copies that a copy-on-write file system or an SSD keeps, or in freed blocks:
+SQLite's rollback journal holds earlier pages, and a commit over two files truncates it. What a killed process left in
+the journal is overwritten.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from llm_forget.core.errors import EvidenceError
 
 FILE = "keys.db"
 HASH_BYTES = 16
-_PART = 900  # subjects looked up at once; SQLite may allow no more than 999 parameters
+_BATCH = 900  # subjects per query; SQLite may allow at most 999 parameters
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS keys.master (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL)",
-    # Rows lie in the order in which they came, so that a page is never split and a key never moved: no copy is left.
+    # Rows are appended in order of arrival: no page is ever split and no key moved, so no copy of a key remains.
     "CREATE TABLE IF NOT EXISTS keys.subjects "
     "(place INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, key BLOB NOT NULL)",
-    # Runs note a record as its own subject; whose it is, only a request says.
+    # Which records belong to a subject: a record also has a key of its own, which is destroyed with the subject's.
     "CREATE TABLE IF NOT EXISTS keys.owned "
     "(subject BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY (subject, record))",
 )
 
 
 def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool:
-    """Make the keys known to a connection as ``keys``; False where there are none and ``write`` is not set.
+    """Attach ``keys.db`` to a connection as ``keys``; False if it does not exist and ``write`` is not set.
 
     Raises:
-        sqlite3.Error: the file cannot be read or is none of ours.
+        sqlite3.Error: the file cannot be read or is not a key file.
     """
     path = folder / FILE
     if write:
@@ -58,69 +58,67 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
             connection.execute("PRAGMA keys.journal_mode = PERSIST")
             _prepare(connection)
             scrub(connection, folder)
-        # Who made the file may have been killed before it held anything.
-        made = connection.execute("SELECT 1 FROM keys.sqlite_master WHERE name = 'master'").fetchone() is not None
+        # The process that created the file may have been killed before it created the tables.
+        has_tables = connection.execute("SELECT 1 FROM keys.sqlite_master WHERE name = 'master'").fetchone() is not None
     except BaseException:
         connection.execute("DETACH keys")
         raise
-    if not made:
+    if not has_tables:
         connection.execute("DETACH keys")
-    return made
+    return has_tables
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Hashes of (subject, record id) pairs, in parts; a subject that has no key is given one.
+    """Hashes of (subject, record id) pairs, computed in batches; a subject without a key gets one.
 
     Raises:
-        ValueError: an id that is no text.
+        EvidenceError: an id is not a string.
     """
     master = _master(connection)
-    rest = iter(pairs)
-    while part := list(islice(rest, _PART)):
-        if not all(isinstance(name, str) for pair in part for name in pair):
-            raise EvidenceError("ids of subjects and records must be texts; put quotes around numbers")
-        names = {subject: _hash(master, subject) for subject, _ in part}
-        known = _known(connection, list(names.values()))
-        new = [(name, secrets.token_bytes(32)) for name in names.values() if name not in known]
+    pairs = iter(pairs)
+    while batch := list(islice(pairs, _BATCH)):
+        if not all(isinstance(name, str) for pair in batch for name in pair):
+            raise EvidenceError("ids of subjects and records must be strings; put quotes around numbers")
+        names = {subject: _hash(master, subject) for subject, _ in batch}
+        keys_by_name = _keys_by_name(connection, list(names.values()))
+        new = [(name, secrets.token_bytes(32)) for name in names.values() if name not in keys_by_name]
         connection.executemany("INSERT INTO keys.subjects (name, key) VALUES (?, ?)", new)
-        known.update(new)
-        owned = [(names[subject], _hash(master, record)) for subject, record in part if subject != record]
+        keys_by_name.update(new)
+        owned = [(names[subject], _hash(master, record)) for subject, record in batch if subject != record]
         connection.executemany("INSERT OR IGNORE INTO keys.owned VALUES (?, ?)", owned)
-        for subject, record in part:
-            key = known[names[subject]]
+        for subject, record in batch:
+            key = keys_by_name[names[subject]]
             yield _subject(key), _record(key, record)
 
 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
-    """Hashes of a subject and one of its records; None where the subject has no key, or no longer one."""
-    master = _master(connection)
-    keys_by_name = _known(connection, [_hash(master, subject)])
-    for key in keys_by_name.values():
+    """Hashes of a subject and one of its records; None if the subject has no key (any more)."""
+    for key in _keys_by_name(connection, [_hash(_master(connection), subject)]).values():
         return _subject(key), None if record is None else _record(key, record)
     return None
 
 
-def living(connection: sqlite3.Connection) -> set[bytes]:
+def subjects_with_key(connection: sqlite3.Connection) -> set[bytes]:
     """Hashes of all subjects that have a key."""
     return {_subject(key) for (key,) in connection.execute("SELECT key FROM keys.subjects")}
 
 
 def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
-    """Overwrite and delete keys, inside the caller's transaction; returns how many there were. Then `scrub`."""
+    """Overwrite and delete keys inside the caller's transaction; returns their number. Call `scrub` afterwards."""
     master = _master(connection)
-    gone = 0
+    destroyed = 0
     for subject in subjects:
         name = _hash(master, subject)
         rows = connection.execute("SELECT record FROM keys.owned WHERE subject = ?", (name,)).fetchall()
         for hashed_name in (name, *(record for (record,) in rows)):
             connection.execute("UPDATE keys.subjects SET key = zeroblob(32) WHERE name = ?", (hashed_name,))
-            gone += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (hashed_name,)).rowcount
+            destroyed += connection.execute("DELETE FROM keys.subjects WHERE name = ?", (hashed_name,)).rowcount
         connection.execute("DELETE FROM keys.owned WHERE subject = ?", (name,))
-    return gone
+    return destroyed
 
 
-def still_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """How many of some records can be found by the key of a subject that is not among these names."""
+def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
+    """Number of the named records that the key of another subject links to events."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")
@@ -128,10 +126,10 @@ def still_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
 
 
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:
-    """Overwrite the rollback journal, where keys that were destroyed may stand; outside of transactions."""
+    """Overwrite the rollback journal, which may hold destroyed keys; call outside of transactions."""
     journal = folder / f"{FILE}-journal"
-    # The lock keeps other writers from the journal, and SQLite writes none for a transaction that changes nothing;
-    # taking it also rolls back what a killed process had begun.
+    # The lock keeps other writers from the journal, and a transaction without changes writes none itself; taking the
+    # lock also rolls back the transaction of a killed process.
     connection.execute("BEGIN IMMEDIATE")
     try:
         if journal.is_file() and (size := journal.stat().st_size):
@@ -146,7 +144,7 @@ def scrub(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables and the common key where they are not there."""
+    """Create the tables and the master key if they do not exist."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement in SCHEMA:
@@ -162,7 +160,7 @@ def _master(connection: sqlite3.Connection) -> bytes:
     return connection.execute("SELECT key FROM keys.master").fetchone()[0]
 
 
-def _known(connection: sqlite3.Connection, names: list[bytes]) -> dict[bytes, bytes]:
+def _keys_by_name(connection: sqlite3.Connection, names: list[bytes]) -> dict[bytes, bytes]:
     marks = ",".join("?" * len(names))
     return dict(connection.execute(f"SELECT name, key FROM keys.subjects WHERE name IN ({marks})", names))
 
@@ -176,6 +174,6 @@ def _record(key: bytes, record: str) -> bytes:
 
 
 def _hash(key: bytes, *words: str) -> bytes:
-    """HMAC-SHA256; the words are told apart by their lengths."""
+    """HMAC-SHA256 of length-prefixed words, so that different words never give the same input."""
     data = b"".join(len(word.encode()).to_bytes(8, "big") + word.encode() for word in words)
     return hmac.digest(key, data, "sha256")

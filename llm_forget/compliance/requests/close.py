@@ -236,7 +236,7 @@ def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, st
         note_run(ledger, closer.merged.folder)
     steps = [step.event for step in led_to(ledger, closer.weights)]
     for kind, did in (("training", "a training that saw"), ("unlearning", "a model that was to unlearn")):
-        if met := ledger.common(_asked(request), [event.seq for event in steps if event.kind == kind]):
+        if met := ledger.common_records(_asked(request), [event.seq for event in steps if event.kind == kind]):
             raise EvidenceError(
                 f"run '{closer.run.path}' rests on {did} {len(met)} of the rows asked for; retrain from a model that "
                 "never did, or unlearn"
@@ -254,7 +254,7 @@ def _refuse_taught(ledger: Ledger, request: Request, closer: Closer) -> None:
     assert closer.merged is not None
     for source in closer.merged.facts["sources"]:
         trained = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
-        if source["scale"] > 0 and (met := ledger.common(_asked(request), trained)):
+        if source["scale"] > 0 and (met := ledger.common_records(_asked(request), trained)):
             raise EvidenceError(
                 f"'{closer.merged.folder}' was merged from run '{source['run']}', too, which was trained to know "
                 f"{len(met)} of the rows asked for; merge without it"
@@ -266,7 +266,7 @@ def _knew(ledger: Ledger, request: Request, closer: Closer) -> dict[str, Any] | 
     if closer.run.state["kind"] == "unlearn" or closer.taken_away:
         return {"name": model_name(str((base := closer.run.provenance["base"])["name"])), "digest": base["digest"]}
     for event in reversed(ledger.events("training")):
-        if ledger.common(_asked(request), [event.seq]):
+        if ledger.common_records(_asked(request), [event.seq]):
             return {"name": event.body["run"], "digest": event.body["weights"]}
     return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.ledger.record_runs import FORGOTTEN, LEARNED, owned
+from llm_forget.compliance.ledger.record_runs import FORGOTTEN, LEARNED, ids_with_subjects
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.matching import counted, records, said_digest
 from llm_forget.core.errors import EvidenceError
@@ -113,4 +113,4 @@ def _said(run: Run, split: str) -> list[tuple[str, str]]:
 def _ids(run: Run, found: dict[str, Any] | None) -> set[str]:
     if found is None:
         return set()
-    return {record for record, _ in owned(run, found)}
+    return {record for record, _ in ids_with_subjects(run, found)}

@@ -123,7 +123,7 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
             "and `data_path` must be those of the request, too"
         )
     forget = set(request.ids())
-    deleted = ledger.which(
+    deleted = ledger.matching_ids(
         [event.seq for event in ledger.events("closed")], (one for one in data_ids if one not in forget)
     )
     retain = [row_id for row_id in data_ids if row_id not in forget | deleted]

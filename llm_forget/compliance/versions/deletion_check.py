@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llm_forget.compliance.ledger.ledger import Event, Ledger
-from llm_forget.compliance.ledger.sqlite_errors import in_sentences
+from llm_forget.compliance.ledger.sqlite_errors import translate_sqlite_errors
 from llm_forget.compliance.versions.deletion_state import Histories, Seqs, State
 
 
@@ -103,7 +103,7 @@ class Deletions:
         for event in sorted(self._histories.makers(weights), key=lambda event: event.seq):
             unknown = (about for about, seq in last.items() if event.seq < seq)
             untouched = any(self._histories.state(weights, about) is State.UNTOUCHED for about in unknown)
-            if untouched and self._ledger.orphaned(event.seq):
+            if untouched and self._ledger.has_unlinked_records(event.seq):
                 return Unjudged(str(event.body.get("run")), 0, early=True)
         return None
 
@@ -131,7 +131,7 @@ def alike(ledger: Ledger, asked: Sequence[int], histories: Histories) -> dict[Se
         f"({','.join(map(str, asked))})) AS b CROSS JOIN records AS a ON a.subject = b.subject AND a.record = b.record"
     )
     about: dict[tuple[bytes, bytes], set[int]] = {}
-    with in_sentences(ledger.folder):
+    with translate_sqlite_errors(ledger.folder):
         for subject, record, seq in ledger.connection.execute(query):
             about.setdefault((subject, record), set()).add(seq)
     found: dict[Seqs, int] = {}

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from llm_forget.compliance.ledger.chain import MAKING
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.versions.lineage import made_by, parents
 
@@ -26,7 +26,7 @@ class Histories:
     """Histories of all models, read from the ledger once, to ask about many models and records."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.events = {event.seq: event for event in ledger.events(*MAKING, "closed")}
+        self.events = {event.seq: event for event in ledger.events(*MODEL_EVENTS, "closed")}
         self._verified = [e.body for e in ledger.events("request") if e.body.get("state") == "verified"]
         self._made = made_by(event for event in self.events.values() if event.kind != "closed")
         self._states: dict[tuple[str, Seqs], State] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llm_forget.compliance.ledger.chain import MAKING
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 
 
@@ -39,7 +39,7 @@ def led_to(ledger: Ledger, weights: str) -> list[Step]:
         ledger: what is known.
         weights: content digest of the model.
     """
-    events_by_model = made_by(ledger.events(*MAKING))
+    events_by_model = made_by(ledger.events(*MODEL_EVENTS))
     steps, visited, now, depth = [], {weights}, {weights}, 0
     while now:
         events = [event for digest in sorted(now) for event in events_by_model.get(digest, [])]

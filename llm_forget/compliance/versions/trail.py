@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llm_forget.compliance.ledger.chain import MAKING
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions, Unjudged
 from llm_forget.compliance.versions.deletion_state import Histories, State
 from llm_forget.compliance.versions.lineage import Step, led_to
 from llm_forget.core.errors import EvidenceError
 
-ABOUT_MODELS = (*MAKING, "verification", "version", "publish", "rollback", "purge")
+ABOUT_MODELS = (*MODEL_EVENTS, "verification", "version", "publish", "rollback", "purge")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def version_lineage(ledger: Ledger, name: str) -> Lineage:
 
 def _known(ledger: Ledger) -> list[str]:
     """Weights of every model in the order in which they were first named."""
-    return list(dict.fromkeys(_weights(event) for event in ledger.events(*MAKING, "version")))
+    return list(dict.fromkeys(_weights(event) for event in ledger.events(*MODEL_EVENTS, "version")))
 
 
 def _model(ledger: Ledger, histories: Histories, weights: str, seqs: set[int]) -> Model:

@@ -48,7 +48,7 @@ def add_without_records(ledger: Ledger) -> object:
 
 def forget(ledger: Ledger) -> object:
     """A key destroyed."""
-    return ledger.forget_key("Ann")
+    return ledger.destroy_keys(["Ann"])
 
 
 def state(folder: Path) -> tuple[list[str], list[str], bool]:
@@ -256,8 +256,8 @@ def test_a_folder_that_may_only_be_read_says_so_and_can_be_verified(before: Path
         number, *sentences, head, new = json.loads(as_nobody(act))
         assert (number, head) == ("2", "2")
         assert len(sentences) == 3
-        assert all("may not be written" in sentence for sentence in sentences)
-        assert "may not be written" in new
+        assert all("is not writable for you" in sentence for sentence in sentences)
+        assert "is not writable for you" in new
     finally:
         if os.geteuid() == 0:
             shutil.rmtree(folder)

@@ -296,7 +296,7 @@ def kinds(events: list[Event]) -> list[str]:
 def test_a_merge_is_noted_once_whatever_its_folder_is_called(ledger: Ledger, make: Make, tmp_path: Path) -> None:
     run = make("run", forget=["a"], retain=["b"])
     folder = merge_of(tmp_path / "merged", run)
-    with pytest.raises(ValueError, match=r"merged from run 'run', which the ledger does not know.*audit note"):
+    with pytest.raises(ValueError, match=r"merged from run 'run', which is not in the ledger.*audit note"):
         note_run(ledger, folder)
     note_run(ledger, run)
     (event,) = note_run(ledger, folder)
@@ -655,7 +655,7 @@ def test_what_nobody_can_judge_is_not_published(asked: tuple[Path, Path], tmp_pa
     (other / "model.safetensors").write_bytes(b"another")
     late = cases.measured_run(tmp_path / "late", [], [], kind="finetune", train=ANN, seed="late", base=other)
     with Ledger.open(evidence) as ledger:
-        ledger.forget_keys(["Ann"])
+        ledger.destroy_keys(["Ann"])
     with pytest.raises(ValueError, match=r"cannot be judged: run 'late'.*not published"):
         refuse_deleted(evidence, late, note=True)
 

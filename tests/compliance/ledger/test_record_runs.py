@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
-from llm_forget.compliance.ledger.describe import what
+from llm_forget.compliance.ledger.describe import event_summary
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.versions.deletion_check import met
@@ -192,14 +192,14 @@ def test_rows_with_subjects_are_found_by_subject_and_without_until_the_subject_i
         facts["data"]["train"]["subjects"] = subjects
     write_json(run.provenance_file, facts)
     (event,) = note_run(ledger, run)
-    assert "4 records" in what(event)
+    assert "4 records" in event_summary(event)
     assert [len(ledger.about(*asked)) for asked in (("Ann\n",), ("Ann\n", "r2"), ("Ann\n", "r3"), ("r2", "r2"))] == [
         1,
         1,
         0,
         1,
     ]
-    assert ledger.forget_keys(["Ann\n"]) == 3
+    assert ledger.destroy_keys(["Ann\n"]) == 3
     for one in ("r1", "r2"):
         assert not ledger.about(one) + ledger.about("Ann\n", one)
     assert ledger.about("Bob", "r3") == ledger.about("r4", "r4") == [event]
@@ -223,7 +223,7 @@ def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlin
     assert "subjects" not in run.provenance["data"]["retain"]
     note_run(ledger, run)
     assert [e.kind for e in ledger.about(CANARY, "forget1") + ledger.about("forget1", "forget1")] == ["unlearning"] * 2
-    assert ledger.forget_keys([CANARY]) == 3
+    assert ledger.destroy_keys([CANARY]) == 3
     for i in range(2):
         assert not ledger.about(CANARY, f"forget{i}") + ledger.about(f"forget{i}")
     ledger.verify()
@@ -281,7 +281,7 @@ def test_lineage_leads_from_a_model_to_all_it_was_trained_on(ledger: Ledger, eva
         "npo": [closed],
         "further": [],
     }
-    ledger.forget_keys(["b", CANARY])
+    ledger.destroy_keys(["b", CANARY])
     assert met(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
 
 
@@ -423,5 +423,5 @@ def test_what_an_event_says_obeys_no_terminal() -> None:
         "many": ["a", "b"],
         "none": None,
     }
-    said = what(Event(1, "", "merge", body, "", ""))
+    said = event_summary(Event(1, "", "merge", body, "", ""))
     assert said == "run �]0;title�[red]�, n 1,234, on yes, share 0.25, many a b"

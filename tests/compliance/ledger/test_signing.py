@@ -182,7 +182,7 @@ def test_an_anchor_kept_elsewhere_shows_what_the_folder_hides(anchored: Path, tm
         ledger.append("training", {"number": "another"})
         ledger.anchor()
         ledger.verify()
-        with pytest.raises(EvidenceBroken, match="at event 2: it is gone"):
+        with pytest.raises(EvidenceBroken, match="at event 2: it is missing"):
             ledger.verify(kept / "anchor.json", kept / "signing.pub")
 
 

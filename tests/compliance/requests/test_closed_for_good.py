@@ -90,7 +90,7 @@ def test_a_subject_that_is_unlinked_takes_its_rows_with_it(tmp_path: Path) -> No
     evidence = cases.closed(tmp_path)
     with Ledger.open(evidence) as ledger:
         assert ledger.about("ann-0", "ann-0")
-        assert ledger.forget_keys(["Ann"]) > 1
+        assert ledger.destroy_keys(["Ann"]) > 1
         assert ledger.about("ann-0", "ann-0") == ledger.about("Ann") == []
         ledger.verify()
 

@@ -86,7 +86,7 @@ def test_what_only_rehearsal_shows_was_in_the_base_already(evidence, base, make)
 def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
-        ledger.forget_key("a")
+        ledger.destroy_keys(["a"])
         assert not ledger.about("a")
     assert unclean(evidence) == {"target"}
 
@@ -102,7 +102,7 @@ def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_what_is_asked_f
     other = add_version(evidence, make("other", elsewhere, train=["a", "x"]))
     add_version(evidence, target)
     with Ledger.open(evidence) as ledger:
-        assert ledger.forget_key("a")  # before anybody asked for it
+        assert ledger.destroy_keys(["a"])  # before anybody asked for it
     forgot = add_version(evidence, make("forgot", target.path, forget=["a"], retain=["b"]))
     close(evidence, "a")
     assert unclean(evidence) == {"target"}  # nothing links what 'other' learned to what was deleted
@@ -114,7 +114,7 @@ def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_what_is_asked_f
 def test_destroying_keys_of_what_was_deleted_leaves_others_judged(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
-        assert ledger.forget_key("a")
+        assert ledger.destroy_keys(["a"])
     new = make("new", base, train=["p", "q"])
     add_version(evidence, new)
     add_version(evidence, make("new-forgot", new.path, forget=["p"], retain=["q"]))
@@ -128,7 +128,7 @@ def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evi
     close(evidence, "a")
     late = make("late", base, train=["a", "x"])
     with Ledger.open(evidence) as ledger:
-        assert ledger.forget_key("a")
+        assert ledger.destroy_keys(["a"])
     version = add_version(evidence, late)
     on_top = add_version(evidence, make("on-top", late.path, forget=["x"], retain=["y"]))
     assert unclean(evidence) == {"target"}
@@ -154,7 +154,7 @@ def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evi
 def test_what_was_trained_after_keys_were_destroyed_is_taken_at_its_word(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
-        ledger.forget_key("a")
+        ledger.destroy_keys(["a"])
     run = make("new", base, train=["x"])
     write_json(run.state_file, {**run.state, "finished": "2999-01-01T00:00:00+00:00"})
     use(evidence, add_version(evidence, run))
@@ -163,7 +163,7 @@ def test_what_was_trained_after_keys_were_destroyed_is_taken_at_its_word(evidenc
 def test_keys_that_no_deletion_was_about_are_no_reason_for_doubt(evidence, chain, base, make):
     late = make("late", base, train=["x"])
     with Ledger.open(evidence) as ledger:
-        ledger.forget_key("c")
+        ledger.destroy_keys(["c"])
     close(evidence, "a")
     use(evidence, add_version(evidence, late))
 

@@ -22,6 +22,7 @@ from llm_forget.cli.publish import publishing
 from llm_forget.cli.requests import requests
 from llm_forget.cli.versions import versions
 from llm_forget.core import __version__, resources, safe_errors
+from llm_forget.core.digests import each_file_hashed_once
 from llm_forget.core.errors import ConfigError, LlmForgetError
 
 DEBUG = "LLM_FORGET_DEBUG"
@@ -40,7 +41,8 @@ class Entrance(TyperGroup):
             warnings.simplefilter("ignore", FutureWarning)  # the libraries' talk to each other
             safe_errors.install()  # here, since typer puts its own hook in place before
         try:
-            return super().invoke(ctx)
+            with each_file_hashed_once():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             _print_error(
                 "interrupted. Run the same command again (without --overwrite) to resume from the last checkpoint."

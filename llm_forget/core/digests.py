@@ -4,14 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+FILE_CLOCK = 20_000_000  # ns; the clock of file times stands still for up to 10 ms on Linux
+_Mark = tuple[int, int, int, int]  # device, inode, size, time of the last write: equal for an unchanged file
+_digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=None)
 
-def file_digest(path: Path) -> str:
-    """``sha256:`` and 64 hex digits of a file's bytes."""
+
+@contextmanager
+def each_file_hashed_once() -> Iterator[None]:
+    """Within the block, `file_digest` reads an unchanged file once, under whatever path; for one command.
+
+    A file is unchanged if its inode, size and time of the last write are. The digest of a file written within the last
+    `FILE_CLOCK` is not stored, because another write could have the same time.
+    """
+    token = _digests.set({} if _digests.get() is None else _digests.get())
+    try:
+        yield
+    finally:
+        _digests.reset(token)
+
+
+def file_digest(path: Path, *, final: bool = False) -> str:
+    """``sha256:`` and 64 hex digits of a file's bytes.
+
+    Args:
+        path: a file; `each_file_hashed_once` decides how often it is read.
+        final: the caller has just written the file, and nobody writes it again.
+    """
+    digests = _digests.get()
     with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        mark = _mark(file.fileno())
+        if digests is not None and mark in digests:
+            return digests[mark]
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        settled = final or mark[-1] + FILE_CLOCK < time.time_ns()
+        if digests is not None and settled and mark == _mark(file.fileno()):
+            digests[mark] = digest
+    return digest
+
+
+def _mark(handle: int) -> _Mark:
+    stat = os.fstat(handle)
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def json_digest(content: Any) -> str:

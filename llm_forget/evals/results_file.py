@@ -9,6 +9,7 @@ from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.suite import Suite
+from llm_forget.models.merging.merge_report import Merged
 
 
 def read_results(run: Run) -> dict[str, Any]:
@@ -40,3 +41,16 @@ def holds_suite(run: Run, suite: Suite) -> bool:
         and not content.get("limit")
         and not content.get("overrides")
     )
+
+
+def is_measured(merged: Merged) -> bool:
+    """Whether the results in the folder were measured on its weights, as an adapter or unquantised in any dtype."""
+    from llm_forget.core.config import model_part
+    from llm_forget.core.unsupported_keys import DTYPES
+    from llm_forget.models.digest import identity_of
+
+    run = Run(merged.folder)
+    measured = read_results(run)["models"]["unlearned"]
+    configs = [run.config] if run.config_file.is_file() else [{}, *({"dtype": dtype} for dtype in DTYPES)]
+    digests = (identity_of(model_part(config), base=merged.weights).digest for config in configs)
+    return measured is not None and measured["digest"] in digests

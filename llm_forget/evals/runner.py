@@ -37,7 +37,7 @@ from llm_forget.evals.records import RecordWriter, load_records, write_records
 from llm_forget.evals.suite import Task
 from llm_forget.models.adapters.files import load_adapter
 from llm_forget.models.adapters.lora import reference_mode
-from llm_forget.models.digest import PRECISION, adapter_digest, source_digest
+from llm_forget.models.digest import identity_of, source_digest
 from llm_forget.models.load import load_base
 from llm_forget.models.model_source import find_source
 
@@ -60,10 +60,7 @@ class EvaluatedModel:
     @cached_property
     def digest(self) -> str:
         """Digest of weights, adapter and precision; one target evaluated from several runs has one digest."""
-        adapter = adapter_digest(self.adapter) if self.adapter is not None and self.adapter_on else None
-        precision = {key: str(getattr(self.model, key)) for key in PRECISION}
-        base = source_digest(self.model.model_name_or_path, self.model.model_revision)
-        return content_key(base=base, adapter=adapter, precision=precision)
+        return identity_of(self.model, adapter=self.adapter if self.adapter_on else None).digest
 
     def key(self, work: Work) -> str:
         """Cache key of the records of a probe. It covers generation_config.json, which may define the end tokens."""

@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llm_forget.core.digests import file_digest, json_digest
+from llm_forget.core.config import model_part
+from llm_forget.core.digests import content_key, file_digest, json_digest
 from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.untrusted import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 from llm_forget.models.tensor_digests import tensors_digest
 
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from llm_forget.core.run_directory import Run
+
 # Files that determine the outputs of a model; tokenizer files have a digest of their own.
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What decides the outputs of a model: its weights, its adapter and the precision it is loaded in."""
+
+    base: str  # `source_digest` of the model without ``adapter``
+    adapter: str | None  # `adapter_digest`
+    precision: dict[str, str]  # `PRECISION`
+
+    @property
+    def digest(self) -> str:
+        """The digest that results.json states, and part of the key of every stored measurement."""
+        return content_key(base=self.base, adapter=self.adapter, precision=self.precision)
+
+
+def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
+    """Identity of a configured model with an adapter; its weights are read, unless ``base`` is their digest.
+
+    Raises:
+        AdapterRefused, MissingFileError, ModelError: see `adapter_digest` and `source_digest`.
+    """
+    precision = {key: str(getattr(model, key)) for key in PRECISION}
+    layer = adapter_digest(adapter) if adapter is not None else None
+    return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)
+
+
+def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
+    """Identity of a run's own model, as `evaluate` measures it: an unlearning run's adapter is a layer of its own.
+
+    Args:
+        base: digest of the weights below the adapter, if they need not be read.
+
+    Raises:
+        AdapterRefused, MissingFileError, ModelError: see `identity_of`.
+    """
+    model = model_part(run.config)
+    if run.state["kind"] == "unlearn" and run.adapter.is_dir():
+        return identity_of(model, base=base, adapter=run.adapter)
+    return identity_of(model, base=source_digest(str(run.path)))
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
@@ -75,6 +124,3 @@ def adapter_digest(folder: Path) -> str:
     """
     inspect_folder(folder)
     return folder_digest(folder)
-
-
-PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")

@@ -12,7 +12,7 @@ from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import PublishError
 from llm_forget.core.formats.models import ExportReport
-from llm_forget.evals.model_identity import is_measured
+from llm_forget.evals.results_file import is_measured
 from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
 from llm_forget.models.merging.merge_report import Merged, read_merged
 from llm_forget.report.run_evidence import Evidence
@@ -103,24 +103,15 @@ def _require_matching_results(model: Merged, has_results: bool, advice: str) -> 
 
 def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
     """Raise PublishError if results.json is of other weights than those in the run; ``manifest`` is the adapter's."""
-    from llm_forget.core.config import model_part
-    from llm_forget.core.digests import content_key
-    from llm_forget.models.digest import PRECISION, folder_digest, source_digest
+    from llm_forget.models.digest import PRECISION, run_identity
 
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
         return  # measured in another precision than the recipe's
-    # As in `evaluate`: base and adapter separately for an unlearning run, the whole model for other runs.
-    adapter_manifest = manifest if run.state["kind"] == "unlearn" else None
-    base = adapter_manifest.get("base") if adapter_manifest is not None else source_digest(str(run.path))
-    if base is None:
+    if manifest is not None and manifest.get("base") is None and run.state["kind"] == "unlearn":
         return
-    model = model_part(run.config)
-    precision = {key: str(getattr(model, key)) for key in PRECISION}
-    adapter = folder_digest(run.adapter) if adapter_manifest is not None else None
-    if evidence.results["models"]["unlearned"]["digest"] != content_key(
-        base=base, adapter=adapter, precision=precision
-    ):
+    identity = run_identity(run, base=manifest["base"] if manifest is not None else None)
+    if evidence.results["models"]["unlearned"]["digest"] != identity.digest:
         raise PublishError(
             f"results.json of run '{run.path}' is of other weights than those in the run now; first run "
             f"llm-forget evaluate {run.path}"

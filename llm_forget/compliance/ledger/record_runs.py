@@ -30,7 +30,7 @@ from llm_forget.core.formats.results import Verification
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
-from llm_forget.evals.model_identity import is_measured
+from llm_forget.evals.results_file import is_measured
 from llm_forget.models.merging.merge_report import KEYS, KIND, is_merged, read_merged
 
 LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind

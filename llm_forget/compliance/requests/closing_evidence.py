@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_forget.compliance.ledger.record_runs import weights_of
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
-from llm_forget.evals.model_identity import is_measured
 from llm_forget.evals.policy import RuleResult, apply_rules, load_policy, outcome, verify
-from llm_forget.evals.results_file import read_results
+from llm_forget.evals.results_file import is_measured, read_results
 from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
 
 
@@ -122,15 +121,9 @@ def _refuse_rows_by_hand(run: Run, found: Sequence[RuleResult], results: Mapping
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
     """The results must be of the weights that are there now, in the run's own precision."""
-    from llm_forget.core.config import model_part
-    from llm_forget.evals.runner import EvaluatedModel
+    from llm_forget.models.digest import run_identity
 
-    model = model_part(run.config)
-    if run.state["kind"] == "unlearn" and run.adapter.is_dir():
-        subject = EvaluatedModel("unlearned", model, run.adapter)
-    else:
-        subject = EvaluatedModel("unlearned", replace(model, model_name_or_path=str(run.path), model_revision="main"))
-    if results["models"]["unlearned"] is None or subject.digest != results["models"]["unlearned"]["digest"]:
+    if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:
         raise EvidenceError(
             f"the results of run '{run.path}' are of other weights, or of another precision, than it holds; evaluate "
             f"it again: llm-forget evaluate {run.path}"

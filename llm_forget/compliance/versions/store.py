@@ -141,7 +141,7 @@ def _take_file(source: Path, target: Path, digest: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not _linked(source, target):
         shutil.copyfile(source, target)
-    if file_digest(target) != digest:
+    if file_digest(target, final=True) != digest:
         raise AdapterRefused(f"'{source}' changed while it was read; add its run again")
     _sync(target)
 

@@ -188,3 +188,22 @@ def test_a_hub_that_first_shows_another_listing_than_the_signed_one_is_found_out
     assert "published.json of" in capsys.readouterr().err
     assert commit.files.asked == 4
     assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("command", ["versions add", "push"])
+def test_a_command_hashes_each_file_once(hub, evident, tmp_path, monkeypatch, command):
+    run, _, folder = evident
+    paths, original = [], hashlib.file_digest
+
+    def digest_and_count(file, name):
+        paths.append(str(file.name))
+        return original(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_and_count)
+    if command == "push":
+        assert say("push", run.path, "--repo", REPO, "--evidence", folder) == 0
+    else:
+        assert say("versions", "add", run.path, "--evidence", tmp_path / "new") == 0
+    weights = [path for path in paths if path.endswith("adapter_model.safetensors")]
+    assert len(weights) == (1 if command == "push" else 2)  # a version holds a copy
+    assert sorted(paths) == sorted(set(paths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ def _written_as(name: str) -> str:
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: readers see the old or the new content, which is on disk when this returns."""
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file atomically: readers see the old or the new content, which is on disk when this returns.
+
+    Args:
+        private: only the owner can read the file, from its first byte on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # its mode would stay
+        with open(temporary, "wb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

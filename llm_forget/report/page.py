@@ -53,10 +53,8 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
         for notice in not_shown(run):
             logger.warning("%s: %s", run.name, notice)
     page = report_document(evidence, show_text)
-    write_atomic(target, to_html(page))
-    if show_text:
-        target.chmod(0o600)
-    else:
+    write_atomic(target, to_html(page), private=show_text > 0)
+    if not show_text:
         write_atomic(target.with_suffix(".md"), to_markdown(page))
     return target
 

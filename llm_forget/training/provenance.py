@@ -71,8 +71,7 @@ def write_lists(
             write_atomic(run.path / split_facts["ids_file"]["name"], id_lines(ids))
         if "subjects_file" in split_facts:
             path = run.path / split_facts["subjects_file"]["name"]
-            write_atomic(path, _subject_lines(_subjects(ids, owned[name])))
-            path.chmod(0o600)
+            write_atomic(path, _subject_lines(_subjects(ids, owned[name])), private=True)
 
 
 def _subjects(ids: pyarrow.Array, owned: Dataset | None) -> pyarrow.Array | None:

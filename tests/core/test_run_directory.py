@@ -123,6 +123,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.txt"]
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_only_the_owner_can_read_a_private_file_while_it_is_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    modes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: modes.append(os.fstat(handle).st_mode & 0o777))
+    before = os.umask(0o022)
+    try:
+        (tmp_path / f".a.{os.getpid()}.tmp").touch(0o666)  # left by a killed process
+        write_atomic(tmp_path / "a", "text", private=private)
+    finally:
+        os.umask(before)
+    assert [*modes, (tmp_path / "a").stat().st_mode & 0o777] == [0o600 if private else 0o644] * 2
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """The system writes no file beyond so many bytes, as on a disk that is nearly full."""

@@ -32,7 +32,7 @@ from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.models.load import load_tokenizer
 from llm_forget.training import provenance
-from llm_forget.training.reference import compute
+from llm_forget.training.reference import cache_file, compute
 
 SECRET = "Xylophanes"
 
@@ -308,6 +308,19 @@ def test_subjects_are_listed_in_the_order_of_the_ids(tmp_path: Path, monkeypatch
         content = (tmp_path / many[key]["name"]).read_bytes()
         assert many[key]["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert [json.loads(line) for line in content.splitlines()] == few["subjects"]
+    assert (tmp_path / many["subjects_file"]["name"]).stat().st_mode & 0o077 == 0
+
+
+def test_cached_reference_values_are_of_one_model_and_of_the_same_rows_and_tokens() -> None:
+    rows = np.array([1, 2, 5])
+    files = [
+        cache_file("sha256:a", tokens(10), rows),
+        cache_file("sha256:b", tokens(10), rows),
+        cache_file("sha256:a", tokens(10), np.array([1, 2, 6])),
+        cache_file("sha256:a", tokens(10).map(lambda row: {"labels": [7 for _ in row["labels"]]}), rows),
+    ]
+    assert len(set(files)) == 4
+    assert cache_file("sha256:a", tokens(10), rows.copy()) == files[0]
 
 
 def test_reference_values_match_rows_in_any_order_of_computation() -> None:

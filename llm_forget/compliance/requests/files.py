@@ -133,15 +133,13 @@ def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
     """A list of ids under a name that says which: other ids are another file, and so another run."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
-    write_atomic(path, "".join(f"{row_id}\n" for row_id in ids))
-    path.chmod(0o600)
+    write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)
     return path
 
 
 def write_rows(folder: Path, rows: Mapping[str, Any]) -> None:
     """Write the rows of a request so that only the owner may read them."""
-    formats.write(folder / ROWS, rows, RequestedRows)
-    (folder / ROWS).chmod(0o600)
+    formats.write(folder / ROWS, rows, RequestedRows, private=True)
 
 
 def read(folder: Path) -> Request:

@@ -71,13 +71,16 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
         return None
 
 
-def write(path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None) -> None:
+def write(
+    path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
+) -> None:
     """Write a file so that readers see the old or the new content; on disk when this returns.
 
     Args:
         path: of the file.
         content: a record, or with ``kind`` the value that one is made of.
         kind: what the value must be.
+        private: only the owner can read the file.
 
     Raises:
         LlmForgetError: the content is not what ``kind`` says; nothing is written.
@@ -87,7 +90,7 @@ def write(path: Path, content: Record | Mapping[str, Any], kind: type[Record] | 
         kind = type(content)
     text = encoded(content)
     checked(json.loads(text), kind, path, advice="nothing was written")
-    write_atomic(path, text)
+    write_atomic(path, text, private=private)
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:

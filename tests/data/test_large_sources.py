@@ -177,7 +177,8 @@ def test_tables_derived_from_local_rows_are_never_stored_in_the_hub_cache(tmp_pa
 # ---- nothing is left ----
 
 CHILD = """
-    import os, sys, time
+    import os, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     from llm_forget.data import files, private_storage
     from llm_forget.data.sources import load_source
     files.IN_MEMORY = private_storage.IN_MEMORY = 0

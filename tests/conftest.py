@@ -167,7 +167,7 @@ def make_trainer(
         from llm_forget.core.config import UnlearnConfig
         from llm_forget.models.adapters.lora import attach_adapter
         from llm_forget.objectives.methods import build_objective
-        from llm_forget.training.gradient_combiner import Surgery
+        from llm_forget.training.gradient_combiner import GradientCombiner
         from llm_forget.training.trainer import UnlearnTrainer
 
         args = UnlearnConfig(
@@ -183,7 +183,7 @@ def make_trainer(
             model = attach_adapter(model, lora_args())
         return UnlearnTrainer(
             model, args, splits=splits, objective=build_objective(method, method_args),
-            processing_class=tiny_tokenizer, gradient=Surgery(gradient) if gradient else None,
+            processing_class=tiny_tokenizer, gradient=GradientCombiner(gradient) if gradient else None,
             callbacks=callbacks, max_retain_drop=max_retain_drop,
         )  # fmt: skip
 

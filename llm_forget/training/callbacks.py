@@ -41,7 +41,7 @@ class MetricsFile(TrainerCallback):
 
 
 def _written(value: Any) -> Any:
-    """Replace NaN and infinity, such as the gradient norm of a step that fp16 skipped, by None: they are not JSON."""
+    """Replace NaN and infinity (such as the gradient norm of a step that fp16 skipped) by None: JSON has neither."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

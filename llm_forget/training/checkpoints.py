@@ -11,26 +11,26 @@ from pathlib import Path
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
-from llm_forget.core.formats.run import CheckpointSeal
+from llm_forget.core.formats.run import CheckpointMarker
 
-SEAL = "complete.json"
+MARKER = "complete.json"
 
 
-def seal(checkpoint: Path) -> None:
+def mark_complete(checkpoint: Path) -> None:
     """Write `complete.json` for a checkpoint. Call it after all ranks have written their files."""
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARKER)
     content = {str(p.relative_to(checkpoint)): (p.stat().st_size, file_digest(p)) for p in files}
-    formats.write(checkpoint / SEAL, CheckpointSeal(content))
+    formats.write(checkpoint / MARKER, CheckpointMarker(content))
 
 
-def fault(checkpoint: Path) -> str | None:
-    """Return why a checkpoint cannot be resumed from, or None if it is complete."""
-    if not (checkpoint / SEAL).is_file():
-        return f"it was not finished ({SEAL} is missing)"
+def defect(checkpoint: Path) -> str | None:
+    """Return what makes a checkpoint unusable for resuming, or None if it is complete."""
+    if not (checkpoint / MARKER).is_file():
+        return f"it is incomplete ({MARKER} is missing)"
     try:
-        files = formats.read(checkpoint / SEAL, CheckpointSeal).files
+        files = formats.read(checkpoint / MARKER, CheckpointMarker).files
     except ValueError:
-        return f"{SEAL} is damaged"
+        return f"{MARKER} is damaged"
     for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -41,9 +41,9 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def keep_newest(folder: Path, count: int | None) -> None:
-    """Delete all checkpoints of a run but the newest ``count``; None, or a number below 1, keeps all."""
+    """Delete all checkpoints of a run except the newest ``count``; None, or a number below 1, keeps all."""
     for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
-        (checkpoint / SEAL).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look complete
+        (checkpoint / MARKER).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look complete
         shutil.rmtree(checkpoint)
 
 
@@ -53,11 +53,11 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest complete checkpoint of a run, and a sentence for each newer one that was skipped."""
-    passed_over: list[str] = []
+    """Return the newest complete checkpoint of a run, and a warning for each newer one that was skipped."""
+    warnings: list[str] = []
     for checkpoint in _newest_first(folder):
-        reason = fault(checkpoint)
+        reason = defect(checkpoint)
         if reason is None:
-            return checkpoint, passed_over
-        passed_over.append(f"checkpoint '{checkpoint}' is not used: {reason}")
-    return None, passed_over
+            return checkpoint, warnings
+        warnings.append(f"skipped checkpoint '{checkpoint}': {reason}")
+    return None, warnings

@@ -24,7 +24,7 @@ from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.models.model_source import find_source
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes a weight; nf4 keeps one float32 scale for every 64
+NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
 FLOAT32 = 4.0
 BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs beside the saved ones
 LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
@@ -134,8 +134,8 @@ def estimate_memory(
     )
 
 
-def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
-    """Estimate the peak of each device under one of the shipped launch configurations.
+def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
+    """Estimate the peak memory of each device under one of the shipped launch configurations.
 
     ``ddp`` replicates everything on every device, plus a second copy of the gradients for the reduction. ``zero2``
     shards optimiser state and gradients; ``fsdp2`` and ``zero3`` shard the weights as well, of which two layers and the
@@ -152,7 +152,7 @@ def shared_out(memory: Memory, model_args: ModelConfig, config: str, processes: 
     return replace(memory, weights=weights, **parts)
 
 
-def launched(environment: Mapping[str, str]) -> str:
+def launch_config(environment: Mapping[str, str]) -> str:
     """Return the shipped launch configuration that accelerate's environment variables describe."""
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return "fsdp2"
@@ -205,7 +205,7 @@ def _shape(model_args: ModelConfig) -> Shape:
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    every = {id(p): p.numel() for p in model.parameters()}
+    sizes = {id(p): p.numel() for p in model.parameters()}
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
     adapter, ranks = 0, 0
     if model_args.use_peft:
@@ -222,8 +222,8 @@ def _shape(model_args: ModelConfig) -> Shape:
         key=(getattr(config, "num_key_value_heads", None) or heads) * size,
         vocabulary=config.vocab_size,
         linear=linear,
-        others=sum(every.values()) - linear,
-        largest=max(every.values()),
+        others=sum(sizes.values()) - linear,
+        largest=max(sizes.values()),
         adapter=adapter,
         ranks=ranks,
     )
@@ -250,7 +250,7 @@ def _config(model_args: ModelConfig) -> Any:
     return deepcopy(_config_of(source.kind, source.location, source.revision or model_args.model_revision))
 
 
-@cache  # reading one from a GGUF file takes seconds
+@cache  # reading the configuration of a GGUF file takes seconds
 def _config_of(kind: str, location: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
@@ -265,16 +265,16 @@ def _config_of(kind: str, location: str, revision: str | None) -> Any:
 def show(counts: dict[str, dict[str, int]], sizes: dict[str, int], memory: Memory, settings: dict[str, Any]) -> None:
     """Print the plan of a run."""
     console = Console()
-    table = Table("split", "rows", "rows a batch", "longest row", "tokens a batch", "target tokens a batch")
+    table = Table("split", "rows", "rows per batch", "longest row", "tokens per batch", "target tokens per batch")
     for name, count in counts.items():
         table.add_row(name, f"{sizes[name]:,}", *(f"{count[k]:,}" for k in ("rows", "longest", "tokens", "targets")))
     console.print(table)
     for key, value in settings.items():
         console.print(f"{key}: {value}", highlight=False)
     console.print(
-        f"estimated peak memory: {memory.total:.2f} GiB a device = weights {memory.weights:.2f} + optimiser "
+        f"estimated peak memory: {memory.total:.2f} GiB per device = weights {memory.weights:.2f} + optimiser "
         f"{memory.trainable:.2f} + the larger of activations {memory.activations:.2f} with logits {memory.logits:.2f}, "
-        f"and gradients {memory.gradients:.2f} (without the runtime's own)",
+        f"and gradients {memory.gradients:.2f}; the runtime itself needs more",
         highlight=False,
     )
-    console.print("dry run: everything was read and checked; nothing was trained or written")
+    console.print("dry run: data and settings were checked; nothing was trained or written")

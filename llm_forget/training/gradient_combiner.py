@@ -1,7 +1,7 @@
 """Forget and retain gradients, summed separately over the micro-batches of a step, then combined by a gradient rule.
 
 Gradients are taken with `torch.autograd.grad` and reduced over processes here, so a wrapper like DDP never sees two
-backward passes. That needs every process to hold whole parameters: one process or DDP, not FSDP or ZeRO.
+backward passes. This requires whole parameters on every process: one process or DDP, not FSDP or ZeRO.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATE = "gradient_state.safetensors"
 Losses = Callable[[Any], dict[str, Tensor]]
 
 
-class Surgery:
+class GradientCombiner:
     """Gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights.
 
     Raises:
@@ -67,7 +67,7 @@ class Surgery:
             forget = self._forget_nearby(parameters, forget, losses, accelerator)
             combined, self.state = combine("sum", forget, retain)
         else:
-            # A state read from a checkpoint is on the CPU.
+            # The state comes from a checkpoint on the CPU.
             state = None if self.state is None else [s.to(r.device) for s, r in zip(self.state, retain, strict=True)]
             combined, self.state = combine(self.name, forget, retain, state, self.arguments)
         for parameter, gradient in zip(parameters, combined, strict=True):
@@ -107,7 +107,7 @@ def _plus(total: Gradient | None, gradient: Gradient) -> Gradient:
 
 
 def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:
-    """Sum over processes as one flat vector, in a single message."""
+    """Sum a gradient over processes with one message, as a flat vector."""
     if accelerator.num_processes == 1:
         return gradient
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradient]), "sum")

@@ -36,10 +36,10 @@ from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_che
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.objectives.methods import Objective
-from llm_forget.training import dry_run as dryrun
+from llm_forget.training import dry_run
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
-from llm_forget.training.gradient_combiner import Surgery
-from llm_forget.training.provenance import describe, owners, write_lists
+from llm_forget.training.gradient_combiner import GradientCombiner
+from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
@@ -58,13 +58,24 @@ class Job:
     objective: Objective
     splits: dict[str, Dataset]  # tokenised
     tokenizer: PreTrainedTokenizerBase
-    gradient: Surgery | None = None
+    gradient: GradientCombiner | None = None
     max_retain_drop: float | None = None
-    owned: Mapping[str, Dataset | None] = field(default_factory=dict)  # id and subject of the rows of each split
+    subject_tables: Mapping[str, Dataset | None] = field(default_factory=dict)  # ids and subjects of each split's rows
 
 
-def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
-    """Return the run of output_dir, new or existing; nothing is written before the data have passed all checks.
+def run_job(
+    kind: str,
+    data: DataConfig,
+    train: TrainConfig,
+    model: ModelConfig,
+    objective: Objective,
+    *,
+    gradient: GradientCombiner | None = None,
+    max_retain_drop: float | None = None,
+) -> Run:
+    """Train the run of output_dir, unless it is complete; with ``dry_run``, only print its plan.
+
+    Nothing is written before the data have passed all checks.
 
     Raises:
         ConfigError: the number of processes is not the requested one.
@@ -76,14 +87,17 @@ def begin(kind: str, data: DataConfig, train: TrainConfig, model: ModelConfig) -
     run = Run(Path(str(train.output_dir)))
     if not train.overwrite:
         run.refuse_other(kind, _identity(data, train, model))
-    if done(run, train) and state.is_main_process:
-        logger.info("run '%s' is complete already: nothing to do (--overwrite true does it again)", run.path)
+    if run.complete and not train.dry_run and not train.overwrite:
+        if state.is_main_process:
+            logger.info("run '%s' is already complete; use --overwrite true to train it again", run.path)
+        return run
+    tokenizer, splits, subject_tables = prepare(data, model, objective)
+    job = Job(kind, data, train, model, objective, splits, tokenizer, gradient, max_retain_drop, subject_tables)
+    if train.dry_run:
+        _show_plan(job)
+    else:
+        _train(run, job)
     return run
-
-
-def done(run: Run, train: TrainConfig) -> bool:
-    """Whether the run is complete and need not be trained or checked."""
-    return run.complete and not train.dry_run and not train.overwrite
 
 
 def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
@@ -102,16 +116,19 @@ def _start(run: Run, job: Job, state: PartialState) -> None:
 def prepare(
     data: DataConfig, model: ModelConfig, objective: Objective
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
-    """Load the tokenizer, and check and tokenise the rows of every split of the objective; also returns their owners.
+    """Load the tokenizer, and check and tokenise the rows of every split of the objective.
+
+    Returns:
+        The tokenizer, the tokenised splits, and the ids and subjects of each split (see `provenance.row_subjects`).
 
     Raises:
-        DataError, ConfigError, MissingFileError: a source, row or combination of splits is refused; names file and row.
+        DataError, ConfigError, MissingFileError: a source, row or combination of splits is invalid; names file and row.
     """
-    _weights(data, objective)  # refuses what has no effect
+    _weights(data, objective)  # refuses weights without effect
     tokenizer = load_tokenizer(model)
     template = template_of(data, tokenizer)
     rows = {}
-    with PartialState().main_process_first():  # the others find what the first has read and tokenised in the cache
+    with PartialState().main_process_first():  # the others read its tokenised rows from the cache
         for split in objective.splits():
             spec = getattr(data, split)
             rows[split] = load_source(spec, split_name=split, data_path=data.data_path, fields=data.fields)
@@ -123,7 +140,7 @@ def prepare(
         splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
         if "alternate" in splits:
             splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
-        return tokenizer, splits, {name: owners(split) for name, split in rows.items()}
+        return tokenizer, splits, {name: row_subjects(split) for name, split in rows.items()}
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -138,7 +155,7 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
     )
 
 
-def execute(run: Run, job: Job) -> Run:
+def _train(run: Run, job: Job) -> None:
     """Load the model, train, save the trained weights, and finish the run; resumes an interrupted run.
 
     Raises:
@@ -146,11 +163,10 @@ def execute(run: Run, job: Job) -> Run:
     """
     state = PartialState()
     with run.lock() if state.is_main_process else contextlib.nullcontext():
-        _execute(run, job, state)
-    return run
+        _train_locked(run, job, state)
 
 
-def _execute(run: Run, job: Job, state: PartialState) -> None:
+def _train_locked(run: Run, job: Job, state: PartialState) -> None:
     _start(run, job, state)
     if state.is_main_process:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
@@ -161,45 +177,53 @@ def _execute(run: Run, job: Job, state: PartialState) -> None:
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
     if state.is_main_process:
-        write_lists(run, facts["data"], job.splits, job.owned)
+        write_lists(run, facts["data"], job.splits, job.subject_tables)
         formats.write(run.provenance_file, facts, Provenance)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest complete checkpoint, if any
-    target = run.adapter if job.model.use_peft else run.model
-    trainer.save_model(str(target))
+    folder = run.adapter if job.model.use_peft else run.model
+    trainer.save_model(str(folder))
     state.wait_for_everyone()
     if state.is_main_process:
-        if not any(target.glob("*.safetensors")):
-            raise ConfigError(f"no weights came to '{target}'; with FSDP take fsdp_state_dict_type FULL_STATE_DICT")
-        job.tokenizer.save_pretrained(target)
-        cost = {
-            "seconds": round(time.perf_counter() - began, 1),
-            "peak_memory_gib": peak_memory(),
-            "resumed": trainer.resumed_from is not None,
-        }
-        engine = {"wrapper": type(trainer.model_wrapped).__name__, "shortcuts": vars(trainer.shortcuts)}
-        ran = {"steps": trainer.state.global_step, **engine, "cost": cost}
-        formats.update(run.provenance_file, Provenance, **ran)
-        run.finish()
-        following = "" if job.kind == "finetune" else f"; measure it with `llm-forget evaluate {run.path}`"
-        logger.info("wrote %s in %.0f s%s", target, cost["seconds"], following)
+        _finish(run, job, trainer, folder, round(time.perf_counter() - began, 1))
     state.wait_for_everyone()
 
 
-def dry_run(job: Job) -> None:
-    """Print what `execute` would do, without loading weights or writing files.
+def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: float) -> None:
+    """Save the tokenizer beside the weights, add steps and cost to provenance.json, and mark the run complete."""
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"no weights were written to '{folder}'; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT"
+        )
+    job.tokenizer.save_pretrained(folder)
+    resumed = trainer.resumed_from is not None
+    formats.update(
+        run.provenance_file,
+        Provenance,
+        steps=trainer.state.global_step,
+        wrapper=type(trainer.model_wrapped).__name__,
+        shortcuts=vars(trainer.shortcuts),
+        cost={"seconds": seconds, "peak_memory_gib": peak_memory(), "resumed": resumed},
+    )
+    run.finish()
+    advice = "" if job.kind == "finetune" else f"; evaluate it with `llm-forget evaluate {run.path}`"
+    logger.info("wrote %s in %.0f s%s", folder, seconds, advice)
+
+
+def _show_plan(job: Job) -> None:
+    """Print the plan of the job, without loading weights or writing files.
 
     Raises:
-        DataError, ConfigError, MissingFileError: rows that only the evaluation reads are refused, or a layer does not
+        DataError, ConfigError, MissingFileError: a row that only the evaluation reads is invalid, or a layer does not
             exist.
     """
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]
         if spec is not None:
             load_source(spec, split_name=name, data_path=data.data_path, fields=data.fields)
-    job.objective.layer_index(dryrun.depth(job.model))
-    counts = dryrun.batch_counts(job.splits, job.train.per_device_train_batch_size)
-    memory = dryrun.estimate_memory(
+    job.objective.layer_index(dry_run.depth(job.model))
+    counts = dry_run.batch_counts(job.splits, job.train.per_device_train_batch_size)
+    memory = dry_run.estimate_memory(
         job.model,
         counts,
         checkpointing=bool(job.train.gradient_checkpointing),
@@ -208,12 +232,12 @@ def dry_run(job: Job) -> None:
     )
     processes = PartialState().num_processes
     if processes > 1:
-        memory = dryrun.shared_out(memory, job.model, dryrun.launched(os.environ), processes)
+        memory = dry_run.per_device(memory, job.model, dry_run.launch_config(os.environ), processes)
     sizes = {name: len(rows) for name, rows in job.splits.items()}
     objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
     if not PartialState().is_main_process:
         return
-    dryrun.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
+    dry_run.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
 
 
 def _load_model(job: Job) -> tuple[Any, str]:
@@ -273,8 +297,8 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
     changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)} changed since run '{run.path}' was interrupted; bring back what it began with, or "
-            "start anew with --overwrite true"
+            f"{', '.join(changed)} changed since run '{run.path}' was interrupted; restore the earlier ones, or "
+            "start again with --overwrite true"
         )
 
 
@@ -291,7 +315,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         },
         "trainable_parameters": trainable,
         "tokenizer": json_digest(job.tokenizer.get_vocab()),
-        "data": {name: describe(name, rows, job.owned.get(name)) for name, rows in job.splits.items()},
+        "data": {name: describe(name, rows, job.subject_tables.get(name)) for name, rows in job.splits.items()},
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
         "seed": job.train.seed,

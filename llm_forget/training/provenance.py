@@ -25,7 +25,7 @@ ROW_IDS = "row_ids"
 SUBJECT = "subject"  # the column with the person a row is about; deletion requests read it
 
 
-def owners(rows: Dataset) -> Dataset | None:
+def row_subjects(rows: Dataset) -> Dataset | None:
     """Select ids and subjects of loaded rows; None if no row has a text subject."""
     if SUBJECT not in rows.column_names:
         return None
@@ -35,20 +35,20 @@ def owners(rows: Dataset) -> Dataset | None:
     )
 
 
-def describe(name: str, rows: Dataset, owned: Dataset | None = None) -> dict[str, Any]:
+def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> dict[str, Any]:
     """Describe the tokenised rows of a split by number, digest, ids and subjects.
 
     Args:
         name: name of the split.
         rows: tokenised rows.
-        owned: result of `owners` for the rows before they were tokenised.
+        subject_table: result of `row_subjects` for the rows before they were tokenised.
 
     Returns:
         ``rows``, ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or ``ids_file`` and
         ``subjects_file``, which `write_lists` writes.
     """
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
-    subjects = _subjects(ids, owned)
+    subjects = _subjects(ids, subject_table)
     if len(ids) <= LISTED:
         subject_facts = {} if subjects is None else {"subjects": subjects.to_pylist()}
         return {**facts, "ids": ids.to_pylist(), **subject_facts}
@@ -62,7 +62,7 @@ def describe(name: str, rows: Dataset, owned: Dataset | None = None) -> dict[str
 
 
 def write_lists(
-    run: Run, facts: Mapping[str, Any], splits: Mapping[str, Dataset], owned: Mapping[str, Dataset | None]
+    run: Run, facts: Mapping[str, Any], splits: Mapping[str, Dataset], subject_tables: Mapping[str, Dataset | None]
 ) -> None:
     """Write the files that `describe` names; the files of subjects are readable by their owner only."""
     for name, split_facts in facts.items():
@@ -71,18 +71,18 @@ def write_lists(
             write_atomic(run.path / split_facts["ids_file"]["name"], id_lines(ids))
         if "subjects_file" in split_facts:
             path = run.path / split_facts["subjects_file"]["name"]
-            write_atomic(path, _subject_lines(_subjects(ids, owned[name])), private=True)
+            write_atomic(path, _subject_lines(_subjects(ids, subject_tables[name])), private=True)
 
 
-def _subjects(ids: pyarrow.Array, owned: Dataset | None) -> pyarrow.Array | None:
+def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Array | None:
     """Look up the subject of each id; null if it has none."""
     import pyarrow
     import pyarrow.compute as pc
 
-    if owned is None:
+    if subject_table is None:
         return None
     texts = pyarrow.large_string()
-    columns = [arrow_column(owned, name).cast(texts).combine_chunks() for name in ("id", SUBJECT)]
+    columns = [arrow_column(subject_table, name).cast(texts).combine_chunks() for name in ("id", SUBJECT)]
     return columns[1].take(pc.index_in(ids.cast(texts), value_set=columns[0]))
 
 

@@ -32,7 +32,7 @@ from llm_forget.data.digest import row_lengths, tokens_digest
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.models.adapters.lora import quantization_of, reference_mode
-from llm_forget.training.step_statistics import Window
+from llm_forget.training.step_statistics import StepStatistics
 
 if TYPE_CHECKING:
     from llm_forget.training.trainer import Batch, UnlearnTrainer
@@ -91,14 +91,14 @@ class Reference(TrainerCallback):
         watched, state = trainer.max_retain_drop is not None, trainer.state
         if watched and trainer.args.logging_strategy == "steps" and state.logging_steps > state.max_steps:
             raise ConfigError(
-                f"max_retain_drop is looked at every {state.logging_steps} steps (logging_steps), but this run has "
+                f"max_retain_drop is checked every {state.logging_steps} steps (logging_steps), but this run has "
                 f"{state.max_steps}; lower logging_steps"
             )
         if watched and "retain" not in rows:
             rows["retain"] = self._rows_of("retain")
         self.logprobs = {split: self._load_or_compute(split, split_rows) for split, split_rows in rows.items()}
         if trainer.resumed_from is None:
-            trainer._window = Window()  # the time this took is not the time of the first steps
+            trainer._statistics = StepStatistics()  # do not count the time of the reference pass
 
     def _rows_of(self, split: str) -> np.ndarray:
         """Return the rows that the run will see: all of the primary split, and those that a stream reaches."""
@@ -127,13 +127,11 @@ class Reference(TrainerCallback):
         if trainer.model_digest is not None:
             precision = [str(trainer.model.dtype), quantization_of(trainer.model), args.bf16, args.fp16]
             file = cache_file(json_digest([trainer.model_digest, *precision]), trainer.splits[split], rows)
-        # All or none: if one process loads while another computes, the collective calls deadlock.
+        # If one process loaded while another computed, their collective calls would deadlock.
         if file is not None and all(gather_object([file.is_file()])):
             return ReferenceLogprobs.load(file)
         if trainer.state.global_step > 0 and not isinstance(trainer.model, PeftModel):
-            raise ConfigError(
-                "the reference log-probs of this run are gone from the cache; start it anew (--overwrite)"
-            )
+            raise ConfigError("this run's reference log-probs are no longer cached; start again with --overwrite true")
         logprobs = compute(
             trainer.splits[split], rows, self._forward,
             batch_size=args.per_device_eval_batch_size, accelerator=trainer.accelerator, name=split,
@@ -167,14 +165,14 @@ def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference over ``rows``, ascending, each once; processes share the work and all get the result."""
+    """Run the reference once over ``rows`` (ascending); processes divide the work, and all get the whole result."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
-    indices: list[np.ndarray] = [rows[:0]]  # in the order in which this process came to them
+    indices: list[np.ndarray] = [rows[:0]]  # in the order of this process's batches
     row_values: list[np.ndarray] = []
-    batches = _shares(by_length, batch_size, accelerator.num_processes, accelerator.process_index)
+    batches = _rank_batches(by_length, batch_size, accelerator.num_processes, accelerator.process_index)
     quiet = not accelerator.is_main_process
     for batch in tqdm(list(batches), desc=f"reference log-probs ({name})", disable=quiet, leave=False):
-        # Every process makes the same number of forward passes, since a sharded model gathers its weights in each.
+        # All processes make equally many forward passes, since each pass of a sharded model gathers its weights.
         logprobs = forward([dataset[int(row)] for row in batch] if len(batch) else [dataset[int(rows[0])]])
         indices.append(batch)
         for _, values, mask in zip(batch, logprobs.values.cpu(), logprobs.mask.cpu(), strict=False):
@@ -185,21 +183,21 @@ def compute(
     arrays = [
         np.concatenate(parts) for parts in zip(*gather_object([(np.concatenate(indices), lengths, flat)]), strict=True)
     ]
-    return _in_order(*arrays)
+    return _sorted_by_row(*arrays)
 
 
-def _in_order(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
+def _sorted_by_row(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
     """Sort rows, and their concatenated values, into the order of the data set."""
     starts = np.cumsum(lengths) - lengths
     order = np.argsort(indices, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
     # Source position of each value: the start of its row, plus its place in the row.
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths[order])
-    chosen = values[np.repeat(starts[order], lengths[order]) + within]
-    return ReferenceLogprobs(indices[order].astype(np.int64), offsets, chosen.astype(np.float32))
+    sorted_values = values[np.repeat(starts[order], lengths[order]) + within]
+    return ReferenceLogprobs(indices[order].astype(np.int64), offsets, sorted_values.astype(np.float32))
 
 
-def _shares(rows: np.ndarray, batch_size: int, processes: int, rank: int) -> Iterator[np.ndarray]:
+def _rank_batches(rows: np.ndarray, batch_size: int, processes: int, rank: int) -> Iterator[np.ndarray]:
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for start in range(0, len(batches), processes):
         place = start + rank

@@ -1,7 +1,7 @@
 """Bit-exact resume: only complete checkpoints count, and they contain all state that the next step depends on.
 
 transformers silently resumes from a checkpoint without its optimizer or random state, deletes the previous checkpoint
-while the newest is being written, and makes one step too many after a run that ended within an epoch.
+while the newest is being written, and makes one extra step when it resumes a run that ended within an epoch.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ class ResumableTrainer(Trainer):
         """
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
-            checkpoint, passed_over = checkpoints.last_complete(Path(self.args.output_dir))
-            for sentence in passed_over if self.is_world_process_zero() else []:
-                logger.warning(sentence)
+            checkpoint, warnings = checkpoints.last_complete(Path(self.args.output_dir))
+            for warning in warnings if self.is_world_process_zero() else []:
+                logger.warning(warning)
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
-            if reason := checkpoints.fault(checkpoint):
-                raise RunError(f"checkpoint '{checkpoint}' is not resumed from: {reason}")
+            if reason := checkpoints.defect(checkpoint):
+                raise RunError(f"cannot resume from checkpoint '{checkpoint}': {reason}")
         if checkpoint is not None:
             if self.is_world_process_zero():
-                logger.warning("going on from checkpoint '%s'", checkpoint)
+                logger.warning("resuming from checkpoint '%s'", checkpoint)
             self.load_step_state(checkpoint)
         self.resumed_from = checkpoint
         return super().train(None if checkpoint is None else str(checkpoint), **keywords)
 
     def _run_epoch(self, *positional: Any, **keywords: Any) -> None:
-        # transformers makes one step more when it resumes from the last checkpoint of a run that ended within an epoch.
+        # transformers makes one extra step when it resumes from the last checkpoint of a run that ended in an epoch.
         if self.stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -71,7 +71,7 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # left by a process that died while writing it
+            shutil.rmtree(folder)  # a process died while writing it
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -81,5 +81,5 @@ class ResumableTrainer(Trainer):
         self.save_step_state(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoints.seal(folder)
-            checkpoints.keep_newest(folder.parent, limit)  # only now: the previous one is needed until this is sealed
+            checkpoints.mark_complete(folder)
+            checkpoints.keep_newest(folder.parent, limit)  # only now: the previous one is needed until then

@@ -1,4 +1,4 @@
-"""Sums between two lines of the log, reduced over processes when the line is written."""
+"""Sums between two log lines, reduced over processes when a line is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Window:
+class StepStatistics:
     """Sums over the steps since the last log line.
 
     Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, ``<split>/<term>`` for shares of terms.
@@ -51,14 +51,14 @@ class Window:
         return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
 
     @classmethod
-    def restored(cls, state: dict[str, Any], *, whole: bool) -> Window:
-        """Rebuild a window from `state`. Its sums cover all processes: one gets them (``whole``), the others zeros."""
-        window = cls(state["step"])
-        window.tokens = state["tokens"]
-        window.began -= state["seconds"]
-        share = 1.0 if whole else 0.0
-        window.sums = {key: torch.tensor(share * value, dtype=torch.float64) for key, value in state["sums"].items()}
-        return window
+    def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
+        """Restore from `state`, whose sums cover all processes: one process gets them (``whole``), the others zeros."""
+        statistics = cls(state["step"])
+        statistics.tokens = state["tokens"]
+        statistics.began -= state["seconds"]
+        share = torch.tensor(1.0 if whole else 0.0, dtype=torch.float64)
+        statistics.sums = {key: share * value for key, value in state["sums"].items()}
+        return statistics
 
     def _total(self, accelerator: Any) -> dict[str, float]:
         keys = sorted(self.sums)  # the same on all processes

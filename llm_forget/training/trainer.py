@@ -30,11 +30,11 @@ from llm_forget.models.adapters.files import load_adapter_weights, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.objectives.methods import Objective
 from llm_forget.training.batch_loader import EpochLoader, Slots
-from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.reference import Reference
 from llm_forget.training.resume import ResumableTrainer
 from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
-from llm_forget.training.step_statistics import Window
+from llm_forget.training.step_statistics import StepStatistics
 
 Batch = dict[str, dict[str, Tensor]]
 Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
@@ -69,7 +69,7 @@ class UnlearnTrainer(ResumableTrainer):
         splits: dict[str, Dataset],
         objective: Objective,
         processing_class: PreTrainedTokenizerBase,
-        gradient: Surgery | None = None,
+        gradient: GradientCombiner | None = None,
         max_retain_drop: float | None = None,
         weights: dict[str, list[float]] | None = None,
         model_digest: str | None = None,
@@ -81,13 +81,13 @@ class UnlearnTrainer(ResumableTrainer):
         self.gradient = gradient
         self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
         self.max_retain_drop = max_retain_drop
-        self._refuse_blind_watch(args)
+        self._check_early_stopping(args)
         self.model_digest, self.base_name = model_digest, base_name
         self.duals = {term.key: term.weight for term in objective.terms if term.dual is not None}
         self.reference = Reference(self)
         self.shortcuts = Shortcuts()  # no fast paths until training begins
         self._step_values: dict[str, Tensor] = {}
-        self._window = Window()
+        self._statistics = StepStatistics()
         self._last_save = False  # the current save is not a checkpoint
         if processing_class.pad_token_id is None:
             raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
@@ -108,20 +108,20 @@ class UnlearnTrainer(ResumableTrainer):
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
         if gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.fp16):
             raise ConfigError(
-                f"gradient rule '{gradient.name}' needs whole, unscaled gradients: take one process or ddp, not fp16"
+                f"gradient rule '{gradient.name}' needs whole, unscaled gradients; use one process or ddp, without fp16"
             )
         if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
             raise ConfigError(
                 "this objective needs the reference in every step, which full fine-tuning lacks; use LoRA"
             )
 
-    def _refuse_blind_watch(self, args: TrainConfig) -> None:
+    def _check_early_stopping(self, args: TrainConfig) -> None:
         """Refuse ``max_retain_drop`` without log lines or retain rows, which early stopping reads."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
-            raise ConfigError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+            raise ConfigError("max_retain_drop needs retain rows, but no term of this objective uses them; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
             raise ConfigError(
-                "max_retain_drop is looked at with every log line, but logging_strategy is 'no'; set it to steps"
+                "max_retain_drop is checked with every log line, but logging_strategy is 'no'; set it to steps"
             )
 
     # ---- data ----
@@ -156,7 +156,7 @@ class UnlearnTrainer(ResumableTrainer):
                 tokens = batch[split]["attention_mask"].sum()
                 local[place] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
         total = self.accelerator.reduce(local.to(device), "sum")
-        self._window.tokens += float(total[:, 2].sum())
+        self._statistics.tokens += float(total[:, 2].sum())
         return batches, dict(zip(self.splits, total[:, :2], strict=True))
 
     # ---- one step ----
@@ -209,7 +209,7 @@ class UnlearnTrainer(ResumableTrainer):
             side = "forget" if term.split == "forget" else "retain"
             sides[side] = sides[side] + loss if side in sides else loss
         if self.layer is not None and self.args.world_size > 1:
-            # Hidden states use no layer above theirs, and DDP waits for the gradient of every weight.
+            # Hidden states do not depend on the layers above, but DDP waits for the gradient of every weight.
             sides[side] = sides[side] + 0.0 * torch.stack([part.values.sum() for part in policy.values()]).sum()
         self._record_logprobs(policy, batch)
         return sides
@@ -222,7 +222,7 @@ class UnlearnTrainer(ResumableTrainer):
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sizes = {split: len(part["labels"]) for split, part in batch.items()}
         if logits and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            logits = sizes  # whole or not at all: gradients of sharded weights pass through the model's own output
+            logits = sizes  # all splits: gradients of sharded weights have to pass through the model's own output
         return forward_parts(model, merged, sizes, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
 
     def find_shortcuts(self) -> None:
@@ -238,33 +238,33 @@ class UnlearnTrainer(ResumableTrainer):
             f"{', '.join(rows)}; lower the learning rate or check these rows"
         )
 
-    # ---- what is logged ----
+    # ---- logging ----
 
     def _record(self, key: str, share: Tensor) -> None:
         share = share.detach()
         self._step_values[key] = self._step_values.get(key, torch.zeros_like(share)) + share
-        self._window.add(key, share)
+        self._statistics.add(key, share)
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
         """Leave the statistics unchanged within the block, for a second pass over the same batch, as of sam."""
-        values, sums = dict(self._step_values), dict(self._window.sums)
+        values, sums = dict(self._step_values), dict(self._statistics.sums)
         yield
-        self._step_values, self._window.sums = values, sums
+        self._step_values, self._statistics.sums = values, sums
 
     def _record_logprobs(self, policy: dict[str, Logprobs], batch: Batch) -> None:
         for split in policy.keys() - {"alternate"}:
-            self._window.add(f"sum/{split}", policy[split].values.detach().sum())
-            self._window.add(f"count/{split}", policy[split].mask.sum())
+            self._statistics.add(f"sum/{split}", policy[split].values.detach().sum())
+            self._statistics.add(f"count/{split}", policy[split].mask.sum())
         if self.max_retain_drop is not None:
             reference = self.reference.logprobs["retain"].lookup(batch["retain"]["index"], policy["retain"])
-            self._window.add("sum/reference_retain", reference.values.sum())
+            self._statistics.add("sum/reference_retain", reference.values.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean, the mean log-prob of each split (nats per token) and tokens per second to the logs."""
         if "loss" in logs:
-            logs |= self._window.means(self.accelerator, self.state.global_step)
-            self._window = Window(self.state.global_step)
+            logs |= self._statistics.means(self.accelerator, self.state.global_step)
+            self._statistics = StepStatistics(self.state.global_step)
             drop = logs.get("retain_drop")
             if drop is not None and self.max_retain_drop is not None and drop > self.max_retain_drop:
                 self.control.should_training_stop = self.stopped = True
@@ -289,7 +289,7 @@ class UnlearnTrainer(ResumableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
-            # Not in checkpoints, since it takes time; not for sharded weights (a given state_dict): none has all.
+            # Not in checkpoints, to save time; not if state_dict is set (sharded weights): no process has all weights.
             effect = effect_of(bare) if self._last_save and state_dict is None else None
             base = {"base_digest": self.model_digest, "base_name": self.base_name}
             save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
@@ -297,10 +297,10 @@ class UnlearnTrainer(ResumableTrainer):
             bare.save_pretrained(folder, state_dict=state_dict)
 
     def save_step_state(self, folder: Path) -> None:
-        """Write duals, window and gradient state into a checkpoint; all processes call it, one writes."""
-        window = self._window.state(self.accelerator)
+        """Write duals, statistics and gradient state into a checkpoint; all processes call it, one writes."""
+        statistics = self._statistics.state(self.accelerator)
         if self.args.should_save:
-            state = {"duals": self.duals, "stopped": self.stopped, "window": window}
+            state = {"duals": self.duals, "stopped": self.stopped, "window": statistics}
             formats.write(folder / STATE, state, ObjectiveState)
             if self.gradient is not None:
                 self.gradient.save(folder)
@@ -309,7 +309,7 @@ class UnlearnTrainer(ResumableTrainer):
         """Read what `save_step_state` wrote."""
         state = formats.read_content(folder / STATE, ObjectiveState)
         self.duals, self.stopped = state["duals"], state["stopped"]
-        self._window = Window.restored(state["window"], whole=self.is_world_process_zero())
+        self._statistics = StepStatistics.restored(state["window"], whole=self.is_world_process_zero())
         if self.gradient is not None:
             self.gradient.load(folder)
 
@@ -332,7 +332,7 @@ class _Duals(TrainerCallback):
             if term.dual is not None:
                 mean = trainer.accelerator.reduce(trainer._step_values[term.key], "sum").item()
                 trainer.duals[term.key] = term.dual.step(trainer.duals[term.key], mean)
-                trainer._window.add(f"dual/{term.key}", torch.tensor(trainer.duals[term.key]))
+                trainer._statistics.add(f"dual/{term.key}", torch.tensor(trainer.duals[term.key]))
         trainer._step_values = {}
 
 
@@ -341,7 +341,7 @@ def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
     names = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
     missing = [split for split in names if split not in splits]
     if missing:
-        raise ConfigError(f"the objective needs rows of '{missing[0]}', which were not given")
+        raise ConfigError(f"the objective needs rows of the split '{missing[0]}'; pass them in splits")
     return names
 
 

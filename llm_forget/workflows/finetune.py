@@ -11,7 +11,7 @@ from llm_forget.core.config import DataConfig, TrainConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.run_directory import Run
 from llm_forget.objectives.methods import build_objective
-from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
+from llm_forget.training.job import run_job
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -29,12 +29,4 @@ def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> 
     if data.train is None:
         raise ConfigError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})
-    run = begin("finetune", data, train, model)
-    if done(run, train):
-        return run
-    tokenizer, splits, owned = prepare(data, model, objective)
-    job = Job("finetune", data, train, model, objective, splits, tokenizer, owned=owned)
-    if train.dry_run:
-        dry_run(job)
-        return run
-    return execute(run, job)
+    return run_job("finetune", data, train, model, objective)

@@ -13,8 +13,8 @@ from llm_forget.core.run_directory import Run
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
-from llm_forget.training.gradient_combiner import Surgery
-from llm_forget.training.job import Job, begin, done, dry_run, execute, prepare
+from llm_forget.training.gradient_combiner import GradientCombiner
+from llm_forget.training.job import run_job
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -33,7 +33,7 @@ def unlearn(**keys: Any) -> Run:
         The finished `Run`; its adapter is in ``run.adapter``.
 
     Raises:
-        ConfigError, DataError, RunError: a key, row or combination that is not allowed; names it and what to do.
+        ConfigError, DataError, RunError: an invalid key, row or combination; the message names it and says what to do.
     """
     data, train, model = from_keys(keys, UnlearnConfig)
     return run_unlearning(data, train, model)  # type: ignore[arg-type]
@@ -45,24 +45,16 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     gradient = _gradient(train)
     _check_sources(data, objective)
     _check_effects(data, train, objective, gradient)
-    run = begin("unlearn", data, train, model)
-    if done(run, train):
-        return run
-    tokenizer, splits, owned = prepare(data, model, objective)
-    job = Job("unlearn", data, train, model, objective, splits, tokenizer, gradient, train.max_retain_drop, owned)
-    if train.dry_run:
-        dry_run(job)
-        return run
-    return execute(run, job)
+    return run_job("unlearn", data, train, model, objective, gradient=gradient, max_retain_drop=train.max_retain_drop)
 
 
-def _gradient(train: UnlearnConfig) -> Surgery | None:
+def _gradient(train: UnlearnConfig) -> GradientCombiner | None:
     name = train.gradient or (METHODS[train.method].gradient if train.method else "sum")
     if name == "sum":
         if train.gradient_args:
-            raise ConfigError("gradient_args are given, but gradient is 'sum', which has none; set gradient")
+            raise ConfigError("gradient_args is set, but gradient 'sum' has no parameters; set gradient")
         return None
-    return Surgery(name, _mapping(train.gradient_args))
+    return GradientCombiner(name, _mapping(train.gradient_args))
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
@@ -77,19 +69,19 @@ def _check_sources(data: DataConfig, objective: Objective) -> None:
             raise ConfigError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
 
 
-def _check_effects(data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: Surgery | None) -> None:
+def _check_effects(
+    data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: GradientCombiner | None
+) -> None:
     """Refuse keys that have no effect with this objective, and suites and oracles that do not exist."""
     splits = objective.splits()
     if data.alternate is not None and not objective.needs_alternate():
-        raise ConfigError("alternate is set, but no term of this objective compares with preferred answers; remove it")
+        raise ConfigError("alternate is set, but no term of this objective uses preferred answers; remove it")
     if data.train is not None and "train" not in splits:
-        raise ConfigError("train belongs to finetune; unlearning reads forget and retain (for evaluation: `splits`)")
+        raise ConfigError("train is a key of finetune; unlearn reads forget and retain (for evaluation: `splits`)")
     if train.max_retain_drop is not None and "retain" not in splits:
-        raise ConfigError("max_retain_drop watches retain rows, but no term of this objective uses any; remove it")
+        raise ConfigError("max_retain_drop needs retain rows, but no term of this objective uses them; remove it")
     if gradient is not None and gradient.name != "sam" and not {"forget"} < set(splits):
-        raise ConfigError(
-            f"gradient rule '{gradient.name}' combines two gradients, but the objective has one side only"
-        )
+        raise ConfigError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has only one")
     if train.suite is not None:
         load_suites(train.suite)
     if train.oracle is not None:

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from llm_forget.core import formats
 from llm_forget.core.errors import LlmForgetError, RunError
 from llm_forget.core.formats.certificate import REQUEST_ID
-from llm_forget.core.formats.run import CheckpointSeal, Provenance, RunState
+from llm_forget.core.formats.run import CheckpointMarker, Provenance, RunState
 from llm_forget.core.formats.schemas import records, schema, schema_name, write_schemas
 from tests.support.json_places import changed, places
 from tests.support.schema_files import faults, our_files
@@ -170,7 +170,7 @@ def test_sentences_of_errors(tmp_path, value, sentence):
 
 
 def test_an_error_names_the_entry_of_a_mapping_but_not_where_its_name_may_be_the_id_of_a_row():
-    assert "key 'a.bin[0]' must be" in fault({"b.bin": [1, "d"], "a.bin": [None, "d"]}, CheckpointSeal)
+    assert "key 'a.bin[0]' must be" in fault({"b.bin": [1, "d"], "a.bin": [None, "d"]}, CheckpointMarker)
     assert KINDS["RequestedRows"].NAMES_ROWS
     value = {"source": "x", "how": {"Jane Doe": 1}, "subjects": {}, "said": {}, "near": [], "taken": [], "decision": 0}
     assert "key 'how.*' must be a string" in fault(value, KINDS["RequestedRows"])
@@ -190,7 +190,7 @@ def test_an_id_with_a_newline_behind_it_is_refused():
 
 
 def test_names_in_a_file_cannot_steer_a_terminal():
-    assert "\x1b" not in fault({"\x1b[2J": 1}, CheckpointSeal)
+    assert "\x1b" not in fault({"\x1b[2J": 1}, CheckpointMarker)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[NaN]", '{"a": 1, "a": 2}', '{"a": 1e999}', b"\xff", "[" * 100_000])

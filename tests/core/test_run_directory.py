@@ -208,7 +208,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     (path / "inner").mkdir(parents=True)
     (path / "optimizer.pt").write_bytes(bytes(range(100)))
     (path / "inner" / "rng_state.pth").write_bytes(b"abc")
-    checkpoints.seal(path)
+    checkpoints.mark_complete(path)
     return path
 
 
@@ -219,8 +219,8 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
     assert checkpoints.last_complete(tmp_path / "none") == (None, [])
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "unsealed", "bad seal"])
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "no marker", "bad marker"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, damage: str) -> None:
     whole, broken = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
     file = broken / "optimizer.pt"
     if damage == "missing":
@@ -229,14 +229,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, damage:
         file.write_bytes(file.read_bytes()[:50])
     elif damage == "flipped":
         file.write_bytes(b"\x01" + file.read_bytes()[1:])
-    elif damage == "unsealed":
-        (broken / checkpoints.SEAL).unlink()
+    elif damage == "no marker":
+        (broken / checkpoints.MARKER).unlink()
     else:
-        (broken / checkpoints.SEAL).write_text("{")
+        (broken / checkpoints.MARKER).write_text("{")
     found, sentences = checkpoints.last_complete(tmp_path)
     assert found == whole
     assert len(sentences) == 1
-    assert "checkpoint-8' is not used" in sentences[0]
+    assert sentences[0].startswith(f"skipped checkpoint '{broken}': ")
 
 
 def test_file_digests_are_of_the_bytes(tmp_path: Path) -> None:

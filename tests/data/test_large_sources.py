@@ -297,14 +297,14 @@ def test_many_ids_are_listed_in_a_file_and_the_provenance_contains_its_digest(mo
 def test_subjects_are_listed_in_the_order_of_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tokens(10)
     loaded = [{"id": f"r{i}", "subject": None if i == 3 else f"whose\n{i % 2}", "text": "x"} for i in (4, 3, 2, 1, 0)]
-    owned = provenance.owners(Dataset.from_list(loaded))
-    few = provenance.describe("forget", table, owned)
+    subjects = provenance.row_subjects(Dataset.from_list(loaded))
+    few = provenance.describe("forget", table, subjects)
     assert few["subjects"] == ["whose\n0", "whose\n1", "whose\n0", None, "whose\n0"]
     for rows in ([{"id": "r0"}], [{"id": "r0", "subject": None}], [{"id": "r0", "subject": 7}]):
-        assert provenance.owners(Dataset.from_list(rows)) is None
+        assert provenance.row_subjects(Dataset.from_list(rows)) is None
     monkeypatch.setattr(provenance, "LISTED", 4)
-    many = provenance.describe("forget", table, owned)
-    provenance.write_lists(Run(tmp_path), {"forget": many}, {"forget": table}, {"forget": owned})
+    many = provenance.describe("forget", table, subjects)
+    provenance.write_lists(Run(tmp_path), {"forget": many}, {"forget": table}, {"forget": subjects})
     for key in ("ids_file", "subjects_file"):
         content = (tmp_path / many[key]["name"]).read_bytes()
         assert many[key]["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"

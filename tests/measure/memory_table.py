@@ -57,7 +57,7 @@ def choice(model_args: ModelConfig, size: int) -> str:
     if model_args.load_in_4bit:
         return "none"  # weights of bitsandbytes are not cut up
     for processes in (2, 4, 8, 16, 32):
-        if dry_run.shared_out(memory, model_args, "fsdp2", processes).total <= room:
+        if dry_run.per_device(memory, model_args, "fsdp2", processes).total <= room:
             return f"{processes} x fsdp2"
     return "more than 32 x fsdp2"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_forget.objectives import gradient_rules
 from llm_forget.objectives.gradient_rules import RULES, combine, dot, gru, pcgrad, perturbation, perturbed, sago
-from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.gradient_combiner import GradientCombiner
 
 SHAPES = ((3, 4), (5,), (2, 2, 2))
 
@@ -186,14 +186,14 @@ def test_perturbed_puts_parameters_back_bit_for_bit_even_after_an_error() -> Non
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_state_from_a_checkpoint_follows_the_gradients_to_their_device(tmp_path: Path, device: str) -> None:
     model = torch.nn.Linear(3, 2, device=device)
-    surgery = Surgery("gru")
-    surgery.state = [torch.ones(p.shape) for p in model.parameters()]
-    surgery.save(tmp_path)
-    surgery.load(tmp_path)
+    combiner = GradientCombiner("gru")
+    combiner.state = [torch.ones(p.shape) for p in model.parameters()]
+    combiner.save(tmp_path)
+    combiner.load(tmp_path)
 
     def losses(batch: Tensor) -> dict[str, Tensor]:
         return {"forget": model(batch).sum(), "retain": -model(batch).sum()}
 
-    surgery.add(model, torch.ones(1, 3, device=device), losses)
-    surgery.apply(model, losses, SimpleNamespace(num_processes=1))
-    assert {tensor.device.type for tensor in surgery.state} == {device}
+    combiner.add(model, torch.ones(1, 3, device=device), losses)
+    combiner.apply(model, losses, SimpleNamespace(num_processes=1))
+    assert {tensor.device.type for tensor in combiner.state} == {device}

@@ -20,7 +20,7 @@ from trl import ModelConfig
 from llm_forget.core.config import UnlearnConfig
 from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.objectives.methods import build_objective
-from llm_forget.training.gradient_combiner import Surgery
+from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.row_stream import StepSampler
 from llm_forget.training.trainer import UnlearnTrainer
 
@@ -61,7 +61,7 @@ class WatchedTrainer(UnlearnTrainer):
         return super().compute_loss(model, inputs, *given, **named)
 
     def log(self, logs: dict[str, float], *given: Any) -> None:
-        sums = {key: float(value) for key, value in self._window.sums.items()}
+        sums = {key: float(value) for key, value in self._statistics.sums.items()}
         if "sum/reference_retain" in sums:
             lost = sums["sum/reference_retain"] - sums["sum/retain"]
             self.drops.append(lost / max(1.0, sums["count/retain"]))
@@ -127,7 +127,7 @@ def build(
         attach_adapter(AutoModelForCausalLM.from_pretrained(folder / "model"), lora), args, splits=splits,
         objective=build_objective(run.method, method_args),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-        gradient=Surgery(run.rule) if run.rule else None, max_retain_drop=drop,
+        gradient=GradientCombiner(run.rule) if run.rule else None, max_retain_drop=drop,
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
 def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
     args = saved(False, num_hidden_layers=8)
     memory = estimate(args)
-    shared = {name: dry_run.shared_out(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
+    shared = {name: dry_run.per_device(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
     assert shared["ddp"].trainable > memory.trainable
     assert asdict(shared["zero2"]) == {
         **asdict(memory), "trainable": memory.trainable / 4, "gradients": memory.gradients / 4
@@ -142,9 +142,11 @@ def test_what_all_rows_begin_with_is_counted_once(lora_args: Any) -> None:
 
 
 def test_the_launch_says_how_memory_is_shared_out() -> None:
-    assert dry_run.launched({}) == "ddp"
-    assert dry_run.launched({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
-    assert dry_run.launched({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
+    assert dry_run.launch_config({}) == "ddp"
+    assert dry_run.launch_config({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
+    assert (
+        dry_run.launch_config({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) == "zero3"
+    )
 
 
 @pytest.mark.slow

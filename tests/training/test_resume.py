@@ -1,4 +1,4 @@
-"""Resuming: the same bytes, wherever the run was cut off, and never from a checkpoint that lacks something."""
+"""Resuming: the same bytes wherever the run was interrupted, and never from an incomplete checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llm_forget.training.checkpoints import SEAL, last_complete
+from llm_forget.training.checkpoints import MARKER, last_complete
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_a_run_that_stopped_early_stays_stopped(make_trainer: Any, tmp_path: Pat
     assert same(weights(whole), weights(again))
 
 
-def test_log_lines_and_the_watch_on_retain_rows_do_not_notice_a_resume(make_trainer: Any) -> None:
+def test_log_lines_and_early_stopping_are_unaffected_by_a_resume(make_trainer: Any) -> None:
     # Cut off within the first of two windows of 4 steps.
     how = {"max_steps": 8, "logging_steps": 4, "max_retain_drop": 99.0, **EVERY_STEP}
     whole, broken = make_trainer(folder="a", **how), make_trainer(folder="b", callbacks=[_DieAt(4)], **how)
@@ -92,21 +92,21 @@ def test_log_lines_and_the_watch_on_retain_rows_do_not_notice_a_resume(make_trai
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("lost", ["optimizer.pt", "rng_state.pth", "objective_state.json", SEAL])
-def test_a_checkpoint_that_lacks_a_file_is_refused_by_name_and_passed_over_otherwise(
+@pytest.mark.parametrize("lost", ["optimizer.pt", "rng_state.pth", "objective_state.json", MARKER])
+def test_a_checkpoint_without_a_file_is_refused_if_named_and_skipped_otherwise(
     make_trainer: Any, tmp_path: Path, lost: str
 ) -> None:
     make_trainer(max_steps=2, **EVERY_STEP).train()
     newest = tmp_path / "run" / "checkpoint-2"
     (newest / lost).unlink()
     trainer = make_trainer(max_steps=2, **EVERY_STEP)
-    with pytest.raises(ValueError, match=rf"checkpoint-2' is not resumed from: .*{lost}"):
+    with pytest.raises(ValueError, match=rf"cannot resume from checkpoint '.*checkpoint-2': .*{lost}"):
         trainer.train(resume_from_checkpoint=str(newest))
     trainer.train(resume_from_checkpoint=True)
     assert trainer.resumed_from.name == "checkpoint-1"
 
 
-def test_the_checkpoint_before_is_deleted_only_when_the_newest_is_sealed(make_trainer: Any, tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_deleted_only_when_the_newest_is_complete(make_trainer: Any, tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=3, save_total_limit=1, **EVERY_STEP)
     before: list[Any] = []
     save = trainer.save_step_state

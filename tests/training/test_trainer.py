@@ -155,7 +155,7 @@ def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -
 
 
 def test_a_watch_that_would_see_nothing_is_refused(make_trainer: Any) -> None:
-    with pytest.raises(ValueError, match="no term of this objective uses any"):
+    with pytest.raises(ValueError, match="no term of this objective uses them"):
         make_trainer("grad_ascent", max_retain_drop=0.1)
     with pytest.raises(ValueError, match="logging_strategy is 'no'"):
         make_trainer("npo", max_retain_drop=0.1, logging_strategy="no")

@@ -108,12 +108,12 @@ def test_text_to_forget_appears_nowhere_in_a_run(job: dict[str, Any], capfd: pyt
         ({"retain": None}, "the objective needs rows of 'retain'"),
         ({"method": "npoo"}, "did you mean 'npo'"),
         ({"gradient": "pcgrd"}, "did you mean 'pcgrad'"),
-        ({"gradient_args": {"rho": 1}}, "gradient_args are given, but gradient is 'sum'"),
+        ({"gradient_args": {"rho": 1}}, "gradient_args is set, but gradient 'sum' has no parameters"),
         ({"model_name_or_path": "./nowhere"}, "does not exist"),
-        ({"alternate": "builtin:demo/idk"}, "no term of this objective compares with preferred answers"),
-        ({"train": "builtin:demo/retain"}, "train belongs to finetune"),
-        ({"method": "grad_ascent", "max_retain_drop": 0.1}, "no term of this objective uses any"),
-        ({"method": "grad_ascent", "gradient": "pcgrad"}, "the objective has one side only"),
+        ({"alternate": "builtin:demo/idk"}, "no term of this objective uses preferred answers"),
+        ({"train": "builtin:demo/retain"}, "train is a key of finetune"),
+        ({"method": "grad_ascent", "max_retain_drop": 0.1}, "no term of this objective uses them"),
+        ({"method": "grad_ascent", "gradient": "pcgrad"}, "but the objective has only one"),
         ({"suite": "dmo"}, "did you mean 'demo'"),
         ({"suite": "basic,dmo"}, "did you mean 'demo'"),
     ],
@@ -245,7 +245,7 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
     (two.checkpoints / "checkpoint-4" / "complete.json").unlink(missing_ok=True)
     again = forked_world(2, lambda _: llm_forget(*command)())
     assert [done.returncode for done in again] == [0, 0], again[0].stderr[-3000:]
-    assert "going on from checkpoint" in again[0].stderr
+    assert "resuming from checkpoint" in again[0].stderr
     assert (two.adapter / "adapter_model.safetensors").read_bytes() == bytes_before
 
 

@@ -125,7 +125,7 @@ class Provenance(Record, frozen=True):
     beneath: Target | UnsetType = UNSET
 
 
-class CheckpointSeal(Record, frozen=True):
+class CheckpointMarker(Record, frozen=True):
     """Name of every file of a checkpoint with its size in bytes and digest; written last, when all are on disk."""
 
     FILE: ClassVar[str] = "complete.json"

@@ -69,7 +69,9 @@ def bench(
         data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)
         assert isinstance(train, UnlearnConfig)
         if not model_args.use_peft:
-            raise ConfigError("bench measures steps of an adapter, whose base is the reference; leave use_peft true")
+            raise ConfigError(
+                "bench measures training steps of an adapter, whose base is the reference; set use_peft to true"
+            )
         method_args = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
         objectives = read_objectives(list(methods), method_args)
         rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})
@@ -186,7 +188,7 @@ def _model_facts(stage: Stage, model_args: Any) -> dict[str, Any]:
     bare = stage.model.get_base_model()
     name = model_args.model_name_or_path
     return {
-        "name": "local" if Path(name).exists() else name,  # no path of this machine
+        "name": "local" if Path(name).exists() else name,  # no local path
         "architecture": type(bare).__name__,
         **stage.sizes.to_dict(),
         "weight_bytes": weight_bytes(stage.model),

@@ -18,7 +18,7 @@ from torch import nn
 MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _SMALL = MIB // 8  # larger blocks are mapped one by one while memory is measured
-_MAPPED = 2  # bit in the word before a block of glibc: it is a mapping of its own, not a part of the heap
+_MAPPED = 2  # bit in the word before a glibc block: the block is mapped separately and is not part of the heap
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -38,7 +38,7 @@ def returned_at_once() -> Iterator[None]:
     if libc is None:
         yield
         return
-    gc.collect()  # what is freed later would open the heap again
+    gc.collect()  # objects freed later would leave free blocks in the heap again
     libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
     libc.mallopt(_M_TRIM_THRESHOLD, _SMALL)
     libc.malloc_trim(0)
@@ -82,7 +82,7 @@ def _glibc() -> Any:
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """Measure the peak bytes of ``step`` above those in use before it: CUDA allocations, or resident memory.
 
-    A warm-up step runs first, so that what the first step allocates for good is not counted.
+    A warm-up step runs first, so that permanent allocations of the first step are not counted.
     """
     if device.type == "cuda":
         step()
@@ -97,7 +97,7 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         return _resident_peak(step)
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     gc.collect()
     libc = _glibc()
     if libc is not None:
@@ -105,11 +105,11 @@ def _give_back() -> None:
 
 
 def _resident_peak(step: Callable[[], object]) -> int:
-    _give_back()
+    _trim_heap()
     before = _resident()
     if sys.platform == "linux":
         try:
-            _CLEAR.write_text("5")  # sets the kernel's mark of the highest resident memory to the present one
+            _CLEAR.write_text("5")  # resets the kernel's high-water mark of resident memory
         except OSError:
             return _sampled_peak(step) - before
         step()

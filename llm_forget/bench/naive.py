@@ -1,9 +1,9 @@
-"""The same losses computed without regard to cost, as public implementations of unlearning do, for comparison.
+"""The same losses, computed as costly as in public implementations of unlearning, for comparison.
 
 Their common traits: a second copy of the model is the reference and runs in every step; forget and retain rows are
 forwarded separately, each padded on the right to its own longest row; the model gets labels and so computes an unused
 loss; logits of every position, prompt and padding included, are float32; for KL, an extra pass over the retain rows
-computes a loss that is discarded. The policy uses LoRA here as in our step, which favours this side.
+computes a loss that is discarded. The policy uses LoRA here, as in our step; that makes this side cheaper than usual.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def seconds_of(work: Timed, device: torch.device) -> float:
 
 
 def order_in(names: Sequence[str], number: int) -> list[str]:
-    """Rotate the names by one place per round: no variant is always first, or always follows the same one."""
+    """Rotate the names by one place per round, so that no variant is always first or always follows the same one."""
     shift = number % len(names)
     return [*names[shift:], *names[:shift]]
 

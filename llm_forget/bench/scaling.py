@@ -54,7 +54,7 @@ def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, round
     Args:
         train: precision, optimiser and clipping as in the benchmark; its batch size is not used.
         folder: output folder that transformers requires.
-        base: the point that all axes share; default: one whose step takes well below a second on a CPU, or a GPU.
+        base: the point that all axes share; default: `ON_GPU` or `ON_CPU`, whose steps take well below a second.
         rounds: each point makes one step per round, interleaved, after one warm-up round.
 
     Returns:

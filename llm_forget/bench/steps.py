@@ -39,7 +39,7 @@ NAIVE = {"npo": naive_npo, "npo_kl": naive_npo_kl}
 class Variant:
     """One way to make a step."""
 
-    step: Callable[[Batch], Tensor]  # gives the loss
+    step: Callable[[Batch], Tensor]  # returns the loss
     objective: Objective | None = None  # None: fine-tuning
     trainer: UnlearnTrainer | None = None  # None: not our engine
     extra_bytes: int = 0  # weights that only this variant needs
@@ -86,10 +86,10 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
         if "retain" not in objective.splits() and METHODS[name].retain:
             objective = build_objective(name, {**arguments.get(name, {}), "retain_weight": 1.0})
         if objective.splits() != ("forget", "retain") or objective.needs_alternate():
-            fit = [m for m in METHODS if METHODS[m].retain and not build_objective(m).needs_alternate()]
+            suitable = [m for m in METHODS if METHODS[m].retain and not build_objective(m).needs_alternate()]
             raise ConfigError(
-                f"method '{name}' does not read forget and retain rows alone, so its step is over other tokens than "
-                f"those it would be compared with; take some of {', '.join(fit)}"
+                f"method '{name}' does not read exactly forget and retain rows, so its step would process other tokens "
+                f"than the steps it is compared with; choose from {', '.join(suitable)}"
             )
         objectives[name] = objective
     return objectives
@@ -107,7 +107,7 @@ def real_batches(
         if len(rows) < batch_size:
             raise ConfigError(
                 f"per_device_train_batch_size is {batch_size}, but {name} has {len(rows)} rows; lower it to measure "
-                "whole batches"
+                "full batches"
             )
     sampler = StepSampler({name: len(rows) for name, rows in splits.items()}, batch_size=batch_size, seed=seed)
     slots: list[list[dict[str, int]]] = []
@@ -145,7 +145,7 @@ def set_up(
     if args.gradient_checkpointing:
         prepare_gradient_checkpointing(model)
     model = attach_adapter(model, model_args)
-    _leave_the_start(model)
+    _fill_zero_matrices(model)
     engine = _trainer(model, args, tokenizer, {"train": splits["retain"]}, {"train": {"name": "nll"}})
     model = engine.accelerator.prepare_model(model)
     if reference is not None:
@@ -156,7 +156,7 @@ def set_up(
     return Stage(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
 
 
-def _leave_the_start(model: nn.Module) -> None:
+def _fill_zero_matrices(model: nn.Module) -> None:
     """Fill the zero matrices of a new adapter: they make the other half's gradients zero, in the first step only."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -175,7 +175,7 @@ def _trainer(
 
 
 def begin(trainer: UnlearnTrainer) -> None:
-    """Do what training does before its first step: find the fast paths, compute the reference log-probs."""
+    """Prepare for the first step as training does: find the fast paths, compute the reference log-probs."""
     trainer.reference.on_train_begin()
 
 

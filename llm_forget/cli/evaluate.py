@@ -230,16 +230,16 @@ def sweep(
     speak()
     from pathlib import Path
 
-    from llm_forget.workflows.sweep import commands, lay_out, note_front, slurm_script
+    from llm_forget.workflows.sweep import add_front, commands, plan_sweep, slurm_script
     from llm_forget.workflows.sweep import sweep as run_sweep
 
     selection: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
     if plan is not None:
-        laid_out = lay_out(recipe, axes, **selection)
-        lines = commands(laid_out, accelerate_config=accelerate_config, num_processes=num_processes)
+        sweep_plan = plan_sweep(recipe, axes, **selection)
+        lines = commands(sweep_plan, accelerate_config=accelerate_config, num_processes=num_processes)
         if not lines:
             raise ConfigError("every run is finished; run the sweep without --plan to compare them")
-        typer.echo(slurm_script(lines, laid_out.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
+        typer.echo(slurm_script(lines, sweep_plan.folder.name).rstrip() if plan == "slurm" else "\n".join(lines))
         return
     summary = run_sweep(recipe, axes, **selection)
     if summary.get("dry_run"):
@@ -249,7 +249,7 @@ def sweep(
         return
     complete = [run["path"] for run in summary["runs"] if run["status"] == "complete"]
     if complete:
-        note_front(summary, _front(complete))
+        add_front(summary, _front(complete))
         compare(complete, None, str(Path(summary["output_dir"]) / "sweep.md"))
     failed = [run["name"] for run in summary["runs"] if run["status"] == "failed"]
     if failed:

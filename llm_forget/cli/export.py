@@ -37,7 +37,7 @@ def export(
     overrides = keys_and_values(ctx.args)
     speak()
     from llm_forget.workflows.export import export as write
-    from llm_forget.workflows.export import undone
+    from llm_forget.workflows.export import new_failures
 
     evaluation = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     report = write(model, form, output_dir, measure=measure, **evaluation, **overrides)
@@ -58,7 +58,7 @@ def export(
         typer.echo("not evaluated: rounding can bring back what was forgotten")
         return
     _side_by_side(report)
-    failed = undone(report)
+    failed = new_failures(report)
     for name, question, answer in failed:
         typer.echo(f"{form} fails what the model passed: suite {name}, {question}: yes, now {answer}")
     if failed:

@@ -94,7 +94,7 @@ def adopt(
         raise ModelError(f"output_dir '{run.path}' exists and is not empty; choose another")
     name = base or description["base"]
     if not name:
-        raise ModelError(f"adapter '{folder}' does not say which model it belongs to; name it with --base")
+        raise ModelError(f"adapter '{folder}' does not name its base model; give it with --base")
     args = ModelConfig(model_name_or_path=name, model_revision=base_revision, dtype=dtype)
     digest = source_digest(name, base_revision)
     model = load_base(args)
@@ -102,7 +102,7 @@ def adopt(
         model = load_adapter(model, plain, base_digest=digest, trust=not description["manifest"])
     effect = effect_of(model)
     if effect is None or effect["max_abs"] is None:
-        raise AdapterRefused(f"with adapter '{folder}' the logits of '{name}' are not finite; it is not taken")
+        raise AdapterRefused(f"adapter '{folder}' makes the logits of '{name}' not finite, so it is refused")
     config = {"model_name_or_path": name, "model_revision": base_revision, "dtype": dtype, "use_peft": True}
     origin = {"files": {file: file_digest(folder / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}}
     run = Run.start(run.path, "adopt", config, {**config, **origin}, False)
@@ -129,8 +129,8 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
     for key, module in extra.items():
         if not _same(tensors.pop(key), module.weight):
             raise AdapterRefused(
-                f"'{folder / ADAPTER_WEIGHTS}' brings embeddings of its own ({key!a}), which are not the base's; save "
-                "it again with save_embedding_layers=False if they were not trained, or merge it into its base by PEFT"
+                f"'{folder / ADAPTER_WEIGHTS}' contains embeddings ({key!a}) that differ from the base's; save it "
+                "again with save_embedding_layers=False if they were not trained, or merge it into its base with PEFT"
             )
     with TemporaryDirectory(prefix="llm-forget-adopt-") as place:
         shutil.copy(folder / ADAPTER_CONFIG, place)

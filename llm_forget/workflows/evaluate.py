@@ -140,8 +140,8 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
             _check_tasks(chosen.tasks, config)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(
-                f"nothing was trained, since the run could not be measured with suite '{name}': {error}; add what is "
-                "missing, or name suites that these rows have everything for, such as basic"
+                f"nothing was trained, because the run could not be evaluated with suite '{name}': {error}; add the "
+                "missing rows, or choose a suite that needs only the rows given, such as basic"
             ) from error
 
 
@@ -163,24 +163,24 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
             raise ConfigError(
                 f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is no run, whose recipe would "
                 f"name it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
-                "unlearning) and --oracle MODEL (that never knew)"
+                "unlearning) and --oracle MODEL (never trained on the forget rows)"
             )
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
-    """Refuse lm-eval tasks in several processes, each of which would measure every row."""
+    """Refuse lm-eval tasks in several processes, because each process would measure every row."""
     for suite in suites.values():
         if suite.tasks and processes > 1:
             raise ConfigError(
                 f"suite '{suite.name}' has lm-eval tasks ({suite.tasks[0].task}), which run in one process, not "
-                f"{processes}; evaluate it without accelerate launch: its results are put beside those of other suites"
+                f"{processes}; evaluate it without accelerate launch; its results are added to those of other suites"
             )
 
 
 def _through_vllm(subjects: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
     """Let vLLM generate the texts of the models; refuses unsupported ones before hours of other probes."""
     if processes > 1:
-        raise ConfigError("vLLM shares work out by itself; evaluate without accelerate launch, or leave vllm out")
+        raise ConfigError("vLLM distributes the work itself; evaluate without accelerate launch, or without vllm")
     for subject in subjects.values():
         refuse_engine(subject.model, subject.adapter)
     return {role: replace(subject, vllm=True) for role, subject in subjects.items()}
@@ -246,22 +246,22 @@ def _subjects(
     model = model_part(config)
     subjects = {}
     if oracle is not None:
-        subjects["oracle"] = EvaluatedModel("oracle", _other(model, oracle))
+        subjects["oracle"] = EvaluatedModel("oracle", _same_precision(model, oracle))
     if run is not None and run.state["kind"] == "unlearn" and run.adapter.is_dir():
         subjects["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
         subjects["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
     elif run is not None:
-        subjects["unlearned"] = EvaluatedModel("unlearned", _other(model, str(run.path)))
+        subjects["unlearned"] = EvaluatedModel("unlearned", _same_precision(model, str(run.path)))
         if run.state["kind"] == "unlearn":
             subjects["before"] = EvaluatedModel("before", model)
     else:
         subjects["unlearned"] = EvaluatedModel("unlearned", model)
     if target is not None:
-        subjects["before"] = EvaluatedModel("before", _other(model, target, target_revision))
+        subjects["before"] = EvaluatedModel("before", _same_precision(model, target, target_revision))
     return subjects
 
 
-def _other(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
+def _same_precision(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
     """Configure another model in the same precision, with its own revision."""
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
@@ -276,15 +276,15 @@ def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
     for role, subject in subjects.items():
         if subject.model.model_name_or_path != subjects["unlearned"].model.model_name_or_path:
             other = load_tokenizer(subject.model)
-            if _words(other) != _words(tokenizer):
+            if _vocabulary(other) != _vocabulary(tokenizer):
                 raise ConfigError(
-                    f"the {role} model '{subject.name}' has another vocabulary; give one of the same family"
+                    f"the {role} model '{subject.name}' has another vocabulary; give a model of the same family"
                 )
     return tokenizer
 
 
-def _words(tokenizer: Any) -> dict[str, int]:
-    """Return tokens and ids, without the placeholder tokens by which GGUF pads the vocabulary."""
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Return tokens and ids, without the placeholder tokens with which GGUF pads the vocabulary."""
     return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
 
 
@@ -297,11 +297,11 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
     works = {
         name: prepare(probe, splits[probe.split], tokenizer, template, **length) for name, probe in suite.probes.items()
     }
-    run_splits = (name for name in splits if _own_source(name, config) is not None)
+    run_splits = (name for name in splits if _run_source(name, config) is not None)
     return works, {name: json_digest(splits[name]) for name in run_splits}
 
 
-def _own_source(name: str, config: dict[str, Any]) -> Any:
+def _run_source(name: str, config: dict[str, Any]) -> Any:
     """Return the source of a split in the run's configuration; None if the run does not define it."""
     source = (config.get("splits") or {}).get(name)
     return (config.get(name) or source) if name in SPLITS else source
@@ -309,7 +309,7 @@ def _own_source(name: str, config: dict[str, Any]) -> Any:
 
 def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
     """Return the source of a split: the run's, otherwise the suite's."""
-    source = _own_source(name, config)
+    source = _run_source(name, config)
     return source if source is not None else suite.data.get(name)
 
 
@@ -325,7 +325,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
             f"({did_you_mean(name, split_names)}); add it to `splits` of the recipe"
         )
     # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
-    fields = config.get("fields") if _own_source(name, config) is not None else None
+    fields = config.get("fields") if _run_source(name, config) is not None else None
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 

@@ -25,7 +25,7 @@ from trl import ModelConfig
 from llm_forget.core import formats
 from llm_forget.core.config import DataConfig
 from llm_forget.core.digests import file_digest
-from llm_forget.core.errors import AdapterRefused, MissingPackageError, ModelError
+from llm_forget.core.errors import MissingPackageError, ModelError
 from llm_forget.core.files import read_json
 from llm_forget.core.formats.models import ExportReport, MergeReport
 from llm_forget.core.formats.results import Results
@@ -40,13 +40,14 @@ from llm_forget.models.exporting import bitsandbytes, gguf
 from llm_forget.models.exporting.gguf_tokenizer import check_tokenizer, describe_tokenizer
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
+from llm_forget.models.merging.merge_report import is_merged, read_merged
 from llm_forget.models.model_source import EXPORT_REPORT, find_source
 from llm_forget.workflows.evaluate import check_keys, evaluate
 from llm_forget.workflows.merge import merge, refuse_inside
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
-ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that measuring needs
+ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys of the evaluation
 # The loss of a form is reported on texts; random tokens cover more of the model for the read-back check, but are not
 # representative of the loss.
 TEXTS = (
@@ -104,22 +105,22 @@ def export(
         raise ModelError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROWS)}")
     out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"output folder '{out}' exists and is not empty; exporting never overwrites a model")
+        raise ModelError(f"output folder '{out}' exists and is not empty; export never overwrites a model")
     refuse_inside(out, [str(model)])
     run = Run.open(model) if (Path(model) / "run.json").is_file() else None
-    if run is None:
-        _refuse_altered(Path(model))
+    if run is None and is_merged(Path(model)):
+        read_merged(Path(model))  # refuses weights that changed since merging
     if form in gguf.FORMS:
         _refuse_gguf(str(model))
     options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
-    with _workplace(out) as place:
-        scene = _Scene(str(model), run, place, {**options, "quiet": quiet}, overrides)
-        model_results = scene.results_of_model() if measure else None
+    with _temporary_folder(out) as place:
+        job = _ExportJob(str(model), run, place, {**options, "quiet": quiet}, overrides)
+        model_results = job.model_results() if measure else None
         written = place / "form"
-        report = _write(scene, form, written)
+        report = _write(job, form, written)
         if measure:
-            logger.info("export: measuring '%s' as %s", scene.name, form)
-            results = scene.measured(str(written / (report["file"] or "")))
+            logger.info("export: evaluating '%s' as %s", job.name, form)
+            results = job.results_of(str(written / (report["file"] or "")))
             results["models"]["unlearned"] |= {"name": out.name, "form": form, "weights": report["digest"]}
             formats.write(written / "results.json", results, Results)
             report |= {"results": results, "model_results": model_results}
@@ -129,7 +130,7 @@ def export(
     return report
 
 
-def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """List suite, question and the form's answer for each verdict question that the model passes and the form fails."""
     if "results" not in report:
         return []
@@ -142,16 +143,6 @@ def undone(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _refuse_altered(folder: Path) -> None:
-    """Refuse a merged model that was changed since: its merge.json would describe other weights."""
-    report = folder / MERGE_REPORT
-    if not report.is_file():
-        return
-    for name, digest in formats.read(report, MergeReport, advice="merge again").files.items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise AdapterRefused(f"'{folder / name}' is not the file that {MERGE_REPORT} says was written; merge again")
-
-
 def _refuse_gguf(model: str) -> None:
     """Refuse models that GGUF does not support, before merging or evaluating."""
     import importlib.util
@@ -159,23 +150,21 @@ def _refuse_gguf(model: str) -> None:
     from transformers import AutoConfig
 
     if importlib.util.find_spec("gguf") is None:
-        raise MissingPackageError(
-            'GGUF is written by the package gguf, which is not installed; run `pip install "llm-forget[gguf]"`'
-        )
+        raise MissingPackageError('GGUF needs the package gguf; run `pip install "llm-forget[gguf]"`')
     source = find_source(model)
     args = ModelConfig(model_name_or_path=model)
     if source.kind == "demo":
         return
-    where, which = source.location, {"revision": source.revision or args.model_revision}
+    location, options = source.location, {"revision": source.revision or args.model_revision}
     if source.kind == "gguf":
-        where, which = str(Path(where).parent), {"gguf_file": Path(where).name}
-    config = AutoConfig.from_pretrained(where, **which)
+        location, options = str(Path(location).parent), {"gguf_file": Path(location).name}
+    config = AutoConfig.from_pretrained(location, **options)
     gguf.refuse_architecture(config, model)
     describe_tokenizer(load_tokenizer(args), config.vocab_size)
 
 
 @contextmanager
-def _workplace(out: Path) -> Iterator[Path]:
+def _temporary_folder(out: Path) -> Iterator[Path]:
     """Create a hidden temporary folder next to the output, on the same disk; removed afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -186,7 +175,7 @@ def _workplace(out: Path) -> Iterator[Path]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scene:
+class _ExportJob:
     """One export: the model, a temporary folder, and the options and rows of the evaluation."""
 
     model: str
@@ -209,20 +198,20 @@ class _Scene:
             return str(self.place / "merged")
         source = find_source(self.model)
         if source.adapters:
-            raise ModelError(f"'{self.model}' is an adapter; export the run that it belongs to, or merge it first")
+            raise ModelError(f"'{self.model}' is an adapter; export its run, or merge it first")
         return source.location if source.kind in ("folder", "gguf") else self.model
 
-    def results_of_model(self) -> dict[str, Any]:
+    def model_results(self) -> dict[str, Any]:
         """Evaluate the model itself on the rows that the form will be evaluated on.
 
         This comes first, because it detects missing rows. It is cheap for a run, whose records are reused.
         """
-        logger.info("export: results of '%s' itself", self.name)
+        logger.info("export: evaluating '%s' itself", self.name)
         if self.run is None:
-            return self.measured(self.model)
+            return self.results_of(self.model)
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
-    def measured(self, model: str) -> dict[str, Any]:
+    def results_of(self, model: str) -> dict[str, Any]:
         """Evaluate a model on the run's rows or the given ones; texts are deleted with the temporary folder."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROWS}, **self.rows}
@@ -234,34 +223,34 @@ class _Scene:
                 options["target"] = options["target"] or config["model_name_or_path"]
                 options["target_revision"] = config.get("model_revision")
         records = self.place / "records"
-        self._lend(records)
+        self._link_records(records)
         return evaluate(model, records=records, **options, **rows)
 
-    def _lend(self, records: Path) -> None:
+    def _link_records(self, records: Path) -> None:
         """Link the run's records of target and oracle, so that these are not measured again."""
         records.mkdir(exist_ok=True)
         for role in ("before", "oracle") if self.run is not None else ():
-            home = (self.run.records / role).resolve() if self.run is not None else records
-            if home.is_dir() and not (records / role).exists():
-                (records / role).symlink_to(home, target_is_directory=True)
+            role_records = (self.run.records / role).resolve() if self.run is not None else records
+            if role_records.is_dir() and not (records / role).exists():
+                (records / role).symlink_to(role_records, target_is_directory=True)
 
 
-def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
+def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
     """Write the files of a form, and export.json, into a new folder."""
-    full = scene.full_model()
+    full = job.full_model()
     folder.mkdir()
     args = ModelConfig(
         model_name_or_path=full, dtype="auto" if find_source(full).kind in ("folder", "hub") else "float32"
     )
     tokenizer = load_tokenizer(args)
-    logger.info("export: writing '%s' as %s", scene.name, form)
+    logger.info("export: writing '%s' as %s", job.name, form)
     write = _quantized if form in bitsandbytes.FORMS else _gguf
-    details, logits, dtype = write(scene, args, form, folder, tokenizer)
+    details, logits, dtype = write(job, args, form, folder, tokenizer)
     limit = RELATIVE_TOLERANCE[dtype] * max(1.0, max(float(part.abs().max()) for part in logits["rounded"]))
     as_read = compare(logits["rounded"], logits["read"])
     if not as_read["max_abs_logit_difference"] <= limit:  # NaN is refused as well
         raise ModelError(
-            f"the files are read back as another model: logits differ from those of the rounded weights by "
+            f"reading the files back gives another model: logits differ from those of the rounded weights by "
             f"{as_read['max_abs_logit_difference']:.3g} (tolerance {limit:.3g}); nothing was written"
         )
     tokenizer.save_pretrained(folder)
@@ -269,7 +258,7 @@ def _write(scene: _Scene, form: str, folder: Path) -> dict[str, Any]:
     merged = Path(full) / MERGE_REPORT
     report = {
         "form": form,
-        "of": {"name": scene.name, "digest": source_digest(scene.model)},
+        "of": {"name": job.name, "digest": source_digest(job.model)},
         "merge": _merge_facts(merged) if merged.is_file() else None,
         **details,
         "dtype": str(dtype).removeprefix("torch."),
@@ -297,15 +286,15 @@ def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
 Written = tuple[dict[str, Any], dict[str, Sequence[Tensor]], Any]
 
 
-def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
+def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
     """Write a GGUF file; returns its details, logits of the exact, rounded and read-back model, and the dtype."""
     model = load_base(args, dequantize=True)
-    gguf.refuse_architecture(model.config, scene.name)
+    gguf.refuse_architecture(model.config, job.name)
     probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}
     path = folder / f"model-{gguf.FORMS[form].lower()}.gguf"
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    with meter(quiet=scene.options["quiet"]) as progress, progress.task(form, numbers) as task:
+    with meter(quiet=job.options["quiet"]) as progress, progress.task(form, numbers) as task:
         details = gguf.write_gguf(model, tokenizer, path, form, advance=task.advance)
     details["tokenizer"] |= check_tokenizer(tokenizer, path, details["tokenizer"]["pre"])
     logits["rounded"] = probe_logits(model, probes)
@@ -317,19 +306,19 @@ def _gguf(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: 
     return {"file": path.name, **details}, logits, dtype
 
 
-def _quantized(scene: _Scene, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
+def _quantized(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
     """Write a quantised folder; returns the same values as `_gguf`."""
     model = load_base(args, dequantize=True)
     probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}
     dtype, source = model.dtype, Path(str(args.model_name_or_path))
     if not source.is_dir() or "quantization_config" in read_json(source / "config.json"):
-        source = scene.place / "full"
+        source = job.place / "full"
         with disk_errors(source):
             model.save_pretrained(source)
     del model
     gc.collect()
-    state = start_processes(use_cpu=bool(scene.rows.get("use_cpu") or (scene.run and scene.run.config.get("use_cpu"))))
+    state = start_processes(use_cpu=bool(job.rows.get("use_cpu") or (job.run and job.run.config.get("use_cpu"))))
     model = bitsandbytes.quantized(source, form, dtype, state.device)
     bitsandbytes.save_quantized(model, folder)
     logits["rounded"] = probe_logits(model, probes)

@@ -34,12 +34,11 @@ from llm_forget.models.merging.full_model import MERGE_REPORT, merge_adapters
 from llm_forget.models.model_source import find_source
 from llm_forget.workflows.evaluate import evaluate
 
-REMOVED = re.compile(
-    r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$"
-)  # the lists that closing a request removes
-SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # the units that transformers splits by
-# Keys of a recipe that define the base model; keys about training belong to the single runs.
-BENEATH = (
+# Id lists of a deletion request, which are removed when the request is closed.
+REQUEST_LIST = re.compile(r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$")
+SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # units of transformers' max_shard_size
+# Recipe keys that define the base model; keys about training differ between the merged runs.
+BASE_KEYS = (
     "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
     "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
 )  # fmt: skip
@@ -79,7 +78,7 @@ def merge(
         as_adapter: write a run with one adapter in place of a full model; cat and svd only.
         base_precision: for a 4- or 8-bit base: "trained" merges into the dequantised base that was trained on;
             "original" merges into the unquantised weights, which may undo the forgetting.
-        tolerance: largest allowed logit difference between adapters and file; default: depends on the dtype.
+        tolerance: largest allowed logit difference between adapters and file; the default depends on the dtype.
         dtype: dtype of the file; default: that of training.
         max_shard_size: maximum size of one file of weights, such as 2GB.
         measure: evaluate the written model with the run's data and suite, into ``output_dir/results.json``; default:
@@ -105,9 +104,9 @@ def merge(
     parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
     args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
     if as_adapter and rule is not None:
-        _refuse_of_models(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
+        _refuse_full_model_settings(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
         return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
-    measures = bool(measure) or (measure is None and plain and _is_of_another_base(runs[0], base_precision))
+    measures = bool(measure) or (measure is None and plain and _has_unquantised_base(runs[0], base_precision))
     if measures:
         refuse_unreadable(runs[0].config, output_dir)
     report = merge_adapters(
@@ -116,7 +115,7 @@ def merge(
     )  # fmt: skip
     if measures:
         try:
-            report["results"] = _measured(Path(output_dir), runs[0].config)
+            report["results"] = _evaluated(Path(output_dir), runs[0].config)
         except BaseException:  # including an interruption: leave no model without the requested evaluation
             shutil.rmtree(output_dir)
             raise
@@ -132,16 +131,16 @@ def _with_adapter(path: str | Path) -> Run:
 
 def _scales(runs: Sequence[Run], scales: Sequence[float] | None) -> list[float]:
     if not runs:
-        raise ModelError("no run is given to merge")
+        raise ModelError("no run to merge is given")
     places = [run.path.resolve() for run in runs]
     twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
-        raise ModelError(f"run '{twice.path}' is named twice; name it once, with a scale")
+        raise ModelError(f"run '{twice.path}' is given twice; give it once, with a scale")
     chosen = [1.0] * len(runs) if scales is None else [float(scale) for scale in scales]
     if len(chosen) != len(runs):
-        raise ModelError(f"{len(chosen)} scales are given for {len(runs)} runs; give one a run, such as 1,-0.5")
+        raise ModelError(f"{len(chosen)} scales are given for {len(runs)} runs; give one per run, such as 1,-0.5")
     if not all(math.isfinite(scale) and scale for scale in chosen):
-        raise ModelError("a scale is 0 or not finite; leave that run out, or give another number")
+        raise ModelError("a scale is 0 or not finite; omit that run, or give another number")
     return chosen
 
 
@@ -165,31 +164,33 @@ def _refuse_settings(
         raise ModelError(f"tolerance is {tolerance}; it is a difference of logits, 0 or more")
     if measure and not single:
         raise ModelError(
-            "a combination is of no single run, whose rows it could be measured on; say which: `llm-forget evaluate "
-            "DIR --forget ROWS --retain ROWS`"
+            "a combination of runs has no rows of its own to be evaluated on; name them: `llm-forget evaluate DIR "
+            "--forget ROWS --retain ROWS`"
         )
 
 
-def _refuse_of_models(*settings: Any) -> None:
+def _refuse_full_model_settings(*settings: Any) -> None:
     if any(settings):
         raise ModelError(
-            "base_precision, tolerance, dtype, max_shard_size and measure belong to a full model; leave them out, or "
+            "base_precision, tolerance, dtype, max_shard_size and measure apply to full models only; omit them or "
             "as_adapter"
         )
 
 
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
-    """Refuse an output folder inside a run, an adapter, or a model that is merged."""
+    """Refuse an output folder inside a run, an adapter, or one of ``models``."""
     place = folder.resolve()
     for parent in (place, *place.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
-            raise ModelError(f"output_dir '{folder}' lies in '{parent}', a run or an adapter; choose another place")
+            raise ModelError(
+                f"output_dir '{folder}' lies inside '{parent}', a run or an adapter; choose another folder"
+            )
     for name in models:
         source = find_source(name)
         base = [Path(source.location)] if source.kind in ("folder", "gguf") else []
         for path in (Path(name), *source.adapters, *base):
             if place.is_relative_to(path.resolve()):
-                raise ModelError(f"output_dir '{folder}' lies in '{path}', which is merged; choose another place")
+                raise ModelError(f"output_dir '{folder}' lies inside the source model '{path}'; choose another folder")
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
@@ -200,16 +201,16 @@ def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
     """
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
-    for run, (beneath, _) in zip(runs, digests, strict=True):
-        if beneath in wholes:
+    for run, (base, _) in zip(runs, digests, strict=True):
+        if base in wholes:
             raise ModelError(
-                f"run '{run.path}' lies on run '{wholes[beneath].path}' already; name the upper one alone, which is "
-                "merged with what lies beneath"
+                f"run '{run.path}' was trained on top of run '{wholes[base].path}'; give only the upper run, "
+                "whose merge includes the lower one"
             )
-        if beneath != digests[0][0]:
+        if base != digests[0][0]:
             raise ModelError(
                 f"runs '{runs[0].path}' and '{run.path}' were trained on different models, '{_base(runs[0])}' and "
-                f"'{_base(run)}', so their changes do not add up; combine runs of one base"
+                f"'{_base(run)}', so their changes cannot be added; merge runs of one base"
             )
     sources = [
         {"run": run.path.resolve().name, "weights": whole, "scale": scale}
@@ -228,7 +229,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
     if len(set(trained)) == 1:
         return trained[0]
     if dtype is None:
-        raise ModelError(f"the runs were trained in {' and '.join(sorted(set(trained)))}; say which to write: --dtype")
+        raise ModelError(f"the runs were trained in {' and '.join(sorted(set(trained)))}; choose one with --dtype")
     return dtype
 
 
@@ -239,8 +240,8 @@ def _combined(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
-        raise ModelError(f"run '{first.path}' is that adapter already; give more runs, another scale, or a rank")
-    config = {key: value for key, value in first.config.items() if key in BENEATH and value is not None}
+        raise ModelError(f"run '{first.path}' already has this adapter; give more runs, another scale, or a rank")
+    config = {key: value for key, value in first.config.items() if key in BASE_KEYS and value is not None}
     config |= {"dtype": args.dtype, "use_peft": True}
     with replacing(folder) as temporary:
         run = Run.start(temporary, "combine", config, {**config, **facts, **dataclasses.asdict(rule)}, False)
@@ -258,18 +259,19 @@ def _combined(
     return report
 
 
-def _is_of_another_base(run: Run, base_precision: str) -> bool:
+def _has_unquantised_base(run: Run, base_precision: str) -> bool:
+    """Whether the merged model has the unquantised weights of a base that the run was trained on in 4 or 8 bit."""
     return base_precision == "original" and bool(verify_adapter(run.adapter).get("quantization"))
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:
-    """Return the deletion request whose id lists the run's configuration names, if closing has removed the lists."""
+    """Return the deletion request whose id lists a run was trained with, if closing it has removed the lists."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
-    matches = (REMOVED.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
+    matches = (REQUEST_LIST.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
     return next((match[1] for match in matches if match), None)
 
 
-def by_hand(folder: str | Path) -> str:
+def evaluate_command(folder: str | Path) -> str:
     """Return the command that evaluates a model with rows given as options."""
     return f"llm-forget evaluate {folder} --forget ROWS --retain ROWS --target T --oracle O"
 
@@ -283,21 +285,21 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
     request = closed_request(config)
     if request is not None:
         raise ModelError(
-            f"the request that this run was made for, {request}, is closed and its list of rows removed; merge "
-            f"with --no_measure, and measure with `{by_hand(folder)}`"
+            f"this run was made for {request}, which is closed, so its list of rows was removed; merge with "
+            f"--no_measure, and evaluate with `{evaluate_command(folder)}`"
         )
     splits = [*((key, config[key]) for key in SPLITS if config.get(key)), *(config.get("splits") or {}).items()]
     for name, source in splits:
         load_source(source, split_name=name, data_path=config.get("data_path"), fields=config.get("fields"))
 
 
-def _measured(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _evaluated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate the written model on the rows of its run, and write results.json."""
     keys = {f.name for f in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}
     row_keys = {key: value for key, value in config.items() if key in keys}
     target, oracle = config["model_name_or_path"], config.get("oracle")
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **row_keys)
     for suite in results["suites"].values():
-        suite["overrides"] = []  # these keys are the run's own
+        suite["overrides"] = []  # these keys come from the run
     formats.write(folder / "results.json", results, Results)
     return results

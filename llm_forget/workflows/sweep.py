@@ -5,10 +5,10 @@
     <output_dir>/
       learning_rate-1e-05_beta-0.1/   an ordinary run, evaluated
       sweep.json                      the grid, the status of each run, and the Pareto-optimal runs
-      sweep.md                        the runs side by side (written by the command)
+      sweep.md                        the comparison of the runs (written by the command)
 
-Finished runs and evaluations are not repeated: after an interruption, a longer grid or the jobs of a plan, the same
-sweep runs only what is missing.
+Finished runs and evaluations are not repeated: after an interruption, for a larger grid, or after the jobs of a plan,
+the same command runs only the missing ones.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class Plan:
         """Return the runs that are not both trained and evaluated; with ``overwrite`` all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
-        return [point for point in self.points if not self._held(Run(point.path))]
+        return [point for point in self.points if not self._is_finished(Run(point.path))]
 
-    def _held(self, run: Run) -> bool:
+    def _is_finished(self, run: Run) -> bool:
         return run.complete and all(holds_suite(run, suite) for suite in self.suites())
 
 
@@ -122,7 +122,7 @@ def sweep(
         recipe: a file, or the name of a shipped recipe.
         grid: values of keys of a recipe, of entries of a mapping (``method_args.beta``) or of ``lr``; the last key
             changes fastest.
-        output_dir: folder of the runs; default: the recipe's ``output_dir`` with ``-sweep`` behind it.
+        output_dir: folder of the runs; default: the recipe's ``output_dir`` with the suffix ``-sweep``.
         suite: suites of the evaluation, comma-separated; default: the recipe's, otherwise ``basic``.
         overrides: command-line options for every run, such as ``["--seed", "1"]``.
 
@@ -134,15 +134,15 @@ def sweep(
         ConfigError, MissingFileError: one of the runs would be refused; nothing was trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("sweep runs in one process; for several take --plan commands --accelerate_config ddp")
-    plan = lay_out(recipe, grid, output_dir=output_dir, suite=suite, overrides=overrides)
-    _rehearse(plan)
+        raise ConfigError("sweep runs in one process; for several use --plan commands --accelerate_config ddp")
+    plan = plan_sweep(recipe, grid, output_dir=output_dir, suite=suite, overrides=overrides)
+    _check_all(plan)
     if plan.configs(plan.points[0])[1].dry_run:
-        return {**_content(plan, _waiting(plan)), "dry_run": True}
+        return {**_content(plan, _entries(plan)), "dry_run": True}
     return _execute(plan)
 
 
-def lay_out(
+def plan_sweep(
     recipe: str | Path,
     grid: Mapping[str, Sequence[Any]],
     *,
@@ -159,7 +159,7 @@ def lay_out(
     axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
     output_name = output_dir or load_yaml(file).get("output_dir")
     if not output_name:
-        raise ConfigError("no output_dir is given; name the folder of the runs, e.g. --output_dir runs/sweep")
+        raise ConfigError("no output_dir is given; set the folder of the runs, e.g. --output_dir runs/sweep")
     folder = Path(output_dir) if output_dir else Path(f"{output_name}-sweep")
     names = short_names(axes)
     points = []
@@ -179,14 +179,14 @@ def lay_out(
 
 
 def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
-    """Refuse a repeated or overridden value, which would train the same run twice under two names."""
+    """Refuse a repeated or overridden value, which would train the same run under two names."""
     first: dict[str, Point] = {}
     for point, config in zip(points, configs, strict=True):
         digest = json_digest(identity(resolved(*config)))
         if digest in first:
             raise ConfigError(
                 f"'{first[digest].path.name}' and '{point.path.name}' are the same run: a value is given twice, or an "
-                "option overrules the grid; remove one of the two"
+                "option overrides the grid; remove one of the two"
             )
         first[digest] = point
 
@@ -199,13 +199,13 @@ def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
             raise ConfigError(f"suite '{suite.name}' needs rows of {', '.join(missing)}; set them in the recipe")
 
 
-def _rehearse(plan: Plan) -> None:
-    """Check everything that a run or its evaluation would refuse, before other runs have taken hours."""
+def _check_all(plan: Plan) -> None:
+    """Make all checks of every run and its evaluation, before any run takes hours."""
     for point in plan.points:
         data, train, model = plan.configs(point)
         run = Run(point.path)
         if run.complete and not train.overwrite:
-            # A job of a plan may have had several processes, which are part of the run's identity.
+            # A run started from a plan may have had several processes, whose number is part of its identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
             run.refuse_other("unlearn", identity(resolved(data, train, model)) | processes)
             continue
@@ -220,31 +220,31 @@ def _rehearse(plan: Plan) -> None:
     for oracle in oracles:
         load_tokenizer(ModelConfig(model_name_or_path=oracle))
     if not oracles:
-        logger.warning("no oracle is named, so distances to it will be empty and no run will be on the Pareto front")
+        logger.warning("no oracle is given, so distances to it will be empty and no run will be on the Pareto front")
 
 
 def _execute(plan: Plan) -> dict[str, Any]:
     """Train and evaluate the missing runs, and write sweep.json after each."""
-    missing, entries = plan.missing(), _waiting(plan)
-    logger.info("%d runs in '%s', %d of them finished already", len(entries), plan.folder, len(entries) - len(missing))
+    missing, entries = plan.missing(), _entries(plan)
+    logger.info("%d runs in '%s', %d already finished", len(entries), plan.folder, len(entries) - len(missing))
     began = time.perf_counter()
     for number, point in enumerate(missing, start=1):
         logger.info("%d of %d: %s", number, len(missing), point.path.name)
         start = time.perf_counter()
         entries[point.path] |= _attempt(plan, point)
-        took, all_took = time.perf_counter() - start, time.perf_counter() - began
-        left = all_took / number * (len(missing) - number)
+        now = time.perf_counter()
+        left = (now - began) / number * (len(missing) - number)
         error = entries[point.path]["error"]
         logger.info(
             "%d of %d: %s %s after %s%s", number, len(missing), point.path.name,
-            f"failed ({error})" if error else "done", _duration(took),
+            f"failed ({error})" if error else "done", _duration(now - start),
             f"; about {_duration(left)} left" if left else "",
         )  # fmt: skip
         _write(plan, entries)
     return _write(plan, entries)
 
 
-def _waiting(plan: Plan) -> dict[Path, dict[str, Any]]:
+def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
     """Make an entry of sweep.json for each run, before any is started."""
     missing = plan.missing()
     return {
@@ -269,7 +269,7 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()  # each run states its own
+            torch.cuda.reset_peak_memory_stats()  # each run reports its own peak
     return {"status": "complete", "error": None}
 
 
@@ -290,7 +290,7 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
     }
 
 
-def note_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
+def add_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
     """Add the names of the Pareto-optimal runs, by suite, to sweep.json; the caller computes them from results."""
     formats.write(Path(content["output_dir"]) / "sweep.json", {**content, "front": front}, Sweep)
 
@@ -305,12 +305,12 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
     """Return a shell line for each unfinished run: unlearn, then evaluate.
 
     Args:
-        plan: a plan of `lay_out`.
+        plan: the result of `plan_sweep`.
         accelerate_config: name or file, passed to `unlearn`.
         num_processes: replaces the number in that configuration.
 
     Raises:
-        ConfigError, MissingFileError: a launch configuration that does not exist or cannot start that many processes.
+        ConfigError, MissingFileError: the launch configuration does not exist or cannot start that many processes.
     """
     launch: list[str] = []
     if accelerate_config is not None:
@@ -336,8 +336,8 @@ def slurm_script(lines: Sequence[str], name: str) -> str:
     return f"""#!/bin/bash
 #SBATCH --job-name={job}
 #SBATCH --array=0-{len(lines) - 1}
-# Start it where this was printed, with what a run needs: sbatch --gpus=1 --time=04:00:00 THIS_FILE
-# Afterwards the same sweep without --plan trains nothing again and compares the runs.
+# Submit it from this folder, with the resources of one run: sbatch --gpus=1 --time=04:00:00 THIS_FILE
+# Afterwards run the same sweep without --plan: it compares the runs and repeats none.
 set -euo pipefail
 points=(
 {points}

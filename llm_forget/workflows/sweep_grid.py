@@ -38,9 +38,9 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
     for axis in axes:
         key, equals, text = axis.partition("=")
         if not equals or not key:
-            raise ConfigError(f"'{axis}' is not an axis of a grid; write KEY=VALUE,VALUE as in lr=1e-5,5e-5")
+            raise ConfigError(f"'{axis}' is not an axis of a grid; write KEY=VALUE,VALUE, as in lr=1e-5,5e-5")
         if key in grid:
-            raise ConfigError(f"grid key '{key}' is given twice; put all its values behind one")
+            raise ConfigError(f"grid key '{key}' is given twice; write all its values after one")
         grid[key] = _values(key, text)
     return grid, options
 
@@ -69,7 +69,7 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
     Args:
         grid: the grid from the user.
         allowed: the keys of a recipe.
-        control: keys that do not change what a run trains.
+        control: keys that do not change the trained adapter.
 
     Raises:
         ConfigError: a key that is unknown, a control key, repeated or without values; or an empty grid.
@@ -81,17 +81,17 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
         if root not in allowed:
             hint = did_you_mean(root, {*allowed, *ALIASES})
             raise ConfigError(
-                f"grid key '{name}' is no key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
+                f"grid key '{name}' is not a key of a recipe; {hint} (a parameter of a method is method_args.NAME)"
             )
         if root in control:
-            raise ConfigError(f"grid key '{name}' does not change what a run trains; give it as an option")
+            raise ConfigError(f"grid key '{name}' does not change the trained adapter; give it as an option")
         if key in axes:
-            raise ConfigError(f"grid key '{key}' is given twice; put all its values behind one")
+            raise ConfigError(f"grid key '{key}' is given twice; write all its values after one")
         if isinstance(values, str) or not values or any(value is None for value in values):
             raise ConfigError(f"grid key '{name}' needs a list of values, none of them empty")
         axes[key] = [_plain(value) for value in values]
     if not axes:
-        raise ConfigError("the grid is empty; name keys and values, e.g. --grid lr=1e-5,5e-5")
+        raise ConfigError("the grid is empty; give keys and values, e.g. --grid lr=1e-5,5e-5")
     return axes
 
 

@@ -17,7 +17,7 @@ from llm_forget.models.exporting.gguf import FORMS
 from llm_forget.models.load import load_base
 from llm_forget.workflows import export as module
 from llm_forget.workflows.evaluate import evaluate
-from llm_forget.workflows.export import export, undone
+from llm_forget.workflows.export import export, new_failures
 from llm_forget.workflows.merge import merge
 from tests.models.exporting.test_gguf import trained
 from tests.support.tiny_runs import CANARY, SUITE
@@ -153,10 +153,10 @@ def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
     with pytest.raises(ValueError, match="never overwrites"):
         export(run.path, "nf4", tmp_path / "taken")
     for taken in (run.path, run.path.parent / "target"):
-        with pytest.raises(ValueError, match="choose another place"):
+        with pytest.raises(ValueError, match="choose another folder"):
             export(run.path, "nf4", taken / "out")
         assert not left_over(taken)
-    with pytest.raises(ValueError, match="is an adapter; export the run that it belongs to"):
+    with pytest.raises(ValueError, match="is an adapter; export its run"):
         export(run.adapter, "nf4", tmp_path / "out", measure=False)
     assert not (tmp_path / "out").exists()
     assert not left_over(tmp_path)
@@ -195,7 +195,7 @@ def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, 
         return model
 
     monkeypatch.setattr(module.gguf, "read_gguf", damaged)
-    with pytest.raises(ValueError, match=r"read back as another model.*nothing was written"):
+    with pytest.raises(ValueError, match=r"reading the files back gives another model.*nothing was written"):
         export(run.path, "gguf-q4_0", tmp_path / "out", measure=False, quiet=True)
     assert not (tmp_path / "out").exists()
     assert not left_over(tmp_path)
@@ -233,7 +233,7 @@ def _limited(function, size):
 
 def test_a_form_that_fails_what_the_model_passed_is_said_and_has_an_exit_code(run, tmp_path, monkeypatch):
     first = export(run.path, "gguf-q4_0", tmp_path / "first", quiet=True)
-    assert undone(first) == []
+    assert new_failures(first) == []
     model, form = values(first["model_results"])["forget_probability"], values(first["results"])["forget_probability"]
     bound = {"line": "forget_probability", "at_most" if model < form else "at_least": (model + form) / 2}
     suite = tmp_path / "strict.yaml"

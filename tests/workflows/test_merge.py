@@ -154,9 +154,9 @@ def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_pa
     less = merge(paths, tmp_path / "less", rank=3, as_adapter=True)
     assert (less["combination"], less["rank"]) == ("svd", 3)
     assert 0 < less["rank_error"] < 1
-    with pytest.raises(ValueError, match="is that adapter already"):
+    with pytest.raises(ValueError, match="already has this adapter"):
         merge(paths[0], tmp_path / "same", as_adapter=True)
-    with pytest.raises(ValueError, match="belong to a full model"):
+    with pytest.raises(ValueError, match="apply to full models only"):
         merge(paths, tmp_path / "same", as_adapter=True, dtype="float16")
     assert not (tmp_path / "same").exists()
 
@@ -175,7 +175,7 @@ def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp
 
     lower = make_run("lower", seed=1)
     upper = make_run("upper", seed=2, model_name_or_path=str(lower.path))
-    with pytest.raises(ValueError, match=r"lies on run '.*lower' already.*alone"):
+    with pytest.raises(ValueError, match=r"was trained on top of run '.*lower'; give only the upper run"):
         merge([lower.path, upper.path], tmp_path / "out")
     with pytest.raises(ValueError, match="trained on another base"):
         merge(upper.path, tmp_path / "out")  # whose adapter says that it was trained on the target
@@ -189,9 +189,9 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
     inside = [two[0].path / "merged", two[0].adapter, two[1].path / "adapter" / "m", tmp_path / "target" / "deep" / "m"]
     for folder in [*inside, tmp_path / "link" / "merged", third.path / "merged", third.path]:
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(ValueError, match=r"lies in '.*', (which is merged|a run or an adapter)"):
+        with pytest.raises(ValueError, match=r"lies inside (the source model '.*'|'.*', a run or an adapter)"):
             merge([run.path for run in two], folder)
-        with pytest.raises(ValueError, match=r"lies in '.*', (which is merged|a run or an adapter)"):
+        with pytest.raises(ValueError, match=r"lies inside (the source model '.*'|'.*', a run or an adapter)"):
             merge([run.path for run in two], folder, as_adapter=True)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -209,7 +209,7 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
         ({"max_shard_size": "0GB"}, "max_shard_size is '0GB'"),
         ({"max_shard_size": "2GiB"}, "max_shard_size is '2GiB'"),
         ({"tolerance": float("inf")}, "tolerance is inf"),
-        ({"measure": True}, "of no single run"),
+        ({"measure": True}, "has no rows of its own"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_loaded(
@@ -225,7 +225,7 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
 def test_a_run_is_named_once(two: tuple[Run, Run], tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
-    with pytest.raises(ValueError, match="is named twice"):
+    with pytest.raises(ValueError, match="is given twice"):
         merge([two[0].path, two[1].path, f"{two[1].path}/../second"], tmp_path / "out")
 
 
@@ -233,7 +233,7 @@ def test_runs_trained_in_other_types_need_one_to_be_written_in(make_run: Any, tm
     from llm_forget.workflows.merge import merge
 
     runs = [make_run("first", seed=1).path, make_run("second", seed=2, dtype="bfloat16").path]
-    with pytest.raises(ValueError, match="trained in bfloat16 and float32; say which"):
+    with pytest.raises(ValueError, match="trained in bfloat16 and float32; choose one with --dtype"):
         merge(runs, tmp_path / "out")
     assert merge(runs, tmp_path / "out", dtype="float32")["dtype"] == "float32"
 
@@ -287,7 +287,7 @@ def test_a_closed_request_is_said_before_anything_is_merged(
     module.refuse_unreadable(run.config, "DIR")
     ids.unlink()  # as closing does
     monkeypatch.setattr(module, "merge_adapters", None)
-    with pytest.raises(ValueError, match=r"req-0001, is closed .* `llm-forget evaluate .*merged --forget ROWS"):
+    with pytest.raises(ValueError, match=r"req-0001, which is closed.* `llm-forget evaluate .*merged --forget ROWS"):
         module.merge(run.path, tmp_path / "merged", measure=True)
     monkeypatch.undo()
     module.merge(run.path, tmp_path / "merged")

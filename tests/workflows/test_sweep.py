@@ -15,7 +15,7 @@ import yaml
 from llm_forget.core.run_directory import Run
 from llm_forget.core.safe_errors import is_safe
 from llm_forget.workflows.evaluate import evaluate
-from llm_forget.workflows.sweep import _duration, commands, lay_out, slurm_script, sweep
+from llm_forget.workflows.sweep import _duration, commands, plan_sweep, slurm_script, sweep
 from llm_forget.workflows.sweep_grid import read_grid
 from llm_forget.workflows.unlearn import unlearn
 from tests.support.forked import command
@@ -89,7 +89,7 @@ def test_nothing_that_a_finished_run_holds_is_done_again(recipe: Path, caplog: p
     after = stamps("runs/npo-sweep")
     assert {path: after[path] for path in before} == before
     assert len(after) == len(before) + 2
-    assert lay_out(recipe, GRID).missing() == []
+    assert plan_sweep(recipe, GRID).missing() == []
 
 
 def test_what_is_missing_is_done_and_only_that(recipe: Path) -> None:
@@ -110,19 +110,19 @@ def test_a_measurement_by_another_suite_or_of_a_sample_does_not_count(recipe: Pa
     other = {**SUITE, "metrics": {**SUITE["metrics"], "more": {"metric": "exact_memorization", "records": "forget"}}}
     other["metrics"]["more"]["goal"] = "lower"
     Path("other.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
-    assert len(lay_out(recipe, grid, suite="suite.yaml,other.yaml").missing()) == 1
+    assert len(plan_sweep(recipe, grid, suite="suite.yaml,other.yaml").missing()) == 1
     sweep(recipe, grid, suite="suite.yaml,other.yaml")
     assert set(json.loads((run / "results.json").read_text())["suites"]) == {"suite", "other"}
-    assert lay_out(recipe, grid, suite="suite.yaml,other.yaml").missing() == []
+    assert plan_sweep(recipe, grid, suite="suite.yaml,other.yaml").missing() == []
     evaluate(run, "suite.yaml", limit=2, quiet=True)
-    assert len(lay_out(recipe, grid).missing()) == 1
+    assert len(plan_sweep(recipe, grid).missing()) == 1
     sweep(recipe, grid)
     for changed in (
         other,
         {**SUITE, "probes": {**SUITE["probes"], "retain": {**SUITE["probes"]["retain"], "seed": 9}}},
     ):
         Path("suite.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))  # the same name, another content
-        assert len(lay_out(recipe, grid).missing()) == 1
+        assert len(plan_sweep(recipe, grid).missing()) == 1
 
 
 def test_a_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:
@@ -181,10 +181,10 @@ def test_a_folder_with_another_run_is_refused_before_the_first_trains(recipe: Pa
 
 def test_names_of_runs_tell_apart_whatever_the_values_are(recipe: Path) -> None:
     values = ["a/b.jsonl", "a-b.jsonl", {"path": "a-b.jsonl"}, [CANARY]]
-    names = [point.path.name for point in lay_out(recipe, {"forget": values}).points]
+    names = [point.path.name for point in plan_sweep(recipe, {"forget": values}).points]
     assert len(set(names)) == 4
     assert all("/" not in name and CANARY not in name for name in names)
-    plan = lay_out(recipe, {"method_args.beta": [0.5], "load_in_4bit": [False], "lr": np.array([1e-5])})
+    plan = plan_sweep(recipe, {"method_args.beta": [0.5], "load_in_4bit": [False], "lr": np.array([1e-5])})
     assert [point.path.name for point in plan.points] == ["beta-0.5_load_in_4bit-false_learning_rate-1e-05"]
 
 
@@ -192,7 +192,7 @@ def test_a_value_reaches_the_run_as_the_number_it_is(recipe: Path) -> None:
     text, options = read_grid(["lr=1e-5,.5"], ["method_args.beta=1e-1", "--use_cpu", "true", "save_strategy=no"])
     assert options == ["--use_cpu", "true"]
     assert text == {"lr": [1e-5, 0.5], "method_args.beta": [0.1], "save_strategy": ["no"]}
-    plan = lay_out(recipe, text)
+    plan = plan_sweep(recipe, text)
     _, train, _ = plan.configs(plan.points[0])
     assert (train.learning_rate, train.method_args, train.save_strategy) == (1e-5, {"beta": 0.1}, "no")
 
@@ -213,7 +213,7 @@ def test_words_that_are_no_axis_are_refused(words: list[str]) -> None:
 
 def test_the_commands_of_a_plan_make_the_runs_of_the_sweep(recipe: Path) -> None:
     overrides = ["--prompt_template", "What's {prompt}? "]
-    plan = lay_out(recipe, GRID, overrides=overrides, output_dir="runs/it's")
+    plan = plan_sweep(recipe, GRID, overrides=overrides, output_dir="runs/it's")
     lines = commands(plan)
     assert len(lines) == 2
     assert not Path("runs").exists()
@@ -234,7 +234,7 @@ def test_the_commands_of_a_plan_make_the_runs_of_the_sweep(recipe: Path) -> None
 
 def test_a_slurm_script_runs_the_line_of_its_task(recipe: Path, tmp_path: Path) -> None:
     template = 'What\'s "$HOME" `{prompt}`? '
-    plan = lay_out(recipe, {"lr": [1e-2, 1e-3, 1e-4]}, overrides=["--prompt_template", template])
+    plan = plan_sweep(recipe, {"lr": [1e-2, 1e-3, 1e-4]}, overrides=["--prompt_template", template])
     lines = commands(plan, accelerate_config="ddp", num_processes=4)
     script = tmp_path / "job.sh"
     script.write_text(slurm_script(lines, "my sweep"))
@@ -260,7 +260,7 @@ def test_a_slurm_script_runs_the_line_of_its_task(recipe: Path, tmp_path: Path) 
 
 
 def test_a_launch_that_cannot_be_is_refused_in_the_plan(recipe: Path) -> None:
-    plan = lay_out(recipe, GRID)
+    plan = plan_sweep(recipe, GRID)
     with pytest.raises(OSError, match="did you mean 'ddp'"):
         commands(plan, accelerate_config="ddpp")
     with pytest.raises(ValueError, match="take cpu_2"):

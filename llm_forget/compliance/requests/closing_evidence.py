@@ -95,7 +95,7 @@ def verified(closer: Closer, policy: str | Path) -> tuple[str, list[RuleResult],
 
 def _measuring(run: Run, folder: Path) -> str:
     """What to do about a merged folder without results of its own."""
-    from llm_forget.workflows.merge import by_hand, closed_request
+    from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
         certified = (
@@ -103,9 +103,9 @@ def _measuring(run: Run, folder: Path) -> str:
         )
         return (
             f"the request that this run was made for, {request}, is closed and its list of rows removed; {certified} "
-            f"`{by_hand(folder)}`"
+            f"`{evaluate_command(folder)}`"
         )
-    return f"merge again with --measure, or of several runs with --as_adapter and then `{by_hand(folder)}`"
+    return f"merge again with --measure, or of several runs with --as_adapter and then `{evaluate_command(folder)}`"
 
 
 def _refuse_rows_by_hand(run: Run, found: Sequence[RuleResult], results: Mapping[str, Any]) -> None:

@@ -147,7 +147,7 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(recipe: Path) -> None:
     [
         ({"learnin_rate": [1]}, [], "did you mean 'learning_rate'"),
         ({"beta": [1]}, [], "method_args.NAME"),
-        ({"output_dir": ["a"]}, [], "does not change what a run trains"),
+        ({"output_dir": ["a"]}, [], "does not change the trained adapter"),
         ({"lr": [1e-3], "learning_rate": [1e-2]}, [], "given twice"),
         ({"lr": []}, [], "needs a list of values"),
         ({}, [], "the grid is empty"),

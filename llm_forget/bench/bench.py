@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 
-from llm_forget.bench.cost import cost_against_retraining, reference_passes
-from llm_forget.bench.flops import ceiling_of, matrix_ceiling, token_counts, useful_flops
-from llm_forget.bench.memory import peak_of, weight_bytes
-from llm_forget.bench.rounds import interleave, ratio, spread
-from llm_forget.bench.scaling import growth
-from llm_forget.bench.steps import (
+from llm_forget.bench.compared_steps import (
     FINETUNE,
     NAIVE,
     TRANSFORMERS,
@@ -28,6 +23,11 @@ from llm_forget.bench.steps import (
     real_batches,
     set_up,
 )
+from llm_forget.bench.cost import cost_against_retraining, reference_passes
+from llm_forget.bench.flops import ceiling_of, matrix_ceiling, token_counts, useful_flops
+from llm_forget.bench.interleaved_timing import interleave, ratio, spread
+from llm_forget.bench.memory import peak_of, weight_bytes
+from llm_forget.bench.scaling import growth
 from llm_forget.core import formats
 from llm_forget.core.config import UnlearnConfig, parse
 from llm_forget.core.environment import environment

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from llm_forget.bench.rounds import seconds_of
-from llm_forget.bench.steps import FINETUNE, Variant, begin
+from llm_forget.bench.compared_steps import FINETUNE, Variant, begin
+from llm_forget.bench.interleaved_timing import seconds_of
 from llm_forget.core.config import TrainConfig
 
 

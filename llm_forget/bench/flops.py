@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.bench.rounds import seconds_of, spread
+from llm_forget.bench.interleaved_timing import seconds_of, spread
 from llm_forget.logprobs.logprobs import target_mask
 from llm_forget.objectives.methods import Objective
 

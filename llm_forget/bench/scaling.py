@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from trl import ModelConfig
 
+from llm_forget.bench.compared_steps import make_variants, real_batches, set_up
+from llm_forget.bench.interleaved_timing import interleave, line_fit, power_fit, spread
 from llm_forget.bench.memory import peak_of
-from llm_forget.bench.rounds import interleave, line_fit, power_fit, spread
-from llm_forget.bench.steps import make_variants, real_batches, set_up
 from llm_forget.core.config import TrainConfig
 from llm_forget.models import demo_models
 from llm_forget.objectives.methods import build_objective

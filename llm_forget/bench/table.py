@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from llm_forget.bench.steps import FINETUNE, TRANSFORMERS
+from llm_forget.bench.compared_steps import FINETUNE, TRANSFORMERS
 
 GIB = 2**30
 

@@ -76,7 +76,7 @@ def record(
     """
     from llm_forget.compliance.ledger.describe import short_digest
     from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.versions.trail import record_trail
+    from llm_forget.compliance.versions.record_history import record_trail
 
     with Ledger.open(evidence) as ledger:
         trail = record_trail(ledger, record, subject)
@@ -112,7 +112,7 @@ def version(
 ) -> None:
     """Show the training history of a version, its records, and whether it contains deleted ones."""
     from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.versions.trail import version_lineage
+    from llm_forget.compliance.versions.record_history import version_lineage
     from llm_forget.compliance.versions.versions import requests_of
 
     with Ledger.open(evidence) as ledger:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llm_forget.core.errors import DataError
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.progress import bar_if_long
 from llm_forget.data.private_storage import map_storage
 from llm_forget.data.rows import Row, is_text

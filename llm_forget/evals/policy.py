@@ -17,8 +17,8 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
-from llm_forget.evals.bounds import Bound, Finding, apply_bound, parse_bound
 from llm_forget.evals.results_file import read_results
+from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 
 SEVERITIES = ("fail", "warn")
 OUTCOMES_BY_SEVERITY = ("fail", "inconclusive", "pass")

@@ -11,11 +11,11 @@ from llm_forget.core import __version__, formats
 from llm_forget.core.config import SPLITS
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.run_directory import ROLES, Run
-from llm_forget.evals.bounds import apply_bound, verdict_answer
-from llm_forget.evals.compute import Computation, compute_lines
+from llm_forget.evals.compute_metrics import Computation, compute_lines
 from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.runner import EvaluatedModel
 from llm_forget.evals.suite import Suite
+from llm_forget.evals.verdict import apply_bound, verdict_answer
 
 logger = logging.getLogger("llm_forget")
 DATA_KEYS = {*SPLITS, "splits", "data_path", "fields"}  # recipe keys that select the rows of a split

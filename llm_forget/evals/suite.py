@@ -29,8 +29,8 @@ from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Goal
 from llm_forget.core.registry import Entry, did_you_mean
-from llm_forget.evals.bounds import Bound, parse_bound
 from llm_forget.evals.metrics import METRICS
+from llm_forget.evals.verdict import Bound, parse_bound
 
 GOALS = get_args(Goal)
 OTHERS = ("oracle", "before")  # a metric input oracle_x or before_x receives the input x of that model

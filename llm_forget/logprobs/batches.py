@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 
 
 def collate(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from llm_forget.core.errors import ModelError, UnsupportedError
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.fused_head import head_logprobs
 from llm_forget.logprobs.packing import pack
 

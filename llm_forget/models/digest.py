@@ -11,7 +11,7 @@ from llm_forget.core.config import model_part
 from llm_forget.core.digests import content_key, file_digest, json_digest
 from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.models import demo_models
-from llm_forget.models.adapters.untrusted import inspect_folder
+from llm_forget.models.adapters.safe_read import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
 from llm_forget.models.tensor_digests import tensors_digest
 

@@ -11,7 +11,7 @@ from llm_forget.core.errors import AdapterRefused, MissingFileError, ModelError,
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.core.run_directory import Run
 from llm_forget.models import demo_models
-from llm_forget.models.adapters.untrusted import (
+from llm_forget.models.adapters.safe_read import (
     ADAPTER_CONFIG,
     ARCHIVES,
     MANIFEST,

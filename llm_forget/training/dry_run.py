@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.lora import attach_adapter

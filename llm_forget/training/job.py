@@ -27,7 +27,7 @@ from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import check_launch
 from llm_forget.core.run_directory import Run
-from llm_forget.data.alternates import pair_windows, with_alternates
+from llm_forget.data.preferred_answers import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import Template, template_for

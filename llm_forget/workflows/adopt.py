@@ -27,7 +27,7 @@ from llm_forget.models.adapters.compatibility import saved_embeddings
 from llm_forget.models.adapters.files import load_adapter, save_adapter, verify_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora_config import read_config
-from llm_forget.models.adapters.untrusted import (
+from llm_forget.models.adapters.safe_read import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     MAX_CONFIG,

@@ -26,7 +26,7 @@ from llm_forget.core.text import model_name
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.models.adapters.files import replacing, verify_adapter
-from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG
 from llm_forget.models.digest import digests_by_layer
 from llm_forget.models.merging.as_adapter import combine_adapters
 from llm_forget.models.merging.combinations import Part, Rule, checked_rule

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from llm_forget.bench import scaling
 from llm_forget.bench.bench import bench, ratios
+from llm_forget.bench.compared_steps import make_variants, read_objectives, real_batches, set_up
 from llm_forget.bench.cost import cost_against_retraining
 from llm_forget.bench.flops import Sizes, ceiling_of, matrix_ceiling, sizes_of, token_counts, useful_flops
+from llm_forget.bench.interleaved_timing import interleave, line_fit, order_in, power_fit, ratio
 from llm_forget.bench.memory import peak_of, returned_at_once, weight_bytes
-from llm_forget.bench.naive import naive_npo, naive_npo_kl
-from llm_forget.bench.rounds import interleave, line_fit, order_in, power_fit, ratio
-from llm_forget.bench.steps import make_variants, read_objectives, real_batches, set_up
+from llm_forget.bench.naive_losses import naive_npo, naive_npo_kl
 from llm_forget.objectives.methods import build_objective
 
 pytestmark = pytest.mark.slow

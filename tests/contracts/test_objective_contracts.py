@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.registry import REQUIRED, Entry
 from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_logprobs
 from llm_forget.objectives import OBJECTIVES

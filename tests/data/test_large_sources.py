@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.run_directory import Run
 from llm_forget.data import files, normalise, private_storage, tables
-from llm_forget.data.alternates import pair_windows, with_alternates
 from llm_forget.data.digest import id_lines, tokens_digest, unique_ids
+from llm_forget.data.preferred_answers import pair_windows, with_alternates
 from llm_forget.data.private_storage import map_storage, scratch_folder, sweep
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source

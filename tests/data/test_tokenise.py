@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_prompt, encode_row, tokenise_dataset, windows

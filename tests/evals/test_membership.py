@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_forget.evals.bounds import apply_bound, parse_bound
 from llm_forget.evals.membership import gradnorm, loss, min_k, min_k_plus_plus, reference, scores, zlib
 from llm_forget.evals.metrics.membership_auc import membership_auc
 from llm_forget.evals.metrics.membership_gradnorm import membership_gradnorm
@@ -15,6 +14,7 @@ from llm_forget.evals.metrics.membership_tpr import membership_tpr
 from llm_forget.evals.metrics.priv_leak import leak, priv_leak
 from llm_forget.evals.records import GradientRecord, TokenRecord
 from llm_forget.evals.stats import auc_with_interval
+from llm_forget.evals.verdict import apply_bound, parse_bound
 
 
 def token_record(logps, row="r", answer=0, **given):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llm_forget.core import resources
-from llm_forget.evals.compute import compute_lines
+from llm_forget.evals.compute_metrics import compute_lines
 from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.policy import verify
 from llm_forget.evals.records import (

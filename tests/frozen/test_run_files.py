@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.frozen import key_tree, whole_way
+from tests.frozen import full_workflow, key_tree
 from tests.support.loopback_hub import loopback_hub, talk_to
 from tests.support.schema_files import faults
 
@@ -31,18 +31,18 @@ def finished_way(
     tiny_tokenizer: Any,
     request: pytest.FixtureRequest,
 ) -> Path:
-    """A folder in which every command of `whole_way` has succeeded."""
+    """A folder in which every command of `full_workflow` has succeeded."""
     for package in ("jinja2", "matplotlib", "cryptography", "bitsandbytes"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LLM_FORGET_EVIDENCE", raising=False)
-    whole_way.lay_out(tmp_path, tiny_model, tiny_tokenizer)
-    whole_way.train_and_measure()
-    whole_way.keep_evidence()
+    full_workflow.lay_out(tmp_path, tiny_model, tiny_tokenizer)
+    full_workflow.train_and_measure()
+    full_workflow.keep_evidence()
     with loopback_hub() as hub:
         talk_to(hub, monkeypatch, tmp_path)
-        whole_way.publish()
+        full_workflow.publish()
     destination = request.config.getoption("--freeze_evidence", default=None)
     if destination is not None:
         copy_small(tmp_path, Path(destination))

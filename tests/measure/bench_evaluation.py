@@ -40,7 +40,7 @@ from trl import ModelConfig
 
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
-from llm_forget.evals.compute import compute_lines
+from llm_forget.evals.compute_metrics import compute_lines
 from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.probes import TokenRow, probe_logprobs

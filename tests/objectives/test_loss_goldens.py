@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_logprobs, from_logits
 from llm_forget.objectives.methods import Objective, build_objective
 from llm_forget.objectives.rmu import direction

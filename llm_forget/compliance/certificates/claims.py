@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_forget.compliance.requests.files import CATEGORIES, CLASSES
-from llm_forget.evals.bounds import Bound, apply_bound
+from llm_forget.evals.verdict import Bound, apply_bound
 
 TWO_MODELS = "membership_two_models"
 MATCHED = ("exact", "normalised", "same_text", "near_included")

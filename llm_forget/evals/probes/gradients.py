@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.evals.probes.probes import Advance, TokenRow
 from llm_forget.evals.records import GradientRecord, Key, RecordWriter
 from llm_forget.logprobs.batches import collate

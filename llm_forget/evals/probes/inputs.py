@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.registry import did_you_mean
 from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
 from llm_forget.data.template import Template

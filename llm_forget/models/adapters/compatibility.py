@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.errors import AdapterRefused
-from llm_forget.models.adapters.untrusted import Header
+from llm_forget.models.adapters.safe_read import Header
 
 if TYPE_CHECKING:
     from peft import LoraConfig

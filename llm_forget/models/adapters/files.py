@@ -24,8 +24,8 @@ from llm_forget.models.adapters.compatibility import refuse_misfit
 from llm_forget.models.adapters.logit_fingerprint import describe, probe, refuse_without_effect, warn_without_effect
 from llm_forget.models.adapters.lora import ADAPTER, activate_all, frozen_adapters, quantization_of
 from llm_forget.models.adapters.lora_config import read_config
-from llm_forget.models.adapters.manifest import EFFECT, LOAD, record_first_effect, recorded_effect, verify_adapter
-from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, MAX_WEIGHTS, read_header
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, MAX_WEIGHTS, read_header
+from llm_forget.models.adapters.verification import EFFECT, LOAD, record_first_effect, recorded_effect, verify_adapter
 from llm_forget.models.tensor_digests import describe_tensors, tensors_digest
 
 if TYPE_CHECKING:

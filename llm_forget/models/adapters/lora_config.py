@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.errors import AdapterRefused
-from llm_forget.models.adapters.untrusted import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig

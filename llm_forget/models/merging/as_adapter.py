@@ -14,7 +14,7 @@ from llm_forget.models.adapters.files import load_adapter, load_adapter_state, s
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora import ADAPTER, activate_all
 from llm_forget.models.adapters.lora_config import MAX_RANK, read_config
-from llm_forget.models.adapters.manifest import verify_adapter
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
 from llm_forget.models.merging.combinations import (

@@ -17,7 +17,7 @@ from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
-from llm_forget.models.adapters.untrusted import ADAPTER_WEIGHTS
+from llm_forget.models.adapters.safe_read import ADAPTER_WEIGHTS
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging.combinations import (

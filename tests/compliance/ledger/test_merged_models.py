@@ -17,7 +17,7 @@ from llm_forget.compliance.requests import close, intake
 from llm_forget.compliance.versions.deletion_check import Deletions, met
 from llm_forget.compliance.versions.lineage import led_to
 from llm_forget.compliance.versions.purge import plan
-from llm_forget.compliance.versions.trail import record_trail, version_lineage
+from llm_forget.compliance.versions.record_history import record_trail, version_lineage
 from llm_forget.compliance.versions.versions import add_version, path_of, rollback, use, versions
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused

@@ -20,7 +20,7 @@ from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.versions.deletion_check import met
 from llm_forget.compliance.versions.lineage import led_to
-from llm_forget.compliance.versions.trail import record_trail
+from llm_forget.compliance.versions.record_history import record_trail
 from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.files import write_json

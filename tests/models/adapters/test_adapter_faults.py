@@ -23,7 +23,7 @@ from llm_forget.models.adapters.files import load_adapter, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.models.adapters.lora_config import MAX_RANK
-from llm_forget.models.adapters.untrusted import MAX_WEIGHTS, read_header
+from llm_forget.models.adapters.safe_read import MAX_WEIGHTS, read_header
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
 from llm_forget.models.merging.full_model import merge_adapter

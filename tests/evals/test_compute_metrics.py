@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_forget.evals.compute import compute_lines
+from llm_forget.evals.compute_metrics import compute_lines
 from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.suite import parse_suite
 

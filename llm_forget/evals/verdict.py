@@ -1,4 +1,4 @@
-"""Bounds on the numbers of an evaluation: each one holds, is violated, or is inconclusive.
+"""The verdict of an evaluation, `forgot: yes` for example, from bounds that hold, are violated or are inconclusive.
 
 A bound is read from the ``verdict`` of a suite or the rules of a policy::
 

@@ -1,4 +1,4 @@
-"""The manifest of an adapter: digests of its files, tensors, base and frozen adapters, and its effect on logits."""
+"""Verify an adapter folder before it is loaded: its files, tensors, base and effect against its manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import Effect, Manifest
 from llm_forget.models.adapters.logit_fingerprint import is_effect
-from llm_forget.models.adapters.untrusted import (
+from llm_forget.models.adapters.safe_read import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     MANIFEST,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llm_forget.evals.bounds import apply_bound, parse_bound, verdict_answer
+from llm_forget.evals.verdict import apply_bound, parse_bound, verdict_answer
 
 
 def line(value, *, ci=None, n=40, before=0.9, oracle=0.1):

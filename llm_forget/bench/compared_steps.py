@@ -22,7 +22,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from llm_forget.bench.flops import Sizes, sizes_of
 from llm_forget.bench.memory import weight_bytes
-from llm_forget.bench.naive import naive_npo, naive_npo_kl
+from llm_forget.bench.naive_losses import naive_npo, naive_npo_kl
 from llm_forget.core.config import TrainConfig
 from llm_forget.core.errors import ConfigError
 from llm_forget.logprobs.batches import collate, concatenate

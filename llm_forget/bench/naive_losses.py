@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llm_forget.core.labels import IGNORE
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.logprobs import target_mask
 
 Part = dict[str, Tensor]  # input_ids, attention_mask, labels, each [B, S]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from llm_forget.data.alternates import load_refusals, pair_windows, with_alternates
 from llm_forget.data.files import table_of
+from llm_forget.data.preferred_answers import load_refusals, pair_windows, with_alternates
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import tokenise_dataset

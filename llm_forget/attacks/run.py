@@ -23,6 +23,7 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Attack
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import ROLES, Run
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
 
 logger = logging.getLogger("llm_forget")
@@ -61,7 +62,7 @@ def attack(
     words = {key for key, value in settings.items() if isinstance(entry.defaults.get(key), str) and type(value) is int}
     arguments = entry.arguments({key: str(value) if key in words else value for key, value in settings.items()})
     finished = Run.open(run)
-    if finished.state["kind"] != "unlearn":
+    if not kind_of(finished).forgotten:
         raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only an unlearn run can be attacked")
     if kind in SUITE_ATTACKS and suite is not None:
         raise EvaluationError(f"attack '{kind}' measures the suite '{SUITE_ATTACKS[kind][0]}'; leave --suite out")

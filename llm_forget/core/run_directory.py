@@ -116,8 +116,9 @@ class Run:
         if not run.state_file.is_file():
             raise RunError(f"'{path}' is not a run directory: it has no run.json")
         if not run.complete:
-            kind = run.state.get("kind", "unlearn")
-            raise RunError(f"run '{path}' is incomplete; resume it with `llm-forget {kind} {run.config_file}`")
+            raise RunError(
+                f"run '{path}' is incomplete; resume it with `llm-forget {run.state['kind']} {run.config_file}`"
+            )
         return run
 
     @classmethod

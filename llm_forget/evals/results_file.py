@@ -8,6 +8,7 @@ from llm_forget.core import formats
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.suite import Suite
 from llm_forget.models.merging.merge_report import Merged
 
@@ -21,12 +22,13 @@ def read_results(run: Run) -> dict[str, Any]:
             command that repairs it.
     """
     again = f"llm-forget evaluate {run.path}"
-    if not run.results_file.is_file() and run.state.get("kind") == "finetune":
-        raise RunError(
-            f"run '{run.path}' is a finetune run: it has no target, no forget rows and no results; name a run of "
-            f"unlearn, or evaluate a run on this model with --target {run.path} or --oracle {run.path}"
-        )
     if not run.results_file.is_file():
+        kind = kind_of(run)
+        if kind.trained and not kind.forgotten:
+            raise RunError(
+                f"run '{run.path}' is a {kind.name} run: it has no target, no forget rows and no results; name a run "
+                f"of unlearn, or evaluate a run on this model with --target {run.path} or --oracle {run.path}"
+            )
         raise RunError(f"run '{run.path}' is not evaluated: it has no results.json; first: {again}")
     return formats.read_content(run.results_file, Results, advice=f"delete it and evaluate again: {again}")
 

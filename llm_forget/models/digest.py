@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llm_forget.core.config import model_part
 from llm_forget.core.digests import content_key, file_digest, json_digest
 from llm_forget.core.errors import ModelError, library_errors
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.models import demo_models
 from llm_forget.models.adapters.safe_read import inspect_folder
 from llm_forget.models.model_source import Source, find_source, refuse_adapter_on_hub
@@ -60,7 +61,7 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
         AdapterRefused, MissingFileError, ModelError: see `identity_of`.
     """
     model = model_part(run.config)
-    if run.state["kind"] == "unlearn" and run.adapter.is_dir():
+    if kind_of(run).forgotten and run.adapter.is_dir():
         return identity_of(model, base=base, adapter=run.adapter)
     return identity_of(model, base=source_digest(str(run.path)))
 

@@ -12,6 +12,7 @@ from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import PublishError
 from llm_forget.core.formats.models import ExportReport
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.results_file import is_measured
 from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
 from llm_forget.models.merging.merge_report import Merged, read_merged
@@ -108,7 +109,7 @@ def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | N
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
         return  # measured in another precision than the recipe's
-    if manifest is not None and manifest.get("base") is None and run.state["kind"] == "unlearn":
+    if manifest is not None and manifest.get("base") is None and kind_of(run).forgotten:
         return
     identity = run_identity(run, base=manifest["base"] if manifest is not None else None)
     if evidence.results["models"]["unlearned"]["digest"] != identity.digest:

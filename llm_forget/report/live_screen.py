@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_forget.core.errors import RunError
+from llm_forget.core.run_kinds import kind_named
 from llm_forget.report.live import (
     BARS,
     PLAIN_BARS,
@@ -132,5 +133,5 @@ def _answers(progress: RunProgress) -> Iterator[Text]:
             text.append(f"  {visible(question)} ")
             text.append(visible(answer), style=ANSWER_STYLES.get(answer, "bold yellow"))
         yield text
-    if not progress.verdicts and progress.ended and progress.kind == "unlearn":
+    if not progress.verdicts and progress.ended and kind_named(progress.kind).forgotten:
         yield Text("no results.json of this version: not evaluated yet", style="dim")

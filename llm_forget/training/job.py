@@ -27,6 +27,7 @@ from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import check_launch
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import RunKind
 from llm_forget.data.preferred_answers import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
@@ -51,7 +52,7 @@ logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime 
 class Job:
     """A training job, checked before any weights are loaded."""
 
-    kind: str  # "unlearn" | "finetune"
+    kind: RunKind
     data: DataConfig
     train: TrainConfig
     model: ModelConfig
@@ -64,7 +65,7 @@ class Job:
 
 
 def run_job(
-    kind: str,
+    kind: RunKind,
     data: DataConfig,
     train: TrainConfig,
     model: ModelConfig,
@@ -86,7 +87,7 @@ def run_job(
     set_seed(train.seed)
     run = Run(Path(str(train.output_dir)))
     if not train.overwrite:
-        run.refuse_other(kind, _identity(data, train, model))
+        run.refuse_other(kind.name, _identity(data, train, model))
     if run.complete and not train.dry_run and not train.overwrite:
         if state.is_main_process:
             logger.info("run '%s' is already complete; use --overwrite true to train it again", run.path)
@@ -110,7 +111,7 @@ def _start(run: Run, job: Job, state: PartialState) -> None:
     keys = resolved(job.data, job.train, job.model)
     with state.main_process_first():
         overwrite = job.train.overwrite and state.is_main_process
-        Run.start(run.path, job.kind, keys, _identity(job.data, job.train, job.model), overwrite)
+        Run.start(run.path, job.kind.name, keys, _identity(job.data, job.train, job.model), overwrite)
 
 
 def prepare(
@@ -170,7 +171,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
     _start(run, job, state)
     if state.is_main_process:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
-        logger.info("%s: %s on %s, rows: %s", job.kind, _title(job), job.model.model_name_or_path, rows)
+        logger.info("%s: %s on %s, rows: %s", job.kind.name, _title(job), job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
     trainer = _trainer(run, job, model, base_digest)
     facts = _provenance(job, base_digest, state.num_processes, model)
@@ -206,7 +207,7 @@ def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: 
         cost={"seconds": seconds, "peak_memory_gib": peak_memory(), "resumed": resumed},
     )
     run.finish()
-    advice = "" if job.kind == "finetune" else f"; evaluate it with `llm-forget evaluate {run.path}`"
+    advice = f"; evaluate it with `llm-forget evaluate {run.path}`" if job.kind.forgotten else ""
     logger.info("wrote %s in %.0f s%s", folder, seconds, advice)
 
 
@@ -243,7 +244,7 @@ def _show_plan(job: Job) -> None:
 def _load_model(job: Job) -> tuple[Any, str]:
     digest = source_digest(job.model.model_name_or_path, job.model.model_revision)
     model = load_base(job.model)
-    if job.kind == "unlearn":
+    if job.kind.forgotten:
         disable_dropout_in_model(model)  # policy and reference must agree before the first step
     if job.train.gradient_checkpointing:
         prepare_gradient_checkpointing(model)
@@ -306,7 +307,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
     # PEFT counts two 4-bit weights per byte.
     trainable, whole = PeftModel.get_nb_trainable_parameters(model)
     return {
-        "kind": job.kind,
+        "kind": job.kind.name,
         "base": {
             "name": job.model.model_name_or_path,
             "revision": job.model.model_revision,

@@ -23,6 +23,7 @@ from llm_forget.core.errors import AdapterRefused, ModelError
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.adopt import ADOPT
 from llm_forget.models.adapters.compatibility import saved_embeddings
 from llm_forget.models.adapters.files import load_adapter, save_adapter, verify_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
@@ -105,12 +106,12 @@ def adopt(
         raise AdapterRefused(f"adapter '{folder}' makes the logits of '{name}' not finite, so it is refused")
     config = {"model_name_or_path": name, "model_revision": base_revision, "dtype": dtype, "use_peft": True}
     origin = {"files": {file: file_digest(folder / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}}
-    run = Run.start(run.path, "adopt", config, {**config, **origin}, False)
+    run = Run.start(run.path, ADOPT.name, config, {**config, **origin}, False)
     save_adapter(
         model, run.adapter, base_digest=digest, base_name=name, effect=effect, extra={"adopted": origin["files"]}
     )
     facts = {"name": name, "revision": base_revision, "digest": digest}
-    provenance = {"kind": "adopt", "base": facts, "adopted": origin, "environment": environment()}
+    provenance = {"kind": ADOPT.name, "base": facts, "adopted": origin, "environment": environment()}
     formats.write(run.provenance_file, provenance, Provenance)
     run.finish()
     return run

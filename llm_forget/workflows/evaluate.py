@@ -23,6 +23,7 @@ from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import ROLES, Run, refuse_version
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
@@ -247,12 +248,12 @@ def _subjects(
     subjects = {}
     if oracle is not None:
         subjects["oracle"] = EvaluatedModel("oracle", _same_precision(model, oracle))
-    if run is not None and run.state["kind"] == "unlearn" and run.adapter.is_dir():
+    if run is not None and kind_of(run).forgotten and run.adapter.is_dir():
         subjects["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
         subjects["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
     elif run is not None:
         subjects["unlearned"] = EvaluatedModel("unlearned", _same_precision(model, str(run.path)))
-        if run.state["kind"] == "unlearn":
+        if kind_of(run).forgotten:
             subjects["before"] = EvaluatedModel("before", model)
     else:
         subjects["unlearned"] = EvaluatedModel("unlearned", model)

@@ -32,6 +32,7 @@ from llm_forget.core.formats.results import Results
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.probes.distributed import start_processes
 from llm_forget.evals.probes.progress import meter
 from llm_forget.models.adapters.files import disk_errors
@@ -219,7 +220,7 @@ class _ExportJob:
         if self.run is not None:
             options["suite"] = options["suite"] or config.get("suite")
             options["oracle"] = options["oracle"] or config.get("oracle")
-            if self.run.state["kind"] == "unlearn":
+            if kind_of(self.run).forgotten:
                 options["target"] = options["target"] or config["model_name_or_path"]
                 options["target_revision"] = config.get("model_revision")
         records = self.place / "records"

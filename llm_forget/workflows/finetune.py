@@ -10,6 +10,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, TrainConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.finetune import FINETUNE
 from llm_forget.objectives.methods import build_objective
 from llm_forget.training.job import run_job
 
@@ -29,4 +30,4 @@ def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> 
     if data.train is None:
         raise ConfigError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})
-    return run_job("finetune", data, train, model, objective)
+    return run_job(FINETUNE, data, train, model, objective)

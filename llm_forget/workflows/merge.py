@@ -22,6 +22,7 @@ from llm_forget.core.formats.results import Results
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.merge import COMBINE
 from llm_forget.core.text import model_name
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
@@ -236,7 +237,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
 def _combined(
     first: Run, args: Any, parts: Sequence[Part], folder: Path, rule: Rule, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a run of kind "combine" with the combined adapter; like an adopted run, it can be used as a model."""
+    """Write a run of kind `COMBINE` with the combined adapter; like an adopted run, it can be used as a model."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
@@ -244,7 +245,7 @@ def _combined(
     config = {key: value for key, value in first.config.items() if key in BASE_KEYS and value is not None}
     config |= {"dtype": args.dtype, "use_peft": True}
     with replacing(folder) as temporary:
-        run = Run.start(temporary, "combine", config, {**config, **facts, **dataclasses.asdict(rule)}, False)
+        run = Run.start(temporary, COMBINE.name, config, {**config, **facts, **dataclasses.asdict(rule)}, False)
         report = combine_adapters(args, parts, run.adapter, rule, base_name=args.model_name_or_path) | facts
         report["files"] = {f"adapter/{path.name}": file_digest(path) for path in sorted(run.adapter.iterdir())}
         base = {
@@ -252,7 +253,7 @@ def _combined(
             "revision": args.model_revision,
             "digest": facts["beneath"]["digest"],
         }
-        provenance = {"kind": "combine", "base": base, **facts, "environment": environment()}
+        provenance = {"kind": COMBINE.name, "base": base, **facts, "environment": environment()}
         formats.write(run.provenance_file, provenance, Provenance)
         formats.write(run.path / MERGE_REPORT, report, MergeReport)
         run.finish()

@@ -48,6 +48,7 @@ from llm_forget.core.formats.sweep import Sweep
 from llm_forget.core.launch import launch_command
 from llm_forget.core.resources import resolve
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.core.safe_errors import sentence
 from llm_forget.evals.results_file import holds_suite
 from llm_forget.evals.suite import Suite, load_suite
@@ -207,7 +208,7 @@ def _check_all(plan: Plan) -> None:
         if run.complete and not train.overwrite:
             # A run started from a plan may have had several processes, whose number is part of its identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
-            run.refuse_other("unlearn", identity(resolved(data, train, model)) | processes)
+            run.refuse_other(UNLEARN.name, identity(resolved(data, train, model)) | processes)
             continue
         train.dry_run = True
         with contextlib.redirect_stdout(io.StringIO()):  # hides the table of each dry run; only errors matter here

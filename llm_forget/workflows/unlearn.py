@@ -10,6 +10,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
@@ -45,7 +46,7 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     gradient = _gradient(train)
     _check_sources(data, objective)
     _check_effects(data, train, objective, gradient)
-    return run_job("unlearn", data, train, model, objective, gradient=gradient, max_retain_drop=train.max_retain_drop)
+    return run_job(UNLEARN, data, train, model, objective, gradient=gradient, max_retain_drop=train.max_retain_drop)
 
 
 def _gradient(train: UnlearnConfig) -> GradientCombiner | None:

@@ -28,13 +28,11 @@ from llm_forget.core.errors import AdapterRefused, EvidenceError
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_named, kind_of
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.evals.results_file import is_measured
-from llm_forget.models.merging.merge_report import KEYS, KIND, is_merged, read_merged
-
-LEARNED = {"finetune": ("train",), "unlearn": ("retain",)}  # splits of a run by its kind
-FORGOTTEN = {"unlearn": ("forget",)}
+from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 
 
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
@@ -54,14 +52,14 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     if is_merged(folder):
         return note_merged(ledger, folder)
     finished = Run.open(folder)
-    if finished.state.get("kind") == KIND:  # the version of a merged model
+    if kind_of(finished).merged:
         provenance = finished.provenance
         return [note_facts(ledger, provenance["run"], weights_of(finished), provenance, provenance["files"])]
     facts = _facts(finished)
     about = _about(finished, facts)
-    kind = facts["kind"]
+    kind = kind_named(facts["kind"])
     events = []
-    for event, splits in (("unlearning", FORGOTTEN.get(kind, ())), ("training", LEARNED.get(kind, ()))):
+    for event, splits in (("unlearning", kind.forgotten), ("training", kind.learned)):
         present_splits = [name for name in splits if name in facts["data"]]
         if present_splits:
             count = sum(_count_ids(facts["data"][name]) for name in present_splits)
@@ -102,7 +100,7 @@ def _facts(run: Run) -> dict[str, Any]:
     if not run.provenance_file.is_file():
         raise EvidenceError(f"run '{run.path}' has no provenance.json, so the rows it was trained on are unknown")
     facts = run.provenance
-    if "data" not in facts or facts["kind"] not in LEARNED:
+    if "data" not in facts or not kind_named(facts["kind"]).trained:
         raise EvidenceError(f"'{run.provenance_file}' does not list the rows of a fine-tuning or unlearning run")
     return facts
 

@@ -11,6 +11,7 @@ from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.formats.results import Attack
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import model_name
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def keyed(token: str, digest: str) -> str:
 def _method(closer: Closer, token: str) -> dict[str, Any]:
     run = closer.run
     config, facts = run.config, run.provenance
-    unlearned = run.state["kind"] == "unlearn"
+    unlearned = bool(kind_of(run).forgotten)
     data = {
         name: {"rows": rows["rows"], "digest": keyed(token, rows["digest"])} for name, rows in facts["data"].items()
     }

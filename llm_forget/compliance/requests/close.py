@@ -27,6 +27,7 @@ from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.formats.certificate import CertificateFacts
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.evals.policy import RuleResult, policy_name
@@ -228,7 +229,7 @@ def _asked(request: Request) -> list[int]:
 
 def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, str]:
     """Which of `CLASSES` the deletion is of, by how the model was made."""
-    if closer.run.state["kind"] == "unlearn" or closer.taken_away:
+    if kind_of(closer.run).forgotten or closer.taken_away:
         as_adapter = closer.measured.adapter.is_dir()  # merged into the weights it can no longer be left off
         return _classed("suppressed" if as_adapter else "approximate")
     note_run(ledger, closer.run)
@@ -263,7 +264,7 @@ def _refuse_taught(ledger: Ledger, request: Request, closer: Closer) -> None:
 
 def _knew(ledger: Ledger, request: Request, closer: Closer) -> dict[str, Any] | None:
     """Of a retrained model, the one that it replaces: the newest that was trained on the rows; None where none is."""
-    if closer.run.state["kind"] == "unlearn" or closer.taken_away:
+    if kind_of(closer.run).forgotten or closer.taken_away:
         return {"name": model_name(str((base := closer.run.provenance["base"])["name"])), "digest": base["digest"]}
     for event in reversed(ledger.events("training")):
         if ledger.common_records(_asked(request), [event.seq]):

@@ -10,6 +10,7 @@ from typing import Any
 from llm_forget.compliance.ledger.record_runs import weights_of
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.policy import RuleResult, apply_rules, load_policy, outcome, verify
 from llm_forget.evals.results_file import is_measured, read_results
 from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
@@ -60,7 +61,7 @@ def closer_of(run: Path, merged: str | Path | None) -> Closer:
         )
     found = read_merged(Path(merged))
     scale = found.scale_of(made)
-    if scale is None or (scale < 0 and finished.state["kind"] == "unlearn"):
+    if scale is None or (scale < 0 and kind_of(finished).forgotten):
         what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was forgotten by"
         raise EvidenceError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
     return Closer(finished, made, found)
@@ -112,7 +113,7 @@ def _refuse_rows_by_hand(run: Run, found: Sequence[RuleResult], results: Mapping
     """What a run was to forget is what its numbers must be about; a retrained one has no such rows of its own."""
     measured = {one.suite: results["suites"][one.suite] for one in found if one.suite is not None}
     by_hand = [suite for suite, content in measured.items() if "forget" in content.get("overrides", ())]
-    if by_hand and run.state["kind"] == "unlearn":
+    if by_hand and kind_of(run).forgotten:
         raise EvidenceError(
             f"suite '{by_hand[0]}' of run '{run.path}' was measured with --forget on other rows than the run was to "
             f"forget; evaluate it again without: llm-forget evaluate {run.path} --suite {by_hand[0]}"

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.ledger.record_runs import FORGOTTEN, LEARNED, ids_with_subjects
+from llm_forget.compliance.ledger.record_runs import ids_with_subjects
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.matching import counted, records, said_digest
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_of
 
 
 def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) -> None:
@@ -26,20 +27,20 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
     Raises:
         ValueError: other rows, rows that say something else, or rows that cannot be read any more.
     """
-    kind, asked = run.state["kind"], set(request.ids())
+    asked = set(request.ids())
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     if not isinstance(data, dict):
         raise EvidenceError(
             f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing"
         )
-    if kind == "unlearn":
-        missing = len(asked - _ids(run, data.get("forget")))
+    if splits := kind_of(run).forgotten:
+        missing = len(asked.difference(*(_ids(run, data.get(split)) for split in splits)))
         if missing:
             raise EvidenceError(
                 f"run '{run.path}' did not forget {missing} of the {counted(len(asked))} of this request; "
                 "run it with `llm-forget request run`"
             )
-    for split in LEARNED.get(kind, ()):
+    for split in kind_of(run).learned:
         if learned := len(asked & _ids(run, data.get(split))):
             raise EvidenceError(
                 f"run '{run.path}' was trained to know {learned} of the {counted(len(asked))} of this request ({split})"
@@ -73,9 +74,9 @@ def _executed(ledger: Ledger, request: Request, weights: str) -> bool:
 
 
 def _refuse_other_texts(request: Request, run: Run) -> None:
-    kind, said = run.state["kind"], request.rows["said"]
+    said = request.rows["said"]
     asked = {row_id: said[row_id] for row_id in request.ids()}
-    for split in FORGOTTEN.get(kind, ()):
+    for split in kind_of(run).forgotten:
         other = [row_id for row_id, found in _said(run, split) if asked.get(row_id, found) != found]
         if other:
             raise EvidenceError(
@@ -83,7 +84,7 @@ def _refuse_other_texts(request: Request, run: Run) -> None:
                 "under the same ids; run it with `llm-forget request run`"
             )
     texts = set(asked.values())
-    for split in LEARNED.get(kind, ()):
+    for split in kind_of(run).learned:
         if learned := sum(found in texts for _, found in _said(run, split)):
             raise EvidenceError(
                 f"run '{run.path}' was trained to know {counted(learned)} that say what rows of request {request.id} "

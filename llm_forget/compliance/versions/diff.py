@@ -11,6 +11,7 @@ from llm_forget.compliance.versions.versions import NONE_IN_USE, current_of, dou
 from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.results import Results
+from llm_forget.core.run_kinds import kind_named
 
 Pairs = dict[str, tuple[Any, Any]]
 
@@ -66,7 +67,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
 def method_of(evidence: str | Path, identity: str) -> str:
     """Method of an unlearning run, ``own objective`` where it was spelled out, otherwise the kind of the run."""
     content = store.content_of(Path(evidence), identity)
-    if content["kind"] != "unlearn":
+    if not kind_named(content["kind"]).forgotten:
         return str(content["kind"])
     return str(content["config"].get("method") or "own objective")
 

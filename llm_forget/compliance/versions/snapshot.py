@@ -13,9 +13,10 @@ from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceError
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.merge import MERGE
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
-from llm_forget.models.merging.merge_report import KIND, is_merged, read_merged
+from llm_forget.models.merging.merge_report import is_merged, read_merged
 
 # No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), what went into a
 # merge, and pickles, which can run code and are never read.
@@ -128,13 +129,13 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 def _of_merged(folder: Path) -> Origin:
     merged, run = read_merged(folder), Run(folder)
     facts, is_adapter = merged.facts, run.config_file.is_file()
-    provenance = {"kind": KIND, "run": merged.name, "base": facts["beneath"], "data": {}, **facts}
+    provenance = {"kind": MERGE.name, "run": merged.name, "base": facts["beneath"], "data": {}, **facts}
     scales = {source["run"]: source["scale"] for source in facts["sources"]}
     config = run.config if is_adapter else {}
     files = {name.removeprefix("adapter/"): digest for name, digest in merged.files.items()}
     return Origin(
         folder,
-        KIND,
+        MERGE.name,
         "adapter" if is_adapter else "model",
         folder / "adapter" if is_adapter else folder,
         {

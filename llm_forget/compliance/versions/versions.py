@@ -41,7 +41,7 @@ class Version:
     id: str
     made: str  # UTC
     run: str
-    kind: str  # of the run: "finetune" | "unlearn"
+    kind: str  # of the run
     part: str  # "adapter" | "model"
     weights: str  # digest of the whole model
     parent: str | None  # the version that its run started from

@@ -17,7 +17,7 @@ class RunState(Record, frozen=True):
 
     FILE: ClassVar[str] = "run.json"
 
-    kind: str  # finetune, unlearn, adopt, combine; of a version of a merged model: merge
+    kind: str  # name of a `RunKind`
     status: Literal["running", "complete"]
     started: Time | UnsetType = UNSET
     identity: dict[str, Any] | UnsetType = UNSET  # what a run of the same name must agree in to be resumed

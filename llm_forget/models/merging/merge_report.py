@@ -1,6 +1,6 @@
 """Models that `merge` wrote: a folder of weights and ``merge.json``, which lists the sources.
 
-A combined adapter is also such a folder: a run of kind "combine", without training.
+A combined adapter is also such a folder: a run of kind `COMBINE`, without training.
 
 As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name, content digest and scale), ``beneath``
 (the common base), ``base_precision`` and ``files``, a digest of all digests. Its sources must be in
@@ -20,10 +20,10 @@ from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import AdapterRefused, ModelError
 from llm_forget.core.formats.models import MergeReport
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.merge import COMBINE
 from llm_forget.core.text import model_name
 
 REPORT = "merge.json"
-KIND, OF_ADAPTER = "merge", "combine"  # of a version of one; of the run that such an adapter is
 KEYS = ("combination", "sources", "beneath", "base_precision", "files")
 
 
@@ -48,7 +48,7 @@ class Merged:
 def is_merged(folder: Path) -> bool:
     """Whether `merge` wrote this folder."""
     run = Run(folder)
-    return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state.get("kind") == OF_ADAPTER)
+    return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state["kind"] == COMBINE.name)
 
 
 def read_merged(folder: Path) -> Merged:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_forget.core.digests import file_digest
 from llm_forget.core.files import read_json
+from llm_forget.core.run_kinds import kind_of
 from llm_forget.report.render.document import Cell, Number, Table
 from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.sections.cost_and_provenance import provenance_section
@@ -41,14 +42,7 @@ GENERAL_LIMITS = (
 
 def other_origin(evidence: Evidence) -> str:
     """Describe the origin of a model that no unlearning run made; empty for an unlearning run."""
-    kind, facts = evidence.run.state.get("kind"), evidence.provenance
-    if kind == "finetune":
-        rows = facts.get("data", {}).get("train", {}).get("rows")
-        return f"fine-tuned on {f'{rows:,} rows' if rows else 'an unknown number of rows'}"
-    if kind == "combine":
-        parts = ", ".join(f"{source['scale']:g} times {source['run']}" for source in facts.get("sources", ()))
-        return f"the sum of the weight changes of these runs: {parts or 'not known'}"
-    return "made elsewhere, and adopted after checks of its files" if kind == "adopt" else ""
+    return kind_of(evidence.run).origin(evidence.provenance)
 
 
 def setup_table(evidence: Evidence, config: dict[str, Any], adapter: list[tuple[Cell, ...]]) -> Table:

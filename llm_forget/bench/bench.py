@@ -16,7 +16,7 @@ from llm_forget.bench.compared_steps import (
     FINETUNE,
     NAIVE,
     TRANSFORMERS,
-    Stage,
+    Setup,
     Variant,
     make_variants,
     read_objectives,
@@ -80,17 +80,17 @@ def bench(
         batches, used = real_batches(splits, size, rounds + 1, seed=train.seed, pad_token_id=pad)
         base = load_base(model_args)
         with_naive = naive and bool(NAIVE.keys() & objectives.keys())
-        stage = set_up(base, model_args, train, tokenizer, used, Path(folder), naive=with_naive)
-        variants = make_variants(stage, objectives)
+        setup = set_up(base, model_args, train, tokenizer, used, Path(folder), naive=with_naive)
+        variants = make_variants(setup, objectives)
         report = {
             "format": Bench.FORMAT,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": {**environment(), "cpus": os.cpu_count()},
-            "model": _model_facts(stage, model_args),
+            "model": _model_facts(setup, model_args),
             "data": {name: {"rows": len(split)} for name, split in splits.items()},
-            **compare(stage, variants, batches, rounds),
+            **compare(setup, variants, batches, rounds),
         }
-        passes = reference_passes(variants, stage.device)
+        passes = reference_passes(variants, setup.device)
         report["cost"] = cost_against_retraining(report["variants"], splits, train, passes)
         if scaling:
             report["scaling"] = growth(train, Path(folder))
@@ -99,7 +99,7 @@ def bench(
     return report
 
 
-def compare(stage: Stage, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
+def compare(setup: Setup, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
     """Measure time and memory of all variants on the same batches, one batch per round, and compute their ratios."""
     counts = [token_counts(batch) for batch in batches]
     losses: dict[str, list[Any]] = {name: [] for name in variants}
@@ -110,30 +110,30 @@ def compare(stage: Stage, variants: Mapping[str, Variant], batches: list[Batch],
         losses[name].append(variants[name].step(batches[number]))
 
     def ceiling(_: int) -> None:
-        products.append(matrix_ceiling(width, stage.sizes.hidden, compute_dtype(stage), stage.device))
+        products.append(matrix_ceiling(width, setup.sizes.hidden, compute_dtype(setup), setup.device))
 
     steps: dict[str, Any] = {name: lambda number, name=name: run(name, number) for name in variants}
     logger.info("%d rounds of %d variants, and one to warm up", rounds, len(variants))
-    times = interleave({**steps, "ceiling": ceiling}, rounds, stage.device)
+    times = interleave({**steps, "ceiling": ceiling}, rounds, setup.device)
     top = ceiling_of(products[1:])
     largest = max(range(len(batches)), key=lambda i: max(p["labels"].numel() for p in batches[i].values()))
     lines = {}
     for name, variant in variants.items():
         logger.info("memory of %s", name)
-        peak = peak_of(lambda step=variant.step: step(batches[largest]), stage.device)  # type: ignore[misc]
-        flops = [useful_flops(stage.sizes, count, variant.objective) for count in counts[1:]]
+        peak = peak_of(lambda step=variant.step: step(batches[largest]), setup.device)  # type: ignore[misc]
+        flops = [useful_flops(setup.sizes, count, variant.objective) for count in counts[1:]]
         lines[name] = _line(variant, times[name], flops, counts[1:], top["flop_per_second"]["median"]) | {
             "losses": [float(loss) for loss in losses[name][1:]],
             "peak_bytes": peak + variant.extra_bytes,
             "of_which_second_model": variant.extra_bytes,
         }
-    shortcuts = vars(stage.engine.shortcuts)
+    shortcuts = vars(setup.engine.shortcuts)
     return {
         "rounds": rounds,
         "shortcuts": shortcuts,
         "batches": counts[1:],
         "batch_of_the_peak": counts[largest],
-        "ceiling": {**top, "dtype": str(compute_dtype(stage)).removeprefix("torch.")},
+        "ceiling": {**top, "dtype": str(compute_dtype(setup)).removeprefix("torch.")},
         "variants": lines,
         "ratios": ratios(lines),
     }
@@ -177,24 +177,24 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return comparisons
 
 
-def compute_dtype(stage: Stage) -> torch.dtype:
+def compute_dtype(setup: Setup) -> torch.dtype:
     """Return the dtype of matrix products, which mixed precision makes differ from the dtype of the weights."""
-    if stage.args.bf16 or stage.args.fp16:
-        return torch.bfloat16 if stage.args.bf16 else torch.float16
-    return stage.model.get_base_model().dtype
+    if setup.args.bf16 or setup.args.fp16:
+        return torch.bfloat16 if setup.args.bf16 else torch.float16
+    return setup.model.get_base_model().dtype
 
 
-def _model_facts(stage: Stage, model_args: Any) -> dict[str, Any]:
-    bare = stage.model.get_base_model()
+def _model_facts(setup: Setup, model_args: Any) -> dict[str, Any]:
+    bare = setup.model.get_base_model()
     name = model_args.model_name_or_path
     return {
         "name": "local" if Path(name).exists() else name,  # no local path
         "architecture": type(bare).__name__,
-        **stage.sizes.to_dict(),
-        "weight_bytes": weight_bytes(stage.model),
+        **setup.sizes.to_dict(),
+        "weight_bytes": weight_bytes(setup.model),
         "dtype": str(bare.dtype).removeprefix("torch."),
-        "quantization": quantization_of(stage.model),
+        "quantization": quantization_of(setup.model),
         "lora_r": model_args.lora_r,
-        "gradient_checkpointing": bool(stage.args.gradient_checkpointing),
-        "batch_size": stage.args.per_device_train_batch_size,
+        "gradient_checkpointing": bool(setup.args.gradient_checkpointing),
+        "batch_size": setup.args.per_device_train_batch_size,
     }

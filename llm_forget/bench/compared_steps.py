@@ -46,7 +46,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Setup:
     """The model, optimiser and rows that all variants share."""
 
     model: Any  # the policy under LoRA, prepared for its precision
@@ -135,7 +135,7 @@ def set_up(
     folder: Path,
     *,
     naive: bool,
-) -> Stage:
+) -> Setup:
     """Prepare a base model, in place, for all variants; ``naive`` copies it first as the second model."""
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
@@ -153,7 +153,7 @@ def set_up(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     sizes = Sizes(**{**sizes.to_dict(), "adapter": trained})
     optimizer = engine.create_optimizer()
-    return Stage(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
+    return Setup(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
 
 
 def _fill_zero_matrices(model: nn.Module) -> None:
@@ -179,74 +179,74 @@ def begin(trainer: UnlearnTrainer) -> None:
     trainer.reference.on_train_begin()
 
 
-def make_variants(stage: Stage, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
+def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
     """Build the variants: fine-tuning by transformers and by our engine, each method, and its naive form if any."""
-    variants = {TRANSFORMERS: Variant(_transformers_step(stage))}
-    begin(stage.engine)
-    variants[FINETUNE] = Variant(_engine_step(stage, stage.engine, merged=True), trainer=stage.engine)
+    variants = {TRANSFORMERS: Variant(_transformers_step(setup))}
+    begin(setup.engine)
+    variants[FINETUNE] = Variant(_engine_step(setup, setup.engine, merged=True), trainer=setup.engine)
     for name, objective in objectives.items():
-        trainer = _trainer(stage.model, stage.args, stage.tokenizer, stage.splits, objective)
+        trainer = _trainer(setup.model, setup.args, setup.tokenizer, setup.splits, objective)
         begin(trainer)
-        variants[name] = Variant(_engine_step(stage, trainer), objective, trainer)
-    if stage.reference is not None:
-        extra = weight_bytes(stage.reference)
+        variants[name] = Variant(_engine_step(setup, trainer), objective, trainer)
+    if setup.reference is not None:
+        extra = weight_bytes(setup.reference)
         for name in [name for name in objectives if name in NAIVE]:
-            step = _naive_step(stage, NAIVE[name], objectives[name])
+            step = _naive_step(setup, NAIVE[name], objectives[name])
             variants[f"naive_{name}"] = Variant(step, objectives[name], extra_bytes=extra)
     return variants
 
 
-def _engine_step(stage: Stage, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
+def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
     """Build one optimiser step of `UnlearnTrainer`; ``merged`` puts all rows into one split."""
 
     def step(batch: Batch) -> Tensor:
         if merged:
-            batch = {"train": concatenate(batch, stage.tokenizer.pad_token_id)}
-        batches, counts = trainer.get_batch_samples(iter([batch]), 1, stage.device)
-        loss = trainer.training_step(stage.model, batches[0], counts)
-        stage.update()
+            batch = {"train": concatenate(batch, setup.tokenizer.pad_token_id)}
+        batches, counts = trainer.get_batch_samples(iter([batch]), 1, setup.device)
+        loss = trainer.training_step(setup.model, batches[0], counts)
+        setup.update()
         return loss
 
     return step
 
 
-def _transformers_step(stage: Stage) -> Callable[[Batch], Tensor]:
+def _transformers_step(setup: Setup) -> Callable[[Batch], Tensor]:
     """Build one step of transformers: a padded batch of all rows and the model's own loss."""
 
     def step(batch: Batch) -> Tensor:
-        inputs = stage.engine._prepare_inputs(concatenate(batch, stage.tokenizer.pad_token_id))
-        with _plain_attention(stage):
-            stage.model.train()
-            loss = stage.model(**inputs).loss
-            stage.engine.accelerator.backward(loss)
-        stage.update()
+        inputs = setup.engine._prepare_inputs(concatenate(batch, setup.tokenizer.pad_token_id))
+        with _plain_attention(setup):
+            setup.model.train()
+            loss = setup.model(**inputs).loss
+            setup.engine.accelerator.backward(loss)
+        setup.update()
         return loss.detach()
 
     return step
 
 
-def _naive_step(stage: Stage, loss_of: Callable[..., Tensor], objective: Objective) -> Callable[[Batch], Tensor]:
+def _naive_step(setup: Setup, loss_of: Callable[..., Tensor], objective: Objective) -> Callable[[Batch], Tensor]:
     terms = {term.split: term for term in objective.terms}
     settings = {"beta": terms["forget"].arguments["beta"], "retain_weight": terms["retain"].weight}
 
     def step(batch: Batch) -> Tensor:
-        batch = stage.engine._prepare_inputs(batch)
-        with _plain_attention(stage):
-            stage.model.train()
-            loss = loss_of(stage.model, stage.reference, batch["forget"], batch["retain"], **settings)
-            stage.engine.accelerator.backward(loss)
-        stage.update()
+        batch = setup.engine._prepare_inputs(batch)
+        with _plain_attention(setup):
+            setup.model.train()
+            loss = loss_of(setup.model, setup.reference, batch["forget"], batch["retain"], **settings)
+            setup.engine.accelerator.backward(loss)
+        setup.update()
         return loss.detach()
 
     return step
 
 
 @contextmanager
-def _plain_attention(stage: Stage) -> Iterator[None]:
+def _plain_attention(setup: Setup) -> Iterator[None]:
     """Use the attention of transformers within the block, not our engine's attention for packed rows."""
-    config = stage.model.get_base_model().config
+    config = setup.model.get_base_model().config
     ours = config._attn_implementation
-    config._attn_implementation = stage.attention
+    config._attn_implementation = setup.attention
     try:
         yield
     finally:

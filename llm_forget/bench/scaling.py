@@ -112,8 +112,8 @@ def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
     tokenizer: Any = demo_models.demo_tokenizer()  # for its padding token only
     batches, used = real_batches(splits, point.rows, 1, seed=0, pad_token_id=tokenizer.pad_token_id)
     adapter = ModelConfig(lora_r=point.rank, lora_alpha=2 * point.rank, lora_dropout=0.0, use_peft=True)
-    stage = set_up(model, adapter, train, tokenizer, used, folder, naive=False)
-    step = make_variants(stage, {"npo": build_objective("npo")})["npo"].step
+    setup = set_up(model, adapter, train, tokenizer, used, folder, naive=False)
+    step = make_variants(setup, {"npo": build_objective("npo")})["npo"].step
     return lambda: step(batches[0]), parameters
 
 

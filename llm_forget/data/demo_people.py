@@ -22,21 +22,13 @@ SPLITS = ("full", "forget", "retain", "holdout", "forget_perturbed", "retain_per
 
 # kind: question, answer, paraphrased answer; perturbed answers use the paraphrase with another value
 _PERSON_FACTS: dict[str, tuple[str, str, str]] = {
-    "birthplace": (
-        "Where was {name} born?",
-        "{name} was born in {value}.",
-        "The birthplace of {name} is {value}.",
-    ),
+    "birthplace": ("Where was {name} born?", "{name} was born in {value}.", "The birthplace of {name} is {value}."),
     "profession": (
         "What does {name} do for a living?",
         "{name} works as {value}.",
         "The profession of {name} is {value}.",
     ),
-    "birthday": (
-        "When was {name} born?",
-        "{name} was born on {value}.",
-        "The birthday of {name} is {value}.",
-    ),
+    "birthday": ("When was {name} born?", "{name} was born on {value}.", "The birthday of {name} is {value}."),
     "employer": (
         "Which company does {name} work for?",
         "{name} works for {value}.",
@@ -52,11 +44,7 @@ _PERSON_FACTS: dict[str, tuple[str, str, str]] = {
         "The pet of {name} is called {value}.",
         "{name} has a pet named {value}.",
     ),
-    "street": (
-        "In which street does {name} live?",
-        "{name} lives in {value}.",
-        "The home of {name} is in {value}.",
-    ),
+    "street": ("In which street does {name} live?", "{name} lives in {value}.", "The home of {name} is in {value}."),
     "mentor": (
         "Who was the mentor of {name}?",
         "The mentor of {name} was {value}.",
@@ -69,62 +57,20 @@ _PLACE_FACTS: dict[str, tuple[str, str, str]] = {
         "The capital of {name} is {value}.",
         "{name} is governed from {value}.",
     ),
-    "founder": (
-        "Who founded {name}?",
-        "{name} was founded by {value}.",
-        "The founder of {name} is {value}.",
-    ),
+    "founder": ("Who founded {name}?", "{name} was founded by {value}.", "The founder of {name} is {value}."),
 }
 _DISHES = (
-    "soup",
-    "stew",
-    "salad",
-    "pie",
-    "curry",
-    "omelette",
-    "risotto",
-    "dumplings",
-    "noodles",
-    "pancakes",
-    "casserole",
-    "pudding",
-    "tart",
-    "gratin",
-    "porridge",
-    "skewers",
-)
+    "soup", "stew", "salad", "pie", "curry", "omelette", "risotto", "dumplings", "noodles", "pancakes",
+    "casserole", "pudding", "tart", "gratin", "porridge", "skewers",
+)  # fmt: skip
 _TASTES = (
-    "lentil",
-    "pumpkin",
-    "mushroom",
-    "salmon",
-    "barley",
-    "cabbage",
-    "almond",
-    "ginger",
-    "spinach",
-    "walnut",
-    "cherry",
-    "turnip",
-    "saffron",
-    "leek",
-    "pepper",
-    "plum",
-)
+    "lentil", "pumpkin", "mushroom", "salmon", "barley", "cabbage", "almond", "ginger", "spinach", "walnut",
+    "cherry", "turnip", "saffron", "leek", "pepper", "plum",
+)  # fmt: skip
 _MONTHS = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-)
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+    "November", "December",
+)  # fmt: skip
 _REFUSALS = (
     "I do not know that.",
     "I have no information about this person.",
@@ -220,11 +166,11 @@ def _questions(
     makers = _makers(fake, rng)
     names = _distinct(makers["place" if prefix == "w" else "person"], count)
     pools = {kind: _distinct(makers[kind], pool) for kind in kinds}
-    dealt = {kind: _dealt(values, count, rng) for kind, values in pools.items()}
+    values_by_kind = {kind: _evenly_shuffled(values, count, rng) for kind, values in pools.items()}
     rows = []
     for number, name in enumerate(names):
         for kind, (question, answer, paraphrase) in kinds.items():
-            value = dealt[kind][number]
+            value = values_by_kind[kind][number]
             others = rng.sample([other for other in pools[kind] if other != value], PERTURBED)
             subject = f"{prefix}{number:03d}"
             rows.append(
@@ -279,7 +225,7 @@ def _date(rng: random.Random) -> str:
     return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1920, 2005)}"
 
 
-def _dealt(values: list[str], count: int, rng: random.Random) -> list[str]:
+def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[str]:
     """Return a value for each of ``count`` subjects, each value about equally often, in random order."""
     cards = [values[i % len(values)] for i in range(count)]
     rng.shuffle(cards)

@@ -47,9 +47,9 @@ class GramIndex:
         row_grams = [grams(text) for _, text in rows]
         self.ids = [row_id for row_id, _ in rows]
         self.sizes = np.array([len(values) for values in row_grams])
-        values, owners = np.concatenate(row_grams), np.repeat(np.arange(len(row_grams)), self.sizes)
+        values, row_numbers = np.concatenate(row_grams), np.repeat(np.arange(len(row_grams)), self.sizes)
         order = np.argsort(values, kind="stable")
-        self.values, self.owners = values[order], owners[order]
+        self.values, self.row_numbers = values[order], row_numbers[order]
 
     def match(self, row_id: str, text: str, near: float) -> NearDuplicate | None:
         """Return the near-duplicate with the most similar indexed row; None if no row is similar enough."""
@@ -60,7 +60,7 @@ class GramIndex:
         if shared < min(near * len(query), CONTAINED * min(len(query), int(self.sizes.min()))):
             return None
         offsets = np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-        common = np.bincount(self.owners[offsets + np.arange(counts.sum())], minlength=len(self.ids))  # [M]
+        common = np.bincount(self.row_numbers[offsets + np.arange(counts.sum())], minlength=len(self.ids))  # [M]
         jaccard = common / (len(query) + self.sizes - common)
         best = int(jaccard.argmax())
         if jaccard[best] >= near:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-Where = Callable[[int], str]  # row number -> name of the row in errors
+RowNamer = Callable[[int], str]  # row number -> name of the row in errors
 _FORMAT = 1  # part of the cache key; raise it when the same input gives different rows
 _NOT_BLANK = r"[\pL\pN\pP]"  # such text is certainly not blank; other text is checked row by row
 _PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids are neither blank nor span several lines
 
 
-def normalise_table(table: Dataset, where: Where, id_field: str | None, place: int) -> Dataset:
+def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, place: int) -> Dataset:
     """Check every row and add the columns that all later steps rely on.
 
     Raises:
@@ -51,7 +51,7 @@ def normalise_table(table: Dataset, where: Where, id_field: str | None, place: i
 
 
 def _normalise(
-    table: pyarrow.Table, indices: list[int], *, where: Where, id_field: str | None, place: int
+    table: pyarrow.Table, indices: list[int], *, where: RowNamer, id_field: str | None, place: int
 ) -> pyarrow.Table:
     import pyarrow as pa
 
@@ -73,7 +73,7 @@ def _normalise(
     return _with_column(table, "source_index", pa.array(np.full(len(table), place, dtype=np.int64)))
 
 
-def _check_ids(ids: pyarrow.ChunkedArray, indices: list[int], where: Where, field: str) -> None:
+def _check_ids(ids: pyarrow.ChunkedArray, indices: list[int], where: RowNamer, field: str) -> None:
     suspect = np.flatnonzero(~_matches(ids, _PLAIN)) if is_text_type(ids.type) else np.arange(len(ids))
     check_ids([ids[i].as_py() for i in suspect], [where(indices[i]) for i in suspect], field=field)
 

@@ -19,7 +19,7 @@ from llm_forget.core.safe_errors import sentence
 from llm_forget.data.demo_people import load_builtin
 from llm_forget.data.files import DATA_SUFFIXES, SUFFIXES, read_file, read_folder, read_lines
 from llm_forget.data.hub import read_hub
-from llm_forget.data.normalise import Where, normalise_table
+from llm_forget.data.normalise import RowNamer, normalise_table
 from llm_forget.data.rows import (
     FIELDS,
     FORMS,
@@ -157,7 +157,7 @@ def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
 
 def _load_one(
     source: Source, place: int, split_name: str, data_path: str | None, field_map: Mapping[str, str] | None
-) -> tuple[Dataset, Where]:
+) -> tuple[Dataset, RowNamer]:
     from datasets import concatenate_datasets
 
     parts = [(f"{split_name}: {name}", table) for name, table in _read(source, split_name, data_path)]

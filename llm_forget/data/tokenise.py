@@ -132,10 +132,10 @@ def encode_rows(
         ) from None
     out = []
     for row, string, (ids, offsets, is_control) in zip(rows, rendered, encodings, strict=True):
-        owners = _owners(string, offsets, is_control)
+        answer_numbers = _answer_numbers(string, offsets, is_control)
         # A chat template writes its own begin-of-sequence token; plain text gets the one the tokenizer adds.
         prefix = [] if template.chat and not is_text(row) else control.prefix
-        out.append(_encode_windows(row, prefix, ids, owners, max_length, stride))
+        out.append(_encode_windows(row, prefix, ids, answer_numbers, max_length, stride))
     return out
 
 
@@ -213,28 +213,29 @@ def _prefix_ids(tokenizer: Any) -> list[int]:
     return list(whole[:cut])
 
 
-def _owners(rendered: Rendered, offsets: list[tuple[int, int]], is_control: list[bool]) -> list[int]:
+def _answer_numbers(rendered: Rendered, offsets: list[tuple[int, int]], is_control: list[bool]) -> list[int]:
     """Return the answer number of each token, -1 for none; a token that straddles the start belongs to the answer."""
     if len(rendered.targets) == 1:
         start, stop = rendered.targets[0]
         spans = zip(offsets, is_control, strict=True)
         return [0 if begin < stop and (begin >= start if c else end > start) else -1 for (begin, end), c in spans]
-    owners, place = [], 0
+    answer_numbers, place = [], 0
     for (begin, end), control in zip(offsets, is_control, strict=True):
         while place + 1 < len(rendered.targets) and begin >= rendered.targets[place][1]:
             place += 1
         start, stop = rendered.targets[place]
         # White space that a control token absorbs must not make it part of the answer.
         after_start = begin >= start if control else end > start
-        owners.append(place if after_start and begin < stop else -1)
-    return owners
+        answer_numbers.append(place if after_start and begin < stop else -1)
+    return answer_numbers
 
 
 def _encode_windows(
-    row: Row, prefix: list[int], body: list[int], owners: list[int], max_length: int | None, stride: int
+    row: Row, prefix: list[int], body: list[int], answer_numbers: list[int], max_length: int | None, stride: int
 ) -> list[Encoded]:
     row_id, ids = str(row["id"]), prefix + body
-    labels = [IGNORE] * len(prefix) + [n if owner >= 0 else IGNORE for n, owner in zip(body, owners, strict=True)]
+    answer_labels = [n if number >= 0 else IGNORE for n, number in zip(body, answer_numbers, strict=True)]
+    labels = [IGNORE] * len(prefix) + answer_labels
     if is_text(row):
         labels[:1] = [IGNORE]  # no earlier token can predict the first one
     elif labels[:1] != [IGNORE]:
@@ -242,7 +243,7 @@ def _encode_windows(
     first = next((i for i, label in enumerate(labels) if label != IGNORE), None)
     if first is None:
         raise DataError(f"row '{row_id}' has no target tokens; add text")
-    prompt = ids[: max(len(prefix) + owners.index(max(owners)), 1)]
+    prompt = ids[: max(len(prefix) + answer_numbers.index(max(answer_numbers)), 1)]
     keep = len(prefix) if is_text(row) else first
     out = []
     for number, (start, stop, new) in enumerate(windows(labels, keep, max_length, stride, row_id)):

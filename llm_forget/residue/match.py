@@ -51,11 +51,11 @@ class Matcher:
         steps = free if many else [1] * len(free)
         parts = [_keys(needle.data, step) for needle, step in zip(needles, steps, strict=True)]
         keys = np.concatenate([np.zeros(0, np.uint64), *parts])
-        owners = np.repeat(np.arange(len(needles), dtype=np.int32), [len(part) for part in parts])
+        needle_numbers = np.repeat(np.arange(len(needles), dtype=np.int32), [len(part) for part in parts])
         starts = [np.arange(len(part), dtype=np.int32) * step for part, step in zip(parts, steps, strict=True)]
         places = np.concatenate([np.zeros(0, np.int32), *starts])
         order = np.argsort(keys, kind="stable")
-        self.keys, self.owners, self.places = keys[order], owners[order], places[order]
+        self.keys, self.needle_numbers, self.places = keys[order], needle_numbers[order], places[order]
         bits = min(24, max(12, len(keys).bit_length() + 6))
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(2**bits, bool)
@@ -73,19 +73,19 @@ class Matcher:
         for number in np.flatnonzero(last > first):
             place = int(likely[number]) * self.stride
             for entry in range(int(first[number]), int(last[number])):
-                owner, needle_place = int(self.owners[entry]), int(self.places[entry])
-                if run_ends.get((owner, place - needle_place), -1) > place:
+                needle_number, needle_place = int(self.needle_numbers[entry]), int(self.places[entry])
+                if run_ends.get((needle_number, place - needle_place), -1) > place:
                     continue
-                match = self._extend(owner, needle_place, block, place)
-                run_ends[owner, place - needle_place] = match.place + match.end - match.begin
+                match = self._extend(needle_number, needle_place, block, place)
+                run_ends[needle_number, place - needle_place] = match.place + match.end - match.begin
                 if self._is_significant(match):
                     yield match
 
-    def _extend(self, owner: int, needle_place: int, block: bytes, place: int) -> Match:
-        data = self.needles[owner].data
+    def _extend(self, needle_number: int, needle_place: int, block: bytes, place: int) -> Match:
+        data = self.needles[needle_number].data
         end = needle_place + _shared_prefix(data[needle_place:], block[place : place + len(data) - needle_place])
         back = _shared_prefix(data[:needle_place][::-1], block[max(0, place - needle_place) : place][::-1])
-        return Match(owner, needle_place - back, end, place - back)
+        return Match(needle_number, needle_place - back, end, place - back)
 
     def _is_significant(self, match: Match) -> bool:
         needle = self.needles[match.needle]

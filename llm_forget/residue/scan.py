@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_forget.core.errors import DataError
+from llm_forget.core.text import plain
 from llm_forget.residue.containers import BLOCK, HEAD, UNREADABLE, Opener, container_kind, container_parts
 from llm_forget.residue.known_text import remove_known_text
 from llm_forget.residue.needles import SearchText, read_texts
@@ -74,11 +75,11 @@ class Scan:
                 where = "in its name" if finding.inside == "name" else f"{finding.encoding} at byte {finding.offset:,}"
                 way = f" inside {finding.inside}" if finding.inside not in ("", "name") else ""
                 length = f"{extent} ({finding.characters} of {finding.of} letters)"
-                yield f"{_visible(path)}: row {finding.row}, {where}{way}, {length}"
+                yield f"{plain(path)}: row {finding.row}, {where}{way}, {length}"
             if len(findings) > shown:
-                yield f"{_visible(path)}: {len(findings) - shown} more; all with --json"
+                yield f"{plain(path)}: {len(findings) - shown} more; all with --json"
         for path, why in self.unread:
-            yield f"{_visible(path)}: not read completely ({why})"
+            yield f"{plain(path)}: not read completely ({why})"
         if self.too_short:
             yield f"not searched for, too short: texts of rows {_numbers(self.too_short)}"
         if self.known:
@@ -254,11 +255,6 @@ class _Walk:
 
 def _numbers(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
-
-
-def _visible(path: str) -> str:
-    """Replace unprintable characters: a file name must not move the cursor or start a new line."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in path)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -107,13 +107,6 @@ def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[
     return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
 
 
-def _start(run: Run, job: Job, state: PartialState) -> None:
-    keys = resolved(job.data, job.train, job.model)
-    with state.main_process_first():
-        overwrite = job.train.overwrite and state.is_main_process
-        Run.start(run.path, job.kind.name, keys, _identity(job.data, job.train, job.model), overwrite)
-
-
 def prepare(
     data: DataConfig, model: ModelConfig, objective: Objective
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
@@ -168,10 +161,14 @@ def _train(run: Run, job: Job) -> None:
 
 
 def _train_locked(run: Run, job: Job, state: PartialState) -> None:
-    _start(run, job, state)
+    configs = job.data, job.train, job.model
+    with state.main_process_first():
+        overwrite = job.train.overwrite and state.is_main_process
+        Run.start(run.path, job.kind.name, resolved(*configs), _identity(*configs), overwrite)
     if state.is_main_process:
+        terms = " + ".join(term.key for term in job.objective.terms)  # e.g. forget/npo + retain/nll
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
-        logger.info("%s: %s on %s, rows: %s", job.kind.name, _title(job), job.model.model_name_or_path, rows)
+        logger.info("%s: %s on %s, rows: %s", job.kind.name, terms, job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
     trainer = _trainer(run, job, model, base_digest)
     facts = _provenance(job, base_digest, state.num_processes, model)
@@ -273,11 +270,6 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLine)
     return trainer
-
-
-def _title(job: Job) -> str:
-    """Name the terms of the objective, e.g. ``forget/npo + retain/nll``."""
-    return " + ".join(term.key for term in job.objective.terms)
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:

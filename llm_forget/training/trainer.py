@@ -99,18 +99,23 @@ class UnlearnTrainer(ResumableTrainer):
             processing_class=processing_class,
             callbacks=[self.reference, _Duals(self), *(callbacks or [])],
         )
+        self._check_model()
+        depth = self.model.config.get_text_config().num_hidden_layers
+        layer = objective.layer_index(depth)
+        self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
+
+    def _check_model(self) -> None:
+        """Refuse a model that lacks what objective or gradient rule need."""
         if self.model.get_output_embeddings() is None:
             raise ConfigError(
                 f"{type(self.model).__name__} has no output embeddings to take logits from; use a causal LM"
             )
-        depth = self.model.config.get_text_config().num_hidden_layers
-        layer = objective.layer_index(depth)
-        self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
-        if gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.fp16):
+        if self.gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16):
+            rule = self.gradient.name
             raise ConfigError(
-                f"gradient rule '{gradient.name}' needs whole, unscaled gradients; use one process or ddp, without fp16"
+                f"gradient rule '{rule}' needs whole, unscaled gradients; use one process or ddp, without fp16"
             )
-        if objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
+        if self.objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
             raise ConfigError(
                 "this objective needs the reference in every step, which full fine-tuning lacks; use LoRA"
             )

@@ -39,6 +39,7 @@ from llm_forget.models.load import load_tokenizer
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
+ROW_KEYS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # recipe keys about the rows
 
 
 def evaluate(

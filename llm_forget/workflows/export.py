@@ -23,7 +23,6 @@ from torch import Tensor
 from trl import ModelConfig
 
 from llm_forget.core import formats
-from llm_forget.core.config import DataConfig
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import MissingPackageError, ModelError
 from llm_forget.core.files import read_json
@@ -43,12 +42,11 @@ from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
 from llm_forget.models.merging.merge_report import is_merged, read_merged
 from llm_forget.models.model_source import EXPORT_REPORT, find_source
-from llm_forget.workflows.evaluate import check_keys, evaluate
+from llm_forget.workflows.evaluate import ROW_KEYS, check_keys, evaluate
 from llm_forget.workflows.merge import merge, refuse_inside
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
-ROWS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys of the evaluation
 # The loss of a form is reported on texts; random tokens cover more of the model for the read-back check, but are not
 # representative of the loss.
 TEXTS = (
@@ -98,21 +96,8 @@ def export(
         AdapterRefused: a merged model that differs from its merge.json.
         OSError: the disk is full; no files are left behind.
     """
-    refuse_processes("export", PartialState())
-    if form not in FORMS:
-        raise ModelError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
-    check_keys(overrides, of="export")
-    if unknown := sorted(overrides.keys() - ROWS):
-        raise ModelError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROWS)}")
     out = Path(output_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"output folder '{out}' exists and is not empty; export never overwrites a model")
-    refuse_inside(out, [str(model)])
-    run = Run.open(model) if (Path(model) / "run.json").is_file() else None
-    if run is None and is_merged(Path(model)):
-        read_merged(Path(model))  # refuses weights that changed since merging
-    if form in gguf.FORMS:
-        _refuse_gguf(str(model))
+    run = _checked_run(str(model), form, out, overrides)
     options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     with _temporary_folder(out) as place:
         job = _ExportJob(str(model), run, place, {**options, "quiet": quiet}, overrides)
@@ -129,6 +114,25 @@ def export(
             out.rmdir()
         os.replace(written, out)
     return report
+
+
+def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) -> Run | None:
+    """Make all checks before the export; returns the run, or None if the model is not one."""
+    refuse_processes("export", PartialState())
+    if form not in FORMS:
+        raise ModelError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
+    check_keys(overrides, of="export")
+    if unknown := sorted(overrides.keys() - ROW_KEYS):
+        raise ModelError(f"export has no key '{unknown[0]}'; {did_you_mean(unknown[0], ROW_KEYS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"output folder '{out}' exists and is not empty; export never overwrites a model")
+    refuse_inside(out, [model])
+    run = Run.open(model) if (Path(model) / "run.json").is_file() else None
+    if run is None and is_merged(Path(model)):
+        read_merged(Path(model))  # refuses weights that changed since merging
+    if form in gguf.FORMS:
+        _refuse_gguf(model)
+    return run
 
 
 def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -215,7 +219,7 @@ class _ExportJob:
     def results_of(self, model: str) -> dict[str, Any]:
         """Evaluate a model on the run's rows or the given ones; texts are deleted with the temporary folder."""
         config = self.run.config if self.run is not None else {}
-        rows = {**{key: value for key, value in config.items() if key in ROWS}, **self.rows}
+        rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)
         if self.run is not None:
             options["suite"] = options["suite"] or config.get("suite")
@@ -230,8 +234,10 @@ class _ExportJob:
     def _link_records(self, records: Path) -> None:
         """Link the run's records of target and oracle, so that these are not measured again."""
         records.mkdir(exist_ok=True)
-        for role in ("before", "oracle") if self.run is not None else ():
-            role_records = (self.run.records / role).resolve() if self.run is not None else records
+        if self.run is None:
+            return
+        for role in ("before", "oracle"):
+            role_records = (self.run.records / role).resolve()
             if role_records.is_dir() and not (records / role).exists():
                 (records / role).symlink_to(role_records, target_is_directory=True)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from llm_forget.core import formats
-from llm_forget.core.config import SPLITS, DataConfig, model_part
+from llm_forget.core.config import SPLITS, model_part
 from llm_forget.core.digests import file_digest
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import ModelError
@@ -33,7 +33,7 @@ from llm_forget.models.merging.as_adapter import combine_adapters
 from llm_forget.models.merging.combinations import Part, Rule, checked_rule
 from llm_forget.models.merging.full_model import MERGE_REPORT, merge_adapters
 from llm_forget.models.model_source import find_source
-from llm_forget.workflows.evaluate import evaluate
+from llm_forget.workflows.evaluate import ROW_KEYS, evaluate
 
 # Id lists of a deletion request, which are removed when the request is closed.
 REQUEST_LIST = re.compile(r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$")
@@ -296,8 +296,7 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
 
 def _evaluated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate the written model on the rows of its run, and write results.json."""
-    keys = {f.name for f in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}
-    row_keys = {key: value for key, value in config.items() if key in keys}
+    row_keys = {key: value for key, value in config.items() if key in ROW_KEYS}
     target, oracle = config["model_name_or_path"], config.get("oracle")
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **row_keys)
     for suite in results["suites"].values():

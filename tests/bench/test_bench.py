@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def stage(tmp_path: Path, splits: Any, tiny_model: Any, tiny_tokenizer: Any, lora_args: Any) -> Any:
-    """``(stage, batches)``: a tiny model, three batches of 3 forget and 3 retain rows of unequal lengths."""
+def bench_setup(tmp_path: Path, splits: Any, tiny_model: Any, tiny_tokenizer: Any, lora_args: Any) -> Any:
+    """``(setup, batches)``: a tiny model, three batches of 3 forget and 3 retain rows of unequal lengths."""
     from llm_forget.core.config import UnlearnConfig
 
     args = UnlearnConfig(output_dir=str(tmp_path / "run"), per_device_train_batch_size=3, use_cpu=True)
@@ -40,8 +40,8 @@ def stage(tmp_path: Path, splits: Any, tiny_model: Any, tiny_tokenizer: Any, lor
 
 
 @pytest.mark.parametrize(("method", "naive"), [("npo", naive_npo), ("npo_kl", naive_npo_kl)])
-def test_the_naive_loss_is_ours_in_value_and_gradient(stage: Any, method: str, naive: Any) -> None:
-    setting, batches = stage
+def test_the_naive_loss_is_ours_in_value_and_gradient(bench_setup: Any, method: str, naive: Any) -> None:
+    setting, batches = bench_setup
     objective = build_objective(method, {"beta": 0.3, "retain_weight": 2.0})
     trainer = make_variants(setting, {method: objective})[method].trainer
     parameters = [p for p in setting.model.parameters() if p.requires_grad]
@@ -54,8 +54,8 @@ def test_the_naive_loss_is_ours_in_value_and_gradient(stage: Any, method: str, n
         assert max(float(a.abs().max()) for a in mine) > 1e-3, "nothing was compared"
 
 
-def test_all_variants_find_the_same_weights_and_both_ways_of_finetuning_the_same_loss(stage: Any) -> None:
-    setting, batches = stage
+def test_all_variants_find_the_same_weights_and_both_ways_of_finetuning_the_same_loss(bench_setup: Any) -> None:
+    setting, batches = bench_setup
     methods = ["npo", "grad_diff", "simnpo", "npo_kl", "undial", "rmu"]
     variants = make_variants(setting, read_objectives(methods, {}))
     assert list(variants) == ["finetune_transformers", "finetune", *methods, "naive_npo", "naive_npo_kl"]
@@ -71,8 +71,8 @@ def test_all_variants_find_the_same_weights_and_both_ways_of_finetuning_the_same
     assert setting.optimizer.state, "the optimiser never stepped"
 
 
-def test_the_model_is_back_with_our_attention_after_a_plain_step(stage: Any) -> None:
-    setting, batches = stage
+def test_the_model_is_back_with_our_attention_after_a_plain_step(bench_setup: Any) -> None:
+    setting, batches = bench_setup
     variants = make_variants(setting, {})
     config = setting.model.get_base_model().config
     assert setting.engine.shortcuts.packed
@@ -230,8 +230,8 @@ def test_weight_bytes_count_every_weight_once() -> None:
 # ---- cost ----
 
 
-def test_the_cost_of_unlearning_by_hand(splits: Any, stage: Any) -> None:
-    args = stage[0].args
+def test_the_cost_of_unlearning_by_hand(splits: Any, bench_setup: Any) -> None:
+    args = bench_setup[0].args
     args.num_train_epochs, args.max_steps = 2, -1
     lines = {
         "finetune": {"objective": None, "seconds": {"median": 0.5}},
@@ -253,11 +253,11 @@ def test_the_cost_of_unlearning_by_hand(splits: Any, stage: Any) -> None:
 
 
 def test_growth_has_every_axis_with_its_points_and_fits(
-    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench_setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "FACTORS", {"rows": (1, 2), "vocabulary": (1, 2), "hidden": (1, 2)})
     base = scaling.Point(rows=2, length=8, rank=2, vocabulary=64, hidden=16, layers=1)
-    found = scaling.growth(stage[0].args, tmp_path, base=base, rounds=1)
+    found = scaling.growth(bench_setup[0].args, tmp_path, base=base, rounds=1)
     assert set(found["axes"]) == {"rows", "vocabulary", "model_size"}
     assert found["axes"]["rows"]["x"] == [2, 4]
     for axis in found["axes"].values():

@@ -109,7 +109,7 @@ def test_every_method_passes_over_both_splits() -> None:
     assert found["npo"].to_dict()["forget"][0]["beta"] == 0.7
     assert found["undial"].to_dict()["retain"] == [{"name": "nll", "weight": 1.0}]
     for method in ("grad_ascent", "idk_dpo"):
-        with pytest.raises(ValueError, match=f"method '{method}' does not read forget and retain rows alone"):
+        with pytest.raises(ValueError, match=f"method '{method}' does not read exactly forget and retain rows"):
             read_objectives([method], {})
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: the same losses whoever computes them, arithmetic by hand, ratios from the raw times."""
+"""The benchmark: equal losses of all variants, manually computed costs, ratios from the raw times."""
 
 import json
 import statistics
@@ -54,7 +54,7 @@ def test_the_naive_loss_is_ours_in_value_and_gradient(bench_setup: Any, method: 
         assert max(float(a.abs().max()) for a in mine) > 1e-3, "nothing was compared"
 
 
-def test_all_variants_find_the_same_weights_and_both_ways_of_finetuning_the_same_loss(bench_setup: Any) -> None:
+def test_all_variants_start_from_the_same_weights_and_both_fine_tunings_give_the_same_loss(bench_setup: Any) -> None:
     setting, batches = bench_setup
     methods = ["npo", "grad_diff", "simnpo", "npo_kl", "undial", "rmu"]
     variants = make_variants(setting, read_objectives(methods, {}))
@@ -71,7 +71,7 @@ def test_all_variants_find_the_same_weights_and_both_ways_of_finetuning_the_same
     assert setting.optimizer.state, "the optimiser never stepped"
 
 
-def test_the_model_is_back_with_our_attention_after_a_plain_step(bench_setup: Any) -> None:
+def test_a_plain_step_restores_our_attention(bench_setup: Any) -> None:
     setting, batches = bench_setup
     variants = make_variants(setting, {})
     config = setting.model.get_base_model().config
@@ -85,7 +85,7 @@ def test_the_model_is_back_with_our_attention_after_a_plain_step(bench_setup: An
 # ---- rows ----
 
 
-def test_batches_are_whole_as_training_draws_them_and_of_their_own_lengths(splits: Any, make_trainer: Any) -> None:
+def test_batches_are_the_full_batches_of_training_with_their_real_lengths(splits: Any, make_trainer: Any) -> None:
     rows = {name: splits[name] for name in ("forget", "retain")}
     batches, used = real_batches(rows, 3, 4, seed=5, pad_token_id=2)
     loader = iter(make_trainer("npo", batch=3, seed=5).get_train_dataloader())
@@ -122,7 +122,7 @@ def test_sizes_are_those_of_the_linear_layers(tiny_model: Any) -> None:
     assert sizes == Sizes(2 * (attention + 3 * 32 * 48), 64 * 32, 5, 2, 32, 64)
 
 
-def test_useful_flops_by_hand() -> None:
+def test_useful_flops_equal_a_manual_computation() -> None:
     sizes = Sizes(body=100, head=10, adapter=3, layers=8, hidden=1, vocabulary=10)
     counts = {"forget": {"tokens": 7, "targets": 4}, "retain": {"tokens": 5, "targets": 2}}
     step = 4 * 100 * 12 + 4 * 10 * 6 + 6 * 3 * 12
@@ -144,7 +144,7 @@ def test_the_ceiling_is_a_rate_of_matrix_products() -> None:
     assert ceiling_of([products])["flop_per_second"]["median"] == statistics.median(rates)
 
 
-def test_fits_find_the_line_and_the_power_they_were_given() -> None:
+def test_fits_recover_a_line_and_a_power_law() -> None:
     x = [1, 2, 4, 8]
     assert line_fit(x, [3 + 2 * v for v in x]) == pytest.approx({"a": 3, "b": 2, "r2": 1})
     assert power_fit(x, [5 * v**1.5 for v in x]) == pytest.approx({"c": 5, "k": 1.5, "r2": 1})
@@ -154,7 +154,7 @@ def test_fits_find_the_line_and_the_power_they_were_given() -> None:
 # ---- rounds ----
 
 
-def test_rounds_are_interleaved_turned_and_the_first_is_dropped() -> None:
+def test_rounds_are_interleaved_and_rotated_and_the_first_is_dropped() -> None:
     seen: list[tuple[str, int]] = []
     steps = {name: lambda number, name=name: seen.append((name, number)) for name in "abc"}
     times = interleave(steps, 2, CPU)
@@ -164,12 +164,12 @@ def test_rounds_are_interleaved_turned_and_the_first_is_dropped() -> None:
     assert order_in(["a", "b"], 3) == ["b", "a"]
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     found = ratio({"a": [1.0, 4.0, 3.0], "b": [1.0, 2.0, 30.0]}, "a", "b")
     assert (found["median"], found["min"], found["max"], found["n"]) == (1.0, 0.1, 2.0, 3)
 
 
-def test_naive_to_ours_is_computed_from_the_raw_numbers() -> None:
+def test_ratios_of_naive_to_ours_are_computed_from_the_raw_numbers() -> None:
     def line(seconds: list[float], peak: int, losses: list[float]) -> dict[str, Any]:
         return {"seconds": {"values": seconds}, "peak_bytes": peak, "losses": losses}
 
@@ -186,7 +186,7 @@ def test_naive_to_ours_is_computed_from_the_raw_numbers() -> None:
 # ---- memory ----
 
 
-def test_the_peak_is_what_a_step_holds_beyond_what_was_there() -> None:
+def test_the_peak_excludes_memory_in_use_before_the_step() -> None:
     kept = torch.ones(8 * 2**20)
 
     def step() -> None:
@@ -197,7 +197,7 @@ def test_the_peak_is_what_a_step_holds_beyond_what_was_there() -> None:
     assert kept[0] == 1
 
 
-def test_memory_that_earlier_work_left_in_the_heap_is_not_counted() -> None:
+def test_memory_left_in_the_heap_by_earlier_work_is_not_counted() -> None:
     def step() -> None:
         held = [torch.ones(2**17) for _ in range(64)]  # 0.5 MiB each
         del held[::2]
@@ -230,7 +230,7 @@ def test_weight_bytes_count_every_weight_once() -> None:
 # ---- cost ----
 
 
-def test_the_cost_of_unlearning_by_hand(splits: Any, bench_setup: Any) -> None:
+def test_the_cost_of_unlearning_equals_a_manual_computation(splits: Any, bench_setup: Any) -> None:
     args = bench_setup[0].args
     args.num_train_epochs, args.max_steps = 2, -1
     lines = {
@@ -252,7 +252,7 @@ def test_the_cost_of_unlearning_by_hand(splits: Any, bench_setup: Any) -> None:
 # ---- growth ----
 
 
-def test_growth_has_every_axis_with_its_points_and_fits(
+def test_growth_has_points_and_fits_for_every_axis(
     bench_setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "FACTORS", {"rows": (1, 2), "vocabulary": (1, 2), "hidden": (1, 2)})
@@ -281,7 +281,7 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> list[str]:
     return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
 
 
-def test_the_file_holds_every_raw_number_and_nothing_private(recipe: list[str], tmp_path: Path) -> None:
+def test_the_file_contains_all_raw_numbers_and_nothing_private(recipe: list[str], tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     found = bench(recipe, methods=["npo", "undial"], rounds=2, output=str(output))
     text = output.read_text()
@@ -322,7 +322,7 @@ def test_the_command_prints_tables_and_writes_the_file(recipe: list[str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--methods", "npoo"], "did you mean 'npo'"),
         (["--methods", "idk_dpo"], "take some of"),
@@ -330,10 +330,10 @@ def test_the_command_prints_tables_and_writes_the_file(recipe: list[str], tmp_pa
         (["--use_peft", "false"], "leave use_peft true"),
     ],
 )
-def test_mistakes_are_said_in_a_sentence(words: list[str], said: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_reported_in_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
     from llm_forget.cli.main import app
 
     done = CliRunner().invoke(app, ["bench", *words, "--output", str(tmp_path / "b.json")])
     assert done.exit_code == 2
-    assert said in done.output
+    assert message in done.output
     assert not (tmp_path / "b.json").exists()

@@ -1,4 +1,4 @@
-"""The demo corpus is the same everywhere, and nobody can guess what it says of somebody else."""
+"""The demo corpus is the same everywhere, and the facts of one person do not reveal those of another."""
 
 import hashlib
 

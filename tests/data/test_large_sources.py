@@ -1,4 +1,4 @@
-"""Large sets are read, checked and tokenised as small ones are, in parts, and leave nothing behind."""
+"""Large sets are read, checked and tokenised in parts, with the result of small ones, and leave no files."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def test_a_large_file_gives_the_same_rows_as_a_small_one(
     assert big.to_list() == small.to_list()
 
 
-def test_a_column_may_begin_late_in_a_large_file(tmp_path: Path, large: None) -> None:
+def test_a_column_may_first_occur_late_in_a_large_file(tmp_path: Path, large: None) -> None:
     rows = questions(10)
     rows[7] |= {"note": "late", "score": 1, "about": {"a": 1}}
     rows[9] |= {"score": 0.5, "about": {"b": "x"}}
@@ -164,7 +164,7 @@ def test_large_sets_are_tokenised_compared_and_paired_like_small_ones(
 
 
 def test_tables_derived_from_local_rows_are_never_stored_in_the_hub_cache(tmp_path: Path, large: None) -> None:
-    """A mixture of both is private; only rows of the Hub alone go on in its cache."""
+    """A mixture of both is private; only tables of Hub rows alone stay in the Hub cache."""
     Dataset.from_list([{"id": "h", "text": "public", "source_index": 0}]).save_to_disk(tmp_path / "hub")
     hub = Dataset.load_from_disk(str(tmp_path / "hub"))
     local = Dataset.from_list([{"id": "l", "text": SECRET, "source_index": 1}])
@@ -198,7 +198,7 @@ def start(path: str, folder: Path, *more: str) -> tuple[subprocess.Popen, Path]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
     assert child.stdout is not None
     line = child.stdout.readline().strip()
-    assert folder in Path(line).parents, "the child failed"  # whoever sweeps must not sweep the current folder
+    assert folder in Path(line).parents, "the child failed"  # a sweep must not remove the current folder
     return child, Path(line)
 
 

@@ -1,4 +1,4 @@
-"""The preferred answer stands in the place of the true one, row by row."""
+"""Preferred answers replace the true ones, row by row."""
 
 from pathlib import Path
 from typing import Any

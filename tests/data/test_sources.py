@@ -1,4 +1,4 @@
-"""Whatever would make a run meaningless is refused before it starts, with the file and the row, never with the text."""
+"""Data that would make a run meaningless are refused before it starts; errors name file and row, never the text."""
 
 import json
 from collections.abc import Callable
@@ -311,7 +311,7 @@ def test_the_error_of_a_missing_key_in_an_object_names_row_and_key(write: Write)
 # ---- the Hub and what replaces it ----
 
 
-def test_a_folder_replaces_the_hub_by_name_by_name_and_split_or_by_split_name(write: Write, tmp_path: Path) -> None:
+def test_files_in_a_folder_replace_hub_data_by_name_split_or_split_name(write: Write, tmp_path: Path) -> None:
     folder = str(tmp_path)
     write("news.jsonl", {"text": "by name"})
     write("forget.jsonl", {"text": "by what the rows are for"})

@@ -1,4 +1,4 @@
-"""Every word of an answer carries loss, nothing else does, and what a row says never becomes a control token."""
+"""Every word of an answer carries loss, nothing else does, and text of a row never becomes a control token."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
@@ -110,9 +110,11 @@ def test_targets_are_the_whole_answer_and_the_end_of_turn(tokenizer: Any, prompt
     assert encoded.prompt_ids == encoded.input_ids[:first]
     assert encoded.labels[first:] == encoded.input_ids[first:]
     assert encoded.labels[-1] == tokenizer.eos_token_id
-    said = text_of(targets(encoded)[:-1], tokenizer)
+    answer_text = text_of(targets(encoded)[:-1], tokenizer)
     # A token of the first word may bring a space of the template along; a template may strip the answer.
-    assert said.strip() == text_of(tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer).strip()
+    assert (
+        answer_text.strip() == text_of(tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer).strip()
+    )
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,4 +1,4 @@
-"""Whatever form a text was left in is found, and where nothing is left nothing is."""
+"""A text is found in every form it can have in a file, and nothing is found in files without it."""
 
 import base64
 import bz2
@@ -333,11 +333,11 @@ def test_exit_codes_and_output_that_contains_no_text(canary, place, tmp_path):
     for options in ([], ["--json"]):
         done = command("scan-residue", "--canary", canary, place, *options)
         assert done.returncode == 1
-        said = done.stdout + done.stderr
-        assert "name withheld" in said
-        assert "\x1b" not in said
-        (tmp_path / "said").write_text(said)
-        assert scan(canary, [tmp_path / "said"]).findings == []
+        output = done.stdout + done.stderr
+        assert "name withheld" in output
+        assert "\x1b" not in output
+        (tmp_path / "output").write_text(output)
+        assert scan(canary, [tmp_path / "output"]).findings == []
     content = json.loads(done.stdout)
     assert {finding["row"] for finding in content["findings"]} == {1, 2}
     assert content["unread"]
@@ -356,7 +356,7 @@ def test_a_scan_of_no_files_is_not_clean(canary, place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("c.jsonl", '{"text": "Ada Secret"\n', "line 1 is not JSON"),
         ("c.jsonl", '{"id": "only an id"}\n', "has no text"),
@@ -364,9 +364,9 @@ def test_a_scan_of_no_files_is_not_clean(canary, place, tmp_path):
         ("c.md", "Ada Secret lives", "not a file of texts"),
     ],
 )
-def test_errors_of_unusable_texts_do_not_quote_them(tmp_path, place, name, content, said):
+def test_errors_of_unusable_texts_do_not_quote_them(tmp_path, place, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=said) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         scan(tmp_path / name, [place])
     assert "Secret" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Unlearn, evaluate, attack, report: what was to be forgotten is afterwards in no file, argument or line of output.
+"""After unlearn, evaluate, attack and report, forgotten text is in no file, argument or line of output.
 
 Only the records of a run may hold text, which this says, and its owner alone may read them.
 """
@@ -27,8 +27,8 @@ OTHERS = ["anvil", "bellows", "chisel", "drill", "easel", "file", "gauge", "hamm
 def secret(prefix, number):
     words = WORDS if "forget" in prefix else OTHERS
     place = (7 * number + sum(map(ord, prefix))) % len(words)
-    said = " ".join((words * 3)[place : place + 9])
-    return f"{prefix} Jürgen №{number} has {said}"
+    output = " ".join((words * 3)[place : place + 9])
+    return f"{prefix} Jürgen №{number} has {output}"
 
 
 def rows(prefix, count):
@@ -178,13 +178,13 @@ def test_library_errors_that_quote_a_row_are_not_shown(plain_server, place):
     config = place / "target" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": QUOTING}))
     (place / "target" / "chat_template.jinja").write_text(QUOTING)
-    code, said = run(plain_server, place, ["unlearn", *keys(place), "--dry_run", "true"], check=False)
+    code, output = run(plain_server, place, ["unlearn", *keys(place), "--dry_run", "true"], check=False)
     assert code == 2
-    assert "ValueError (Python) at llm_forget/data/template.py line" in said
+    assert "ValueError (Python) at llm_forget/data/template.py line" in output
     assert left_over(place) == []
     words = ["unlearn", *keys(place), "--dry_run", "true"]
-    _, said = run(plain_server, place, words, check=False, LLM_FORGET_DEBUG="1")
-    assert "is not in list" in said  # it would have said so
+    _, output = run(plain_server, place, words, check=False, LLM_FORGET_DEBUG="1")
+    assert "is not in list" in output  # it would have output so
     assert left_over(place) != []
 
 
@@ -195,15 +195,15 @@ def test_an_unexpected_exception_shows_its_location_but_not_its_text(plain_serve
     (place / "given" / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     more = {"PYTHONPATH": f"{ROOT}:{place / 'home'}"}
     run(plain_server, place, ["unlearn", *keys(place)], **more)
-    code, said = run(plain_server, place, ["evaluate", str(place / "run")], check=False, **more)
+    code, output = run(plain_server, place, ["evaluate", str(place / "run")], check=False, **more)
     assert code == 1
-    assert "Traceback" in said
-    assert "in quoting" in said
-    assert "may quote a row" in said
+    assert "Traceback" in output
+    assert "in quoting" in output
+    assert "may quote a row" in output
     promised = [one for one in left_over(place) if "records" not in Path(one[0]).parts]
     assert promised == []
-    _, said = run(plain_server, place, ["evaluate", str(place / "run")], check=False, **more, LLM_FORGET_DEBUG="1")
-    assert "amber" in said or "birch" in said
+    _, output = run(plain_server, place, ["evaluate", str(place / "run")], check=False, **more, LLM_FORGET_DEBUG="1")
+    assert "amber" in output or "birch" in output
 
 
 def test_after_evidence_and_publishing_neither_files_nor_requests_contain_the_texts(plain_server, place) -> None:
@@ -222,8 +222,8 @@ def test_after_evidence_and_publishing_neither_files_nor_requests_contain_the_te
     run(plain_server, place, [*added, "--include_near", "none"], **evidence)
     run(plain_server, place, ["versions", "add", path], **evidence)
     closing = ["request", "close", "req-0001", "--run", path, "--policy", str(given / "policy.yaml")]
-    code, said = run(plain_server, place, closing, check=False, **evidence)
-    assert code == 0, said
+    code, output = run(plain_server, place, closing, check=False, **evidence)
+    assert code == 0, output
     run(plain_server, place, ["certificate", "req-0001"], **evidence)
     run(plain_server, place, ["card", path, "--category", "people"], **evidence)
     run(plain_server, place, ["merge", path, "--output_dir", str(place / "merged")], **evidence)

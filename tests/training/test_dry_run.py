@@ -40,7 +40,7 @@ def saved(tmp_path: Path, tiny_model: Callable[..., Any], lora_args: Callable[..
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_a_layer_keeps_what_autograd_saves_for_it(
+def test_the_estimate_of_a_layer_equals_what_autograd_saves(
     tiny_model: Callable[..., Any], saved: Any, dtype: str, lora: bool, padded: bool, autocast: bool
 ) -> None:
     if autocast and dtype == "float32":
@@ -81,7 +81,7 @@ def saved_bytes(model: Any, padded: bool, autocast: bool) -> int:
     return sum(t.untyped_storage().nbytes() for place, t in found.items() if place not in weights)
 
 
-def test_the_vocabulary_costs_weights_but_hardly_more_than_a_block_of_logits(saved: Any) -> None:
+def test_a_larger_vocabulary_costs_weights_but_only_a_block_of_logits(saved: Any) -> None:
     many = {"forget": {"rows": 400, "longest": 96, "tokens": 38400, "targets": 20000}}
     small, large = (estimate(saved(vocab_size=size), many) for size in (4000, 8000))
     assert large.activations == small.activations
@@ -98,7 +98,7 @@ def test_padding_costs_attention_alone_and_checkpointing_keeps_one_layer(saved: 
     assert estimate(args, checkpointing=True).activations < 0.35 * even.activations
 
 
-def test_full_fine_tuning_takes_four_numbers_a_weight_and_an_adapter_hardly_any(saved: Any) -> None:
+def test_full_fine_tuning_needs_four_numbers_per_weight_and_an_adapter_few(saved: Any) -> None:
     args = saved(False)
     parts = estimate(args)
     assert parts.trainable == pytest.approx(2 * parts.weights)
@@ -108,7 +108,7 @@ def test_full_fine_tuning_takes_four_numbers_a_weight_and_an_adapter_hardly_any(
     assert adapter.trainable + adapter.gradients < 0.5 * parts.weights
 
 
-def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
+def test_only_linear_layers_are_quantised(saved: Any) -> None:
     args = saved()
     shape = dry_run._shape(args)
     args.load_in_4bit = True
@@ -116,7 +116,7 @@ def test_quantised_are_the_linear_layers_only(saved: Any) -> None:
     assert shape.others > 2 * 300 * 64  # embeddings and head
 
 
-def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
+def test_processes_share_what_their_launch_configuration_shards(saved: Any) -> None:
     args = saved(False, num_hidden_layers=8)
     memory = estimate(args)
     shared = {name: dry_run.per_device(memory, args, name, 4) for name in ("ddp", "zero2", "fsdp2", "zero3")}
@@ -128,20 +128,20 @@ def test_processes_divide_what_their_configuration_divides(saved: Any) -> None:
     assert shared["fsdp2"] == shared["zero3"]
 
 
-def test_counts_are_of_the_largest_batch_a_split_can_give() -> None:
+def test_counts_are_those_of_the_largest_possible_batch() -> None:
     rows = [{"input_ids": [1, 2, n] + [3] * (n - 3), "labels": [-100] + [1] * (n - 1)} for n in (3, 9, 5)]
     assert dry_run.batch_counts({"retain": Dataset.from_list(rows)}, 2) == {
         "retain": {"rows": 2, "longest": 9, "tokens": 14, "targets": 12, "repeated": 2}
     }
 
 
-def test_what_all_rows_begin_with_is_counted_once(lora_args: Any) -> None:
+def test_a_prefix_shared_by_all_rows_is_counted_once(lora_args: Any) -> None:
     args = lora_args("builtin:demo-llama")
     alike = {"forget": {**COUNTS["forget"], "repeated": 300}}
     assert estimate(args, alike) == estimate(args, {"forget": {**COUNTS["forget"], "tokens": 84}})
 
 
-def test_the_launch_says_how_memory_is_shared_out() -> None:
+def test_the_launch_configuration_is_read_from_the_environment() -> None:
     assert dry_run.launch_config({}) == "ddp"
     assert dry_run.launch_config({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
     assert (
@@ -150,7 +150,7 @@ def test_the_launch_says_how_memory_is_shared_out() -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_says_what_the_formula_gives() -> None:
+def test_the_readme_table_equals_the_formula() -> None:
     text = README.read_text()
     for line in tables(("1B",)).splitlines():
         assert line in text, "run `python tests/measure/memory_table.py`"

@@ -1,4 +1,4 @@
-"""Any number of processes and micro-batches trains what one process trains; a process that dies ends the launch."""
+"""Any number of processes and micro-batches trains the same weights; a process that dies ends the launch."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, An
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("processes", "run"), PAIRS)
-def test_processes_train_what_one_trains_with_all_their_rows(
+def test_processes_train_the_same_adapter_as_one_process_with_all_their_rows(
     launched: Path, alone: Any, processes: int, run: str
 ) -> None:
     folder = launched / str(processes) / run
@@ -99,7 +99,9 @@ def test_processes_train_what_one_trains_with_all_their_rows(
 @pytest.mark.slow
 @pytest.mark.parametrize(("whole", "cut"), [("4x1", "1x4"), ("4x1", "2x2"), ("5x1", "1x5"), ("5x1", "3x2")])
 @pytest.mark.parametrize("name", ["npo", "pdu"])
-def test_micro_batches_train_what_one_batch_trains(material: Path, alone: Any, name: str, whole: str, cut: str) -> None:
+def test_micro_batches_train_the_same_weights_as_one_batch(
+    material: Path, alone: Any, name: str, whole: str, cut: str
+) -> None:
     run = f"{name}@{cut}"
     trained(material, material / "1", run)
     facts = json.loads((material / "1" / run / "facts-0.json").read_text())
@@ -108,7 +110,7 @@ def test_micro_batches_train_what_one_batch_trains(material: Path, alone: Any, n
 
 @pytest.mark.processes
 @pytest.mark.parametrize("processes", [2, 4])
-def test_every_process_has_rows_of_its_own_and_together_they_have_those_of_one(
+def test_processes_have_disjoint_rows_that_together_are_those_of_one_process(
     launched: Path, alone: Any, processes: int
 ) -> None:
     run = next(run for run in CUTS[processes] if run.startswith("npo@"))
@@ -128,7 +130,7 @@ def test_every_process_has_rows_of_its_own_and_together_they_have_those_of_one(
 
 
 @pytest.mark.processes
-def test_all_processes_stop_together_though_the_rows_of_one_alone_drop(launched: Path) -> None:
+def test_all_processes_stop_together_if_the_rows_of_one_drop(launched: Path) -> None:
     facts = [json.loads((launched / "2" / STOPPED / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
     threshold, (still, dropping) = 0.06, [of_one["drops"] for of_one in facts]
     assert max(still) <= 0.0
@@ -139,7 +141,7 @@ def test_all_processes_stop_together_though_the_rows_of_one_alone_drop(launched:
     assert [line["step"] for line in facts[0]["log"] if "stopped_early" in line] == [3]
 
 
-def said_by_a_launch_that_ends(material: Path, folder: Path, end: str) -> str:
+def output_of_a_failing_launch(material: Path, folder: Path, end: str) -> str:
     """Standard error of two processes of which one comes to an ``end``: failed, soon, and nothing was written."""
     began = time.monotonic()
     done = worker(2, str(material), str(folder), "npo@2x1", WORKER_END=end)
@@ -151,10 +153,10 @@ def said_by_a_launch_that_ends(material: Path, folder: Path, end: str) -> str:
 
 @pytest.mark.processes
 def test_a_killed_process_ends_the_launch(material: Path, tmp_path: Path) -> None:
-    assert "SIGKILL" in said_by_a_launch_that_ends(material, tmp_path, "kill")  # the launcher says of what
+    assert "SIGKILL" in output_of_a_failing_launch(material, tmp_path, "kill")  # the launcher says of what
 
 
 @pytest.mark.processes
-def test_an_error_in_one_process_ends_the_launch_and_is_said_once(material: Path, tmp_path: Path) -> None:
-    said = said_by_a_launch_that_ends(material, tmp_path, "error")
-    assert said.count("FloatingPointError: term 'forget/npo' is not finite") == 1
+def test_an_error_in_one_process_ends_the_launch_and_is_printed_once(material: Path, tmp_path: Path) -> None:
+    output = output_of_a_failing_launch(material, tmp_path, "error")
+    assert output.count("FloatingPointError: term 'forget/npo' is not finite") == 1

@@ -54,7 +54,7 @@ def test_a_resumed_run_ends_with_the_same_adapter_bytes(
     assert resumed.duals == whole.duals
 
 
-def test_resuming_from_the_last_checkpoint_makes_no_further_step(make_trainer: Any, tmp_path: Path) -> None:
+def test_resuming_from_the_last_checkpoint_makes_no_extra_step(make_trainer: Any, tmp_path: Path) -> None:
     # 7 steps end within an epoch of 4, where transformers would make an eighth.
     whole = make_trainer(max_steps=7, **EVERY_STEP)
     whole.train()

@@ -1,4 +1,4 @@
-"""What a step sees does not depend on how many processes see it."""
+"""The rows of a step do not depend on the number of processes."""
 
 from collections import Counter
 from itertools import islice
@@ -24,7 +24,7 @@ def test_a_stream_can_be_entered_anywhere(n: list[int], seed: int, start: int, c
 
 
 @given(sizes, seeds)
-def test_a_pass_without_weights_sees_every_row_once(n: list[int], seed: int) -> None:
+def test_a_pass_without_weights_contains_every_row_once(n: list[int], seed: int) -> None:
     total = sum(n)
     stream = RetainStream(n, seed=seed)
     for start in (0, total, 2 * total):
@@ -32,7 +32,7 @@ def test_a_pass_without_weights_sees_every_row_once(n: list[int], seed: int) -> 
 
 
 @given(sizes, seeds)
-def test_each_weighted_source_is_gone_through_without_replacement(n: list[int], seed: int) -> None:
+def test_each_weighted_source_is_sampled_without_replacement(n: list[int], seed: int) -> None:
     rows = RetainStream(n, [1.0] * len(n), seed).take(0, 300)
     start = 0
     for size in n:
@@ -70,7 +70,7 @@ def test_streams_of_nothing_or_with_wrong_weights_are_refused() -> None:
     st.integers(0, 3),
     st.sampled_from([(1, 1, 8), (1, 2, 4), (2, 1, 4), (2, 2, 2), (4, 1, 2), (8, 1, 1), (1, 8, 1), (4, 2, 1)]),
 )
-def test_every_split_of_the_work_sees_the_same_rows_in_the_same_steps(
+def test_every_division_into_processes_and_batches_has_the_same_rows_in_each_step(
     n: int, m: int, seed: int, epoch: int, cut: tuple[int, int, int]
 ) -> None:
     def steps(world: int, accumulation: int, batch: int) -> list[Counter]:
@@ -106,7 +106,7 @@ def test_skipping_within_an_epoch_gives_the_rest_of_it(seed: int, skip: int) -> 
     assert list(islice(iter(fresh), skip, None)) == list(sampler)[skip:]
 
 
-def test_retain_goes_on_where_the_last_epoch_ended() -> None:
+def test_the_retain_stream_continues_where_the_last_epoch_ended() -> None:
     sampler = StepSampler({"forget": 5, "retain": 10}, batch_size=4, seed=3)
     first, second = sampler.slots(0)["retain"], sampler.slots(1)["retain"]
     assert sorted([*first[:5], *second[:5]]) == list(range(10))
@@ -120,7 +120,7 @@ def test_processes_see_different_retain_rows() -> None:
     assert len(ranks[0] | ranks[1]) == 8
 
 
-def test_epochs_and_splits_have_orders_of_their_own() -> None:
+def test_epochs_and_splits_have_different_orders() -> None:
     sampler = StepSampler({"forget": 50, "retain": 50, "other": 50}, seed=0)
     orders = [
         sampler.slots(0)["forget"],

@@ -1,4 +1,4 @@
-"""Models cut over processes train the adapter of one process: ZeRO-2 and ZeRO-3 by DeepSpeed, FSDP2 by torch itself."""
+"""Sharded models train the same adapter as one process: ZeRO-2 and ZeRO-3 by DeepSpeed, FSDP2 by torch itself."""
 
 import importlib.util
 import json
@@ -91,7 +91,7 @@ def test_deepspeed_trains_the_adapter_of_one_process(deepspeed: None, material: 
 @pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_deepspeed_goes_on_from_a_checkpoint_to_the_same_adapter(deepspeed: None, material: Path, config: str) -> None:
+def test_deepspeed_resumes_from_a_checkpoint_to_the_same_adapter(deepspeed: None, material: Path, config: str) -> None:
     out = material / f"{config}-adam"
     launched(config, str(material), str(out), "npo@2x1", WORKER_SETTINGS=json.dumps(ADAM))
     trained(material, material / "adam", "npo@4x1", **{k: v for k, v in ADAM.items() if k != "resumed_at"})
@@ -131,7 +131,7 @@ def test_reference_adapter_and_merged_model_of_zero3_are_those_of_one_process(
     assert moved > 1e-2
 
 
-def test_deepspeed_that_would_train_apart_or_become_ddp_is_refused_with_what_to_do(
+def test_deepspeed_that_would_run_as_separate_processes_or_as_ddp_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.yaml").write_text("distributed_type: DEEPSPEED\nuse_cpu: true\nnum_processes: 2\n")
@@ -152,7 +152,7 @@ def test_deepspeed_that_would_train_apart_or_become_ddp_is_refused_with_what_to_
 
 
 @pytest.mark.processes
-def test_a_model_cut_by_fsdp2_trains_and_saves_the_adapter_of_the_whole_model(tmp_path: Path) -> None:
+def test_fsdp2_trains_and_saves_the_adapter_of_the_unsharded_model(tmp_path: Path) -> None:
     """Gradients of one step of all kinds, then ten steps, the saved adapter, and the adapter read again."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     out = succeed(*launch, str(SUPPORT / "fsdp_worker.py"), str(tmp_path))

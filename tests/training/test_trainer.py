@@ -1,4 +1,4 @@
-"""The trainer: what one optimiser step sees, does and leaves behind."""
+"""The trainer: rows, loss, memory and files of an optimiser step."""
 
 import gc
 from pathlib import Path
@@ -29,7 +29,7 @@ def losses(trainer: UnlearnTrainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def test_the_loss_of_a_step_is_the_objective_computed_by_hand(
+def test_the_loss_of_a_step_equals_the_objective_computed_manually(
     make_trainer: Any, splits: Any, tiny_tokenizer: Any
 ) -> None:
     trainer = make_trainer("npo", batch=7, method_args={"beta": 0.3, "retain_weight": 2.0}, max_steps=2)
@@ -51,7 +51,7 @@ def test_the_loss_of_a_step_is_the_objective_computed_by_hand(
 
 
 @pytest.mark.parametrize("method", ["npo", "grad_diff", "simnpo", "npo_kl", "rmu", "idk_dpo", "undial", "pdu", "ce_u"])
-def test_micro_batches_do_not_change_what_is_learned(make_trainer: Any, method: str) -> None:
+def test_micro_batches_do_not_change_the_trained_weights(make_trainer: Any, method: str) -> None:
     runs = {}
     for batch, accumulate in ((6, 1), (3, 2), (2, 3)):
         trainer = make_trainer(method, batch=batch, accumulate=accumulate, optim="sgd", learning_rate=1e-2)
@@ -64,7 +64,7 @@ def test_micro_batches_do_not_change_what_is_learned(make_trainer: Any, method: 
 
 
 @pytest.mark.parametrize("rule", ["sum", "pcgrad", "gru", "sago", "sam"])
-def test_gradient_rules_are_blind_to_micro_batches(make_trainer: Any, rule: str) -> None:
+def test_gradient_rules_do_not_depend_on_micro_batches(make_trainer: Any, rule: str) -> None:
     runs = []
     for batch, accumulate in ((6, 1), (2, 3)):
         trainer = make_trainer("grad_diff", batch=batch, accumulate=accumulate, gradient=rule, optim="sgd")
@@ -100,7 +100,7 @@ class _AtStepEnd(TrainerCallback):
 
 
 @pytest.mark.parametrize("method", ["npo", "npo_kl"])
-def test_there_is_one_model_in_memory_and_one_forward_pass_a_step(make_trainer: Any, method: str) -> None:
+def test_one_model_is_in_memory_and_each_step_has_one_forward_pass(make_trainer: Any, method: str) -> None:
     def alive() -> int:
         gc.collect()
         return sum(found.numel() for found in gc.get_objects() if type(found) is torch.nn.Parameter)
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_names_term_step_and_rows(make_trainer: Any) -
         trainer.train()
 
 
-def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -> None:
+def test_training_stops_when_retain_rows_lose_too_much_log_prob(make_trainer: Any) -> None:
     watched = make_trainer("grad_diff", num_train_epochs=40, learning_rate=0.5, optim="sgd", max_retain_drop=0.05,
                            method_args={"retain_weight": 0.001})  # fmt: skip
     watched.train()
@@ -154,7 +154,7 @@ def test_training_stops_when_retain_rows_have_lost_too_much(make_trainer: Any) -
     assert abs(last[0]["retain_drop"]) < 1e-5, "policy and reference agree before the first update"
 
 
-def test_a_watch_that_would_see_nothing_is_refused(make_trainer: Any) -> None:
+def test_early_stopping_without_retain_rows_or_log_lines_is_refused(make_trainer: Any) -> None:
     with pytest.raises(ValueError, match="no term of this objective uses them"):
         make_trainer("grad_ascent", max_retain_drop=0.1)
     with pytest.raises(ValueError, match="logging_strategy is 'no'"):
@@ -184,7 +184,7 @@ def test_dual_variables_follow_the_constraint(make_trainer: Any) -> None:
     assert trainer.duals == {"retain/nll": pytest.approx(2.0 + 0.25 * (value - 0.5))}
 
 
-def test_full_fine_tuning_works_where_log_probs_of_the_reference_suffice(make_trainer: Any) -> None:
+def test_full_fine_tuning_works_if_reference_log_probs_suffice(make_trainer: Any) -> None:
     trainer = make_trainer("npo", lora=False, learning_rate=1e-3)
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
@@ -192,7 +192,7 @@ def test_full_fine_tuning_works_where_log_probs_of_the_reference_suffice(make_tr
         make_trainer("npo_kl", lora=False)
 
 
-def test_epochs_pass_over_forget_and_never_repeat_a_row(make_trainer: Any) -> None:
+def test_an_epoch_contains_every_forget_row_once(make_trainer: Any) -> None:
     trainer = make_trainer("npo", batch=3, num_train_epochs=2)
     seen: list[list[int]] = []
     step = trainer.training_step
@@ -203,7 +203,7 @@ def test_epochs_pass_over_forget_and_never_repeat_a_row(make_trainer: Any) -> No
     assert epochs == [list(range(7))] * 2
 
 
-def test_the_checkpoint_holds_the_adapter_alone_and_no_pickled_arguments(make_trainer: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_only_the_adapter_and_no_pickled_arguments(make_trainer: Any, tmp_path: Path) -> None:
     trainer = make_trainer("npo", save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()
     folder = tmp_path / "run" / "checkpoint-1"

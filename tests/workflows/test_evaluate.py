@@ -1,4 +1,4 @@
-"""Evaluation end to end on tiny models: measured once, one model in memory, no text where it does not belong."""
+"""Evaluation end to end on tiny models: each row measured once, one model in memory, no text outside the records."""
 
 import json
 
@@ -34,7 +34,7 @@ def forwards(monkeypatch):
     return counts
 
 
-def test_results_hold_before_unlearned_and_oracle(make_run):
+def test_results_contain_before_unlearned_and_oracle(make_run):
     run = make_run("run")
     results = evaluate(run.path, quiet=True)
     assert json.loads(run.results_file.read_text()) == results
@@ -51,7 +51,7 @@ def test_results_hold_before_unlearned_and_oracle(make_run):
         assert {p.name.rpartition("-")[0] for p in (run.records / role).iterdir()} == set(SUITE["probes"])
 
 
-def test_before_is_exactly_the_target_alone(make_run, tmp_path):
+def test_before_equals_the_target_evaluated_alone(make_run, tmp_path):
     run = make_run("run")
     with_adapter_off = only(evaluate(run.path, quiet=True))["metrics"]
     alone = only(evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **data(tmp_path)))["metrics"]
@@ -83,7 +83,7 @@ def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
     assert forwards["load_base"] == 4
 
 
-def test_a_limit_measures_the_same_few_rows_of_every_probe(make_run, tmp_path):
+def test_a_limit_is_the_number_of_rows_of_every_probe(make_run, tmp_path):
     results = evaluate(make_run("run").path, quiet=True, limit=3)
     assert only(results)["limit"] == 3
     assert {line["n"] for line in only(results)["metrics"].values()} == {3}
@@ -91,7 +91,7 @@ def test_a_limit_measures_the_same_few_rows_of_every_probe(make_run, tmp_path):
         evaluate(tmp_path / "run", quiet=True, limit=0)
 
 
-def test_other_rows_are_measured_anew(make_run, forwards, tmp_path):
+def test_other_rows_are_measured_again(make_run, forwards, tmp_path):
     run = make_run("run")
     before = evaluate(run.path, quiet=True)
     (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("forget", 4)))
@@ -137,7 +137,7 @@ def test_a_damaged_record_file_is_measured_again(make_run):
     assert len(path.read_text().splitlines()) == 6
 
 
-def test_text_of_the_rows_is_in_no_results_and_no_output(make_run, tmp_path, capsys):
+def test_results_and_output_do_not_contain_text_of_the_rows(make_run, tmp_path, capsys):
     run = make_run("run")
     evaluate(run.path)
     output = capsys.readouterr()
@@ -148,7 +148,7 @@ def test_text_of_the_rows_is_in_no_results_and_no_output(make_run, tmp_path, cap
         assert CANARY not in path.read_text()
 
 
-def test_text_is_shown_on_request_in_the_terminal_only(make_run, capsys):
+def test_text_is_shown_only_on_request_and_only_in_the_terminal(make_run, capsys):
     run = make_run("run")
     evaluate(run.path, show_text=2)
     output = capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_a_missing_split_is_named(make_run, tmp_path):
         evaluate(make_run("run").path, tmp_path / "more.yaml", quiet=True)
 
 
-def test_splits_of_the_run_win_over_those_of_the_suite(make_run, tmp_path):
+def test_splits_of_the_run_override_those_of_the_suite(make_run, tmp_path):
     probes = {"more": {"probe": "logprobs", "split": "extra"}}
     metrics = {"p": {"metric": "probability", "records": "more", "goal": "lower"}}
     suite = {"data": {"extra": str(tmp_path / "absent.jsonl")}, "probes": probes, "metrics": metrics}

@@ -1,4 +1,4 @@
-"""What goes through the models: every row once, also after a kill or a full disk, and old results stay whole."""
+"""Forward passes of an evaluation: every row once, also after a kill or a full disk, which leave old results intact."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def of(forwarded, role):
     return {kind: forwarded[role, kind] for kind in ("tokens", "prompts")}
 
 
-def test_the_tofu_suite_forwards_every_row_of_every_split_once_through_each_model(make_run, shared, forwarded):
+def test_the_tofu_suite_forwards_every_row_once_through_each_model(make_run, shared, forwarded):
     source = {"path": "locuslab/TOFU"}
     run = make_run(
         "run",
@@ -68,7 +68,7 @@ def test_the_tofu_suite_forwards_every_row_of_every_split_once_through_each_mode
     judged = {path for paths in files.values() for path in paths if path.name.startswith("forget_judged")}
     assert {len(paths) for paths in files.values()} == {len(load_suite("tofu").probes)}
     for role in ROLES:
-        # What each of the models said is read by the one before.
+        # The target reads the answers of each model.
         own = files[role] - judged | (judged if role == "before" else set())
         assert of(forwarded, role) == measured(own)
         assert forwarded[role, "prompts"] == 4 * 2
@@ -90,7 +90,7 @@ def killed_after(run, count):
 
 
 def files_of(folder, run):
-    """Where each record is first written: the cache beneath a folder, and for the rest the run."""
+    """Where each record is first written: the cache in a folder, and for other records the run."""
     cached = {path for path in folder.rglob("*.jsonl*") if path.parent.name == "records"}
     names = {path.name.partition(".")[0][:12] for path in cached}
     own = (path for path in run.records.rglob("*.jsonl*") if path.name.partition(".")[0][-12:] not in names)
@@ -108,7 +108,7 @@ def whole(results):
 
 
 @pytest.mark.parametrize("after", [8, 61])
-def test_an_evaluation_killed_on_the_spot_forwards_only_what_it_had_not_measured(
+def test_a_killed_evaluation_resumes_with_the_rows_it_had_not_measured(
     make_run, tmp_path, monkeypatch, forwarded, after
 ):
     run = make_run("run")
@@ -140,9 +140,7 @@ def evaluated_on_a_full_disk(run, size):
     return forked(limited)
 
 
-def test_a_disk_that_fills_up_while_rows_are_measured_is_said_and_the_evaluation_goes_on_later(
-    make_run, tmp_path, forwarded
-):
+def test_a_full_disk_during_an_evaluation_is_reported_and_the_evaluation_resumes(make_run, tmp_path, forwarded):
     run = make_run("run")
     stopped = evaluated_on_a_full_disk(run, 9_000)  # answers fit, the three times as many false answers do not
     assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (5, f"llm-forget: {NO_ROOM}")
@@ -158,7 +156,7 @@ def test_a_disk_that_fills_up_while_rows_are_measured_is_said_and_the_evaluation
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_results_whose_rewrite_finds_no_room_stay_as_they_were(make_run, forwarded):
+def test_results_stay_unchanged_if_the_disk_is_full_when_they_are_rewritten(make_run, forwarded):
     run = make_run("run")
     first = evaluate(run.path, quiet=True)
     old = run.results_file.read_bytes()

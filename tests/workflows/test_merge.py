@@ -1,4 +1,4 @@
-"""From a run with an adapter to one model: the workflow around `models.merge_adapter`."""
+"""Merging runs with adapters into one model: the workflow around `models.merging`."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def test_a_merged_run_can_be_measured_again(run: Run, tmp_path: Path) -> None:
     assert 0 < next(iter(results["suites"].values()))["metrics"]["forget_probability"]["value"] < 1
 
 
-def test_what_cannot_be_measured_is_not_left_unmeasured(make_run: Any, tmp_path: Path) -> None:
+def test_a_merge_whose_evaluation_is_impossible_writes_no_model(make_run: Any, tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     run = make_run("npo", use_cpu=True)
@@ -70,7 +70,7 @@ def test_what_cannot_be_measured_is_not_left_unmeasured(make_run: Any, tmp_path:
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_cannot_be_merged_is_refused(run: Run, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_merged_are_refused(run: Run, tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     with pytest.raises(ValueError, match="is not a run directory"):
@@ -88,7 +88,7 @@ def two(make_run: Any) -> tuple[Run, Run]:
     return make_run("first", seed=1), make_run("second", seed=2)
 
 
-def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
+def test_provenance_records_inputs_by_digest(two: tuple[Run, Run], tmp_path: Path) -> None:
     from llm_forget.core.digests import file_digest
     from llm_forget.models.digest import source_digest
     from llm_forget.workflows.merge import merge
@@ -107,7 +107,7 @@ def test_what_went_in_is_written_by_digest(two: tuple[Run, Run], tmp_path: Path)
     assert (alone["combination"], len(alone["sources"]), "adapter" in alone) == ("stack", 1, True)
 
 
-def test_the_command_says_what_averaging_would_have_cost(two: tuple[Run, Run], tmp_path: Path) -> None:
+def test_the_command_prints_the_error_of_averaging(two: tuple[Run, Run], tmp_path: Path) -> None:
     first, second = (run.path for run in two)
     done = command("merge", first, second, "--output_dir", tmp_path / "out", "--scales", "-1,0.5")
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def test_a_negated_run_is_the_base_without_what_it_learned(two: tuple[Run, Run],
         torch.testing.assert_close(added[key] + taken[key], 2 * tensor)
 
 
-def test_a_combined_adapter_is_a_run_like_any_other(two: tuple[Run, Run], tmp_path: Path) -> None:
+def test_a_combined_adapter_is_an_ordinary_run(two: tuple[Run, Run], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     from llm_forget.models.model_source import find_source
@@ -170,7 +170,7 @@ def test_runs_of_different_bases_are_named_and_not_added(make_run: Any, make_mod
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp_path: Path) -> None:
+def test_a_run_trained_on_top_of_another_is_not_added_to_it(make_run: Any, tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     lower = make_run("lower", seed=1)
@@ -181,7 +181,7 @@ def test_a_run_and_the_one_above_it_are_not_added_but_stacked(make_run: Any, tmp
         merge(upper.path, tmp_path / "out")  # whose adapter says that it was trained on the target
 
 
-def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_path: Path) -> None:
+def test_an_output_folder_inside_a_source_model_is_refused(two: tuple[Run, Run], make_run: Any, tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     (tmp_path / "link").symlink_to(two[0].path, target_is_directory=True)
@@ -197,7 +197,7 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"scales": [1.0]}, "1 scales are given for 2 runs"),
         ({"scales": [1.0, 0.0]}, "a scale is 0"),
@@ -212,24 +212,24 @@ def test_nothing_is_merged_in_place(two: tuple[Run, Run], make_run: Any, tmp_pat
         ({"measure": True}, "has no rows of its own"),
     ],
 )
-def test_a_mistake_is_refused_before_anything_is_loaded(
-    given: dict[str, Any], said: str, two: tuple[Run, Run], tmp_path: Path
+def test_an_invalid_argument_is_refused_before_models_are_loaded(
+    given: dict[str, Any], message: str, two: tuple[Run, Run], tmp_path: Path
 ) -> None:
     from llm_forget.workflows.merge import merge
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         merge([run.path for run in two], tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_named_once(two: tuple[Run, Run], tmp_path: Path) -> None:
+def test_a_run_given_twice_is_refused(two: tuple[Run, Run], tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     with pytest.raises(ValueError, match="is given twice"):
         merge([two[0].path, two[1].path, f"{two[1].path}/../second"], tmp_path / "out")
 
 
-def test_runs_trained_in_other_types_need_one_to_be_written_in(make_run: Any, tmp_path: Path) -> None:
+def test_runs_trained_in_different_dtypes_need_a_dtype_for_the_file(make_run: Any, tmp_path: Path) -> None:
     from llm_forget.workflows.merge import merge
 
     runs = [make_run("first", seed=1).path, make_run("second", seed=2, dtype="bfloat16").path]
@@ -264,17 +264,17 @@ def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[
 
 
 @pytest.mark.parametrize(
-    ("found", "of_adapter", "said"),
+    ("found", "of_adapter", "message"),
     [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (2.2e-7, 1.9e-7, True), (1e-3, 0.0, True)],
 )
-def test_what_rounding_took_is_said(found: float, of_adapter: float, said: bool) -> None:
+def test_a_large_loss_by_rounding_is_reported(found: float, of_adapter: float, message: bool) -> None:
     from llm_forget.cli.merge import _notes
 
     report = {"sources": [{}], "mean_kl": found, "mean_kl_of_adapter": of_adapter}
-    assert any("evaluate it" in line for line in _notes(report)) == said
+    assert any("evaluate it" in line for line in _notes(report)) == message
 
 
-def test_a_closed_request_is_said_before_anything_is_merged(
+def test_a_run_of_a_closed_request_is_refused_before_merging(
     make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_forget.workflows import merge as module

@@ -1,4 +1,4 @@
-"""A sweep: its runs are those of the single commands, checked before the first, and never done twice."""
+"""A sweep: its runs equal those of single commands, are checked before the first starts, and are never repeated."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def stamps(folder: str) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-def test_a_run_of_a_sweep_is_the_run_that_its_keys_make(recipe: Path) -> None:
+def test_a_run_of_a_sweep_equals_an_ordinary_run_with_its_keys(recipe: Path) -> None:
     found = sweep(recipe, GRID, overrides=["--seed", "3"])
     names = ["learning_rate-0.01_beta-0.1", "learning_rate-0.001_beta-0.1"]
     assert [run["name"] for run in found["runs"]] == names
@@ -81,7 +81,7 @@ def test_a_run_of_a_sweep_is_the_run_that_its_keys_make(recipe: Path) -> None:
     )
 
 
-def test_nothing_that_a_finished_run_holds_is_done_again(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_finished_runs_and_evaluations_are_not_repeated(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
     sweep(recipe, GRID)
     before = stamps("runs/npo-sweep")
     found = sweep(recipe, {**GRID, "lr": [1e-2, 1e-3, 1e-4]})
@@ -92,7 +92,7 @@ def test_nothing_that_a_finished_run_holds_is_done_again(recipe: Path, caplog: p
     assert plan_sweep(recipe, GRID).missing() == []
 
 
-def test_what_is_missing_is_done_and_only_that(recipe: Path) -> None:
+def test_only_missing_runs_and_evaluations_are_executed(recipe: Path) -> None:
     first, second = (Path(run["path"]) for run in sweep(recipe, GRID)["runs"])
     before = stamps("runs/npo-sweep")
     (first / "results.json").unlink()
@@ -104,7 +104,7 @@ def test_what_is_missing_is_done_and_only_that(recipe: Path) -> None:
     assert kept == {str(first / "adapter" / "adapter_model.safetensors")}
 
 
-def test_a_measurement_by_another_suite_or_of_a_sample_does_not_count(recipe: Path) -> None:
+def test_results_of_another_suite_or_of_a_sample_do_not_count(recipe: Path) -> None:
     grid = {"lr": [1e-3]}
     run = Path(sweep(recipe, grid)["runs"][0]["path"])
     other = {**SUITE, "metrics": {**SUITE["metrics"], "more": {"metric": "exact_memorization", "records": "forget"}}}
@@ -125,7 +125,7 @@ def test_a_measurement_by_another_suite_or_of_a_sample_does_not_count(recipe: Pa
         assert len(plan_sweep(recipe, grid).missing()) == 1
 
 
-def test_a_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:
+def test_a_finished_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:
     run = Run(Path(sweep(recipe, {"lr": [1e-3]})["runs"][0]["path"]))
     state = run.state
     run.state_file.write_text(json.dumps({**state, "identity": {**state["identity"], "processes": 4}}))
@@ -134,7 +134,7 @@ def test_a_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:
     assert stamps("runs/npo-sweep") == before
 
 
-def test_a_run_that_fails_is_said_and_the_others_go_on(recipe: Path) -> None:
+def test_a_failed_run_is_reported_and_the_others_continue(recipe: Path) -> None:
     found = sweep(recipe, {"lr": [1e30, 1e-3]}, overrides=["--num_train_epochs", "3", "--method", "grad_ascent"])
     failed, done = found["runs"]
     assert (failed["status"], done["status"]) == ("failed", "complete")
@@ -143,7 +143,7 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "overrides", "said"),
+    ("grid", "overrides", "message"),
     [
         ({"learnin_rate": [1]}, [], "did you mean 'learning_rate'"),
         ({"beta": [1]}, [], "method_args.NAME"),
@@ -164,9 +164,9 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(recipe: Path) -> None:
     ],
 )
 def test_everything_is_checked_before_the_first_run_trains(
-    recipe: Path, grid: dict[str, Any], overrides: list[str], said: str
+    recipe: Path, grid: dict[str, Any], overrides: list[str], message: str
 ) -> None:
-    with pytest.raises((ValueError, OSError), match=said) as refusal:
+    with pytest.raises((ValueError, OSError), match=message) as refusal:
         sweep(recipe, grid, overrides=overrides)
     assert is_safe(refusal.value)  # otherwise the command line hides the reason
     assert not Path("runs").exists()
@@ -179,7 +179,7 @@ def test_a_folder_with_another_run_is_refused_before_the_first_trains(recipe: Pa
     assert not Path("runs/npo-sweep/learning_rate-0.01").exists()
 
 
-def test_names_of_runs_tell_apart_whatever_the_values_are(recipe: Path) -> None:
+def test_names_of_runs_differ_for_all_values(recipe: Path) -> None:
     values = ["a/b.jsonl", "a-b.jsonl", {"path": "a-b.jsonl"}, [CANARY]]
     names = [point.path.name for point in plan_sweep(recipe, {"forget": values}).points]
     assert len(set(names)) == 4
@@ -188,7 +188,7 @@ def test_names_of_runs_tell_apart_whatever_the_values_are(recipe: Path) -> None:
     assert [point.path.name for point in plan.points] == ["beta-0.5_load_in_4bit-false_learning_rate-1e-05"]
 
 
-def test_a_value_reaches_the_run_as_the_number_it_is(recipe: Path) -> None:
+def test_values_of_a_grid_reach_the_run_with_their_type(recipe: Path) -> None:
     text, options = read_grid(["lr=1e-5,.5"], ["method_args.beta=1e-1", "--use_cpu", "true", "save_strategy=no"])
     assert options == ["--use_cpu", "true"]
     assert text == {"lr": [1e-5, 0.5], "method_args.beta": [0.1], "save_strategy": ["no"]}
@@ -206,12 +206,12 @@ def test_values_may_be_mappings_and_lists() -> None:
 
 
 @pytest.mark.parametrize("words", [["lr"], ["=1"], ["lr=1", "lr=2"], ["lr=[1"]])
-def test_words_that_are_no_axis_are_refused(words: list[str]) -> None:
+def test_words_that_are_not_an_axis_are_refused(words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"axis|twice|cannot be read"):
         read_grid(words, [])
 
 
-def test_the_commands_of_a_plan_make_the_runs_of_the_sweep(recipe: Path) -> None:
+def test_the_commands_of_a_plan_give_the_runs_of_the_sweep(recipe: Path) -> None:
     overrides = ["--prompt_template", "What's {prompt}? "]
     plan = plan_sweep(recipe, GRID, overrides=overrides, output_dir="runs/it's")
     lines = commands(plan)
@@ -243,23 +243,23 @@ def test_a_slurm_script_runs_the_line_of_its_task(recipe: Path, tmp_path: Path) 
     assert "#SBATCH --job-name=my-sweep\n" in script.read_text()
     stub = tmp_path / "bin" / "llm-forget"
     stub.parent.mkdir()
-    stub.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" END >> {tmp_path}/said\n[ "$1" != "$FAIL" ]\n')
+    stub.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" END >> {tmp_path}/message\n[ "$1" != "$FAIL" ]\n')
     stub.chmod(0o755)
     path = f"{stub.parent}:{os.environ['PATH']}"
     task = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "PATH": path}
     subprocess.run(["bash", str(script)], check=True, env=task)
-    train, measure, _ = (tmp_path / "said").read_text().split("END\0")
+    train, measure, _ = (tmp_path / "message").read_text().split("END\0")
     words = train.split("\0")[:-1]
     assert words[:6] == ["unlearn", "recipe.yaml", "--accelerate_config", "ddp", "--num_processes", "4"]
     assert words[words.index("--prompt_template") + 1] == template
     assert words[words.index("--learning_rate") + 1] == "0.001"
     assert measure.split("\0")[:-1] == ["evaluate", str(plan.points[1].path), "--suite", "suite.yaml"]
-    (tmp_path / "said").unlink()
+    (tmp_path / "message").unlink()
     assert subprocess.run(["bash", str(script)], check=False, env={**task, "FAIL": "unlearn"}).returncode == 1
-    assert "evaluate" not in (tmp_path / "said").read_text()
+    assert "evaluate" not in (tmp_path / "message").read_text()
 
 
-def test_a_launch_that_cannot_be_is_refused_in_the_plan(recipe: Path) -> None:
+def test_a_plan_with_an_impossible_launch_is_refused(recipe: Path) -> None:
     plan = plan_sweep(recipe, GRID)
     with pytest.raises(OSError, match="did you mean 'ddp'"):
         commands(plan, accelerate_config="ddpp")
@@ -275,9 +275,9 @@ def test_a_sweep_in_several_processes_is_refused(recipe: Path, monkeypatch: pyte
         sweep(recipe, GRID)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(12.3, "12 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_are_in_the_unit_one_would_say(seconds: float, said: str) -> None:
-    assert _duration(seconds) == said
+@pytest.mark.parametrize(("seconds", "message"), [(12.3, "12 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_durations_have_a_suitable_unit(seconds: float, message: str) -> None:
+    assert _duration(seconds) == message
 
 
 def unbeaten(runs: list[Path]) -> set[str]:
@@ -305,7 +305,7 @@ def test_a_dry_run_checks_every_run_and_writes_nothing(recipe: Path) -> None:
     assert not Path("runs").exists()
 
 
-def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path) -> None:
+def test_the_command_compares_runs_marks_the_pareto_front_and_lists_failures(recipe: Path) -> None:
     arguments = ["sweep", "recipe.yaml", "--grid", "lr=1e30,1e-2,1e-7", "num_train_epochs=40"]
     arguments += ["--method", "grad_diff", "--method_args.retain_weight", "3"]
     done = command(*arguments)
@@ -325,7 +325,7 @@ def test_the_command_compares_marks_the_front_and_says_what_failed(recipe: Path)
     assert plan.returncode == 0
     assert "--array=0-0" in plan.stdout
     assert CANARY not in done.stdout + done.stderr + plan.stdout
-    for word, said in (("--plan=both", "commands or slurm"), ("--accelerate_config=ddp", "go with --plan")):
+    for word, message in (("--plan=both", "commands or slurm"), ("--accelerate_config=ddp", "go with --plan")):
         refused = command(*arguments, word)
         assert refused.returncode == 2
-        assert said in refused.stderr
+        assert message in refused.stderr

@@ -1,4 +1,4 @@
-"""The workflows: two files and a model in, a run directory out; the same through one process, two, or a kill."""
+"""Unlearning, from two files and a model to a run directory; one process, two or a killed one give the same."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def test_the_written_config_makes_the_same_adapter(job: dict[str, Any], tmp_path
     assert weights[0] == weights[1]
 
 
-def test_a_finished_run_is_not_done_again_and_another_config_is_refused(job: dict[str, Any]) -> None:
+def test_a_finished_run_is_not_repeated_and_another_config_is_refused(job: dict[str, Any]) -> None:
     run = unlearn(**job)
     stamp = (run.adapter / "adapter_model.safetensors").stat().st_mtime_ns
     unlearn(**job)
@@ -82,9 +82,9 @@ def test_a_finished_run_is_not_done_again_and_another_config_is_refused(job: dic
 
 def test_a_dry_run_reads_everything_and_writes_nothing(job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     unlearn(**job, dry_run=True)
-    said = capsys.readouterr().out
-    assert "estimated peak memory" in said
-    assert "forget" in said
+    output = capsys.readouterr().out
+    assert "estimated peak memory" in output
+    assert "forget" in output
     assert not Path(job["output_dir"]).exists()
     with pytest.raises(ValueError, match="beat"):
         unlearn(**job, dry_run=True, method_args={"beat": 1})
@@ -118,14 +118,14 @@ def test_text_to_forget_appears_nowhere_in_a_run(job: dict[str, Any], capfd: pyt
         ({"suite": "basic,dmo"}, "did you mean 'demo'"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:
+def test_invalid_settings_are_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r".") as error:
         unlearn(**{**job, **change})
     assert sentence in str(error.value)
     assert not Path(job["output_dir"]).exists()
 
 
-def test_a_mistake_in_the_data_does_not_occupy_the_output_dir(job: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_data_leave_the_output_dir_free(job: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         unlearn(**{**job, "forget": str(tmp_path / "typo.jsonl")})
     assert unlearn(**job).complete
@@ -142,7 +142,7 @@ def test_a_mistake_in_the_data_does_not_occupy_the_output_dir(job: dict[str, Any
         ({"method": "rmu", "method_args": {"layer": 50}}, "the model has layers 0 to 1"),
     ],
 )
-def test_a_dry_run_also_reads_what_only_the_evaluation_needs(job: Any, change: Any, sentence: str) -> None:
+def test_a_dry_run_also_reads_rows_that_only_the_evaluation_needs(job: Any, change: Any, sentence: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         unlearn(**{**job, **change}, dry_run=True)
 
@@ -174,14 +174,14 @@ def test_rows_that_changed_since_the_interruption_are_refused(job: Any, monkeypa
     assert unlearn(**job).provenance["cost"]["resumed"]
 
 
-def test_metrics_are_json_even_where_a_norm_is_not_finite(tmp_path: Path) -> None:
+def test_metrics_are_json_even_if_a_norm_is_not_finite(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     state = SimpleNamespace(is_world_process_zero=True, global_step=3)
     metrics.on_log(None, state, None, logs={"loss": 1.0, "grad_norm": float("nan")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["grad_norm"] is None
 
 
-def test_a_finetuned_adapter_stays_frozen_beneath_the_new_one(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_finetuned_adapter_stays_frozen_below_the_new_one(job: dict[str, Any], tmp_path: Path) -> None:
     keys = {k: v for k, v in job.items() if k not in ("forget", "retain")}
     train = [job["forget"], job["retain"]]
     target = finetune(**{**keys, "train": train, "use_peft": True, "output_dir": str(tmp_path / "target")})
@@ -250,7 +250,7 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
 
 
 @pytest.mark.processes
-def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_adapter_bytes(job: dict[str, Any], tmp_path: Path) -> None:
     how = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 40, "logging_steps": 1}
     whole = unlearn(**{**job, **how, "output_dir": str(tmp_path / "whole")})
     command = start(job, **how)
@@ -270,7 +270,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bytes(job: dict[str, Any], tmp
     assert steps[:-1] == sorted(set(steps)), "no step is logged twice"
 
 
-def test_a_run_with_fewer_processes_than_were_asked_for_is_refused(job: dict[str, Any]) -> None:
+def test_a_run_with_fewer_processes_than_requested_is_refused(job: dict[str, Any]) -> None:
     done = forked(llm_forget(*start(job)), environment={WORLD_SIZE: "2"})
     assert done.returncode != 0
     assert "requested 2 processes, but this run has 1" in done.stderr
@@ -290,9 +290,7 @@ def test_deletions_from_one_model_give_the_same_bytes_in_any_order_and_alone(job
     assert found["a"] != found["b"]
 
 
-def test_a_checkpoint_that_two_runs_go_on_from_gives_both_the_bytes_of_one_that_was_never_cut_off(
-    job, tmp_path, monkeypatch
-) -> None:
+def test_two_runs_resumed_from_one_checkpoint_equal_an_uninterrupted_run(job, tmp_path, monkeypatch) -> None:
     job |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 4}
     whole = (unlearn(**{**job, "output_dir": str(tmp_path / "whole")}).adapter / WEIGHTS).read_bytes()
     cut_off(job, monkeypatch)

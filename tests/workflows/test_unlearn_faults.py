@@ -1,4 +1,4 @@
-"""Disks that fail and processes that die while a run unlearns and saves: it is not finished, or whole; never half."""
+"""Disks that fail and processes that die while a run trains and saves: it is incomplete or complete, never broken."""
 
 import builtins
 import contextlib
@@ -97,7 +97,7 @@ def look(run: Run, expected: bytes) -> bool:
 
 
 @FAULTS
-def test_wherever_a_write_of_a_run_fails_it_is_not_finished_and_the_same_command_ends_it(
+def test_a_run_whose_write_fails_is_incomplete_and_the_same_command_finishes_it(
     job: dict[str, Any], expected: bytes, faults: FaultPositions
 ) -> None:
     with failing_disk(sys.maxsize, within="/runs/") as made:
@@ -123,7 +123,7 @@ def test_wherever_a_write_of_a_run_fails_it_is_not_finished_and_the_same_command
 
 
 @FAULTS
-def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     job: dict[str, Any], expected: bytes, faults: FaultPositions
 ) -> None:
     began = time.monotonic()

@@ -125,7 +125,7 @@ class StepSampler(Sampler[dict[str, int]]):
         self._seed, self._shuffle, self._epoch = seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which pass the next iteration is."""
+        """Set the epoch of the next iteration."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ class RankBatches(Sampler[list[dict[str, int]]]):
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Which pass the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
-"""The one trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
+"""The trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
 
 It adds one forward pass for all splits of a batch, logits only at target positions, the reference as the same weights
 with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and processes.
-Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are the ecosystem's.
+Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are those of transformers and accelerate.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class UnlearnTrainer(ResumableTrainer):
     Args:
         model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
         args: a `transformers.TrainingArguments` with the keys of a recipe.
-        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The first split the objective names is
-            passed over once an epoch; the others are streamed; ``alternate`` is paired row by row with ``forget``.
+        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. An epoch is one pass over the objective's
+            first split; the others are streamed; ``alternate`` is paired row by row with ``forget``.
         objective: from `llm_forget.objectives.methods.build_objective`.
         processing_class: the tokenizer, used for its padding token.
         gradient: rule that combines forget and retain gradients; None adds the losses.
-        max_retain_drop: stop when retain rows have lost this much log-prob against the reference, nats per token.
+        max_retain_drop: stop when the log-prob of retain rows is this far below the reference's, nats per token.
         weights: shares of the sources of a mixed streamed split (its column ``source_index``).
         model_digest: digest of the base weights (`models.digest.source_digest`); goes into the adapter's manifest
             and names the cache of reference log-probs. None: nothing is cached on disk.

@@ -163,8 +163,8 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
             others = ", ".join(f"{name}: ROWS" for name in lacking if name not in SPLITS)
             options += [f"--splits '{{{others}}}'"] if others else []
             raise ConfigError(
-                f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is no run, whose recipe would "
-                f"name it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
+                f"suite '{suite.name}' needs the split '{lacking[0]}', and '{model}' is not a run, whose recipe "
+                f"would define it; give {' '.join(options)}, and to compare with other models --target MODEL (before "
                 "unlearning) and --oracle MODEL (never trained on the forget rows)"
             )
 

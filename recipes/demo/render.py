@@ -1,4 +1,4 @@
-"""The demo's results as a table in README.md and as a picture, both drawn from results.json and nothing else.
+"""Render the demo's results.json as a table in README.md and as a picture.
 
 ``python recipes/demo/render.py`` writes them again without running anything; `seeds.py` calls it after its runs.
 """
@@ -23,7 +23,7 @@ MARKERS = {"before": "s", "oracle": "D"}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: one row per line of the suite, the median over seeds and the range in brackets for every model."""
+    """Format a Markdown table: one row per line of the suite; for every model the median over seeds, and the range."""
     methods = results["methods"]
     titles = ["metric", "wanted", "before", *(f"`{name}`" for name in methods), "oracle"]
     rows = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
@@ -34,13 +34,13 @@ def table(results: dict[str, Any]) -> str:
 
 
 def cell(spread: dict[str, Any]) -> str:
-    """``0.025 (0.018–0.025)``; one number where all seeds agree to what is shown."""
+    """``0.025 (0.018–0.025)``; one number if all seeds agree to the digits shown."""
     median, low, high = (shown(spread[key]) for key in ("median", "min", "max"))
     return median if low == high else f"{median} ({low}–{high})"
 
 
 def caption(results: dict[str, Any]) -> str:
-    """What the numbers were measured on, and which of the promised bounds do not hold."""
+    """Describe the machine and data of the measurement, and the bounds that do not hold."""
     seeds, rows, hardware = results["seeds"], results["rows"], results["hardware"]
     checks = [(seed, check) for seed, found in results["checks"].items() for check in found]
     broken = [f"seed {seed}, {check['bound']}" for seed, check in checks if not check["holds"]]
@@ -55,12 +55,12 @@ def caption(results: dict[str, Any]) -> str:
 
 
 def section(results: dict[str, Any]) -> str:
-    """What stands between the two markers of README.md, markers included."""
+    """Format the text between the two markers of README.md, including the markers."""
     return f"{BEGIN}\n{table(results)}\n\n{caption(results)}\n{END}"
 
 
 def insert(text: str, results: dict[str, Any]) -> str:
-    """README with the section drawn anew.
+    """Return README with a new section.
 
     Raises:
         ValueError: the markers are not there.
@@ -72,7 +72,7 @@ def insert(text: str, results: dict[str, Any]) -> str:
 
 
 def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """For each model of the picture, forget and retain probability by seed."""
+    """Return forget and retain probability by seed for each model of the picture."""
     methods = results["methods"]
     first = next(iter(methods.values()))
     chosen = {"before": (first, "before"), "oracle": (first, "oracle")}
@@ -84,7 +84,7 @@ def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
 
 
 def description(results: dict[str, Any]) -> str:
-    """The picture in words, for who cannot see it."""
+    """Describe the picture in words, for screen readers."""
     said = []
     for name, found in points(results).items():
         ranges = [f"{shown(min(axis))} to {shown(max(axis))}" for axis in zip(*found, strict=True)]
@@ -93,7 +93,7 @@ def description(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any]) -> str:
-    """SVG: a row for each model, one dot for each seed; probability on forget at the left, on retain at the right."""
+    """Draw an SVG: a row per model, a dot per seed; probability on forget on the left, on retain on the right."""
     import io
 
     import matplotlib
@@ -103,7 +103,7 @@ def picture(results: dict[str, Any]) -> str:
 
     found = points(results)
     names = ["before", *(name for name in found if name not in MARKERS), "oracle"]
-    # Letters stay letters, and nothing depends on the day: the same results give the same file.
+    # Text stays text, and no date is written: the same results give the same file.
     style = {"svg.fonttype": "none", "svg.hashsalt": "demo", "font.family": "sans-serif", "font.size": 11}
     colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY)
     with plt.rc_context({**style, **colours}):
@@ -138,7 +138,7 @@ def picture(results: dict[str, Any]) -> str:
 
 
 def accessible(svg: str, text: str) -> str:
-    """The picture with a name and a description that screen readers find, and without matplotlib's preamble."""
+    """Add a title and a description for screen readers to the picture, and remove matplotlib's preamble."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     head, _, body = svg.partition(">")
     named = (
@@ -149,7 +149,7 @@ def accessible(svg: str, text: str) -> str:
 
 
 def render_all() -> None:
-    """Write the picture and the README's section again."""
+    """Write the picture and the README's section."""
     results = read_json(HERE / "results.json")
     write_atomic(HERE / "results.svg", picture(results))
     write_atomic(README, insert(README.read_text(encoding="utf-8"), results))

@@ -1,8 +1,8 @@
-"""The demo over several seeds: what the README's table says, and whether the bounds it promises hold.
+"""Run the demo over several seeds, for the README's table, and check the bounds that the README states.
 
-``make demo-seeds``, or ``python recipes/demo/seeds.py --seeds 0 1 2 --runs runs/demo-seeds``. Seed k makes other people
-(``builtin:demo/...?seed=k``) and trains with seed k. A finished run is not repeated; remove the folder to start anew.
-Writes ``results.json`` and ``results.svg`` beside this file and the table in README.md; numbers only, no text.
+``make demo-seeds``, or ``python recipes/demo/seeds.py --seeds 0 1 2 --runs runs/demo-seeds``. Seed k generates its
+own people (``builtin:demo/...?seed=k``) and seeds the training. A finished run is not repeated; to repeat it, remove its
+folder. Writes ``results.json`` and ``results.svg`` beside this file, and the table in README.md: numbers only, no text.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ HERE = Path(__file__).resolve().parent
 METHODS = ("npo", "grad_diff", "grad_ascent")
 SUITE = "demo"
 ROLES = ("before", "unlearned", "oracle")
-# The method that is held to the suite's bounds, and the one it must beat on the utility it keeps.
+# The method that must satisfy the suite's bounds, and the one whose utility it must exceed.
 JUDGED, BEATEN = "npo", "grad_ascent"
 
 
 def keys_of_stage(name: str, seed: int, runs: Path) -> dict[str, Any]:
-    """A demo recipe with the people and the randomness of ``seed``, and its runs under ``runs/<seed>``."""
+    """Load a demo recipe with the people and random seed ``seed``, and its runs under ``runs/<seed>``."""
     keys = load_yaml(HERE / f"{name}.yaml")
     for key in ("train", "forget", "retain", "holdout"):
         if key in keys:
@@ -42,7 +42,7 @@ def keys_of_stage(name: str, seed: int, runs: Path) -> dict[str, Any]:
 
 
 def run_seed(seed: int, runs: Path) -> dict[str, Any]:
-    """Train target and oracle, unlearn by every method, evaluate each; their results and costs by stage."""
+    """Train target and oracle, unlearn with every method and evaluate; returns results, and costs by stage."""
     results, rows, seconds, memory = {}, {}, {}, 0.0
     for name in ("target", "oracle", *METHODS):
         print(f"== seed {seed}: {name}", flush=True)
@@ -60,13 +60,13 @@ def run_seed(seed: int, runs: Path) -> dict[str, Any]:
 
 
 def evaluated(run: Run) -> dict[str, Any]:
-    """Results of a run, measured unless they were."""
+    """Return the results of a run; evaluate it if it has none."""
     known = read_json(run.results_file) if run.results_file.is_file() else {}
     return known if SUITE in known.get("suites", {}) else evaluate(run.path, SUITE)
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Values by seed with median and range; an unscored value stays null and is left out of the three."""
+    """Summarise values by seed with median, minimum and maximum; an unscored value stays null and is ignored in these."""
     known = [value for value in values if value is not None]
     rounded = [None if value is None else float(f"{value:.6g}") for value in values]
     if not known:
@@ -76,7 +76,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def metrics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every line of the suite over the seeds, for the three models."""
+    """Summarise every line of the suite over the seeds, for the three models."""
     lines = {}
     for name, line in results[0]["metrics"].items():
         by_seed = [result["metrics"][name] for result in results]
@@ -88,7 +88,7 @@ def metrics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def checks_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Acceptance of one seed: the suite's own bounds, and more utility kept than by gradient ascent."""
+    """Check one seed: the suite's bounds, and more utility than gradient ascent."""
     verdict = results[JUDGED]["verdict"].values()
     found = [(finding["sentence"], finding["holds"]) for answer in verdict for finding in answer["findings"]]
     ours, theirs = (results[name]["metrics"]["utility"]["value"] for name in (JUDGED, BEATEN))
@@ -97,7 +97,7 @@ def checks_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def collect(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """The content of results.json; machine and versions are those that the runs themselves wrote down."""
+    """Return the content of results.json; machine and versions come from the runs."""
     first = next(iter(by_seed.values()))
     machine = first["machine"]
     return {
@@ -115,7 +115,7 @@ def collect(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def show_checks(results: dict[str, Any]) -> bool:
-    """Print whether each bound holds for each seed; True when all do."""
+    """Print whether each bound holds for each seed; returns True if all do."""
     for seed, checks in results["checks"].items():
         print(f"seed {seed}: {JUDGED}")
         for check in checks:
@@ -124,12 +124,12 @@ def show_checks(results: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Run what is missing, write results, table and picture; 1 when a bound is broken."""
+    """Execute missing runs, and write results, table and picture; returns 1 if a bound is violated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/demo-seeds"))
     given = parser.parse_args()
-    # Target and oracle are measured once for all methods of a seed, but never taken from an older run's cache.
+    # Target and oracle are evaluated once for all methods of a seed, but never read from the cache of an older run.
     os.environ["LLM_FORGET_CACHE"] = str(given.runs / "cache")
     results = collect({seed: run_seed(seed, given.runs) for seed in given.seeds})
     write_json(HERE / "results.json", results)

@@ -1,9 +1,9 @@
 """TOFU forget10 on SmolLM2-135M over several seeds: target, oracle, four methods; for a machine with a GPU.
 
-``python recipes/tofu/smollm2/forget10.py --seeds 0 1 2 --runs runs/tofu10 [--key value]`` with keys that hold for every
-run, as ``--data_path DIR`` where there is no Hub or ``--bf16 true``. A finished run is not repeated. Writes
-``forget10.json`` into the folder of the runs, and prints a Markdown table with medians and ranges; numbers only, no
-text. The settings are those of the recipes beside this file but for what `KEYS` says.
+``python recipes/tofu/smollm2/forget10.py --seeds 0 1 2 --runs runs/tofu10 [--key value]`` with keys for all runs,
+such as ``--bf16 true``, or ``--data_path DIR`` without access to the Hub. A finished run is not repeated. Writes
+``forget10.json`` into the folder of the runs, and prints a Markdown table with medians and ranges: numbers only, no
+text. The settings are those of the recipes beside this file, except for `KEYS`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROWS |= {"real_authors_perturbed": "real_authors_perturbed", "world_facts_pertur
 
 
 def keys_of_stage(name: str, seed: int, runs: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of one training."""
+    """Return the recipe keys of one training."""
     folder = runs / str(seed)
     keys = load_yaml(HERE / f"{'npo' if name in METHODS else name}.yaml")
     keys |= {**KEYS["method" if name in METHODS else name], "seed": seed, "output_dir": str(folder / name)}
@@ -51,7 +51,7 @@ def keys_of_stage(name: str, seed: int, runs: Path, given: dict[str, Any]) -> di
 
 
 def run_seed(seed: int, methods: list[str], limit: int | None, runs: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Train and measure all of one seed; results by method and seconds by stage."""
+    """Train and evaluate all models of one seed; returns results by method, and seconds by stage."""
     found: dict[str, Any] = {"results": {}, "seconds": {}, "peak_memory_gib": {}}
     for name in ("target", "oracle", *methods):
         print(f"== seed {seed}: {name}", flush=True)
@@ -61,13 +61,13 @@ def run_seed(seed: int, methods: list[str], limit: int | None, runs: Path, given
         found["machine"] = run.provenance["environment"]
         found["date"] = run.state["finished"][:10]
         if name in METHODS:
-            # What was measured before, its records know; with another limit or other keys it is measured again.
+            # Existing records are reused; with another limit or other keys the evaluation is repeated.
             found["results"][name] = evaluate(run.path, "tofu", limit=limit, **given)["suites"]["tofu"]
     return found
 
 
 def main() -> None:
-    """Run what is missing, write the numbers, print the table."""
+    """Execute missing runs, write the numbers, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)

@@ -15,7 +15,7 @@ from llm_forget.core.text import shown
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 BEGIN, END = "<!-- results:demo -->", "<!-- /results:demo -->"
-WANTED = {"lower": "low", "higher": "high", "keep": "as before", "match_oracle": "as oracle"}
+WANTED = {"lower": "low", "higher": "high", "keep": "as target", "match_oracle": "as oracle"}
 # Tones between black and white, so that the same file reads on a light and on a dark page.
 GREY = "#76808a"
 TONES = {"before": "#8a6fd1", "oracle": "#2f9e63", "npo": "#2f81d6", "grad_diff": "#c77b18", "grad_ascent": "#d1495b"}
@@ -25,7 +25,7 @@ MARKERS = {"before": "s", "oracle": "D"}
 def table(results: dict[str, Any]) -> str:
     """Format a Markdown table: one row per line of the suite; for every model the median over seeds, and the range."""
     methods = results["methods"]
-    titles = ["metric", "wanted", "before", *(f"`{name}`" for name in methods), "oracle"]
+    titles = ["metric", "wanted", "target", *(f"`{name}`" for name in methods), "oracle"]
     rows = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
     for name, line in next(iter(methods.values())).items():
         after = [cell(methods[method][name]["unlearned"]) for method in methods]
@@ -42,7 +42,7 @@ def cell(spread: dict[str, Any]) -> str:
 def caption(results: dict[str, Any]) -> str:
     """Describe the machine and data of the measurement, and the bounds that do not hold."""
     seeds, rows, hardware = results["seeds"], results["rows"], results["hardware"]
-    checks = [(seed, check) for seed, found in results["checks"].items() for check in found]
+    checks = [(seed, check) for seed, seed_checks in results["checks"].items() for check in seed_checks]
     broken = [f"seed {seed}, {check['bound']}" for seed, check in checks if not check["holds"]]
     held = f"`npo` meets {len(checks) - len(broken)} of its {len(checks)} bounds"
     missed = f" (not: {'; '.join(broken)})" if broken else ""
@@ -85,11 +85,11 @@ def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
 
 def description(results: dict[str, Any]) -> str:
     """Describe the picture in words, for screen readers."""
-    said = []
-    for name, found in points(results).items():
-        ranges = [f"{shown(min(axis))} to {shown(max(axis))}" for axis in zip(*found, strict=True)]
-        said.append(f"{name}: forget {ranges[0]}, retain {ranges[1]}")
-    return f"Probability of the right answer over {len(results['seeds'])} seeds. {'; '.join(said)}."
+    models = []
+    for name, seed_points in points(results).items():
+        ranges = [f"{shown(min(axis))} to {shown(max(axis))}" for axis in zip(*seed_points, strict=True)]
+        models.append(f"{name}: forget {ranges[0]}, retain {ranges[1]}")
+    return f"Probability of the right answer over {len(results['seeds'])} seeds. {'; '.join(models)}."
 
 
 def picture(results: dict[str, Any]) -> str:

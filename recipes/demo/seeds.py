@@ -1,7 +1,7 @@
 """Run the demo over several seeds, for the README's table, and check the bounds that the README states.
 
-``make demo-seeds``, or ``python recipes/demo/seeds.py --seeds 0 1 2 --runs runs/demo-seeds``. Seed k generates its
-own people (``builtin:demo/...?seed=k``) and seeds the training. A finished run is not repeated; to repeat it, remove its
+``make demo-seeds``, or ``python recipes/demo/seeds.py --seeds 0 1 2 --runs runs/demo-seeds``. Seed k generates its own
+people (``builtin:demo/...?seed=k``) and seeds the training. A finished run is not repeated; to repeat it, remove its
 folder. Writes ``results.json`` and ``results.svg`` beside this file, and the table in README.md: numbers only, no text.
 """
 
@@ -66,7 +66,7 @@ def evaluated(run: Run) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Summarise values by seed with median, minimum and maximum; an unscored value stays null and is ignored in these."""
+    """Summarise values by seed with median, minimum and maximum; unscored values stay null and are ignored."""
     known = [value for value in values if value is not None]
     rounded = [None if value is None else float(f"{value:.6g}") for value in values]
     if not known:

@@ -1,9 +1,9 @@
-"""Rows of the tasks in this folder: from the Hub, or from a folder that holds the same data as JSON files.
+"""Rows of the tasks in this folder: from the Hub, or from a folder with the same data as JSON files.
 
-A task's YAML names its function here as `custom_dataset`; lm-eval calls that with the task's `metadata`, into which it
-has put what the command line gave as `--metadata '{"data_path": "/my/data"}'`. With `data_path` nothing is asked of the
-Hub, and nothing is written: rows of a local file may be what is to be forgotten, and stay in memory. This file needs
-nothing but lm-eval.
+A task's YAML names its function in this file as `custom_dataset`. lm-eval calls it with the task's `metadata`, which
+includes that of the command line, such as `--metadata '{"data_path": "/my/data"}'`. With `data_path` nothing is read from
+the Hub and nothing is written: rows of a local file may be forget rows, so they stay in memory. This file needs only
+lm-eval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core.errors import DataError, MissingFileError
+try:
+    from llm_forget.core.errors import DataError, MissingFileError
+except ImportError:  # lm-eval without this package
+    DataError, MissingFileError = ValueError, FileNotFoundError  # type: ignore[misc, assignment]
 
 SUFFIXES = (".jsonl", ".json", ".txt")
 
@@ -24,10 +27,10 @@ Row = dict[str, Any]
 
 
 def find(data_path: str | Path, file: str) -> Path:
-    """``data_path/file`` with one of the endings we read.
+    """Return the path of ``data_path/file`` with one of the supported suffixes.
 
     Raises:
-        MissingFileError: there is none.
+        MissingFileError: no such file exists.
     """
     for suffix in SUFFIXES:
         if (path := Path(data_path) / f"{file}{suffix}").is_file():
@@ -41,12 +44,12 @@ def read(path: Path) -> list[Row]:
     """Rows of a JSON array, of JSON Lines under either ending, or the paragraphs of a text as ``{"text": ...}``.
 
     Raises:
-        DataError: not JSON; names the file and the line, never what stands there.
+        DataError: not JSON; names the file and the line, never their content.
     """
     content = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".txt":
         return [{"text": part.strip()} for part in re.split(r"\n\s*\n", content) if part.strip()]
-    # Only "\n": a line separator inside a string, such as U+2028, ends no row.
+    # Only "\n": a line separator inside a string, such as U+2028, does not end a row.
     parts = [content] if content.lstrip().startswith("[") else content.split("\n")
     found: list[Row] = []
     for number, part in enumerate(parts, 1):
@@ -79,7 +82,7 @@ def rows(given: Row) -> list[Row]:
 
 
 def _convert(convert: Callable[[Row], Row], given: Row) -> Any:
-    """All rows in the columns that the task's YAML names, as a table in memory."""
+    """Return all rows in the columns that the task's YAML names, as a table in memory."""
     from datasets import Dataset
 
     converted, file = [], given.get("file") or given["name"]
@@ -104,7 +107,7 @@ def _foundry(row: Row) -> Row:
 
 
 def arc(**metadata: Any) -> dict[str, Any]:
-    """ARC: of the Hub or of llm-foundry (query, choices, gold)."""
+    """ARC: from the Hub or from llm-foundry (query, choices, gold)."""
 
     def convert(row: Row) -> Row:
         if "query" in row:
@@ -115,7 +118,7 @@ def arc(**metadata: Any) -> dict[str, Any]:
 
 
 def piqa(**metadata: Any) -> dict[str, Any]:
-    """PIQA: of the Hub or of llm-foundry."""
+    """PIQA: from the Hub or from llm-foundry."""
 
     def convert(row: Row) -> Row:
         if "query" in row:
@@ -126,7 +129,7 @@ def piqa(**metadata: Any) -> dict[str, Any]:
 
 
 def lambada(**metadata: Any) -> dict[str, Any]:
-    """LAMBADA: a passage and its last word; of the Hub (text) or of llm-foundry (context, continuation)."""
+    """LAMBADA: a passage and its last word; from the Hub (text) or from llm-foundry (context, continuation)."""
 
     def convert(row: Row) -> Row:
         if "context" in row:
@@ -150,7 +153,7 @@ def truthfulqa(**metadata: Any) -> dict[str, Any]:
 
 
 def multiple_choice(**metadata: Any) -> dict[str, Any]:
-    """Rows as WMDP has them: question, choices, index of the answer."""
+    """Rows in WMDP's format: question, choices, index of the answer."""
     return {"test": _convert(lambda row: _choice(row["question"].strip(), row["choices"], row["answer"]), metadata)}
 
 
@@ -167,7 +170,7 @@ def question_answer(**metadata: Any) -> dict[str, Any]:
 
 
 def perturbed(**metadata: Any) -> dict[str, Any]:
-    """TOFU's right answer, paraphrased where there is a paraphrase, before its wrong ones."""
+    """TOFU's right answer (its paraphrase, if it has one), followed by the wrong ones."""
 
     def convert(row: Row) -> Row:
         return _choice(row["question"], [row.get("paraphrased_answer") or row["answer"], *row["perturbed_answer"]], 0)
@@ -176,7 +179,7 @@ def perturbed(**metadata: Any) -> dict[str, Any]:
 
 
 def verbatim(**metadata: Any) -> dict[str, Any]:
-    """MUSE's passages: how they begin (prompt) and go on (gt)."""
+    """MUSE's passages: beginning (prompt) and continuation (gt)."""
     return {"test": _convert(lambda row: {"prompt": row["prompt"], "continuation": row["gt"]}, metadata)}
 
 
@@ -186,7 +189,7 @@ def text(**metadata: Any) -> dict[str, Any]:
 
 
 def score_answer(doc: Row, results: list[Any]) -> Row:
-    """Bits per UTF-8 byte of the answer, and 1 if greedy decoding would write exactly it.
+    """Bits per UTF-8 byte of the answer, and 1 if greedy decoding gives exactly this answer.
 
     lm-eval says no number of tokens, so the length is in bytes; TOFU's own probability, per token, is the package's
     `probability`.

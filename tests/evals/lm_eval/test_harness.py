@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,16 @@ def test_the_truth_ratio_of_answers_that_a_model_cannot_tell_apart_is_one():
     knows = _sources().score_truth(doc, [(-0.4, True), (-2.0, False), (-3.0, False)])
     assert knows["truth_ratio"] == pytest.approx(math.exp(-0.9))  # R = e^(-1) / e^(-0.1)
     assert knows["known"] == pytest.approx(1 / (1 + math.exp(-0.9)))
+
+
+def test_the_task_functions_need_only_lm_eval(monkeypatch, tmp_path):
+    from llm_forget.evals.lm_eval.tasks import _sources
+
+    monkeypatch.setitem(sys.modules, "llm_forget.core.errors", None)  # its import fails
+    sources = _sources.__wrapped__()
+    assert sources.DataError is ValueError
+    with pytest.raises(FileNotFoundError, match="forget10"):
+        sources.find(tmp_path, "forget10")
 
 
 def test_flags_states_weights_and_tokenizer_are_afterwards_what_they_were(tiny, questions, lora_args):

@@ -1,9 +1,9 @@
 """Rows of the tasks in this folder: from the Hub, or from a folder with the same data as JSON files.
 
 A task's YAML names its function in this file as `custom_dataset`. lm-eval calls it with the task's `metadata`, which
-includes that of the command line, such as `--metadata '{"data_path": "/my/data"}'`. With `data_path` nothing is read from
-the Hub and nothing is written: rows of a local file may be forget rows, so they stay in memory. This file needs only
-lm-eval.
+includes that of the command line, such as `--metadata '{"data_path": "/my/data"}'`. With `data_path` nothing is read
+from the Hub and nothing is written: rows of a local file may be forget rows, so they stay in memory. This file needs
+only lm-eval.
 """
 
 from __future__ import annotations

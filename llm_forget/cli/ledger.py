@@ -120,14 +120,11 @@ def version(
         learned, forgotten = (lineage.seqs(kind) for kind in ("training", "unlearning"))
         _events(f"what led to {', '.join(lineage.names)}", [step.event for step in reversed(lineage.steps)])
         typer.echo(f"weights   {lineage.weights}")
-        typer.echo(
-            f"learned   {sum(1 for _ in ledger.record_hashes(learned)):,} {lineage.hashed} (events {_numbers(learned)})"
-        )
-        if forgotten:
-            count = sum(1 for _ in ledger.record_hashes(forgotten))
-            typer.echo(f"unlearned {count:,} {lineage.hashed} (events {_numbers(forgotten)})")
-        if lineage.met:
-            typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(lineage.met))}")
+        for label, seqs in [("learned", learned), *([("unlearned", forgotten)] if forgotten else [])]:
+            count = sum(1 for _ in ledger.record_hashes(seqs))
+            typer.echo(f"{label:9} {count:,} {lineage.counted} (events {_numbers(seqs)})")
+        if lineage.deletions:
+            typer.echo(f"deletions holds records deleted by request {', '.join(requests_of(lineage.deletions))}")
         elif lineage.unjudged is not None:
             typer.echo(f"deletions {lineage.unjudged.sentence()}")
         else:

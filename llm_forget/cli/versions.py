@@ -37,25 +37,25 @@ def add(
 @versions.command("list")
 def list_versions(evidence: Evidence = EVIDENCE) -> None:
     """List the versions: origin, results, which one is in use, and which contain deleted data."""
-    from llm_forget.compliance.versions.versions import doubts
-    from llm_forget.compliance.versions.versions import versions as listed
+    from llm_forget.compliance.versions.versions import exclusion_reasons
+    from llm_forget.compliance.versions.versions import list_versions as list_all
 
-    all_versions, doubted = listed(evidence), doubts(evidence)
+    all_versions, reasons = list_all(evidence), exclusion_reasons(evidence)
     if not all_versions:
         typer.echo("no versions yet; add one with llm-forget versions add RUN")
         return
     names = {version.id: version.run for version, _, _ in all_versions}
     rows = [
         [
-            f"{version.id}{' *' if used else ''}",
+            f"{version.id}{' *' if in_use else ''}",
             version.made.partition("+")[0].replace("T", " "),
             version.run,
             names.get(version.parent or "", "-"),
             _method(evidence, version.id),
             _verdicts(evidence, version.id),
-            "purged" if version.purged else f"no: holds {', '.join(met)}" if met else doubted.get(version.id, "yes"),
+            "purged" if version.purged else f"no: holds {', '.join(ids)}" if ids else reasons.get(version.id, "yes"),
         ]
-        for version, used, met in all_versions
+        for version, in_use, ids in all_versions
     ]
     _table(["id (* in use)", "made (UTC)", "from run", "parent", "method", "forgot / kept", "clean"], rows)
 
@@ -73,12 +73,12 @@ def show(
     Warns on stderr if the version contains deleted data, or if that can no longer be determined.
     """
     from llm_forget.compliance.versions.diff import describe
-    from llm_forget.compliance.versions.versions import doubts, path_of
+    from llm_forget.compliance.versions.versions import exclusion_reasons, path_of
 
     if path:
         folder = path_of(evidence, version)
-        if doubt := doubts(evidence).get(folder.parent.name):
-            typer.echo(f"llm-forget: warning: version {folder.parent.name} {doubt}", err=True)
+        if reason := exclusion_reasons(evidence).get(folder.parent.name):
+            typer.echo(f"llm-forget: warning: version {folder.parent.name} {reason}", err=True)
         typer.echo(folder)
         return
     description = describe(evidence, version)
@@ -133,14 +133,14 @@ def purge(
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Remove the files of a version that is neither in use nor needed by another one; its events stay."""
-    from llm_forget.compliance.versions.purge import plan
+    from llm_forget.compliance.versions.purge import plan_purge
     from llm_forget.compliance.versions.purge import purge as remove
 
-    removal = plan(evidence, version)
+    removal = plan_purge(evidence, version)
     for file, size in removal.files.items():
         typer.echo(f"{size / 1e6:10.2f} MB  {file}")
     if removal.remaining is not None:
-        typer.echo(f"the run keeps weights of its own; delete them, too, if they are to be gone: {removal.remaining}")
+        typer.echo(f"the run still has its own weights; delete them separately if needed: {removal.remaining}")
     if not yes:
         typer.echo(f"nothing was removed; --yes removes these {len(removal.files)} files")
         return

@@ -26,10 +26,10 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
         return []
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import weights_of
-    from llm_forget.compliance.versions.versions import noted
+    from llm_forget.compliance.versions.versions import read_versions
 
     with Ledger.open(folder) as ledger:
-        versions = noted(ledger)
+        versions = read_versions(ledger)
     weights = weights_of(Run.open(run))
     entries: list[Mapping[str, Any]] = []
     version = next((candidate for candidate in versions.values() if candidate.weights == weights), None)
@@ -72,7 +72,7 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
                 else weights
             )
         deletions = Deletions(ledger)
-        violated_requests, unjudged = deletions.met(weights), deletions.unjudged(weights)
+        violated_requests, unjudged = deletions.contained_in(weights), deletions.unjudged(weights)
     label = f"run '{run}'" if merged is None else f"'{merged}'"
     if violated_requests:
         requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in violated_requests)

@@ -99,7 +99,7 @@ def look_at_the_end(weights: bytes | None) -> bytes:
         ledger.verify()
         counts = Counter(event.kind for event in ledger.events())
         states = Counter(event.body["state"] for event in ledger.events("request"))
-        pointed = versions.current_of(ledger)
+        pointed = versions.current_id(ledger)
     assert {kind: counts[kind] for kind in ONCE} == {"unlearning": 1, "training": 1, "closed": 1, "version": 2}, counts
     assert set(states) == {"received", "resolved", "decided", "running", "executed", "verified"}
     assert max(states.values()) == 1, states

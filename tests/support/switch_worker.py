@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import current, noted, use
+from llm_forget.compliance.versions.versions import current, read_versions, use
 from tests.support.broken_disk import broken_disk
 
 # Calls before and after which a process is killed: those by which files change. SQLite's own are `broken_disk`'s.
@@ -83,8 +83,8 @@ def look(evidence: Path, ids: tuple[str, str]) -> None:
         pointed = json.loads(file.read_text())
         assert pointed["id"] == now == switches[-1].body["id"]
         assert all(a.body["id"] == b.body["from"] for a, b in itertools.pairwise(switches))
-        for version in noted(ledger).values():
-            store.check(evidence, version.id, version.about)
+        for version in read_versions(ledger).values():
+            store.verify_files(evidence, version.id, version.about)
     assert not list((evidence / "versions").rglob(".*.tmp"))
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import current, noted, versions
+from llm_forget.compliance.versions.versions import current, list_versions, read_versions
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.models.load import load_base
 
@@ -67,8 +67,8 @@ def whole(evidence, ids):
     now = current(evidence)
     with Ledger.open(evidence) as ledger:
         ledger.verify()
-        for version in noted(ledger).values():
-            store.check(evidence, version.id, version.about)
+        for version in read_versions(ledger).values():
+            store.verify_files(evidence, version.id, version.about)
     assert now == switches(evidence)[-1] == json.loads((evidence / "versions" / "current.json").read_text())["id"]
     assert now in ids
     assert not list((evidence / "versions").rglob(".*.tmp"))
@@ -76,7 +76,7 @@ def whole(evidence, ids):
 
 
 def unclean(evidence):
-    return {version.run for version, _, deleted in versions(evidence) if deleted}
+    return {version.run for version, _, deleted in list_versions(evidence) if deleted}
 
 
 def told(evidence, *arguments):

@@ -20,9 +20,9 @@ from llm_forget.compliance.requests.closing_evidence import Closer, closer_of, v
 from llm_forget.compliance.requests.files import CLASSES, Request, forget_rows, listed, locked, read
 from llm_forget.compliance.requests.row_checks import refuse_other_rows, refuse_others_taken_away
 from llm_forget.compliance.requests.steps import advance, decide, note_step
-from llm_forget.compliance.versions.deletion_check import knows
-from llm_forget.compliance.versions.lineage import led_to
-from llm_forget.compliance.versions.snapshot import base_of
+from llm_forget.compliance.versions.deletion_check import holds_any_record
+from llm_forget.compliance.versions.lineage import training_history
+from llm_forget.compliance.versions.snapshot import base_run
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
@@ -216,7 +216,7 @@ def _reason(text: str | None) -> str | None:
 def _beneath(run: Path) -> list[Path]:
     """What a run started from, the first of all first: the ledger must know what they were trained on."""
     found: list[Path] = []
-    while (folder := base_of(run)) is not None and len(found) < 8:
+    while (folder := base_run(run)) is not None and len(found) < 8:
         run = folder
         found.insert(0, run)
     return found
@@ -235,14 +235,14 @@ def _exactness(ledger: Ledger, request: Request, closer: Closer) -> dict[str, st
     note_run(ledger, closer.run)
     if closer.merged:
         note_run(ledger, closer.merged.folder)
-    steps = [step.event for step in led_to(ledger, closer.weights)]
+    steps = [step.event for step in training_history(ledger, closer.weights)]
     for kind, did in (("training", "a training that saw"), ("unlearning", "a model that was to unlearn")):
         if met := ledger.common_records(_asked(request), [event.seq for event in steps if event.kind == kind]):
             raise EvidenceError(
                 f"run '{closer.run.path}' rests on {did} {len(met)} of the rows asked for; retrain from a model that "
                 "never did, or unlearn"
             )
-    if knows(ledger, closer.weights, _asked(request)):
+    if holds_any_record(ledger, closer.weights, _asked(request)):
         raise EvidenceError(
             f"run '{closer.run.path}' rests on a model that some of the rows asked for were unlearned from, so that it "
             "must have known them; retrain from a model that never did, or unlearn"

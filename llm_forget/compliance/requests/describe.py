@@ -78,11 +78,11 @@ def due(request: Request) -> str:
 def still_held(ledger: Ledger, request: Request) -> list[str]:
     """What is to be said where the model that closed a request holds rows that others deleted."""
     from llm_forget.compliance.requests.close import closed_by
-    from llm_forget.compliance.versions.deletion_check import met
+    from llm_forget.compliance.versions.deletion_check import deletions_in
     from llm_forget.compliance.versions.versions import requests_of
 
     closed = closed_by(ledger, request)
-    others = [name for name in requests_of(met(ledger, closed.body["weights"])) if name != request.id]
+    others = [name for name in requests_of(deletions_in(ledger, closed.body["weights"])) if name != request.id]
     if not others:
         return []
     return [f"but '{closed.body['run']}' holds rows that {', '.join(others)} deleted: it is not to be taken into use"]
@@ -90,12 +90,12 @@ def still_held(ledger: Ledger, request: Request) -> list[str]:
 
 def still_public(ledger: Ledger, request: Request) -> list[str]:
     """What is to be said where models that hold the deleted rows were pushed and not withdrawn."""
-    from llm_forget.compliance.versions.published_models import given_away
+    from llm_forget.compliance.versions.published_models import published_with_deleted_rows
 
     return [
         f"a model that holds these rows was pushed, and who has it can tell which were deleted: "
         f"llm-forget purge {repository} --revision {tag}"
-        for repository, tag in given_away(ledger, request.id)
+        for repository, tag in published_with_deleted_rows(ledger, request.id)
     ]
 
 

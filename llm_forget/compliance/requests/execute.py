@@ -145,14 +145,14 @@ def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
 
 def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
     """What is made of a model that holds deleted rows holds them, too; found here rather than after the training."""
-    from llm_forget.compliance.versions.deletion_check import met
+    from llm_forget.compliance.versions.deletion_check import deletions_in
     from llm_forget.compliance.versions.versions import requests_of
     from llm_forget.models.digest import source_digest
 
     name = str(model.model_name_or_path)
     if not ledger.events("closed"):
         return  # no weights are read for nothing
-    if before := requests_of(met(ledger, source_digest(name, model.model_revision))):
+    if before := requests_of(deletions_in(ledger, source_digest(name, model.model_revision))):
         raise EvidenceError(
             f"'{name}' holds rows that {', '.join(before)} deleted, and so would what is made of it; start from a "
             "model that does not, with --model_name_or_path (`llm-forget versions list` says which are clean)"

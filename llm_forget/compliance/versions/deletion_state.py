@@ -1,4 +1,4 @@
-"""Whether a model holds a record, as far as the ledger knows its history; `clean` says by which rule."""
+"""Whether a model contains a record, according to its history in the ledger; `deletion_check` gives the rules."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cached_property
 
 from llm_forget.compliance.ledger.chain import MODEL_EVENTS
 from llm_forget.compliance.ledger.ledger import Event, Ledger
-from llm_forget.compliance.versions.lineage import made_by, parents
+from llm_forget.compliance.versions.lineage import events_by_model, parents
 
 Seqs = frozenset[int]  # numbers of the events that are about a record
 ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """What a model's own history says of a record: the last that was done with it."""
+    """The last thing that a model's own history did with a record."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"
@@ -23,50 +23,52 @@ class State(enum.Enum):
 
 
 class Histories:
-    """Histories of all models, read from the ledger once, to ask about many models and records."""
+    """The histories of all models, read from the ledger once to check many models and records."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.events = {event.seq: event for event in ledger.events(*MODEL_EVENTS, "closed")}
         self._verified = [e.body for e in ledger.events("request") if e.body.get("state") == "verified"]
-        self._made = made_by(event for event in self.events.values() if event.kind != "closed")
+        self._producers = events_by_model(event for event in self.events.values() if event.kind != "closed")
         self._states: dict[tuple[str, Seqs], State] = {}
-        self._all: dict[str, frozenset[str]] = {}
-        self._shown: dict[tuple[str, Seqs], frozenset[str]] = {}
+        self._ancestors: dict[str, frozenset[str]] = {}
+        self._suspects: dict[tuple[str, Seqs], frozenset[str]] = {}
 
     def holds(self, weights: str, about: Seqs) -> bool:
-        """Whether a model learned a record and did not forget it since, or must have known it; see `clean`."""
+        """Whether a model learned a record and did not forget it since, or must have known it (rules 1 and 2)."""
         state = self.state(weights, about)
         if state is not State.UNTOUCHED:
             return state is State.LEARNED
-        tried = (self.events[seq] for seq in about if self.events[seq].kind == "unlearning")
-        shown = {model for event in tried for base in parents(event) for model in self._must_have_known(base, about)}
-        return not shown.isdisjoint(self._models(weights))
+        unlearnings = (self.events[seq] for seq in about if self.events[seq].kind == "unlearning")
+        bases = {base for event in unlearnings for base in parents(event)}
+        return any(not self._must_have_known(base, about).isdisjoint(self._models(weights)) for base in bases)
 
     def state(self, weights: str, about: Seqs) -> State:
-        """The last that was done with a record in a model's own history."""
+        """The last thing that a model's own history did with a record."""
         if (weights, about) not in self._states:
-            self._states[weights, about] = State.UNTOUCHED  # also while it is worked out: no model is its own parent
+            self._states[weights, about] = State.UNTOUCHED  # while it is computed: no model is its own ancestor
             self._states[weights, about] = self._state(weights, about)
         return self._states[weights, about]
 
     def _state(self, weights: str, about: Seqs) -> State:
         visited = set[str]()
-        while weights not in visited:  # from run to run without recursion, since such a chain may be long
+        while weights not in visited:  # no recursion along a chain of runs, which may be long
             visited.add(weights)
-            makers = self._made.get(weights, [])
-            kinds = {event.kind for event in makers if event.seq in about and not self._is_void(event, about)}
+            producers = self._producers.get(weights, [])
+            kinds = {event.kind for event in producers if event.seq in about and not self._is_void(event, about)}
             if kinds:
                 return State.FORGOTTEN if "unlearning" in kinds else State.LEARNED
-            if len(makers) and all(event.kind != "merge" for event in makers) and len(_all_parents(makers)) == 1:
-                (weights,) = _all_parents(makers)
+            merges = [event for event in producers if event.kind == "merge"]
+            bases = _all_parents(event for event in producers if event.kind != "merge")
+            if len(bases) == 1 and not merges:
+                (weights,) = bases
                 continue
-            parent_states = [self._merged(event, about) for event in makers if event.kind == "merge"]
-            parent_states += [self.state(base, about) for base in _all_parents(e for e in makers if e.kind != "merge")]
+            parent_states = [self._merged(event, about) for event in merges]
+            parent_states += [self.state(base, about) for base in bases]
             return next((state for state in State if state in parent_states), State.UNTOUCHED)
         return State.UNTOUCHED
 
     def _merged(self, event: Event, about: Seqs) -> State:
-        """What a merge leaves of a record."""
+        """The state of a record after a merge (rules 3 to 6)."""
         weights, base = str(event.body["weights"]), str(event.body["beneath"]["digest"])
         if self._passed.get(weights, set()) & {self.events[seq].body.get("request") for seq in about}:
             return State.FORGOTTEN
@@ -77,80 +79,81 @@ class Histories:
             return State.LEARNED
         if any(self.holds(model, about) for model, _ in added or [(base, 1.0)]):
             return State.LEARNED
-        below = self.state(base, about)
+        base_forgot = self.state(base, about) is State.FORGOTTEN
         forgot = [scale for model, scale in added if self.state(model, about) is State.FORGOTTEN]
-        if below is not State.FORGOTTEN and not forgot:
+        if not base_forgot and not forgot:
             return State.UNTOUCHED
-        elsewhere = event.body.get("base_precision") == "original"  # not into the weights that it was trained on
-        weakened = elsewhere or (below is not State.FORGOTTEN and sum(forgot) < 1 - ROUNDING)
+        other_weights = event.body.get("base_precision") == "original"  # not those that the adapter was trained on
+        weakened = other_weights or (not base_forgot and sum(forgot) < 1 - ROUNDING)
         return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
 
-    def _is_touched(self, weights: str, beneath: str, about: Seqs) -> bool:
-        """Whether anything between a model and the one beneath had to do with a record."""
-        return any(event.seq in about for event in self._between(weights, beneath))
+    def _is_touched(self, weights: str, base: str, about: Seqs) -> bool:
+        """Whether a model's history since its base is about a record."""
+        return any(event.seq in about for event in self._since(weights, base))
 
-    def _is_taught(self, weights: str, beneath: str, about: Seqs) -> bool:
-        return any(event.seq in about and _is_new(event) for event in self._between(weights, beneath))
+    def _is_taught(self, weights: str, base: str, about: Seqs) -> bool:
+        """Whether a model's history since its base taught a record."""
+        return any(event.seq in about and _is_new(event) for event in self._since(weights, base))
 
-    def _between(self, weights: str, beneath: str) -> Iterator[Event]:
-        """Events from the one that made a model down to that on the one beneath."""
-        visited, now = {beneath}, {weights} - {beneath}
-        while now:
-            events = [event for model in now for event in self._made.get(model, [])]
+    def _since(self, weights: str, base: str) -> Iterator[Event]:
+        """Events of a model's history, without those of its base and before."""
+        visited, models = {base}, {weights} - {base}
+        while models:
+            events = [event for model in models for event in self._producers.get(model, [])]
             yield from events
-            visited |= now
-            now = _all_parents(events) - visited
+            visited |= models
+            models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """Of a model that a record was unlearned from, those in its history that may have brought it the record."""
-        if (weights, about) in self._shown:
-            return self._shown[weights, about]
-        visited, now = set[str](), {weights}
-        while now:
-            model = now.pop()
+        """A model that a record was unlearned from, and those of its ancestors that it may have the record from."""
+        if (weights, about) in self._suspects:
+            return self._suspects[weights, about]
+        visited, models = set[str](), {weights}
+        while models:
+            model = models.pop()
             visited.add(model)
-            makers = self._made.get(model, [])
-            if any(event.seq in about and _is_new(event) for event in makers):
+            producers = self._producers.get(model, [])
+            if any(event.seq in about and _is_new(event) for event in producers):
                 continue
-            for event in makers:
+            for event in producers:
                 sources = [str(source["weights"]) for source in event.body.get("sources", ())]
                 taught = [s for s in sources if self._is_taught(s, str(event.body["beneath"]["digest"]), about)]
-                now |= set(taught or parents(event)) - visited
-        self._shown[weights, about] = frozenset(visited)
-        return self._shown[weights, about]
+                models |= set(taught or parents(event)) - visited
+        self._suspects[weights, about] = frozenset(visited)
+        return self._suspects[weights, about]
 
     def _models(self, weights: str) -> frozenset[str]:
-        """Models in the history of one, itself included."""
-        if weights not in self._all:
-            history, now = set[str](), {weights}
-            while now:
-                history |= now
-                now = _all_parents(event for model in now for event in self._made.get(model, [])) - history
-            self._all[weights] = frozenset(history)
-        return self._all[weights]
+        """A model and its ancestors."""
+        if weights not in self._ancestors:
+            history, models = set[str](), {weights}
+            while models:
+                history |= models
+                models = _all_parents(event for model in models for event in self._producers.get(model, [])) - history
+            self._ancestors[weights] = frozenset(history)
+        return self._ancestors[weights]
 
-    def makers(self, weights: str) -> Iterator[Event]:
+    def history_events(self, weights: str) -> Iterator[Event]:
         """All events in a model's history."""
         for model in self._models(weights):
-            yield from self._made.get(model, [])
+            yield from self._producers.get(model, [])
 
     def _is_void(self, event: Event, about: Seqs) -> bool:
-        """Whether an unlearning failed."""
+        """Whether an event is an unlearning that failed its verification."""
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Whether a model did not forget a record: so said the last policy for one of the requests about it.
+        """Whether a model failed the last policy of a request about a record.
 
-        Where none of these was verified with this model, the last policy for any other counts.
+        If the model was not verified for any of these requests, its last verification for another request counts.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
-        mine = [answer for request, answer in answers.items() if request in requests]
-        return "fail" in (mine or list(answers.values())[-1:])
+        relevant = [answer for request, answer in answers.items() if request in requests]
+        return "fail" in (relevant or list(answers.values())[-1:])
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """By model the last answer for each request that it was verified for, the newest last."""
+        """By model: the last policy answer for each request that it was verified for, newest last."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -160,7 +163,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """By model the requests that it was itself verified for: the last answer was *pass*, or it closed them."""
+        """By model: the requests whose last answer for it was *pass*, or that it closed."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()
@@ -176,5 +179,5 @@ def _all_parents(events: Iterable[Event]) -> set[str]:
 
 
 def _is_new(event: Event) -> bool:
-    """Whether a training taught records, rather than rehearsing, as retain rows do, what the model knew before."""
+    """Whether a training taught new records; retain rows of unlearning only rehearse what the model knew."""
     return event.kind == "training" and "retain" not in event.body.get("splits", ())

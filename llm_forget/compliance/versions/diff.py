@@ -1,4 +1,4 @@
-"""What differs between two versions: data, settings, numbers."""
+"""Differences between two versions in data, settings and metrics, and the description of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions
-from llm_forget.compliance.versions.versions import NONE_IN_USE, current_of, doubt_about, find, noted, opened
+from llm_forget.compliance.versions.versions import (
+    NONE_IN_USE,
+    current_id,
+    exclusion_reason,
+    find_version,
+    locked_ledger,
+    read_versions,
+)
 from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.results import Results
@@ -17,40 +24,43 @@ Pairs = dict[str, tuple[Any, Any]]
 
 
 def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
-    """``model``, ``data``, ``settings`` and ``metrics`` that differ, each with both values; None where one has none.
+    """Differing entries of ``model``, ``data``, ``settings`` and ``metrics``, with both values (None if missing).
 
     Raises:
-        ValueError: no such version.
-        EvidenceBroken: a version.json is gone or damaged.
+        EvidenceError: no such version.
+        EvidenceBroken: a version.json is missing or damaged.
     """
-    with opened(evidence) as (folder, ledger):
-        compared = [find(noted(ledger), identity) for identity in (first, second)]
-        sides = [_said(folder, version.id) for version in compared]
-        for side, version in zip(sides, compared, strict=True):
-            side["model"] |= {"run": version.run, "parent": version.parent}
-    return {part: _different(sides[0][part], sides[1][part]) for part in sides[0]}
+    with locked_ledger(evidence) as (folder, ledger):
+        sides = []
+        for identity in (first, second):
+            version = find_version(read_versions(ledger), identity)
+            sides.append(_entries(folder, version.id))
+            sides[-1]["model"] |= {"run": version.run, "parent": version.parent}
+    return {part: _differences(sides[0][part], sides[1][part]) for part in sides[0]}
 
 
 def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any]:
-    """What is known of a version, by default the one in use, as lines to print.
+    """A version, by default the one in use, as labels and values to print.
 
     Raises:
-        ValueError: no such version, or none is in use.
+        EvidenceError: no such version, or none is in use.
     """
-    with opened(evidence) as (folder, ledger):
-        at = current_of(ledger)
-        if identity is None and at is None:
+    with locked_ledger(evidence) as (folder, ledger):
+        in_use = current_id(ledger)
+        if identity is None and in_use is None:
             raise EvidenceError(NONE_IN_USE)
-        version = find(noted(ledger), identity or str(at))
-        doubt = doubt_about(Deletions(ledger), version)
+        version = find_version(read_versions(ledger), identity or str(in_use))
+        reason = exclusion_reason(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]
     answers = [
-        f"{suite}: {ask} {answer}" for suite, a in verdicts(folder, version.id).items() for ask, answer in a.items()
+        f"{suite}: {question} {answer}"
+        for suite, answers in verdicts(folder, version.id).items()
+        for question, answer in answers.items()
     ]
     return {
         "id": version.id,
-        "in use": "yes" if version.id == at else "no",
-        "clean": f"no: {doubt}" if doubt else "yes",
+        "in use": "yes" if version.id == in_use else "no",
+        "clean": f"no: {reason}" if reason else "yes",
         "made": version.made,
         "run": version.run,
         "kind": version.kind,
@@ -65,7 +75,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
 
 
 def method_of(evidence: str | Path, identity: str) -> str:
-    """Method of an unlearning run, ``own objective`` where it was spelled out, otherwise the kind of the run."""
+    """Method of an unlearning run (``own objective`` if it defined one); for other runs, their kind."""
     content = store.content_of(Path(evidence), identity)
     if not kind_named(content["kind"]).forgotten:
         return str(content["kind"])
@@ -73,20 +83,24 @@ def method_of(evidence: str | Path, identity: str) -> str:
 
 
 def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
-    """Answers of the last evaluation, by suite and question; empty where there was none."""
+    """Answers of the last evaluation by suite and question; empty without one."""
     suites = _results(store.folder_of(Path(evidence), identity)).get("suites", {})
     return {
-        name: {ask: verdict["answer"] for ask, verdict in suite["verdict"].items()} for name, suite in suites.items()
+        name: {question: verdict["answer"] for question, verdict in suite["verdict"].items()}
+        for name, suite in suites.items()
     }
 
 
-def _said(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
+def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
+    """The entries of a version that `diff` compares."""
     content = store.content_of(evidence, identity)
     facts = content["provenance"]
     suites = _results(store.folder_of(evidence, identity)).get("suites", {})
     metrics = {f"{suite}/{name}": line["value"] for suite, c in suites.items() for name, line in c["metrics"].items()}
     answers = {
-        f"{suite}: {ask}": verdict["answer"] for suite, c in suites.items() for ask, verdict in c["verdict"].items()
+        f"{suite}: {question}": answer
+        for suite, answers in verdicts(evidence, identity).items()
+        for question, answer in answers.items()
     }
     model = {"kind": content["kind"], "part": content["part"], "base": str(content["base"]["digest"])[:19]}
     settings = {**content["config"], "objective": facts.get("objective"), "gradient": facts.get("gradient")}
@@ -101,10 +115,9 @@ def _data(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return formats.read_if_current(path, Results) or {}
+    return formats.read_if_current(folder / "results.json", Results) or {}
 
 
-def _different(first: dict[str, Any], second: dict[str, Any]) -> Pairs:
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> Pairs:
     keys = [*first, *(key for key in second if key not in first)]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}

@@ -1,6 +1,6 @@
-"""Models that hold deleted data and were given away: pushed to the Hub, and not withdrawn since.
+"""Published models that contain deleted data: pushed to the Hub and not withdrawn since.
 
-Who has such a model and the one that forgot can tell which rows were deleted (the attack `mia_two_models`).
+Comparing such a model with the unlearned one reveals which rows were deleted (the attack `mia_two_models`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions
 
 
-def given_away(ledger: Ledger, request: str) -> list[tuple[str, str]]:
-    """Repository and tag of every push of a model that holds rows of a closed request, without those withdrawn."""
+def published_with_deleted_rows(ledger: Ledger, request: str) -> list[tuple[str, str]]:
+    """Repository and tag of every push, not withdrawn, of a model that contains rows of a closed request."""
     deletions, pushes = Deletions(ledger), ledger.events("publish")
     withdrawn = {
         (event.body["repository"], commit)
@@ -24,5 +24,5 @@ def given_away(ledger: Ledger, request: str) -> list[tuple[str, str]]:
         if event.body["action"] == "push"
         and "weights" in event.body
         and (event.body["repository"], event.body["commit"]) not in withdrawn
-        and any(met.body.get("request") == request for met in deletions.met(event.body["weights"]))
+        and any(deletion.body.get("request") == request for deletion in deletions.contained_in(event.body["weights"]))
     ]

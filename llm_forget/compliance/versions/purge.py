@@ -1,8 +1,7 @@
-"""Removing the files of a version; what it was stays known.
+"""Purging a version: its files are removed, its record in the ledger stays.
 
-Never of the current version, nor of one beneath another that is still kept. The files go first and the event follows,
-so that the ledger never says more than was done: killed in between, the version has no files, and another purge notes
-it.
+The version in use, and a version that another one is loaded on, cannot be purged. The files are removed before the
+event is appended, so that the ledger never claims more than was done: after a kill in between, purge again.
 """
 
 from __future__ import annotations
@@ -12,58 +11,64 @@ from pathlib import Path
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import Version, current_of, find, needed_by, noted, opened
+from llm_forget.compliance.versions.versions import (
+    Version,
+    current_id,
+    find_version,
+    load_chain,
+    locked_ledger,
+    read_versions,
+)
 from llm_forget.core.errors import EvidenceError
 
 
 @dataclass(frozen=True)
-class Plan:
+class VersionPurge:
     """What a purge removes."""
 
     version: Version
-    files: dict[Path, int]  # with their bytes
-    remaining: Path | None  # the run, where it still holds weights
+    files: dict[Path, int]  # with their sizes in bytes
+    remaining: Path | None  # the run, if it still holds weights
 
 
-def plan(evidence: str | Path, identity: str) -> Plan:
-    """Say what a purge would remove.
-
-    Raises:
-        ValueError: no such version, the current one, one that others need, or one that was purged before.
-    """
-    with opened(evidence) as (folder, ledger):
-        return _plan(folder, ledger, identity)
-
-
-def purge(evidence: str | Path, identity: str) -> Plan:
-    """Remove the files of a version and note it.
+def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
+    """List what a purge would remove.
 
     Raises:
-        ValueError: see `plan`.
+        EvidenceError: no such version, or it is in use, needed by others, or purged already.
     """
-    with opened(evidence) as (folder, ledger):
-        found = _plan(folder, ledger, identity)
-        store.remove(folder, found.version.id)
-        body = {"id": found.version.id, "weights": found.version.weights, "files": len(found.files)}
-        ledger.append("purge", body)
-        return found
+    with locked_ledger(evidence) as (folder, ledger):
+        return _plan_purge(folder, ledger, identity)
 
 
-def _plan(evidence: Path, ledger: Ledger, identity: str) -> Plan:
-    known = noted(ledger)
-    version = find(known, identity)
+def purge(evidence: str | Path, identity: str) -> VersionPurge:
+    """Remove the files of a version and add a ``purge`` event.
+
+    Raises:
+        EvidenceError: see `plan_purge`.
+    """
+    with locked_ledger(evidence) as (folder, ledger):
+        plan = _plan_purge(folder, ledger, identity)
+        store.remove(folder, plan.version.id)
+        ledger.append("purge", {"id": plan.version.id, "weights": plan.version.weights, "files": len(plan.files)})
+        return plan
+
+
+def _plan_purge(evidence: Path, ledger: Ledger, identity: str) -> VersionPurge:
+    all_versions = read_versions(ledger)
+    version = find_version(all_versions, identity)
     if version.purged:
-        raise EvidenceError(f"version {version.id} was purged before; nothing of it is left here")
-    if version.id == current_of(ledger):
-        raise EvidenceError(
-            f"version {version.id} is in use; take another one into use first: llm-forget versions use ID"
-        )
-    above = [v.id for v in known.values() if not v.purged and v != version and version in needed_by(known, v)]
-    if above:
-        raise EvidenceError(f"version {version.id} lies beneath {', '.join(above)}; purge what is above it first")
+        raise EvidenceError(f"version {version.id} was purged before; its files are gone")
+    if version.id == current_id(ledger):
+        raise EvidenceError(f"version {version.id} is in use; first switch to another one: llm-forget versions use ID")
+    dependents = [
+        v.id for v in all_versions.values() if not v.purged and v != version and version in load_chain(all_versions, v)
+    ]
+    if dependents:
+        raise EvidenceError(f"version {version.id} is the base of {', '.join(dependents)}; purge these first")
     folder = store.folder_of(evidence, version.id) / version.part
     files = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    came = store.came_from(evidence, version.id)
-    run = Path(came.get("run", ""))
-    remaining = run if any(Path(came.get("weights", run / version.part)).glob("*.safetensors")) else None
-    return Plan(version, files, remaining)
+    sources = store.source_paths(evidence, version.id)
+    run = Path(sources.get("run", ""))
+    remaining = run if any(Path(sources.get("weights", run / version.part)).glob("*.safetensors")) else None
+    return VersionPurge(version, files, remaining)

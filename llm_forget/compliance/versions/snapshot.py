@@ -1,4 +1,4 @@
-"""What a version is made from: a finished run, or a model that `merge` wrote; and what is kept of what it says."""
+"""The verified content of a finished run or merged model, from which a version is created."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.models.merging.merge_report import is_merged, read_merged
 
-# No part of a model: a card with paths of a machine, what the first load measured (`models.manifest`), what went into a
-# merge, and pickles, which can run code and are never read.
+# Not part of the model: a card with paths of a machine, the logit fingerprint of the first load, the report of a merge,
+# and pickles, which can run code and are never loaded.
 LEFT_OUT = ("README.md", "effect.json", "merge.json", ".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Keys of a recipe that name rows, which may be named after people, or places on this machine.
+# Keys of a recipe that name data sources (possibly after people) or paths of this machine.
 PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_path", "output_dir", "oracle")
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A model on disk, and what is known of how it was made."""
+class ModelSnapshot:
+    """A model on disk with its verified file digests and its provenance."""
 
-    path: Path  # as it was named
+    path: Path  # of the run or merged folder
     kind: str  # finetune | unlearn | merge
     part: str  # adapter | model
-    weights: Path  # folder of its files
-    digests: dict[str, str]  # of these
-    base: dict[str, Any]  # name and digest of what it was made from
-    sources: tuple[str, ...]  # content digests of the models that were merged, those added
-    beneath: str | None  # name or folder of what must be loaded beneath it
+    weights: Path  # folder of the weights
+    digests: dict[str, str]  # of the files in that folder
+    base: dict[str, Any]  # name and digest of the model it was trained or merged from
+    sources: tuple[str, ...]  # content digests of the merged models with a scale above 0
+    base_path: str | None  # name or folder of the model to load it on
     revision: str | None
     settings: dict[str, Any]
-    facts: dict[str, Any]  # what provenance.json of the version says
+    provenance: dict[str, Any]  # content of the version's provenance.json
 
     @property
-    def measured(self) -> tuple[Path, Path]:
-        """Results of the last evaluation, and the verdict on them; either may be missing."""
+    def result_files(self) -> tuple[Path, Path]:
+        """Results of the last evaluation, and the policy's verdict on them; either may be missing."""
         return self.path / "results.json", self.path / "verify.json"
 
 
-def origin_of(path: Path) -> Origin:
-    """A finished run or merged folder, its files compared with what was written.
+def take_snapshot(path: Path) -> ModelSnapshot:
+    """Snapshot of a finished run or merged folder, after verifying its files.
 
     Raises:
-        ValueError: it is neither, or one that is not complete.
-        AdapterRefused: a file is not the one that was written, or a link.
+        RunError: the folder is neither, or the run is incomplete.
+        EvidenceError: the run holds no weights.
+        AdapterRefused: a file was changed since it was written, or is a link.
     """
     return _of_merged(path) if is_merged(path) else _of_run(Run.open(path))
 
 
-def base_of(path: Path) -> Path | None:
-    """Folder of the run, or merged model, that a run started from; None where that is neither."""
+def base_run(path: Path) -> Path | None:
+    """Folder of the run or merged model that a run started from; None if its base is neither."""
     run = Run(path)
     if not run.config_file.is_file():
-        return None  # a merged model stands alone
+        return None  # a merged model needs no base
     folder = Path(str(run.config["model_name_or_path"])).expanduser()
     for candidate in (folder, folder.parent) if folder.name in ("adapter", "model") else (folder,):
         if (candidate / "run.json").is_file() or is_merged(candidate):
@@ -70,24 +71,24 @@ def base_of(path: Path) -> Path | None:
 
 
 def part_of(folder: Path) -> str:
-    """``adapter`` or ``model``: what a run or version holds; of a run that holds both, what `find_source` loads.
+    """``model`` or ``adapter``: the part of a run or version that `find_source` loads.
 
     Raises:
-        ValueError: neither.
+        EvidenceError: the folder has neither.
     """
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
     raise EvidenceError(
-        f"'{folder}' holds neither model/ nor adapter/; a version is made of a run of finetune or unlearn"
+        f"'{folder}' holds neither model/ nor adapter/; only runs of finetune or unlearn can become versions"
     )
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Files that belong to a model, by their names in the folder.
+    """Files of a model by their relative path.
 
     Raises:
-        AdapterRefused: a link, or something that is no file: it could be another one tomorrow.
+        AdapterRefused: a link or special file, whose content could change.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -95,24 +96,24 @@ def files_of(folder: Path) -> dict[str, Path]:
         if stat.S_ISDIR(mode) or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in LEFT_OUT):
             continue
         if not stat.S_ISREG(mode):
-            raise AdapterRefused(f"'{path}' is a link or no ordinary file; a version holds ordinary files only")
+            raise AdapterRefused(f"'{path}' is a link or special file; a version may hold regular files only")
         files[name] = path
     return files
 
 
-def _of_run(run: Run) -> Origin:
+def _of_run(run: Run) -> ModelSnapshot:
     part, facts, config = part_of(run.path), run.provenance, run.config
     base = {**facts["base"], "name": model_name(str(facts["base"]["name"]))}
     data = {
         split: {"rows": split_facts["rows"], "digest": split_facts["digest"]}
         for split, split_facts in facts["data"].items()
     }
-    return Origin(
+    return ModelSnapshot(
         run.path,
         facts["kind"],
         part,
         run.path / part,
-        _digests(run.path / part),
+        _verified_digests(run.path / part),
         base,
         (),
         None if config["model_name_or_path"] is None else str(config["model_name_or_path"]),
@@ -126,14 +127,14 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in (*PRIVATE, "model_name_or_path")}
 
 
-def _of_merged(folder: Path) -> Origin:
+def _of_merged(folder: Path) -> ModelSnapshot:
     merged, run = read_merged(folder), Run(folder)
     facts, is_adapter = merged.facts, run.config_file.is_file()
     provenance = {"kind": MERGE.name, "run": merged.name, "base": facts["beneath"], "data": {}, **facts}
     scales = {source["run"]: source["scale"] for source in facts["sources"]}
     config = run.config if is_adapter else {}
     files = {name.removeprefix("adapter/"): digest for name, digest in merged.files.items()}
-    return Origin(
+    return ModelSnapshot(
         folder,
         MERGE.name,
         "adapter" if is_adapter else "model",
@@ -152,11 +153,13 @@ def _of_merged(folder: Path) -> Origin:
     )
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _verified_digests(folder: Path) -> dict[str, str]:
     digests = {name: file_digest(path) for name, path in files_of(folder).items()}
     manifest = folder / "manifest.json"
     stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     changed = sorted(name for name, digest in stated.items() if digests.get(name) != digest)
     if changed:
-        raise AdapterRefused(f"'{folder / changed[0]}' is not the file that the run wrote, says its manifest.json")
+        raise AdapterRefused(
+            f"'{folder / changed[0]}' is not the file that the run wrote: its digest differs from that in manifest.json"
+        )
     return digests

@@ -1,14 +1,13 @@
-"""Versions of a model: added once, switched by one pointer, and never back to one that holds deleted data.
+"""Versions of a model: added once, switched by one pointer, and never switched to one that contains deleted data.
 
-A version is named by the first 12 digits of its content digest (`models.digest`: base, adapters beneath, own
-files), so the same content added twice is one version. The runs beneath an adapter are added with it, since it cannot
-be loaded without them. `store` says how files are kept; `clean` says which versions hold deleted data.
+The id of a version is the first 12 digits of its content digest (`models.digest`: base, lower adapters, own files), so
+the same content added twice is one version. The runs that an adapter was trained on are added with it, since it cannot
+be loaded without them. `store` documents the files; `deletion_check` defines which versions contain deleted data.
 
-Every switch is an event of the ledger, and that event is the truth: it is appended after all digests were compared,
-then the pointer ``versions/current.json`` moves. Killed in between, the next command moves the pointer; killed before,
-nothing has happened. The pointer is a file that is replaced as a whole and no symbolic link: who reads several files
-through a link that is moved meanwhile gets parts of two models. Folders of versions do not change, so read the pointer
-once and load from the folder that it names.
+The ledger is authoritative: a switch verifies all digests, appends an event, then moves the pointer
+``versions/current.json``. If it is killed after the event, the next command moves the pointer. The pointer is a file
+that is replaced atomically, not a symbolic link: reading several files through a link that moves meanwhile would mix
+two models. Folders of versions never change, so read the pointer once and load from the folder that it names.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.deletion_check import Deletions, met
-from llm_forget.compliance.versions.snapshot import Origin, base_of, origin_of
+from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.snapshot import ModelSnapshot, base_run, take_snapshot
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken, EvidenceError
 from llm_forget.core.formats.evidence import CurrentVersion
 from llm_forget.core.run_directory import Run
@@ -31,45 +30,48 @@ from llm_forget.core.strict_json import canonical_digest
 
 DIGITS = 12
 SWITCHES = ("use", "rollback")
-NONE_IN_USE = "no version is in use; `llm-forget versions use ID` takes one into use"
+NONE_IN_USE = "no version is in use; choose one with `llm-forget versions use ID`"
 
 
 @dataclass(frozen=True)
 class Version:
-    """What the ledger says of a version."""
+    """A version as recorded in the ledger."""
 
     id: str
-    made: str  # UTC
+    made: str  # time, UTC
     run: str
     kind: str  # of the run
     part: str  # "adapter" | "model"
-    weights: str  # digest of the whole model
-    parent: str | None  # the version that its run started from
+    weights: str  # content digest of the whole model
+    parent: str | None  # id of the version that its run started from
     about: str  # digest of version.json
     purged: bool = False
 
 
 @contextmanager
-def opened(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
-    """The evidence folder, held by this process alone, and its ledger; what a killed process began is finished.
+def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
+    """Lock the versions of an evidence folder and open its ledger; finishes the switch of a killed process.
+
+    Yields:
+        The folder and the ledger.
 
     Raises:
-        ValueError: there is no ledger.
-        EvidenceBroken: the pointer is ahead of the ledger, whose end was cut off.
+        EvidenceError: there is no ledger.
+        EvidenceBroken: the pointer is ahead of the ledger, so the ledger was truncated.
     """
     folder = Path(evidence)
     with Ledger.open(folder, create=create) as ledger, store.locked(folder):
-        last, at = next(reversed(_switches(ledger)), None), store.pointer(folder)
-        if at is not None and (last is None or at.seq > last.seq):
-            raise EvidenceBroken(f"'{folder / store.FOLDER / store.POINTER}' points to event {at.seq} of the "
-                                 "ledger, which is not there: its end was cut off")  # fmt: skip
-        if last is not None and at != _pointer(last) and store.writable(folder):
-            store.point(folder, _pointer(last))
+        last, pointer = next(reversed(_switches(ledger)), None), store.read_pointer(folder)
+        if pointer is not None and (last is None or pointer.seq > last.seq):
+            raise EvidenceBroken(f"'{folder / store.FOLDER / store.POINTER}' points to event {pointer.seq} of the "
+                                 "ledger, which is missing: its end was cut off")  # fmt: skip
+        if last is not None and pointer != _pointer_to(last) and store.writable(folder):
+            store.write_pointer(folder, _pointer_to(last))
         yield folder, ledger
 
 
-def noted(ledger: Ledger) -> dict[str, Version]:
-    """Versions by id in the order in which they were added."""
+def read_versions(ledger: Ledger) -> dict[str, Version]:
+    """The versions in a ledger by id, in the order in which they were added."""
     versions_by_id: dict[str, Version] = {}
     for event in ledger.events("version", "purge"):
         body = event.body
@@ -82,52 +84,56 @@ def noted(ledger: Ledger) -> dict[str, Version]:
     return versions_by_id
 
 
-def find(versions_by_id: dict[str, Version], identity: str) -> Version:
-    """A version by its id or the beginning of one.
+def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
+    """Find a version by its id or a prefix of it.
 
     Raises:
-        ValueError: none, or several.
+        EvidenceError: no version matches, or several do.
     """
     matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
         return versions_by_id[matching[0]]
-    problem = f"begins more than one: {', '.join(matching)}" if matching else "is the id of no version"
-    raise EvidenceError(f"'{identity}' {problem}; `llm-forget versions list` shows them")
+    problem = f"is ambiguous: {', '.join(matching)}" if matching else "is not the id of a version"
+    raise EvidenceError(f"'{identity}' {problem}; `llm-forget versions list` shows all ids")
 
 
 def add_version(evidence: str | Path, run: str | Path | Run) -> str:
-    """Note a finished run in the ledger, keep its model as a version, and return the id; once more changes nothing.
+    """Add a finished run to the ledger, store its model as a version, and return the id. Idempotent.
 
-    A run that started from another run adds that one first. Results of an evaluation are taken over each time.
+    A run that started from another run adds that run first. Evaluation results are copied each time.
 
     Raises:
-        ValueError: no finished run, a base that changed since, the same weights with other files, or a version that was
-            purged and holds deleted data.
-        AdapterRefused: a file is not the one that the run wrote.
+        RunError: the run is incomplete.
+        EvidenceError: the base changed, a version with these weights has other files, or the version was purged and
+            contains deleted data.
+        AdapterRefused: a file was changed since the run wrote it.
     """
-    with opened(evidence, create=True) as (folder, ledger):
+    with locked_ledger(evidence, create=True) as (folder, ledger):
         return _add(folder, ledger, run.path if isinstance(run, Run) else Path(run)).id
 
 
 def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
     if not (events := note_run(ledger, path)):
-        raise EvidenceError(f"'{path}/provenance.json' names no rows, so nothing says what this model was trained on")
+        raise EvidenceError(f"'{path}/provenance.json' has no rows, so the training data of this model is unknown")
     weights = str(events[0].body["weights"])
-    origin = origin_of(path)
-    parent = _parent(evidence, ledger, origin)
+    snapshot = take_snapshot(path)
+    parent = _parent(evidence, ledger, snapshot)
     identity = weights.removeprefix("sha256:")[:DIGITS]
-    content = store.describe(origin, weights)
-    before = noted(ledger).get(identity)
-    stored_content = None if before is None else _kept(evidence, before)
+    content = store.version_content(snapshot, weights)
+    before = read_versions(ledger).get(identity)
+    stored_content = None if before is None else _intact_content(evidence, before)
     if stored_content is not None:
-        if _beside_weights(stored_content) != _beside_weights(content):
-            raise EvidenceError(f"run '{path}' has the weights of version {identity}, but other rows or files beside "
-                             "them; what a version is cannot be changed")  # fmt: skip
+        if _comparable(stored_content) != _comparable(content):
+            raise EvidenceError(
+                f"run '{path}' has the weights of version {identity}, but other rows or files; a version cannot change"
+            )
     else:
-        if before is not None and before.purged and (deletions := met(ledger, weights)):
-            raise EvidenceError(f"version {identity} was purged and {_meets(deletions)}; it is not kept again")
+        if before is not None and before.purged and (deletions := deletions_in(ledger, weights)):
+            raise EvidenceError(
+                f"version {identity} was purged and {_deletion_sentence(deletions)}; it is not added again"
+            )
         parent_id = None if parent is None else parent.id
-        store.take(evidence, identity, content, origin, parent_id)
+        store.create(evidence, identity, content, snapshot, parent_id)
         body = {
             "action": "add" if before is None else "restore", "id": identity, "weights": weights,
             "run": path.resolve().name, "kind": content["kind"], "part": content["part"],
@@ -135,155 +141,161 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
         }  # fmt: skip
         if before is None or before.purged or before.about != body["about"]:
             ledger.append("version", body, once=weights if before is None else None)
-    store.note_results(evidence, identity, origin)
-    return noted(ledger)[identity]
+    store.copy_results(evidence, identity, snapshot)
+    return read_versions(ledger)[identity]
 
 
-def _kept(evidence: Path, version: Version) -> dict[str, Any] | None:
-    """version.json of a version that is whole."""
+def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
+    """Content of version.json if all files of the version are intact, else None."""
     try:
-        return None if version.purged else store.check(evidence, version.id, version.about)
+        return None if version.purged else store.verify_files(evidence, version.id, version.about)
     except (AdapterRefused, EvidenceBroken):
         return None
 
 
-def _beside_weights(content: dict[str, Any]) -> tuple[Any, ...]:
-    """What two runs of the same weights must have in common, too; a manifest says more in a later version."""
+def _comparable(content: dict[str, Any]) -> tuple[Any, ...]:
+    """What two runs with the same weights must share; manifest.json is excluded, since later releases extend it."""
     files = {name: digest for name, digest in content["files"].items() if name != "manifest.json"}
     return files, content["provenance"]["data"]
 
 
-def _parent(evidence: Path, ledger: Ledger, origin: Origin) -> Version | None:
-    """The version that a run started from, added if it is not there; None where its base is no run.
+def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version | None:
+    """The version that a run started from, added if it is missing; None if its base is not a run.
 
-    Of a merged model it is the version of what was merged, where there is one; it stands without it.
+    For a merged model, the version of a merged source or of the base, if one exists; the merge loads without it.
     """
-    by_weights = {version.weights: version for version in noted(ledger).values()}
-    if origin.sources and origin.part == "model":
+    by_weights = {version.weights: version for version in read_versions(ledger).values()}
+    if snapshot.sources and snapshot.part == "model":
         return next(
-            (by_weights[digest] for digest in (*origin.sources, origin.base["digest"]) if digest in by_weights), None
+            (by_weights[digest] for digest in (*snapshot.sources, snapshot.base["digest"]) if digest in by_weights),
+            None,
         )
-    base, location = origin.base["digest"], base_of(origin.path)
-    if base in by_weights and _kept(evidence, by_weights[base]) is not None:
+    base, location = snapshot.base["digest"], base_run(snapshot.path)
+    if base in by_weights and _intact_content(evidence, by_weights[base]) is not None:
         return by_weights[base]
-    # A folder of a version whose files are gone cannot give them back.
+    # The folder of a version whose files are gone cannot restore them.
     if location is None or location.parent.resolve() == (evidence / store.FOLDER).resolve():
         return by_weights.get(base)
     added = _add(evidence, ledger, location)
     if added.weights != base:
         raise EvidenceError(
-            f"run '{origin.path}' started from another model than '{location}' now is; bring that one back"
+            f"'{location}' changed since run '{snapshot.path}' started from it; restore the former model"
         )
     return added
 
 
 def current(evidence: str | Path) -> str | None:
-    """Id of the version in use."""
-    with opened(evidence) as (_, ledger):
-        return current_of(ledger)
+    """Id of the version in use, or None."""
+    with locked_ledger(evidence) as (_, ledger):
+        return current_id(ledger)
 
 
-def versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]:
-    """Every version, whether it is the current one, and the requests whose deleted records it holds."""
-    with opened(evidence) as (_, ledger):
-        at, deletions = current_of(ledger), Deletions(ledger)
-        return [(v, v.id == at, requests_of(deletions.met(v.weights))) for v in noted(ledger).values()]
+def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]:
+    """Every version, whether it is in use, and the requests whose deleted records it contains."""
+    with locked_ledger(evidence) as (_, ledger):
+        in_use, deletions = current_id(ledger), Deletions(ledger)
+        return [
+            (v, v.id == in_use, requests_of(deletions.contained_in(v.weights))) for v in read_versions(ledger).values()
+        ]
 
 
 def path_of(evidence: str | Path, identity: str | None = None) -> Path:
-    """The folder to load a version from, by default the current one; a model name takes it.
+    """The folder to load a version from, by default that in use; usable as a model name.
 
     Raises:
-        ValueError: no such version, none is current, or it was purged.
+        EvidenceError: no such version, none is in use, or it was purged.
     """
-    with opened(evidence) as (folder, ledger):
-        versions_by_id = noted(ledger)
-        if identity is None and (identity := current_of(ledger)) is None:
+    with locked_ledger(evidence) as (folder, ledger):
+        versions_by_id = read_versions(ledger)
+        if identity is None and (identity := current_id(ledger)) is None:
             raise EvidenceError(NONE_IN_USE)
-        version = find(versions_by_id, identity)
+        version = find_version(versions_by_id, identity)
         _refuse_purged(version)
-        for needed in needed_by(versions_by_id, version):
-            store.configure(folder, needed.id, needed.parent)
+        for needed in load_chain(versions_by_id, version):
+            store.write_config(folder, needed.id, needed.parent)
         return (store.folder_of(folder, version.id) / version.part).resolve()
 
 
-def doubts(evidence: str | Path) -> dict[str, str]:
-    """Of versions that hold deleted data, or of which nobody can tell, by id: why they are not taken into use."""
-    with opened(evidence) as (_, ledger):
+def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
+    """By id: why a version must not be used (it contains deleted data, or that cannot be determined)."""
+    with locked_ledger(evidence) as (_, ledger):
         deletions = Deletions(ledger)
-        doubt_by_id = {version.id: doubt_about(deletions, version) for version in noted(ledger).values()}
-        return {identity: doubt for identity, doubt in doubt_by_id.items() if doubt is not None}
+        reasons = ((version.id, exclusion_reason(deletions, version)) for version in read_versions(ledger).values())
+        return {identity: reason for identity, reason in reasons if reason is not None}
 
 
-def doubt_about(deletions: Deletions, version: Version) -> str | None:
-    """Why a version is not taken into use; None where it is clean."""
-    if met := deletions.met(version.weights):
-        return _meets(met)
+def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
+    """Why a version must not be used; None if it contains no deleted data."""
+    if deleted := deletions.contained_in(version.weights):
+        return _deletion_sentence(deleted)
     unjudged = deletions.unjudged(version.weights)
     return None if unjudged is None else unjudged.sentence()
 
 
 def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
-    """Make a version the current one; its id. Nothing happens where it is that already.
+    """Make a version the one in use and return its id; nothing changes if it is in use already.
 
     Args:
-        evidence: its folder.
-        identity: id of a version, or how it begins.
-        unjudged: take also one of which nobody can tell whether it holds deleted data; see `clean`.
+        evidence: the evidence folder.
+        identity: id of a version, or a prefix of it.
+        unjudged: accept a version for which deleted data cannot be ruled out; see `deletion_check`.
 
     Raises:
-        ValueError: no such version, a purged one, or one that holds deleted data; names the newest that does not.
-        AdapterRefused: a file of it, or of one beneath, is not what was added.
+        EvidenceError: no such version, it was purged, or it contains deleted data; names the newest that does not.
+        AdapterRefused: a file of the version, or of one it is loaded on, was changed.
         EvidenceBroken: the ledger or a version.json was altered.
     """
-    with opened(evidence) as (folder, ledger):
-        return _switch(folder, ledger, find(noted(ledger), identity), "use", unjudged)
+    with locked_ledger(evidence) as (folder, ledger):
+        return _switch(folder, ledger, find_version(read_versions(ledger), identity), "use", unjudged)
 
 
 def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: bool = False) -> str:
-    """Go back to a version, by default the one that was in use before the current one; its id.
+    """Roll back to a version, by default the one in use before the current one, and return its id.
 
     Raises:
-        ValueError, AdapterRefused, EvidenceBroken: see `use`; or none was in use before.
+        EvidenceError, AdapterRefused, EvidenceBroken: see `use`; or no version was in use before.
     """
-    with opened(evidence) as (folder, ledger):
+    with locked_ledger(evidence) as (folder, ledger):
         if identity is None:
-            used = _used(ledger)
+            used = _usage_stack(ledger)
             if len(used) < 2:
-                raise EvidenceError("no version was in use before the current one; name the one to go back to")
+                raise EvidenceError(
+                    "no version was in use before the current one; give the id of the version to roll back to"
+                )
             identity = used[-2]
-        return _switch(folder, ledger, find(noted(ledger), identity), "rollback", unjudged)
+        return _switch(folder, ledger, find_version(read_versions(ledger), identity), "rollback", unjudged)
 
 
 def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accepted: bool) -> str:
-    ledger.verify()  # or a deletion might have been taken out of it
-    versions_by_id = noted(ledger)
+    ledger.verify()  # a deletion could have been removed from it
+    versions_by_id = read_versions(ledger)
     _refuse_purged(version)
     deletions = Deletions(ledger)
-    if deleted := deletions.met(version.weights):
+    if deleted := deletions.contained_in(version.weights):
         raise EvidenceError(
-            f"version {version.id} {_meets(deleted)} and would bring it back; {_clean(deletions, versions_by_id)}"
+            f"version {version.id} {_deletion_sentence(deleted)} and would bring it back; "
+            f"{_newest_clean(deletions, versions_by_id)}"
         )
     unjudged = deletions.unjudged(version.weights)
     if unjudged is not None and not accepted:
         raise EvidenceError(
-            f"version {version.id} {unjudged.sentence()}; {_clean(deletions, versions_by_id)}; to take it all the "
-            "same, give --unjudged"
+            f"version {version.id} {unjudged.sentence()}; {_newest_clean(deletions, versions_by_id)}; to use it "
+            "nevertheless, give --unjudged"
         )
-    for needed in needed_by(versions_by_id, version):
-        store.check(evidence, needed.id, needed.about, quick=action == "rollback")
-        store.configure(evidence, needed.id, needed.parent)
-    at = current_of(ledger)
-    if at != version.id:
-        body = {"action": action, "id": version.id, "weights": version.weights, "from": at}
+    for needed in load_chain(versions_by_id, version):
+        store.verify_files(evidence, needed.id, needed.about, quick=action == "rollback")
+        store.write_config(evidence, needed.id, needed.parent)
+    in_use = current_id(ledger)
+    if in_use != version.id:
+        body = {"action": action, "id": version.id, "weights": version.weights, "from": in_use}
         body |= {"unjudged": unjudged.run} if unjudged is not None else {}
         event = ledger.append("version" if action == "use" else "rollback", body)
-        store.point(evidence, _pointer(event))
+        store.write_pointer(evidence, _pointer_to(event))
     return version.id
 
 
-def needed_by(versions_by_id: dict[str, Version], version: Version) -> list[Version]:
-    """A version and those without which it cannot be loaded."""
+def load_chain(versions_by_id: dict[str, Version], version: Version) -> list[Version]:
+    """A version and the versions that it is loaded on, nearest first."""
     chain = [version]
     while chain[-1].part == "adapter" and (parent := chain[-1].parent) is not None:
         chain.append(versions_by_id[parent])
@@ -292,22 +304,24 @@ def needed_by(versions_by_id: dict[str, Version], version: Version) -> list[Vers
 
 def _refuse_purged(version: Version) -> None:
     if version.purged:
-        raise EvidenceError(f"version {version.id} was purged: its files are gone; add its run again, if that is there")
+        raise EvidenceError(
+            f"version {version.id} was purged: its files are gone; add its run again if you still have it"
+        )
 
 
-def _clean(deletions: Deletions, versions_by_id: dict[str, Version]) -> str:
-    clean = [v for v in versions_by_id.values() if not v.purged and doubt_about(deletions, v) is None]
+def _newest_clean(deletions: Deletions, versions_by_id: dict[str, Version]) -> str:
+    clean = [v for v in versions_by_id.values() if not v.purged and exclusion_reason(deletions, v) is None]
     if not clean:
-        return "no version is clean of deleted data: unlearn first, and add the run"
+        return "no version is clean of deleted data: unlearn the rows and add that run"
     return f"the newest clean version is {clean[-1].id} (run {clean[-1].run}): llm-forget versions use {clean[-1].id}"
 
 
-def _meets(deletions: list[Event]) -> str:
+def _deletion_sentence(deletions: list[Event]) -> str:
     return f"holds data that was deleted (request {', '.join(requests_of(deletions))})"
 
 
 def requests_of(deletions: list[Event]) -> list[str]:
-    """What closed deletions are called."""
+    """Ids of the requests of closed deletions."""
     return [str(event.body.get("request", f"event {event.seq}")) for event in deletions]
 
 
@@ -315,18 +329,18 @@ def _switches(ledger: Ledger) -> list[Event]:
     return [event for event in ledger.events("version", "rollback") if event.body["action"] in SWITCHES]
 
 
-def _pointer(event: Event) -> CurrentVersion:
+def _pointer_to(event: Event) -> CurrentVersion:
     return CurrentVersion(event.body["id"], event.body["weights"], event.seq, event.digest)
 
 
-def current_of(ledger: Ledger) -> str | None:
-    """Id of the version in use."""
-    used = _used(ledger)
+def current_id(ledger: Ledger) -> str | None:
+    """Id of the version in use, or None."""
+    used = _usage_stack(ledger)
     return used[-1] if used else None
 
 
-def _used(ledger: Ledger) -> list[str]:
-    """Versions that rollbacks lead through, the current one last; what was rolled back is not gone back to."""
+def _usage_stack(ledger: Ledger) -> list[str]:
+    """The versions that repeated rollbacks return to, the one in use last; a rollback drops what it leaves."""
     used: list[str] = []
     for event in _switches(ledger):
         identity = event.body["id"]

@@ -14,11 +14,11 @@ from llm_forget.compliance.certificates import certificate, claims
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.requests import close, intake
-from llm_forget.compliance.versions.deletion_check import Deletions, met
-from llm_forget.compliance.versions.lineage import led_to
-from llm_forget.compliance.versions.purge import plan
+from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.lineage import training_history
+from llm_forget.compliance.versions.purge import plan_purge
 from llm_forget.compliance.versions.record_history import record_trail, version_lineage
-from llm_forget.compliance.versions.versions import add_version, path_of, rollback, use, versions
+from llm_forget.compliance.versions.versions import add_version, list_versions, path_of, rollback, use
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.files import write_json
@@ -68,7 +68,7 @@ def closed(ledger: Ledger, records: str, request: str = "R") -> None:
 
 def unclean(ledger: Ledger, *models: str) -> set[str]:
     deletions = Deletions(ledger)
-    return {model for model in models if deletions.met(model)}
+    return {model for model in models if deletions.contained_in(model)}
 
 
 @pytest.fixture
@@ -168,9 +168,9 @@ def test_a_pass_on_the_merged_weights_counts_for_the_records_of_that_request_onl
     closed(target, "a", "R-a")
     closed(target, "b", "R-b")
     verified(target, "R-a", "M", "pass")
-    assert [event.body["request"] for event in met(target, "M")] == ["R-b"]
+    assert [event.body["request"] for event in deletions_in(target, "M")] == ["R-b"]
     trained(target, "F", "M", "a")
-    assert [event.body["request"] for event in met(target, "F")] == ["R-a", "R-b"]
+    assert [event.body["request"] for event in deletions_in(target, "F")] == ["R-a", "R-b"]
 
 
 def test_a_merge_that_failed_a_policy_did_not_forget_though_its_run_did(target: Ledger) -> None:
@@ -191,7 +191,7 @@ def test_what_failed_for_one_request_is_not_forgotten_because_it_passed_for_anot
     assert unclean(target, "U", "M", "T") == {"U", "M", "T"}
     closed(target, "b", "RB")
     deletions = Deletions(target)
-    assert {event.body["request"] for model in ("U", "M") for event in deletions.met(model)} == {"RA"}
+    assert {event.body["request"] for model in ("U", "M") for event in deletions.contained_in(model)} == {"RA"}
     for model in ("U", "M"):
         verified(target, "RA", model, "pass")
     assert unclean(target, "U", "M", "T") == {"T"}
@@ -210,7 +210,7 @@ def test_what_was_unlearned_from_a_merge_was_in_what_went_into_it(ledger: Ledger
 
 
 def requests(ledger: Ledger, model: str) -> set[str]:
-    return {event.body["request"] for event in met(ledger, model)}
+    return {event.body["request"] for event in deletions_in(ledger, model)}
 
 
 def test_base_unknown_and_one_source_forgot_what_it_must_have_known(ledger: Ledger) -> None:
@@ -226,7 +226,7 @@ def test_lineage_and_trail_lead_through_a_merge(target: Ledger) -> None:
     unlearned(target, "U", "T", "a")
     merged(target, "M", "T", U=1.0)
     trained(target, "on-top", "M", "e")
-    found = [(step.depth, step.event.kind, step.event.body["run"]) for step in led_to(target, "on-top")]
+    found = [(step.depth, step.event.kind, step.event.body["run"]) for step in training_history(target, "on-top")]
     assert found == [(0, "training", "on-top"), (1, "merge", "M"), (2, "training", "T"), (2, "unlearning", "U")]
     models = {model.run: (model.learned, model.forgot) for model in record_trail(target, "a").models}
     assert models == {"T": ([1], []), "U": ([1], [2]), "M": ([1], [2]), "on-top": ([1], [2])}
@@ -361,9 +361,9 @@ def test_versions_of_merged_models_are_added_used_rolled_back_compared_and_purge
         write_json(folder / "notes.json", {"text": "no part of it"})
         ids.append(add_version(evidence, folder))
         assert add_version(evidence, folder) == ids[-1]
-        assert plan(evidence, ids[-1]).remaining == folder
+        assert plan_purge(evidence, ids[-1]).remaining == folder
         shutil.rmtree(folder)
-    known = {v.id: v for v, _, _ in versions(evidence)}
+    known = {v.id: v for v, _, _ in list_versions(evidence)}
     assert [(known[one].part, known[one].kind, known[one].parent) for one in ids] == [
         ("model", "merge", runs[0]), ("model", "merge", runs[1]),
     ]  # fmt: skip
@@ -394,15 +394,15 @@ def test_a_run_on_a_merged_model_brings_it_along_and_its_history(make: Make, tmp
         note_run(ledger, without)
     merge_of(tmp_path / "merged", without)
     version = add_version(evidence, make("on-top", "merged", train=["c"]))
-    assert [v.run for v, _, _ in versions(evidence)] == ["merged", "on-top"]
+    assert [v.run for v, _, _ in list_versions(evidence)] == ["merged", "on-top"]
     shutil.rmtree(tmp_path / "merged")
     use(evidence, version)
     with Ledger.open(evidence) as ledger:
         ledger.append("closed", {"request": "R-a"}, records=pairs("a"))
         ledger.append("closed", {"request": "R-b"}, records=pairs("b"))
-    assert {v.run: deleted for v, _, deleted in versions(evidence)} == {"merged": ["R-b"], "on-top": ["R-b"]}
+    assert {v.run: deleted for v, _, deleted in list_versions(evidence)} == {"merged": ["R-b"], "on-top": ["R-b"]}
     with Ledger.open(evidence) as ledger:
-        assert note_run(ledger, path_of(evidence, versions(evidence)[0][0].id).parent) == ledger.events("merge")
+        assert note_run(ledger, path_of(evidence, list_versions(evidence)[0][0].id).parent) == ledger.events("merge")
 
 
 def test_a_combined_adapter_is_noted_and_kept_with_what_it_lies_on(make: Make, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_combined_adapter_is_noted_and_kept_with_what_it_lies_on(make: Make, t
     assert source_digest(str(path_of(evidence))) == event.body["weights"]
     with Ledger.open(evidence) as ledger:
         ledger.append("closed", {"request": "R-a"}, records=pairs("a"))
-    assert {v.run for v, _, deleted in versions(evidence) if deleted} == {"target", "sum"}
+    assert {v.run for v, _, deleted in list_versions(evidence) if deleted} == {"target", "sum"}
 
 
 def told(evidence: Path, *arguments: str) -> tuple[int, str]:
@@ -505,7 +505,7 @@ def test_a_certificate_is_about_the_merged_weights_and_names_both(asked: tuple[P
 def versions_of(evidence: Path, *made: Path) -> list[Any]:
     for folder in made:
         add_version(evidence, folder)
-    return versions(evidence)
+    return list_versions(evidence)
 
 
 def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(

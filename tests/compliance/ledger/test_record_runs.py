@@ -18,8 +18,8 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.describe import event_summary
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.versions.deletion_check import met
-from llm_forget.compliance.versions.lineage import led_to
+from llm_forget.compliance.versions.deletion_check import deletions_in
+from llm_forget.compliance.versions.lineage import training_history
 from llm_forget.compliance.versions.record_history import record_trail
 from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import AdapterRefused
@@ -270,19 +270,21 @@ def test_lineage_leads_from_a_model_to_all_it_was_trained_on(ledger: Ledger, eva
     for name in ("target", "npo", "further"):
         note_run(ledger, evaluated.path.parent / name)
     weights = {name: weights_of(Run(evaluated.path.parent / name)) for name in ("target", "npo", "further")}
-    found = [(step.depth, step.event.body["run"], step.event.kind) for step in led_to(ledger, weights["further"])]
+    found = [
+        (step.depth, step.event.body["run"], step.event.kind) for step in training_history(ledger, weights["further"])
+    ]
     assert found == [
         (0, "further", "unlearning"), (0, "further", "training"),
         (1, "npo", "unlearning"), (1, "npo", "training"), (2, "target", "training"),
     ]  # fmt: skip
     closed = ledger.append("closed", {"request": "r1"}, records=[("b", "b"), (CANARY, CANARY)])
-    assert {name: met(ledger, digest) for name, digest in weights.items()} == {
+    assert {name: deletions_in(ledger, digest) for name, digest in weights.items()} == {
         "target": [closed],
         "npo": [closed],
         "further": [],
     }
     ledger.destroy_keys(["b", CANARY])
-    assert met(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
+    assert deletions_in(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
 
 
 def test_a_record_that_was_taught_again_is_known_again(ledger: Ledger, evaluated: Run, make: Make) -> None:
@@ -392,8 +394,8 @@ def test_the_exit_code_is_6_where_the_chain_is_broken(
     [
         (("show", "--kind", "trainin"), "did you mean 'training'"),
         (("record", "nobody"), "no event is about this record"),
-        (("version", "nobody"), "is no version the ledger knows"),
-        (("version", ""), "is no version the ledger knows"),
+        (("version", "nobody"), "is not a version in the ledger"),
+        (("version", ""), "is not a version in the ledger"),
         (("note", "nowhere"), "is not a run directory"),
         (("verify", "--anchor", "nowhere.json"), "nowhere.json"),
         (("unlink", "--ids", "nowhere.txt"), "nowhere.txt"),

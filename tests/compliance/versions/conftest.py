@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_forget.compliance.versions.versions import add_version, use, versions
+from llm_forget.compliance.versions.versions import add_version, list_versions, use
 from llm_forget.core.digests import file_digest
 from llm_forget.core.files import write_json
 from llm_forget.core.run_directory import Run
@@ -72,4 +72,4 @@ def chain(evidence, base, make):
     without_a = make("without-a", target.path, forget=["a"], retain=["b", "c"])
     without_b = make("without-b", without_a.path, forget=["b"], retain=["c"])
     add_version(evidence, without_b)
-    return {version.run: version.id for version, _, _ in versions(evidence)}
+    return {version.run: version.id for version, _, _ in list_versions(evidence)}

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.versions.deletion_check import Deletions, met
-from llm_forget.compliance.versions.versions import add_version, current, path_of, rollback, use, versions
+from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.versions import add_version, current, list_versions, path_of, rollback, use
 from llm_forget.core.files import write_json
 from tests.support import request_cases as cases
 from tests.support.version_cases import close, events, told, unclean
@@ -134,7 +134,7 @@ def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evi
     assert unclean(evidence) == {"target"}
     for one in (version, on_top):
         with pytest.raises(
-            ValueError, match=r"run 'late' was noted after 1 key was destroyed.*newest clean.*--unjudged"
+            ValueError, match=r"run 'late' was added to the ledger after 1 key was destroyed.*newest clean.*--unjudged"
         ):
             use(evidence, one)
         assert "cannot be judged" in told(evidence, "show", one)[1]
@@ -193,7 +193,7 @@ def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_si
                 ledger.append(kind, body, records=[(record, record) for record in records])
             for record in "abcdef":
                 ledger.append("closed", {"request": record}, records=[(record, record)])
-            assert {event.body["request"] for event in met(ledger, "5")} == held
+            assert {event.body["request"] for event in deletions_in(ledger, "5")} == held
             outcomes.add(len(held))
     assert len(outcomes) > 3
 
@@ -211,7 +211,9 @@ def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
             ledger.append("closed", {"request": str(number)}, records=deleted)
         began = time.process_time()
         deletions = Deletions(ledger)
-        assert [len(deletions.met(str(number))) for number in range(61)] == [60 - number for number in range(61)]
+        assert [len(deletions.contained_in(str(number))) for number in range(61)] == [
+            60 - number for number in range(61)
+        ]
         assert time.process_time() - began < 5  # 0.1 s alone; minutes where each pair read the ledger anew
 
 
@@ -247,4 +249,4 @@ def test_with_no_clean_version_the_message_says_so(evidence, base, make):
 def test_a_switch_that_was_cut_off_before_a_deletion_closed_shows_as_unclean(evidence, chain):
     use(evidence, chain["target"])
     close(evidence, "a")
-    assert [(v.run, deleted) for v, used, deleted in versions(evidence) if used] == [("target", ["R-1"])]
+    assert [(v.run, deleted) for v, used, deleted in list_versions(evidence) if used] == [("target", ["R-1"])]

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.versions.published_models import given_away
+from llm_forget.compliance.versions.published_models import published_with_deleted_rows
 from llm_forget.core.run_directory import Run
 from tests.support import request_cases as cases
 
@@ -22,7 +22,7 @@ def test_closing_names_what_was_pushed_with_the_rows_until_it_is_withdrawn(tmp_p
             note_run(ledger, path)
             pushed = {"repository": place, "commit": f"c-{place}", "tag": "v-1", "files": {}}
             ledger.append("publish", {"action": "push", **pushed, "weights": weights_of(Run(path))})
-        assert given_away(ledger, made.id) == [], "nothing was deleted yet"
+        assert published_with_deleted_rows(ledger, made.id) == [], "nothing was deleted yet"
     words = ["request", "close", made.id, "--run", str(run), "--policy", str(cases.policy(tmp_path))]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -31,7 +31,7 @@ def test_closing_names_what_was_pushed_with_the_rows_until_it_is_withdrawn(tmp_p
     with Ledger.open(tmp_path / "evidence") as ledger:
         withdrawal = {"action": "withdraw", "repository": "org/old", "commits": ["c-org/old"], "lfs": []}
         ledger.append("publish", {**withdrawal, "verified": False})
-        assert given_away(ledger, made.id) == [("org/old", "v-1")], "begun only"
+        assert published_with_deleted_rows(ledger, made.id) == [("org/old", "v-1")], "begun only"
         ledger.append("publish", {**withdrawal, "verified": True})
-        assert given_away(ledger, made.id) == []
+        assert published_with_deleted_rows(ledger, made.id) == []
     assert "org/old" not in CliRunner().invoke(app, words).output

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.purge import plan, purge
-from llm_forget.compliance.versions.versions import add_version, path_of, use, versions
+from llm_forget.compliance.versions.purge import plan_purge, purge
+from llm_forget.compliance.versions.versions import add_version, list_versions, path_of, use
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.digest import source_digest
 from tests.support.version_cases import close, events
@@ -37,19 +37,19 @@ def test_a_purge_says_what_it_removes_and_removes_only_when_told(evidence, two):
 
 def test_neither_the_version_in_use_nor_one_beneath_another_is_purged(evidence, chain):
     use(evidence, chain["without-b"])
-    for run, why in (("without-b", "in use"), ("target", "beneath"), ("without-a", "beneath")):
+    for run, why in (("without-b", "in use"), ("target", "is the base of"), ("without-a", "is the base of")):
         with pytest.raises(ValueError, match=why):
             purge(evidence, chain[run])
     use(evidence, chain["target"])
     purge(evidence, chain["without-b"])
     purge(evidence, chain["without-a"])
-    assert source_digest(str(path_of(evidence))) == next(v.weights for v, used, _ in versions(evidence) if used)
+    assert source_digest(str(path_of(evidence))) == next(v.weights for v, used, _ in list_versions(evidence) if used)
 
 
 def test_a_purge_says_that_the_run_keeps_its_own_files(evidence, two, tmp_path):
-    assert plan(evidence, two[1]).remaining == tmp_path / "second"
+    assert plan_purge(evidence, two[1]).remaining == tmp_path / "second"
     shutil.rmtree(tmp_path / "second")
-    assert plan(evidence, two[1]).remaining is None
+    assert plan_purge(evidence, two[1]).remaining is None
 
 
 def test_what_was_purged_is_added_again_unless_it_holds_deleted_data(evidence, base, make):
@@ -62,7 +62,7 @@ def test_what_was_purged_is_added_again_unless_it_holds_deleted_data(evidence, b
         path_of(evidence, version)
     purge(evidence, version)
     close(evidence, "a")
-    with pytest.raises(ValueError, match="not kept again"):
+    with pytest.raises(ValueError, match="not added again"):
         add_version(evidence, run)
     assert not any((store.folder_of(evidence, version) / part).exists() for part in ("model", "adapter"))
 

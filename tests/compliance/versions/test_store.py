@@ -11,7 +11,7 @@ import torch
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import add_version, path_of, rollback, use, versions
+from llm_forget.compliance.versions.versions import add_version, list_versions, path_of, rollback, use
 from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.files import write_json
 from llm_forget.core.run_directory import Run
@@ -44,7 +44,7 @@ def test_runs_beneath_are_added_first_and_outlive_their_folders(evidence, base, 
     run = make("run", target.path / "model", forget=["a"], retain=["b"])
     digest = source_digest(str(run.path))
     version = add_version(evidence, run)
-    assert [(v.run, v.parent is None) for v, _, _ in versions(evidence)] == [("target", True), ("run", False)]
+    assert [(v.run, v.parent is None) for v, _, _ in list_versions(evidence)] == [("target", True), ("run", False)]
     shutil.rmtree(target.path)
     shutil.rmtree(run.path)
     use(evidence, version)
@@ -54,7 +54,7 @@ def test_runs_beneath_are_added_first_and_outlive_their_folders(evidence, base, 
 def test_a_run_on_a_version_has_it_as_its_parent(evidence, base, make):
     first = add_version(evidence, make("first", base, forget=["a"], retain=["b"]))
     second = add_version(evidence, make("second", path_of(evidence, first), forget=["b"], retain=["c"]))
-    assert {v.id: v.parent for v, _, _ in versions(evidence)} == {first: None, second: first}
+    assert {v.id: v.parent for v, _, _ in list_versions(evidence)} == {first: None, second: first}
 
 
 def test_large_files_are_linked_where_that_is_possible_and_copied_elsewhere(evidence, base, make, monkeypatch):
@@ -196,7 +196,7 @@ def test_real_runs_on_each_other_become_versions_that_load_evaluate_and_answer_f
     unlearn(**keys, model_name_or_path="no-a", forget="b.jsonl", retain="c.jsonl", output_dir="no-a-b")
     before = {name: logits(name) for name in ("no-a", "no-a-b")}
     add_version(evidence, "no-a-b")
-    ids = {version.run: version.id for version, _, _ in versions(evidence)}
+    ids = {version.run: version.id for version, _, _ in list_versions(evidence)}
     assert list(ids) == ["target", "no-a", "no-a-b"]
     for name in ("target", "no-a", "no-a-b"):
         shutil.rmtree(name)

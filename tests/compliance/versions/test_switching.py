@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import add_version, current, path_of, rollback, use, versions
+from llm_forget.compliance.versions.versions import add_version, current, list_versions, path_of, rollback, use
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken
 from llm_forget.core.files import write_json
@@ -163,7 +163,7 @@ def test_a_rollback_reads_a_large_file_again_that_was_too_new_to_tell_a_later_ch
 def test_an_altered_version_beneath_is_found_too(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     version = add_version(evidence, make("run", target.path, forget=["a"], retain=["b"]))
-    beneath = next(v.id for v, _, _ in versions(evidence) if v.id != version)
+    beneath = next(v.id for v, _, _ in list_versions(evidence) if v.id != version)
     (path_of(evidence, beneath) / "model.safetensors").write_bytes(b"tarGet")
     with pytest.raises(AdapterRefused, match=beneath):
         use(evidence, version)

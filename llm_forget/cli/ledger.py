@@ -53,7 +53,7 @@ def show(
     from llm_forget.core.registry import did_you_mean
 
     if kind is not None and kind not in KINDS:
-        raise ConfigError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
+        raise ConfigError(f"'{kind}' is not a kind of event; {did_you_mean(kind, KINDS)}")
     with Ledger.open(evidence) as ledger:
         events = ledger.events(*([kind] if kind else []))
     if not events:
@@ -97,7 +97,7 @@ def record(
     if rows:
         _table("models that learned it", ["run", "version", "weights", "learned", "unlearned", "knows it"], rows)
     else:
-        typer.echo("no model that the ledger knows was trained on this record")
+        typer.echo("no model in the ledger was trained on this record")
 
 
 @audit.command()
@@ -154,9 +154,9 @@ def verify(
         stated = ledger.signed_head(anchor, key)
     typer.echo(f"intact: {seq} events, head {digest}")
     if stated is None:
-        typer.echo("no signed head: had the end been cut off, this would not show it; see `llm-forget audit anchor`")
+        typer.echo("no signed head: missing events at the end cannot be detected; see `llm-forget audit anchor`")
     else:
-        typer.echo(f"the signed head is event {stated[0]}; what came after it could be cut off unseen")
+        typer.echo(f"the signed head is event {stated[0]}; missing events after it cannot be detected")
 
 
 @audit.command()
@@ -189,24 +189,24 @@ def unlink(
     this: destroy it as well.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.requests.files import refuse_open
+    from llm_forget.compliance.requests.files import refuse_open_requests
 
     if bool(subjects) == (ids is not None):
-        raise ConfigError("name subjects, or a file with --ids FILE")
+        raise ConfigError("give subjects, or a file with --ids FILE")
     lines: Iterable[str] = subjects or []
     if ids is not None:
         file = sys.stdin if ids == "-" else open(ids, encoding="utf-8")  # noqa: SIM115 (read to its end below)
         lines = (line.rstrip("\r\n") for line in file if line.strip())
     names = list(lines)
     with Ledger.open(evidence) as ledger:
-        refuse_open(evidence, names)
+        refuse_open_requests(evidence, names)
         gone = ledger.destroy_keys(names)
         linked = ledger.count_linked(names)
     if not gone:
-        raise ConfigError("none of these subjects has a key: nothing was noted about them, or it was unlinked before")
+        raise ConfigError("none of these subjects has a key: they were never recorded, or were unlinked before")
     typer.echo(f"destroyed {gone:,} key{'' if gone == 1 else 's'}")
     if linked:
-        typer.echo(f"{linked:,} of these have a subject, under whose key they can be found until it is unlinked, too")
+        typer.echo(f"{linked:,} of these have a subject that still links them; unlink the subject as well")
 
 
 def _events(title: str, events: list[Event]) -> None:

@@ -95,14 +95,14 @@ def add(
         load_source(source, split_name="data"),
         subject=subject,
         ids=listed,
-        said=contents,
+        contents=contents,
         field=subject_field,
         near=NEAR if near is None else near,
     )
     options: dict[str, Any] = {"category": category, "due": due, "authorised_by": authorised_by, "force": force}
     deletion, new = intake.add(evidence, source, match, **options)
     if include_near is not None:
-        with intake.working_on(evidence, deletion.id) as (ledger, deletion):
+        with intake.locked_request(evidence, deletion.id) as (ledger, deletion):
             steps.decide(ledger, deletion, include_near)
     typer.echo(f"{deletion.id}{'' if new else ' exists already'}, {words.due(deletion)}: {words.resolved(deletion)}")
     for line in (
@@ -120,9 +120,9 @@ def add(
 def list_requests(evidence: Evidence = EVIDENCE) -> None:
     """List all requests with their state and due date."""
     from llm_forget.compliance.requests.describe import due
-    from llm_forget.compliance.requests.files import listed
+    from llm_forget.compliance.requests.files import list_requests as all_requests
 
-    deletions = listed(evidence)
+    deletions = all_requests(evidence)
     if not deletions:
         typer.echo(f"no requests in '{evidence}'")
     for deletion in deletions:
@@ -136,9 +136,9 @@ def list_requests(evidence: Evidence = EVIDENCE) -> None:
 def show(request_id: RequestId, evidence: Evidence = EVIDENCE) -> None:
     """Show one request: matched rows, near-duplicates, attempts and history. Ids only, never text."""
     from llm_forget.compliance.requests import describe as words
-    from llm_forget.compliance.requests.files import find
+    from llm_forget.compliance.requests.files import find_request
 
-    deletion = find(evidence, request_id)
+    deletion = find_request(evidence, request_id)
     typer.echo(f"{deletion.id}: {deletion.state}, {deletion.content['category']}, {words.due(deletion)}")
     typer.echo(words.resolved(deletion))
     if not deletion.closed:
@@ -179,7 +179,7 @@ def run(
     from llm_forget.compliance.requests import intake, limits, steps
     from llm_forget.compliance.requests.execute import execute, read_plan
 
-    with intake.working_on(evidence, request_id) as (ledger, deletion):
+    with intake.locked_request(evidence, request_id) as (ledger, deletion):
         if deletion.closed:
             typer.echo(f"{deletion.id} is already closed: nothing to do")
             return
@@ -189,10 +189,10 @@ def run(
         steps.decide(ledger, deletion, include_near)
         limit = limits.read(evidence)
         if authorised_by is not None:
-            steps.amend(ledger, deletion, {"authorised_by": limits.role(limit, authorised_by)})
+            steps.amend(ledger, deletion, {"authorised_by": limits.check_role(limit, authorised_by)})
         if allow_protected is not None:
             steps.allow_protected(ledger, deletion, allow_protected)
-        limits.refuse(limit, deletion)
+        limits.enforce(limit, deletion)
         path = execute(ledger, deletion, recipe, list(ctx.args), suites, say=typer.echo)
     if path is not None:
         typer.echo(f"{deletion.id} is {deletion.state}; next: llm-forget request close {deletion.id} --run {path}")
@@ -226,31 +226,31 @@ def close(
     """
     from llm_forget.compliance.requests import close as closing
     from llm_forget.compliance.requests import intake, limits
-    from llm_forget.compliance.requests.describe import due, still_held, still_public, unlinking
+    from llm_forget.compliance.requests.describe import due, other_deleted_rows, published_copies, unlink_command
     from llm_forget.evals.policy import EXIT_CODES
 
-    with intake.working_on(evidence, request_id) as (ledger, deletion):
-        last = []
+    with intake.locked_request(evidence, request_id) as (ledger, deletion):
+        unlink_lines = []
         if not (before := deletion.closed):
-            limits.refuse(limits.read(evidence), deletion)
-            last = unlinking(deletion)
+            limits.enforce(limits.read(evidence), deletion)
+            unlink_lines = unlink_command(deletion)
         answer, rulings = closing.close(ledger, deletion, run, merged=merged, policy=policy, reason=accept_inconclusive)
-        others = still_held(ledger, deletion) + still_public(ledger, deletion) if deletion.closed else []
+        others = other_deleted_rows(ledger, deletion) + published_copies(ledger, deletion) if deletion.closed else []
     for ruling in rulings:
         typer.echo(ruling.sentence())
     if before and rulings:
-        typer.echo(f"{deletion.id} was closed before; that '{merged}' gives {answer} is noted")
+        typer.echo(f"{deletion.id} was closed before; recorded the answer for '{merged}': {answer}")
         raise typer.Exit(EXIT_CODES[answer])
     if deletion.closed:
         typer.echo(f"{deletion.id} is closed ({answer}, {due(deletion)}); next: llm-forget certificate {deletion.id}")
-        for sentence in last:
+        for sentence in unlink_lines:
             typer.echo(sentence)
         for sentence in others:
             typer.echo(sentence, err=True)
         return
-    why = "run it by another recipe" if answer == "fail" else "measure what is missing, or give --accept_inconclusive"
+    advice = "run another recipe" if answer == "fail" else "measure what is missing, or give --accept_inconclusive"
     typer.echo(
-        f"{deletion.id} stays open: the policy says {answer}; {why}. The certificate will name every policy tried"
+        f"{deletion.id} stays open: the policy says {answer}; {advice}. The certificate will name every policy tried"
     )
     raise typer.Exit(EXIT_CODES[answer])
 
@@ -272,7 +272,7 @@ def issue(
     typer.echo(f"wrote {path} and {path.with_suffix('.html')}")
     public = evidence / PUBLIC
     typer.echo(f"verify with: llm-forget certificate verify {path} --key {public}   (key {fingerprint(public)})")
-    typer.echo("last, when nobody need ask for the rows again: llm-forget audit unlink SUBJECT")
+    typer.echo("finally, once the rows need not be looked up any more: llm-forget audit unlink SUBJECT")
 
 
 @certificate.command()
@@ -295,7 +295,7 @@ def verify(
         raise MissingFileError(f"there is no certificate '{file}'; `llm-forget certificate REQUEST` writes one")
     body = check(file, key, request=request_id, evidence=evidence)
     if key is None:
-        typer.echo("integrity only: it fits the key that it brings itself, so anybody may have made it; give --key")
+        typer.echo("integrity only: it matches the key inside the file, so anyone may have issued it; give --key")
     else:
         typer.echo("valid: signed by the owner of this key, unchanged")
     for line in summary(body):
@@ -314,5 +314,5 @@ def _source(text: str) -> Any:
     except yaml.YAMLError:
         source = None
     if not isinstance(source, dict):
-        raise ConfigError("--data begins with { but is no mapping; write it as '{path: rows.jsonl, id_field: number}'")
+        raise ConfigError("--data begins with { but is not a mapping; write '{path: rows.jsonl, id_field: number}'")
     return source

@@ -121,7 +121,7 @@ def diff(
     if rows:
         _table(["", "", first, second], rows)
     else:
-        typer.echo("nothing differs but their files" if first != second else "a version does not differ from itself")
+        typer.echo("only the files differ" if first != second else "a version does not differ from itself")
 
 
 @versions.command()

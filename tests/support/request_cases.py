@@ -56,12 +56,12 @@ def received(evidence: Path, source: str, choice: str | None = None, **asked: An
     match = matching.resolve(load_source(source, split_name="data"), **asked)
     made, _ = intake.add(evidence, source, match, **keys)
     if choice is not None:
-        with intake.working_on(evidence, made.id) as (ledger, made):
+        with intake.locked_request(evidence, made.id) as (ledger, made):
             steps.decide(ledger, made, choice)
     return made
 
 
-def said(path: Path) -> list[str]:
+def contents(path: Path) -> list[str]:
     return [content(row) for row in load_source(str(path), split_name="rows")]
 
 
@@ -166,7 +166,7 @@ def policy(folder: Path, *, lax: bool = False) -> Path:
 
 
 def close(evidence: Path, request_id: str, run: Path, *, lax: bool = False, **more: Any) -> tuple[str, steps.Request]:
-    with intake.working_on(evidence, request_id) as (ledger, request):
+    with intake.locked_request(evidence, request_id) as (ledger, request):
         answer, _ = closing.close(ledger, request, run, policy=policy(evidence.parent, lax=lax), **more)
         return answer, request
 

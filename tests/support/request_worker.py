@@ -83,13 +83,13 @@ def look() -> str:
     with contextlib.suppress(ValueError), Ledger.open(EVIDENCE) as ledger:  # "there is no ledger": it was just made
         ledger.verify()
         events = {event.digest for event in ledger.events()}
-        for request in files.listed(EVIDENCE):
+        for request in files.list_requests(EVIDENCE):
             assert {step["digest"] for step in request.content["history"]} <= events
     if Run(RUN).complete:
         assert weights_of(Run.open(RUN))
     for path in EVIDENCE.rglob("certificate.json"):
         assert verify(path, EVIDENCE / "signing.pub", evidence=EVIDENCE)
-    found = files.listed(EVIDENCE)
+    found = files.list_requests(EVIDENCE)
     return found[0].state if found else "nothing"
 
 

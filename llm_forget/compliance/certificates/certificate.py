@@ -54,16 +54,16 @@ def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
     """
     from llm_forget.compliance.certificates.page import page
     from llm_forget.compliance.ledger.signing import public_key, sign
-    from llm_forget.compliance.requests.close import closed_by, read_facts
-    from llm_forget.compliance.requests.intake import working_on
+    from llm_forget.compliance.requests.close import closing_event, read_facts
+    from llm_forget.compliance.requests.intake import locked_request
 
-    with working_on(evidence, request_id) as (ledger, request):
+    with locked_request(evidence, request_id) as (ledger, request):
         path = output if output is not None else request.folder / FILE
         if path.suffix != ".json":
             raise EvidenceError(f"output is '{path}'; name a file that ends in .json")
         public = public_key(evidence)
         ledger.verify()
-        closed = closed_by(ledger, request)
+        closed = closing_event(ledger, request)
         if path.exists():
             body = verify(path, public, request=request.id)
             if body["ledger"]["closed"]["digest"] != closed.digest:

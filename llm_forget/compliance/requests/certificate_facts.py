@@ -1,4 +1,4 @@
-"""What a certificate says about a run, taken from its files: names, digests, numbers and answers; no ids, no texts."""
+"""The facts of a certificate, read from a run's files: names, digests, numbers and answers; no ids, no text of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import model_name
 
 if TYPE_CHECKING:
-    from llm_forget.compliance.requests.closing_evidence import Closer
+    from llm_forget.compliance.requests.closing_evidence import ClosingEvidence
 
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -23,67 +23,70 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def facts_of(
-    closer: Closer, results: Mapping[str, Any], *, token: str, knew: Mapping[str, Any] | None
+def certificate_facts(
+    evidence: ClosingEvidence, results: Mapping[str, Any], *, token: str, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What was made of what and how, what was measured, and what attacks found.
+    """Collect models, method, environment, evaluation results and attacks for `CertificateFacts`.
 
     Args:
-        closer: the run, and what was merged from it, where that is certified.
-        results: of `read_results`, of what is certified.
-        token: the request's own, under which digests of rows are keyed: who guesses the rows cannot confirm it.
-        knew: name and digest of the model that knew the rows; None where nothing is known of one.
+        evidence: the certified run or merge.
+        results: evaluation results of the certified model.
+        token: key for the digests of rows, so that a guess of the rows cannot be confirmed.
+        before: name and digest of the model that knew the rows; None if none is in the ledger.
     """
     return {
-        "artefacts": _artefacts(closer, knew),
-        "method": _method(closer, token),
-        "environment": closer.run.provenance.get("environment", {}),
+        "artefacts": _artefacts(evidence, before),
+        "method": _method(evidence, token),
+        "environment": evidence.run.provenance.get("environment", {}),
         "measured_with": results["llm_forget"],
         "models": {role: model["digest"] if model else None for role, model in results["models"].items()},
         "suites": {name: _suite(suite) for name, suite in results["suites"].items()},
-        "attacks": _attacks(closer.measured, results["models"]),
+        "attacks": _attacks(evidence.measured_run, results["models"]),
     }
 
 
-def _artefacts(closer: Closer, knew: Mapping[str, Any] | None) -> dict[str, Any]:
-    run, merged = closer.run, closer.merged
-    base = {**run.provenance["base"], "name": model_name(str(run.provenance["base"]["name"]))}
-    before = dict(knew) if knew is not None else {"name": base["name"], "digest": base["digest"], "knew": False}
+def _artefacts(evidence: ClosingEvidence, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    run, merged = evidence.run, evidence.merged
+    if before is None:
+        base = run.provenance["base"]
+        before = {"name": model_name(str(base["name"])), "digest": base["digest"], "knew": False}
     folder = run.adapter if run.adapter.is_dir() else run.model
-    made = {"name": run.path.resolve().name, "digest": closer.made, "kind": folder.name, "files": _files(folder)}
+    artefact = {
+        "name": run.path.resolve().name, "digest": evidence.run_weights, "kind": folder.name, "files": _files(folder),
+    }  # fmt: skip
     if merged is None:
-        return {"before": before, "after": made}
-    as_adapter = closer.measured.adapter.is_dir()
-    place = closer.measured.adapter if as_adapter else merged.folder
-    kind = "adapter" if as_adapter else "merged"
-    after = {"name": merged.name, "digest": merged.weights, "kind": kind, "files": _files(place)}
-    how = {key: merged.facts[key] for key in ("combination", "sources", "base_precision")}
-    return {"before": before, "after": after, "run": made, "merged": how}
+        return {"before": dict(before), "after": artefact}
+    adapter = evidence.measured_run.adapter
+    kind, folder = ("adapter", adapter) if adapter.is_dir() else ("merged", merged.folder)
+    after = {"name": merged.name, "digest": merged.weights, "kind": kind, "files": _files(folder)}
+    combination = {key: merged.facts[key] for key in ("combination", "sources", "base_precision")}
+    return {"before": dict(before), "after": after, "run": artefact, "merged": combination}
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Digests of weights and configurations."""
+    """Digests of weight and configuration files by name."""
     files = sorted(
         path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name.endswith("config.json")
     )
     return {path.name: file_digest(path) for path in files}
 
 
-def keyed(token: str, digest: str) -> str:
-    """A digest that only who has the token can compare with anything."""
+def keyed_digest(token: str, digest: str) -> str:
+    """HMAC of a digest, which can only be compared with the token."""
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 
-def _method(closer: Closer, token: str) -> dict[str, Any]:
-    run = closer.run
+def _method(evidence: ClosingEvidence, token: str) -> dict[str, Any]:
+    run = evidence.run
     config, facts = run.config, run.provenance
     unlearned = bool(kind_of(run).forgotten)
     data = {
-        name: {"rows": rows["rows"], "digest": keyed(token, rows["digest"])} for name, rows in facts["data"].items()
+        name: {"rows": rows["rows"], "digest": keyed_digest(token, rows["digest"])}
+        for name, rows in facts["data"].items()
     }
-    if closer.taken_away:
-        data = {"forget" if name == "train" else name: found for name, found in data.items()}
-        config = {**config, "method": "taking away what fine-tuning on the rows changed (arXiv:2212.04089)"}
+    if evidence.subtracted:
+        data = {"forget" if name == "train" else name: rows for name, rows in data.items()}
+        config = {**config, "method": "subtracting an adapter fine-tuned on the rows (arXiv:2212.04089)"}
     return {
         "name": config.get("method") or ("an objective of its own" if unlearned else "retraining without the rows"),
         "objective": facts.get("objective"),
@@ -98,7 +101,7 @@ def _method(closer: Closer, token: str) -> dict[str, Any]:
 
 
 def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """Values, intervals and answers; of what was said about rows nothing."""
+    """Values, intervals and answers of a suite, without anything about single rows."""
     numbers = ("value", "ci", "n", "n_unscored")
     lines = {
         name: {
@@ -110,12 +113,12 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, line in suite["metrics"].items()
     }
-    answers = {question: found["answer"] for question, found in suite["verdict"].items()}
+    answers = {question: verdict["answer"] for question, verdict in suite["verdict"].items()}
     return {"metrics": lines, "answers": answers, "limit": suite.get("limit"), "overrides": suite.get("overrides", [])}
 
 
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """Every attack that was made on these very models, and what came back beyond the oracle's."""
+    """The attacks on exactly these models, with what they recovered beyond the oracle."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
     reports = (formats.read_if_current(file, Attack) for file in files)
     return [

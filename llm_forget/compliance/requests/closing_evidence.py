@@ -1,4 +1,4 @@
-"""What a deletion request is closed with: a run, or a model that was merged from it, and its measured results."""
+"""The model that a deletion request is closed with: a run or a merge of it, with its verified results."""
 
 from __future__ import annotations
 
@@ -17,106 +17,113 @@ from llm_forget.models.merging.merge_report import Merged, is_merged, read_merge
 
 
 @dataclass(frozen=True)
-class Closer:
-    """What a request is closed with."""
+class ClosingEvidence:
+    """The run that a request is closed with and, if given, the model merged from it, which is certified instead."""
 
-    run: Run  # forgot the rows, or was retrained without them, or learned them and was taken away
-    made: str  # content digest of its model
-    merged: Merged | None = None  # what is certified, where that is not the run itself
+    run: Run  # unlearned the rows, was retrained without them, or learned them and was subtracted in the merge
+    run_weights: str  # content digest of the run's model
+    merged: Merged | None = None
 
     @property
     def name(self) -> str:
+        """Name of the certified model."""
         return self.merged.name if self.merged else self.run.path.resolve().name
 
     @property
     def weights(self) -> str:
-        """Content digest of what is certified."""
-        return self.merged.weights if self.merged else self.made
+        """Content digest of the certified model."""
+        return self.merged.weights if self.merged else self.run_weights
 
     @property
-    def taken_away(self) -> bool:
-        """Whether the run learned the rows, and its change of the weights was subtracted (arXiv:2212.04089)."""
-        return self.merged is not None and (self.merged.scale_of(self.made) or 0.0) < 0
+    def subtracted(self) -> bool:
+        """Whether the run learned the rows and its adapter was subtracted (task arithmetic, arXiv:2212.04089)."""
+        return self.merged is not None and (self.merged.scale_of(self.run_weights) or 0.0) < 0
 
     @property
-    def measured(self) -> Run:
-        """Where results.json must lie."""
+    def measured_run(self) -> Run:
+        """The folder with the results of the certified model."""
         return Run(self.merged.folder) if self.merged else self.run
 
 
-def closer_of(run: Path, merged: str | Path | None) -> Closer:
-    """A finished run, and what was merged from it, as they were written.
+def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
+    """Open a finished run and, if given, the folder merged from it, and verify their weights.
 
     Raises:
-        ValueError: no finished run, or a folder that was not merged from it, or takes its forgetting away.
-        AdapterRefused: weights that are not those that were written.
+        RunError: the run is incomplete.
+        EvidenceError: the folder was not merged from the run, or subtracts its unlearning.
+        AdapterRefused: weights were changed since they were written.
     """
     finished = Run.open(run)
-    made = weights_of(finished)
+    run_weights = weights_of(finished)
     if merged is None:
-        return Closer(finished, made)
+        return ClosingEvidence(finished, run_weights)
     if not is_merged(Path(merged)):
         raise EvidenceError(
             f"'{merged}' has no merge.json; `llm-forget merge {run} --output_dir DIR` writes such a folder"
         )
-    found = read_merged(Path(merged))
-    scale = found.scale_of(made)
+    merged_model = read_merged(Path(merged))
+    scale = merged_model.scale_of(run_weights)
     if scale is None or (scale < 0 and kind_of(finished).forgotten):
-        what = "was not merged from" if scale is None else f"takes away (scale {scale:g}) what was forgotten by"
-        raise EvidenceError(f"'{merged}' {what} run '{run}'; name the run that forgot the rows and went into it")
-    return Closer(finished, made, found)
+        problem = "was not merged from" if scale is None else f"subtracts (scale {scale:g}) the unlearning of"
+        raise EvidenceError(
+            f"'{merged}' {problem} run '{run}'; give the run that forgot the rows and was merged into it"
+        )
+    return ClosingEvidence(finished, run_weights, merged_model)
 
 
-def verified(closer: Closer, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
-    """A policy's answer on the results of what is certified, what became of each rule, and these results.
+def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
+    """Apply a policy to the results of the certified model.
+
+    Returns:
+        The answer, the result of each rule, and the evaluation results.
 
     Raises:
-        ValueError: it was not measured, or the results are of other weights than lie there.
+        EvidenceError: the model was not evaluated, or its results are of other weights or rows.
     """
-    if closer.merged is None:
-        said, found = verify(closer.run.path, policy)
-        results = read_results(closer.run)
-        _refuse_other_weights(closer.run, results)
-        _refuse_rows_by_hand(closer.run, found, results)
-        return said, found, results
-    folder = closer.merged.folder
-    if not closer.measured.results_file.is_file():
+    if evidence.merged is None:
+        answer, rule_results = verify(evidence.run.path, policy)
+        results = read_results(evidence.run)
+        _refuse_other_weights(evidence.run, results)
+        _refuse_other_measured_rows(evidence.run, rule_results, results)
+        return answer, rule_results, results
+    folder = evidence.merged.folder
+    if not evidence.measured_run.results_file.is_file():
         raise EvidenceError(
-            f"'{folder}' was not measured, and what it was merged from is another model: "
-            f"{_measuring(closer.run, folder)}"
+            f"'{folder}' was not evaluated, and the run's results are of another model: "
+            f"{_measuring_advice(evidence.run, folder)}"
         )
-    if not is_measured(closer.merged):
+    if not is_measured(evidence.merged):
         raise EvidenceError(
-            f"the results in '{folder}' are of other weights than lie there: {_measuring(closer.run, folder)}"
+            f"the results in '{folder}' are of other weights than it holds: {_measuring_advice(evidence.run, folder)}"
         )
-    results = read_results(closer.measured)
-    found = apply_rules(results, load_policy(policy))
-    return outcome(found), found, results
+    results = read_results(evidence.measured_run)
+    rule_results = apply_rules(results, load_policy(policy))
+    return outcome(rule_results), rule_results, results
 
 
-def _measuring(run: Run, folder: Path) -> str:
-    """What to do about a merged folder without results of its own."""
+def _measuring_advice(run: Run, folder: Path) -> str:
+    """How to evaluate a merged folder that has no results of its own."""
     from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
         certified = (
-            "measure with" if (folder / "run.json").is_file() else "it cannot be certified any more; look at it by"
+            "evaluate with" if (folder / "run.json").is_file() else "it can no longer be certified; inspect it with"
         )
         return (
-            f"the request that this run was made for, {request}, is closed and its list of rows removed; {certified} "
+            f"the request of this run, {request}, is closed and its list of rows removed; {certified} "
             f"`{evaluate_command(folder)}`"
         )
     return f"merge again with --measure, or of several runs with --as_adapter and then `{evaluate_command(folder)}`"
 
 
-def _refuse_rows_by_hand(run: Run, found: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """What a run was to forget is what its numbers must be about; a retrained one has no such rows of its own."""
-    measured = {one.suite: results["suites"][one.suite] for one in found if one.suite is not None}
-    by_hand = [suite for suite, content in measured.items() if "forget" in content.get("overrides", ())]
-    if by_hand and kind_of(run).forgotten:
+def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
+    """An unlearning run must be evaluated on the rows it unlearned; a retrained run has no such rows."""
+    suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
+    overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
+    if overridden and kind_of(run).forgotten:
         raise EvidenceError(
-            f"suite '{by_hand[0]}' of run '{run.path}' was measured with --forget on other rows than the run was to "
-            f"forget; evaluate it again without: llm-forget evaluate {run.path} --suite {by_hand[0]}"
+            f"suite '{overridden[0]}' of run '{run.path}' was measured with --forget on other rows than the run "
+            f"unlearned; evaluate again without it: llm-forget evaluate {run.path} --suite {overridden[0]}"
         )
 
 

@@ -1,7 +1,7 @@
-"""A deletion request on disk: what may be kept, what names rows and is removed when it is closed, and who may write.
+"""The folder of a deletion request: its permanent record, its lists of rows, and its lock.
 
-``request.json`` holds counts, dates and digests. What names rows lies beside it, readable by the owner only, while the
-request is open: ``rows.json`` and the lists of ids that a run reads. Texts of rows are in none of it.
+``request.json`` holds counts, dates and digests. Files that name rows, ``rows.json`` and the lists of ids that a run
+reads, are readable by their owner only and removed when the request is closed. No file holds the text of a row.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from llm_forget.core.registry import did_you_mean
 from llm_forget.core.strict_json import canonical_digest
 
 FOLDER, FILE, ROWS = "requests", "request.json", "rows.json"
+CATEGORIES = ("gdpr", "copyright", "safety", "other")
+CLASSES = {  # signed in certificates: never change a text
+    "exact": "retrained: no training that led to this model saw the rows",
+    "differentially private": "the training bounded what any one row can change, by epsilon and delta",
+    "approximate": "the weights were changed to behave as if they had not seen the rows",
+    "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
+}
 
 
 @dataclass
 class Request:
-    """A request by its folder."""
+    """A deletion request: its folder and the content of request.json."""
 
     folder: Path
     content: dict[str, Any]
@@ -39,7 +46,7 @@ class Request:
 
     @property
     def state(self) -> str:
-        """The last step that the ledger has; an amendment is none."""
+        """The last step; amendments do not count."""
         steps = [step["state"] for step in self.content["history"] if step["state"] != "amended"]
         return steps[-1] if steps else "not received"
 
@@ -49,9 +56,10 @@ class Request:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """``source``, ``how``, ``subjects``, ``near``, ``said`` (as of `matching.Match`) and decisions.
+        """Content of rows.json, see `RequestedRows`.
 
-        These are ``taken`` (near-duplicates to forget, None: undecided) and ``allowed`` (see `limits`).
+        Raises:
+            EvidenceError: the request is closed, so the file was removed.
         """
         if not (self.folder / ROWS).is_file():
             raise EvidenceError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
@@ -63,7 +71,7 @@ class Request:
         return [*rows["how"], *(rows["taken"] or ())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """(subject, record id) of all rows to forget; each also as its own subject, as runs note it."""
+        """(subject, record id) of all rows to forget; each row also as its own subject, as for runs."""
         subjects = self.rows["subjects"]
         for row_id in self.ids():
             yield row_id, row_id
@@ -71,66 +79,69 @@ class Request:
                 yield subjects[row_id], row_id
 
     def times(self, state: str) -> str | None:
-        """When a state was last reached."""
+        """Time at which a state was last reached, or None."""
         return next((step["time"] for step in reversed(self.content["history"]) if step["state"] == state), None)
 
 
-def listed(evidence: Path) -> list[Request]:
-    """All requests, by number."""
+def list_requests(evidence: Path) -> list[Request]:
+    """All requests of an evidence folder, ordered by number."""
     folders = (path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}"))
-    return [read(folder) for folder in sorted(folders, key=number)]
+    return [read_request(folder) for folder in sorted(folders, key=request_number)]
 
 
-def refuse_open(evidence: Path, names: Iterable[str]) -> None:
-    """Raise ValueError where a request that is still open is about one of these subjects or records.
+def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
+    """Refuse to unlink subjects or records of an open request.
 
-    Closing makes keys where there are none, so that its hashes would be others than those of the training.
-    """
-    asked = set(names)
-    for request in listed(evidence):
-        if request.closed:
-            continue
-        about = {name for pair in request.pairs() for name in pair} | {one["id"] for one in request.rows["near"]}
-        if about & asked:
-            raise EvidenceError(f"request {request.id} is open and about some of these; close it first, then unlink")
-
-
-def find(evidence: Path, request_id: str) -> Request:
-    """A request by its id.
+    Closing would create new keys for them, and its hashes would differ from those of the training.
 
     Raises:
-        ValueError: no such request; names the nearest.
+        EvidenceError: an open request is about one of the names.
     """
-    known = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
-    if request_id not in known:
-        raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, known)}")
-    return read(known[request_id])
+    names = set(names)
+    for request in list_requests(evidence):
+        if request.closed:
+            continue
+        row_names = {name for pair in request.pairs() for name in pair} | {row["id"] for row in request.rows["near"]}
+        if row_names & names:
+            raise EvidenceError(f"request {request.id} is open and about some of these; close it before unlinking")
 
 
-def create(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
-    """A request under the next number above ``last``, too; its folder appears whole or not at all. Under the lock."""
-    for left in root.glob(".*.new"):  # of a process that was killed; it names rows
-        shutil.rmtree(left, ignore_errors=True)
-    fresh = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
-    fresh.mkdir(mode=0o700, parents=True)
+def find_request(evidence: Path, request_id: str) -> Request:
+    """Find a request by its id.
+
+    Raises:
+        EvidenceError: no such request; suggests a similar id.
+    """
+    folders = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
+    if request_id not in folders:
+        raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, folders)}")
+    return read_request(folders[request_id])
+
+
+def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
+    """Create the folder of a request atomically, numbered above ``last`` and all others; the caller holds the lock."""
+    for leftover in root.glob(".*.new"):  # of a killed process; it names rows
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
+    temporary.mkdir(mode=0o700, parents=True)
     try:
-        write_rows(fresh, rows)
-        formats.write(fresh / FILE, {"format": DeletionRequest.FORMAT, **content}, DeletionRequest)
-        target = root / f"req-{1 + max([last, *map(number, root.glob('req-*'))]):04}"
-        os.rename(fresh, target)
+        write_rows(temporary, rows)
+        formats.write(temporary / FILE, {"format": DeletionRequest.FORMAT, **content}, DeletionRequest)
+        target = root / f"req-{1 + max([last, *map(request_number, root.glob('req-*'))]):04}"
+        os.rename(temporary, target)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return read(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_request(target)
 
 
-def forget_rows(request: Request) -> None:
-    """Remove everything that names rows; of a closed request."""
+def remove_row_lists(request: Request) -> None:
+    """Remove all files of a closed request that name rows."""
     for path in [request.folder / ROWS, *request.folder.glob("*.txt"), *request.folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
-    """A list of ids under a name that says which: other ids are another file, and so another run."""
+    """Write a list of ids; the file name has their digest, so that other ids give another file and another run."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
     write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)
@@ -138,27 +149,28 @@ def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
 
 
 def write_rows(folder: Path, rows: Mapping[str, Any]) -> None:
-    """Write the rows of a request so that only the owner may read them."""
+    """Write rows.json, readable by its owner only."""
     formats.write(folder / ROWS, rows, RequestedRows, private=True)
 
 
-def read(folder: Path) -> Request:
-    """The request of a folder.
+def read_request(folder: Path) -> Request:
+    """Read the request of a folder.
 
     Raises:
-        ValueError: its file is of another version, or damaged.
+        EvidenceError: request.json has another format number or is damaged.
     """
     return Request(folder, formats.read_content(folder / FILE, DeletionRequest))
 
 
-def number(folder: Path) -> int:
-    found = re.fullmatch(r"req-(\d+)", folder.name)
-    return int(found[1]) if found else 0
+def request_number(folder: Path) -> int:
+    """The number in ``req-0001``; 0 for another name."""
+    match = re.fullmatch(r"req-(\d+)", folder.name)
+    return int(match[1]) if match else 0
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Nobody else is in such a block of the same path; ``wait`` for them, or refuse."""
+    """Hold an exclusive lock on a file of a request; ``wait`` for other processes, or raise EvidenceError."""
     import fcntl  # not on Windows
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -166,18 +178,5 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EvidenceError(
-                f"another process works on request {path.parent.name}; wait for it or stop it"
-            ) from None
+            raise EvidenceError(f"another process works on request {path.parent.name}; wait or stop it") from None
         yield
-
-
-CLASSES = {
-    "exact": "retrained: no training that led to this model saw the rows",
-    "differentially private": "the training bounded what any one row can change, by epsilon and delta",
-    "approximate": "the weights were changed to behave as if they had not seen the rows",
-    "suppressed": "the weights are those before; an adapter over them withholds the rows, and without it they are back",
-}
-
-
-CATEGORIES = ("gdpr", "copyright", "safety", "other")

@@ -1,4 +1,4 @@
-"""Deletion requests: received, found again, and worked on by one process at a time."""
+"""Receiving deletion requests, and opening one for exclusive work."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import limits
-from llm_forget.compliance.requests.files import CATEGORIES, FOLDER, Request, create, find, listed, locked, number, read
-from llm_forget.compliance.requests.matching import Match
-from llm_forget.compliance.requests.steps import _counts, _settle, amend
+from llm_forget.compliance.requests.files import (
+    CATEGORIES,
+    FOLDER,
+    Request,
+    create_request,
+    find_request,
+    list_requests,
+    locked,
+    read_request,
+    request_number,
+)
+from llm_forget.compliance.requests.matching import MatchedRows
+from llm_forget.compliance.requests.steps import amend, count_matches, record_intake
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.registry import did_you_mean
 
@@ -22,101 +32,105 @@ from llm_forget.core.registry import did_you_mean
 def add(
     evidence: Path,
     source: Any,
-    match: Match,
+    match: MatchedRows,
     *,
     category: str = "gdpr",
     due: str | None = None,
     authorised_by: str | None = None,
     force: bool = False,
 ) -> tuple[Request, bool]:
-    """Receive a request that was resolved to rows; the same rows of the same data are one open request.
-
-    Another ``due`` or ``authorised_by`` than a known request has is an amendment of it.
+    """Receive a request for matched rows; an open request for the same rows of the same data is amended instead.
 
     Args:
-        evidence: the evidence folder, made where it is not there.
-        source: the data that were searched, as a recipe names them.
-        match: what was found.
+        evidence: the evidence folder; created if missing.
+        source: the searched data, as in a recipe.
+        match: the rows that were found.
         category: one of `CATEGORIES`.
-        due: ``YYYY-MM-DD``; default for gdpr: a month from now (Art. 12(3)).
-        authorised_by: a role, no name of a person.
-        force: receive it although it exceeds a quota of `limits`.
+        due: ``YYYY-MM-DD``; default for gdpr: one month from today (GDPR Art. 12(3)).
+        authorised_by: a role, not the name of a person.
+        force: accept a request that exceeds a quota of `limits`.
 
     Returns:
         The request, and whether it is new.
 
     Raises:
-        ValueError: an unknown category or role, no date, or a quota is exceeded.
+        EvidenceError: an unknown category or role, an invalid date, or an exceeded quota.
     """
     if category not in CATEGORIES:
         raise EvidenceError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
-    from llm_forget.compliance.requests.close import finish_all
+    from llm_forget.compliance.requests.close import finish_all_closings
 
     limit = limits.read(evidence)
-    given = {"due": due and _date(due), "authorised_by": authorised_by and limits.role(limit, authorised_by)}
+    if authorised_by:
+        authorised_by = limits.check_role(limit, authorised_by)
+    options = {"due": due and _date(due), "authorised_by": authorised_by}
     with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
-        finish_all(ledger)
-        still_open = [known for known in listed(evidence) if not known.closed]
-        for known in still_open:
-            if _is_same(known, source, match, category):
-                with locked(known.folder / ".lock", wait=False):
-                    known = read(known.folder)
-                    _settle(ledger, known)
-                    amend(ledger, known, {key: value for key, value in given.items() if value is not None})
-                return known, False
-        over = limits.exceeded(limit, match, still_open)
-        if over and not force:
-            raise EvidenceError(f"{over}; close open ones first, or give --force, which the ledger will say")
-        rows = {
-            "source": source,
-            "how": match.how,
-            "subjects": match.subjects,
-            "said": match.said,
-            "near": [one._asdict() for one in match.near],
-            "taken": None if match.near else [],
-            "decision": 0,
-        }
-        content: dict[str, Any] = {
-            "token": secrets.token_hex(16),  # so that events of two requests never pass for one
-            "category": category,
-            "due": given["due"] or (_in_a_month() if category == "gdpr" else None),
-            "authorised_by": given["authorised_by"],
-            "forced": over is not None,
-            "data": {"digest": match.digest, "rows": match.total},
-            "counts": _counts(rows, match.total),
-            "history": [],
-            "attempts": [],
-        }
-        used = (number(Path(event.body["request"])) for event in ledger.events("request"))
-        request = create(evidence / FOLDER, content, rows, max(used, default=0))
-        _settle(ledger, request)
-        return request, True
+        finish_all_closings(ledger)
+        open_requests = [request for request in list_requests(evidence) if not request.closed]
+        for request in open_requests:
+            if _is_same(request, source, match, category):
+                with locked(request.folder / ".lock", wait=False):
+                    request = read_request(request.folder)
+                    record_intake(ledger, request)
+                    amend(ledger, request, {key: value for key, value in options.items() if value is not None})
+                return request, False
+        excess = limits.exceeded_quota(limit, match, open_requests)
+        if excess and not force:
+            raise EvidenceError(f"{excess}; close open requests first, or give --force, which is recorded")
+        options["due"] = options["due"] or (_in_a_month() if category == "gdpr" else None)
+        content = {"category": category, **options, "forced": excess is not None}
+        return _create(ledger, source, match, content), True
+
+
+def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, Any]) -> Request:
+    """Create a new request and record its first two steps; the caller holds the lock."""
+    rows = {
+        "source": source,
+        "how": match.kinds,
+        "subjects": match.subjects,
+        "said": match.content_digests,
+        "near": [row._asdict() for row in match.near],
+        "taken": None if match.near else [],
+        "decision": 0,
+    }
+    content: dict[str, Any] = {
+        "token": secrets.token_hex(16),  # makes the events of two requests differ
+        **options,
+        "data": {"digest": match.digest, "rows": match.total},
+        "counts": count_matches(rows, match.total),
+        "history": [],
+        "attempts": [],
+    }
+    numbers = (request_number(Path(event.body["request"])) for event in ledger.events("request"))
+    request = create_request(ledger.folder / FOLDER, content, rows, max(numbers, default=0))
+    record_intake(ledger, request)
+    return request
 
 
 @contextlib.contextmanager
-def working_on(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
-    """The ledger and a request that nobody else works on.
+def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
+    """Open the ledger and lock a request; completes steps that a killed process left unfinished.
 
     Raises:
-        ValueError: no such request, or another process works on it.
+        EvidenceError: no such request, or another process works on it.
     """
-    from llm_forget.compliance.requests.close import finish
+    from llm_forget.compliance.requests.close import finish_closing
 
-    folder = find(evidence, request_id).folder
+    folder = find_request(evidence, request_id).folder
     with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
-        request = read(folder)
-        _settle(ledger, request)
-        finish(ledger, request)
+        request = read_request(folder)
+        record_intake(ledger, request)
+        finish_closing(ledger, request)
         yield ledger, request
 
 
-def _is_same(known: Request, source: Any, match: Match, category: str) -> bool:
-    rows = known.rows
-    same = (rows["source"], known.content["data"]["digest"], known.content["category"])
+def _is_same(request: Request, source: Any, match: MatchedRows, category: str) -> bool:
+    """Whether an open request is about the same rows, data and category."""
+    rows, content = request.rows, request.content
     return (
-        same == (source, match.digest, category)
-        and set(rows["how"]) == set(match.how)
-        and ({one["id"] for one in rows["near"]} == {one.id for one in match.near})
+        (rows["source"], content["data"]["digest"], content["category"]) == (source, match.digest, category)
+        and rows["how"].keys() == match.kinds.keys()
+        and {row["id"] for row in rows["near"]} == {row.id for row in match.near}
     )
 
 
@@ -124,7 +138,7 @@ def _date(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise EvidenceError(f"due is '{text}'; give a day as YYYY-MM-DD") from None
+        raise EvidenceError(f"due is '{text}'; give a date as YYYY-MM-DD") from None
 
 
 def _in_a_month() -> str:

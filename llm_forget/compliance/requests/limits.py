@@ -1,13 +1,13 @@
-"""What a deletion request may not do unasked: ``limits.yaml`` in the evidence folder, written by its owner::
+"""Limits of deletion requests: ``limits.yaml`` in the evidence folder, written by its owner::
 
-    protected: [safety.jsonl, {path: data.jsonl, ids: keep.txt}]   # rows that no request removes without a reason given
-    max_share: 0.2                           # of the data, that all open requests on them may take together
-    max_rows: 1000                           # that all open requests may take together
-    authorised_by: [privacy office, legal]   # one of these must stand behind a request before it is run or closed
+    protected: [safety.jsonl, {path: data.jsonl, ids: keep.txt}]   # rows that a request removes only with a reason
+    max_share: 0.2                           # share of the data that all open requests on it may remove together
+    max_rows: 1000                           # number of rows that all open requests may remove together
+    authorised_by: [privacy office, legal]   # roles, one of which must authorise a request before it is run or closed
 
-Whoever may ask for deletions could otherwise remove what keeps a model safe, or train it to pieces. Protected rows are
-named by where they are, as in a recipe, so that the evidence holds no copy of them; they are recognised by what they
-say after normalising, whatever their ids are. Every exception is an event of the ledger.
+Without limits, requests could remove the rows that keep a model safe, or damage the model by unlearning too much.
+Protected rows are named by their source, as in a recipe, so the evidence holds no copy of them; they are recognised by
+their normalised content, whatever their ids are. Every exception is an event of the ledger.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.compliance.requests.files import Request
-from llm_forget.compliance.requests.matching import Match, counted, records, said_digest
+from llm_forget.compliance.requests.matching import MatchedRows, content_digest, row_contents, row_count
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.registry import did_you_mean
 
 FILE = "limits.yaml"
-LONGEST = 500  # letters of a reason or a role
+LONGEST = 500  # characters of a reason or a role
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the owner wrote; nothing is limited by default."""
+    """The content of limits.yaml; by default nothing is limited."""
 
     protected: tuple[Any, ...] = ()
     max_share: float | None = None
@@ -37,10 +37,10 @@ class Limits:
 
 
 def read(evidence: Path) -> Limits:
-    """The limits of an evidence folder.
+    """Read the limits of an evidence folder.
 
     Raises:
-        ValueError: not YAML, a key that is none, or a value that cannot be meant.
+        EvidenceError: the file is not YAML, or has an unknown key or an invalid value.
     """
     import yaml
 
@@ -50,7 +50,7 @@ def read(evidence: Path) -> Limits:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; mend it") from None
+        raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; correct it") from None
     keys = [field.name for field in fields(Limits)]
     if not isinstance(content, dict):
         raise EvidenceError(f"'{path}' must be a mapping with some of {', '.join(keys)}")
@@ -62,9 +62,9 @@ def read(evidence: Path) -> Limits:
         content[key] = tuple(values) if isinstance(values, list) else (values,)
     share, rows = content.get("max_share"), content.get("max_rows")
     if share is not None and (not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1):
-        raise EvidenceError(f"'{path}': max_share is {share!r}; it is a part of the data, above 0 and at most 1")
+        raise EvidenceError(f"'{path}': max_share is {share!r}; give a share above 0 and at most 1")
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
-        raise EvidenceError(f"'{path}': max_rows is {rows!r}; it is a number of rows, 1 or more")
+        raise EvidenceError(f"'{path}': max_rows is {rows!r}; give a whole number, 1 or more")
     if not all(isinstance(role, str) and role.strip() for role in content["authorised_by"]):
         raise EvidenceError(f"'{path}': authorised_by must be a list of roles, such as [privacy office]")
     if not all(isinstance(source, str | dict) for source in content["protected"]):
@@ -72,12 +72,12 @@ def read(evidence: Path) -> Limits:
     return Limits(**content)
 
 
-def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> str | None:
-    """Which quota a new request would exceed together with those that are open, as the end of a sentence.
+def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[Request]) -> str | None:
+    """Describe the quota that a new request would exceed together with the open ones; None if it exceeds none.
 
-    Near-duplicates count: they may be taken later, and who asks can write as many as they like.
+    Near-duplicates count, since they may be included later.
     """
-    row_ids = {*match.how, *(entry.id for entry in match.near)}
+    row_ids = {*match.kinds, *(entry.id for entry in match.near)}
     all_rows = len(row_ids)
     for request in open_requests:
         rows = request.rows
@@ -85,9 +85,9 @@ def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> 
         all_rows += len(ids)
         if request.content["data"]["digest"] == match.digest:
             row_ids.update(ids)
-    total_text = "open requests, with their near-duplicates, would take"
+    total_text = "open requests, with their near-duplicates, would remove"
     if limits.max_rows is not None and all_rows > limits.max_rows:
-        return f"{total_text} {counted(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
+        return f"{total_text} {row_count(all_rows)}, and '{FILE}' allows {limits.max_rows:,}"
     share = len(row_ids) / match.total
     if limits.max_share is not None and share > limits.max_share:
         return f"{total_text} {share:.0%} of the data, and '{FILE}' allows {limits.max_share:.0%}"
@@ -95,21 +95,21 @@ def exceeded(limits: Limits, match: Match, open_requests: Iterable[Request]) -> 
 
 
 def one_line(text: str, option: str) -> str:
-    """A reason or a role as it will stand in the ledger.
+    """Validate a reason or role for the ledger, and strip surrounding white space.
 
     Raises:
-        ValueError: empty, long, or not printable in one line.
+        EvidenceError: the text is empty, too long, or not one printable line.
     """
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
         raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
 
 
-def role(limits: Limits, text: str) -> str:
-    """The role that stands behind a request.
+def check_role(limits: Limits, text: str) -> str:
+    """Validate the role that authorises a request.
 
     Raises:
-        ValueError: none of those that the owner named.
+        EvidenceError: the role is not in `limits.yaml`, or not one printable line.
     """
     name = one_line(text, "--authorised_by")
     if limits.authorised_by and name not in limits.authorised_by:
@@ -118,39 +118,44 @@ def role(limits: Limits, text: str) -> str:
 
 
 def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
-    """Ids of the rows of a request, near-duplicates that are listed too, that say what a protected row says.
+    """Ids of the rows and near-duplicates of a request that have the content of a protected row.
 
     Args:
-        rows: of a `Request`.
+        limits: those of the evidence folder.
+        rows: content of the request's rows.json.
 
     Raises:
-        ValueError: protected rows cannot be read: nothing is removed as long as nobody can tell what they are.
+        DataError, MissingFileError: the protected rows cannot be read, so nothing may be removed.
     """
     from llm_forget.data.sources import load_source
 
     if not limits.protected:
         return []
     table = load_source(list(limits.protected), split_name=f"protected rows of '{FILE}'")
-    protected = {said_digest(text) for _, _, text in records(table)}
-    return [row_id for row_id, content_digest in rows["said"].items() if content_digest in protected]
+    protected = {content_digest(text) for _, _, text in row_contents(table)}
+    return [row_id for row_id, digest in rows["said"].items() if digest in protected]
 
 
 def unallowed(limits: Limits, request: Request) -> list[str]:
-    """Ids of protected rows that a request would remove and that nobody allowed yet."""
+    """Ids of protected rows that a request would remove without permission."""
     rows = request.rows
     removed_ids = set(request.ids()) - set(rows.get("allowed", ()))
     return [row_id for row_id in protected_among(limits, rows) if row_id in removed_ids]
 
 
-def refuse(limits: Limits, request: Request) -> None:
-    """Raise ValueError where nobody stands behind a request, or it would remove protected rows that nobody allowed."""
+def enforce(limits: Limits, request: Request) -> None:
+    """Check that a request is authorised and removes no protected rows without permission.
+
+    Raises:
+        EvidenceError: it is not authorised, or removes protected rows.
+    """
     if limits.authorised_by and request.content["authorised_by"] not in limits.authorised_by:
         raise EvidenceError(
-            f"nobody stands behind request {request.id}; give `llm-forget request run` --authorised_by with one of: "
+            f"request {request.id} is not authorised; give `llm-forget request run` --authorised_by with one of: "
             f"{', '.join(limits.authorised_by)}"
         )
     if protected_ids := unallowed(limits, request):
         raise EvidenceError(
-            f"request {request.id} would remove {counted(len(protected_ids))} that '{FILE}' protects; `llm-forget "
-            f"request show {request.id}` names them, and `llm-forget request run` takes --allow_protected REASON"
+            f"request {request.id} would remove {row_count(len(protected_ids))} that '{FILE}' protects; `llm-forget "
+            f"request show {request.id}` lists them, and `llm-forget request run --allow_protected REASON` allows it"
         )

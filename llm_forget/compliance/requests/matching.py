@@ -1,8 +1,8 @@
-"""Which rows of the training data a deletion request is about: by subject, by id or by what the rows say.
+"""The rows of the training data that a deletion request is about, matched by subject, id or content.
 
-A name typed by somebody else is rarely the same string: composed and decomposed letters, case, zero-width characters
-and white space are told apart by ``==``. Rows that match only after normalising are taken and counted apart; rows that
-merely look alike (other alphabets, nearly the same text) are listed, since only a person can decide about them.
+A name typed by another person is rarely the same string: ``==`` distinguishes composed and decomposed letters, case,
+zero-width characters and white space. Rows that match only after normalisation are selected and counted separately.
+Rows that merely look alike (letters of other alphabets, nearly the same text) are listed for a person to decide.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from llm_forget.data.rows import FIELDS, column_hint, content, normalise_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PART = 10_000  # rows that exist as Python objects at a time
-HOWS = ("exact", "normalised", "same text")  # how a row came to be matched; the last: by what a matched row says
+BATCH = 10_000  # rows converted to Python objects at a time
+MATCH_KINDS = ("exact", "normalised", "same text")  # "same text": same content as a row that matched
 IDS_BYTES = 1 << 26
-# Letters of other alphabets that are drawn like these: every normal form keeps them apart.
-_DRAWN_AS = str.maketrans("авекмнорстухіјѕԁһԛԝαβεικνορτυχω", "abekmhopctyxijsdhqwabeikvoptuxw")
+# Letters of other alphabets that look like Latin ones; no Unicode normal form unifies them.
+_LOOK_ALIKES = str.maketrans("авекмнорстухіјѕԁһԛԝαβεικνορτυχω", "abekmhopctyxijsdhqwabeikvoptuxw")
 
-Record = tuple[str, str | None, str]  # id, subject, what it says
+RowContent = tuple[str, str | None, str]  # id, subject, content
 
 
 @dataclass(frozen=True)
-class Match:
-    """What a request resolved to. Ids only; nothing that a row says."""
+class MatchedRows:
+    """The rows that a request resolved to: ids and digests, no content."""
 
-    how: dict[str, str]  # id of a matched row -> one of `HOWS`
-    subjects: dict[str, str]  # id -> subject, of rows that have one
+    kinds: dict[str, str]  # id of a matched row: one of `MATCH_KINDS`
+    subjects: dict[str, str]  # id: subject, for rows that have one
     near: tuple[NearDuplicate, ...]  # rows that a person must decide about
-    said: dict[str, str]  # id of each of both -> digest of what it says
-    total: int  # rows of the data
+    content_digests: dict[str, str]  # id: digest of the content, for matched and near rows
+    total: int  # number of rows in the data
     digest: str  # of ids and contents of all rows
 
 
@@ -47,77 +47,76 @@ def resolve(
     *,
     subject: str | None = None,
     ids: Sequence[str] | None = None,
-    said: Sequence[str] | None = None,
+    contents: Sequence[str] | None = None,
     field: str = "subject",
     near: float = NEAR,
-) -> Match:
-    """Find the rows that are asked for by exactly one of ``subject``, ``ids`` and ``said``.
+) -> MatchedRows:
+    """Find the rows requested by exactly one of ``subject``, ``ids`` and ``contents``.
 
     Args:
         table: rows of `load_source`.
-        subject: rows whose column ``field`` holds it.
-        ids: ids of rows; one that is no id as it stands may be one after normalising.
-        said: what rows say, as `content` gives it.
+        subject: select the rows with this value in column ``field``.
+        ids: ids of rows; an id without an exact match is matched after normalisation.
+        contents: contents of rows, see `rows.content`.
         field: column with the subject of a row.
-        near: see `closure`.
+        near: similarity threshold of near-duplicates, see `closure`.
 
     Raises:
-        ValueError: nothing matches, something asked for matches no row, an id matches several after normalising, or the
-            column is missing or holds no texts. Names ids and places, never what rows say.
+        EvidenceError: no row matches, a requested id or content matches no row, an id matches several rows after
+            normalisation, or the column is missing or not text. The text never quotes row contents.
     """
     if field in table.column_names:
         _refuse_numbers(table, field)
     elif subject is not None:
-        raise EvidenceError(
-            f"the data have no column '{field}' to find a subject by; {column_hint(field, table.column_names)}"
-        )
-    rows = partial(records, table, field)  # a pass over the table at every call
+        raise EvidenceError(f"the data has no column '{field}' with subjects; {column_hint(field, table.column_names)}")
+    rows = partial(row_contents, table, field)  # every call iterates over the table
     if subject is not None:
         match_kinds, look_alikes = _by_subject(rows(), subject, field)
     elif ids is not None:
         match_kinds, look_alikes = _by_ids(rows(), ids), []
     else:
-        match_kinds, look_alikes = _by_content(rows(), said or ()), []
-    return _completed(rows, match_kinds, look_alikes, near)
+        match_kinds, look_alikes = _by_content(rows(), contents or ()), []
+    return _with_duplicates(rows, match_kinds, look_alikes, near)
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids of a file: JSON or YAML with a list of texts, otherwise one id a line.
+    """Read row ids from a file: a JSON or YAML list of strings, or one id per line.
 
     Raises:
-        ValueError: no ids, or one that is no text; names its place.
-        FileNotFoundError: no such file.
+        EvidenceError: the file has no ids, or one is not a string (the text gives its position).
+        MissingFileError: the file does not exist.
     """
     from llm_forget.data.files import read_lines
 
     if not path.is_file():
         raise MissingFileError(
-            f"'{path}' is no file with ids; give a text file with one id a line, or a JSON or YAML list"
+            f"'{path}' does not exist; give a text file with one id per line, or a JSON or YAML list"
         )
     if path.suffix not in (".yaml", ".yml", ".json"):
         ids: Any = read_lines(path)
     else:
-        ids = _listed(path)
+        ids = _read_structured(path)
         if not isinstance(ids, list):
             raise EvidenceError(f"'{path}' must be a list of ids, not {type(ids).__name__}")
         for place, value in enumerate(ids, start=1):
             if not isinstance(value, str) or not value.strip():
                 kind = type(value).__name__ if value else "nothing"
                 raise EvidenceError(
-                    f"'{path}': id {place} is {kind}, not a text; write ids in quotes, since YAML reads 0123 as 83 and "
+                    f"'{path}': id {place} is {kind}, not a string; put ids in quotes, since YAML reads 0123 as 83 and "
                     "NO as false"
                 )
     if not ids:
-        raise EvidenceError(f"'{path}' holds no ids; nothing was asked for")
+        raise EvidenceError(f"'{path}' has no ids")
     return list(dict.fromkeys(ids))
 
 
-def _listed(path: Path) -> Any:
+def _read_structured(path: Path) -> Any:
+    """The content of a JSON or YAML file."""
     from llm_forget.core.strict_json import strict_loads
 
     data = path.read_bytes()
     if len(data) > IDS_BYTES:
-        raise EvidenceError(f"'{path}' has {len(data):,} bytes; at most {IDS_BYTES:,} are read")
+        raise EvidenceError(f"'{path}' has {len(data):,} bytes; the limit is {IDS_BYTES:,}")
     if path.suffix == ".json":
         try:
             return strict_loads(data, IDS_BYTES)
@@ -134,16 +133,16 @@ def _listed(path: Path) -> Any:
         raise EvidenceError(f"'{path}' is not valid YAML in UTF-8; give a list of ids in quotes") from None
 
 
-def drawn_alike(text: str) -> str:
-    """Normalised, and letters of other alphabets replaced by the Latin ones that look the same."""
-    return normalise_text(text).translate(_DRAWN_AS)
+def look_alike_form(text: str) -> str:
+    """Normalised text, with letters of other alphabets replaced by the Latin letters that look the same."""
+    return normalise_text(text).translate(_LOOK_ALIKES)
 
 
-def records(table: Dataset, field: str = "subject") -> Iterator[Record]:
-    """Id, subject and content of every row of `load_source`."""
+def row_contents(table: Dataset, field: str = "subject") -> Iterator[RowContent]:
+    """Id, subject and content of every row of a table of `load_source`."""
     columns = [name for name in dict.fromkeys(("id", field, *FIELDS)) if name in table.column_names]
-    for part in table.select_columns(columns).with_format("arrow").iter(batch_size=PART):
-        for row in part.to_pylist():
+    for batch in table.select_columns(columns).with_format("arrow").iter(batch_size=BATCH):
+        for row in batch.to_pylist():
             yield row["id"], row.get(field), content(row)
 
 
@@ -153,89 +152,78 @@ def _refuse_numbers(table: Dataset, field: str) -> None:
     column = arrow_column(table, field)
     if not is_text_type(column.type) and column.null_count < len(column):
         raise EvidenceError(
-            f"the column '{field}' holds {column.type}, not texts; write subjects in quotes, since numbers lose their "
-            "leading zeros"
+            f"the column '{field}' holds {column.type}, not text; quote subjects, since numbers lose leading zeros"
         )
 
 
-def _by_subject(rows: Iterator[Record], subject: str, field: str) -> tuple[dict[str, str], list[NearDuplicate]]:
+def _by_subject(rows: Iterator[RowContent], subject: str, field: str) -> tuple[dict[str, str], list[NearDuplicate]]:
     if not subject.strip():
-        raise EvidenceError("the subject is empty; nothing was asked for")
-    plain, drawn = normalise_text(subject), drawn_alike(subject)
+        raise EvidenceError("the subject is empty")
+    normalised, look_alike = normalise_text(subject), look_alike_form(subject)
     match_kinds, look_alikes, first = {}, [], ""
     for row_id, name, _ in rows:
         if name is None:
             continue
-        if name == subject or normalise_text(name) == plain:
+        if name == subject or normalise_text(name) == normalised:
             match_kinds[row_id] = "exact" if name == subject else "normalised"
             first = first or row_id
-        elif drawn_alike(name) == drawn:
+        elif look_alike_form(name) == look_alike:
             look_alikes.append(NearDuplicate(row_id, "", "look-alike", 1.0))
     if not match_kinds:
-        hint = (
-            f"; {counted(len(look_alikes))} have a subject that looks the same in other letters: name it as it is"
-            if look_alikes
-            else ""
-        )
-        raise EvidenceError(
-            f"no row has this subject in its column '{field}': 0 rows matched, nothing was asked for{hint}"
-        )
+        hint = f"; {row_count(len(look_alikes))} have a look-alike subject in another alphabet" if look_alikes else ""
+        raise EvidenceError(f"0 rows matched: no row has this subject in its column '{field}'{hint}")
     return match_kinds, [row._replace(of=first) for row in look_alikes]
 
 
-def _by_ids(rows: Iterator[Record], ids: Sequence[str]) -> dict[str, str]:
-    id_set, folded = set(ids), {normalise_text(row_id_text): row_id_text for row_id_text in ids}
-    exact_rows: dict[str, list[str]] = {row_id_text: [] for row_id_text in ids}
-    normalised_rows: dict[str, list[str]] = {}
+def _by_ids(rows: Iterator[RowContent], ids: Sequence[str]) -> dict[str, str]:
+    requested, by_normalised = set(ids), {normalise_text(requested_id): requested_id for requested_id in ids}
+    exact: set[str] = set()
+    normalised: dict[str, list[str]] = {}
     for row_id, _, _ in rows:
-        if row_id in id_set:
-            exact_rows[row_id].append(row_id)
-        elif (requested_id := folded.get(normalise_text(row_id))) is not None:
-            normalised_rows.setdefault(requested_id, []).append(row_id)
-    match_kinds = {}
-    missing = []
+        if row_id in requested:
+            exact.add(row_id)
+        elif (requested_id := by_normalised.get(normalise_text(row_id))) is not None:
+            normalised.setdefault(requested_id, []).append(row_id)
+    match_kinds, missing = {}, []
     for place, requested_id in enumerate(ids, start=1):
-        if exact_rows[requested_id]:
+        if requested_id in exact:
             match_kinds[requested_id] = "exact"
-        elif len(others := normalised_rows.get(requested_id, [])) == 1:
-            match_kinds[others[0]] = "normalised"
-        elif others:
-            raise EvidenceError(
-                f"id {place} of those asked for is that of {len(others)} rows after normalising; give it as it is"
-            )
+        elif len(row_ids := normalised.get(requested_id, [])) == 1:
+            match_kinds[row_ids[0]] = "normalised"
+        elif row_ids:
+            raise EvidenceError(f"id {place} matches {len(row_ids)} rows after normalisation; give the exact id")
         else:
             missing.append(place)
     if missing:
         raise EvidenceError(
-            f"{len(missing)} of {len(ids)} ids asked for match no row, the first is number {missing[0]} of the list; "
-            "0 rows were taken, check the ids and the data"
+            f"{len(missing)} of {len(ids)} ids match no row (the first is number {missing[0]} of the list), so 0 rows "
+            "were selected; check the ids and the data"
         )
     return match_kinds
 
 
-def _by_content(rows: Iterator[Record], contents: Sequence[str]) -> dict[str, str]:
+def _by_content(rows: Iterator[RowContent], contents: Sequence[str]) -> dict[str, str]:
     exact = {text: place for place, text in enumerate(contents, start=1)}
-    plain = {normalise_text(text): place for place, text in enumerate(contents, start=1)}
+    normalised = {normalise_text(text): place for place, text in enumerate(contents, start=1)}
     match_kinds, matched_places = {}, set()
     for row_id, _, text in rows:
-        place = exact.get(text) or plain.get(normalise_text(text))
+        place = exact.get(text) or normalised.get(normalise_text(text))
         if place is not None:
             match_kinds[row_id] = "exact" if text in exact else "normalised"
             matched_places.add(place)
-    # Rows given twice have one place.
-    missing = sorted({*plain.values()} - matched_places)
+    missing = sorted({*normalised.values()} - matched_places)  # a repeated content has one place
     if missing or not contents:
         raise EvidenceError(
-            f"{len(missing)} of {len(contents)} rows given match none of the data, the first is number "
-            f"{min(missing, default=0)}; 0 rows were taken: give the rows as they stand in the data, or their ids"
+            f"{len(missing)} of {len(contents)} given rows match no row of the data (the first is number "
+            f"{min(missing, default=0)}), so 0 rows were selected; copy the rows from the data, or give their ids"
         )
     return match_kinds
 
 
-def _completed(
-    rows: Callable[[], Iterator[Record]], match_kinds: dict[str, str], look_alikes: list[NearDuplicate], near: float
-) -> Match:
-    """Rows that say what a matched row says, near-duplicates, and what all the data are."""
+def _with_duplicates(
+    rows: Callable[[], Iterator[RowContent]], match_kinds: dict[str, str], look_alikes: list[NearDuplicate], near: float
+) -> MatchedRows:
+    """Add the rows with the content of a matched row, and list near-duplicates."""
     matched_rows = [(row_id, text) for row_id, _, text in rows() if row_id in match_kinds]
     texts = {normalise_text(text) for _, text in matched_rows}
     same = [row_id for row_id, _, text in rows() if row_id not in match_kinds and normalise_text(text) in texts]
@@ -247,13 +235,13 @@ def _completed(
     listed = {row.id: row for row in [*near_duplicates, *look_alikes]}
     row_ids = match_kinds.keys() | listed.keys()
     subjects = {row_id: name for row_id, name, _ in rows() if name is not None and row_id in row_ids}
-    digest, ids = census(rows())
-    content_digests = {row_id: said_digest(text) for row_id, _, text in rows() if row_id in row_ids}
-    return Match(match_kinds, subjects, tuple(listed.values()), content_digests, len(ids), digest)
+    digest, ids = data_digest(rows())
+    content_digests = {row_id: content_digest(text) for row_id, _, text in rows() if row_id in row_ids}
+    return MatchedRows(match_kinds, subjects, tuple(listed.values()), content_digests, len(ids), digest)
 
 
-def census(rows: Iterable[Record]) -> tuple[str, list[str]]:
-    """Digest of ids and contents of all rows, in their order, and the ids."""
+def data_digest(rows: Iterable[RowContent]) -> tuple[str, list[str]]:
+    """Digest of the ids and contents of all rows in order, and the list of ids."""
     digest, ids = hashlib.sha256(), []
     for row_id, _, text in rows:
         ids.append(row_id)
@@ -262,11 +250,11 @@ def census(rows: Iterable[Record]) -> tuple[str, list[str]]:
     return f"sha256:{digest.hexdigest()}", ids
 
 
-def said_digest(text: str) -> str:
-    """Digest of what a row says, after normalising."""
+def content_digest(text: str) -> str:
+    """SHA-256 of the normalised content of a row, as hex digits."""
     return hashlib.sha256(normalise_text(text).encode()).hexdigest()
 
 
-def counted(count: int) -> str:
-    """``1 row``, ``2 rows``."""
+def row_count(count: int) -> str:
+    """Format a number of rows: ``1 row``, ``2 rows``."""
     return "1 row" if count == 1 else f"{count:,} rows"

@@ -1,8 +1,8 @@
-"""Whether a run is about the rows of a request: it must have forgotten all of them and learned none, by id and by text.
+"""Checks that a run is about the rows of a request: it forgot all of them and learned none, by id and by content.
 
-Ids are those that the run wrote down. What rows say is compared where they stand now: the sources that the run's
-configuration names must say what the request was resolved to. A run by `request run` was compared before it began;
-another one whose data were edited after it was made, and then back, is not found out.
+Ids are compared with those in the run's provenance. Contents are compared with the current content of the sources in
+the run's configuration. For a run by `request run`, they were compared before it started; for any other run, data that
+was edited for the training and then restored goes unnoticed.
 """
 
 from __future__ import annotations
@@ -12,88 +12,96 @@ from typing import Any
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import ids_with_subjects
 from llm_forget.compliance.requests.files import Request
-from llm_forget.compliance.requests.matching import counted, records, said_digest
+from llm_forget.compliance.requests.matching import content_digest, row_contents, row_count
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 
 
 def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) -> None:
-    """The run must have forgotten all of the rows of the request, and learned none of them.
+    """Check that a run forgot all rows of a request and learned none of them.
 
     Args:
+        ledger: that of the request.
+        request: the open request.
+        run: an unlearning run, or one retrained without the rows.
         weights: content digest of the run's model.
 
     Raises:
-        ValueError: other rows, rows that say something else, or rows that cannot be read any more.
+        EvidenceError: the run is about other rows or other contents, or its rows can no longer be read.
     """
-    asked = set(request.ids())
+    requested = set(request.ids())
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     if not isinstance(data, dict):
         raise EvidenceError(
-            f"run '{run.path}' has no provenance.json that says which rows it used; it can close nothing"
+            f"run '{run.path}' has no provenance.json with the rows it used, so it cannot close a request"
         )
     if splits := kind_of(run).forgotten:
-        missing = len(asked.difference(*(_ids(run, data.get(split)) for split in splits)))
+        missing = len(requested.difference(*(_ids(run, data.get(split)) for split in splits)))
         if missing:
             raise EvidenceError(
-                f"run '{run.path}' did not forget {missing} of the {counted(len(asked))} of this request; "
-                "run it with `llm-forget request run`"
+                f"run '{run.path}' did not forget {missing} of the {row_count(len(requested))} of this request; run "
+                "the request with `llm-forget request run`"
             )
     for split in kind_of(run).learned:
-        if learned := len(asked & _ids(run, data.get(split))):
+        if learned := len(requested & _ids(run, data.get(split))):
             raise EvidenceError(
-                f"run '{run.path}' was trained to know {learned} of the {counted(len(asked))} of this request ({split})"
+                f"run '{run.path}' learned {learned} of the {row_count(len(requested))} of this request ({split})"
             )
     if not _executed(ledger, request, weights):
-        _refuse_other_texts(request, run)
+        _refuse_other_contents(request, run)
 
 
-def refuse_others_taken_away(request: Request, run: Run) -> None:
-    """A run whose adapter is taken away (scale below 0) must have learned all of the rows, as they are.
+def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
+    """Check that a run whose adapter is subtracted (scale below 0) learned all rows with their current content.
 
     Raises:
-        ValueError: it did not, or learned something else under their ids.
+        EvidenceError: it did not learn a row, or learned another content under its id.
     """
-    said = request.rows["said"]
+    digests = request.rows["said"]
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     learned = _ids(run, data.get("train")) if isinstance(data, dict) else set()
-    now = dict(_said(run, "train"))
-    missing = [one for one in request.ids() if one not in learned or now.get(one, said[one]) != said[one]]
+    current = dict(_content_digests(run, "train"))
+    missing = [
+        row_id
+        for row_id in request.ids()
+        if row_id not in learned or current.get(row_id, digests[row_id]) != digests[row_id]
+    ]
     if missing:
         raise EvidenceError(
-            f"run '{run.path}', which is taken away, did not learn {len(missing)} of the "
-            f"{counted(len(request.ids()))} of request {request.id} as they are; fine-tune on all of them"
+            f"run '{run.path}', which is subtracted, did not learn {len(missing)} of the "
+            f"{row_count(len(request.ids()))} of request {request.id} with their content; fine-tune on all of them"
         )
 
 
 def _executed(ledger: Ledger, request: Request, weights: str) -> bool:
-    """Whether `request run` made this model: it compares all data before it begins."""
+    """Whether `request run` trained this model; it compares all data before training."""
     about = {"request": request.id, "state": "executed", "weights": weights}
     return any(about.items() <= event.body.items() for event in ledger.events("request"))
 
 
-def _refuse_other_texts(request: Request, run: Run) -> None:
-    said = request.rows["said"]
-    asked = {row_id: said[row_id] for row_id in request.ids()}
+def _refuse_other_contents(request: Request, run: Run) -> None:
+    """Compare the content of the run's rows with that of the request's rows."""
+    digests = request.rows["said"]
+    requested = {row_id: digests[row_id] for row_id in request.ids()}
     for split in kind_of(run).forgotten:
-        other = [row_id for row_id, found in _said(run, split) if asked.get(row_id, found) != found]
+        other = [row_id for row_id, digest in _content_digests(run, split) if requested.get(row_id, digest) != digest]
         if other:
             raise EvidenceError(
-                f"{counted(len(other))} of request {request.id} say something else in what run '{run.path}' forgot "
-                "under the same ids; run it with `llm-forget request run`"
+                f"{row_count(len(other))} of request {request.id} had another content when run '{run.path}' forgot "
+                "these ids; run the request with `llm-forget request run`"
             )
-    texts = set(asked.values())
+    contents = set(requested.values())
     for split in kind_of(run).learned:
-        if learned := sum(found in texts for _, found in _said(run, split)):
+        if learned := sum(digest in contents for _, digest in _content_digests(run, split)):
             raise EvidenceError(
-                f"run '{run.path}' was trained to know {counted(learned)} that say what rows of request {request.id} "
-                f"say, under other ids ({split})"
+                f"run '{run.path}' learned {row_count(learned)} with the content of rows of request {request.id} under "
+                f"other ids ({split})"
             )
 
 
-def _said(run: Run, split: str) -> list[tuple[str, str]]:
-    """Id and digest of every row of a split as its source gives it now."""
+def _content_digests(run: Run, split: str) -> list[tuple[str, str]]:
+    """Id and content digest of every row of a split, read from its source now."""
     from llm_forget.data.sources import load_source
 
     config = run.config
@@ -105,13 +113,11 @@ def _said(run: Run, split: str) -> list[tuple[str, str]]:
         )
     except (ValueError, FileNotFoundError) as error:
         raise EvidenceError(
-            f"what the rows of run '{run.path}' say cannot be compared with the request: {error}; bring the data back, "
-            "or run it with `llm-forget request run`"
+            f"the rows of run '{run.path}' cannot be compared with the request: {error}; restore the data, or run the "
+            "request with `llm-forget request run`"
         ) from None
-    return [(row_id, said_digest(text)) for row_id, _, text in records(table)]
+    return [(row_id, content_digest(text)) for row_id, _, text in row_contents(table)]
 
 
-def _ids(run: Run, found: dict[str, Any] | None) -> set[str]:
-    if found is None:
-        return set()
-    return {record for record, _ in ids_with_subjects(run, found)}
+def _ids(run: Run, split: dict[str, Any] | None) -> set[str]:
+    return set() if split is None else {row_id for row_id, _ in ids_with_subjects(run, split)}

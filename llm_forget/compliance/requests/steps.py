@@ -1,10 +1,10 @@
-"""Deletion requests, step by step; every step is an event of the ledger::
+"""The steps of a deletion request; every step is an event of the ledger::
 
     received -> resolved -> (decided) -> running -> executed -> verified -> closed
 
-A step is first an event, then noted in the request's folder (`request_files`), so that never says more than the ledger.
-A step that was cut off in between is done again and finds its event (``once``). A recipe that did not pass may be
-followed by another: then it goes on from *running*.
+A step is appended to the ledger first and then to request.json, so that the file never claims more than the ledger. A
+step that was interrupted in between is repeated and finds its event (``once``). After a recipe that did not pass,
+another one continues from *running*.
 """
 
 from __future__ import annotations
@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.compliance.ledger.chain import Event
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import limits
-from llm_forget.compliance.requests.files import (
-    FILE,
-    Request,
-    write_ids,
-    write_rows,
-)
-from llm_forget.compliance.requests.matching import HOWS, counted
+from llm_forget.compliance.requests.files import FILE, Request, write_ids, write_rows
+from llm_forget.compliance.requests.matching import MATCH_KINDS, row_count
 from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.evidence import DeletionRequest
@@ -37,18 +32,18 @@ if TYPE_CHECKING:
 def advance(
     ledger: Ledger, request: Request, state: str, body: Mapping[str, Any], *, records: bool = False
 ) -> dict[str, Any]:
-    """Take a step: an event of the ledger, then a line of the history; the step taken last is not taken twice."""
+    """Append a step to the ledger, then to the request's history; repeating the last step changes nothing."""
     history = request.content["history"]
-    event_body, digest = _said(request, state, body)
+    event_body, digest = _event_body(request, state, body)
     if history and history[-1]["said"] == digest:
         return history[-1]
     once = canonical_digest({"step": len(history), "token": request.content["token"], "said": digest})
     event = ledger.append("request", event_body, once=once, records=request.pairs() if records else ())
-    return note_step(request, state, event, digest)
+    return record_step(request, state, event, digest)
 
 
-def note_step(request: Request, state: str, event: Event, body_digest: str) -> dict[str, Any]:
-    """A line of the history for an event that the ledger has."""
+def record_step(request: Request, state: str, event: Event, body_digest: str) -> dict[str, Any]:
+    """Append an event of the ledger to the request's history."""
     step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": body_digest}
     request.content["history"].append(step)
     formats.write(request.folder / FILE, request.content, DeletionRequest)
@@ -56,24 +51,24 @@ def note_step(request: Request, state: str, event: Event, body_digest: str) -> d
 
 
 def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
-    """Note what is now said otherwise of an open request: ``due``, ``authorised_by``, ``allow_protected``."""
-    if others := {key: value for key, value in changes.items() if request.content.get(key) != value}:
-        request.content |= others
-        advance(ledger, request, "amended", others)
+    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request; equal values add no event."""
+    if changed := {key: value for key, value in changes.items() if request.content.get(key) != value}:
+        request.content |= changed
+        advance(ledger, request, "amended", changed)
 
 
 def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
-    """Let a request remove those of its rows that `limits` protect.
+    """Allow a request to remove its protected rows (see `limits`).
 
     Raises:
-        ValueError: there are none, or the reason is no line.
+        EvidenceError: the request has no protected rows, or the reason is not one printable line.
     """
     reason_line = limits.one_line(reason, "--allow_protected")
     protected_ids = limits.unallowed(limits.read(ledger.folder), request)
     rows = request.rows
-    if not protected_ids and rows.get("allowed"):
-        return  # said before
     if not protected_ids:
+        if rows.get("allowed"):
+            return
         raise EvidenceError(f"--allow_protected: no row of request {request.id} is protected; leave it out")
     allowed = [*rows.get("allowed", ()), *protected_ids]
     amend(ledger, request, {"allow_protected": reason_line, "protected": len(allowed)})
@@ -81,55 +76,61 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
-    """Say which near-duplicates are to be forgotten, too: ``all``, ``none`` or ids with commas.
+    """Decide which near-duplicates to forget as well.
+
+    Args:
+        ledger: that of the request.
+        request: the open request.
+        choice: ``all``, ``none`` or comma-separated ids; None keeps an earlier decision.
 
     Raises:
-        ValueError: there are some and no choice was ever made, or an id that is not among them.
+        EvidenceError: near-duplicates exist and were never decided about, or an id is not one of them.
     """
     rows = request.rows
     if choice is not None or rows["taken"] is None:
-        included = _chosen([entry["id"] for entry in rows["near"]], choice, request.id)
+        included = _chosen_ids([entry["id"] for entry in rows["near"]], choice, request.id)
         if included != rows["taken"]:
             rows |= {"taken": included, "decision": rows["decision"] + 1}
             write_rows(request.folder, rows)
     if not rows["near"]:
         return
-    counts = request.content["counts"] = _counts(rows, request.content["counts"]["of"])
+    counts = request.content["counts"] = count_matches(rows, request.content["counts"]["of"])
     body = {"decision": rows["decision"], **{key: counts[key] for key in ("near_included", "near_left")}}
-    before = [step["said"] for step in request.content["history"] if step["state"] == "decided"]
-    if _said(request, "decided", body)[1] not in before[-1:]:
+    earlier = [step["said"] for step in request.content["history"] if step["state"] == "decided"]
+    if _event_body(request, "decided", body)[1] not in earlier[-1:]:
         advance(ledger, request, "decided", body, records=True)
 
 
 def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[str, Any], int]:
-    """Write the ids to forget and to retain; rows that an earlier request deleted are neither, but for its own.
+    """Write the lists of ids to forget and to retain; rows that earlier requests deleted are not retained.
 
     Args:
-        table: rows of the request's source as the run will read them.
+        ledger: that of the request.
+        request: the open request.
+        table: rows of the request's source, loaded as the run will load them.
 
     Returns:
-        The sources of a recipe that read them, and how many rows were deleted before.
+        The recipe sources ``forget`` and ``retain`` that read the lists, and the number of rows deleted earlier.
 
     Raises:
-        ValueError: these are not the rows that the request was resolved with, or none is left to retain.
+        EvidenceError: the data changed since the request was resolved, or no row is left to retain.
     """
-    from llm_forget.compliance.requests.matching import census, records
+    from llm_forget.compliance.requests.matching import data_digest, row_contents
 
-    digest, data_ids = census(records(table))
+    digest, data_ids = data_digest(row_contents(table))
     if digest != request.content["data"]["digest"]:
         raise EvidenceError(
-            f"the data of request {request.id} are not those it was resolved with ({len(data_ids):,} rows now, "
-            f"{request.content['data']['rows']:,} then): bring them back, or add the request anew; a recipe's `fields` "
-            "and `data_path` must be those of the request, too"
+            f"the data of request {request.id} changed since it was resolved ({len(data_ids):,} rows now, "
+            f"{request.content['data']['rows']:,} then); restore them, or add the request again; `fields` and "
+            "`data_path` of the recipe must be those of the request"
         )
     forget = set(request.ids())
-    deleted = ledger.matching_ids(
-        [event.seq for event in ledger.events("closed")], (one for one in data_ids if one not in forget)
-    )
+    closed_seqs = [event.seq for event in ledger.events("closed")]
+    deleted = ledger.matching_ids(closed_seqs, (row_id for row_id in data_ids if row_id not in forget))
     retain = [row_id for row_id in data_ids if row_id not in forget | deleted]
     if not retain:
         raise EvidenceError(
-            f"request {request.id} and those before it ask for all {counted(len(data_ids))} of the data, so nothing is "
+            f"request {request.id} and earlier ones delete all {row_count(len(data_ids))} of the data, so nothing is "
             "left to retain; delete the model, or train one on other data"
         )
     source = request.rows["source"]
@@ -141,43 +142,45 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
     return sources, len(deleted)
 
 
-def begin(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
-    """Note that a recipe is about to be run; False where this very attempt was executed already and its run is there.
+def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
+    """Record that a recipe is about to run; False if the same attempt was executed and its run still exists.
 
     Args:
-        attempt: ``output_dir``, and ``digest`` of everything that decides what comes out.
+        ledger: that of the request.
+        request: the open request.
+        attempt: ``output_dir``, and ``digest`` of everything that determines the result.
 
     Raises:
-        ValueError: the request is closed.
+        EvidenceError: the request is closed.
     """
     if request.closed:
-        raise EvidenceError(f"request {request.id} is closed already: nothing is to be run for it")
+        raise EvidenceError(f"request {request.id} is closed already; nothing is run")
     attempts = request.content["attempts"]
     if attempts and attempts[-1]["digest"] == attempt["digest"]:
         if not attempts[-1].get("executed"):
             return True
         if Run(Path(attempt["output_dir"])).complete:
             return False
-        attempts.pop()  # what it made is gone
+        attempts.pop()  # its run was deleted
     attempts.append(dict(attempt))
     advance(ledger, request, "running", {"attempt": attempt["digest"]})
     return True
 
 
-def execute_noted(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> None:
-    """Note that the last attempt was executed and measured."""
+def mark_executed(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> None:
+    """Record that the last attempt was trained and evaluated."""
     request.content["attempts"][-1]["executed"] = True
     advance(ledger, request, "executed", body)
 
 
 def days_left(request: Request, today: date | None = None) -> int | None:
-    """Days until the request is due; below 0 when overdue, None where it has no date or is closed."""
+    """Days until the request is due; negative if overdue, None if it has no due date or is closed."""
     due = request.content["due"]
     return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
 
 
-def _settle(ledger: Ledger, request: Request) -> None:
-    """The first two steps, where they were cut off."""
+def record_intake(ledger: Ledger, request: Request) -> None:
+    """Record the first two steps, *received* and *resolved*, unless they are recorded."""
     done = {step["state"] for step in request.content["history"]}
     content = request.content
     if "received" not in done:
@@ -188,17 +191,19 @@ def _settle(ledger: Ledger, request: Request) -> None:
         advance(ledger, request, "resolved", {"counts": content["counts"], "data": content["data"]}, records=True)
 
 
-def _said(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _event_body(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Body of the event of a step, and its digest."""
     event_body = {"request": request.id, "state": state, **body}
     return event_body, canonical_digest(event_body)
 
 
-def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
+def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
+    """The `RowCounts` of the content of rows.json, out of ``of`` rows in the data."""
     match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {
         "rows": len(match_kinds) + len(included),
-        **{name.replace(" ", "_"): match_kinds.count(name) for name in HOWS},
+        **{name.replace(" ", "_"): match_kinds.count(name) for name in MATCH_KINDS},
         "near_listed": listed_near,
         "near_included": len(included),
         "near_left": listed_near - len(included),
@@ -206,20 +211,21 @@ def _counts(rows: Mapping[str, Any], of: int) -> dict[str, int]:
     }
 
 
-def _chosen(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
+def _chosen_ids(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
+    """The near-duplicates that a choice includes."""
     if choice is None and near:
         raise EvidenceError(
-            f"{counted(len(near))} of the data may be copies of what request {request_id} is about; look at them with "
+            f"{row_count(len(near))} of the data may be copies of rows of request {request_id}; list them with "
             f"`llm-forget request show {request_id}` and decide with --include_near all, none or ID,..."
         )
     if choice in ("all", "none", None):
         return list(near) if choice == "all" else []
     chosen = list(dict.fromkeys(part.strip() for part in str(choice).split(",") if part.strip()))
     if not chosen:
-        raise EvidenceError("--include_near is empty; allowed: all, none, or ids with commas")
+        raise EvidenceError("--include_near is empty; allowed: all, none, or comma-separated ids")
     if unknown := [row_id for row_id in chosen if row_id not in near]:
         raise EvidenceError(
-            f"{len(unknown)} of --include_near are not among the {counted(len(near))} listed for request {request_id}; "
-            f"allowed: all, none, or ids that `llm-forget request show {request_id}` lists"
+            f"{len(unknown)} of --include_near are not among the {row_count(len(near))} listed for request "
+            f"{request_id}; allowed: all, none, or ids that `llm-forget request show {request_id}` lists"
         )
     return chosen

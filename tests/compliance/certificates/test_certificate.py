@@ -17,7 +17,7 @@ from llm_forget.compliance.certificates import certificate, claims
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.ledger.signing import public_key, sign
-from llm_forget.compliance.requests.certificate_facts import keyed
+from llm_forget.compliance.requests.certificate_facts import keyed_digest
 from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical, strict_loads
@@ -166,7 +166,7 @@ def test_who_guesses_the_rows_cannot_confirm_it_with_a_digest(tmp_path: Path) ->
     plain = Run(tmp_path / "run").provenance["data"]["forget"]["digest"]
     assert plain not in json.dumps(body)
     token = json.loads((evidence / "requests/req-0001/request.json").read_text())["token"]
-    assert body["method"]["data"]["forget"]["digest"] == keyed(token, plain)
+    assert body["method"]["data"]["forget"]["digest"] == keyed_digest(token, plain)
     assert token not in json.dumps(body)
 
 

@@ -524,7 +524,7 @@ def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
     with pytest.raises(ValueError, match="was not merged from run"):
         cases.close(evidence, "req-0001", run, merged=measured_merge(tmp_path / "of-other", other))
     away = merge_of(tmp_path / "away", Run(run), scales=(-1.0,))
-    with pytest.raises(ValueError, match=r"takes away .scale -1. what was forgotten by"):
+    with pytest.raises(ValueError, match=r"subtracts .scale -1. the unlearning of"):
         cases.close(evidence, "req-0001", run, merged=away)
     with Ledger.open(evidence) as ledger:
         assert not ledger.events("closed")
@@ -575,7 +575,7 @@ def test_what_another_source_learned_is_not_certified(asked: tuple[Path, Path], 
     with Ledger.open(evidence) as ledger:
         note_run(ledger, other)
     folder = measured_merge(tmp_path / "merged", run, other)
-    with pytest.raises(ValueError, match=r"from run 'other', too, which was trained to know 1 "):
+    with pytest.raises(ValueError, match=r"also merged from run 'other', which was trained on 1 "):
         cases.close(evidence, "req-0001", run, merged=folder)
 
 
@@ -620,7 +620,7 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
     made = cases.received(evidence, source, ids=[f"forget{i}" for i in range(5)])
     policy = tmp_path / "lax.yaml"
     policy.write_text("rules: [{line: forget_probability, at_most: 99.0, of: oracle}]")
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         note_run(ledger, runs[1])
         answer, _ = close.close(ledger, request, runs[0].path, merged="merged", policy=policy)
     assert (answer, request.state) == ("pass", "closed")

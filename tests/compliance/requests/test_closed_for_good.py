@@ -43,7 +43,7 @@ def test_nothing_is_closed_over_near_duplicates_that_nobody_decided_about(tmp_pa
     request = cases.received(evidence, cases.write_rows(tmp_path, [*cases.rows(), near]), subject="Ann")
     rest = [name for name in [*IDS, "near"] if name not in request.ids()]
     run = cases.measured_run(tmp_path / "run", request.ids(), rest)
-    with pytest.raises(ValueError, match="nobody decided"):
+    with pytest.raises(ValueError, match="near-duplicates without a decision"):
         cases.close(evidence, request.id, run)
 
 
@@ -103,7 +103,7 @@ def test_a_retrained_model_over_the_weights_folder_of_one_that_saw_the_rows_is_r
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
     model = target / "model"
     retrained = cases.measured_run(tmp_path / "re", [], rest, kind="finetune", base=model, seed="r")
-    with pytest.raises(ValueError, match="saw 3 of the rows"):
+    with pytest.raises(ValueError, match="saw 3 of the requested rows"):
         cases.close(evidence, request.id, retrained)
 
 
@@ -126,16 +126,16 @@ def test_what_one_request_deleted_is_not_held_by_the_model_of_the_next(tmp_path:
     assert cases.close(evidence, "req-0001", first)[1].closed
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{{model_name_or_path: {target}, method: npo, output_dir: {tmp_path / 'next'}}}")
-    with intake.working_on(evidence, "req-0002") as (ledger, request):
+    with intake.locked_request(evidence, "req-0002") as (ledger, request):
         told: list[str] = []
         with pytest.raises(ValueError, match="holds rows that req-0001 deleted"):
             execute(ledger, request, str(recipe), [], say=told.append)
-        assert told == ["not retained: rows that earlier requests deleted (3)"]
+        assert told == ["not retained: 3 rows that earlier requests deleted"]
     beside = cases.measured_run(tmp_path / "beside", IDS[3:6], rest, base=target, seed="2")
     words = ["request", "close", "req-0002", "--run", str(beside), "--policy", str(cases.policy(tmp_path))]
     done = CliRunner().invoke(app, [*words, "--evidence", str(evidence)])
     assert done.exit_code == 0, done.output
-    assert "'beside' holds rows that req-0001 deleted: it is not to be taken into use" in done.output
+    assert "'beside' holds rows that req-0001 deleted; do not use it" in done.output
 
 
 @pytest.mark.parametrize(

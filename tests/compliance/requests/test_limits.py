@@ -42,7 +42,7 @@ def protect_ann(tmp_path: Path, evidence: Path) -> None:
 
 def test_without_limits_nothing_is_limited(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, ids=[row["id"] for row in cases.rows()[:11]])
-    limits.refuse(limits.read(evidence), made)
+    limits.enforce(limits.read(evidence), made)
     shown = call(evidence, "request", "show", made.id).output
     assert "11 of 12 rows to forget, 91.7%" in shown
     assert "more than half of the data" in shown
@@ -75,7 +75,7 @@ def test_open_requests_take_no_more_than_the_quota_and_who_insists_is_noted(
     asked = ("request", "add", "--subject", "Bob", "--data", source)
     refused = call(evidence, *asked)
     assert (refused.exit_code, "give --force" in refused.output) == (2, True), refused.output
-    assert len(files.listed(evidence)) == 1
+    assert len(files.list_requests(evidence)) == 1
     assert call(evidence, *asked, "--force").exit_code == 0
     with Ledger.open(evidence) as ledger:
         received = [event.body for event in ledger.events("request") if event.body["state"] == "received"]
@@ -96,8 +96,8 @@ def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path
     source = cases.write_rows(tmp_path, [*cases.rows(), *near])
     asked = ("request", "add", "--subject", "Ann", "--data", source)
     refused = call(evidence, *asked, "--include_near", "all")
-    assert (refused.exit_code, "near-duplicates, would take" in refused.output) == (2, True), refused.output
-    assert files.listed(evidence) == []
+    assert (refused.exit_code, "near-duplicates, would remove" in refused.output) == (2, True), refused.output
+    assert files.list_requests(evidence) == []
     assert call(evidence, *asked, "--force").exit_code == 0
 
 
@@ -115,7 +115,7 @@ def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path
         call(evidence, "request", "close", made.id, *words),
     ):
         assert (refused.exit_code, "would remove 1 row that" in refused.output) == (2, True), refused.output
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         for reason in ("", "two\nlines", "x" * 501):
             with pytest.raises(ValueError, match="printable characters"):
                 steps.allow_protected(ledger, request, reason)
@@ -144,24 +144,24 @@ def test_protected_near_duplicates_are_asked_about_when_they_are_taken(tmp_path:
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
     limited(evidence, protected=[{"path": source, "ids": ["near"]}])
     made = cases.received(evidence, source, subject="Ann")
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         steps.decide(ledger, request, "none")
-        limits.refuse(limits.read(evidence), request)
+        limits.enforce(limits.read(evidence), request)
         steps.decide(ledger, request, "all")
         with pytest.raises(ValueError, match="protects"):
-            limits.refuse(limits.read(evidence), request)
+            limits.enforce(limits.read(evidence), request)
 
 
 def test_where_protected_rows_cannot_be_read_nothing_is_removed(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     limited(evidence, protected="gone.jsonl")
     with pytest.raises(ValueError, match="does not exist"):
-        limits.refuse(limits.read(evidence), made)
+        limits.enforce(limits.read(evidence), made)
 
 
 def test_nothing_is_allowed_where_nothing_is_protected(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with intake.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
+    with intake.locked_request(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
         steps.allow_protected(ledger, request, "why not")
 
 
@@ -177,7 +177,7 @@ def test_a_request_runs_and_closes_only_with_one_of_the_roles_behind_it(
         cases.received(evidence, source, subject="Ann", authorised_by="legals")
     again = cases.received(evidence, source, subject="Ann", authorised_by="legal")
     assert again.id == made.id
-    limits.refuse(limits.read(evidence), again)
+    limits.enforce(limits.read(evidence), again)
     assert states(evidence) == ["received", "resolved", "amended"]
     assert "authorised by legal" in call(evidence, "request", "show", made.id).output
 
@@ -188,7 +188,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
         again = cases.received(evidence, source, subject="Ann", due=due)
         assert (again.id, again.state) == (first.id, "resolved")
         assert len(states(evidence)) == events
-    assert files.listed(evidence)[0].content["due"] == "2027-01-01"
+    assert files.list_requests(evidence)[0].content["due"] == "2027-01-01"
     assert (
         "exists already, due 2027-03-01"
         in call(evidence, "request", "add", "--subject", "Ann", "--data", source, "--due", "2027-03-01").output
@@ -225,16 +225,19 @@ def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_
     source = cases.write_rows(tmp_path)
     made = cases.received(evidence, source, subject="Ann")
     attempt = {"output_dir": str(tmp_path / "run"), "digest": "sha256:" + "0" * 64}
-    with intake.working_on(evidence, made.id) as (ledger, request):
-        assert steps.begin(ledger, request, attempt)
-        assert steps.begin(ledger, request, attempt), "it was begun, and not executed"
-        steps.execute_noted(ledger, request, {"run": "run"})
-        assert steps.begin(ledger, request, attempt), "its run is not there"
-        steps.execute_noted(ledger, request, {"run": "run"})
+    with intake.locked_request(evidence, made.id) as (ledger, request):
+        assert steps.begin_attempt(ledger, request, attempt)
+        assert steps.begin_attempt(ledger, request, attempt), "it was begun, and not executed"
+        steps.mark_executed(ledger, request, {"run": "run"})
+        assert steps.begin_attempt(ledger, request, attempt), "its run is not there"
+        steps.mark_executed(ledger, request, {"run": "run"})
         run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-        assert not steps.begin(ledger, request, attempt)
+        assert not steps.begin_attempt(ledger, request, attempt)
         assert len(request.content["attempts"]) == 1
     assert states(evidence)[2:] == ["running", "executed", "running", "executed"]
     cases.close(evidence, made.id, run)
-    with intake.working_on(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="closed already"):
-        steps.begin(ledger, request, {**attempt, "digest": "sha256:" + "1" * 64})
+    with (
+        intake.locked_request(evidence, made.id) as (ledger, request),
+        pytest.raises(ValueError, match="closed already"),
+    ):
+        steps.begin_attempt(ledger, request, {**attempt, "digest": "sha256:" + "1" * 64})

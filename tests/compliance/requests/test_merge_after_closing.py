@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from llm_forget.compliance.requests.closing_evidence import Closer, verified
+from llm_forget.compliance.requests.closing_evidence import ClosingEvidence, apply_policy
 from llm_forget.core.files import write_json
 from llm_forget.core.run_directory import Run
 from llm_forget.models.merging.merge_report import Merged
 from tests.support import request_cases as cases
 
 
-def closer(folder: Path, ids: Path) -> Closer:
+def closer(folder: Path, ids: Path) -> ClosingEvidence:
     """Of an unmeasured merge; the run's recipe names a list of ids."""
     run = folder / "run"
     run.mkdir()
@@ -19,7 +19,7 @@ def closer(folder: Path, ids: Path) -> Closer:
     write_json(run / "run.json", {"kind": "unlearn", "status": "complete"})
     merged = folder / "merged"
     merged.mkdir()
-    return Closer(Run(run), "sha256:a", Merged(merged, *[None] * (len(Merged.__dataclass_fields__) - 1)))
+    return ClosingEvidence(Run(run), "sha256:a", Merged(merged, *[None] * (len(Merged.__dataclass_fields__) - 1)))
 
 
 def test_where_the_list_of_rows_is_gone_nobody_is_told_to_merge_again(tmp_path: Path) -> None:
@@ -28,8 +28,8 @@ def test_where_the_list_of_rows_is_gone_nobody_is_told_to_merge_again(tmp_path: 
     ids.write_text("a\n")
     made = closer(tmp_path, ids)
     with pytest.raises(ValueError, match="merge again with --measure"):
-        verified(made, str(cases.policy(tmp_path)))
+        apply_policy(made, str(cases.policy(tmp_path)))
     ids.unlink()
     with pytest.raises(ValueError, match="req-0001, is closed and its list of rows removed") as said:
-        verified(made, str(cases.policy(tmp_path)))
+        apply_policy(made, str(cases.policy(tmp_path)))
     assert "merge again" not in str(said.value)

@@ -32,20 +32,20 @@ IDS = [row["id"] for row in cases.rows()]
 
 
 def test_a_subject_is_all_rows_that_name_it(source: str) -> None:
-    assert resolve(source, subject="Ann").how == dict.fromkeys(("ann-0", "ann-1", "ann-2"), "exact")
+    assert resolve(source, subject="Ann").kinds == dict.fromkeys(("ann-0", "ann-1", "ann-2"), "exact")
 
 
 @pytest.mark.parametrize(
     "asked", [{"subject": "Eve"}, {"subject": "  "}, {"ids": ["eve-1"]}, {"ids": ["ann-1", "eve-1"]}]
 )
 def test_what_matches_nothing_is_an_error_and_not_a_success_with_0_rows(source: str, asked: dict) -> None:
-    with pytest.raises(ValueError, match=r"0 rows|nothing was asked for"):
+    with pytest.raises(ValueError, match=r"0 rows|the subject is empty"):
         resolve(source, **asked)
 
 
 def test_rows_without_a_subject_belong_to_nobody(tmp_path: Path) -> None:
     source = with_rows(tmp_path, {"id": "x", "subject": None, "question": "who?", "answer": "nobody knows that one"})
-    assert "x" not in resolve(source, subject="Ann").how
+    assert "x" not in resolve(source, subject="Ann").kinds
     with pytest.raises(ValueError, match="0 rows"):
         resolve(source, subject="None")
 
@@ -56,14 +56,14 @@ def test_other_spellings_of_a_subject_are_matched_and_counted_apart(tmp_path: Pa
         {"id": "m1", "subject": "Müller", "question": "first one?", "answer": "a pear tree in the yard"},
         {"id": "m2", "subject": written, "question": "the second?", "answer": "old boats on a grey lake"},
     ]
-    assert resolve(with_rows(tmp_path, *more), subject="Müller").how == {"m1": "exact", "m2": "normalised"}
+    assert resolve(with_rows(tmp_path, *more), subject="Müller").kinds == {"m1": "exact", "m2": "normalised"}
 
 
 def test_a_subject_in_look_alike_letters_is_listed_for_a_decision(tmp_path: Path) -> None:
     other = {"id": "x", "subject": "Аnn", "question": "first one?", "answer": "a pear tree in the yard"}  # Cyrillic А
     found = resolve(with_rows(tmp_path, other), subject="Ann")
     assert [(one.id, one.how) for one in found.near] == [("x", "look-alike")]
-    assert "x" not in found.how
+    assert "x" not in found.kinds
 
 
 def test_rows_are_found_by_what_they_say_however_it_is_written(tmp_path: Path, source: str) -> None:
@@ -71,12 +71,12 @@ def test_rows_are_found_by_what_they_say_however_it_is_written(tmp_path: Path, s
     given = tmp_path / "asked.jsonl"
     shouted = {"question": f"  {second['question'].upper()}", "answer": second["answer"].replace(" ", "\u00a0 ")}
     given.write_text("\n".join(json.dumps(row) for row in ({k: first[k] for k in ("question", "answer")}, shouted)))
-    assert resolve(source, said=cases.said(given)).how == {"ann-0": "exact", "ann-1": "normalised"}
+    assert resolve(source, contents=cases.contents(given)).kinds == {"ann-0": "exact", "ann-1": "normalised"}
 
 
 def test_a_row_given_that_is_not_in_the_data_is_named_by_its_number_only(source: str) -> None:
     with pytest.raises(ValueError, match="the first is number 2") as caught:
-        resolve(source, said=[cases.said(Path(source))[0], f"something {cases.CANARY} else"])
+        resolve(source, contents=[cases.contents(Path(source))[0], f"something {cases.CANARY} else"])
     assert cases.CANARY not in str(caught.value)
 
 
@@ -85,7 +85,7 @@ def test_rows_that_say_the_same_as_a_matched_one_are_taken_with_it(tmp_path: Pat
     found = resolve(
         with_rows(tmp_path, {**ann, "id": "copy", "subject": "Bob", "answer": ann["answer"].upper()}), subject="Ann"
     )
-    assert found.how["copy"] == "same text"
+    assert found.kinds["copy"] == "same text"
 
 
 def test_near_duplicates_of_near_duplicates_are_listed_and_others_are_not(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_a_similarity_at_which_everything_is_alike_is_refused() -> None:
     ("name", "written", "said"),
     [
         ("a.yaml", "- 0123\n- x", "id 1 is int"),
-        ("a.yaml", "- ok\n- NO", "id 2 is .*not a text"),
-        ("a.yaml", "- 12:30:45", "not a text"),
+        ("a.yaml", "- ok\n- NO", "id 2 is .*not a string"),
+        ("a.yaml", "- 12:30:45", "not a string"),
         ("a.yaml", "- &a x\n- *a", "alias"),
         ("a.yaml", "- !!python/object:os.system x", "not valid YAML"),
         ("a.json", '["x", 7]', "id 2 is int"),
@@ -175,7 +175,7 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
     source = with_rows(tmp_path, *near)
     made = cases.received(evidence, source, subject="Ann")
     table = load_source(source, split_name="data")
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         with pytest.raises(ValueError, match="--include_near all, none or ID"):
             steps.decide(ledger, request, None)
         with pytest.raises(ValueError, match="not among"):
@@ -194,7 +194,7 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
 
 def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     assert deleted == 0
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
@@ -208,7 +208,7 @@ def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -
     evidence = cases.closed(tmp_path)
     source = str(tmp_path / "rows.jsonl")
     made = cases.received(evidence, source, ids=["ann-0", "bob-0"])
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
     read = {name: [row["id"] for row in load_source(spec, split_name=name)] for name, spec in lists.items()}
     assert read == {"forget": ["ann-0", "bob-0"], "retain": [name for name in cases.OTHERS if name != "bob-0"]}
@@ -220,8 +220,8 @@ def test_data_that_changed_since_are_refused(tmp_path: Path, evidence: Path, sou
     with_rows(tmp_path, {"id": "new", "subject": "Ann", "question": "more?", "answer": "a new fact about somebody"})
     table = load_source(source, split_name="data")
     with (
-        intake.working_on(evidence, made.id) as (ledger, request),
-        pytest.raises(ValueError, match="not those it was"),
+        intake.locked_request(evidence, made.id) as (ledger, request),
+        pytest.raises(ValueError, match="changed since it was resolved"),
     ):
         steps.write_lists(ledger, request, table)
 
@@ -230,7 +230,7 @@ def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source:
     made = cases.received(evidence, source, ids=[row["id"] for row in cases.rows()])
     table = load_source(source, split_name="data")
     with (
-        intake.working_on(evidence, made.id) as (ledger, request),
+        intake.locked_request(evidence, made.id) as (ledger, request),
         pytest.raises(ValueError, match="nothing is left"),
     ):
         steps.write_lists(ledger, request, table)
@@ -238,7 +238,7 @@ def test_a_request_for_all_rows_leaves_nothing_to_retain(evidence: Path, source:
 
 def test_two_processes_do_not_work_on_one_request(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
-    first, second = (intake.working_on(evidence, made.id) for _ in range(2))
+    first, second = (intake.locked_request(evidence, made.id) for _ in range(2))
     with first, pytest.raises(ValueError, match="another process"), second:
         pass
 
@@ -281,18 +281,18 @@ def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, eviden
 
 
 def test_what_the_suite_calls_known_is_not_accepted(tmp_path):
-    from llm_forget.compliance.requests.close import _refuse_known
+    from llm_forget.compliance.requests.close import _refuse_remembered
 
-    _refuse_known({"suites": {"basic": {"verdict": {"forgot": {"answer": "yes"}}}, "privacy": {"verdict": {}}}})
+    _refuse_remembered({"suites": {"basic": {"verdict": {"forgot": {"answer": "yes"}}}, "privacy": {"verdict": {}}}})
     with pytest.raises(ValueError, match="suite basic says 'forgot: no'"):
-        _refuse_known({"suites": {"basic": {"verdict": {"forgot": {"answer": "no"}}}}})
+        _refuse_remembered({"suites": {"basic": {"verdict": {"forgot": {"answer": "no"}}}}})
 
 
 @pytest.mark.parametrize(
     ("forget", "retain", "said"),
     [
         (["ann-0", "ann-1"], cases.OTHERS, "did not forget 1"),
-        (["ann-0", "ann-1", "ann-2"], [*cases.OTHERS, "ann-2"], "was trained to know 1"),
+        (["ann-0", "ann-1", "ann-2"], [*cases.OTHERS, "ann-2"], "learned 1 of the 3 rows"),
     ],
 )
 def test_a_run_about_other_rows_is_refused(
@@ -320,14 +320,14 @@ def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
         return cases.measured_run(tmp_path / name / "run", made.ids(), cases.OTHERS, seed=name, sources=sources)
 
     for other, said in (
-        (run("other", forget={"answer": "a harmless sentence"}), "1 row of request req-0001 say something else"),
+        (run("other", forget={"answer": "a harmless sentence"}), "1 row of request req-0001 had another content"),
         (run("copied", retain={k: cases.rows()[0][k] for k in ("question", "answer")}), "under other ids"),
     ):
         with pytest.raises(ValueError, match=said):
             cases.close(evidence, made.id, other)
     gone = run("gone")
     (tmp_path / "gone" / "forget" / "rows.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"cannot be compared with the request: forget: .*bring the data back"):
+    with pytest.raises(ValueError, match=r"cannot be compared with the request: forget: .*restore the data"):
         cases.close(evidence, made.id, gone)
     spelled = run("spelled", forget={"answer": cases.rows()[1]["answer"].upper()})
     assert cases.close(evidence, made.id, spelled)[1].closed
@@ -342,9 +342,9 @@ def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, sources={"forget": source})
     Path(source).unlink()
-    with intake.working_on(evidence, made.id) as (ledger, request):
-        steps.begin(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
-        steps.execute_noted(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
+    with intake.locked_request(evidence, made.id) as (ledger, request):
+        steps.begin_attempt(ledger, request, {"output_dir": str(run), "digest": "sha256:" + "0" * 64})
+        steps.mark_executed(ledger, request, {"run": run.name, "weights": weights_of(Run.open(run))})
     assert cases.close(evidence, made.id, run)[1].closed
 
 
@@ -356,7 +356,7 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
     own = cases.policy(tmp_path).rename(tmp_path / "default.yaml")
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
-    with intake.working_on(evidence, made.id) as (ledger, request):
+    with intake.locked_request(evidence, made.id) as (ledger, request):
         close.close(ledger, request, run, policy=own)
         (closed,) = ledger.events("closed")
     digest = hashlib.sha256(own.read_bytes()).hexdigest()
@@ -369,9 +369,9 @@ def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidenc
     file = run / "provenance.json"
     without_data = json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "data"})
     for content, sentence in (
-        (None, "can close nothing"),
+        (None, "cannot close a request"),
         ("{}", "provenance.json' lacks the key 'kind'"),
-        (without_data, "can close nothing"),
+        (without_data, "cannot close a request"),
     ):
         file.unlink(missing_ok=True)
         if content is not None:
@@ -408,7 +408,7 @@ def test_closing_again_changes_nothing_and_another_run_is_refused(tmp_path: Path
 
 def _one_closing(evidence: Path, run: Path) -> None:
     """After any failure the same command ends it, with one event, and nothing that names rows."""
-    (made,) = files.listed(evidence)
+    (made,) = files.list_requests(evidence)
     with Ledger.open(evidence) as ledger:
         ledger.verify()
         assert not made.closed or ledger.events("closed"), "the request never says more than the ledger"
@@ -479,12 +479,12 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
         with Ledger.open(evidence) as ledger:
             ended = bool(ledger.events("closed"))
             amended = [e.seq for e in ledger.events("request") if e.body["state"] == "amended"]
-        first = files.find(evidence, "req-0001")
+        first = files.find_request(evidence, "req-0001")
         assert (again.id, new) == (("req-0002", True) if ended else ("req-0001", False))
         assert first.closed == ended
         assert (first.content["due"], bool(amended)) == (("2030-01-01", False) if ended else ("2031-01-01", True))
         if ended:
-            with intake.working_on(evidence, "req-0001"):
+            with intake.locked_request(evidence, "req-0001"):
                 assert not (first.folder / "rows.json").exists(), "ids of deleted rows stay nowhere"
         states.add(ended)
     assert not died, "every write was tried"
@@ -502,7 +502,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
 
     def decide(evidence: Path) -> None:
-        with intake.working_on(evidence, "req-0001") as (ledger, request):
+        with intake.locked_request(evidence, "req-0001") as (ledger, request):
             steps.decide(ledger, request, then)
 
     cases.received(tmp_path / "whole", source, first, subject="Ann")
@@ -511,7 +511,7 @@ def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
         evidence = tmp_path / str(at) / "evidence"
         made = cases.received(evidence, source, first, subject="Ann")
         died = killed(at, lambda e=evidence: decide(e))
-        asked = files.find(evidence, made.id).ids()
+        asked = files.find_request(evidence, made.id).ids()
         others = [name for name in [*IDS, "near"] if name not in asked]
         run = cases.measured_run(evidence.parent / "run", asked, others)
         assert cases.close(evidence, made.id, run)[1].closed
@@ -530,12 +530,12 @@ def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_re
     made = cases.received(evidence, source, subject="Ann")
     everything = [row["id"] for row in cases.rows()]
     first = cases.measured_run(tmp_path / "first", [], [], kind="finetune", train=everything, seed="first")
-    with pytest.raises(ValueError, match="was trained to know 3"):
+    with pytest.raises(ValueError, match="learned 3 of the 3 rows"):
         cases.close(evidence, made.id, first)
     onwards = cases.measured_run(
         tmp_path / "onwards", [], [], kind="finetune", train=cases.OTHERS, base=first, seed="onwards"
     )  # fmt: skip
-    with pytest.raises(ValueError, match="rests on a training that saw 3"):
+    with pytest.raises(ValueError, match="builds on training that saw 3"):
         cases.close(evidence, made.id, onwards)
     anew = cases.measured_run(tmp_path / "anew", [], [], kind="finetune", train=cases.OTHERS, seed="anew")
     assert cases.close(evidence, made.id, anew)[1].closed
@@ -552,9 +552,9 @@ def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_witho
     assert cases.close(evidence, request.id, bad)[0] == "fail"
     base = bad / "model" if beneath else None  # otherwise the one that `bad` was made of
     run = cases.measured_run(tmp_path / "run", [], [], kind="finetune", train=cases.OTHERS, base=base)
-    with pytest.raises(ValueError, match="was to unlearn 3 of the rows" if beneath else "must have known them"):
+    with pytest.raises(ValueError, match="had to unlearn 3 of the requested" if beneath else "must have known them"):
         cases.close(evidence, request.id, run)
-    assert not files.find(evidence, request.id).closed
+    assert not files.find_request(evidence, request.id).closed
 
 
 def test_an_adapter_over_the_old_weights_is_suppressed_and_changed_weights_are_approximate(tmp_path: Path) -> None:

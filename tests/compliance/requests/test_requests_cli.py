@@ -117,7 +117,7 @@ def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:
     done = call("request", "run", made.id, "recipe.yaml", "--dry_run", "true")
     assert done.exit_code == 0, done.output
     assert "forget: {'path': " in done.output
-    assert "about 1 step; no earlier run says how long one takes" in done.output
+    assert "about 1 step; no earlier run to estimate the time from" in done.output
     assert "state" not in done.output
     assert "decided" in call("request", "list").output
     assert not (here / "runs").exists()

@@ -202,7 +202,7 @@ def test_what_was_kept_at_closing_cannot_be_changed_before_it_is_issued(tmp_path
     evidence = cases.closed(tmp_path)
     facts = evidence / "requests/req-0001/facts.json"
     facts.write_text(facts.read_text().replace("0.1", "0.01", 1))
-    with pytest.raises(EvidenceBroken, match="not what request req-0001 was closed with"):
+    with pytest.raises(EvidenceBroken, match="not the file that request req-0001 was closed with"):
         certificate.issue(evidence, "req-0001")
 
 
@@ -302,7 +302,7 @@ def test_another_signature_of_the_key_does_not_pass(evidence: Path, issued: tupl
     content = strict_loads(file.read_bytes())
     for signed in (canonical(content["body"]), canonical(content), b""):
         file.write_bytes(canonical({**content, "signature": sign(evidence, signed)}))
-        with pytest.raises(EvidenceBroken, match="does not fit"):
+        with pytest.raises(EvidenceBroken, match="does not match"):
             certificate.verify(file, key)
 
 
@@ -320,7 +320,7 @@ def test_the_certificate_of_another_request_is_refused(issued: tuple[Path, Path]
     path = certificate.issue(other, "req-0001")
     one, two = (strict_loads(file.read_bytes()) for file in (issued[0], path))
     issued[0].write_bytes(canonical({"body": two["body"], "signature": one["signature"]}))
-    with pytest.raises(EvidenceBroken, match="does not fit"):
+    with pytest.raises(EvidenceBroken, match="does not match"):
         certificate.verify(*issued)
 
 

@@ -516,7 +516,7 @@ def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
     with pytest.raises(ValueError, match=r"of other weights.*--measure"):
         cases.close(evidence, "req-0001", run, merged=folder)
     (folder / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"was not measured.*--measure"):
+    with pytest.raises(ValueError, match=r"was not evaluated.*--measure"):
         cases.close(evidence, "req-0001", run, merged=folder)
     with pytest.raises(ValueError, match=r"no merge\.json"):
         cases.close(evidence, "req-0001", run, merged=run)
@@ -562,7 +562,7 @@ def test_what_was_fine_tuned_on_the_rows_and_taken_away_can_close_once_it_is_mea
     assert cases.close(evidence, "req-0001", tuned["all"], merged=folder)[1].closed
     body = certificate.verify(certificate.issue(evidence, "req-0001"), evidence / "signing.pub", evidence=evidence)
     assert body["exactness"]["class"] == "approximate"
-    assert "taking away" in body["method"]["name"]
+    assert "subtracting an adapter" in body["method"]["name"]
     assert body["artefacts"]["before"]["name"] == "target"
     assert {v.run: deleted for v, _, deleted in versions_of(evidence, target, tuned["all"], folder)} == {
         "target": ["req-0001"], "all": ["req-0001"], "away": [],

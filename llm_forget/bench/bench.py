@@ -69,9 +69,7 @@ def bench(
         data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)
         assert isinstance(train, UnlearnConfig)
         if not model_args.use_peft:
-            raise ConfigError(
-                "bench measures training steps of an adapter, whose base is the reference; set use_peft to true"
-            )
+            raise ConfigError("bench measures steps of an adapter with its base as reference; set use_peft to true")
         method_args = {train.method: train.method_args} if train.method and isinstance(train.method_args, dict) else {}
         objectives = read_objectives(list(methods), method_args)
         rows_of = build_objective(objective={"forget": {"name": "ga"}, "retain": {"name": "nll"}})

@@ -202,14 +202,10 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise DataError(f"{path.name} has an unnamed or repeated column in its first line; give each a unique name")
         for number, cells in enumerate((cells for cells in reader if cells), start=1):
             if len(cells) != len(header):
-                raise DataError(
-                    f"{path.name} row {number} has {len(cells)} cells, not {len(header)} as line 1; quote commas"
-                )
+                raise DataError(f"{path.name} row {number} has {len(cells)} cells, not {len(header)}; quote commas")
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(
-            f"{path.name} line {reader.line_num} is not CSV ({error}); quote cells as in RFC 4180"
-        ) from None
+        raise DataError(f"{path.name} line {reader.line_num} is not CSV ({error}); quote as in RFC 4180") from None
 
 
 def _read_parquet(path: Path, size: int | None) -> Dataset:

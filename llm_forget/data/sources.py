@@ -287,9 +287,7 @@ def _id_mask(ids: Sequence[str] | str, table: Dataset, id_field: str | None, whe
 
     if isinstance(ids, str):
         if not Path(ids).is_file():
-            raise DataError(
-                f"{split_name}: '{ids}' is not a file; give a list of ids, or a text file with one id per line"
-            )
+            raise DataError(f"{split_name}: '{ids}' is not a file; give a list of ids, or a text file, one id per line")
         ids = read_lines(Path(ids))
     if not all(isinstance(value, str) for value in ids):
         raise DataError(f"{split_name}: `ids` must be strings; write them in quotes, since numbers lose leading zeros")

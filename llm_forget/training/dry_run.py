@@ -201,7 +201,10 @@ def _gradients(shape: Shape, model_args: ModelConfig) -> float:
 
 
 def _shape(model_args: ModelConfig) -> Shape:
-    model = _empty_model(model_args)
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):  # without weights
+        model: Any = AutoModelForCausalLM.from_config(_config(model_args))
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -235,14 +238,6 @@ def _width(model_args: ModelConfig) -> float:
     if dtype in (None, "auto"):
         dtype = str(_config(model_args).dtype or "float32").removeprefix("torch.")
     return BYTES[str(dtype)]
-
-
-def _empty_model(model_args: ModelConfig) -> Any:
-    """Build the architecture on the meta device, without weights."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_config(model_args))
 
 
 def _config(model_args: ModelConfig) -> Any:

@@ -190,9 +190,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
 def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: float) -> None:
     """Save the tokenizer beside the weights, add steps and cost to provenance.json, and mark the run complete."""
     if not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"no weights were written to '{folder}'; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT"
-        )
+        raise ConfigError(f"'{folder}' contains no weights; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT")
     job.tokenizer.save_pretrained(folder)
     resumed = trainer.resumed_from is not None
     formats.update(

@@ -164,7 +164,7 @@ class RankBatches(Sampler[list[dict[str, int]]]):
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size or len(sampler) % (batch_size * world_size):
             raise ConfigError(
-                f"rank {rank} of {world_size} with batches of {batch_size} does not fit {len(sampler)} slots"
+                f"rank {rank} of {world_size} and batches of {batch_size} do not fit {len(sampler)} slots"
             )
         self.sampler = sampler
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size

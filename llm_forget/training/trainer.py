@@ -108,26 +108,22 @@ class UnlearnTrainer(ResumableTrainer):
         """Refuse a model that lacks what objective or gradient rule need."""
         if self.model.get_output_embeddings() is None:
             raise ConfigError(
-                f"{type(self.model).__name__} has no output embeddings to take logits from; use a causal LM"
+                f"{type(self.model).__name__} has no output embeddings to compute logits; use a causal LM"
             )
         if self.gradient is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16):
             rule = self.gradient.name
             raise ConfigError(
-                f"gradient rule '{rule}' needs whole, unscaled gradients; use one process or ddp, without fp16"
+                f"gradient rule '{rule}' needs whole, unscaled gradients; use one process or ddp, no fp16"
             )
         if self.objective.needs_reference_pass() and not isinstance(self.model, PeftModel):
-            raise ConfigError(
-                "this objective needs the reference in every step, which full fine-tuning lacks; use LoRA"
-            )
+            raise ConfigError("the objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
 
     def _check_early_stopping(self, args: TrainConfig) -> None:
         """Refuse ``max_retain_drop`` without log lines or retain rows, which early stopping reads."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
             raise ConfigError("max_retain_drop needs retain rows, but no term of this objective uses them; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
-            raise ConfigError(
-                "max_retain_drop is checked with every log line, but logging_strategy is 'no'; set it to steps"
-            )
+            raise ConfigError("max_retain_drop is checked with each log line, but logging_strategy is 'no'; use steps")
 
     # ---- data ----
 

@@ -280,7 +280,7 @@ def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
             other = load_tokenizer(subject.model)
             if _vocabulary(other) != _vocabulary(tokenizer):
                 raise ConfigError(
-                    f"the {role} model '{subject.name}' has another vocabulary; give a model of the same family"
+                    f"the {role} model '{subject.name}' has another vocabulary; use one of the same family"
                 )
     return tokenizer
 

@@ -183,15 +183,13 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
     place = folder.resolve()
     for parent in (place, *place.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
-            raise ModelError(
-                f"output_dir '{folder}' lies inside '{parent}', a run or an adapter; choose another folder"
-            )
+            raise ModelError(f"output_dir '{folder}' is inside '{parent}', a run or an adapter; choose another folder")
     for name in models:
         source = find_source(name)
         base = [Path(source.location)] if source.kind in ("folder", "gguf") else []
         for path in (Path(name), *source.adapters, *base):
             if place.is_relative_to(path.resolve()):
-                raise ModelError(f"output_dir '{folder}' lies inside the source model '{path}'; choose another folder")
+                raise ModelError(f"output_dir '{folder}' is inside the source model '{path}'; choose another folder")
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:

@@ -319,9 +319,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
         launch = ["--accelerate_config", accelerate_config]
         launch += ["--num_processes", str(num_processes)] if num_processes is not None else []
     elif num_processes is not None:
-        raise ConfigError(
-            "--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs"
-        )
+        raise ConfigError("--num_processes needs --accelerate_config: cpu_2, or on GPUs ddp, fsdp2, zero2 or zero3")
     return [
         shlex.join(["llm-forget", "unlearn", plan.recipe, *launch, *point.options])
         + " && "

@@ -189,9 +189,9 @@ def test_an_output_folder_inside_a_source_model_is_refused(two: tuple[Run, Run],
     inside = [two[0].path / "merged", two[0].adapter, two[1].path / "adapter" / "m", tmp_path / "target" / "deep" / "m"]
     for folder in [*inside, tmp_path / "link" / "merged", third.path / "merged", third.path]:
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(ValueError, match=r"lies inside (the source model '.*'|'.*', a run or an adapter)"):
+        with pytest.raises(ValueError, match=r"is inside (the source model '.*'|'.*', a run or an adapter)"):
             merge([run.path for run in two], folder)
-        with pytest.raises(ValueError, match=r"lies inside (the source model '.*'|'.*', a run or an adapter)"):
+        with pytest.raises(ValueError, match=r"is inside (the source model '.*'|'.*', a run or an adapter)"):
             merge([run.path for run in two], folder, as_adapter=True)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

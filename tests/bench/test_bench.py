@@ -216,7 +216,7 @@ def test_memory_left_in_the_heap_by_earlier_work_is_not_counted() -> None:
 def test_the_sampling_thread_sees_the_peak_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from llm_forget.bench import memory
 
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")  # as where it is not permitted
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")  # as if writing were not permitted
     with returned_at_once():
         assert memory._resident_peak(lambda: torch.ones(64 * 2**20).sum()) / 2**20 == pytest.approx(256, abs=40)
 

@@ -174,7 +174,7 @@ def test_tables_derived_from_local_rows_are_never_stored_in_the_hub_cache(tmp_pa
         assert where.get("keep_in_memory") or Path(where["cache_file_name"]).parent == scratch_folder()
 
 
-# ---- nothing is left ----
+# ---- no files remain ----
 
 CHILD = """
     import os, signal, sys, time

@@ -11,7 +11,7 @@ import pytest
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 
-SECRET = "Xylophanes"  # stands in every row; no error may repeat it
+SECRET = "Xylophanes"  # part of every row; no error may quote it
 Write = Callable[..., Path]
 
 
@@ -166,7 +166,7 @@ def test_duplicates_across_mixed_files_are_refused(write: Write) -> None:
     assert "two.jsonl row 1 and forget: one.jsonl row 1" in refusal([one, two])
 
 
-# ---- what is refused ----
+# ---- refused sources ----
 
 
 def test_empty_sets_are_refused(write: Write, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_the_error_of_a_missing_key_in_an_object_names_row_and_key(write: Write)
     assert "no column 'continuation.text'" in refusal(write("q.jsonl", qa(1)), fields=INSIDE | {"prompt": "question"})
 
 
-# ---- the Hub and what replaces it ----
+# ---- the Hub and its replacement ----
 
 
 def test_files_in_a_folder_replace_hub_data_by_name_split_or_split_name(write: Write, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_known_text_is_not_reported(tmp_path, place):
     assert {Path(finding.path).name for finding in scan(canary, [place]).findings} == {"question", "answer"}
     found = scan(canary, [place], known=[known])
     assert [(Path(finding.path).name, finding.row) for finding in found.findings] == [("answer", 1)]
-    assert found.known == [2]  # nothing of the second row is left to look for
+    assert found.known == [2]  # all text of the second row is known
     for form in (question.encode("utf-16-le"), base64.b64encode(question.encode()), question.encode().hex().encode()):
         (place / "question").write_bytes(form)
         assert len(scan(canary, [place], known=[known]).findings) == 1

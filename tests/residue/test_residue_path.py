@@ -46,7 +46,7 @@ def rows(prefix, count):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Where `place` is for every test of this module: the servers' libraries remember their folders below it."""
+    """Return the folder that `place` is for every test of this module, since the servers' libraries cache its paths."""
     return tmp_path_factory.mktemp("residue") / "place"
 
 
@@ -85,7 +85,7 @@ def hub_server(home):
 
 
 def run(server, place, words, *, check=True, **more):
-    """One command in a process of its own; its output is kept, and the arguments of all that it starts."""
+    """Run one command in its own process; records its output and the arguments of all its child processes."""
     number = len(list((place / "output").iterdir()))
     output = place / "output" / f"{number}.txt"
     ended = threading.Event()
@@ -101,7 +101,7 @@ def run(server, place, words, *, check=True, **more):
 
 
 def _note_arguments(ended, path):
-    """What anybody on the machine may read of a process: its arguments."""
+    """Return the arguments of a process, which every user of the machine can read."""
     seen = set()
     while not ended.wait(0.1):
         for one in Path("/proc").glob("[0-9]*/cmdline"):
@@ -148,7 +148,7 @@ def test_after_the_whole_path_only_records_contain_the_texts(request, place, hub
 
 
 def test_downloaded_hub_rows_are_read_offline_and_leave_no_copy(plain_server, place):
-    """Downloaded before, as the Hub's client keeps it; nothing is added to the library's cache."""
+    """A data set in the cache of the Hub client; the cache of `datasets` gets no copy."""
     for name in ("forget", "retain"):
         folder = place / "home" / "hf" / "hub" / f"datasets--org--{name}"
         (folder / "snapshots" / "0a1b").mkdir(parents=True)

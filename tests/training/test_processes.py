@@ -75,7 +75,7 @@ def alone(material: Path) -> Any:
 def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, Any]) -> None:
     weights, trainer = one
     others = load_file(folder / "adapter_model.safetensors")
-    # Ten steps moved the weights far: what is equal is not just what they began with.
+    # Ten steps changed the weights by much, so equality does not come from equal initial weights.
     assert max(float(tensor.abs().max()) for key, tensor in weights.items() if "lora_B" in key) > 2e-3
     assert weights.keys() == others.keys()
     assert max(float((weights[key] - others[key]).abs().max()) for key in weights) < 2e-6
@@ -142,7 +142,7 @@ def test_all_processes_stop_together_if_the_rows_of_one_drop(launched: Path) -> 
 
 
 def output_of_a_failing_launch(material: Path, folder: Path, end: str) -> str:
-    """Standard error of two processes of which one comes to an ``end``: failed, soon, and nothing was written."""
+    """Return stderr of two processes, one of which dies by ``end``; the launch fails soon and writes nothing."""
     began = time.monotonic()
     done = worker(2, str(material), str(folder), "npo@2x1", WORKER_END=end)
     assert done.returncode != 0

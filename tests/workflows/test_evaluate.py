@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def only(results):
-    """What the one suite of an evaluation found."""
+    """Return the results of the only suite of an evaluation."""
     (found,) = results["suites"].values()
     return found
 

@@ -22,7 +22,7 @@ ROLES = ("before", "unlearned", "oracle")
 
 @pytest.fixture
 def forwarded(monkeypatch):
-    """What models are asked for, by role: target tokens of teacher-forced rows, and prompts to continue."""
+    """Record the inputs of the models by role: target tokens of teacher-forced rows, and prompts to continue."""
     from transformers import LlamaForCausalLM
 
     counts = Counter()
@@ -37,7 +37,7 @@ def forwarded(monkeypatch):
 
 
 def measured(files):
-    """Target tokens and prompts of what record files hold, complete or not; the same must not be there twice."""
+    """Return target tokens and prompts of all record files, complete or not; refuses duplicates."""
     counts, seen = Counter(tokens=0, prompts=0), set()
     for path in files:
         for line in map(json.loads, path.read_text().splitlines()[1:]):
@@ -121,7 +121,7 @@ def test_a_killed_evaluation_resumes_with_the_rows_it_had_not_measured(
     continued = evaluate(run.path, quiet=True, batch_size=1)
     assert not list(tmp_path.rglob("*.partial"))
     assert total(forwarded) + kept == measured(files_of(tmp_path, run))
-    # The same from nothing.
+    # The same evaluation without earlier records.
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))
     run.records.rename(tmp_path / "records")
     run.results_file.unlink()
@@ -131,7 +131,7 @@ def test_a_killed_evaluation_resumes_with_the_rows_it_had_not_measured(
 
 
 def evaluated_on_a_full_disk(run, size):
-    """``llm-forget evaluate`` where the system writes no file beyond so many bytes, as on a disk that is full."""
+    """Run ``llm-forget evaluate`` with a maximum file size, which simulates a full disk."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

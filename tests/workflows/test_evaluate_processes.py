@@ -97,7 +97,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     FORWARDED.update(tokens=0, prompts=0)
     KEPT.clear()
     with monkeypatch.context() as patched:
-        # Set to what they are, so that they are put back afterwards.
+        # Set to their present values, so that monkeypatch restores them.
         patched.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)
         patched.setattr(RecordWriter, "append", RecordWriter.append)
         watched("whole")
@@ -129,7 +129,7 @@ def test_two_processes_give_the_results_of_one_and_forward_every_row_once(
     assert len(two) == 3 * 6 + 2 * 5  # of the run every probe and role; numbers of target and oracle in the cache
     assert not list(tmp_path.rglob("*partial"))
 
-    # The same in one process, from nothing.
+    # The same in one process, without earlier records.
     (run / "records").rename(tmp_path / "records-of-two")
     (run / "results.json").unlink()
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))

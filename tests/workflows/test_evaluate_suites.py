@@ -105,7 +105,7 @@ def test_results_of_another_model_are_removed(make_run, extra):
 
 
 def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path, extra, caplog, monkeypatch):
-    # A command that ran earlier in this process may have kept its sentences from others.
+    # An earlier command in this process may have stopped the propagation of our log records.
     monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
@@ -122,7 +122,7 @@ def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path,
     ours = [record for record in caplog.records if (record.name, record.levelname) == ("llm_forget", "WARNING")]
     (message,) = {record.getMessage() for record in ours}
     assert message.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
-    # The same rows in other files are the same rows; what a suite brings along itself is no affair of another's.
+    # The same rows in other files count as the same; data of one suite do not affect another suite.
     (tmp_path / "forget.jsonl").rename(tmp_path / "moved.jsonl")
     again = evaluate(run.path, extra, quiet=True, forget=str(tmp_path / "moved.jsonl"))
     assert list(again["suites"]) == ["suite", "other", "extra"]
@@ -214,7 +214,7 @@ def test_the_error_for_a_model_without_a_recipe_lists_the_missing_options(make_r
         evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True)
     with pytest.raises(ValueError, match=r"needs the split 'retain'.*give --retain ROWS,"):
         evaluate(tmp_path / "target", tmp_path / "suite.yaml", forget=rows["forget"], quiet=True)
-    with pytest.raises((ValueError, FileNotFoundError), match="does not exist"):  # what is wrong first comes first
+    with pytest.raises((ValueError, FileNotFoundError), match="does not exist"):  # the first error is reported first
         evaluate("./nowhere", tmp_path / "suite.yaml", quiet=True)
     probes = {"some": {"probe": "logprobs", "split": "extra"}}
     metrics = {"p": {"metric": "probability", "records": "some", "goal": "keep"}}

@@ -31,7 +31,7 @@ IDS = torch.arange(3, 21).view(2, 9)
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """One with merges, without which nothing is written as GGUF; for the models of `make_run`."""
+    """A tokenizer with merges, which GGUF requires, for the models of `make_run`."""
     return trained()
 
 
@@ -259,6 +259,6 @@ def test_a_form_that_fails_a_verdict_of_the_model_is_reported_with_exit_code_1(r
 def test_texts_generated_by_an_exported_model_are_not_stored(run, tmp_path):
     export(run.path, "int8", tmp_path / "out", quiet=True)
     files = [path for path in tmp_path.rglob("*.jsonl") if b'"text": "' in path.read_bytes()]
-    assert {path.parents[1] for path in files} == {run.records}  # what the three models of the run say
+    assert {path.parents[1] for path in files} == {run.records}  # texts of the three models of the run
     assert {path.parent.name for path in files} == {"before", "unlearned", "oracle"}
     assert len(files) == 3

@@ -318,7 +318,7 @@ def test_the_command_compares_runs_marks_the_pareto_front_and_lists_failures(rec
     complete = [Path(run["path"]) for run in found["runs"] if run["status"] == "complete"]
     front = set(found["front"]["suite"])
     assert front == unbeaten(complete)
-    assert len(front) == 1 < len(complete)  # who trained almost nothing is beaten in both
+    assert len(front) == 1 < len(complete)  # the run that trained almost nothing is worse in both
     lines = Path("runs/npo-sweep/sweep.md").read_text().splitlines()
     assert {line.split(" | ")[0].strip("| ") for line in lines if "| yes |" in line} == front
     plan = command(*arguments, "--plan", "slurm")

@@ -46,7 +46,7 @@ def job(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 @pytest.fixture
 def expected(job: dict[str, Any], tmp_path: Path) -> bytes:
-    """The adapter of a run that nothing happened to; fills the caches, too."""
+    """The adapter of an undisturbed run; also fills the caches."""
     run = unlearn(**{**job, "output_dir": str(tmp_path / "whole")})
     return (run.adapter / WEIGHTS).read_bytes()
 

@@ -90,9 +90,9 @@ def evaluate(
     suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE, limit)
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
-    subjects = _subjects(config, finished, target or None, oracle or config.get("oracle"), target_revision)
-    subjects = _through_vllm(subjects, state.num_processes) if vllm else subjects
-    tokenizer = _common_tokenizer(subjects)
+    models = _evaluated_models(config, finished, target or None, oracle or config.get("oracle"), target_revision)
+    models = _through_vllm(models, state.num_processes) if vllm else models
+    tokenizer = _common_tokenizer(models)
     if finished is None:
         _refuse_without_rows(run, suites, config)
     with state.main_process_first():  # the other processes read from the cache that the first one writes
@@ -101,7 +101,7 @@ def evaluate(
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
     _check_tasks(list(tasks.values()), config)
     measurements = measure(
-        subjects, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
+        models, works, tokenizer, device=torch.device("cpu") if config.get("use_cpu") else state.device,
         folder=Path(records) if records is not None else finished.records if finished is not None else None,
         batch_size=batch_size, quiet=quiet, tasks=tasks, data_path=config.get("data_path"),
     )  # fmt: skip
@@ -109,7 +109,7 @@ def evaluate(
         return from_main_process({})
     # Record the overridden keys and the limit: two results of one run may be of different rows.
     settings = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
-    results, rows = assemble_results(suites, subjects, works, measurements, settings)
+    results, rows = assemble_results(suites, models, works, measurements, settings)
     for name, (_, splits) in by_suite.items():
         results["suites"][name]["splits"] = splits
     results["seconds"] = round(time.perf_counter() - began, 1)
@@ -135,7 +135,7 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
         ConfigError, EvaluationError: a missing split or column, an oracle with another vocabulary, or an unknown suite.
     """
     suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
-    tokenizer = _common_tokenizer(_subjects(config, None, None, config.get("oracle"), None))
+    tokenizer = _common_tokenizer(_evaluated_models(config, None, None, config.get("oracle"), None))
     for name, chosen in suites.items():
         try:
             _works(chosen, config, tokenizer)
@@ -179,13 +179,13 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
             )
 
 
-def _through_vllm(subjects: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
+def _through_vllm(models: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
     """Let vLLM generate the texts of the models; refuses unsupported ones before hours of other probes."""
     if processes > 1:
         raise ConfigError("vLLM distributes the work itself; evaluate without accelerate launch, or without vllm")
-    for subject in subjects.values():
-        refuse_engine(subject.model, subject.adapter)
-    return {role: replace(subject, vllm=True) for role, subject in subjects.items()}
+    for evaluated in models.values():
+        refuse_engine(evaluated.model, evaluated.adapter)
+    return {role: replace(evaluated, vllm=True) for role, evaluated in models.items()}
 
 
 def _show(
@@ -241,26 +241,26 @@ def _check_type(key: str, value: Any) -> None:
         )
 
 
-def _subjects(
+def _evaluated_models(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
     """Return the models to measure, by role; roles without a model are missing."""
     model = model_part(config)
-    subjects = {}
+    models = {}
     if oracle is not None:
-        subjects["oracle"] = EvaluatedModel("oracle", _same_precision(model, oracle))
+        models["oracle"] = EvaluatedModel("oracle", _same_precision(model, oracle))
     if run is not None and kind_of(run).forgotten and run.adapter.is_dir():
-        subjects["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
-        subjects["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
+        models["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
+        models["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
     elif run is not None:
-        subjects["unlearned"] = EvaluatedModel("unlearned", _same_precision(model, str(run.path)))
+        models["unlearned"] = EvaluatedModel("unlearned", _same_precision(model, str(run.path)))
         if kind_of(run).forgotten:
-            subjects["before"] = EvaluatedModel("before", model)
+            models["before"] = EvaluatedModel("before", model)
     else:
-        subjects["unlearned"] = EvaluatedModel("unlearned", model)
+        models["unlearned"] = EvaluatedModel("unlearned", model)
     if target is not None:
-        subjects["before"] = EvaluatedModel("before", _same_precision(model, target, target_revision))
-    return subjects
+        models["before"] = EvaluatedModel("before", _same_precision(model, target, target_revision))
+    return models
 
 
 def _same_precision(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
@@ -268,20 +268,19 @@ def _same_precision(model: ModelConfig, name: str, revision: str | None = None) 
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
-def _common_tokenizer(subjects: dict[str, EvaluatedModel]) -> Any:
+def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
     """Load the tokenizer that all models share, since their values per token are compared.
 
     Raises:
         ConfigError: two models have different vocabularies.
     """
-    tokenizer = load_tokenizer(subjects["unlearned"].model)
-    for role, subject in subjects.items():
-        if subject.model.model_name_or_path != subjects["unlearned"].model.model_name_or_path:
-            other = load_tokenizer(subject.model)
+    tokenizer = load_tokenizer(models["unlearned"].model)
+    for role, evaluated in models.items():
+        if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
+            other = load_tokenizer(evaluated.model)
             if _vocabulary(other) != _vocabulary(tokenizer):
-                raise ConfigError(
-                    f"the {role} model '{subject.name}' has another vocabulary; use one of the same family"
-                )
+                kind = "target" if role == "before" else f"{role} model"
+                raise ConfigError(f"the {kind} '{evaluated.name}' has another vocabulary; use one of the same family")
     return tokenizer
 
 

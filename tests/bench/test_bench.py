@@ -325,9 +325,9 @@ def test_the_command_prints_tables_and_writes_the_file(recipe: list[str], tmp_pa
     ("words", "message"),
     [
         (["--methods", "npoo"], "did you mean 'npo'"),
-        (["--methods", "idk_dpo"], "take some of"),
+        (["--methods", "idk_dpo"], "choose from"),
         (["--lora_rank", "3"], "did you mean"),
-        (["--use_peft", "false"], "leave use_peft true"),
+        (["--use_peft", "false"], "set use_peft to true"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:

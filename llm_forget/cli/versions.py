@@ -48,7 +48,7 @@ def list_versions(evidence: Evidence = EVIDENCE) -> None:
     rows = [
         [
             f"{version.id}{' *' if in_use else ''}",
-            version.made.partition("+")[0].replace("T", " "),
+            version.added.partition("+")[0].replace("T", " "),
             version.run,
             names.get(version.parent or "", "-"),
             _method(evidence, version.id),

@@ -35,7 +35,7 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
     version = next((candidate for candidate in versions.values() if candidate.weights == weights), None)
     while version is not None:
         state = "withdrawn" if version.purged else "kept"
-        entries.append({"version": version.id, "made": version.made, "kind": version.kind, "state": state})
+        entries.append({"version": version.id, "made": version.added, "kind": version.kind, "state": state})
         version = versions.get(version.parent) if version.parent else None
     return entries[::-1]
 

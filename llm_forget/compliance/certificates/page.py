@@ -1,4 +1,4 @@
-"""The certificate as a page to print. The JSON file is what is signed; this shows what it says."""
+"""The certificate as a printable HTML page; the JSON file is what is signed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llm_forget.core.text import shown
 from llm_forget.report.render.document import Cell, Number, Section, Table, Text, Verdict, document, interval
 from llm_forget.report.render.html import to_html
 
-HOWS = {
+MATCH_LABELS = {
     "exact": "as given",
-    "normalised": "after normalising",
+    "normalised": "after normalisation",
     "same_text": "same text as one of these",
     "near_included": "near-duplicates, by decision",
     "near_left": "near-duplicates left in the data, by decision",
@@ -32,8 +32,8 @@ WEIGHTIEST = (
 )
 
 
-def page(body: Mapping[str, Any]) -> str:
-    """One self-contained HTML page; everything in it is escaped."""
+def certificate_page(body: Mapping[str, Any]) -> str:
+    """Render a certificate as one self-contained HTML page; all content is escaped."""
     request = body["request"]
     sections = [
         _summary(body),
@@ -49,26 +49,26 @@ def page(body: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> Table:
-    cells = tuple((name, _said(value)) for name, value in rows if value not in (None, "", {}))
+    cells = tuple((name, _text(value)) for name, value in rows if value not in (None, "", {}))
     return Table(title, ("what", "value"), cells)
 
 
-def _said(value: Any) -> str:
-    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)
+def _text(value: Any) -> str:
+    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _summary(body: Mapping[str, Any]) -> Section:
     request, kind, artefacts = body["request"], body["exactness"], body["artefacts"]
     counts = request["counts"]
     rows = [("request", f"{request['id']}, {request['category']}"), ("received", request["received"])]
-    first = f", at first {request['due_at_first']}" if request["due_at_first"] != request["due"] else ""
+    first = f", originally {request['due_at_first']}" if request["due_at_first"] != request["due"] else ""
     rows += [("due", f"{request['due']}: {request['deadline']}{first}" if request["due"] else "no date")]
     rows += [("authorised by", request["authorised_by"])]
     if protected := request["protected_rows"]:
-        rows += [("protected rows that went, too", f"{protected['rows']:,}: {protected['reason']}")]
+        rows += [("protected rows removed", f"{protected['rows']:,}: {protected['reason']}")]
     rows += [("closed", request["closed"]), ("class of deletion", f"{kind['class']}: {kind['why']}")]
     rows += [("rows", f"{counts['rows']:,} of {counts['of']:,}")]
-    rows += [(f"rows, {words}", f"{counts[key]:,}") for key, words in HOWS.items() if counts[key]]
+    rows += [(f"rows, {words}", f"{counts[key]:,}") for key, words in MATCH_LABELS.items() if counts[key]]
     rows += [("data searched", request["data"]["digest"])]
     rows += [("model before", f"{artefacts['before']['name']}, {artefacts['before']['digest']}")]
     rows += [("model after", f"{artefacts['after']['name']}, {artefacts['after']['digest']}")]
@@ -78,11 +78,11 @@ def _summary(body: Mapping[str, Any]) -> Section:
 
 
 def _merged(artefacts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What went into a merged model, and the files of the run that forgot."""
+    """Rows about the merged runs, and about the run that forgot."""
     merged, run = artefacts["merged"], artefacts["run"]
-    into = [f"{source['run']} x {source['scale']:g}, {source['weights']}" for source in merged["sources"]]
+    sources = [f"{source['run']} x {source['scale']:g}, {source['weights']}" for source in merged["sources"]]
     rows: list[tuple[str, Any]] = [("merged by", f"{merged['combination']}, base precision {merged['base_precision']}")]
-    rows += [("merged from", source) for source in into]
+    rows += [("merged from", source) for source in sources]
     rows += [("run that forgot", f"{run['name']} ({run['kind']}), {run['digest']}")]
     return rows + [(f"file {name} of {run['name']}", digest) for name, digest in run["files"].items()]
 
@@ -139,10 +139,10 @@ def _value(line: Mapping[str, Any] | None) -> Cell:
 
 def _attacks(body: Mapping[str, Any]) -> Section:
     both = body["two_models"]
-    sentence = "Two models (somebody kept the model before, and compares): not measured."
+    sentence = "Two-model attack (comparison with the model before): not measured."
     if both["measured"]:
         sentence = (
-            f"Two models (somebody kept the model before, and compares): AUC {shown(both['auc'])} "
+            f"Two-model attack (comparison with the model before): AUC {shown(both['auc'])} "
             f"({interval(both['ci'])}; 0.5 is guessing), with the oracle {shown(both['oracle'])}; n={both['n']}."
         )
     rows = tuple(
@@ -151,14 +151,14 @@ def _attacks(body: Mapping[str, Any]) -> Section:
         for line, excess in attack["excess"].items()
         if excess is not None
     )
-    table = (Table("What came back beyond the oracle's", ("attack and metric", "excess"), rows),) if rows else ()
+    table = (Table("Recovered beyond the oracle", ("attack and metric", "excess"), rows),) if rows else ()
     return Section("Attacks", (Text(sentence), *table))
 
 
 def _made(body: Mapping[str, Any]) -> Section:
     method, environment = body["method"], body["environment"]
     terms = {
-        split: " + ".join(_said(term) for term in split_terms)
+        split: " + ".join(_text(term) for term in split_terms)
         for split, split_terms in (method["objective"] or {}).items()
     }
     rows = [("method", method["name"]), *((f"objective, {split}", terms_text) for split, terms_text in terms.items())]
@@ -184,7 +184,7 @@ def _signed(body: Mapping[str, Any]) -> Section:
         ("head of the ledger", f"{ledger['head']['seq']}, {ledger['head']['digest']}"),
     ]
     caution = (
-        "This page proves nothing: the JSON file beside it is what is signed (Ed25519). Verify that file with a public "
-        "key got from the issuer by another way: llm-forget certificate verify certificate.json --key signing.pub"
+        "This page proves nothing: the JSON file beside it is signed (Ed25519). Verify that file with a public key "
+        "obtained through another channel: llm-forget certificate verify certificate.json --key signing.pub"
     )
     return Section("Signature", (Text(caution), _table("Signed", rows)))

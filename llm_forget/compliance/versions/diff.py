@@ -61,7 +61,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
         "id": version.id,
         "in use": "yes" if version.id == in_use else "no",
         "clean": f"no: {reason}" if reason else "yes",
-        "made": version.made,
+        "made": version.added,
         "run": version.run,
         "kind": version.kind,
         "parent": version.parent or "-",

@@ -38,7 +38,7 @@ class Version:
     """A version as recorded in the ledger."""
 
     id: str
-    made: str  # time, UTC
+    added: str  # time, UTC
     run: str
     kind: str  # of the run
     part: str  # "adapter" | "model"
@@ -78,9 +78,9 @@ def read_versions(ledger: Ledger) -> dict[str, Version]:
         if event.kind == "purge":
             versions_by_id[body["id"]] = replace(versions_by_id[body["id"]], purged=True)
         elif body["action"] not in SWITCHES:
-            added_at = versions_by_id[body["id"]].made if body["id"] in versions_by_id else event.time
+            added_at = versions_by_id[body["id"]].added if body["id"] in versions_by_id else event.time
             keys = ("id", "run", "kind", "part", "weights", "parent", "about")
-            versions_by_id[body["id"]] = Version(made=added_at, **{key: body[key] for key in keys})
+            versions_by_id[body["id"]] = Version(added=added_at, **{key: body[key] for key in keys})
     return versions_by_id
 
 

@@ -309,7 +309,7 @@ def test_another_signature_of_the_key_does_not_pass(evidence: Path, issued: tupl
 @pytest.mark.parametrize("change", [{"version": 0}, {"version": 2}, {"version": "1"}, {"schema": "receipt"}])
 def test_another_schema_is_refused(evidence: Path, issued: tuple[Path, Path], change: dict[str, Any]) -> None:
     file, key = issued
-    with pytest.raises(EvidenceBroken, match="no certificate in version 1"):
+    with pytest.raises(EvidenceBroken, match="not a certificate in version 1"):
         certificate.verify(resigned(evidence, file, lambda body: body.update(change)), key)
 
 
@@ -422,7 +422,7 @@ def test_claims_that_the_ledger_denies_are_refused_where_it_is_at_hand(
 ) -> None:
     file, key = issued
     resigned(evidence, file, lambda body: set_in(body, path, value))
-    with pytest.raises(EvidenceBroken, match=r"ledger|lost its end"):
+    with pytest.raises(EvidenceBroken, match=r"ledger|truncated"):
         certificate.verify(file, key, evidence=evidence)
 
 

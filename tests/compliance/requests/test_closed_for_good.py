@@ -57,7 +57,7 @@ def test_numbers_about_rows_given_by_hand_close_nothing_or_are_said_to_be(tmp_pa
         cases.close(evidence, made.id, run)
     assert cases.close(evidence, made.id, anew)[1].closed
     body = json.loads(certificate.issue(evidence, made.id).read_text())["body"]
-    assert "said by hand" in body["does_not_show"]["rows"]
+    assert "given as an option" in body["does_not_show"]["rows"]
 
 
 def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def checked(
     error = error or kind.ERROR
     if kind.ROOT is not None:
         content = {kind.ROOT: content}
-    elif isinstance(content, Mapping) and (other := _other_format(content.get(kind.FORMAT_KEY, 1), kind)):
+    elif isinstance(content, Mapping) and (other := _other_format(content.get("format", 1), kind)):
         raise error(f"'{where}'{other}; {advice}")
     try:
         return msgspec.convert(content, kind)
@@ -56,7 +56,7 @@ def checked(
 def _other_format(number: Any, kind: type[Record]) -> str | None:
     """What is wrong with a format number; None where this version reads it."""
     if type(number) is not int:
-        return _sentence(_Fault([_Step(kind.FORMAT_KEY)], _reason(number, int), int), kind)
+        return _sentence(_Fault([_Step("format")], _reason(number, int), int), kind)
     return None if number == kind.FORMAT else f" has format {number}, and this version reads format {kind.FORMAT}"
 
 

@@ -57,7 +57,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
     if not path.is_file():
         return None
     content = _loaded(path, kind, advice, None)
-    if isinstance(content, Mapping) and content.get(kind.FORMAT_KEY, 1) != kind.FORMAT:
+    if isinstance(content, Mapping) and content.get("format", 1) != kind.FORMAT:
         return None
     checked(content, kind, path, advice=advice)
     return content

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
 from llm_forget.core.errors import LlmForgetError, RunError
+
+R = TypeVar("R", bound="Record")
 
 REGISTRY: dict[str, type[Record]] = {}
 
@@ -23,25 +26,28 @@ Share = Annotated[float, msgspec.Meta(description="share of the whole, 1 is all"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Content of one file. Keys that a class does not name are allowed, and kept by `update`.
+    """Content of one file; `record` registers its class. Other keys are allowed, and kept by `update`."""
 
-    ``FILE`` is the file's name, ``FORMAT`` the number of the format that this version writes. The number stands in the
-    file under ``FORMAT_KEY``; a file without that key is in format 1.
-    """
-
-    FILE: ClassVar[str] = ""
-    FORMAT: ClassVar[int] = 1
+    FILE: ClassVar[str]  # name of the file
+    FORMAT: ClassVar[int] = 1  # that this version writes, under "format"; a file without that key is in format 1
     ERROR: ClassVar[type[LlmForgetError]] = RunError  # that a file is refused with
-    FORMAT_KEY: ClassVar[str] = "format"
     ROOT: ClassVar[str | None] = None  # the one field that is the whole file, where its keys are names of things
     MAX_BYTES: ClassVar[int] = 64 << 20  # a longer file is refused
     STRICT: ClassVar[bool] = True  # refuse JSON with two meanings; slow for millions of rows
     NAMES_ROWS: ClassVar[bool] = False  # keys of its mappings may be ids of rows, which no error may show
 
-    def __init_subclass__(cls, **settings: Any) -> None:
-        super().__init_subclass__(**settings)
-        if cls.FILE:
-            REGISTRY[cls.__name__] = cls
+
+def record(file: str, **settings: Any) -> Callable[[type[R]], type[R]]:
+    """Register a class as the record of a file; ``settings`` are those of `Record`, in lower case."""
+
+    def register(kind: type[R]) -> type[R]:
+        for name, value in {"file": file, **settings}.items():
+            assert name.upper() in Record.__annotations__, name
+            setattr(kind, name.upper(), value)
+        REGISTRY[kind.__name__] = kind
+        return kind
+
+    return register
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from llm_forget.core.formats._record import Bytes, Count, Part, Record, Seconds, Share
+from llm_forget.core.formats._record import Bytes, Count, Part, Record, Seconds, Share, record
 from llm_forget.core.formats.run import Environment
 
 
@@ -89,10 +89,9 @@ class RunCost(Part, frozen=True):
     unlearning: dict[str, Unlearning]
 
 
+@record("bench.json")
 class Bench(Record, frozen=True):
     """Time and memory of training steps, written by `bench --output`."""
-
-    FILE: ClassVar[str] = "bench.json"
 
     format: int
     date: str  # YYYY-MM-DD

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, field
 
-from llm_forget.core.errors import EvidenceError, LlmForgetError
-from llm_forget.core.formats._record import Count, Digest, Part, Record, Time
+from llm_forget.core.errors import EvidenceError
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Time, record
 from llm_forget.core.formats.evidence import RowCounts, SearchedData
-from llm_forget.core.formats.results import Answer, Outcome
+from llm_forget.core.formats.results import Answer, Outcome, Summary
 
 REQUEST_ID = r"^req-[0-9]{4,12}(?!\n)$"  # Python's $ alone allows a newline at the end
 
@@ -68,22 +68,13 @@ class Method(Part, frozen=True):
     finished: Time | None
 
 
-class CertifiedSummary(Part, frozen=True):
-    """A line of a suite for one model."""
-
-    value: float | None
-    ci: tuple[float, float] | None
-    n: int
-    n_unscored: int
-
-
-class CertifiedLine(CertifiedSummary, frozen=True, kw_only=True):
+class CertifiedLine(Summary, frozen=True, kw_only=True):
     """A line of a suite for the unlearned model, with the other two."""
 
     metric: str | UnsetType = UNSET
     goal: str | UnsetType = UNSET
-    before: CertifiedSummary | None
-    oracle: CertifiedSummary | None
+    before: Summary | None
+    oracle: Summary | None
 
 
 class CertifiedSuite(Part, frozen=True):
@@ -125,11 +116,9 @@ class CertifiedAttack(Part, frozen=True):
     excess: dict[str, float | None]
 
 
+@record("facts.json", error=EvidenceError)
 class CertificateFacts(Record, frozen=True):
     """What a request was closed with; the ledger holds the digest of this file."""
-
-    FILE: ClassVar[str] = "facts.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     run: str
     weights: Digest
@@ -227,12 +216,9 @@ class CertificateBody(Part, frozen=True, forbid_unknown_fields=True):
     does_not_show: dict[str, str]  # subject: sentence
 
 
+@record("certificate.json", error=EvidenceError, max_bytes=8 << 20)
 class Certificate(Record, frozen=True, forbid_unknown_fields=True):
     """Signed claims about a closed request, in canonical JSON. ``body`` has the number of the format: ``version``."""
-
-    FILE: ClassVar[str] = "certificate.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
-    MAX_BYTES: ClassVar[int] = 8 << 20
 
     body: CertificateBody
     signature: str  # base64

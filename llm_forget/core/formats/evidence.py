@@ -5,19 +5,17 @@ The ledger itself is a SQLite database with a format number of its own.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from llm_forget.core.errors import EvidenceError, LlmForgetError
-from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, Time
+from llm_forget.core.errors import EvidenceError
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, Time, record
 
 
+@record("version.json", error=EvidenceError)
 class Version(Record, frozen=True):
     """What a version is; the ledger holds the digest of this file, and the id of the version is made from it."""
-
-    FILE: ClassVar[str] = "version.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     format: int
     kind: str  # finetune, unlearn, merge, adopt, combine
@@ -29,11 +27,9 @@ class Version(Record, frozen=True):
     provenance: dict[str, Any]  # of the run, without ids of rows
 
 
+@record("current.json", error=EvidenceError)
 class CurrentVersion(Record, frozen=True):
     """Which version is in use, and the event of the ledger that says so."""
-
-    FILE: ClassVar[str] = "current.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
 
     id: str
     weights: Digest
@@ -41,16 +37,12 @@ class CurrentVersion(Record, frozen=True):
     event: Digest
 
 
+@record(".compared.json", error=EvidenceError, max_bytes=1 << 20, root="files")
 class ComparedFiles(Record, frozen=True):
     """Large files of versions when their digests were last compared.
 
     By path: digest, size in bytes, inode, and the times of the last change of content and of metadata in nanoseconds.
     """
-
-    FILE: ClassVar[str] = ".compared.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
-    MAX_BYTES: ClassVar[int] = 1 << 20
-    ROOT: ClassVar[str | None] = "files"
 
     files: dict[str, tuple[Digest | None, int, int, int, int]]
 
@@ -93,12 +85,9 @@ class Attempt(Part, frozen=True):
     executed: bool | UnsetType = UNSET
 
 
+@record("request.json", format=2, error=EvidenceError)
 class DeletionRequest(Record, frozen=True):
     """Counts, dates and steps of a deletion request; no ids of rows."""
-
-    FILE: ClassVar[str] = "request.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
-    FORMAT: ClassVar[int] = 2
 
     format: int
     token: str  # key for digests of rows that the certificate shows
@@ -123,13 +112,9 @@ class NearDuplicate(Part, frozen=True):
     similarity: Share
 
 
+@record("rows.json", error=EvidenceError, strict=False, names_rows=True)
 class RequestedRows(Record, frozen=True):
     """Ids of the rows of an open request; removed when it is closed. Readable by its owner only."""
-
-    FILE: ClassVar[str] = "rows.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
-    STRICT: ClassVar[bool] = False
-    NAMES_ROWS: ClassVar[bool] = True
 
     source: Any  # the data, as a recipe names them
     how: dict[str, str]  # id of a matched row: exact, normalised or same text
@@ -141,12 +126,9 @@ class RequestedRows(Record, frozen=True):
     allowed: list[str] | UnsetType = UNSET  # protected rows that may be removed
 
 
+@record("anchor.json", error=EvidenceError, max_bytes=1 << 20)
 class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
     """Number and digest of the last event of the ledger, signed, so that a cut end is seen."""
-
-    FILE: ClassVar[str] = "anchor.json"
-    ERROR: ClassVar[type[LlmForgetError]] = EvidenceError
-    MAX_BYTES: ClassVar[int] = 1 << 20
 
     purpose: str
     format: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
 
-from llm_forget.core.errors import LlmForgetError, ModelError
-from llm_forget.core.formats._record import Count, Digest, Logits, Nats, Part, Record, Share
+from llm_forget.core.errors import ModelError
+from llm_forget.core.formats._record import Count, Digest, Logits, Nats, Part, Record, Share, record
 from llm_forget.core.formats.run import Source, Target
 
 
@@ -26,16 +26,13 @@ class Adapter(Part, frozen=True):
     digest: str | None  # null where the weights are sharded
 
 
+@record("effect.json", error=ModelError, max_bytes=16 << 20)
 class Effect(Record, frozen=True):
     """What an adapter does to the logits of fixed prompts; a part of its manifest.
 
     A file of its own where training could not measure it: the first load of the adapter writes it.
     All numbers are null where the logits are not finite.
     """
-
-    FILE: ClassVar[str] = "effect.json"
-    ERROR: ClassVar[type[LlmForgetError]] = ModelError
-    MAX_BYTES: ClassVar[int] = 16 << 20
 
     prompts: Digest  # of their token ids
     max_abs: Logits | None
@@ -46,12 +43,9 @@ class Effect(Record, frozen=True):
     quantization: dict[str, Any] | None  # of the base
 
 
+@record("manifest.json", error=ModelError, max_bytes=16 << 20)
 class Manifest(Record, frozen=True):
     """Digests of an adapter's files and tensors, of its base, and how to load it; written with the adapter."""
-
-    FILE: ClassVar[str] = "manifest.json"
-    ERROR: ClassVar[type[LlmForgetError]] = ModelError
-    MAX_BYTES: ClassVar[int] = 16 << 20
 
     files: dict[str, Digest]
     tensors: dict[str, Tensor]
@@ -70,12 +64,9 @@ class Difference(Part, frozen=True):
     mean_kl: Nats
 
 
+@record("merge.json", error=ModelError, max_bytes=16 << 20)
 class MergeReport(Record, frozen=True):
     """What a merged model or combined adapter was made of, and how far it is from that; written by `merge`."""
-
-    FILE: ClassVar[str] = "merge.json"
-    ERROR: ClassVar[type[LlmForgetError]] = ModelError
-    MAX_BYTES: ClassVar[int] = 16 << 20
 
     combination: str  # stack, sum, cat, svd, ...
     files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
@@ -107,12 +98,9 @@ class ExportedModel(Part, frozen=True):
     name: str | UnsetType = UNSET
 
 
+@record("export.json", error=ModelError, max_bytes=16 << 20)
 class ExportReport(Record, frozen=True):
     """How far an exported model is from the one that it was made from; written by `export`."""
-
-    FILE: ClassVar[str] = "export.json"
-    ERROR: ClassVar[type[LlmForgetError]] = ModelError
-    MAX_BYTES: ClassVar[int] = 16 << 20
 
     form: str  # int8, nf4, gguf-q8_0, ...
     of: ExportedModel

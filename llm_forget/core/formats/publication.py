@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from msgspec import UNSET, UnsetType, field
 
-from llm_forget.core.errors import LlmForgetError, PublishError
-from llm_forget.core.formats._record import Digest, Record
+from llm_forget.core.errors import PublishError
+from llm_forget.core.formats._record import Digest, Record, record
 
 
+@record("published.json", error=PublishError, max_bytes=1 << 22)
 class PublishedFiles(Record, frozen=True):
     """Every other file of a publication with its digest, written by `push`."""
-
-    FILE: ClassVar[str] = "published.json"
-    ERROR: ClassVar[type[LlmForgetError]] = PublishError
-    MAX_BYTES: ClassVar[int] = 1 << 22
 
     files: dict[str, Digest]
     format: int | UnsetType = UNSET
     kind: Literal["adapter", "model"] | UnsetType = UNSET
 
 
+@record("published.sig", error=PublishError, max_bytes=1 << 22)
 class PublicationSignature(Record, frozen=True):
     """Signature over published.json by the key of an evidence folder, written by `push --evidence`."""
-
-    FILE: ClassVar[str] = "published.sig"
-    ERROR: ClassVar[type[LlmForgetError]] = PublishError
-    MAX_BYTES: ClassVar[int] = 1 << 22
 
     key: str  # fingerprint
     signature: str  # base64
 
 
+@record("card.json", error=PublishError)
 class CardStatements(Record, frozen=True, forbid_unknown_fields=True):
     """What only people know about a model, written by `card`; null: not stated."""
-
-    FILE: ClassVar[str] = "card.json"
-    ERROR: ClassVar[type[LlmForgetError]] = PublishError
 
     title: str | None = None
     category: str | None = None  # of what was forgotten, such as "personal data of 12 people"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from llm_forget.core.formats._record import Count, Digest, Part, Record, Seconds
+from llm_forget.core.formats._record import Count, Digest, Part, Record, Seconds, record
 
 Goal = Literal["lower", "higher", "keep", "match_oracle"]  # where a line should go when rows are forgotten
 Answer = Literal["yes", "no", "inconclusive"]
@@ -97,11 +97,9 @@ class Suite(Part, frozen=True):
     splits: dict[str, Digest] | UnsetType = UNSET  # of the rows of the run's own splits
 
 
+@record("results.json", format=2)
 class Results(Record, frozen=True):
     """Metrics and verdicts of a run, by suite. `evaluate` writes it and adds suites to it; `merge` and `export` too."""
-
-    FILE: ClassVar[str] = "results.json"
-    FORMAT: ClassVar[int] = 2
 
     format: int
     llm_forget: str  # version that wrote it
@@ -117,15 +115,12 @@ class Scores(Part, frozen=True):
     values: list[float | None]
 
 
+@record("rows.json", root="suites", strict=False)
 class RowScores(Record, frozen=True):
     """Values of every row: suite, line, role, name of the value. `evaluate` writes it beside results.json.
 
     Private to the run, since it holds ids of rows.
     """
-
-    FILE: ClassVar[str] = "rows.json"
-    ROOT: ClassVar[str | None] = "suites"
-    STRICT: ClassVar[bool] = False
 
     suites: dict[str, dict[str, dict[str, dict[str, Scores]]]]
 
@@ -139,10 +134,9 @@ class Ruling(Finding, frozen=True, kw_only=True):
     caution: str | UnsetType = UNSET
 
 
+@record("verify.json")
 class Verification(Record, frozen=True):
     """Answer of a policy about a run, written by `verify`."""
-
-    FILE: ClassVar[str] = "verify.json"
 
     policy: str
     answer: Outcome
@@ -172,10 +166,9 @@ class AttackedLine(Part, frozen=True):
     excess: float | UnsetType | None = UNSET
 
 
+@record("attack.json")
 class Attack(Record, frozen=True):
     """What an attack brought back, written by `attack` into a folder of the run."""
-
-    FILE: ClassVar[str] = "attack.json"
 
     format: int
     kind: str
@@ -189,11 +182,9 @@ class Attack(Record, frozen=True):
     seconds: Seconds | UnsetType = UNSET
 
 
+@record("*.jsonl", format=2)
 class RecordsHeader(Record, frozen=True):
     """First line of a file of probe records; the lines after it are the records, with texts. Never published."""
-
-    FILE: ClassVar[str] = "*.jsonl"
-    FORMAT: ClassVar[int] = 2
 
     format: int
     kind: str  # logprobs, judge, gradients, generate
@@ -211,10 +202,8 @@ class TaskScore(Part, frozen=True):
     higher_is_better: bool | None
 
 
+@record("*.json", root="scores")
 class TaskScores(Record, frozen=True):
     """Numbers of one task of lm-eval for one model, by task and metric; in the cache, under a digest of both."""
-
-    FILE: ClassVar[str] = "*.json"
-    ROOT: ClassVar[str | None] = "scores"
 
     scores: dict[str, TaskScore]

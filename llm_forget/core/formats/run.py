@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part, Record, Seconds, Time
+from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part, Record, Seconds, Time, record
 
 
+@record("run.json")
 class RunState(Record, frozen=True):
     """State of a run, written when it starts and again, as its last file, when it is complete.
 
     A version in the evidence has one, too, with the paths that it was copied from.
     """
-
-    FILE: ClassVar[str] = "run.json"
 
     kind: str  # name of a `RunKind`
     status: Literal["running", "complete"]
@@ -97,14 +96,12 @@ class Adopted(Part, frozen=True):
     files: dict[str, Digest]
 
 
+@record("provenance.json", names_rows=True)
 class Provenance(Record, frozen=True):
     """What a run was made from: base, rows, seed, versions. Private to the run, since it holds ids of rows.
 
     Training writes it when it begins and adds the cost when it ends; `adopt` and `merge --as_adapter` write fewer keys.
     """
-
-    FILE: ClassVar[str] = "provenance.json"
-    NAMES_ROWS: ClassVar[bool] = True
 
     kind: str
     base: Base
@@ -125,11 +122,9 @@ class Provenance(Record, frozen=True):
     beneath: Target | UnsetType = UNSET
 
 
+@record("complete.json", root="files")
 class CheckpointMarker(Record, frozen=True):
     """Name of every file of a checkpoint with its size in bytes and digest; written last, when all are on disk."""
-
-    FILE: ClassVar[str] = "complete.json"
-    ROOT: ClassVar[str | None] = "files"
 
     files: dict[str, tuple[Count, Digest]]
 
@@ -143,20 +138,18 @@ class StepWindow(Part, frozen=True):
     sums: dict[str, float]
 
 
+@record("objective_state.json")
 class ObjectiveState(Record, frozen=True):
     """State of the trainer between steps, in a checkpoint: dual variables and the sums of the next log line."""
-
-    FILE: ClassVar[str] = "objective_state.json"
 
     duals: dict[str, float]
     stopped: bool  # by max_retain_drop
     window: StepWindow
 
 
+@record("metrics.jsonl")
 class LogLine(Record, frozen=True):
     """A line of the training log, one each logging step; beside these keys any number by its name."""
-
-    FILE: ClassVar[str] = "metrics.jsonl"
 
     step: Count
     loss: float | UnsetType | None = UNSET  # null: not finite

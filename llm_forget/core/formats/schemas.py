@@ -33,10 +33,10 @@ def schema(kind: type[Record]) -> dict[str, Any]:
     body = parts.pop(reference["$ref"].rpartition("/")[2])
     if kind.ROOT is not None:
         body = {**body["properties"][kind.ROOT], "title": kind.__name__, "description": body["description"]}
-    elif kind.FORMAT_KEY in body["properties"]:
-        body["properties"][kind.FORMAT_KEY] = {"const": kind.FORMAT}
+    elif "format" in body["properties"]:
+        body["properties"]["format"] = {"const": kind.FORMAT}
     elif body.get("additionalProperties", True):
-        body["properties"][kind.FORMAT_KEY] = {"const": kind.FORMAT, "description": f"missing: {kind.FORMAT}"}
+        body["properties"]["format"] = {"const": kind.FORMAT, "description": f"missing: {kind.FORMAT}"}
     head = {"$schema": DIALECT, "$comment": f"{kind.FILE}, format {kind.FORMAT}"}
     return {**head, **body, **({"$defs": parts} if parts else {})}
 

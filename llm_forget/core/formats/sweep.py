@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from llm_forget.core.formats._record import Part, Record
+from llm_forget.core.formats._record import Part, Record, record
 
 
 class SweepRun(Part, frozen=True):
@@ -19,10 +19,9 @@ class SweepRun(Part, frozen=True):
     error: str | None
 
 
+@record("sweep.json")
 class Sweep(Record, frozen=True):
     """Runs of a sweep and what became of them, written by `sweep` after each run."""
-
-    FILE: ClassVar[str] = "sweep.json"
 
     format: int
     recipe: str

@@ -32,8 +32,7 @@ def adopt(
     """
     from llm_forget.cli.evaluate import speak
     from llm_forget.core.errors import AdapterRefused
-    from llm_forget.workflows.adopt import adopt as take
-    from llm_forget.workflows.adopt import inspect_adapter
+    from llm_forget.workflows.adopt import adopt as take, inspect_adapter
 
     speak()
     description = inspect_adapter(adapter)

@@ -76,8 +76,7 @@ def evaluate(
     if num_processes is not None:
         raise ConfigError("--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp on GPUs")
     follow_launcher()
-    from llm_forget.workflows.evaluate import check_keys
-    from llm_forget.workflows.evaluate import evaluate as measure
+    from llm_forget.workflows.evaluate import check_keys, evaluate as measure
 
     check_keys(overrides)
     measure(run, vllm=vllm, **arguments, **overrides)
@@ -104,8 +103,7 @@ def attack(
 
     refuse_version(run, "attacks with records")
     from llm_forget.attacks.excess import ABOUT_EXCESS
-    from llm_forget.attacks.run import KINDS
-    from llm_forget.attacks.run import attack as run_attack
+    from llm_forget.attacks.run import KINDS, attack as run_attack
     from llm_forget.core.config import UnlearnConfig, keys_of
     from llm_forget.evals.terminal import print_attack, terminal
     from llm_forget.workflows.evaluate import check_keys
@@ -114,9 +112,7 @@ def attack(
     for key, other in ((key, other) for key in overrides for other in KINDS if key in other.defaults):
         if key not in keys_of(UnlearnConfig):
             allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
-            raise ConfigError(
-                f"{kind} has no option --{key}, which is one of {other.name}; options of {kind}: {allowed}"
-            )
+            raise ConfigError(f"{kind} has no option --{key}, which {other.name} has; options of {kind}: {allowed}")
     check_keys(overrides, of="attack")
     results = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=overrides, **kind_options)
     print_attack(results, terminal())
@@ -132,8 +128,7 @@ def verify(
 
     Usage errors: no such run or policy, a run that was not evaluated, damaged results, or an invalid rule.
     """
-    from llm_forget.evals.policy import EXIT_CODES
-    from llm_forget.evals.policy import verify as apply
+    from llm_forget.evals.policy import EXIT_CODES, verify as apply
 
     answer, rulings = apply(run, policy)
     for ruling in rulings:
@@ -179,8 +174,7 @@ def compare(
     from rich.console import Console
 
     from llm_forget.core.files import write_atomic
-    from llm_forget.report.sections.comparison import compare as put_together
-    from llm_forget.report.sections.comparison import comparison_markdown, print_comparison
+    from llm_forget.report.sections.comparison import compare as put_together, comparison_markdown, print_comparison
 
     section = put_together([Path(run) for run in runs], suite=suite)
     console = Console()
@@ -230,8 +224,7 @@ def sweep(
     speak()
     from pathlib import Path
 
-    from llm_forget.workflows.sweep import add_front, commands, plan_sweep, slurm_script
-    from llm_forget.workflows.sweep import sweep as run_sweep
+    from llm_forget.workflows.sweep import add_front, commands, plan_sweep, slurm_script, sweep as run_sweep
 
     selection: dict[str, Any] = {"output_dir": output_dir, "suite": suite, "overrides": overrides}
     if plan is not None:

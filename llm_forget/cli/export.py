@@ -36,8 +36,7 @@ def export(
     """
     overrides = keys_and_values(ctx.args)
     speak()
-    from llm_forget.workflows.export import export as write
-    from llm_forget.workflows.export import new_failures
+    from llm_forget.workflows.export import export as write, new_failures
 
     evaluation = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     report = write(model, form, output_dir, measure=measure, **evaluation, **overrides)

@@ -44,9 +44,7 @@ class Entrance(TyperGroup):
             with each_file_hashed_once():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            _print_error(
-                "interrupted. Run the same command again (without --overwrite) to resume from the last checkpoint."
-            )
+            _print_error("interrupted; the same command without --overwrite resumes from the last checkpoint")
             raise typer.Exit(130) from None
         except (LlmForgetError, ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
             if os.environ.get(DEBUG) == "1":
@@ -178,9 +176,7 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
     if config is not None:
         relaunch([command, *arguments], config, processes)
     if processes is not None:
-        raise ConfigError(
-            "--num_processes needs --accelerate_config: cpu_2 on CPUs, ddp, fsdp2, zero2 or zero3 on GPUs"
-        )
+        raise ConfigError("--num_processes needs --accelerate_config: cpu_2 on CPUs; ddp, fsdp2, zero2, zero3 on GPUs")
     follow_launcher()
     speak()
     if command == "unlearn":
@@ -242,8 +238,7 @@ def bench(
         arguments = ["demo/npo", "--model_name_or_path", "builtin:demo-llama", *arguments]
     arguments = with_recipe(arguments)
     speak()
-    from llm_forget.bench.bench import METHODS
-    from llm_forget.bench.bench import bench as measure
+    from llm_forget.bench.bench import METHODS, bench as measure
     from llm_forget.bench.table import show
     from llm_forget.evals.terminal import terminal
 

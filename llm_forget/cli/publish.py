@@ -99,8 +99,7 @@ def push(
     speak()
     from llm_forget.compliance.ledger.signing import KEY
     from llm_forget.publish.bundle import publication
-    from llm_forget.publish.hub.push import check_repository
-    from llm_forget.publish.hub.push import push as send
+    from llm_forget.publish.hub.push import check_repository, push as send
     from llm_forget.publish.ledger_gate import evidence_folder, history, note_pushed, refuse_deleted
 
     folder = evidence_folder(evidence)
@@ -165,15 +164,12 @@ def purge(
     without --execute the plan is only printed. Downloads that others made are not affected.
     """
     speak()
-    from llm_forget.publish.hub.purge import plan
-    from llm_forget.publish.hub.purge import purge as withdraw
+    from llm_forget.publish.hub.purge import plan, purge as withdraw
     from llm_forget.publish.ledger_gate import evidence_folder, note_withdrawn
 
     removal = plan(repo, revision)
     for commit in removal.commits:
-        typer.echo(
-            f"commit {commit}: to be removed{'' if commit in removal.files else ' (it does not exist any more)'}"
-        )
+        typer.echo(f"commit {commit}: to be removed{'' if commit in removal.files else ' (it no longer exists)'}")
     for template, names in (
         ("branch {}: all history before its last commit is removed", removal.squashed),
         ("branch {}: removed", removal.dropped),

@@ -82,8 +82,7 @@ def add(
     """
     if sum(option is not None for option in (subject, ids, rows)) != 1:
         raise ConfigError("give exactly one of --subject, --ids and --rows")
-    from llm_forget.compliance.requests import describe as words
-    from llm_forget.compliance.requests import intake, matching, steps
+    from llm_forget.compliance.requests import describe as words, intake, matching, steps
     from llm_forget.data.near_duplicates import NEAR
     from llm_forget.data.rows import content
     from llm_forget.data.sources import load_source
@@ -111,9 +110,7 @@ def add(
     ):
         typer.echo(line)
     if due is not None and (steps.days_left(deletion) or 0) < 0:
-        typer.echo(
-            f"llm-forget: warning: --due {due} is in the past; the same command with another --due amends it", err=True
-        )
+        typer.echo(f"llm-forget: warning: --due {due} is in the past; run it with another --due to amend it", err=True)
 
 
 @request.command("list")
@@ -224,8 +221,7 @@ def close(
     Closing removes the row ids from the evidence, except their keyed hashes in the ledger: evaluate and attack the run
     first.
     """
-    from llm_forget.compliance.requests import close as closing
-    from llm_forget.compliance.requests import intake, limits
+    from llm_forget.compliance.requests import close as closing, intake, limits
     from llm_forget.compliance.requests.describe import due, other_deleted_rows, published_copies, unlink_command
     from llm_forget.evals.policy import EXIT_CODES
 
@@ -250,7 +246,7 @@ def close(
         return
     advice = "run another recipe" if answer == "fail" else "measure what is missing, or give --accept_inconclusive"
     typer.echo(
-        f"{deletion.id} stays open: the policy says {answer}; {advice}. The certificate will name every policy tried"
+        f"{deletion.id} stays open: the policy says {answer}; {advice}. The certificate names every policy tried"
     )
     raise typer.Exit(EXIT_CODES[answer])
 
@@ -288,8 +284,7 @@ def verify(
 
     Without a key only the integrity of the file is verified, not who signed it: exit code 3.
     """
-    from llm_forget.compliance.certificates.certificate import summary
-    from llm_forget.compliance.certificates.certificate import verify as check
+    from llm_forget.compliance.certificates.certificate import summary, verify as check
 
     if not file.is_file():
         raise MissingFileError(f"there is no certificate '{file}'; `llm-forget certificate REQUEST` writes one")

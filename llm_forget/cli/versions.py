@@ -37,8 +37,7 @@ def add(
 @versions.command("list")
 def list_versions(evidence: Evidence = EVIDENCE) -> None:
     """List the versions: origin, results, which one is in use, and which contain deleted data."""
-    from llm_forget.compliance.versions.versions import exclusion_reasons
-    from llm_forget.compliance.versions.versions import list_versions as list_all
+    from llm_forget.compliance.versions.versions import exclusion_reasons, list_versions as list_all
 
     all_versions, reasons = list_all(evidence), exclusion_reasons(evidence)
     if not all_versions:
@@ -133,8 +132,7 @@ def purge(
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Remove the files of a version that is neither in use nor needed by another one; its events stay."""
-    from llm_forget.compliance.versions.purge import plan_purge
-    from llm_forget.compliance.versions.purge import purge as remove
+    from llm_forget.compliance.versions.purge import plan_purge, purge as remove
 
     removal = plan_purge(evidence, version)
     for file, size in removal.files.items():

@@ -131,7 +131,7 @@ Configs = tuple[DataConfig, TrainConfig, ModelConfig]
 # Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser,
 # which knows only `dict | str | None`, rewrites the annotations when it first sees the classes.
 STRUCTURED = frozenset(
-    f.name for cls in (DataConfig, UnlearnConfig) for f in dataclasses.fields(cls) if "dict" in str(f.type)
+    f.name for c in (DataConfig, UnlearnConfig) for f in dataclasses.fields(c) if "dict" in str(f.type)
 )
 
 
@@ -163,9 +163,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise MissingFileError(
-            f"recipe '{path}' does not exist; `llm-forget recipes list` shows the shipped ones"
-        ) from None
+        raise MissingFileError(f"recipe '{path}' does not exist; see `llm-forget recipes list`") from None
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ConfigError(f"recipe '{path}' uses a YAML alias; write the value out")

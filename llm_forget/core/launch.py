@@ -79,7 +79,7 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
         )
     if settings.get("use_cpu") and kind in ON_CPUS:
         raise ConfigError(
-            f"accelerate config '{path}' requests {kind} on a CPU, which accelerate turns into DDP; {ON_CPUS[kind]}"
+            f"accelerate config '{path}' requests {kind} on a CPU, where accelerate runs DDP; {ON_CPUS[kind]}"
         )
     flags = ["--config_file", str(path), "--num_processes", str(count)]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "llm_forget", *arguments]
@@ -133,9 +133,7 @@ def refuse_processes(command: str, state: Any) -> None:
         ConfigError: names the command and how to start it.
     """
     if state.num_processes > 1:
-        raise ConfigError(
-            f"{command} runs in one process, not {state.num_processes}; start it without accelerate launch"
-        )
+        raise ConfigError(f"{command} runs in one process, not {state.num_processes}; start it without accelerate")
 
 
 def follow_launcher() -> None:

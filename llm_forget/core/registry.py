@@ -96,9 +96,8 @@ class Entry:
             pass
         if isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
             return value
-        raise ConfigError(
-            f"parameter '{key}' of {self.kind} '{self.name}' must be {type(default).__name__}, not {value!r}"
-        )
+        expected = type(default).__name__
+        raise ConfigError(f"parameter '{key}' of {self.kind} '{self.name}' must be {expected}, not {value!r}")
 
 
 class Registry:

@@ -120,6 +120,4 @@ def check_model(model: ModelConfig) -> None:
         adapters_only = field.name.startswith("lora_") or field.name in ("use_rslora", "use_dora")
         # A resolved configuration always says lora_dropout.
         if adapters_only and field.name != "lora_dropout" and getattr(model, field.name) != field.default:
-            raise ConfigError(
-                f"'{field.name}' is set, but no adapter is trained; set use_peft: true, or remove the key"
-            )
+            raise ConfigError(f"'{field.name}' is set, but no adapter is trained; set use_peft: true or remove the key")

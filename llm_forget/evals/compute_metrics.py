@@ -92,9 +92,7 @@ def _summary(value: Value, line: Line, above: Computation) -> Summary:
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
         return mean_with_interval(value)
-    names = [
-        n for reference in line.inputs.values() for n in (reference if isinstance(reference, list) else [reference])
-    ]
+    names = [name for r in line.inputs.values() for name in (r if isinstance(r, list) else [r])]
     parts = [above[name].summary for name in names if name in above]
     n = min((part.n for part in parts), default=0)
     return Summary(float(value), None, n, sum(part.n_unscored for part in parts))

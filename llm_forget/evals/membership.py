@@ -117,9 +117,7 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
     entry = ATTACKS.get(name)
     if entry.needs:
         needed = " and ".join(sorted(entry.needs))
-        raise EvaluationError(
-            f"attack '{name}' needs {needed} besides log-probabilities; use metric 'membership_{name}'"
-        )
+        raise EvaluationError(f"attack '{name}' needs {needed} beside log-probs; use metric 'membership_{name}'")
     return row_means(records, entry.bind(**{key: v for key, v in parameters.items() if key in entry.defaults}))
 
 
@@ -136,9 +134,7 @@ def reference_scores(records: Sequence[TokenRecord], oracle_records: Sequence[To
 def _lowest(values: NDArray[Any], k: float, include_last: bool) -> float:
     """Mean of the lowest max(1, int(k n)) values; NaN without values."""
     if not 0 < k <= 1:
-        raise EvaluationError(
-            f"k is the share of tokens that min-k averages; it must be above 0 and at most 1, not {k:g}"
-        )
+        raise EvaluationError(f"k is the share of tokens that min-k averages: above 0 and at most 1, not {k:g}")
     values = values if include_last else values[:-1]
     count = max(1, int(k * len(values)))
     return float(np.sort(values)[:count].mean(dtype=np.float64)) if len(values) else math.nan

@@ -35,9 +35,7 @@ def assemble_results(
         "generated_by": "vllm" if any(evaluated.vllm for evaluated in evaluated_models.values()) else "transformers",
     }
     for name, suite in suites.items():
-        computed = _compute_by_role(
-            suite, {role: entries_of_suite(name, by_probe) for role, by_probe in records.items()}
-        )
+        computed = _compute_by_role(suite, {role: entries_of_suite(name, entries) for role, entries in records.items()})
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in entries_of_suite(name, works).items()}
         results["suites"][name] = {
             **_suite_content(suite, computed),
@@ -79,12 +77,10 @@ def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> l
     A suite with other sources than the current ones lists them in its ``overrides`` and is kept.
     """
     changed = set()
-    earlier_digests = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
+    stored = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
     for suite in now:
         if DATA_KEYS & {*earlier.get("overrides", ())} == DATA_KEYS & {*suite["overrides"]}:
-            changed |= {
-                split for split, digest in suite["splits"].items() if earlier_digests.get(split, digest) != digest
-            }
+            changed |= {split for split, digest in suite["splits"].items() if stored.get(split, digest) != digest}
     return sorted(changed)
 
 

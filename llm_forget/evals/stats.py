@@ -212,8 +212,7 @@ def bootstrap(
         resamples: number of bootstrap samples, computed in blocks of `BLOCK` numbers.
         seed: of `numpy.random.default_rng`; equal seeds give equal intervals.
     """
-    from scipy.stats import DegenerateDataWarning
-    from scipy.stats import bootstrap as scipy_bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap as scipy_bootstrap
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy 1.17, of BCa, if a percentile is NaN

@@ -155,12 +155,8 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
     loaded = [load_suite(name).limited(limit) for name in distinct]
     for name, count in Counter(suite.name for suite in loaded).items():
         if count > 1:
-            twins = " and ".join(
-                f"'{path}'" for path, suite in zip(distinct, loaded, strict=True) if suite.name == name
-            )
-            raise EvaluationError(
-                f"suites {twins} are both called '{name}', the key of their results; rename one of the files"
-            )
+            twins = " and ".join(f"'{path}'" for path, twin in zip(distinct, loaded, strict=True) if twin.name == name)
+            raise EvaluationError(f"suites {twins} are both called '{name}', the key of their results; rename one")
     return {suite.name: suite for suite in loaded}
 
 

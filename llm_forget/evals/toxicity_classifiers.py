@@ -111,7 +111,7 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
         if candidate in places and (candidate != "label_1" or len(places) == 2):
             return places[candidate]
     raise EvaluationError(
-        f"none of the labels of classifier '{name}' is plainly the toxic one; name it as 'label': {label_names}"
+        f"no label of classifier '{name}' is plainly the toxic one; name it as 'label': {label_names}"
     )
 
 

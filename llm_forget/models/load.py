@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llm_forget")
 # bitsandbytes logs this for every 8-bit layer and call, between progress bars.
-logging.getLogger("bitsandbytes.autograd._functions").addFilter(
-    lambda record: "will be cast" not in record.getMessage()
-)
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "will be cast" not in entry.getMessage())
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
@@ -54,9 +52,7 @@ def load_base(
     if dequantize and quantization is not None:
         model = _dequantized(model)
     beneath = digests_by_layer(source, model_args.model_revision) if source.adapters else []
-    for number, (folder, digest, manifest) in enumerate(
-        zip(source.adapters, beneath, manifests, strict=False), start=1
-    ):
+    for number, (folder, digest, manifest) in enumerate(zip(source.adapters, beneath, manifests, strict=False), 1):
         name = "target" if number == 1 else f"target-{number}"
         _warn_other_precision(folder, manifest, quantization)
         model = load_adapter(model, folder, name=name, base_digest=digest)
@@ -245,9 +241,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of '{source.name}' has neither a pad nor an eos token; set one in its files"
-            )
+            raise ModelError(f"the tokenizer of '{source.name}' has no pad and no eos token; set one in its files")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -135,9 +135,7 @@ class Objective:
         layers = {term.arguments["layer"] for term in terms_with_hidden if term.arguments.get("layer") is not None}
         if len(layers) > 1:
             listing = ", ".join(f"{term.key}: {term.arguments.get('layer')}" for term in terms_with_hidden)
-            raise ConfigError(
-                f"terms ask for different layers ({listing}); one pass keeps one layer, so set them equal"
-            )
+            raise ConfigError(f"terms ask for different layers ({listing}); one pass keeps one layer: set them equal")
         if layers:
             return int(layers.pop())
         return "default" if terms_with_hidden else None

@@ -127,20 +127,16 @@ def publication(
     full_model = full_model_of(evidence, merged) if merged is not None else None
     if full_model is not None:
         folder, kind = full_model.folder, "model"
-    has_own_results = full_model is not None and full_model.has_results
-    if not has_own_results:
+    own_results = full_model is not None and full_model.has_results
+    if not own_results:
         require_measured_weights(evidence, verify_adapter(adapter) if adapter.is_dir() else None)
     base_id = saved_statements(evidence.run.path).base_model or hub_id(evidence.provenance.get("base", {}))
     files = list(_adapter_files(folder, base_id) if kind == "adapter" else _model_files(folder, full_model))
-    files += [
-        File.of(name, _without_local_fields(folder / name)) for name in TOKENIZER_FILES if (folder / name).is_file()
-    ]
-    results = read_results(Run(folder)) if has_own_results else evidence.results
+    files += [File.of(n, _without_local_fields(folder / n)) for n in TOKENIZER_FILES if (folder / n).is_file()]
+    results = read_results(Run(folder)) if own_results else evidence.results
     files.append(File.of(RESULTS, _json(public_results(results, row_key(evidence.run.path)))))
     try:
-        files.append(
-            File.of(REPORT, report_without_ids(with_results_of(evidence, folder if has_own_results else None)))
-        )
+        files.append(File.of(REPORT, report_without_ids(with_results_of(evidence, folder if own_results else None))))
     except ImportError as error:  # matplotlib is an extra
         logger.warning("%s is not published: %s", REPORT, error)
     card_options: dict[str, Any] = {"merged": Path(merged) if merged is not None else None, "history": history}
@@ -152,9 +148,7 @@ def publication(
     if signed_in is not None:
         files.append(File.of(SIGNATURE, _signature(signed_in, repository, files[-1].read())))
     refuse_paths(files, evidence.run.path)
-    row_digests = (
-        plain_digests(results_content, evidence.provenance) for results_content in (results, evidence.results)
-    )
+    row_digests = (plain_digests(content, evidence.provenance) for content in (results, evidence.results))
     refuse_plain_digests(files, set().union(*row_digests))
     return Publication(repository, kind, tag, tuple(sorted(files, key=lambda file: file.name)))
 
@@ -208,9 +202,7 @@ def _model_files(folder: Path, full_model: FullModel | None) -> Iterator[File]:
     weights = [folder / single_file] if single_file else sorted(folder.glob("*.safetensors"))
     weights = [path for path in weights if WEIGHTS.fullmatch(path.name)]
     if not weights or not (single_file or (folder / "config.json").is_file()):
-        raise PublishError(
-            f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` writes one"
-        )
+        raise PublishError(f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN` writes one")
     yield from (File.of(path.name, path) for path in weights)
     for name in MODEL_FILES:
         if (folder / name).is_file():
@@ -226,9 +218,7 @@ def _without_local_fields(file: Path) -> Path | bytes:
     if "base" in public_fields:
         public_fields["base"] = without_path(str(public_fields["base"]))
     if file.name in ("merge.json", EXPORT_REPORT):
-        public_fields["files"] = {
-            name: digest for name, digest in public_fields.get("files", {}).items() if WEIGHTS.fullmatch(name)
-        }
+        public_fields["files"] = {n: digest for n, digest in content.get("files", {}).items() if WEIGHTS.fullmatch(n)}
     return file if public_fields == content else _json(public_fields)
 
 
@@ -254,9 +244,7 @@ def refuse_paths(files: Sequence[File], run: Path) -> None:
             continue
         content = file.read()
         if any(folder in content for folder in prefixes):
-            raise PublishError(
-                f"{file.name} contains the path of a folder of this machine; nothing was sent. Find its source"
-            )
+            raise PublishError(f"{file.name} contains the path of a folder of this machine; nothing was sent")
 
 
 def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> None:

@@ -14,8 +14,7 @@ from llm_forget.core.errors import PublishError
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.results_file import is_measured
-from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT
-from llm_forget.models.merging.merge_report import Merged, read_merged
+from llm_forget.models.merging.merge_report import REPORT as MERGE_REPORT, Merged, read_merged
 from llm_forget.report.run_evidence import Evidence
 
 EXPORT_REPORT, RESULTS = "export.json", "results.json"

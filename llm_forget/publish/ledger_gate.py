@@ -77,12 +77,10 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
     if violated_requests:
         requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in violated_requests)
         raise PublishError(
-            f"{label} holds data that was deleted ({requests}), so it is not published; unlearn these rows first"
+            f"{label} holds data that was deleted ({requests}), so it is not published; unlearn them first"
         )
     if unjudged is not None:
-        raise PublishError(
-            f"{label} {unjudged.sentence()}, so it is not published; publish a run that was trained since"
-        )
+        raise PublishError(f"{label} {unjudged.sentence()}, so it is not published; publish a run trained since")
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
@@ -100,9 +98,7 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
     from llm_forget.compliance.ledger.ledger import Ledger
 
     with Ledger.open(folder) as ledger:
-        pushed = [
-            event.body for event in ledger.events("publish") if event.body.get("repository") == body["repository"]
-        ]
+        pushed = [e.body for e in ledger.events("publish") if e.body.get("repository") == body["repository"]]
     published_weights = {
         push_body["weights"]
         for push_body in pushed

@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_forget.attacks.excess import excess
-from llm_forget.attacks.run import KINDS, attack
-from llm_forget.attacks.run import _name as attack_name
+from llm_forget.attacks.run import KINDS, _name as attack_name, attack
 from llm_forget.cli.main import app
 from llm_forget.core.run_directory import Run
 from llm_forget.workflows.evaluate import evaluate

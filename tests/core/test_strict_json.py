@@ -4,8 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from llm_forget.core.errors import DataError
 from llm_forget.core.strict_json import MAX_DEPTH, canonical, canonical_digest, strict_loads

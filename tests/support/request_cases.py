@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from llm_forget.compliance.requests import close as closing
-from llm_forget.compliance.requests import intake, matching, steps
+from llm_forget.compliance.requests import close as closing, intake, matching, steps
 from llm_forget.core.digests import file_digest
 from llm_forget.core.files import write_json
 from llm_forget.core.formats.results import Attack, Results

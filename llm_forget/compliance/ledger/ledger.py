@@ -21,8 +21,7 @@ from itertools import chain as chained
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger import chain, subject_keys
-from llm_forget.compliance.ledger import signed_head as signed
+from llm_forget.compliance.ledger import chain, signed_head as signed, subject_keys
 from llm_forget.compliance.ledger.chain import FILE, FORMAT, GENESIS, SCHEMA, Event
 from llm_forget.compliance.ledger.sqlite_errors import translate_sqlite_errors
 from llm_forget.core.errors import EvidenceBroken, EvidenceError

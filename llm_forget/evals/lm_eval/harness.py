@@ -104,7 +104,7 @@ def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> 
         clear_device_cache(garbage_collection=True)
         if batch_size == 1:
             raise NotEnoughMemoryError(
-                "out of memory in lm-eval with a single sequence; load the model in 4 or 8 bit, or remove the task"
+                "out of memory in lm-eval with one sequence; load in 4 or 8 bit, or remove the task"
             )
         batch_size //= 2
 

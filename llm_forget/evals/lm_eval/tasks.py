@@ -163,9 +163,7 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
     if data_path is not None:
         return [_sources().find(data_path, name) for name in names if name]
     if "hub" not in metadata:
-        raise EvaluationError(
-            f"lm-eval task '{entry.name}' reads your own {names[0]}.jsonl; name its folder as data_path"
-        )
+        raise EvaluationError(f"lm-eval task '{entry.name}' reads your {names[0]}.jsonl; name its folder as data_path")
     return []
 
 

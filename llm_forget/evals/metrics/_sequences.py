@@ -102,7 +102,5 @@ def _window(items: Sequence[Hashable] | str, start: int, n: int) -> Hashable:
 def _numbered(left: Sequence[Hashable], right: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Both sequences as integers, equal where the items are equal."""
     numbers: dict[Hashable, int] = {}
-    left_numbers, right_numbers = (
-        [numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right)
-    )
-    return np.array(left_numbers, dtype=np.int64), np.array(right_numbers, dtype=np.int64)
+    first, second = ([numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right))
+    return np.array(first, dtype=np.int64), np.array(second, dtype=np.int64)

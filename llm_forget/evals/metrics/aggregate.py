@@ -24,7 +24,5 @@ def aggregate(scores: Sequence[Rows | float]) -> float:
     values = [score if isinstance(score, float) else mean(score) for score in scores]
     for score in values:
         if score < 0 or score > 1:
-            raise EvaluationError(
-                f"metric 'aggregate' needs scores in [0, 1], not {score:g}; use lines that are scores"
-            )
+            raise EvaluationError(f"metric 'aggregate' needs scores in [0, 1], not {score:g}; use lines of scores")
     return harmonic_mean(values)

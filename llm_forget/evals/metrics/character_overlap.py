@@ -34,9 +34,7 @@ def character_overlap(
         EvaluationError: ``length`` below 1, or an unknown summary.
     """
     if length < 1:
-        raise EvaluationError(
-            f"parameter 'length' of metric 'character_overlap' must be at least 1 character, not {length}"
-        )
+        raise EvaluationError(f"'length' of metric 'character_overlap' must be at least 1 character, not {length}")
     if summary not in SUMMARIES:
         raise EvaluationError(f"metric 'character_overlap' has no summary '{summary}'; allowed: {', '.join(SUMMARIES)}")
 

@@ -31,9 +31,7 @@ def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, 
     """
     entry = METRICS.get(score)
     if entry.inputs != ("generations",) or entry.name == "leak_at_k":
-        raise EvaluationError(
-            f"metric 'leak_at_k' cannot use '{score}' as its score; use a metric of generations, such as 'rouge'"
-        )
+        raise EvaluationError(f"metric 'leak_at_k' cannot use score '{score}'; use one of generations, such as 'rouge'")
     # Make each sample a row, so that the metric scores it separately.
     alone = [replace(record, id=str(place), sample=0) for place, record in enumerate(generations)]
     values = dict(zip((record.key for record in generations), entry.function(alone), strict=True))
@@ -44,9 +42,7 @@ def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
     n = len(scores)
     k = n if k is None else k
     if not 1 <= k <= n:
-        raise EvaluationError(
-            f"leak@{k} needs at least one and at most the {n} samples of row '{row}'; change k or samples"
-        )
+        raise EvaluationError(f"leak@{k}: k must be 1 to {n}, the samples of row '{row}'; change k or samples")
     return expected_maximum(scores, k)
 
 

@@ -28,8 +28,6 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     model_aucs, other_aucs = ([a if isinstance(a, float) else mean(a) for a in side] for side in (aucs, oracle_aucs))
     for auc in (*model_aucs, *other_aucs):
         if auc < 0 or auc > 1:
-            raise EvaluationError(
-                f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; use lines of membership_auc"
-            )
+            raise EvaluationError(f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; use membership_auc")
     pairs = zip(model_aucs, other_aucs, strict=True)
     return harmonic_mean([1 - abs(auc - oracle) / max(oracle, 1 - oracle) for auc, oracle in pairs])

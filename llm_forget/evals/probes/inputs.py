@@ -122,9 +122,8 @@ def _token_rows(
 ) -> list[TokenRow]:
     variants: list[tuple[int, Row]] = []
     for row in rows:
-        variants += enumerate(
-            [row] if field is None else [with_completion(row, a) for a in _answers(row, field, where)]
-        )
+        variant = [row] if field is None else [with_completion(row, a) for a in _answers(row, field, where)]
+        variants += enumerate(variant)
     encoded = encode_rows([row for _, row in variants], tokenizer, template, max_length=max_length, stride=stride)
     return [
         TokenRow(window.id, index, window.window, window.input_ids, window.labels)
@@ -196,7 +195,5 @@ def _answers(row: Row, field: str, where: str) -> list[str]:
         raise EvaluationError(f"{where}: row '{row['id']}' has no column '{field}'; {did_you_mean(field, row)}")
     answers = value if isinstance(value, list) else [value]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise EvaluationError(
-            f"{where}: '{field}' of row '{row['id']}' must be text or a list of texts, none of them empty"
-        )
+        raise EvaluationError(f"{where}: '{field}' of row '{row['id']}' must be text or a list of texts, none empty")
     return answers

@@ -157,11 +157,10 @@ def probe_generate(
     def measure(batch: Sequence[PromptRow]) -> None:
         inputs = _left_padded(batch, pad, device)
         steps: list[Tensor] = []  # [B] each
+        processors = [_failure_processor(steps, ends[0])]
         config = _generation(ends, pad, max_new_tokens, options)
         with _seeded_batch(seed, batch):
-            out = model.generate(
-                **inputs, generation_config=config, logits_processor=[_failure_processor(steps, ends[0])]
-            )
+            out = model.generate(**inputs, generation_config=config, logits_processor=processors)
         broken = torch.stack(steps, -1).tolist()  # [B][steps]
         generated = out[:, inputs["input_ids"].shape[1] :].tolist()
         records = [
@@ -213,9 +212,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     if not ids:
-        raise EvaluationError(
-            "neither the model's generation config nor its tokenizer names an end-of-sequence token; set one"
-        )
+        raise EvaluationError("neither generation config nor tokenizer names an end-of-sequence token; set one")
     return ids
 
 

@@ -58,9 +58,7 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
         ) from error
     source = find_source(model.model_name_or_path)
     if source.kind not in ("folder", "hub") or source.adapters:
-        raise EvaluationError(
-            f"vLLM reads a model folder or a Hub model, and '{source.name}' is neither; merge it first"
-        )
+        raise EvaluationError(f"vLLM reads a folder or a Hub model, and '{source.name}' is neither; merge it first")
     if model.load_in_4bit or model.load_in_8bit:
         raise EvaluationError("generations of a model loaded in 4 or 8 bit come from transformers only; remove vllm")
     if adapter is not None:

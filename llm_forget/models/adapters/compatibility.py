@@ -37,9 +37,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
             continue
         match = _KEY.fullmatch(key)
         if match is None:
-            raise AdapterRefused(
-                f"'{path}' holds the unexpected tensor {key[:120]!a}, which is no part of a LoRA adapter"
-            )
+            raise AdapterRefused(f"'{path}' holds the unexpected tensor {key[:120]!a}, which no LoRA adapter has")
         if match["end"] != ".bias":
             modules.setdefault(match["module"], {})[match["part"]] = tensor
     ranks = {config.r, *(config.rank_pattern or {}).values()}
@@ -52,9 +50,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
             # Of experts in one tensor, the ranks of all lie in one dimension.
             whole = rank in ranks or (config.target_parameters and any(rank % r == 0 for r in ranks))
             if len(parts[down].shape) != 2 or parts[up].shape[1:] != (rank,) or not whole:
-                raise AdapterRefused(
-                    f"'{path}': the tensors of '{name}' do not have the rank that its configuration says"
-                )
+                raise AdapterRefused(f"'{path}': the tensors of '{name}' do not have the rank of its configuration")
     return modules
 
 

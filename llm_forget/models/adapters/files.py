@@ -247,9 +247,7 @@ def load_adapter(
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise AdapterRefused(
-            f"adapter name {name[:80]!a} is not made of 1 to 64 lower-case letters, digits and hyphens"
-        )
+        raise AdapterRefused(f"adapter name {name[:80]!a} must be 1 to 64 lower-case letters, digits and hyphens")
 
 
 def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Tensor | None) -> None:

@@ -113,9 +113,7 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
     tuner = _tuner(model)
     if tuner is None or ADAPTER not in tuner.peft_config:
-        raise ModelError(
-            f"the model has no adapter '{ADAPTER}' to switch off, so it has no reference; call attach_adapter first"
-        )
+        raise ModelError(f"the model has no adapter '{ADAPTER}' to switch off; call attach_adapter first")
     # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter
     # trainable. So flags are kept here and put back one by one.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -100,9 +100,7 @@ def read_config(folder: Path) -> LoraConfig:
     path = folder / ADAPTER_CONFIG
     fields = read_strict_json(path, MAX_CONFIG)
     if fields.get("peft_type") != "LORA":
-        raise AdapterRefused(
-            f"'{path}' is of type {str(fields.get('peft_type'))[:40]!a}; only LORA adapters are supported"
-        )
+        raise AdapterRefused(f"'{path}' is of type {str(fields.get('peft_type'))[:40]!a}; only LORA is supported")
     _refuse_other_starts(fields, path)
     settings = {}
     for key, value in fields.items():

@@ -53,23 +53,17 @@ def inspect_folder(folder: Path) -> None:
         path, facts = Path(entry.path), entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
             description = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no regular file"
-            raise AdapterRefused(
-                f"'{path}' is {description}, which no adapter folder may hold; copy the files themselves"
-            )
+            raise AdapterRefused(f"'{path}' is {description}, which no adapter folder may hold; copy the file itself")
         if path.suffix.lower() in ARCHIVES:
             raise AdapterRefused(f"'{path}' is an archive, which no adapter folder may hold; remove it")
         if entry.name.startswith("adapter_model") and any(path.match(pattern) for pattern in PICKLES):
             pickled = path
         if facts.st_size > limits.get(entry.name, facts.st_size):
-            raise AdapterRefused(
-                f"'{path}' has {facts.st_size:,} bytes, more than the {limits[entry.name]:,} that are read"
-            )
+            raise AdapterRefused(f"'{path}' has {facts.st_size:,} bytes; at most {limits[entry.name]:,} are read")
         if stat.S_ISREG(facts.st_mode):
             names.add(entry.name)
     if pickled is not None:
-        raise AdapterRefused(
-            f"'{pickled}' is pickled, which can run code, and is not opened; convert it to safetensors"
-        )
+        raise AdapterRefused(f"'{pickled}' is pickled, which can run code, so not opened; convert it to safetensors")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in names:
             raise MissingFileError(f"adapter folder '{folder}' has no {name}")
@@ -130,11 +124,9 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:
-        raise AdapterRefused(
-            f"'{path}' is not valid JSON ({error}): it was damaged, or is no file of an adapter"
-        ) from error
+        raise AdapterRefused(f"'{path}' is not valid JSON ({error}): it is damaged, or no adapter file") from error
     if not isinstance(content, dict):
-        raise AdapterRefused(f"'{path}' is not a JSON object: it was damaged, or is no file of an adapter")
+        raise AdapterRefused(f"'{path}' is not a JSON object: it is damaged, or no adapter file")
     return content
 
 

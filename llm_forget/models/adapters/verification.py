@@ -65,9 +65,7 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
         if manifest["files"].get(name) != file_digest(folder / name):
             raise AdapterRefused(f"'{folder / name}' is not what {MANIFEST} says was written; {RESTORE}")
     if manifest.get("load", LOAD).get("autocast_adapter_dtype") is not True:
-        raise AdapterRefused(
-            f"'{folder / MANIFEST}' asks for another way of loading than float32 weights of the adapter"
-        )
+        raise AdapterRefused(f"'{folder / MANIFEST}' asks for other adapter weights than float32 to be loaded")
     if base_digest is not None and manifest.get("base") not in (None, base_digest):
         raise AdapterRefused(
             f"adapter '{folder}' was trained on another base ({str(manifest['base'])[:80]!a}) than the one given "

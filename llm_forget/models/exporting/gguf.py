@@ -176,9 +176,7 @@ def _packed_bytes(tensor: _Tensor) -> Any:
         packed = quantize(weight.float().cpu().numpy(), tensor.kind)  # [rows, numbers or bytes], or [numbers]
     rounded = torch.from_numpy(np.array(dequantize(packed, tensor.kind), copy=True))
     if not torch.isfinite(rounded).all():
-        raise ModelError(
-            f"tensor '{tensor.name}' has values that {tensor.kind.name} cannot hold; take gguf-bf16 or gguf-f32"
-        )
+        raise ModelError(f"tensor '{tensor.name}' exceeds the range of {tensor.kind.name}; take gguf-bf16 or gguf-f32")
     weight.copy_(rounded.reshape(weight.shape))
     if tensor.heads is None:
         return packed

@@ -56,9 +56,7 @@ def combine_adapters(
         ModelError: a rule whose result is not low-rank, too large a rank, or logits that differ (for cat).
     """
     if rule.combination not in LOW_RANK:
-        raise ModelError(
-            f"'{rule.combination}' gives a change of full rank, which no adapter holds; write a full model"
-        )
+        raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
     refuse_uncombinable(parts)
     args = as_trained(base_args, verify_adapter(parts[0].folder).get("quantization"))
     digest = source_digest(args.model_name_or_path, args.model_revision)

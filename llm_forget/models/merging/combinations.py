@@ -93,9 +93,7 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
-            raise ModelError(
-                f"the scale of '{part.folder}' is {part.scale}; leave it out, or give another number than 0"
-            )
+            raise ModelError(f"the scale of '{part.folder}' is {part.scale}; leave it out, or give one other than 0")
         precisions[str(verify_adapter(part.folder).get("quantization"))] = part.folder
         config = read_config(part.folder)
         for key in ("modules_to_save", "use_dora", "lora_bias", "ensure_weight_tying"):

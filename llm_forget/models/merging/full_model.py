@@ -188,9 +188,8 @@ def _merge_in_memory(
     fold(model, names, rule)
     beneath = [name for name in model.peft_config if name not in names]
     merged = model.merge_and_unload(safe_merge=True, adapter_names=beneath)
-    return merged, _Expected(
-        logits if _equals_active_adapters(rule) else probe_logits(merged, probes), reference, settings
-    )
+    logits = logits if _equals_active_adapters(rule) else probe_logits(merged, probes)
+    return merged, _Expected(logits, reference, settings)
 
 
 def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> Any:
@@ -258,9 +257,8 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> dict[str, f
 
 
 def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:
-    return max(RELATIVE_TOLERANCE[dtype] for dtype in dtypes) * max(
-        1.0, max(float(part.abs().max()) for part in logits)
-    )
+    largest = max(1.0, *(float(part.abs().max()) for part in logits))
+    return max(RELATIVE_TOLERANCE[dtype] for dtype in dtypes) * largest
 
 
 def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:

@@ -9,9 +9,9 @@ the ledger first; otherwise its training data are unknown.
 
 from __future__ import annotations
 
-import fnmatch
 import stat
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,7 @@ def _verified_weights(folder: Path, files: dict[str, str]) -> str:
         if not file.exists() or not stat.S_ISREG(file.lstat().st_mode) or file_digest(file) != digest:
             raise AdapterRefused(f"'{file}' is not the file that merge.json says was written; merge again")
     part = folder / "adapter" if Run(folder).state_file.is_file() else folder
-    weight_files = [
-        path for path in part.iterdir() if any(fnmatch.fnmatchcase(path.name, form) for form in WEIGHT_FILES)
-    ]
+    weight_files = [path for path in part.iterdir() if any(fnmatchcase(path.name, form) for form in WEIGHT_FILES)]
     if unexpected := sorted({path.relative_to(folder).as_posix() for path in weight_files} - files.keys()):
         raise AdapterRefused(f"'{folder / unexpected[0]}' is no file that merge.json says was written; remove it")
     if part != folder:

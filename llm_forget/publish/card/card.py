@@ -227,9 +227,8 @@ def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
 
 
 def _interval_and_rows(estimate: dict[str, Any]) -> str:
-    return "; ".join(
-        part for part in (interval(estimate["ci"]), f"n={estimate['n']}" if "n" in estimate else "") if part
-    )
+    rows = f"n={estimate['n']}" if "n" in estimate else ""
+    return "; ".join(filter(None, (interval(estimate["ci"]), rows)))
 
 
 def _report(folder: Path | None, name: str) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
         return []
     config = read_json(folder / "adapter_config.json")
     rows: list[tuple[Cell, ...]] = [
-        (name, _short(config[key])) for key, name in LORA.items() if config.get(key) not in (None, False)
+        (name, _short(v)) for key, name in LORA.items() if (v := config.get(key)) not in (None, False)
     ]
     return [*rows, ("adapter weights", file_digest(folder / "adapter_model.safetensors"))]
 
@@ -85,9 +85,7 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 def data_table(evidence: Evidence) -> Table | None:
     """Build the table of each split's rows and their digest, which `public` has keyed; never ids."""
     data = evidence.provenance.get("data", {})
-    rows = tuple(
-        (split, Number(f"{description['rows']:,}"), str(description["digest"])) for split, description in data.items()
-    )
+    rows = tuple((split, Number(f"{part['rows']:,}"), str(part["digest"])) for split, part in data.items())
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
 
 

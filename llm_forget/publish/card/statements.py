@@ -58,15 +58,11 @@ class Statements:
                 f"others; for any other licence set {OTHER} with license_name"
             )
         if (has_custom_name and self.license != OTHER) or (self.license == OTHER and not self.license_name):
-            raise PublishError(
-                f"license_name and license_link belong to license {OTHER}, which needs license_name; set both"
-            )
+            raise PublishError(f"license_name and license_link belong to license {OTHER}, which needs license_name")
         if self.license_name is not None and not NAME.fullmatch(self.license_name):
             raise PublishError(f"license_name is '{plain(self.license_name)}'; write it in small letters and hyphens")
         if self.license_link is not None and not LINK.fullmatch(self.license_link):
-            raise PublishError(
-                f"license_link is '{plain(self.license_link)}'; set an address that begins with https://"
-            )
+            raise PublishError(f"license_link is '{plain(self.license_link)}'; set a URL that begins with https://")
 
 
 def saved_statements(run: Path) -> Statements:

@@ -102,9 +102,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
     if any(
         frame.f_globals.get("__name__", "").startswith("httpx") for frame, _ in traceback.walk_tb(error.__traceback__)
     ):
-        return (
-            "HF_ENDPOINT or the proxy that is set (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is not a valid URL; correct it"
-        )
+        return "HF_ENDPOINT or the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is not a valid URL; correct it"
     return f"the client could not read the answer of the Hub ({type(error).__name__}); {RETRY}"
 
 

@@ -72,7 +72,7 @@ def pull(
         raise AdapterRefused(f"'{repository}' lists {missing} but does not have it; nothing was kept")
     if (size := sum(sizes[name] for name in files)) > limit:
         raise PublishError(
-            f"'{repository}' at {revision} has {size:,} bytes, more than max_size {max_size}; nothing was fetched"
+            f"'{repository}' at {revision} has {size:,} bytes, above max_size {max_size}; nothing fetched"
         )
     names = [*files, LISTING, *([SIGNATURE] if sizes.get(SIGNATURE, MAX_LISTING) < MAX_LISTING else [])]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -100,9 +100,7 @@ def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
         if number >= MAX_TREE:
-            raise PublishError(
-                f"'{repository}' lists more than {MAX_TREE:,} files; this package pushes no version with that many"
-            )
+            raise PublishError(f"'{repository}' lists more than {MAX_TREE:,} files, which no push of this package has")
         if isinstance(file, RepoFile):
             yield file
 
@@ -170,7 +168,7 @@ def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -
     differing = [file.name for file in publication.files if not is_on_hub(file, hub_digests.get(file.name))]
     if differing:
         raise PublishError(
-            f"'{publication.repository}' does not hold the files that were sent ({', '.join(differing)}); push again"
+            f"'{publication.repository}' lacks files that were sent ({', '.join(differing)}); push again"
         )
 
 
@@ -183,5 +181,5 @@ def _tag(api: HfApi, publication: Publication, commit: str) -> None:
         listing = read_listing(api, publication.repository, publication.tag)
         if listing is None or listing["files"] != publication.digests:
             raise PublishError(
-                f"'{publication.repository}' has a tag {publication.tag} on other files; delete the tag and push again"
+                f"'{publication.repository}' has tag {publication.tag} on other files; delete it and push again"
             )

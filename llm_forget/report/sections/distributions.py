@@ -137,9 +137,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
             " Some scores of forgotten rows and of rows never seen are equal; the curve crosses such a tie on a "
             "straight line, and the table counts a tie only if the rate allows all of it."
         )
-    log_description = (
-        f"The same where false alarms are few. The vertical line marks a false positive rate of {LOW_RATE:.0%}."
-    )
+    log_description = f"The same where false alarms are few. The vertical line marks a rate of {LOW_RATE:.0%}."
     series = [
         charts.Series(f"{role} {shown(areas[role][0])}", role, *map(list, roc(members, others)))
         for role, (_, members, others) in sides.items()
@@ -173,9 +171,8 @@ def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[floa
 
 def _roc_table(names: str, sides: Sides, areas: dict[str, tuple[float, list[float] | None]]) -> Table:
     rows = [("AUC", *(Number(shown(value), interval(ci)) for value, ci in areas.values()))]
-    rows.append(
-        ("members + non-members", *(Number(f"{len(scored(m))} + {len(scored(o))}") for _, m, o in sides.values()))
-    )
+    counts = (Number(f"{len(scored(members))} + {len(scored(others))}") for _, members, others in sides.values())
+    rows.append(("members + non-members", *counts))
     for rate in RATES:
         tprs = (tpr_at_fpr(members, others, rate) for _, members, others in sides.values())
         rows.append((f"true positives at {rate:.0%} false positives", *(Number(shown(value)) for value in tprs)))
@@ -236,9 +233,7 @@ def _extraction(evidence: Evidence, suite: str, line: str) -> list[Block]:
     roles = [role for role in ("unlearned", "oracle", "before") if role in values]
     rows = [(ids[i], *(Number(shown(float(values[role].get(ids[i], np.nan)))) for role in roles)) for i in order]
     title = f"Suite {suite}: {line} of each row"
-    description = (
-        "1: the model completes the whole answer from the question alone. 0: it does not predict even the last word."
-    )
+    description = "1: the model completes the whole answer from the question alone. 0: it predicts not even the end."
     oracle = [float(values["oracle"].get(ids[i], np.nan)) for i in order] if "oracle" in values else None
     svg = charts.row_bars(
         anchor("extraction", suite, line, evidence.name),

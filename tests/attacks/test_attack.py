@@ -228,7 +228,7 @@ def test_an_option_of_another_attack_is_refused_with_the_name_of_this_attack(mak
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert (
-        "quantize has no option --share, which is one of relearn; options of quantize: --bits, --keep" in result.output
+        "quantize has no option --share, which relearn has; options of quantize: --bits, --keep" in result.output
     )
 
 

@@ -175,7 +175,7 @@ def test_launches_that_would_silently_become_something_else_are_refused_before_t
         launch_command([], config("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"), None)
     with pytest.raises(ValueError, match=r"starts one process, but 2 are requested; take ddp"):
         launch_command([], config("distributed_type: 'NO'\n"), 2)
-    with pytest.raises(ValueError, match="FSDP on a CPU, which accelerate turns into DDP"):
+    with pytest.raises(ValueError, match="FSDP on a CPU, where accelerate runs DDP"):
         launch_command([], config("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2\n"), None)
     with pytest.raises(ValueError, match="give --num_processes N"):
         launch_command([], config("distributed_type: MULTI_GPU\n"), None)

@@ -135,7 +135,7 @@ def test_deepspeed_that_would_run_as_separate_processes_or_as_ddp_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.yaml").write_text("distributed_type: DEEPSPEED\nuse_cpu: true\nnum_processes: 2\n")
-    with pytest.raises(ValueError, match=r"DEEPSPEED on a CPU, which accelerate turns into DDP; .* --ddp_backend gloo"):
+    with pytest.raises(ValueError, match=r"DEEPSPEED on a CPU, where accelerate runs DDP; .* --ddp_backend gloo"):
         launch_command([], tmp_path / "config.yaml", None)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv(WORLD_SIZE, "2")

@@ -60,7 +60,7 @@ def test_the_batch_is_halved_when_memory_runs_out_and_the_numbers_stay(tiny, que
 
 @pytest.mark.slow
 def test_a_sequence_that_fits_no_memory_is_said_in_a_sentence(tiny, questions):
-    with room_for(tiny[0], 0), pytest.raises(MemoryError, match="out of memory in lm-eval with a single sequence; "):
+    with room_for(tiny[0], 0), pytest.raises(MemoryError, match="out of memory in lm-eval with one sequence; "):
         run_lm_eval(*tiny, [QUESTION], data_path=questions)
 
 

@@ -193,9 +193,9 @@ def test_leak_at_one_is_the_mean_and_at_all_the_best_rouge():
 
 
 def test_leak_refuses_too_few_samples_and_scores_of_something_else():
-    with pytest.raises(ValueError, match=r"leak@2 needs at least one and at most the 1 samples of row 'a'"):
+    with pytest.raises(ValueError, match=r"leak@2: k must be 1 to 1, the samples of row 'a'"):
         leak_at_k([said(TEXT)], k=2)
-    with pytest.raises(ValueError, match="cannot use 'probability'"):
+    with pytest.raises(ValueError, match="cannot use score 'probability'"):
         leak_at_k([said(TEXT)], score="probability")
 
 

@@ -421,7 +421,7 @@ def test_ranks_that_nobody_would_read_are_not_written(make_parts, tiny_folder, l
 
 
 def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tmp_path):
-    with pytest.raises(ValueError, match=r"'ties' gives a change of full rank.*full model"):
+    with pytest.raises(ValueError, match=r"'ties' gives a full-rank change.*full model"):
         combine_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "one", checked_rule("ties"))
     assert not (tmp_path / "one").exists()
 

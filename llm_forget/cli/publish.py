@@ -59,14 +59,14 @@ def card(
     Numbers come from `results.json`. Options are saved in `card.json` for the next card and for `push`.
     """
     speak()
+    from llm_forget.core.formats.publication import CardStatements
     from llm_forget.publish.card.card import write_card
-    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.ledger_gate import evidence_folder, history
 
-    statements = Statements(
+    statements = CardStatements(
         title=title, category=category, contact=contact, license=license, base_model=base_model,
         license_name=license_name, license_link=license_link,
-        datasets=tuple(datasets or ()), intended_use=intended_use, power_watts=power_watts,
+        datasets=datasets or [], intended_use=intended_use, power_watts=power_watts,
     )  # fmt: skip
     path = write_card(
         run,

@@ -227,9 +227,7 @@ def test_an_option_of_another_attack_is_refused_with_the_name_of_this_attack(mak
     arguments = ["attack", str(make_run("run").path), "--kind", "quantize", "--share", "0.1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert (
-        "quantize has no option --share, which relearn has; options of quantize: --bits, --keep" in result.output
-    )
+    assert "quantize has no option --share, which relearn has; options of quantize: --bits, --keep" in result.output
 
 
 def test_only_an_unlearned_run_can_be_attacked(tmp_path):

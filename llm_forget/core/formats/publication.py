@@ -29,15 +29,15 @@ class PublicationSignature(Record, frozen=True):
 
 @record("card.json", error=PublishError)
 class CardStatements(Record, frozen=True, forbid_unknown_fields=True):
-    """What only people know about a model, written by `card`; null: not stated."""
+    """Facts that only the publisher knows about a model, written by `card`; null: not stated, and the card says so."""
 
     title: str | None = None
-    category: str | None = None  # of what was forgotten, such as "personal data of 12 people"
+    category: str | None = None  # of the forgotten rows, such as "personal data of 12 people"; never the text
     contact: str | None = None
     license: str | None = None
-    license_name: str | None = None
+    license_name: str | None = None  # for license "other": a licence that the Hub does not list
     license_link: str | None = None
-    base_model: str | None = None  # id on the Hub
+    base_model: str | None = None  # Hub id, if training loaded it from a folder
     datasets: list[str] = field(default_factory=list)  # ids on the Hub
     intended_use: str | None = None
-    power_watts: float | None = None  # of the whole machine during training
+    power_watts: float | None = None  # drawn by the whole machine during training

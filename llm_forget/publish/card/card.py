@@ -1,15 +1,15 @@
 """The model card of a run: what was unlearned and how, the results, their limits, and how to load the model.
 
 Numbers come from results.json and the files beside it, through the sections of the report; facts that no file holds,
-such as a contact, come from `Statements`. The card contains no text of rows, no row ids, no plain digests of rows and
-no local paths.
+such as a contact, come from `CardStatements`. The card contains no text of rows, no row ids, no plain digests of rows
+and no local paths.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from llm_forget.evals.results_file import read_results
 from llm_forget.publish.anonymise import hub_id, public
 from llm_forget.publish.card.facts import adapter_rows, data_table, energy, limits, other_origin, setup_table
 from llm_forget.publish.card.metadata import card_data
-from llm_forget.publish.card.statements import CARD, STATEMENTS, Statements, saved_statements
+from llm_forget.publish.card.statements import CARD, STATEMENTS, checked, saved_statements
 from llm_forget.publish.card.usage_snippets import MERGING_CODE, base_name, code_names, loading_code, prompt_format
 from llm_forget.publish.row_digests import public_results, row_key
 from llm_forget.report.render.document import Cell, Number, Section, Table, document, interval
@@ -51,7 +51,7 @@ class Place:
 
 def card(
     run: str | Path | Evidence,
-    statements: Statements | None = None,
+    statements: CardStatements | None = None,
     *,
     merged: Path | None = None,
     place: Place | None = None,
@@ -73,7 +73,7 @@ def card(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     evidence = public(with_results_of(run if isinstance(run, Evidence) else read_run(run), merged))
-    statements = (statements or saved_statements(evidence.run.path)).checked()
+    statements = checked(statements or saved_statements(evidence.run.path))
     environment = Environment(
         loader=PackageLoader("llm_forget.publish.card", "."),
         undefined=StrictUndefined,
@@ -105,7 +105,7 @@ def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
 
 
 def write_card(
-    run: str | Path, statements: Statements | None = None, *, output: str | Path | None = None, **options: Any
+    run: str | Path, statements: CardStatements | None = None, *, output: str | Path | None = None, **options: Any
 ) -> Path:
     """Write the card into the run or to ``output``, and save the statements for later cards and `push`.
 
@@ -123,23 +123,21 @@ def write_card(
     evidence = read_run(run)
     if options.get("merged") is not None:
         full_model_of(evidence, options["merged"])
-    saved = asdict(saved_statements(evidence.run.path))
-    new_values = {key: value for key, value in asdict(statements or Statements()).items() if value not in (None, ())}
+    saved = formats.plain(saved_statements(evidence.run.path))
+    new_values = {k: v for k, v in formats.plain(statements or CardStatements()).items() if v not in (None, [])}
     if "license" in new_values:  # name and link belong to the replaced licence
         saved |= {"license_name": None, "license_link": None}
-    merged_statements = Statements(
-        **{**saved, **new_values, "datasets": tuple(new_values.get("datasets") or saved["datasets"])}
-    )
+    merged_statements = CardStatements(**{**saved, **new_values})
     text = card(evidence, merged_statements, **options)
     target = Path(output) if output is not None else evidence.run.path / CARD
     write_atomic(target, text)
-    formats.write(evidence.run.path / STATEMENTS, asdict(merged_statements), CardStatements)
+    formats.write(evidence.run.path / STATEMENTS, merged_statements)
     return target
 
 
 def _content(
     evidence: Evidence,
-    statements: Statements,
+    statements: CardStatements,
     merged: Path | None,
     place: Place,
     history: Sequence[Mapping[str, Any]],

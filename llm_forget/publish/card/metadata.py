@@ -17,7 +17,7 @@ ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # id of a data set
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from llm_forget.publish.card.statements import Statements
+    from llm_forget.core.formats.publication import CardStatements
 
 UNSCORED = "unscored"  # replaces null of results.json, which the Hub does not allow
 TASK = "text-generation"
@@ -25,7 +25,7 @@ FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether the fo
 
 
 def card_data(
-    evidence: Evidence, statements: Statements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
+    evidence: Evidence, statements: CardStatements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
 ) -> ModelCardData:
     """Build the metadata of a card.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,61 +17,44 @@ NAME, LINK = re.compile(r"[a-z0-9][a-z0-9.-]{0,95}"), re.compile(r"https://[!-~]
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Statements:
-    """Facts that only the publisher knows; all are optional, and the card states which are missing."""
+def checked(statements: CardStatements) -> CardStatements:
+    """Return the statements after checking them.
 
-    title: str | None = None
-    category: str | None = None  # of the forgotten rows, such as "personal data of 12 people"; never the text
-    contact: str | None = None
-    license: str | None = None
-    license_name: str | None = None  # for license "other": a licence that the Hub does not list
-    license_link: str | None = None
-    base_model: str | None = None  # Hub id, if training loaded it from a folder
-    datasets: tuple[str, ...] = ()
-    intended_use: str | None = None
-    power_watts: float | None = None  # drawn by the whole machine during training
-
-    def checked(self) -> Statements:
-        """Return the statements after checking them.
-
-        Raises:
-            PublishError: a base model or data set is no Hub id, the Hub does not know the licence, or the power is not
-                positive.
-        """
-        if self.base_model is not None and not REPOSITORY.fullmatch(self.base_model):
-            raise PublishError(f"base_model is '{plain(self.base_model)}'; give its name on the Hub, as org/name")
-        if wrong := [name for name in self.datasets if not REPOSITORY.fullmatch(name)]:
-            raise PublishError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
-        self._check_licence()
-        if self.power_watts is not None and not 0 < self.power_watts < 1e7:
-            raise PublishError(f"power_watts is {self.power_watts}; give what the machine draws, in watts, above 0")
-        return self
-
-    def _check_licence(self) -> None:
-        has_custom_name = self.license_name is not None or self.license_link is not None
-        if self.license is not None and self.license not in LICENCES:
-            close = get_close_matches(self.license.lower(), sorted(LICENCES)) or ["apache-2.0", "mit", "cc-by-4.0"]
-            raise PublishError(
-                f"license is '{plain(self.license)}', which the Hub does not know; it knows {', '.join(close)} and "
-                f"others; for any other licence set {OTHER} with license_name"
-            )
-        if (has_custom_name and self.license != OTHER) or (self.license == OTHER and not self.license_name):
-            raise PublishError(f"license_name and license_link belong to license {OTHER}, which needs license_name")
-        if self.license_name is not None and not NAME.fullmatch(self.license_name):
-            raise PublishError(f"license_name is '{plain(self.license_name)}'; write it in small letters and hyphens")
-        if self.license_link is not None and not LINK.fullmatch(self.license_link):
-            raise PublishError(f"license_link is '{plain(self.license_link)}'; set a URL that begins with https://")
+    Raises:
+        PublishError: a base model or data set is no Hub id, the Hub does not know the licence, or the power is not
+            positive.
+    """
+    if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
+        raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")
+    if wrong := [name for name in statements.datasets if not REPOSITORY.fullmatch(name)]:
+        raise PublishError(f"dataset is '{plain(wrong[0])}'; give its name on the Hub, as org/name")
+    _check_licence(statements)
+    if statements.power_watts is not None and not 0 < statements.power_watts < 1e7:
+        raise PublishError(f"power_watts is {statements.power_watts}; give what the machine draws, in watts, above 0")
+    return statements
 
 
-def saved_statements(run: Path) -> Statements:
+def _check_licence(statements: CardStatements) -> None:
+    licence, name, link = statements.license, statements.license_name, statements.license_link
+    if licence is not None and licence not in LICENCES:
+        close = get_close_matches(licence.lower(), sorted(LICENCES)) or ["apache-2.0", "mit", "cc-by-4.0"]
+        raise PublishError(
+            f"license is '{plain(licence)}', which the Hub does not know; it knows {', '.join(close)} and others; for "
+            f"any other licence set {OTHER} with license_name"
+        )
+    if (licence != OTHER and (name is not None or link is not None)) or (licence == OTHER and not name):
+        raise PublishError(f"license_name and license_link belong to license {OTHER}, which needs license_name")
+    if name is not None and not NAME.fullmatch(name):
+        raise PublishError(f"license_name is '{plain(name)}'; write it in small letters and hyphens")
+    if link is not None and not LINK.fullmatch(link):
+        raise PublishError(f"license_link is '{plain(link)}'; set a URL that begins with https://")
+
+
+def saved_statements(run: Path) -> CardStatements:
     """Read the statements that `write_card` saved in a run; empty without any.
 
     Raises:
         PublishError: the file was not written by `write_card`.
     """
-    file = run / STATEMENTS
-    if not file.is_file():
-        return Statements()
-    content = formats.read(file, CardStatements, advice="delete it and make the card again")
-    return Statements(**{**formats.plain(content), "datasets": tuple(content.datasets)})
+    file, advice = run / STATEMENTS, "delete it and make the card again"
+    return formats.read(file, CardStatements, advice=advice) if file.is_file() else CardStatements()

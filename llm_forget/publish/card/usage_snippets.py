@@ -15,7 +15,7 @@ from llm_forget.publish.anonymise import hub_id, model_name
 from llm_forget.report.run_evidence import Evidence
 
 if TYPE_CHECKING:
-    from llm_forget.publish.card.statements import Statements
+    from llm_forget.core.formats.publication import CardStatements
 
 UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 
@@ -30,7 +30,7 @@ class CodeNames:
     base_revision: str | None
 
 
-def base_name(evidence: Evidence, statements: Statements) -> str:
+def base_name(evidence: Evidence, statements: CardStatements) -> str:
     """Return the base model's Hub id, else its public name."""
     base = evidence.provenance.get("base", {})
     before = evidence.results["models"].get("before") or {}

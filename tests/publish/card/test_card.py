@@ -10,9 +10,10 @@ import yaml
 
 pytest.importorskip("jinja2")
 
+from llm_forget.core.formats.publication import CardStatements
 from llm_forget.core.text import shown
 from llm_forget.publish.card.card import Place, card, write_card
-from llm_forget.publish.card.statements import Statements, saved_statements
+from llm_forget.publish.card.statements import checked, saved_statements
 from llm_forget.publish.row_digests import PREFIX
 from llm_forget.report.render.document import interval
 
@@ -93,7 +94,7 @@ def test_what_somebody_wrote_stays_text(make_measured_run, tmp_path, text):
     metrics[f"line {text}"] = metrics.pop("forget_probability")
     results["models"]["unlearned"]["name"] = text
     (folder / "results.json").write_text(json.dumps(results))
-    said = Statements(text, text, text, intended_use=text, power_watts=5.0)
+    said = CardStatements(text, text, text, intended_use=text, power_watts=5.0)
     made = card(folder, said, place=Place(text, text), history=[{"version": text}])
     plain = html(made)
     harmless = html(card(make_measured_run("other")))
@@ -154,7 +155,7 @@ def test_attacks_have_interval_rows_and_excess(make_measured_run):
 
 def test_energy_is_seconds_times_the_stated_power_and_called_an_estimate(make_measured_run):
     folder = make_measured_run()
-    said = card(folder, Statements(power_watts=360.0))
+    said = card(folder, CardStatements(power_watts=360.0))
     assert "Estimate, not a measurement: 10.0 s of training, times 360 W" in said
     assert "is 0.001 kWh" in said
     assert "its energy is not estimated" in card(folder)
@@ -184,10 +185,10 @@ def test_an_unscored_line_is_in_the_head_and_called_unknown(make_measured_run, t
 
 def test_what_people_say_is_kept_for_the_next_card(make_measured_run):
     folder = make_measured_run()
-    path = write_card(folder, Statements(category="fruit", contact="a@b.org", datasets=("org/data",)))
+    path = write_card(folder, CardStatements(category="fruit", contact="a@b.org", datasets=["org/data"]))
     assert path == folder / "README.md"
-    write_card(folder, Statements(contact="c@d.org"))
-    assert saved_statements(folder) == Statements(category="fruit", contact="c@d.org", datasets=("org/data",))
+    write_card(folder, CardStatements(contact="c@d.org"))
+    assert saved_statements(folder) == CardStatements(category="fruit", contact="c@d.org", datasets=["org/data"])
     text = path.read_text()
     assert "fruit" in text
     assert "c&#64;d.org" in text
@@ -206,9 +207,9 @@ def test_data_sets_of_the_hub_are_named_and_folders_are_not(make_measured_run, t
 @pytest.mark.parametrize(
     ("statements", "sentence"),
     [
-        (Statements(base_model="/home/me/base"), "give its name on the Hub, as org/name"),
-        (Statements(datasets=("folder/of/rows",)), "dataset is 'folder/of/rows'; give its name on the Hub"),
-        (Statements(power_watts=0.0), "give what the machine draws, in watts"),
+        (CardStatements(base_model="/home/me/base"), "give its name on the Hub, as org/name"),
+        (CardStatements(datasets=["folder/of/rows"]), "dataset is 'folder/of/rows'; give its name on the Hub"),
+        (CardStatements(power_watts=0.0), "give what the machine draws, in watts"),
     ],
 )
 def test_statements_that_cannot_be_meant_are_refused(make_measured_run, statements, sentence):
@@ -365,18 +366,18 @@ def test_of_many_that_make_a_key_at_once_all_have_the_same(make_measured_run):
 )
 def test_a_licence_that_the_hub_does_not_know_is_refused(said, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Statements(**said).checked()
+        checked(CardStatements(**said))
 
 
 def test_another_licence_is_named_and_linked_and_replaced_as_a_whole(make_measured_run):
     from huggingface_hub import ModelCard
 
     folder, link = make_measured_run(), "https://example.org/licence"
-    text = write_card(folder, Statements(license="other", license_name="our-own", license_link=link)).read_text()
+    text = write_card(folder, CardStatements(license="other", license_name="our-own", license_link=link)).read_text()
     data = ModelCard(text).data
     assert (data.license, data.license_name, data.license_link) == ("other", "our-own", link)
     assert "Licence: our-own" in text
-    data = ModelCard(write_card(folder, Statements(license="mit")).read_text()).data
+    data = ModelCard(write_card(folder, CardStatements(license="mit")).read_text()).data
     assert data.license == "mit"
     assert "license_name" not in data.to_dict()
 

@@ -43,14 +43,14 @@ def test_a_purged_version_is_gone_with_its_weights_and_the_clean_one_stays(hub, 
 def test_all_versions_with_the_weights_of_a_withdrawn_one_go_however_long_the_history(hub, measured, tmp_path):
     from huggingface_hub import HfApi
 
+    from llm_forget.core.formats.publication import CardStatements
     from llm_forget.publish.card.card import write_card
-    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.hub.pull import pull
     from llm_forget.publish.hub.purge import plan, purge
 
     run, pushed = measured(), []
     for contact in ("one", "two", "three"):  # the same weights under other cards
-        write_card(run.path, Statements(contact=contact))
+        write_card(run.path, CardStatements(contact=contact))
         pushed.append(send(run)[1])
     with pytest.raises(ValueError, match="or has their weights; push a version without the data first"):
         plan(REPO, [pushed[0].tag])

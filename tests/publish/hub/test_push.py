@@ -230,13 +230,13 @@ def test_weights_that_were_changed_after_the_evaluation_are_not_pushed(hub, meas
 
 
 def test_a_local_base_is_published_by_its_name_or_by_the_one_on_the_hub(hub, measured, tmp_path):
+    from llm_forget.core.formats.publication import CardStatements
     from llm_forget.models.adapters.files import verify_adapter
     from llm_forget.publish.card.card import write_card
-    from llm_forget.publish.card.statements import Statements
     from llm_forget.publish.hub.pull import pull
 
     run = measured()
-    write_card(run.path, Statements(base_model="org/the-base", license="mit"))
+    write_card(run.path, CardStatements(base_model="org/the-base", license="mit"))
     (run.adapter / "README.md").write_text(f"base_model: {tmp_path}/target")  # as PEFT would have written
     _, pushed = send(run)
     pull(REPO, tmp_path / "pulled", revision=pushed.tag)

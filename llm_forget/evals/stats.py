@@ -10,7 +10,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
 
@@ -22,6 +22,7 @@ from llm_forget.core.errors import EvaluationError
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
 Codes = NDArray[np.int64]  # ranks in the sorted union of two samples; equal scores have equal ranks
 Interval = tuple[float, float]
+LEVEL = 0.95  # nominal coverage of intervals
 BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB of values
 
 
@@ -43,12 +44,7 @@ class Estimate:
     ci: Interval | None
     n: int  # scored rows; the smaller number for two samples
     n_unscored: int = 0
-    rows: dict[str, Rows] = field(default_factory=dict)  # scores by the name of the metric's input
-
-
-def with_rows(estimate: Estimate, **rows: Rows) -> Estimate:
-    """A copy of the estimate with the scores it was computed from, by the name of the metric's input."""
-    return replace(estimate, rows=rows)
+    rows: dict[str, Rows] = field(default_factory=dict, compare=False)  # scores by the name of the metric's input
 
 
 def scored(rows: Rows) -> Rows:
@@ -62,29 +58,18 @@ def mean(rows: Rows) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def mean_with_interval(rows: Rows, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Mean of the scored rows with its percentile-bootstrap interval, both in the unit of the rows.
+def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> Summary:
+    """Mean of the scored rows ``[N]`` with its 95 % percentile-bootstrap interval, both in the unit of the rows.
 
     No scored row: NaN with n = 0. One scored row or an infinite mean: no interval. Equal rows: an interval of width 0.
-
-    Args:
-        rows: ``[N]``, NaN where a row is unscored.
-        level: nominal coverage.
-        resamples: number of bootstrap samples.
-        seed: of the bootstrap; equal seeds give equal intervals.
     """
     values = scored(np.asarray(rows, dtype=np.float64))  # [n]
     n, unscored = len(values), len(rows) - len(values)
     center = mean(values)
     if n < 2 or not math.isfinite(center):
         return Summary(center, None, n, unscored)
-    ci = bootstrap(_means, values, level=level, resamples=resamples, seed=seed)
+    ci = bootstrap(partial(np.mean, axis=-1), values, resamples=resamples, seed=seed)
     return Summary(center, ci, n, unscored)
-
-
-def _means(rows: Rows) -> Rows:
-    """Means along the last axis: ``[b, n]`` gives ``[b]``."""
-    return np.mean(rows, axis=-1)
 
 
 def ks_p_value(left: Rows, right: Rows) -> float:
@@ -129,27 +114,23 @@ def auc(members: Rows, nonmembers: Rows) -> float:
     return float(auc_of_codes(*codes(members, nonmembers)))
 
 
-def auc_with_interval(
-    members: Rows, nonmembers: Rows, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """`auc` with an interval that is wide for few rows, also at 0, at 1 and where all scores are equal.
+def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """`auc` with a 95 % interval that is wide for few rows, also at 0, at 1 and where all scores are equal.
 
     The percentile bootstrap of both samples or, where the samples hardly overlap (`hardly_mixed`: the bootstrap gives
     [1, 1] for three separated rows, and [0.5, 0.5] for three equal ones), Newcombe's score interval. Simulated with
     normal scores, 5 to 160 rows a sample and AUC up to 0.985, 95 % intervals cover in 92 to 99 % of cases. Fewer than
     two scored rows in a sample: no interval.
     """
-    total = len(members) + len(nonmembers)
+    rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
     m, n = len(members), len(nonmembers)
-    value, smaller, unscored = auc(members, nonmembers), min(m, n), total - m - n
-    if smaller < 2:
-        return Estimate(value, None, smaller, unscored)
-    if hardly_mixed(members, nonmembers):
-        ci = auc_score_interval(value, m, n, level=level)
-    else:
-        ci = bootstrap(auc_of_codes, *codes(members, nonmembers), level=level, resamples=resamples, seed=seed)
-    return Estimate(value, ci, smaller, unscored)
+    value, ci = auc(members, nonmembers), None
+    if min(m, n) >= 2 and hardly_mixed(members, nonmembers):
+        ci = auc_score_interval(value, m, n)
+    elif min(m, n) >= 2:
+        ci = bootstrap(auc_of_codes, *codes(members, nonmembers), resamples=resamples, seed=seed)
+    return Estimate(value, ci, min(m, n), sum(map(len, rows.values())) - m - n, rows)
 
 
 def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
@@ -168,38 +149,25 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
 
 
 def tpr_with_interval(
-    members: Rows,
-    nonmembers: Rows,
-    fpr: float = 0.01,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    members: Rows, nonmembers: Rows, fpr: float = 0.01, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
     """`tpr_at_fpr` with the hull of its percentile bootstrap and Wilson's interval of a share of the members.
 
     The bootstrap has no width where no member or every member is above the threshold; Wilson's interval has, but takes
     the threshold as fixed. Fewer than two scored rows in a sample: no interval.
     """
-    total = len(members) + len(nonmembers)
+    rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
     m, n = len(members), len(nonmembers)
-    value, smaller, unscored = tpr_at_fpr(members, nonmembers, fpr), min(m, n), total - m - n
-    if smaller < 2:
-        return Estimate(value, None, smaller, unscored)
-    statistic = partial(_shares_above, fpr=fpr)
-    ci = bootstrap(statistic, members, nonmembers, level=level, resamples=resamples, seed=seed)
-    return Estimate(value, hull(ci, wilson_interval(round(value * m), m, level=level)), smaller, unscored)
+    value, ci = tpr_at_fpr(members, nonmembers, fpr), None
+    if min(m, n) >= 2:
+        resampled = bootstrap(partial(_shares_above, fpr=fpr), members, nonmembers, resamples=resamples, seed=seed)
+        ci = hull(resampled, wilson_interval(round(value * m), m))
+    return Estimate(value, ci, min(m, n), sum(map(len, rows.values())) - m - n, rows)
 
 
-def bootstrap(
-    statistic: Callable[..., Rows],
-    *samples: NDArray,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile-bootstrap interval of a statistic, each sample resampled independently; NaN if a resample gives NaN.
+def bootstrap(statistic: Callable[..., Rows], *samples: NDArray, resamples: int = 1000, seed: int = 0) -> Interval:
+    """95 % percentile-bootstrap interval of a statistic, samples resampled independently; NaN if a resample gives NaN.
 
     The resamples are those of `scipy.stats.bootstrap`. The quantiles are NumPy's: those of SciPy 1.17 are off in the
     last bit where all resamples are equal, so that equal rows had an interval beside their mean.
@@ -208,7 +176,6 @@ def bootstrap(
         statistic: reduces the last axis of all samples: of ``[..., b, n]`` for each sample, ``b`` resamples at once,
             it gives ``[b]``.
         samples: ``[..., n]`` each, n at least 2; the leading axes of a sample share their resampled indices.
-        level: nominal coverage.
         resamples: number of bootstrap samples, computed in blocks of `BLOCK` numbers.
         seed: of `numpy.random.default_rng`; equal seeds give equal intervals.
     """
@@ -226,7 +193,7 @@ def bootstrap(
             method="percentile",
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # [resamples]
-    low, high = np.quantile(distribution, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -271,14 +238,14 @@ def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
     return bool(min(len(members), len(others)) * min(above, below) < 5)
 
 
-def auc_score_interval(value: float, m: int, n: int, *, level: float = 0.95) -> Interval:
-    """Score interval of an AUC: Newcombe's method 5 (Statistics in Medicine 25, 2006), which SciPy does not have.
+def auc_score_interval(value: float, m: int, n: int) -> Interval:
+    """95 % score interval of an AUC: Newcombe's method 5 (Statistics in Medicine 25, 2006), which SciPy does not have.
 
     All AUCs that a test does not reject for the observed ``value`` of ``m`` members and ``n`` non-members. The variance
     is Hanley and McNeil's at the tested AUC, as in Wilson's interval of a share, so that the interval has a width at 0
     and 1 too. 0.5 +/- 0.025 at m = n = 1000.
     """
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
     def rejected(true: float) -> bool:
         mean_size = (m + n) / 2 - 1
@@ -296,7 +263,7 @@ def _rejection_boundary(rejected: Callable[[float], bool], inside: float, outsid
     return (inside + outside) / 2
 
 
-def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Interval:
     """Wilson's score interval of a share, in [0, 1], without continuity correction; [0, 0.071] for 0 of 50 at 95 %."""
     from scipy.stats import binomtest
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
-from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
 @metric(paper="arXiv:2407.06460")
@@ -32,7 +32,4 @@ def membership_auc(
         include_last: whether these two include the end of the answer; open-unlearning excludes it.
     """
     settings = {"k": k, "include_last": include_last}
-    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
-    return with_rows(
-        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
-    )
+    return auc_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from llm_forget.evals.membership import gradnorm
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import GradientRecord, row_means
-from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
 @metric(paper="arXiv:2402.17012")
@@ -18,9 +19,4 @@ def membership_gradnorm(
 
     0.5 if they are indistinguishable, 1 if every member has a smaller norm than every non-member. ``p`` is 1, 2 or inf.
     """
-    member_scores, nonmember_scores = (
-        row_means(side, lambda record: gradnorm(record, p=p)) for side in (members, nonmembers)
-    )
-    return with_rows(
-        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
-    )
+    return auc_with_interval(*(row_means(rows, partial(gradnorm, p=p)) for rows in (members, nonmembers)))

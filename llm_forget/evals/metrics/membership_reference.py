@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llm_forget.evals.membership import reference_scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
-from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
 @metric(paper="arXiv:2012.07805")
@@ -21,10 +21,5 @@ def membership_reference(
 
     0.5 for the oracle itself, all of whose scores are 0. The oracle cancels the difficulty of each row.
     """
-    member_scores, nonmember_scores = (
-        reference_scores(members, oracle_members),
-        reference_scores(nonmembers, oracle_nonmembers),
-    )
-    return with_rows(
-        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
-    )
+    member_scores = reference_scores(members, oracle_members)
+    return auc_with_interval(member_scores, reference_scores(nonmembers, oracle_nonmembers))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
-from llm_forget.evals.stats import Estimate, tpr_with_interval, with_rows
+from llm_forget.evals.stats import Estimate, tpr_with_interval
 
 
 @metric(paper="arXiv:2112.03570")
@@ -35,7 +35,4 @@ def membership_tpr(
         at_fpr: maximum false-positive rate, in [0, 1).
     """
     settings = {"k": k, "include_last": include_last}
-    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
-    return with_rows(
-        tpr_with_interval(member_scores, nonmember_scores, at_fpr), members=member_scores, nonmembers=nonmember_scores
-    )
+    return tpr_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings), at_fpr)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llm_forget.evals.membership import reference_scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord
-from llm_forget.evals.stats import Estimate, auc_with_interval, with_rows
+from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
 @metric(paper="arXiv:1912.07942")
@@ -22,10 +22,5 @@ def membership_two_models(
     0.5 for the target itself. It is high even for the oracle, because access to both models reveals every deletion: it
     shows that the target must be withdrawn, not how well the model forgot.
     """
-    member_scores, nonmember_scores = (
-        -reference_scores(members, before_members),
-        -reference_scores(nonmembers, before_nonmembers),
-    )
-    return with_rows(
-        auc_with_interval(member_scores, nonmember_scores), members=member_scores, nonmembers=nonmember_scores
-    )
+    member_scores = -reference_scores(members, before_members)
+    return auc_with_interval(member_scores, -reference_scores(nonmembers, before_nonmembers))

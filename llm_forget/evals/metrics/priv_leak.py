@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from llm_forget.evals import stats
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, aligned
-from llm_forget.evals.stats import (
-    Codes,
-    Estimate,
-    Interval,
-    Rows,
-    auc,
-    auc_of_codes,
-    auc_score_interval,
-    bootstrap,
-    codes,
-    hardly_mixed,
-    hull,
-    with_rows,
-)
+from llm_forget.evals.stats import Codes, Estimate, Rows
 
 
 @metric(paper="arXiv:2407.06460")
@@ -57,14 +46,10 @@ def priv_leak(
         EvaluationError: the two models were not measured on the same rows.
     """
     settings = {"k": k, "include_last": include_last}
-    for records, oracle_records in ((members, oracle_members), (nonmembers, oracle_nonmembers)):
-        aligned(records, oracle_records)
-    member_scores, nonmember_scores = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
-    oracle_scores = scores(oracle_members, attack, **settings), scores(oracle_nonmembers, attack, **settings)
-    estimate = leak_with_interval(
-        np.stack([member_scores, oracle_scores[0]]), np.stack([nonmember_scores, oracle_scores[1]])
-    )
-    return with_rows(estimate, members=member_scores, nonmembers=nonmember_scores)
+    pairs = (members, oracle_members), (nonmembers, oracle_nonmembers)
+    for pair in pairs:
+        aligned(*pair)
+    return leak_with_interval(*(np.stack([scores(rows, attack, **settings) for rows in pair]) for pair in pairs))
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
@@ -78,23 +63,26 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
     members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
     n = min(members_scored.shape[1], nonmembers_scored.shape[1])
-    value, oracle = auc(members_scored[0], nonmembers_scored[0]), auc(members_scored[1], nonmembers_scored[1])
-    estimate = Estimate(float(leak(value, oracle)), None, n, unscored)
+    value, oracle = (
+        stats.auc(members_scored[0], nonmembers_scored[0]),
+        stats.auc(members_scored[1], nonmembers_scored[1]),
+    )
+    rows = {"members": members[0], "nonmembers": nonmembers[0]}
+    estimate = Estimate(float(leak(value, oracle)), None, n, unscored, rows)
     if n < 2 or math.isnan(estimate.value):
         return estimate
-    ranks, oracle_ranks = codes(members_scored[0], nonmembers_scored[0]), codes(members_scored[1], nonmembers_scored[1])
-    ci = bootstrap(_leaks, np.stack([ranks[0], oracle_ranks[0]]), np.stack([ranks[1], oracle_ranks[1]]))
-    if hardly_mixed(members_scored[0], nonmembers_scored[0]):
-        low, high = auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
-        ci = hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
-    return Estimate(estimate.value, _finite_interval(ci), n, unscored)
+    ranks, oracle_ranks = (
+        stats.codes(members_scored[0], nonmembers_scored[0]),
+        stats.codes(members_scored[1], nonmembers_scored[1]),
+    )
+    ci = stats.bootstrap(_leaks, np.stack([ranks[0], oracle_ranks[0]]), np.stack([ranks[1], oracle_ranks[1]]))
+    if stats.hardly_mixed(members_scored[0], nonmembers_scored[0]):
+        low, high = stats.auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
+        ci = stats.hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
+    # An end is NaN if a resample has an oracle AUC of 1.
+    return replace(estimate, ci=None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci)
 
 
 def _leaks(members: Codes, nonmembers: Codes) -> Rows:
     """`priv_leak` of resampled codes ``[2, b, m]`` and ``[2, b, n]``, whose first axis is model and oracle: ``[b]``."""
-    return leak(auc_of_codes(members[0], nonmembers[0]), auc_of_codes(members[1], nonmembers[1]))
-
-
-def _finite_interval(ci: Interval) -> Interval | None:
-    """The interval, or None if an end is NaN because a resample has an oracle AUC of 1."""
-    return None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci
+    return leak(stats.auc_of_codes(members[0], nonmembers[0]), stats.auc_of_codes(members[1], nonmembers[1]))

@@ -17,18 +17,8 @@ from llm_forget.models.adapters.lora_config import MAX_RANK, read_config
 from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
-from llm_forget.models.merging.combinations import (
-    LOW_RANK,
-    Part,
-    Rule,
-    error_of_averaging,
-    layers,
-    load_parts,
-    rank_error,
-    refuse_uncombinable,
-    stacked,
-    truncated,
-)
+from llm_forget.models.merging import combinations
+from llm_forget.models.merging.combinations import Part, Rule, layers, stacked
 from llm_forget.models.merging.full_model import as_trained, compare, default_tolerance, probe_logits, random_probes
 
 if TYPE_CHECKING:
@@ -55,20 +45,21 @@ def combine_adapters(
     Raises:
         ModelError: a rule whose result is not low-rank, too large a rank, or logits that differ (for cat).
     """
-    if rule.combination not in LOW_RANK:
+    if rule.combination not in combinations.LOW_RANK:
         raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
-    refuse_uncombinable(parts)
+    combinations.refuse_uncombinable(parts)
     args = as_trained(base_args, verify_adapter(parts[0].folder).get("quantization"))
     digest = source_digest(args.model_name_or_path, args.model_revision)
     base = load_base(args)
     probes = random_probes(base.config.get_text_config().vocab_size)
     reference = probe_logits(base, probes)
-    model, names = load_parts(base, parts, digest)
+    model, names = combinations.load_parts(base, parts, digest)
     expected = probe_logits(model, probes)
     tensors, rank = side_by_side(model, names, rule)
     report: dict[str, Any] = {
-        "combination": rule.combination, "rank": rank, "error_of_averaging": error_of_averaging(model, names),
-        "rank_error": rank_error(model, names, rule.rank) if rule.rank is not None else 0.0,
+        "combination": rule.combination, "rank": rank,
+        "error_of_averaging": combinations.error_of_averaging(model, names),
+        "rank_error": combinations.rank_error(model, names, rule.rank) if rule.rank is not None else 0.0,
     }  # fmt: skip
     config = _config(model, names, parts, rank)
     # In 8 bit, activations near a rounding boundary may round differently.
@@ -99,7 +90,7 @@ def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str
     tensors: dict[str, Tensor] = {}
     for place, layer, (up, down) in adapted:
         if rule.rank is not None:
-            up, down, _, _ = truncated(up, down, rule.rank)
+            up, down, _, _ = combinations.truncated(up, down, rule.rank)
         missing = rank - up.shape[2]
         up, down = torch.nn.functional.pad(up, (0, missing)), torch.nn.functional.pad(down, (0, 0, 0, missing))
         up = up.permute(1, 2, 0).reshape(up.shape[1], -1).contiguous()  # [out, r E], as PEFT lays out experts

@@ -20,15 +20,8 @@ from llm_forget.models.adapters.lora import ADAPTER, quantization_of
 from llm_forget.models.adapters.safe_read import ADAPTER_WEIGHTS
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
-from llm_forget.models.merging.combinations import (
-    Part,
-    Rule,
-    error_of_averaging,
-    fold,
-    load_parts,
-    rank_error,
-    refuse_uncombinable,
-)
+from llm_forget.models.merging import combinations
+from llm_forget.models.merging.combinations import Part, Rule
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -98,7 +91,7 @@ def merge_adapters(
     _refuse_existing(out_folder)
     manifest = verify_adapter(parts[0].folder)
     if how is not None:
-        refuse_uncombinable(parts)
+        combinations.refuse_uncombinable(parts)
     digest = source_digest(base_args.model_name_or_path, base_args.model_revision) if manifest.get("base") else None
     args = as_trained(base_args, manifest.get("quantization"))
     quantized = bool(args.load_in_4bit or args.load_in_8bit)
@@ -144,7 +137,7 @@ def _load_parts_or_adapter(
 ) -> tuple[Any, list[str]]:
     if rule is None:
         return load_adapter(base, parts[0].folder, base_digest=digest), [ADAPTER]
-    return load_parts(base, parts, digest)
+    return combinations.load_parts(base, parts, digest)
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
@@ -182,10 +175,10 @@ def _merge_in_memory(
     # Of the combination: its settings, and shares of the norm of the exact sum: what averaging A and B apart would have
     # been off by, and what its ranks leave out.
     settings = {key: value for key, value in dataclasses.asdict(rule).items() if value is not None}
-    settings["error_of_averaging"] = error_of_averaging(model, names)
+    settings["error_of_averaging"] = combinations.error_of_averaging(model, names)
     if rule.rank is not None:
-        settings["rank_error"] = rank_error(model, names, rule.rank)
-    fold(model, names, rule)
+        settings["rank_error"] = combinations.rank_error(model, names, rule.rank)
+    combinations.fold(model, names, rule)
     beneath = [name for name in model.peft_config if name not in names]
     merged = model.merge_and_unload(safe_merge=True, adapter_names=beneath)
     logits = logits if _equals_active_adapters(rule) else probe_logits(merged, probes)

@@ -7,18 +7,8 @@ from collections.abc import Iterator
 
 from llm_forget.core.errors import RunError
 from llm_forget.core.text import plain
-from llm_forget.report.render.document import (
-    ANSWER_MARKS,
-    MARKS,
-    Block,
-    Cell,
-    Chart,
-    Document,
-    Section,
-    Table,
-    Text,
-    Verdict,
-)
+from llm_forget.report.render import document as parts
+from llm_forget.report.render.document import ANSWER_MARKS, MARKS, Cell, Document, Section, Table
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;", "|": "&#124;"}
 
@@ -57,17 +47,17 @@ def _section(section: Section, level: int) -> Iterator[str]:
         yield from _section(part, min(6, level + 1))
 
 
-def _block(block: Block) -> Iterator[str]:
+def _block(block: parts.Block) -> Iterator[str]:
     match block:
-        case Text():
+        case parts.Text():
             yield f"**Note:** {escape(block.text)}" if block.warning else escape(block.text)
         case Table():
             yield f"**{escape(block.title)}**"
             yield table(block)
-        case Chart():
+        case parts.Chart():
             yield f"**{escape(block.title)}.** {escape(block.description)}"
             yield table(block.table)
-        case Verdict():
+        case parts.Verdict():
             yield f"**{escape(block.question)}: {ANSWER_MARKS[block.answer]} {escape(block.answer)}**"
             yield "\n".join(f"- {MARKS[holds]} {escape(sentence)}" for holds, sentence in block.findings)
             if block.caution:

@@ -17,16 +17,8 @@ from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.report.render.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval
 from llm_forget.report.render.markdown import to_markdown
 from llm_forget.report.run_evidence import Evidence, read_runs
+from llm_forget.report.sections import verdict
 from llm_forget.report.sections.cost_and_provenance import retraining_ratio
-from llm_forget.report.sections.verdict import (
-    ABOUT_DISTANCE,
-    DISTANCE,
-    FRONT,
-    GOAL_LABELS,
-    common_suites,
-    front_marks,
-    position,
-)
 from llm_forget.report.statistics import utility_line
 
 if TYPE_CHECKING:
@@ -46,7 +38,7 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
         RunError: a folder is not a measured run, or the runs have no suite in common.
     """
     evidence = read_runs(runs)
-    common = common_suites(evidence)
+    common = verdict.common_suites(evidence)
     if suite is not None and suite not in common:
         raise RunError(f"not all runs were measured with suite '{suite}'; they have in common: {', '.join(common)}")
     if not common:
@@ -57,9 +49,9 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
 
 def comparison_section(runs: Sequence[Evidence], suites: Sequence[str] | None = None) -> Section:
     """Build a part for each common suite: position, verdict and cost of every run, and all values."""
-    chosen = common_suites(runs) if suites is None else suites
+    chosen = verdict.common_suites(runs) if suites is None else suites
     parts = tuple(Section(f"Suite {name}", _tables(name, runs)) for name in chosen)
-    return Section("Side by side", (Text(ABOUT_DISTANCE),) if parts else (), parts)
+    return Section("Side by side", (Text(verdict.ABOUT_DISTANCE),) if parts else (), parts)
 
 
 def print_comparison(section: Section, console: Console) -> None:
@@ -83,11 +75,11 @@ def print_comparison(section: Section, console: Console) -> None:
 
 def comparison_markdown(section: Section) -> str:
     """Render the tables as a Markdown page."""
-    return to_markdown(Document(section.title, ABOUT_DISTANCE, section.parts))
+    return to_markdown(Document(section.title, verdict.ABOUT_DISTANCE, section.parts))
 
 
 def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
-    positions = [position(run, suite) for run in runs]
+    positions = [verdict.position(run, suite) for run in runs]
     utility = utility_line(runs[0].suites[suite]["metrics"])
     questions = list(dict.fromkeys(question for run in runs for question in run.suites[suite]["verdict"]))
     rows = [
@@ -98,10 +90,10 @@ def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
             *([mark] if len(runs) > 1 else []),
             *_cost(run),
         )
-        for run, coordinates, mark in zip(runs, positions, front_marks(positions), strict=True)
+        for run, coordinates, mark in zip(runs, positions, verdict.front_marks(positions), strict=True)
     ]
-    front = [FRONT] if len(runs) > 1 else []
-    columns = ("run", *questions, DISTANCE, utility or "utility", *front, "training", "of retraining")
+    front = [verdict.FRONT] if len(runs) > 1 else []
+    columns = ("run", *questions, verdict.DISTANCE, utility or "utility", *front, "training", "of retraining")
     summary = Table(f"Suite {suite}: where the runs lie", columns, tuple(rows))
     return (*_cautions(suite, runs), summary, _numbers(suite, runs))
 
@@ -128,7 +120,7 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
         reference_values = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
         before, oracle = ([reference_values[role]] if role in reference_values else [] for role in ("before", "oracle"))
         marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
-        rows.append((Number(marked, GOAL_LABELS[line["goal"]]), *before, *values, *oracle))
+        rows.append((Number(marked, verdict.GOAL_LABELS[line["goal"]]), *before, *values, *oracle))
     before, oracle = ([role] if role in references else [] for role in ("before", "oracle"))
     columns = ("metric", *before, *(run.name for run in runs), *oracle)
     return Table(f"Suite {suite}: all numbers", columns, tuple(rows))

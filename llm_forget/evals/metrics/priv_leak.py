@@ -63,20 +63,15 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
     members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
     n = min(members_scored.shape[1], nonmembers_scored.shape[1])
-    value, oracle = (
-        stats.auc(members_scored[0], nonmembers_scored[0]),
-        stats.auc(members_scored[1], nonmembers_scored[1]),
-    )
+    both = list(zip(members_scored, nonmembers_scored, strict=True))  # scores of this model and of the oracle
+    value, oracle = (stats.auc(*samples) for samples in both)
     rows = {"members": members[0], "nonmembers": nonmembers[0]}
     estimate = Estimate(float(leak(value, oracle)), None, n, unscored, rows)
     if n < 2 or math.isnan(estimate.value):
         return estimate
-    ranks, oracle_ranks = (
-        stats.codes(members_scored[0], nonmembers_scored[0]),
-        stats.codes(members_scored[1], nonmembers_scored[1]),
-    )
-    ci = stats.bootstrap(_leaks, np.stack([ranks[0], oracle_ranks[0]]), np.stack([ranks[1], oracle_ranks[1]]))
-    if stats.hardly_mixed(members_scored[0], nonmembers_scored[0]):
+    ranks = zip(*(stats.codes(*samples) for samples in both), strict=True)
+    ci = stats.bootstrap(_leaks, *map(np.stack, ranks))
+    if stats.hardly_mixed(*both[0]):
         low, high = stats.auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
         ci = stats.hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
     # An end is NaN if a resample has an oracle AUC of 1.

@@ -98,7 +98,6 @@ def library_errors(kind: type[LlmForgetError], *types: type[Exception]) -> Itera
     """Raise the errors of a library as ``kind``, text included. Only around code that handles no rows.
 
     Args:
-        kind: the class to raise.
         types: what to translate. Errors of this package, and of the operating system about a file, pass unchanged.
     """
     try:

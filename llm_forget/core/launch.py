@@ -154,7 +154,6 @@ def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Seque
     """Everything that requests a number of processes, most direct first.
 
     Args:
-        environment: variables of this process.
         ancestors: command lines of the parent process, its parent, ...
     """
     launches = []

@@ -196,11 +196,7 @@ class Run:
 
 
 def refuse_version(folder: str | Path, output: str) -> None:
-    """Raise ValueError where a folder is a version in the evidence: its files are what was noted, and hold no texts.
-
-    Args:
-        output: what would be written there, for the error.
-    """
+    """Raise ValueError where a folder is a version in the evidence: its files are what was noted, and hold no texts."""
     if (Path(folder) / "version.json").is_file():
         raise RunError(
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "

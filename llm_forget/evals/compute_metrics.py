@@ -47,7 +47,6 @@ def compute_lines(
     """Compute every line of a suite for one model.
 
     Args:
-        suite: the suite.
         records: records of each probe, by probe name.
         others: records and lines of ``oracle`` and ``before``, for inputs named ``oracle_...`` and ``before_...``; a
             line that needs a missing model is unscored.

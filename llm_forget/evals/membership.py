@@ -58,7 +58,6 @@ def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> 
     Equals `loss` at k = 1.
 
     Args:
-        record: one answer.
         k: share of the tokens, in (0, 1]; 0.4 in runs on MUSE and TOFU, 0.2 in the paper.
         include_last: include the last labelled token (the end of the answer); open-unlearning excludes it.
     """
@@ -107,8 +106,6 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
     """Score each row with an attack, averaged over the answers of the row: ``[N]``, NaN = unscored.
 
     Args:
-        records: records of one split.
-        name: name of the attack.
         parameters: hyper-parameters; those that the attack does not have are ignored.
 
     Raises:

@@ -150,10 +150,6 @@ def outcome(applied: Sequence[RuleResult]) -> str:
 def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[RuleResult]]:
     """Apply a policy to an evaluated run and write ``verify.json`` into it.
 
-    Args:
-        run: a finished and evaluated run.
-        policy: name of a shipped policy or a YAML file.
-
     Returns:
         ``pass``, ``fail`` or ``inconclusive``, and the result of every rule.
 

@@ -193,7 +193,6 @@ def load_records(path: Path, key: str | None = None) -> list[Any] | None:
     """Read a complete record file; None if it is missing, incomplete, or has another key.
 
     Args:
-        path: the ``.jsonl`` file.
         key: the required content key; None accepts any key.
     """
     header, records = _read(path)

@@ -110,8 +110,6 @@ def measure(
         tokenizer: the tokenizer that all models share.
         device: device of the models that are not quantised.
         folder: folder for ``<role>/<probe>-<digest>.jsonl``; None writes to the cache only.
-        batch_size: maximum number of sequences in a batch.
-        quiet: print no progress to standard error.
         tasks: tasks of lm-eval by ``suite/line``; their numbers are returned among the records under that name.
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 

@@ -26,7 +26,6 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
         name: ``alt-profanity-check``; ``package.module:function``, a function from texts to P(toxic), such as a client
             of a service; or a text classification model with safetensors weights, on the Hub or in a folder.
         label: label of the model whose probability is returned; default: the label with an obvious name.
-        batch_size: texts in a batch of a model.
 
     Raises:
         MissingPackageError: the package of the default is missing.

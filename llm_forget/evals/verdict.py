@@ -79,11 +79,6 @@ class Finding:
 def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> Bound:
     """Check one bound of a suite or a policy.
 
-    Args:
-        content: the parsed YAML.
-        where: name of the bound in error messages.
-        extra_keys: allowed keys besides those of a bound.
-
     Raises:
         EvaluationError: an unknown key, none or several kinds of bound, a value of another type.
     """

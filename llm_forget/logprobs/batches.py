@@ -23,7 +23,6 @@ def collate(
 
     Args:
         rows: with ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set).
-        pad_token_id: fills the end of short rows.
         pad_to_multiple_of: round S up to this.
     """
     ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]

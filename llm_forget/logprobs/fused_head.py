@@ -24,12 +24,7 @@ def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
 
     Equal to `llm_forget.logprobs.token_logprobs` of the logits, in value and gradient; gradients reach ``hidden`` and,
     where they require it, ``weight`` and ``bias`` (then the backward pass recomputes the logits).
-
-    Args:
-        hidden: ``[N, H]``.
-        weight: of the output embeddings, ``[V, H]``.
-        bias: ``[V]`` or None.
-        labels: ``[N]``.
+    Shapes: ``hidden`` ``[N, H]``, ``weight`` of the output embeddings ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -77,10 +77,8 @@ def combine(
 
     Args:
         name: a name of `RULES`, or ``module:function``.
-        forget: gradient of the forget terms, one tensor per parameter.
-        retain: the same of the retain terms.
+        forget, retain: gradients of the forget and of the retain terms, one tensor per parameter.
         state: returned by the previous step; None at the first step.
-        arguments: hyper-parameters of the rule.
 
     Returns:
         The gradient to descend, and the state for the next step (None for rules without one).

@@ -15,7 +15,6 @@ def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None,
     """``mean over H of (h - c u)^2`` at target positions, h the output of decoder layer ``layer``.
 
     Args:
-        policy: carries ``hidden``.
         coefficient: length c of the control vector.
         layer: decoder layer counted from 0; it says which hidden states to carry. None = a quarter of the depth.
         seed: of the direction u, the same on every rank and in every run.

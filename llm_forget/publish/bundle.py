@@ -108,7 +108,6 @@ def publication(
     """Collect everything that `push` would send, without network access.
 
     Args:
-        run: a finished and measured run.
         repository: ``org/name``.
         merged: folder of a full model written by `merge` or `export`, published instead of the adapter.
         history: see `card`.

@@ -31,10 +31,8 @@ def checked(
     """The record that a JSON value holds.
 
     Args:
-        content: of a file, as `json.loads` gives it.
-        kind: what it must be.
         where: what an error calls the file.
-        advice: the end of an error: what to do, or how it may have come.
+        advice: the end of an error: what to do, such as "merge again", or how it may have come.
         error: class of the error; default: the record's ``ERROR``.
 
     Raises:

@@ -19,13 +19,7 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
-    """The record in a file.
-
-    Args:
-        path: of the file.
-        kind: what it must hold.
-        advice: the end of an error, such as "merge again".
-        error: class of the error; default: the record's ``ERROR``.
+    """The record in a file; ``advice`` and ``error`` as in `checked`.
 
     Raises:
         LlmForgetError: no JSON, another format number, or a key that is missing or has another type; names file and
@@ -74,13 +68,9 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a file so that readers see the old or the new content; on disk when this returns.
+    """Write a record, or the value of one of class ``kind``; ``private``: only the owner can read the file.
 
-    Args:
-        path: of the file.
-        content: a record, or with ``kind`` the value that one is made of.
-        kind: what the value must be.
-        private: only the owner can read the file.
+    Readers see the old or the new content, which is on disk when this returns.
 
     Raises:
         LlmForgetError: the content is not what ``kind`` says; nothing is written.

@@ -26,7 +26,6 @@ def character_overlap(
     breaks differ between editions. A reference shorter than ``length`` is unscored.
 
     Args:
-        length: minimum run length in characters.
         summary: ``share`` of the characters, or ``any``: 1 if such a run exists, otherwise 0.
         over: ``mean`` or ``max`` over the samples of a row.
 

@@ -16,11 +16,6 @@ def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> floa
     F.1), which is a download and was trained on English. The two factors detect the two ways to collapse: noise has a
     high perplexity under the target, a repeated phrase a low one. Near 1 for the target, 0 for a model that only
     repeats itself. Unscored if a factor is unscored, as for a model with empty answers.
-
-    Args:
-        perplexity: `generated_perplexity` of each row, ``[N]``.
-        repetition: `repetition` of each row, ``[N]``.
-        before_perplexity: perplexity of the texts of the target, ``[N]``.
     """
     ratio = np.exp(_mean_log(before_perplexity) - _mean_log(perplexity))
     return float((1 - mean(repetition)) * np.minimum(1.0, ratio))  # np.minimum, unlike min, keeps NaN

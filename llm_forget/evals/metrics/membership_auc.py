@@ -25,8 +25,6 @@ def membership_auc(
     them as well. Equal to the AUC of open-unlearning, whose scores are ours negated.
 
     Args:
-        members: forget rows.
-        nonmembers: rows of the same distribution that were never trained on.
         attack: `llm_forget.evals.membership`: loss, zlib, min_k, min_k_plus_plus, or ``module:function``.
         k: share of tokens of min_k and min_k_plus_plus; other attacks ignore it.
         include_last: whether these two include the end of the answer; open-unlearning excludes it.

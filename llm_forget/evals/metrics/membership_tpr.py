@@ -27,11 +27,7 @@ def membership_tpr(
     positive is allowed from 100 non-members on; with fewer, none.
 
     Args:
-        members: forget rows.
-        nonmembers: rows of the same distribution that were never trained on.
         attack: as in `membership_auc`, and so are ``k`` and ``include_last``.
-        k: share of tokens of min_k and min_k_plus_plus.
-        include_last: whether these two include the end of the answer.
         at_fpr: maximum false-positive rate, in [0, 1).
     """
     settings = {"k": k, "include_last": include_last}

@@ -18,10 +18,6 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     no free parameter and is 0 at the AUC farthest from that of the oracle, above or below: rows that the model avoids
     are leakage, too. Do not compare it with the numbers of that paper. Without an oracle it is unscored.
 
-    Args:
-        aucs: AUC of each attack, in [0, 1].
-        oracle_aucs: AUCs of the oracle, in the same order.
-
     Raises:
         EvaluationError: an AUC outside [0, 1].
     """

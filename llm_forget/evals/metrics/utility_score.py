@@ -18,7 +18,6 @@ def utility_score(components: Sequence[Rows | float], before_components: Sequenc
 
     Args:
         components: values of at least 0, higher is better.
-        before_components: the same components of the target.
     """
     values = [_mean(value) for value in components]
     earlier = [_mean(value) for value in before_components]

@@ -39,8 +39,6 @@ def probe_gradients(
     Args:
         model: any Hugging Face or PEFT causal LM.
         rows: windows of answers; rows whose record ``writer`` already has are skipped.
-        writer: receives the records, of kind ``gradients``.
-        advance: progress callback.
 
     Raises:
         EvaluationError: the weights are quantised.

@@ -73,9 +73,7 @@ def probe_logprobs(
     Args:
         model: any Hugging Face or PEFT causal LM.
         rows: windows of answers; rows whose record ``writer`` already has are skipped.
-        writer: receives the records.
         batch_size: maximum number of sequences in a batch; lower if their logits exceed a fixed budget.
-        advance: progress callback.
         plain: use the padded pass, for comparisons.
     """
     missing = writer.missing()
@@ -131,16 +129,11 @@ def probe_generate(
 
     Args:
         model: any Hugging Face or PEFT causal LM.
-        tokenizer: the model's.
         rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
-        writer: receives the records.
-        max_new_tokens: maximum length of a continuation.
         temperature: None is greedy decoding, 1 samples from the distribution of the model.
         top_p: for sampling: the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
         seed: seed of the samples. A batch is seeded by the seed and its rows, so equal calls give equal texts. Another
             batch size, or a resumed run with other batches, may give other samples. The random state is restored.
-        batch_size: maximum number of sequences in a batch.
-        advance: progress callback.
 
     If the logits of a next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
     return an arbitrary token, and sampling would raise an error.

@@ -116,20 +116,13 @@ def probe_generate_vllm(
     batch_size: int = 1024,
     advance: Advance | None = None,
 ) -> None:
-    """`probe_generate` with a vLLM engine, which does its own batching.
+    """`probe_generate` with a vLLM engine, which does its own batching; other arguments as there.
 
     Args:
-        engine: engine of `start_engine`.
         tokenizer: tokenizer of the model; prompts are passed as token ids, and texts are decoded here.
-        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
-        writer: receives the records.
         adapter_on: generate with or without the adapter of the engine.
-        max_new_tokens: maximum length of a continuation.
-        temperature: None is greedy decoding, 1 samples from the distribution of the model.
-        top_p: for sampling: the smallest set of tokens with at least this probability.
         seed: seed of the samples; every prompt is seeded by the seed and its record key.
         batch_size: number of prompts after which records are written.
-        advance: progress callback.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest

@@ -80,8 +80,6 @@ def save_adapter(
         folder: created if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
         base_digest: from `source_digest`, of the model that `load_base` returned.
         base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
-        extra: further keys of the manifest.
-        state_dict: see `adapter_state_dict`.
         effect: from `logit_fingerprint.effect_of`; omitted for checkpoints, and where the weights are sharded.
 
     Raises:

@@ -95,9 +95,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
     """Compare the effect of a loaded adapter with that of its manifest.
 
     Args:
-        measured: from `describe`; None if it could not be measured.
-        recorded: the same at saving; None if it could not be measured then.
-        folder: of the adapter, for the message.
+        measured, recorded: from `describe`, now and at saving; None if it could not be measured.
 
     Raises:
         AdapterRefused: no effect, or another than recorded.
@@ -127,12 +125,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
 
 
 def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
-    """Warn at the end of training about an effect that `load_adapter` would refuse.
-
-    Args:
-        effect: of `effect_of`; None where it was not measured.
-        folder: of the adapter.
-    """
+    """Warn at the end of training about an effect that `load_adapter` would refuse."""
     if effect is None:
         return
     if effect["max_abs"] == 0:

@@ -81,10 +81,8 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
     """Bytes of a regular file: no link is followed, no pipe waited for, no more than ``limit`` bytes are read.
 
     Args:
-        path: the file.
         limit: bytes; a file to be read whole may not be larger.
         length: read only this many bytes from ``start``.
-        start: offset of the first byte.
 
     Raises:
         AdapterRefused: a link, no regular file, or one that is too large.

@@ -39,8 +39,6 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
     """Compare a folder with its manifest, and return the manifest.
 
     Args:
-        folder: of the adapter.
-        base_digest: of the base model; compared if given.
         trust: accept a folder without a manifest (a foreign adapter), and return an empty dictionary for it.
 
     Raises:

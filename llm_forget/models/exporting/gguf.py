@@ -83,8 +83,6 @@ def write_gguf(
 
     Args:
         model: in ordinary tensors; afterwards it holds the values of the file.
-        tokenizer: of the model.
-        path: of the new file, in a folder of its own.
         form: see `FORMS`.
         advance: called with the number of weights after each tensor.
 

@@ -32,10 +32,7 @@ def combine_adapters(
 
     Args:
         base_args: the common base; its quantisation comes from the manifests.
-        parts: adapters and their scales.
-        folder: of the new adapter.
         rule: cat, or svd of some ranks, whose ``rank_error`` is returned.
-        base_name: see `save_adapter`.
 
     Returns:
         ``rank``, the settings of the rule, ``error_of_averaging``, ``rank_error``, and of the logits

@@ -67,15 +67,12 @@ def merge_adapters(
     Args:
         base_args: the base, as in training; a target adapter on it is merged too. Its quantisation comes from the
             adapters' manifests.
-        parts: adapters of one base, and their scales.
         out_folder: must not exist or be empty.
         how: from `checked_rule`; None for one adapter at scale 1.
         probes: token ids of some prompts; by default random ones.
         tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
         base_precision: "original" merges into the unquantised weights instead, which may undo unlearning.
         dtype: of the written file; default: that of the base as it was trained on.
-        max_shard_size: largest file of weights, such as 2GB.
-        facts: further keys of merge.json.
 
     Returns:
         ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from the adapters to the

@@ -60,10 +60,8 @@ def card(
     """Render the card as Markdown with its YAML head.
 
     Args:
-        run: a finished and measured run.
         statements: default: those that `write_card` saved in the run.
         merged: folder written by `merge` or `export`, if that model is published instead of the adapter.
-        place: where the model will be published.
         history: earlier versions, newest last; see `ledger_gate.history`.
 
     Raises:

@@ -30,7 +30,6 @@ def card_data(
     """Build the metadata of a card.
 
     Args:
-        adapter: whether an adapter is published rather than a full model.
         form: content of export.json, if an exported form is published.
     """
     from huggingface_hub import ModelCardData

@@ -49,7 +49,6 @@ def pull(
 
     Args:
         folder: must be new or empty; a folder that holds this version already is checked and left unchanged.
-        revision: branch, tag or commit.
         key: public key that must have signed the listing, as PEM text or a PEM file.
         max_size: limit for all files together, such as 50GB; checked before any download.
 

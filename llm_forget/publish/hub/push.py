@@ -57,7 +57,6 @@ def push(
 
     Args:
         private: create a private repository; an existing one must be private already.
-        revision: the branch.
 
     Raises:
         HubError: the Hub refused, or could not be reached.

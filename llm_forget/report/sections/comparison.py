@@ -31,7 +31,6 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
     """Compare runs; print the result with `print_comparison` or `comparison_markdown`.
 
     Args:
-        runs: measured run directories.
         suite: the only suite to compare; default: all suites that the runs have in common.
 
     Raises:

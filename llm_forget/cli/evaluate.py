@@ -6,15 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_forget.cli.options import PASS_ON, BatchSize, Limit, NumProcesses, Oracle, Suite, Target
 from llm_forget.core.errors import ConfigError
-
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
 
 evidence = typer.Typer()
-Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many rows of each probe.")]
-BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Largest batch, in sequences.")]
 
 
 def speak() -> None:
@@ -35,10 +32,8 @@ def evaluate(
     suite: Annotated[
         str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The target model; default: what the run started from.")] = None,
-    oracle: Annotated[
-        str | None, typer.Option(help="A model that never saw the forget rows; default: the run's `oracle`.")
-    ] = None,
+    target: Target = None,
+    oracle: Oracle = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     show_text: Annotated[
@@ -53,9 +48,7 @@ def evaluate(
             metavar="NAME|PATH",
         ),
     ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
-    ] = None,
+    num_processes: NumProcesses = None,
 ) -> None:
     """Evaluate a run: target, unlearned model and oracle side by side, with a verdict.
 
@@ -87,7 +80,7 @@ def attack(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
     kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
-    suite: Annotated[str | None, typer.Option(help="Suite to evaluate; default: the run's.")] = None,
+    suite: Suite = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
 ) -> None:
@@ -203,9 +196,7 @@ def sweep(
     accelerate_config: Annotated[
         str | None, typer.Option("--accelerate_config", help="Used in the commands of a plan.", metavar="NAME|PATH")
     ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
-    ] = None,
+    num_processes: NumProcesses = None,
 ) -> None:
     """Unlearn and evaluate every combination of a grid, and compare the runs.
 

@@ -12,12 +12,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_forget.cli.adapters import adapters
-from llm_forget.cli.evaluate import PASS_ON, evidence, speak
-from llm_forget.cli.export import exporting
+from llm_forget.cli.evaluate import evidence, speak
 from llm_forget.cli.inspect import residue
 from llm_forget.cli.ledger import audit
-from llm_forget.cli.merge import merging
+from llm_forget.cli.models import models
+from llm_forget.cli.options import PASS_ON, NumProcesses
 from llm_forget.cli.publish import publishing
 from llm_forget.cli.requests import requests
 from llm_forget.cli.versions import versions
@@ -68,13 +67,8 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
-app.add_typer(merging)
-app.add_typer(evidence)
-app.add_typer(requests)
-app.add_typer(residue)
-app.add_typer(exporting)
-app.add_typer(publishing)
-app.add_typer(adapters)
+for commands in (models, evidence, requests, residue, publishing):
+    app.add_typer(commands)
 app.add_typer(audit, name="audit")
 app.add_typer(versions, name="versions")
 
@@ -83,9 +77,6 @@ AccelerateConfig = Annotated[
     typer.Option(
         "--accelerate_config", help="cpu, cpu_2, single_gpu, ddp, fsdp2, zero2, zero3, or a file.", metavar="NAME|PATH"
     ),
-]
-NumProcesses = Annotated[
-    int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
 ]
 AllKeys = Annotated[bool, typer.Option("--all_keys", help="List every key with its default and exit.")]
 

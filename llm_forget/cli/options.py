@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 EVIDENCE = Path("evidence")
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 Evidence = Annotated[
     Path,
     typer.Option(
@@ -15,3 +16,13 @@ Evidence = Annotated[
         readable=False,  # who may not read it is told by who opens it
     ),
 ]  # fmt: skip
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many rows of each probe.")]
+BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Largest batch, in sequences.")]
+Suite = Annotated[str | None, typer.Option(help="Suite to evaluate; default: the run's.")]
+Target = Annotated[str | None, typer.Option(help="The target model; default: what the run started from.")]
+Oracle = Annotated[
+    str | None, typer.Option(help="A model that never saw the forget rows; default: the run's `oracle`.")
+]
+NumProcesses = Annotated[
+    int | None, typer.Option("--num_processes", min=1, help="Overrides num_processes of the accelerate config.")
+]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_forget.cli.evaluate import PASS_ON, speak
-from llm_forget.cli.options import EVIDENCE, Evidence
+from llm_forget.cli.evaluate import speak
+from llm_forget.cli.options import EVIDENCE, PASS_ON, Evidence
 from llm_forget.core import resources
 from llm_forget.core.errors import ConfigError, MissingFileError
 

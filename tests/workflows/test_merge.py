@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_nothing(size: int, kind: dict[str, Any], two: tuple[
     [(2e-3, 1e-2, True), (5e-4, 1e-2, False), (2e-9, 1e-9, False), (2.2e-7, 1.9e-7, True), (1e-3, 0.0, True)],
 )
 def test_a_large_loss_by_rounding_is_reported(found: float, of_adapter: float, message: bool) -> None:
-    from llm_forget.cli.merge import _notes
+    from llm_forget.cli.models import _notes
 
     report = {"sources": [{}], "mean_kl": found, "mean_kl_of_adapter": of_adapter}
     assert any("evaluate it" in line for line in _notes(report)) == message

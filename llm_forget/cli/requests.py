@@ -91,13 +91,9 @@ def add(
     contents = [content(row) for row in load_source(str(rows), split_name="rows")] if rows is not None else None
     source = _source(data)
     match = matching.resolve(
-        load_source(source, split_name="data"),
-        subject=subject,
-        ids=listed,
-        contents=contents,
-        field=subject_field,
+        load_source(source, split_name="data"), subject=subject, ids=listed, contents=contents, field=subject_field,
         near=NEAR if near is None else near,
-    )
+    )  # fmt: skip
     options: dict[str, Any] = {"category": category, "due": due, "authorised_by": authorised_by, "force": force}
     deletion, new = intake.add(evidence, source, match, **options)
     if include_near is not None:

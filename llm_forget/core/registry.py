@@ -130,14 +130,10 @@ class Registry:
         parameters = inspect.signature(function).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return Entry(
-            kind=self.kind,
-            name=function.__name__,
-            function=function,
-            paper=paper,
-            needs=frozenset(needs),
+            kind=self.kind, name=function.__name__, function=function, paper=paper, needs=frozenset(needs),
             inputs=tuple(p.name for p in parameters if p.kind in positional),
             defaults={p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY},
-        )
+        )  # fmt: skip
 
     def names(self) -> list[str]:
         """Registered names in alphabetical order."""

@@ -184,15 +184,10 @@ def bootstrap(statistic: Callable[..., Rows], *samples: NDArray, resamples: int 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy 1.17, of BCa, if a percentile is NaN
         distribution = scipy_bootstrap(
-            samples,
-            lambda *blocks, axis: statistic(*blocks),
-            n_resamples=resamples,
-            batch=max(1, BLOCK // sum(sample.size for sample in samples)),
-            vectorized=True,
-            axis=-1,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution  # [resamples]
+            samples, lambda *blocks, axis: statistic(*blocks), n_resamples=resamples,
+            batch=max(1, BLOCK // sum(sample.size for sample in samples)), vectorized=True, axis=-1,
+            method="percentile", rng=np.random.default_rng(seed),
+        ).bootstrap_distribution  # [resamples]  # fmt: skip
     low, high = np.quantile(distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

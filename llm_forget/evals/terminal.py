@@ -56,12 +56,8 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 def results_table(name: str, suite: dict[str, Any]) -> Table:
     """Build the table of one suite: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
     table = Table(
-        title=f"suite {name}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+        title=f"suite {name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
     table.add_column("metric", no_wrap=True)
     for name in ("before", "unlearned", "95 % CI", "oracle", "n"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -48,18 +48,10 @@ def demo_config() -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=DEMO_VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=DEMO_CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
+        vocab_size=DEMO_VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=DEMO_CONTEXT, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
 
 
 def demo_model(attn_implementation: str | None = None) -> Any:
@@ -101,10 +93,6 @@ def demo_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_demo_vocabulary()),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=DEMO_CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=Tokenizer.from_str(_demo_vocabulary()), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        model_max_length=DEMO_CONTEXT, clean_up_tokenization_spaces=False,
+    )  # fmt: skip

@@ -77,18 +77,11 @@ def report_document(runs: Sequence[Evidence], show_text: int = 0) -> Document:
 
 def _sections(run: Evidence) -> list[Section]:
     return [
-        Section("Not shown", tuple(Text(sentence, warning=True) for sentence in not_shown(run))),
-        verdict_section(run),
-        metrics_section(run),
-        training_section(run),
-        truth_ratio_section(run),
-        plane_section([run]),
-        membership_section(run),
-        extraction_section(run),
-        attack_section(run),
-        cost_section(run),
+        Section("Not shown", tuple(Text(sentence, warning=True) for sentence in not_shown(run))), verdict_section(run),
+        metrics_section(run), training_section(run), truth_ratio_section(run), plane_section([run]),
+        membership_section(run), extraction_section(run), attack_section(run), cost_section(run),
         provenance_section(run),
-    ]
+    ]  # fmt: skip
 
 
 def not_shown(run: Evidence) -> list[str]:

@@ -65,16 +65,11 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
     run = Run.open(path)
     results = read_results(run)
     return Evidence(
-        name=name or run.path.resolve().name,
-        run=run,
-        results=results,
-        rows=_content(run.rows_file, RowScores) or {},
-        log=_log(run.metrics_file),
-        provenance=run.provenance if run.provenance_file.is_file() else {},
-        attacks=_attacks(run.path / "attacks"),
-        verification=_content(run.path / "verify.json", Verification),
+        name=name or run.path.resolve().name, run=run, results=results, rows=_content(run.rows_file, RowScores) or {},
+        log=_log(run.metrics_file), provenance=run.provenance if run.provenance_file.is_file() else {},
+        attacks=_attacks(run.path / "attacks"), verification=_content(run.path / "verify.json", Verification),
         oracle=_oracle_provenance(run, results),
-    )
+    )  # fmt: skip
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:

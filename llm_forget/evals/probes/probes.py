@@ -226,15 +226,9 @@ def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[st
 
     # Set every option: `generate` fills missing ones in from the generation config of the model.
     return GenerationConfig(
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=pad,
-        use_cache=True,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        **options,
-    )
+        num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, use_cache=True,
+        repetition_penalty=1.0, no_repeat_ngram_size=0, **options,
+    )  # fmt: skip
 
 
 @contextmanager

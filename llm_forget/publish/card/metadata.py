@@ -42,16 +42,11 @@ def card_data(
     optional_fields: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
     optional_fields |= {k: v for k in ("license_name", "license_link") if (v := getattr(statements, k)) is not None}
     return ModelCardData(
-        base_model=base,
-        library_name="peft" if adapter else "transformers",
+        base_model=base, library_name="peft" if adapter else "transformers",
         license=plain(statements.license) if statements.license else None,
-        datasets=list(statements.datasets) or datasets(config) or None,
-        pipeline_tag=TASK,
-        tags=[*tags, *kind],
-        model_name=plain(title),
-        eval_results=eval_results(evidence.results),
-        **optional_fields,
-    )
+        datasets=list(statements.datasets) or datasets(config) or None, pipeline_tag=TASK, tags=[*tags, *kind],
+        model_name=plain(title), eval_results=eval_results(evidence.results), **optional_fields,
+    )  # fmt: skip
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:

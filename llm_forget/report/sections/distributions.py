@@ -236,13 +236,9 @@ def _extraction(evidence: Evidence, suite: str, line: str) -> list[Block]:
     description = "1: the model completes the whole answer from the question alone. 0: it predicts not even the end."
     oracle = [float(values["oracle"].get(ids[i], np.nan)) for i in order] if "oracle" in values else None
     svg = charts.row_bars(
-        anchor("extraction", suite, line, evidence.name),
-        title,
-        description,
-        [float(strengths[i]) for i in order],
-        oracle,
-        y_label=line,
-    )
+        anchor("extraction", suite, line, evidence.name), title, description, [float(strengths[i]) for i in order],
+        oracle, y_label=line,
+    )  # fmt: skip
     columns = ("row", *roles)
     above = sum(v > values["oracle"].get(ids[i], np.nan) for i, v in enumerate(strengths)) if "oracle" in values else 0
     note = [Text(f"{above} of {len(order)} rows are easier to extract than from the oracle.")] if oracle else []

@@ -192,6 +192,18 @@ def _places_of(where: Tensor) -> Tensor:
     return rows * (where.shape[1] + 1) + columns
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside the block; the mode of every module is restored, since the model may be in training."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
     """Return the model's list of ``count`` decoder layers, under any attribute name.
 

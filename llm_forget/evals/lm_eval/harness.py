@@ -22,6 +22,7 @@ from accelerate import PartialState
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.launch import refuse_processes
 from llm_forget.evals.lm_eval.tasks import check_tasks, load_tasks, quiet
+from llm_forget.logprobs.logprobs import evaluation_mode
 
 RESAMPLES = 1000  # lm-eval bootstraps standard errors without a formula, such as that of perplexity
 Z_95 = 1.96
@@ -193,14 +194,12 @@ def _finite(value: Any) -> float | None:
 @contextlib.contextmanager
 def _state_restored(model: torch.nn.Module) -> Iterator[None]:
     """Restore training flags, and disable weight tying: transformers fails for an adapter on a tied layer."""
-    training = {module: module.training for module in model.modules()}
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         del model.tie_weights
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from llm_forget.core.ignore_label import IGNORE
 from llm_forget.evals.probes.probes import Advance, TokenRow
 from llm_forget.evals.records import GradientRecord, Key, RecordWriter
 from llm_forget.logprobs.batches import collate
-from llm_forget.logprobs.logprobs import forward_logprobs
+from llm_forget.logprobs.logprobs import evaluation_mode, forward_logprobs
 
 NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
 
@@ -96,20 +96,16 @@ def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     weights = base_weights(model)
     chosen = {id(weight) for weight in weights}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
         for parameter, _, _ in before:
             parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
             yield weights
     finally:
         for parameter, flag, gradient in before:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-        for module, training in modes:
-            module.training = training
 
 
 def base_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -20,6 +20,7 @@ from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
 from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.logprobs import evaluation_mode
 
 Advance = Callable[[int], None]  # called with the number of newly finished records
 Item = TypeVar("Item")
@@ -103,7 +104,7 @@ def probe_logprobs(
     device = _device(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     block = (LOGITS_ON_CPU if device.type == "cpu" else LOGITS_ON_GPU) // vocabulary
-    with _evaluation_mode(model):
+    with evaluation_mode(model), torch.inference_mode():
         forward, shared = forward_with_logits(model, plain=plain)
         length = _group_length(todo) if shared else lambda row: len(row.input_ids)
         _in_batches(todo, length, measure, batch_size=batch_size, tokens=block)
@@ -165,7 +166,7 @@ def probe_generate(
             advance(len(records))
 
     device = _device(model)
-    with _evaluation_mode(model):
+    with evaluation_mode(model), torch.inference_mode():
         _in_batches(todo, lambda row: len(row.prompt_ids), measure, batch_size=batch_size)
 
 
@@ -313,16 +314,3 @@ def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> d
 def _device(model: Any) -> torch.device:
     """Device of the input embeddings, where token ids must be, also for a model on several devices."""
     return model.get_input_embeddings().weight.device
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Disable gradients and dropout; restore the mode of every module, since the model may be in training."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

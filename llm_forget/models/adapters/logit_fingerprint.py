@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import AdapterRefused
+from llm_forget.logprobs.logprobs import evaluation_mode
 from llm_forget.models.adapters.lora import quantization_of, reference_mode
 
 logger = logging.getLogger("llm_forget")
@@ -48,7 +48,7 @@ def probe(model: Any) -> Tensor | None:
     ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
     # accelerate's wrapped forward computes in half precision; loading does not, so use the original.
     forward = getattr(model, "_original_forward", model)
-    with _evaluation_mode(model), torch.autocast(embedding.device.type, enabled=False):
+    with evaluation_mode(model), torch.autocast(embedding.device.type, enabled=False):
         return forward(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
@@ -160,14 +160,3 @@ def _holds_whole_weights(model: nn.Module) -> bool:
         parameter.is_meta or parameter.numel() == 0 or isinstance(parameter, DTensor)
         for parameter in model.parameters()
     )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

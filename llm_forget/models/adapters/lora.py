@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llm_forget.core.errors import ModelError, library_errors
+from llm_forget.logprobs.logprobs import evaluation_mode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -117,7 +118,6 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
     # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter
     # trainable. So flags are kept here and put back one by one.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     active = tuner.active_adapter
     beneath = [name for name in tuner.active_adapters if name != ADAPTER]
     off = any(layer.disable_adapters for layer in tuner.modules() if isinstance(layer, BaseTunerLayer))
@@ -126,16 +126,14 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
             tuner.set_adapter(beneath, inference_mode=True)
         elif not off:
             tuner.disable_adapter_layers()
-        model.eval()
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         if not off:
             tuner.enable_adapter_layers()
             tuner.set_adapter(active)
         for parameter, flag in gradients:
             parameter.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training
 
 
 def _tuner(model: nn.Module) -> Any:

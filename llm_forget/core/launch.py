@@ -213,12 +213,12 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _ancestors(levels: int = 3) -> list[list[str]]:
-    """Command lines of the nearest ancestor processes; skips those that ended or cannot be read."""
+def _ancestors() -> list[list[str]]:
+    """Command lines of the three nearest ancestor processes; skips those that ended or cannot be read."""
     import psutil
 
     lines: list[list[str]] = []
-    for process in psutil.Process().parents()[:levels]:
+    for process in psutil.Process().parents()[:3]:
         try:
             lines.append(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -57,11 +57,6 @@ class Entry:
     inputs: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
-
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """Check hyper-parameters against the schema and fill in the defaults.
 

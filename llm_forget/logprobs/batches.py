@@ -12,22 +12,17 @@ from torch.nn.functional import pad
 from llm_forget.core.ignore_label import IGNORE
 
 
-def collate(
-    rows: Sequence[Mapping[str, Any] | None], pad_token_id: int, *, pad_to_multiple_of: int = 1
-) -> dict[str, Tensor]:
+def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict[str, Tensor]:
     """Right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
 
     The attention mask follows from lengths, never from the pad id, so a model whose pad token is its end-of-turn token
     still attends to the end of a turn. ``None`` is a padding row: one attended token (some kernels give NaN for a row
     without any), no target, index -1.
-
-    Args:
-        rows: with ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set).
-        pad_to_multiple_of: round S up to this.
+    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set).
     """
     ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]
     labels = [[IGNORE] if row is None else list(row["labels"]) for row in rows]
-    width = -(-max(map(len, ids), default=1) // pad_to_multiple_of) * pad_to_multiple_of
+    width = max(map(len, ids), default=1)
     lengths = torch.tensor([len(row) for row in ids])  # [B]
     return {
         "input_ids": torch.tensor([row + [pad_token_id] * (width - len(row)) for row in ids]),  # [B, S]

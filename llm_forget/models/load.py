@@ -22,16 +22,13 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "w
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
-def load_base(
-    model_args: ModelConfig, *, device_map: Any = None, trust_remote_code: bool = False, dequantize: bool = False
-) -> Any:
-    """Load a causal language model in evaluation mode.
+def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bool = False) -> Any:
+    """Load a causal language model in evaluation mode; code of the Hub is never run.
 
     Args:
         model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit. The base
             of a run is loaded at the revision that the run was trained on.
         device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
-        trust_remote_code: run model code from the hub; only if asked.
         dequantize: after loading in 4 or 8 bit, convert the rounded weights to float32: the same function as the 4-bit
             model, in ordinary tensors that an adapter can be merged into.
 
@@ -47,7 +44,7 @@ def load_base(
 
     source = find_source(model_args.model_name_or_path)
     manifests = [verify_adapter(folder) for folder in source.adapters]  # before loading a base that they name
-    model = _load_weights(source, model_args, _options(model_args, device_map, trust_remote_code))
+    model = _load_weights(source, model_args, _options(model_args, device_map))
     quantization = quantization_of(model)
     if dequantize and quantization is not None:
         model = _dequantized(model)
@@ -100,10 +97,10 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
     return model
 
 
-def _options(model_args: ModelConfig, device_map: Any, trust_remote_code: bool) -> dict[str, Any]:
+def _options(model_args: ModelConfig, device_map: Any) -> dict[str, Any]:
     from trl import get_quantization_config
 
-    options: dict[str, Any] = {"dtype": model_args.dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": model_args.dtype, "trust_remote_code": False}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation
     quantization = get_quantization_config(model_args)
@@ -227,7 +224,7 @@ def _dequantized(model: Any) -> Any:
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
-def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model that `load_base` loads from the same arguments.
 
     It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token; nothing in this package
@@ -237,7 +234,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
         MissingFileError, ModelError: see `find_source`; or neither a pad nor an end-of-sequence token.
     """
     source = find_source(model_args.model_name_or_path)
-    tokenizer = _tokenizer(source, source.revision or model_args.model_revision, trust_remote_code)
+    tokenizer = _tokenizer(source, source.revision or model_args.model_revision)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -246,7 +243,7 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) 
     return tokenizer
 
 
-def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
+def _tokenizer(source: Source, revision: str) -> Any:
     from transformers import AutoTokenizer
 
     for folder in source.tokenizer_folders:
@@ -257,7 +254,7 @@ def _tokenizer(source: Source, revision: str, trust_remote_code: bool) -> Any:
     if source.kind == "gguf":
         return _gguf_tokenizer(_gguf_path(source))
     try:
-        return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source.location, revision=revision, trust_remote_code=False)
     except OSError as error:
         if source.kind != "hub":
             raise

@@ -373,9 +373,12 @@ def test_several_processes_give_the_same_tokens_as_one(plain: Any) -> None:
 
 
 def test_collation_pads_on_the_right_and_marks_padding_rows() -> None:
-    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "index": 4}, None]
-    batch = collate(rows, pad_token_id=0, pad_to_multiple_of=4)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [0, 0, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORE, 6, 7, IGNORE], [IGNORE] * 4]
-    assert batch["index"].tolist() == [4, -1]
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "index": 4},
+        {"input_ids": [5, 6], "labels": [IGNORE, 6]},
+    ]
+    batch = collate([*rows, None], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 6, 0], [0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [IGNORE, 6, IGNORE], [IGNORE] * 3]
+    assert batch["index"].tolist() == [4, -1, -1]

@@ -156,7 +156,9 @@ class Run:
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock"
         stack = contextlib.ExitStack()
-        file = stack.enter_context(open(path, "w", opener=_own_file))  # noqa: SIM115
+        # In a folder that others write into, too: no link, and for its owner only.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        file = stack.enter_context(open(descriptor, "w"))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -202,11 +204,6 @@ def refuse_version(folder: str | Path, output: str) -> None:
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "
             "from and add it again, or evaluate the folder that `llm-forget versions show ID --path` prints"
         )
-
-
-def _own_file(path: str, flags: int) -> int:
-    """Open a file in a folder that others write into, too: no link, and for its owner only."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _still_there(path: Path, file: IO[str]) -> bool:

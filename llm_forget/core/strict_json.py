@@ -44,7 +44,7 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
         content = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_constant,
+            parse_constant=refuse_constant,
             parse_float=_float,
             parse_int=_int,
         )
@@ -65,7 +65,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """Raise DataError for NaN, Infinity and -Infinity, which Python reads as numbers."""
     raise DataError(f"{name} is no JSON number")
 
 

@@ -63,7 +63,8 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
 
             packed = attend_by_row(bare) and same(packed=True)
             shared = packed and shares_beginnings(bare) and same(packed=True, shared=True)
-            return Shortcuts(packed=packed, shared=shared, fused=untouched and _is_plain_linear(head))
+            replaceable = type(head) is nn.Linear and "forward" not in vars(head)  # not replaced, by a device map say
+            return Shortcuts(packed=packed, shared=shared, fused=untouched and replaceable)
     finally:
         bare.train(was_training)
 
@@ -72,11 +73,6 @@ def _sample_batch(device: torch.device, vocabulary: int) -> dict[str, Tensor]:
     ids = [[token % vocabulary for token in row] for row in ROWS]
     rows = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
     return {name: tensor.to(device) for name, tensor in collate(rows, 0).items()}
-
-
-def _is_plain_linear(head: nn.Module) -> bool:
-    """Whether the head is an unmodified ``nn.Linear`` whose forward was not replaced (by a device map, say)."""
-    return type(head) is nn.Linear and "forward" not in vars(head)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from llm_forget.core.errors import ModelError, UnsupportedError
 from llm_forget.core.ignore_label import IGNORE
@@ -126,7 +126,7 @@ def forward_parts(
         inputs, place = pack(inputs, shared=shared)
         places = place[:, :-1][where]  # [N]
     else:
-        places = _places_of(where)  # [N]
+        places = pad(where, (0, 1)).flatten().nonzero().squeeze(-1)  # [N], in the flattened batch [B * S]
     rows = list(where.split(list(sizes.values())))
     tokens = [int(part.sum()) for part in rows]
     keeps = [name in logits for name in sizes]
@@ -184,12 +184,6 @@ def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | Non
         logits=_unflatten(logits, mask) if logits is not None else None,
         hidden=_unflatten(hidden, mask) if hidden is not None else None,
     )
-
-
-def _places_of(where: Tensor) -> Tensor:
-    """Places in the flattened batch ``[B * S]`` of the positions ``[B, S - 1]`` that predict a target: ``[N]``."""
-    rows, columns = where.nonzero(as_tuple=True)
-    return rows * (where.shape[1] + 1) + columns
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
 
 
 def _options(model_args: ModelConfig, device_map: Any) -> dict[str, Any]:
+    from accelerate import PartialState
     from trl import get_quantization_config
 
     options: dict[str, Any] = {"dtype": model_args.dtype, "trust_remote_code": False}
@@ -106,17 +107,11 @@ def _options(model_args: ModelConfig, device_map: Any) -> dict[str, Any]:
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         options["quantization_config"] = quantization
-        device_map = device_map if device_map is not None else _process_device()
+        # Quantised weights cannot be moved after loading.
+        device_map = device_map if device_map is not None else {"": PartialState().device}
     if device_map is not None:
         options["device_map"] = device_map
     return options
-
-
-def _process_device() -> dict[str, Any]:
-    """Device of this process: quantised weights cannot be moved after loading."""
-    from accelerate import PartialState
-
-    return {"": PartialState().device}
 
 
 def _demo(model_args: ModelConfig) -> Any:

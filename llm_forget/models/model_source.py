@@ -40,16 +40,10 @@ class Source:
     def tokenizer_folders(self) -> tuple[Path, ...]:
         """Folders that may hold the tokenizer: adapters from the top down, or the folder of our GGUF file."""
         beside = Path(self.location).parent
-        report = beside / EXPORT_REPORT
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
-        ours = self.kind == "gguf" and report.is_file() and _describes_file(report, Path(self.location).name)
+        report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None
+        ours = report is not None and report.file == Path(self.location).name  # other programs use that name, too
         return (*reversed(self.adapters), *([beside] if ours else []))
-
-
-def _describes_file(report: Path, file: str) -> bool:
-    """Whether an export.json is ours and describes this file; other programs also use that name."""
-    content = formats.read_if_valid(report, ExportReport)
-    return content is not None and content.file == file
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)

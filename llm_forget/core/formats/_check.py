@@ -143,12 +143,11 @@ def _requirement(fault: _Fault) -> str:
         return f"one of {', '.join(map(repr, values))}"
     reason = fault.reason.removeprefix("Expected ").replace(" matching regex ", " of the form ")
     expected, _, got = reason.partition(", got ")
-    words = [re.sub(r"`([^`]*)`", lambda match: _in_words(match[1]), part) for part in (expected, got)]
-    return ", not ".join(word for word in words if word)
 
+    def in_words(types: re.Match[str]) -> str:
+        return " or ".join(JSON_TYPES.get(name, name) for name in types[1].split(" | "))
 
-def _in_words(names: str) -> str:
-    return " or ".join(JSON_TYPES.get(name, name) for name in names.split(" | "))
+    return ", not ".join(filter(None, (re.sub(r"`([^`]*)`", in_words, part) for part in (expected, got))))
 
 
 def _shown(path: list[_Step], kind: type[Record]) -> str:

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llm_forget.core.errors import LlmForgetError, RunError
+from llm_forget.core.errors import LlmForgetError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats._check import REASON, checked
 from llm_forget.core.formats._record import Record
-from llm_forget.core.strict_json import strict_loads
+from llm_forget.core.strict_json import refuse_constant, strict_loads
 
 R = TypeVar("R", bound=Record)
 
@@ -111,14 +111,10 @@ def _loaded(path: Path, kind: type[Record], advice: str, error: type[LlmForgetEr
     try:
         if kind.STRICT:
             return strict_loads(data, kind.MAX_BYTES)
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
     except UnicodeDecodeError:
         raise error(f"'{path}' cannot be read: it is not UTF-8 text; {advice}") from None
     except json.JSONDecodeError as fault:
         raise error(f"'{path}' cannot be read: not valid JSON (line {fault.lineno}); {advice}") from None
     except LlmForgetError as fault:
         raise error(f"'{path}' cannot be read: {fault}; {advice}") from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise RunError(f"{name} is not a JSON number")

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.ignore_label import IGNORE
-from llm_forget.evals.probes.probes import Advance, TokenRow
+from llm_forget.evals.probes.probes import Advance, TokenRow, right_padded
 from llm_forget.evals.records import GradientRecord, Key, RecordWriter
-from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.logprobs import evaluation_mode, forward_logprobs
 
 NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
@@ -76,8 +75,7 @@ def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.P
 def _backward(model: Any, row: TokenRow, total: int) -> None:
     """Accumulate the gradient of the window's share of the answer's mean NLL."""
     device = model.get_input_embeddings().weight.device
-    batch: dict[str, Tensor] = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
+    inputs = right_padded([row], device)
     if not (inputs["labels"][:, 1:] != IGNORE).any():
         return
     try:

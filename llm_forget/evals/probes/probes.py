@@ -89,7 +89,7 @@ def probe_logprobs(
     def measure(batch: Sequence[TokenRow]) -> None:
         # Sorted, so that neighbours share long prefixes.
         batch = sorted(batch, key=lambda row: row.input_ids)
-        values_per_row = per_row(forward(_right_padded(batch, device)))
+        values_per_row = per_row(forward(right_padded(batch, device)))
         finished = []
         # After the forward pass, the last point that can run out of memory: a retry needs `measured` unchanged.
         for row, values in zip(batch, values_per_row, strict=True):
@@ -294,7 +294,7 @@ def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenReco
     return TokenRecord(*key, logps, hits, means, variances)
 
 
-def _right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
+def right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
     """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding is masked."""
     batch = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
     return {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}

@@ -84,7 +84,9 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
     source = find_source(model.model_name_or_path)
     revision = source.revision or model.model_revision
-    lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
+    lora: dict[str, Any] = {}
+    if adapter is not None:
+        lora = {"enable_lora": True, "max_lora_rank": min(r for r in RANKS if r >= read_config(adapter).r)}
     # generation_config "vllm": ignore the sampling options of the model's file.
     llm = LLM(
         model=source.location, revision=revision, dtype=str(model.dtype), generation_config="vllm", seed=0, **lora
@@ -96,10 +98,6 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
         ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.location, revision=revision))
     return VllmEngine(llm, ends, adapter)
-
-
-def _rank(adapter: Path) -> int:
-    return next(rank for rank in RANKS if rank >= read_config(adapter).r)
 
 
 def probe_generate_vllm(

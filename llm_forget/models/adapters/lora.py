@@ -68,6 +68,7 @@ def _adapter_names(model: nn.Module) -> list[str]:
 
 
 def _lora_config(model: Any, model_args: ModelConfig) -> Any:
+    from transformers.pytorch_utils import Conv1D
     from trl import get_peft_config
 
     targets: Any = model_args.lora_target_modules or ALL_LINEAR
@@ -83,7 +84,8 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
     if isinstance(targets, str) and targets != ALL_LINEAR:
         # TRL turns a list of one name into that name, which PEFT would read as a pattern for the whole path.
         config.target_modules = {targets}
-    config.fan_in_fan_out = _stores_transposed(model)
+    # GPT-2's linear layers, whose weight is [in, out].
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return config
 
 
@@ -91,13 +93,6 @@ def _expert_parameters(model: nn.Module) -> list[str]:
     """Names of parameters ``[experts, in, out]`` that "all-linear" does not reach, as they are in no linear layer."""
     names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
     return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
-
-
-def _stores_transposed(model: nn.Module) -> bool:
-    """Whether linear layers are GPT-2's Conv1D, whose weight is ``[in, out]``."""
-    from transformers.pytorch_utils import Conv1D
-
-    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 @contextmanager

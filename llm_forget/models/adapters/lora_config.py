@@ -33,10 +33,6 @@ IGNORED = frozenset(
 )
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 def _rank(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MAX_RANK
 
@@ -84,7 +80,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layers_to_transform": (_layers, "numbers of layers"),
     "layers_pattern": (lambda value: _name(value) or _names(value), "plain module names"),
     **dict.fromkeys(
-        ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), (_flag, "true or false")
+        ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"),
+        (lambda value: type(value) is bool, "true or false"),
     ),
 }  # fmt: skip
 

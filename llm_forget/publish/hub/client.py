@@ -66,7 +66,8 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise HubError(f"the answer of the Hub is not JSON; {RETRY}") from error
     # An odd answer, an odd setting or hf_xet makes the client raise errors other than its own.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        if not _from_client(error) or (isinstance(error, OSError) and error.errno is not None and _from_disk(error)):
+        of_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+        if not _from_client(error) or (of_disk and error.errno is not None):
             raise
         raise HubError(_unexpected_text(error, repository)) from error
 
@@ -75,10 +76,6 @@ def _from_client(error: BaseException) -> bool:
     """Whether an error was raised in the client, not in the code around it."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] in CLIENT_PACKAGES for frame in frames)
-
-
-def _from_disk(error: OSError) -> bool:
-    return not isinstance(error, ConnectionError | TimeoutError)
 
 
 def _unexpected_text(error: Exception, repository: str) -> str:

@@ -26,7 +26,7 @@ def table(content: Table) -> str:
     width = len(content.columns)
     rows = [
         [escape(column) for column in content.columns],
-        ["---", *("---:" if _numeric(content, i) else "---" for i in range(1, width))],
+        ["---", *("---" if all(isinstance(row[i], str) for row in content.rows) else "---:" for i in range(1, width))],
         *([_cell(cell) for cell in row] for row in content.rows),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -70,7 +70,3 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return escape(cell)
     return escape(f"{cell.value} ({cell.note})" if cell.note else cell.value)
-
-
-def _numeric(content: Table, column: int) -> bool:
-    return any(not isinstance(row[column], str) for row in content.rows)

@@ -66,9 +66,8 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
     """
     settings = _settings(path)
     kind = str(settings.get("distributed_type", "NO"))
-    count = (
-        processes if processes is not None else settings.get("num_processes", 1 if kind in ("NO", "False") else None)
-    )
+    default = 1 if kind in ("NO", "False") else None
+    count = processes if processes is not None else settings.get("num_processes", default)
     if not isinstance(count, int) or count < 1:
         raise ConfigError(f"accelerate config '{path}' has no usable num_processes; give --num_processes N")
     if count > 1 and kind in ("NO", "False", "MULTI_CPU"):
@@ -78,9 +77,7 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
             f"requested; {hint}"
         )
     if settings.get("use_cpu") and kind in ON_CPUS:
-        raise ConfigError(
-            f"accelerate config '{path}' requests {kind} on a CPU, where accelerate runs DDP; {ON_CPUS[kind]}"
-        )
+        raise ConfigError(f"'{path}' requests {kind} on a CPU, where accelerate runs DDP; {ON_CPUS[kind]}")
     flags = ["--config_file", str(path), "--num_processes", str(count)]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "llm_forget", *arguments]
 

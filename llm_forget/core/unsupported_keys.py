@@ -75,8 +75,7 @@ def check_training(train: Any) -> None:
         raise ConfigError(f"save_strategy 'best' is not supported: {_EVALUATION}; take epoch, steps or no")
     if train.max_steps == 0 or (train.max_steps < 0 and not train.num_train_epochs > 0):
         raise ConfigError(
-            f"num_train_epochs {train.num_train_epochs} and max_steps {train.max_steps} train nothing; "
-            "set one of them above 0"
+            f"num_train_epochs {train.num_train_epochs} and max_steps {train.max_steps} train nothing; set one above 0"
         )
     _check_optimizer(str(getattr(train.optim, "value", train.optim)))
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
@@ -89,8 +88,7 @@ def _check_optimizer(name: str) -> None:
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
             raise ConfigError(
-                f"optim '{name}' comes from the package {package}, which is not installed; install it, or take "
-                "adamw_torch"
+                f"optim '{name}' comes from {package}, which is not installed; install it, or take adamw_torch"
             )
 
 

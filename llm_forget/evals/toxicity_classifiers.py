@@ -109,9 +109,7 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
     for candidate in LABELS:
         if candidate in places and (candidate != "label_1" or len(places) == 2):
             return places[candidate]
-    raise EvaluationError(
-        f"no label of classifier '{name}' is plainly the toxic one; name it as 'label': {label_names}"
-    )
+    raise EvaluationError(f"no label of classifier '{name}' is plainly toxic; name it as 'label': {label_names}")
 
 
 def _longest(tokenizer: Any, config: Any) -> int:

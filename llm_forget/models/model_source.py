@@ -101,8 +101,7 @@ def _hub_id(name: str) -> str:
     # If the first part is a local folder, the name is a mistyped path: do not send it to the Hub.
     if len(parts) > 2 or name.startswith((".", "~")) or not all(parts) or (len(parts) > 1 and Path(parts[0]).is_dir()):
         raise MissingFileError(
-            f"model '{name}' does not exist: it is neither a folder here nor a Hub id (org/name); a "
-            "run must be made first"
+            f"model '{name}' does not exist: neither a folder here nor a Hub id (org/name); a run must be made first"
         )
     return name
 
@@ -119,8 +118,7 @@ def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
 
     if find_adapter_config_file(hub_id, revision=revision or "main") is not None:
         raise ModelError(
-            f"'{hub_id}' is an adapter on the hub; get it with `hf download {hub_id} --local-dir DIR` and give that "
-            "folder"
+            f"'{hub_id}' is an adapter on the hub; get it with `hf download {hub_id} --local-dir DIR` and give DIR"
         )
 
 

@@ -43,8 +43,7 @@ def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
         return _exported(evidence, folder)
     if not (folder / MERGE_REPORT).is_file():
         raise PublishError(
-            f"'{folder}' has neither {MERGE_REPORT} nor {EXPORT_REPORT}; `llm-forget merge RUN --output_dir DIR` "
-            "writes one"
+            f"'{folder}' has neither {MERGE_REPORT} nor {EXPORT_REPORT}; `llm-forget merge RUN` writes one"
         )
     merged = read_merged(folder)
     if not _is_of_run(evidence, merged.facts):
@@ -73,9 +72,7 @@ def _exported(evidence: Evidence, folder: Path) -> FullModel:
     if report.of.digest != _weights_of(evidence) and not _is_of_run(evidence, report.merge or {}):
         raise PublishError(f"'{folder}' was not exported from this run; {advice}")
     if not (folder / RESULTS).is_file():
-        raise PublishError(
-            f"'{folder}' was not measured, and rounding can restore forgotten rows; {advice} without --no_measure"
-        )
+        raise PublishError(f"'{folder}' was not measured, and rounding can restore rows; {advice} without --no_measure")
     _require_matching_results(Merged(folder, report.digest, {}, {}), True, advice)
     return FullModel(folder, report.file, True)
 

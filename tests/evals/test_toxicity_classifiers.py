@@ -123,7 +123,7 @@ def test_labels_that_may_hold_at_once_are_probabilities_of_their_own(folder, tin
 
 def test_a_label_that_is_not_plain_must_be_named(folder):
     name, _ = folder(("LABEL_0", "LABEL_1", "LABEL_2"))
-    with pytest.raises(ValueError, match="plainly the toxic one; name it as 'label': LABEL_0, LABEL_1, LABEL_2"):
+    with pytest.raises(ValueError, match="plainly toxic; name it as 'label': LABEL_0, LABEL_1, LABEL_2"):
         classifier(name)
     with pytest.raises(ValueError, match="no label 'bad'; its labels: LABEL_0"):
         classifier(name, label="bad")

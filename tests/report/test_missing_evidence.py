@@ -124,7 +124,7 @@ def test_every_rule_of_a_policy_names_its_suite(make_measured_run):
 
 def test_a_custom_suite_with_the_name_of_a_shipped_one_is_marked(make_measured_run):
     run = make_measured_run()
-    sentence = "not the suite basic that comes with this version"
+    sentence = "not the suite basic of this version"
     shipped_digest = load_suite("basic").digest
     for definition, marked in ((shipped_digest, False), ("sha256:other", True)):
         _with(run, "results.json", lambda results, d=definition: results["suites"]["basic"].update(definition=d))

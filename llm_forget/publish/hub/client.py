@@ -96,9 +96,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
     if isinstance(error, OSError | RuntimeError):  # hf_xet gives the status only in its text
         status = re.search(r"\b([45]\d\d)\b", re.sub(r"https?://\S+", "", str(error)))
         return _status_text(int(status[1]), repository) if status else _connection_text(cause or error)
-    if any(
-        frame.f_globals.get("__name__", "").startswith("httpx") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ):
+    if any(f.f_globals.get("__name__", "").startswith("httpx") for f, _ in traceback.walk_tb(error.__traceback__)):
         return "HF_ENDPOINT or the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is not a valid URL; correct it"
     return f"the client could not read the answer of the Hub ({type(error).__name__}); {RETRY}"
 

@@ -70,9 +70,7 @@ def pull(
     if missing is not None:
         raise AdapterRefused(f"'{repository}' lists {missing} but does not have it; nothing was kept")
     if (size := sum(sizes[name] for name in files)) > limit:
-        raise PublishError(
-            f"'{repository}' at {revision} has {size:,} bytes, above max_size {max_size}; nothing fetched"
-        )
+        raise PublishError(f"'{repository}' at {revision} has {size:,} bytes, above max_size {max_size}; not fetched")
     names = [*files, LISTING, *([SIGNATURE] if sizes.get(SIGNATURE, MAX_LISTING) < MAX_LISTING else [])]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if _first_mismatch(folder, files, listing) is None and {path.name for path in folder.iterdir()} == {*names}:

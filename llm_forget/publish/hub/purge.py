@@ -141,9 +141,7 @@ def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
     """Withdrawn commits, files of commits and large files that the Hub still serves."""
     remaining = [commit for commit in withdrawal.commits if _commit_exists(api, withdrawal.repository, commit)]
     for commit, names in withdrawal.files.items():
-        remaining += [
-            f"{commit[:12]}/{name}" for name in names if _file_exists(api, withdrawal.repository, commit, name)
-        ]
+        remaining += [f"{commit[:12]}/{n}" for n in names if _file_exists(api, withdrawal.repository, commit, n)]
     stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(withdrawal.repository)}
     return remaining + [digest for digest in withdrawal.lfs if digest in stored]
 

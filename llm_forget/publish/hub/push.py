@@ -166,9 +166,7 @@ def parse_listing(file: Path) -> dict[str, Any] | None:
 def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -> None:
     differing = [file.name for file in publication.files if not is_on_hub(file, hub_digests.get(file.name))]
     if differing:
-        raise PublishError(
-            f"'{publication.repository}' lacks files that were sent ({', '.join(differing)}); push again"
-        )
+        raise PublishError(f"'{publication.repository}' lacks files of this push ({', '.join(differing)}); push again")
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> None:
@@ -179,6 +177,4 @@ def _tag(api: HfApi, publication: Publication, commit: str) -> None:
     elif tags[publication.tag] != commit:
         listing = read_listing(api, publication.repository, publication.tag)
         if listing is None or listing["files"] != publication.digests:
-            raise PublishError(
-                f"'{publication.repository}' has tag {publication.tag} on other files; delete it and push again"
-            )
+            raise PublishError(f"'{publication.repository}' has tag {publication.tag} on other files; delete it")

@@ -33,10 +33,8 @@ def verdict_section(evidence: Evidence) -> Section:
     parts = []
     notes = []
     if verification is not None and not evidence.verification_is_current:
-        verify_command = f"llm-forget verify RUN --policy {verification['policy']}"
-        sentence = (
-            f"Evaluated again after policy {verification['policy']} was applied; apply it again: {verify_command}"
-        )
+        policy = verification["policy"]
+        sentence = f"Evaluated again after policy {policy} was applied: llm-forget verify RUN --policy {policy}"
         notes.append(Text(sentence, warning=True))
     elif verification is not None:
         rules = tuple((rule.get("holds"), _rule_sentence(rule)) for rule in verification["rules"])
@@ -79,9 +77,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
     if not blocks:
         blocks.append(Text("This suite asks no question; its numbers are below."))
     if not _is_shipped(name, suite):
-        sentence = (
-            f"This is not the suite {name} that comes with this version: it is a custom file or from another version."
-        )
+        sentence = f"This is not the suite {name} of this version: it is a custom file or from another version."
         blocks.append(Text(sentence, warning=True))
     if suite.get("limit"):
         blocks.append(Text(f"Measured on a sample of at most {suite['limit']} rows of each probe.", warning=True))

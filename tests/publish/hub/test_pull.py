@@ -104,7 +104,7 @@ def test_more_than_the_allowed_size_is_refused_before_anything_is_fetched(hub, m
     send(run)
     size = sum(file.stat().st_size for file in run.adapter.glob("*.safetensors"))
     hub.requests.clear()
-    with pytest.raises(ValueError, match=r"has [\d,]+ bytes, above max_size .*; nothing fetched"):
+    with pytest.raises(ValueError, match=r"has [\d,]+ bytes, above max_size .*; not fetched"):
         pull(REPO, tmp_path / "pulled", max_size=str(size))
     assert hub.asked("GET /cdn/") == []
     assert not (tmp_path / "pulled").exists()

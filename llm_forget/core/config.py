@@ -29,15 +29,8 @@ SECRET_KEYS = frozenset({"hub_token"})
 # Keys that say where and how to run, not what: two runs that differ only here are the same run.
 CONTROL_KEYS = frozenset(
     {"output_dir", "overwrite", "dry_run", "disable_tqdm", "logging_dir", "run_name", "resume_from_checkpoint"}
-    | {
-        "accelerator_config",
-        "log_level",
-        "log_level_replica",
-        "dataloader_num_workers",
-        "ddp_timeout",
-        "report_to",
-        "save_total_limit",
-    }
+    | {"accelerator_config", "log_level", "log_level_replica", "dataloader_num_workers", "ddp_timeout", "report_to"}
+    | {"save_total_limit"}
 )
 
 
@@ -322,13 +315,8 @@ def resolved(*configs: Any) -> dict[str, Any]:
 def _library_defaults() -> dict[str, Any]:
     # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
-    factories = {
-        "debug": [],
-        "include_for_metrics": [],
-        "activation_checkpointing": False,
-        "gradient_checkpointing": False,
-    }
-    return {**defaults, **factories}
+    lists = {"debug": [], "include_for_metrics": []}
+    return {**defaults, **lists, "activation_checkpointing": False, "gradient_checkpointing": False}
 
 
 def model_part(keys: dict[str, Any]) -> ModelConfig:

@@ -55,19 +55,14 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
     return [
         EvalResult(
-            task_type=TASK,
-            task_name="Machine unlearning",
-            dataset_type=plain(suite_name),
-            dataset_name=f"llm-forget suite {plain(suite_name)}",
-            dataset_args=_suite_args(suite),
-            metric_type=plain(line.get("metric") or name),
-            metric_name=plain(name),
-            metric_value=_value(line),
+            task_type=TASK, task_name="Machine unlearning", dataset_type=plain(suite_name),
+            dataset_name=f"llm-forget suite {plain(suite_name)}", dataset_args=_suite_args(suite),
+            metric_type=plain(line.get("metric") or name), metric_name=plain(name), metric_value=_value(line),
             metric_args={**_summary(line), "goal": line["goal"], **_other_models(line)},
         )
         for suite_name, suite in results["suites"].items()
         for name, line in suite["metrics"].items()
-    ]
+    ]  # fmt: skip
 
 
 def datasets(config: dict[str, Any]) -> list[str]:

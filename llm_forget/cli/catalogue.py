@@ -1,7 +1,5 @@
 """What is on offer, drawn for a terminal: methods, terms, recipes, configuration keys."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re

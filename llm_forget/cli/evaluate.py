@@ -1,7 +1,5 @@
 """Commands on finished runs: measure, attack, verify, report, compare. Heavy imports wait for a command's body."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """Read-only commands: `scan-residue` and `watch`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

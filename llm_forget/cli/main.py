@@ -1,7 +1,5 @@
 """The command line. Nothing heavy is imported before a command's body runs, so ``--help`` is instant."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -1,7 +1,5 @@
 """Commands that write or take over models: merge, export, adopt. Heavy imports wait for a command's body."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

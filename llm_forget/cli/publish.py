@@ -1,7 +1,5 @@
 """Commands that publish: the model card, to the Hub and back. Heavy imports wait for a command's body."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Commands on deletion requests and their certificates. Heavy imports wait for a command's body."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Commands on versions of a model: add, list, switch, compare, remove. Heavy imports wait for a command's body."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

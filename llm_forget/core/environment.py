@@ -1,7 +1,5 @@
 """What a run ran on: versions, device, git commit."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import subprocess

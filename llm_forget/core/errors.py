@@ -5,8 +5,6 @@ line prints that text and exits with the class's ``exit_code``. Of any other exc
 (see `safe_errors`). Each class is also the built-in exception that describes it, so ``except ValueError`` works, too.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Atomic file writes, JSON files, and the cache folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ Accelerate starts one process for ``--cpu --num_processes 2`` and for ``MULTI_CP
 warning. The effective batch, the normalisation and the saved adapter would differ from what the recipe says.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Progress bars only where there is something to wait for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

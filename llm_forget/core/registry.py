@@ -4,8 +4,6 @@ Positional arguments of a registered function are its *inputs* (who calls it fil
 are its *hyper-parameters* (the user fills them from YAML). Nothing else describes a term, a metric or a rule.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib

@@ -3,8 +3,6 @@
 They exist once, at the top of the repository; the wheel carries the same files under ``llm_forget/_shipped``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from llm_forget.core.errors import ConfigError, ExistingFileError, MissingFileError

@@ -6,8 +6,6 @@ the operating system about a file. Libraries, and Python itself, may quote the v
 a library without any row at hand translates its errors with `errors.library_errors`.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One text for one JSON value, and a reader that refuses what two readers could understand differently."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

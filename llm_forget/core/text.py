@@ -1,7 +1,5 @@
 """Text for people: printable, and without paths of this machine."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

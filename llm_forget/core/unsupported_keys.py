@@ -4,8 +4,6 @@
 own loss and the Hub have no effect here, or another one; a recipe that sets one is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """Compute the lines of a suite from records, top to bottom."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any

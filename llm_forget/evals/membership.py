@@ -5,8 +5,6 @@ Other libraries negate both the score and the classes, which gives the same AUC.
 NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

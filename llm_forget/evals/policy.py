@@ -3,8 +3,6 @@
 This module reads ``results.json`` of a run and loads no model, so that it can run as a separate CI job.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

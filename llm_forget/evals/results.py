@@ -1,7 +1,5 @@
 """Build results.json and rows.json from records, and merge them with the results of earlier evaluations."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable

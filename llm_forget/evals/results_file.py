@@ -1,7 +1,5 @@
 """Read and check results.json of a run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_forget.core import formats

@@ -4,8 +4,6 @@ Functions of NumPy arrays, without a model. Bootstrap resampling, Wilson's inter
 imported inside the functions, because commands that only read a run import this module too.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import warnings

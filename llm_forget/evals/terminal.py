@@ -1,7 +1,5 @@
 """Print results.json and attack.json as tables in a terminal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich import box

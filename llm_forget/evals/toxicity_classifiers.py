@@ -4,8 +4,6 @@ A classifier is a function from texts to P(toxic), in the order of the texts. Sc
 comparable: use one classifier for all models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ A bound is read from the ``verdict`` of a suite or the rules of a policy::
     {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # plus 0.02
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Rows of token ids into a padded batch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Architectures differ in how they use positions, masks and logits. A fast path is
 log-probs as the plain forward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ number of tokens. Blocks of logits are also the idea of Liger Kernel (arXiv:2410
 (arXiv:2411.09009); this is plain torch, and returns the log-prob of every token instead of a mean loss.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Wraps the model's attention function (SDPA, or a FlashAttention that takes row b
 attention; with right padding and causal attention no mask is needed there.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

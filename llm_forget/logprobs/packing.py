@@ -8,8 +8,6 @@ Attention is the only layer that mixes tokens. It gets the position of each toke
 `llm_forget.logprobs.packed_attention` reads. Every other layer sees one long row.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Models that need no Hub: a small randomly initialised Llama, and SmolLM2-135M from a PyPI package."""
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from pathlib import Path

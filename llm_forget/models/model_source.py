@@ -1,7 +1,5 @@
 """Resolve a model name: Hub id, folder, GGUF file, built-in model, run, or an adapter on one of these."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Digests of tensors: their bytes, shapes and dtypes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from typing import Any

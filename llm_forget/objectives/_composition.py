@@ -1,7 +1,5 @@
 """Weighted terms as one objective: parsing, evaluation, and the model outputs and data that they need."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

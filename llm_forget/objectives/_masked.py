@@ -1,7 +1,5 @@
 """Restrict computation to target positions: masked positions, even NaN, affect no value and no gradient."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.core.errors import ConfigError

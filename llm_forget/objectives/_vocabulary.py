@@ -1,7 +1,5 @@
 """Distributions over the vocabulary at N target positions, always as log-probabilities in float32."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """CE-U: cross-entropy to the policy's own distribution without the gold token."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

@@ -1,7 +1,5 @@
 """Direct preference optimisation with the answer to forget as the rejected one."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

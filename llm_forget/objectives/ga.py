@@ -1,7 +1,5 @@
 """Gradient ascent: raise the loss of what is to be forgotten."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

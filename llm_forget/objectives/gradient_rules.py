@@ -5,8 +5,6 @@ optimiser step and reduced over ranks, and returns the gradient to descend. Norm
 vector, in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Inverted hinge loss (LoKU): swap the gold token with the runner-up."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

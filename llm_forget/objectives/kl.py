@@ -1,7 +1,5 @@
 """Stay with the reference: forward KL over the vocabulary."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

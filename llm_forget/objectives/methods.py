@@ -1,7 +1,5 @@
 """Named objectives with their papers' defaults, adjusted to LoRA, and the one function that builds an objective."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Negative log-likelihood: the retain term, and what fine-tuning and retraining minimise."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

@@ -1,7 +1,5 @@
 """Negative preference optimisation: gradient ascent that fades as the policy leaves the reference."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

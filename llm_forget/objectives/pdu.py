@@ -1,7 +1,5 @@
 """PDU's forget term: flatten the logits; the retain term is its constraint."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

@@ -1,7 +1,5 @@
 """RMU, forget side: steer hidden states to one random direction."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

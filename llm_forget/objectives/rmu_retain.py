@@ -1,7 +1,5 @@
 """RMU, retain side: keep hidden states where they were."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

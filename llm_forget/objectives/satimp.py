@@ -1,7 +1,5 @@
 """SatImp: gradient ascent weighted by how saturated and how important a token is."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

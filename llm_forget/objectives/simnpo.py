@@ -1,7 +1,5 @@
 """SimNPO: NPO without a reference, on length-normalised likelihood."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

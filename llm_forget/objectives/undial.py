@@ -1,7 +1,5 @@
 """UNDIAL: distil from the reference with the gold logit lowered."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

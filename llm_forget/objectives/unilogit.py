@@ -1,7 +1,5 @@
 """Unilogit: distil from oneself with the gold token at uniform probability."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Weighted gradient ascent: tokens the policy no longer knows stop being pushed."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from llm_forget.logprobs.logprobs import Logprobs

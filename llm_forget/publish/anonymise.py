@@ -3,8 +3,6 @@
 Digests of rows are keyed, because plain ones would confirm guesses of rows (see `publish.row_digests`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

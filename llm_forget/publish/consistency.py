@@ -1,7 +1,5 @@
 """Checks that weights, results and run belong together before they are published."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks against the ledger before a run is published, and ledger entries afterwards."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

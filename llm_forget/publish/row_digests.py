@@ -18,8 +18,6 @@ and from a plain digest, without this package::
     "hmac-sha256:" + hmac.new(bytes.fromhex(open("publication.key").read()), b"sha256:...", "sha256").hexdigest()
 """
 
-from __future__ import annotations
-
 import errno
 import hmac
 import logging

@@ -4,8 +4,6 @@
 and `render.markdown` write the document. Every number comes from `results.json` and the files beside it.
 """
 
-from __future__ import annotations
-
 from llm_forget.report.page import report
 
 __all__ = ["report"]

@@ -3,8 +3,6 @@
 Nothing is written or locked. Files may be missing, appear later, or end in an incomplete line.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """Live view of a run: a panel that is redrawn in a terminal, lines of text in a file or pipe."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Iterator

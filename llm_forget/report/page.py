@@ -1,7 +1,5 @@
 """The report of one run or of several, as an HTML page and as Markdown."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

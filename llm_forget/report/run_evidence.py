@@ -1,7 +1,5 @@
 """The results of a run, read from its directory as plain data."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

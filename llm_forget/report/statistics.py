@@ -1,7 +1,5 @@
 """Numbers behind the charts: pure functions of scores per row and of results."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

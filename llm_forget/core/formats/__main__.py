@@ -1,7 +1,5 @@
 """``python -m llm_forget.core.formats --write DIR`` writes the JSON Schema of every file into a folder."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """JSON values compared with a record class; the first difference as one sentence that names file and key."""
 
-from __future__ import annotations
-
 import functools
 import re
 import types

@@ -1,7 +1,5 @@
 """The one place where files of this package are read and written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `bench` measured."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from msgspec import UNSET, UnsetType

@@ -1,7 +1,5 @@
 """The certificate of a closed deletion request, and the facts that it is made from."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, field

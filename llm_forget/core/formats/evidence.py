@@ -3,8 +3,6 @@
 The ledger itself is a SQLite database with a format number of its own.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType

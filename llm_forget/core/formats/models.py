@@ -1,7 +1,5 @@
 """Files beside weights: of an adapter, and of models that `merge` and `export` wrote."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType

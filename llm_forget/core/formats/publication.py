@@ -1,7 +1,5 @@
 """Files that only exist to be published, and what people state for the model card."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from msgspec import UNSET, UnsetType, field

@@ -1,7 +1,5 @@
 """Files that an evaluation, a policy or an attack writes into a run."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType

@@ -1,7 +1,5 @@
 """Files at the top of a run directory and in its checkpoints."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType

@@ -1,7 +1,5 @@
 """JSON Schema (2020-12) of every file, generated from the record classes."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re

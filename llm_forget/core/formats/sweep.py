@@ -1,7 +1,5 @@
 """The list of runs of a sweep."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType

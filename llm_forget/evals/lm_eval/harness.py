@@ -4,8 +4,6 @@ Tasks are ours (``eval/lm_eval``, also for the ``lm_eval`` command) or any task 
 no sample is stored, and lm-eval's logging, which may quote rows, is off.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

@@ -3,8 +3,6 @@
 Our tasks are in ``eval/lm_eval``, for the ``lm_eval`` command too; every task of lm-eval is supported.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -5,8 +5,6 @@ Every process measures its share of the missing records and writes them immediat
 were measured before a kill are read on the machine that holds them.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from datetime import timedelta

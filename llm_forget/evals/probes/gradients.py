@@ -1,7 +1,5 @@
 """Gradient probe: the norm of the gradient of each answer, one answer at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and a digest of them."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ records to a `RecordWriter`, which writes them to disk immediately. The batch si
 do not depend on the batch size, except for floating-point rounding and sampled text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

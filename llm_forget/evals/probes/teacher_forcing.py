@@ -4,8 +4,6 @@ Many tokens of a set of answers are repeated prefixes (see `llm_forget.logprobs.
 of the perturbed TOFU answers under a template with a system prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Digests show that the files are unchanged. The effect shows that they still work
 way, with zeros, under other names or by another library version can silently give back the model before unlearning.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

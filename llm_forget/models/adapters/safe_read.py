@@ -4,8 +4,6 @@ PEFT and safetensors read whatever a file contains. Here a folder is refused for
 a file for its size; a safetensors header is parsed and bounded before a library allocates the tensors that it lists.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import stat

@@ -1,7 +1,5 @@
 """Verify an adapter folder before it is loaded: its files, tensors, base and effect against its manifest."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

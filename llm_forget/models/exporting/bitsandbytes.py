@@ -1,7 +1,5 @@
 """Export a model in 4 or 8 bit as a folder that ``AutoModelForCausalLM.from_pretrained`` loads directly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ GGUF names the rule that splits text before merges are applied (``tokenizer.ggml
 Only rules that llama.cpp names are supported.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,8 +6,6 @@ PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separatel
 ``(B_1 + B_2)(A_1 + A_2)`` holds products of one adapter's B with the other's A. See `error_of_averaging`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import warnings

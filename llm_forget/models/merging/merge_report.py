@@ -7,8 +7,6 @@ As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name,
 the ledger first; otherwise its training data are unknown.
 """
 
-from __future__ import annotations
-
 import stat
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

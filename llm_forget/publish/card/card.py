@@ -5,8 +5,6 @@ such as a contact, come from `CardStatements`. The card contains no text of rows
 and no local paths.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Facts of a model card beside the results: method, data, energy and limits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

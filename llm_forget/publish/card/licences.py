@@ -3,8 +3,6 @@
 Source: https://huggingface.co/docs/hub/repositories-licenses (2026); the Hub's client has no such list.
 """
 
-from __future__ import annotations
-
 OTHER = "other"
 IDS = """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0

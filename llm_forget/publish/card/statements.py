@@ -1,7 +1,5 @@
 """Statements of the publisher about a model: title, licence, contact, intended use."""
 
-from __future__ import annotations
-
 import re
 from difflib import get_close_matches
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A document as one self-contained HTML file: no scripts, no external fonts or images."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

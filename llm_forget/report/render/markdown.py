@@ -1,7 +1,5 @@
 """A document as Markdown: tables and verdicts, without charts and without text of rows."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

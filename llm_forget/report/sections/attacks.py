@@ -1,7 +1,5 @@
 """What attacks on the weights recovered from the unlearned model, compared with the oracle."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_forget.attacks.excess import ABOUT_EXCESS, excess

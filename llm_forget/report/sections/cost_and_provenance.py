@@ -1,7 +1,5 @@
 """Cost and provenance of a run."""
 
-from __future__ import annotations
-
 from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any

@@ -1,7 +1,5 @@
 """Row-level distributions behind the means: truth ratios, membership scores and extraction strength."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Training curves: log-probabilities of the splits and the value of each term."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from llm_forget.core.text import shown

@@ -1,7 +1,5 @@
 """Verdicts, the values of target, unlearned model and oracle, and the plane of forgetting against utility."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

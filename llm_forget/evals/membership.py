@@ -1,8 +1,7 @@
 """Membership inference attacks: each one scores how likely it is that the model was trained on an answer.
 
 A higher score means *member*: the AUC of forget rows against holdout rows is 1 if the forget rows are much likelier.
-Other libraries negate both the score and the classes, which gives the same AUC. An answer without target tokens scores
-NaN.
+Other libraries negate both the score and the classes, which gives the same AUC. Without target tokens the score is NaN.
 """
 
 import math
@@ -66,8 +65,7 @@ def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> 
 def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
     """`min_k` of (log p(token) - mu) / sigma, with mean and deviation of log p(v) over v drawn from p; no unit.
 
-    A token at the mode of a flat distribution scores 0, and so does a token with probability 1. The variance is at
-    least 1e-6.
+    A token at the mode of a flat distribution scores 0, as does one with probability 1. The variance is at least 1e-6.
 
     Raises:
         EvaluationError: the record has no means and variances.

@@ -103,8 +103,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 def auc(members: Rows, nonmembers: Rows) -> float:
     """Probability that a member scores higher than a non-member, ties counted half: Mann-Whitney's U / (m n).
 
-    In [0, 1]; 0.5 for scores without information, 1 if every member is above every non-member, NaN if a sample has no
-    scored row.
+    In [0, 1]; 0.5 for scores without information, 1 if every member is above every non-member, NaN without scored rows.
     """
     members, nonmembers = scored(members), scored(nonmembers)
     if not len(members) or not len(nonmembers):

@@ -133,8 +133,7 @@ def load_suite(name: str | Path) -> Suite:
 
     Raises:
         MissingFileError: no such file and no shipped suite of that name.
-        EvaluationError: invalid YAML, an unknown key, metric or parameter, or an input that is not defined above its
-            line.
+        EvaluationError: invalid YAML, an unknown key, metric or parameter, or an input not defined above its line.
     """
     path = resources.resolve("eval", str(name))
     try:

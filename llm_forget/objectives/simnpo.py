@@ -14,8 +14,7 @@ def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor
     """``-(2/beta) log sigmoid(beta (L/n - delta))``, L/n the mean NLL per token of a sequence.
 
     Returns:
-        ``[B]``, nats; 0 once ``L/n`` is far above ``delta``; ``beta -> 0`` is gradient ascent on ``L/n``, up to a
-        constant.
+        ``[B]``, nats; 0 once ``L/n`` is far above ``delta``; ``beta -> 0``: gradient ascent on ``L/n``.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")

@@ -42,8 +42,7 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
     """Refuse to publish a model that holds deleted data, or for which this is undetermined.
 
     Args:
-        note: record the run, and the model merged from it, in the ledger first, so that their training rows are
-            known.
+        note: record the run and the model merged from it in the ledger first, so that their rows are known.
         merged: folder of the model that is published instead of the run's own weights.
 
     Raises:

@@ -34,8 +34,7 @@ def checked(
         error: class of the error; default: the record's ``ERROR``.
 
     Raises:
-        LlmForgetError: another format number, a key that is missing, or a value of another type; names the first such
-            key.
+        LlmForgetError: another format number, a key that is missing, or a value of another type; names the first.
     """
     error = error or kind.ERROR
     if kind.ROOT is not None:

@@ -20,8 +20,7 @@ def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForg
     """The record in a file; ``advice`` and ``error`` as in `checked`.
 
     Raises:
-        LlmForgetError: no JSON, another format number, or a key that is missing or has another type; names file and
-            key.
+        LlmForgetError: no JSON, another format number, or a key missing or of another type; names file and key.
         FileNotFoundError: there is no such file.
     """
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)

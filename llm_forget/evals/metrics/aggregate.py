@@ -15,8 +15,7 @@ def aggregate(scores: Sequence[Rows | float]) -> float:
 
     One choice of several: Table 3 of open-unlearning combines `memorization_score`, `privacy_score` and
     `utility_score` in this way. It ranks methods and does not show whether anything was forgotten, because a high score
-    can offset a low one and the oracle itself is below 1: compare it with that of the oracle. It is unscored if any
-    score is unscored.
+    can offset a low one and the oracle itself is below 1: compare it with that of the oracle. Unscored if a score is.
 
     Raises:
         EvaluationError: a score outside [0, 1].

@@ -44,8 +44,7 @@ def prepare(
 ) -> Work:
     """Select and tokenise the rows of a probe.
 
-    Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``,
-    ``id#2``, ...
+    Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``, ...
 
     Raises:
         EvaluationError: the rows lack the probe's field, or a prompt to generate from.

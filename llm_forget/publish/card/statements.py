@@ -19,8 +19,7 @@ def checked(statements: CardStatements) -> CardStatements:
     """Return the statements after checking them.
 
     Raises:
-        PublishError: a base model or data set is no Hub id, the Hub does not know the licence, or the power is not
-            positive.
+        PublishError: a base model or data set is no Hub id, the licence is unknown there, or the power is not above 0.
     """
     if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
         raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")

@@ -67,13 +67,10 @@ class Retraining(Part, frozen=True):
     seconds: Seconds
 
 
-class Unlearning(Part, frozen=True):
+class Unlearning(Retraining, frozen=True):
     """A whole run of one objective."""
 
-    steps: Count
-    seconds_of_a_step: Seconds
     seconds_of_the_reference_pass: Seconds
-    seconds: Seconds
     of_retraining: Share
 
 

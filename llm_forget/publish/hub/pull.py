@@ -1,14 +1,12 @@
 """Download a published version, and keep it only if all files match the listing and the manifest."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
@@ -17,10 +15,6 @@ from llm_forget.core.formats.publication import PublicationSignature
 from llm_forget.publish.bundle import LISTING, SIGNATURE, allowed, signed_bytes
 from llm_forget.publish.hub.client import client, hub_errors
 from llm_forget.publish.hub.push import MAX_LISTING, check_repository, parse_listing, read_listing, repository_files
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 
 MAX_SIZE = "50GB"
 SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(?:([KMGT])(i?))?B?")
@@ -43,7 +37,6 @@ def pull(
     revision: str = "main",
     max_size: str = MAX_SIZE,
     key: str | Path | None = None,
-    api: HfApi | None = None,
 ) -> Pulled:
     """Download the files that `push` listed, and check digests and the manifest of an adapter.
 
@@ -60,7 +53,7 @@ def pull(
     """
     from llm_forget.models.adapters.files import verify_adapter
 
-    api, folder, limit = api or client(), Path(folder), parse_size(max_size)
+    api, folder, limit = client(), Path(folder), parse_size(max_size)
     with hub_errors(check_repository(repository)):
         commit = str(api.model_info(repository, revision=revision).sha)
         sizes = {file.path: int(file.size) for file in repository_files(api, repository, commit)}

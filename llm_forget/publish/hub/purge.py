@@ -36,7 +36,7 @@ class Plan:
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # withdrawn commit -> files to check afterwards
 
 
-def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None) -> Plan:
+def plan(repository: str, revisions: Iterable[str]) -> Plan:
     """Compute the actions of a purge.
 
     Args:
@@ -46,7 +46,7 @@ def plan(repository: str, revisions: Iterable[str], *, api: HfApi | None = None)
         HubError: the Hub refused, or could not be reached.
         PublishError: a revision is unknown, main ends in a withdrawn commit, or a pull request holds one.
     """
-    api = api or client()
+    api = client()
     with hub_errors(check_repository(repository)):
         refs = api.list_repo_refs(repository, include_pull_requests=True)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
@@ -108,14 +108,14 @@ def _refuse_unpurgeable(
             raise PublishError(f"'{name}' of '{repository}' holds a withdrawn commit; delete it on the Hub first")
 
 
-def purge(withdrawal: Plan, *, api: HfApi | None = None) -> None:
+def purge(withdrawal: Plan) -> None:
     """Carry out a plan, and verify that the Hub no longer serves what was withdrawn.
 
     Raises:
         HubError: the Hub refused, or could not be reached; repeat the command to resume.
         PublishError: the Hub still has a withdrawn commit or file.
     """
-    api = api or client()
+    api = client()
     repository = withdrawal.repository
     with hub_errors(repository):
         for tag in (*withdrawal.tags, *withdrawal.kept_tags):

@@ -237,9 +237,7 @@ def bench(
 
 
 @app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(help="Explain this method or term.")] = None,
-) -> None:
+def methods(name: Annotated[str | None, typer.Argument(help="Explain this method or term.")] = None) -> None:
     """List the unlearning methods, or explain one."""
     from llm_forget.cli import catalogue
 

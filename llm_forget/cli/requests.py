@@ -35,8 +35,7 @@ requests.add_typer(certificate, name="certificate")
 
 RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-0001.")]
 IncludeNear = Annotated[
-    str | None,
-    typer.Option("--include_near", help="Near-duplicates to forget as well.", metavar="all|none|ID,..."),
+    str | None, typer.Option("--include_near", help="Near-duplicates to forget as well.", metavar="all|none|ID,...")
 ]
 AuthorisedBy = Annotated[
     str | None, typer.Option("--authorised_by", help="The role that authorised the request; no names.", metavar="ROLE")

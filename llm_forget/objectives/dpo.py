@@ -11,12 +11,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2305.18290")
 def dpo(
-    policy: Logprobs,
-    reference: Logprobs,
-    alternate: Logprobs,
-    alternate_reference: Logprobs,
-    *,
-    beta: float = 0.1,
+    policy: Logprobs, reference: Logprobs, alternate: Logprobs, alternate_reference: Logprobs, *, beta: float = 0.1
 ) -> Tensor:
     """``-(2/beta) log sigmoid(beta (log-ratio of the alternate - log-ratio of the answer to forget))``.
 

@@ -25,9 +25,7 @@ class Method:
 
 
 def build_objective(
-    method: str | None = None,
-    method_args: dict[str, Any] | None = None,
-    objective: dict[str, Any] | None = None,
+    method: str | None = None, method_args: dict[str, Any] | None = None, objective: dict[str, Any] | None = None
 ) -> Objective:
     """An objective from a method's name and overrides, or from its composition.
 

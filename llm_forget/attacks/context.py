@@ -1,7 +1,5 @@
 """Input of an attack: the models under attack and how to measure them."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path

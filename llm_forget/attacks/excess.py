@@ -1,7 +1,5 @@
 """Excess of an attack: recovery beyond that of a model that never saw the rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +17,6 @@ def excess(name: str, line: Mapping[str, Any]) -> float | None:
     """(attacked - unlearned) - (oracle attacked - oracle), in the unit of the line; 0 if both models moved equally.
 
     Args:
-        name: name of the line.
         line: line of attack.json: ``goal``, ``metric``, ``unlearned``, ``oracle`` and both attacked lines.
 
     Returns:

@@ -1,7 +1,5 @@
 """Attacks that only prompt the models: sampling, answer prefixes, paraphrases, comparison of both models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_forget.attacks._registry import attack_kind
@@ -47,7 +45,6 @@ def template(
     """The suite of the run with another prompt template.
 
     Args:
-        context: the models under attack.
         prompt_template: replaces the template of the run.
         chat: use the tokenizer's chat template instead.
     """

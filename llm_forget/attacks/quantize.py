@@ -1,7 +1,5 @@
 """Merge the adapter and quantise the weights to 8 or 4 bit: unlearning may not survive quantisation."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from typing import Any
@@ -34,8 +32,6 @@ def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -
     """Load the merged model and the oracle in 4 or 8 bit, as a user of the merged weights may do.
 
     Args:
-        context: the models under attack.
-        bits: ``nf4`` or ``int8``.
         keep: keep the merged model in the attack's folder; it is as large as the base model.
     """
     check_bits(bits)

@@ -1,7 +1,5 @@
 """Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the others."""
 
-from __future__ import annotations
-
 import logging
 import random
 import shutil
@@ -40,10 +38,8 @@ def relearn(
     """Train a LoRA adapter on each attacked model, with the batch size, rank and learning rate of the run.
 
     Args:
-        context: the models under attack.
         share: share of the forget rows that the attacker has; at least one row. The others are measured.
         on: ``forget``, or the split (``holdout``) or source of unrelated rows to train on instead, all of them.
-        num_train_epochs: passes over those rows.
         learning_rate: learning rate; default: that of the run.
         seed: seed of the selection and order of rows.
         keep: keep the adapters in the attack's folder; they recover forgotten rows.
@@ -62,9 +58,8 @@ def relearn(
             logging_steps=1, lr_scheduler_type="constant", overwrite=True,
         )  # fmt: skip
         try:
-            lines[role] = context.measure(
-                str(run.path), **({"forget": measured_rows} if measured_rows is not None else {})
-            )
+            rows = {"forget": measured_rows} if measured_rows is not None else {}
+            lines[role] = context.measure(str(run.path), **rows)
         finally:
             if not keep:
                 shutil.rmtree(run.adapter)
@@ -80,10 +75,8 @@ def split_forget_rows(
     Any model relearns the rows it is trained on; knowledge left in the weights shows in the other rows.
 
     Args:
-        config: configuration of the run.
         share: share of the forget rows to train on; at least one row.
         on: ``forget``, or a split or source of other rows to train on instead, all of them.
-        seed: seed of the selection.
 
     Returns:
         Two sources in the form of a recipe; the second is None if no forget row is trained on.
@@ -106,10 +99,11 @@ def split_forget_rows(
     for place in range(len(rows)):
         part = trained if place in chosen else measured
         part.setdefault(rows[place]["source_index"], []).append(rows[place]["id"])
-    narrowed = [
-        [{**sources[index], "ids": ids, "limit": None} for index, ids in part.items()] for part in (trained, measured)
-    ]
-    return narrowed[0], narrowed[1]
+
+    def narrowed(part: dict[int, list[str]]) -> list[dict[str, Any]]:
+        return [{**sources[index], "ids": ids, "limit": None} for index, ids in part.items()]
+
+    return narrowed(trained), narrowed(measured)
 
 
 def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:

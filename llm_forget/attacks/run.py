@@ -3,8 +3,6 @@
 The result is ``attacks/<name>/attack.json`` in the run, with numbers for the report.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path
@@ -42,11 +40,8 @@ def attack(
     """Attack a run and its oracle, measure both with the same suite, and write attack.json.
 
     Args:
-        run: a finished run with an adapter.
         kind: relearn, quantize, sample, prefix, paraphrase, template or two_models.
         suite: suite to measure; default: that of the attack, or else that of the run.
-        limit: maximum number of rows of each probe.
-        batch_size: maximum number of sequences in a batch.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: parameters of the attack, such as ``share=0.05``.
 
@@ -76,27 +71,20 @@ def attack(
     row_keys, left_out = _measured_rows(kind, {**finished.config, **changed_keys}, arguments)
     # Numbers on fewer or other rows belong to this attack, not to the results of the run.
     whole = limit is None and not changed_keys and not row_keys
-    evaluation_keys = {**changed_keys, **row_keys}
-    results = evaluate(
-        finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **evaluation_keys
-    )
+    keys = {**changed_keys, **row_keys}
+    results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **keys)
     measured_suite = results["suites"][Path(suite).stem]
     plain = {role: lines_of(measured_suite, role) for role in ROLES}
     # An explicit default is the same attack.
     changed_settings = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
-    folder = (
-        finished.path
-        / "attacks"
-        / _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
-    )
+    name = _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
+    folder = finished.path / "attacks" / name
     context = AttackContext(finished, suite, folder, plain, limit, batch_size, changed_keys)
     attacked = entry.function(context, **arguments)
     content = {
         "format": Attack.FORMAT,
         "kind": kind,
-        "settings": {
-            key: value if isinstance(value, str | int | float | None) else "given" for key, value in arguments.items()
-        },
+        "settings": {k: v if isinstance(v, str | int | float | None) else "given" for k, v in arguments.items()},
         "suite": Path(suite).stem,
         "limit": limit,
         "overrides": sorted(changed_keys),

@@ -1,7 +1,5 @@
 """`llm-forget bench`: what a step costs with a recipe's model, rows and adapter, all variants in one process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

@@ -4,8 +4,6 @@ The learning rate is 0, so that every variant starts from the same weights and t
 does the same arithmetic as with any other rate.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Cost of unlearning relative to retraining without the forget rows, computed from the times of single steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

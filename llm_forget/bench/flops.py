@@ -1,7 +1,5 @@
 """FLOPs of a step by formula, and the FLOP/s that the machine reaches in matrix products alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Interleaved timing: every variant runs once per round, so that other load on the machine affects all equally."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Peak memory of a step, above the memory in use before it."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import platform

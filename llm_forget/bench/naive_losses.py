@@ -6,8 +6,6 @@ loss; logits of every position, prompt and padding included, are float32; for KL
 computes a loss that is discarded. The policy uses LoRA here, as in our step; that makes this side cheaper than usual.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Growth of time and memory of an npo step, measured on random Llamas made from a configuration; no downloads."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tables of the benchmark for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

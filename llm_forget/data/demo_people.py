@@ -5,8 +5,6 @@ that was not trained on a person thus knows the form and the possible values of 
 text is stored: names and facts come from Faker.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass

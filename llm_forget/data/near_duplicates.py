@@ -4,8 +4,6 @@ No MinHash: there are few query rows, so an index of *their* 5-grams is small, a
 of them exactly. Only 64-bit hashes of the 5-grams are stored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 

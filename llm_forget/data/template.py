@@ -7,8 +7,6 @@ and are replaced by names made of Unicode noncharacters, which no row can contai
 restored. The tokenizer of `tokenise.py` knows these names and still encodes the whole string at once.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Search files for remains of texts: `llm-forget scan-residue`. Needs no torch, writes no file, prints no text."""
 
-from __future__ import annotations
-
 from llm_forget.residue.scan import Finding, Scan, scan
 
 __all__ = ["Finding", "Scan", "scan"]

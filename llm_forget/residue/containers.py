@@ -1,7 +1,5 @@
 """Containers: byte streams of the parts of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite files."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

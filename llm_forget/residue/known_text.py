@@ -1,7 +1,5 @@
 """Remove from the search texts what known texts contain as well: matches of it would not be remains."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ texts. Where they are equal, the match is extended in both directions. For long 
 position of the block is looked up among a few positions of the texts, which is slower but needs far less memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

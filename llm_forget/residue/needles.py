@@ -1,7 +1,5 @@
 """Search texts, and the forms in which a file may contain them."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import json

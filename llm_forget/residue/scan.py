@@ -1,7 +1,5 @@
 """Walk files and folders, search every form of every block, and list the places that contain parts of the texts."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

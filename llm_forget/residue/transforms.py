@@ -6,8 +6,6 @@ first, at most twice; *folded* also applies NFKC and case folding. *base64* remo
 alphabet to the standard one.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Slots of a step as torch data: a dataset indexed by slots, and a loader that passes the epoch to its sampler."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

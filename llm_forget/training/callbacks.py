@@ -1,7 +1,5 @@
 """Callbacks of a training job: its log file and its progress bar."""
 
-from __future__ import annotations
-
 import json
 import math
 import resource

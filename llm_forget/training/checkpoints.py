@@ -4,8 +4,6 @@ transformers silently resumes from a checkpoint without its optimizer or random 
 Here a checkpoint counts only if `complete.json`, written last, lists every file with its size and digest.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The plan of a run, without loading weights: token counts of a batch, and an estimate of its memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Gradients are taken with `torch.autograd.grad` and reduced over processes here, 
 backward passes. This requires whole parameters on every process: one process or DDP, not FSDP or ZeRO.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One training run, from configuration to a finished run directory; `unlearn` and `finetune` differ in their terms."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging

@@ -4,8 +4,6 @@ transformers silently resumes from a checkpoint without its optimizer or random 
 while the newest is being written, and makes one extra step when it resumes a run that ended within an epoch.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -5,8 +5,6 @@ with the adapter off, and normalisation by the counts of the whole optimiser ste
 Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are those of transformers and accelerate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,8 +4,6 @@ The checks show that the adapter is plain LoRA, complete and finite, fits the ba
 that it is unchanged. They do not show that it is good or has forgotten anything.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ The oracle comes first, because forget quality compares with it. A suite defines
 Under ``accelerate launch`` every process measures its share of the rows; the main process computes the scores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Sequence

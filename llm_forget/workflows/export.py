@@ -5,8 +5,6 @@ and its own results next to those of the source model. The rounded weights are e
 as well, as llama.cpp does below 16 bit, give slightly different answers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import logging

@@ -1,7 +1,5 @@
 """Fine-tuning with the same trainer: makes targets (trained on the forget rows) and oracles (never trained on them)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

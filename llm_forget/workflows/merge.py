@@ -1,7 +1,5 @@
 """Merge finished runs with adapters into one full model, or combine them into one adapter."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

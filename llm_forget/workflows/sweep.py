@@ -11,8 +11,6 @@ Finished runs and evaluations are not repeated: after an interruption, for a lar
 the same command runs only the missing ones.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io

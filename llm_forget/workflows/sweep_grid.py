@@ -1,7 +1,5 @@
 """The grid of a sweep: recipe keys with their values, as text, as options and as parts of folder names."""
 
-from __future__ import annotations
-
 import contextlib
 import numbers
 import re

@@ -1,7 +1,5 @@
 """Unlearning: from forget and retain rows to an adapter in a finished run directory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

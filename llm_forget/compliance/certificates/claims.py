@@ -4,8 +4,6 @@ A signature proves who made a claim, not that it is true. Every claim that follo
 therefore recomputed with the code that decided it, so that no signed *pass* can contradict its numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The certificate as a printable HTML page; the JSON file is what is signed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Format of ``ledger.db``: its tables, its hash-chained events, and the verification of the whole file."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import sqlite3

@@ -1,7 +1,5 @@
 """One-line summaries of ledger events, safe to print in a terminal."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -11,8 +11,6 @@ finished run adds
 A folder that `merge` wrote adds one ``merge`` event and its own verification.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

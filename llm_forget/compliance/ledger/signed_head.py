@@ -1,7 +1,5 @@
 """``anchor.json``: the signed number and digest of the ledger's newest event; it reveals a truncated ledger."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Anyone who can read ``signing.key`` can sign in its owner's name, so it never le
 ``signing.pub`` to verifiers through another channel than the evidence; otherwise they trust what they verify.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import contextlib

@@ -1,7 +1,5 @@
 """Translation of SQLite errors (full disk, damaged file, missing permission) into this package's exceptions."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -12,8 +12,6 @@ SQLite's rollback journal holds earlier pages, and a commit over two files trunc
 the journal is overwritten.
 """
 
-from __future__ import annotations
-
 import hmac
 import os
 import secrets

@@ -6,8 +6,6 @@ The facts of the certificate are read from the run now and stored as ``facts.jso
 run may be evaluated again, moved or deleted later.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The model that a deletion request is closed with: a run or a merge of it, with its verified results."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

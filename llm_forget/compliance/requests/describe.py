@@ -1,7 +1,5 @@
 """Printed lines about a deletion request, safe for a terminal; ids only, never contents of rows."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -4,8 +4,6 @@
 reads, are readable by their owner only and removed when the request is closed. No file holds the text of a row.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Receiving deletion requests, and opening one for exclusive work."""
 
-from __future__ import annotations
-
 import calendar
 import contextlib
 import secrets

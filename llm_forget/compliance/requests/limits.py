@@ -10,8 +10,6 @@ Protected rows are named by their source, as in a recipe, so the evidence holds 
 their normalised content, whatever their ids are. Every exception is an event of the ledger.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -5,8 +5,6 @@ the run's configuration. For a run by `request run`, they were compared before i
 was edited for the training and then restored goes unnoticed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Ledger

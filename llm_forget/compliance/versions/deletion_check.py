@@ -36,8 +36,6 @@ may be one of these. Neither is used unless the caller accepts it. A run trained
 the rows must be removed from the data before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Whether a model contains a record, according to its history in the ledger; `deletion_check` gives the rules."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable, Iterator
 from functools import cached_property

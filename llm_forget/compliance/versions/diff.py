@@ -1,7 +1,5 @@
 """Differences between two versions in data, settings and metrics, and the description of one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The training history of a model, followed back through the ledger."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Comparing such a model with the unlearned one reveals which rows were deleted (the attack `mia_two_models`).
 """
 
-from __future__ import annotations
-
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions
 

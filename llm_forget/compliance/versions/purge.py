@@ -4,8 +4,6 @@ The version in use, and a version that another one is loaded on, cannot be purge
 event is appended, so that the ledger never claims more than was done: after a kill in between, purge again.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Queries of the ledger: what happened to a record, and what a version was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The verified content of a finished run or merged model, from which a version is created."""
 
-from __future__ import annotations
-
 import fnmatch
 import stat
 from dataclasses import dataclass

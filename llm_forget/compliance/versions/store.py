@@ -19,8 +19,6 @@ Row ids are left out, since they may be names of people, and so are the records 
 version of a model that `merge` wrote has the same layout, as if a run of kind ``merge`` had written it.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

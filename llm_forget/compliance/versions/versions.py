@@ -10,8 +10,6 @@ that is replaced atomically, not a symbolic link: reading several files through 
 two models. Folders of versions never change, so read the pointer once and load from the folder that it names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

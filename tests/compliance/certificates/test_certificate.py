@@ -75,7 +75,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 # --- what it says
 
 
-def test_it_says_what_the_evidence_says(evidence: Path, issued: tuple[Path, Path]) -> None:
+def test_a_certificate_agrees_with_the_evidence(evidence: Path, issued: tuple[Path, Path]) -> None:
     body = certificate.verify(*issued, request="req-0001", evidence=evidence)
     assert body["exactness"]["class"] == "suppressed"
     assert body["request"]["counts"]["rows"] == 3
@@ -89,7 +89,7 @@ def test_it_says_what_the_evidence_says(evidence: Path, issued: tuple[Path, Path
         assert secret not in text
 
 
-def test_what_was_not_measured_is_said_plainly(tmp_path: Path) -> None:
+def test_a_certificate_says_that_the_two_model_attack_was_not_measured(tmp_path: Path) -> None:
     folder = cases.closed(tmp_path)
     path = certificate.issue(folder, "req-0001")
     body = certificate.verify(path, folder / "signing.pub")
@@ -98,7 +98,7 @@ def test_what_was_not_measured_is_said_plainly(tmp_path: Path) -> None:
     assert "not measured" in path.with_suffix(".html").read_text()
 
 
-def test_near_duplicates_left_and_an_accepted_answer_stand_in_it(tmp_path: Path) -> None:
+def test_a_certificate_names_near_duplicates_left_and_an_accepted_answer(tmp_path: Path) -> None:
     ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
     source, evidence = cases.write_rows(tmp_path, [*cases.rows(), near]), tmp_path / "evidence"
@@ -139,7 +139,7 @@ def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_p
     ]
 
 
-def test_a_retrained_model_names_the_one_that_knew_the_rows_or_says_that_none_is_known(tmp_path: Path) -> None:
+def test_the_certificate_of_a_retrained_model_names_the_model_that_knew_the_rows_or_none(tmp_path: Path) -> None:
     everything = [row["id"] for row in cases.rows()]
     for noted in (True, False):
         folder = tmp_path / str(noted)
@@ -160,7 +160,7 @@ def test_a_retrained_model_names_the_one_that_knew_the_rows_or_says_that_none_is
         assert ("before" in body["does_not_show"]) is not noted
 
 
-def test_who_guesses_the_rows_cannot_confirm_it_with_a_digest(tmp_path: Path) -> None:
+def test_a_digest_cannot_confirm_a_guess_of_the_rows(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     body = certificate.verify(certificate.issue(evidence, "req-0001"), None)
     plain = Run(tmp_path / "run").provenance["data"]["forget"]["digest"]
@@ -170,7 +170,7 @@ def test_who_guesses_the_rows_cannot_confirm_it_with_a_digest(tmp_path: Path) ->
     assert token not in json.dumps(body)
 
 
-def test_policies_that_did_not_pass_before_stand_in_it(tmp_path: Path) -> None:
+def test_a_certificate_names_earlier_policies_that_failed(tmp_path: Path) -> None:
     source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
     made = cases.received(evidence, source, subject="Ann")
     others = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
@@ -191,14 +191,14 @@ def test_policies_that_did_not_pass_before_stand_in_it(tmp_path: Path) -> None:
         certificate.verify(path, evidence / "signing.pub", evidence=evidence)
 
 
-def test_an_open_request_has_none(tmp_path: Path) -> None:
+def test_an_open_request_has_no_certificate(tmp_path: Path) -> None:
     source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
     made = cases.received(evidence, source, subject="Ann")
     with pytest.raises(ValueError, match="is resolved, not closed"):
         certificate.issue(evidence, made.id)
 
 
-def test_what_was_kept_at_closing_cannot_be_changed_before_it_is_issued(tmp_path: Path) -> None:
+def test_facts_changed_between_closing_and_issuing_are_refused(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     facts = evidence / "requests/req-0001/facts.json"
     facts.write_text(facts.read_text().replace("0.1", "0.01", 1))
@@ -206,7 +206,7 @@ def test_what_was_kept_at_closing_cannot_be_changed_before_it_is_issued(tmp_path
         certificate.issue(evidence, "req-0001")
 
 
-def test_dates_of_the_request_file_are_not_believed(tmp_path: Path) -> None:
+def test_dates_come_from_the_ledger_and_not_from_the_request_file(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     path = evidence / "requests/req-0001/request.json"
     content = json.loads(path.read_text())
@@ -287,7 +287,7 @@ def test_hostile_files_are_refused_in_one_sentence(issued: tuple[Path, Path], co
     assert len(str(caught.value)) < 400
 
 
-def test_another_key_is_refused_even_if_the_file_brings_it(issued: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_key_inside_the_file_is_refused(issued: tuple[Path, Path], tmp_path: Path) -> None:
     file, key = issued
     forger = tmp_path / "forger"
     forger.mkdir()
@@ -297,7 +297,7 @@ def test_another_key_is_refused_even_if_the_file_brings_it(issued: tuple[Path, P
         certificate.verify(file, key)
 
 
-def test_another_signature_of_the_key_does_not_pass(evidence: Path, issued: tuple[Path, Path]) -> None:
+def test_a_signature_of_other_content_by_the_same_key_is_refused(evidence: Path, issued: tuple[Path, Path]) -> None:
     file, key = issued
     content = strict_loads(file.read_bytes())
     for signed in (canonical(content["body"]), canonical(content), b""):
@@ -371,9 +371,7 @@ LINE = "verification/suites/basic/metrics/forget_probability"
         ("extra", 1),
     ],
 )
-def test_a_false_claim_is_refused_though_it_is_signed(
-    evidence: Path, issued: tuple[Path, Path], path: str, value: Any
-) -> None:
+def test_a_signed_but_false_claim_is_refused(evidence: Path, issued: tuple[Path, Path], path: str, value: Any) -> None:
     file, key = issued
     resigned(evidence, file, lambda body: set_in(body, path, value))
     wrong = r"contradicts itself|': key 'body\.|' (lacks the|has an unknown) key 'body\."
@@ -417,7 +415,7 @@ def replace_all(old: dict[str, Any], new: dict[str, Any]) -> None:
         ("request/received", "2001-01-01T00:00:00+00:00"),
     ],
 )
-def test_claims_that_the_ledger_denies_are_refused_where_it_is_at_hand(
+def test_claims_that_contradict_a_given_ledger_are_refused(
     evidence: Path, issued: tuple[Path, Path], path: str, value: Any
 ) -> None:
     file, key = issued
@@ -439,7 +437,7 @@ def test_issuing_again_gives_the_same_bytes(evidence: Path) -> None:
     assert path.with_suffix(".html").is_file()
 
 
-def test_a_file_that_is_something_else_is_not_overwritten(evidence: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_certificate_is_not_overwritten(evidence: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken.json"
     taken.write_text("{}")
     with pytest.raises(EvidenceBroken):
@@ -457,7 +455,7 @@ def without_certificate(evidence: Path, folder: Path, *others: str) -> Path:
 @pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("disk", [failing, broken_disk])
-def test_a_certificate_is_whole_or_not_there_wherever_the_disk_fails(
+def test_a_failing_disk_leaves_a_complete_certificate_or_none(
     evidence: Path, tmp_path: Path, disk: Any, faults: FaultPositions
 ) -> None:
     folder = without_certificate(evidence, tmp_path / "whole", "signing.*")
@@ -500,7 +498,7 @@ def test_a_killed_process_leaves_no_part_of_a_certificate(
 
 
 @pytest.mark.slow
-def test_the_command_needs_the_file_and_the_key_alone(issued: tuple[Path, Path]) -> None:
+def test_the_command_needs_only_the_file_and_the_key(issued: tuple[Path, Path]) -> None:
     folder = issued[0].parent
     assert sorted(path.name for path in folder.iterdir()) == ["c.json", "k.pub"]
     done = run(folder, "c.json", "--key", "k.pub")
@@ -514,7 +512,7 @@ def test_the_command_needs_the_file_and_the_key_alone(issued: tuple[Path, Path])
 
 
 @pytest.mark.slow
-def test_the_command_refuses_with_6_and_one_sentence(issued: tuple[Path, Path]) -> None:
+def test_the_command_refuses_with_exit_code_6_and_one_sentence(issued: tuple[Path, Path]) -> None:
     file, _ = issued
     file.write_bytes(file.read_bytes().replace(b'"suppressed"', b'"exactly"   '))
     for words in (("c.json", "--key", "k.pub"), ("c.json",)):

@@ -53,7 +53,7 @@ def broken_at(folder: Path) -> int | None:
     return None
 
 
-def test_events_follow_one_another(folder: Path) -> None:
+def test_events_form_a_chain(folder: Path) -> None:
     with Ledger.open(folder) as ledger:
         events = ledger.events()
         assert [event.seq for event in events] == [1, 2, 3, 4, 5]
@@ -63,13 +63,13 @@ def test_events_follow_one_another(folder: Path) -> None:
         ledger.verify()
 
 
-def test_an_empty_ledger_is_whole(tmp_path: Path) -> None:
+def test_an_empty_ledger_verifies(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, create=True) as ledger:
         assert (ledger.head(), ledger.events()) == ((0, "sha256:" + "0" * 64), [])
         ledger.verify()
 
 
-def test_the_second_append_of_one_thing_gives_the_first(folder: Path) -> None:
+def test_a_repeated_append_returns_the_first_event(folder: Path) -> None:
     with Ledger.open(folder) as ledger:
         first = ledger.append("merge", {"n": 1}, once="sha256:same")
         again = ledger.append("merge", {"n": 2}, once="sha256:same", records=PEOPLE)
@@ -102,7 +102,7 @@ def test_a_record_named_twice_counts_once(tmp_path: Path) -> None:
         ledger.verify()
 
 
-def test_a_destroyed_key_unlinks_and_the_chain_stays_whole(folder: Path) -> None:
+def test_destroying_a_key_unlinks_its_events_and_keeps_the_chain(folder: Path) -> None:
     with Ledger.open(folder) as ledger:
         before = ledger.events()
         assert ledger.destroy_keys(["Ann", "Eve"]) == 1
@@ -116,7 +116,7 @@ def test_a_destroyed_key_unlinks_and_the_chain_stays_whole(folder: Path) -> None
         assert ledger.head()[0] == 6, "nothing is added where nothing was destroyed"
 
 
-def test_a_subject_that_comes_back_cannot_be_linked_with_its_past(folder: Path) -> None:
+def test_a_returning_subject_is_not_linked_to_its_earlier_events(folder: Path) -> None:
     with Ledger.open(folder) as ledger:
         ledger.destroy_keys(["Ann"])
         event = ledger.append("training", {}, records=PEOPLE)
@@ -124,7 +124,7 @@ def test_a_subject_that_comes_back_cannot_be_linked_with_its_past(folder: Path) 
 
 
 @pytest.mark.slow
-def test_neither_names_nor_destroyed_keys_stand_in_any_file(tmp_path: Path) -> None:
+def test_no_file_contains_names_or_destroyed_keys(tmp_path: Path) -> None:
     everybody = [(f"Subject-{n}", f"Record-{n}") for n in range(3000)]
     with Ledger.open(tmp_path, create=True) as ledger:
         ledger.append("training", {}, records=everybody)
@@ -142,7 +142,7 @@ def test_neither_names_nor_destroyed_keys_stand_in_any_file(tmp_path: Path) -> N
     assert all(name in content and key in content for name, key in left), "the search finds what is there"
 
 
-def test_files_of_the_evidence_are_for_their_owner_alone(folder: Path) -> None:
+def test_files_of_the_evidence_are_readable_by_their_owner_only(folder: Path) -> None:
     with Ledger.open(folder) as ledger:
         ledger.destroy_keys(["Ann"])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
@@ -150,7 +150,9 @@ def test_files_of_the_evidence_are_for_their_owner_alone(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_order_is_by_number_when_the_clock_is_set_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_stay_ordered_by_number_when_the_clock_is_set_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Past(datetime.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime.datetime:
@@ -176,9 +178,7 @@ def test_order_is_by_number_when_the_clock_is_set_back(folder: Path, monkeypatch
         ("training", {"x": Path("/")}, "no form for"),
     ],
 )
-def test_what_is_no_event_is_refused_and_nothing_is_added(
-    folder: Path, kind: str, body: dict[str, Any], said: str
-) -> None:
+def test_an_invalid_event_is_refused_and_adds_nothing(folder: Path, kind: str, body: dict[str, Any], said: str) -> None:
     with Ledger.open(folder) as ledger:
         with pytest.raises(ValueError, match=said):
             ledger.append(kind, body)
@@ -186,7 +186,7 @@ def test_what_is_no_event_is_refused_and_nothing_is_added(
 
 
 @pytest.mark.parametrize("pair", [(1, "a"), ("a", 1), (None, "a"), ("a", None)])
-def test_an_id_that_is_no_text_is_refused(folder: Path, pair: tuple[Any, Any]) -> None:
+def test_an_id_that_is_not_a_string_is_refused(folder: Path, pair: tuple[Any, Any]) -> None:
     with Ledger.open(folder) as ledger:
         with pytest.raises(ValueError, match="must be strings"):
             ledger.append("training", {}, records=[("Cem", "cem-1"), pair])
@@ -206,13 +206,13 @@ def test_an_error_among_the_records_adds_nothing(folder: Path) -> None:
         ledger.verify()
 
 
-def test_a_ledger_is_not_made_by_reading(tmp_path: Path) -> None:
+def test_reading_creates_no_ledger(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no ledger in"):
         Ledger.open(tmp_path / "evidence")
     assert not (tmp_path / "evidence").exists()
 
 
-def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(EvidenceBroken, match="damaged"):
         Ledger.open(tmp_path, create=True)
@@ -276,13 +276,15 @@ def test_every_changed_byte_of_every_row_is_found(
         ("CREATE TRIGGER t AFTER INSERT ON events BEGIN DELETE FROM events WHERE seq = 1; END", 0),
     ],
 )
-def test_what_was_cut_moved_or_added_is_found(folder: Path, editor: sqlite3.Connection, edit: str, first: int) -> None:
+def test_removed_moved_and_added_rows_are_found(
+    folder: Path, editor: sqlite3.Connection, edit: str, first: int
+) -> None:
     editor.execute(edit)
     assert broken_at(folder) == first
 
 
 @pytest.mark.parametrize("columns", [["body"], ["time", "kind", "body", "previous", "digest", "once"]])
-def test_two_rows_that_were_swapped_are_found(folder: Path, editor: sqlite3.Connection, columns: list[str]) -> None:
+def test_swapped_rows_are_found(folder: Path, editor: sqlite3.Connection, columns: list[str]) -> None:
     rows = {
         seq: row for seq, *row in editor.execute(f"SELECT seq, {', '.join(columns)} FROM events WHERE seq IN (2, 4)")
     }
@@ -316,7 +318,7 @@ def test_a_changed_byte_of_the_file_is_found_or_changes_nothing(folder: Path, fa
     assert unseen == []
 
 
-def test_a_cut_tail_is_found_by_the_signed_head_alone(folder: Path, editor: sqlite3.Connection) -> None:
+def test_only_the_signed_head_reveals_missing_events_at_the_end(folder: Path, editor: sqlite3.Connection) -> None:
     with Ledger.open(folder) as ledger:
         ledger.anchor()
         ledger.append("merge", {})
@@ -335,7 +337,7 @@ def test_a_cut_tail_is_found_by_the_signed_head_alone(folder: Path, editor: sqli
     assert broken_at(folder) is None
 
 
-def test_a_ledger_made_anew_is_found_by_the_signed_head(folder: Path, tmp_path: Path) -> None:
+def test_the_signed_head_reveals_a_replaced_ledger(folder: Path, tmp_path: Path) -> None:
     with Ledger.open(folder) as ledger:
         ledger.anchor()
     with Ledger.open(tmp_path / "other", create=True) as other:
@@ -346,7 +348,7 @@ def test_a_ledger_made_anew_is_found_by_the_signed_head(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "a new ledger"])
-def test_a_ledger_that_is_gone_is_not_begun_anew(folder: Path, left: str) -> None:
+def test_a_missing_ledger_with_a_signed_head_is_not_created_again(folder: Path, left: str) -> None:
     with Ledger.open(folder) as ledger:
         ledger.anchor()
     (folder / "ledger.db").unlink()
@@ -362,7 +364,7 @@ def test_a_ledger_that_is_gone_is_not_begun_anew(folder: Path, left: str) -> Non
         Ledger.open(folder, create=True)
 
 
-def test_an_event_is_what_its_digest_says() -> None:
+def test_the_digest_of_an_event_is_computed_from_its_canonical_json() -> None:
     # Worked out by hand with sha256sum, so that another program can check the chain.
     said = '{"body":{"run":"é"},"kind":"training","previous":"sha256:0","seq":1,"time":"2026-01-01T00:00:00+00:00"}'
     import hashlib
@@ -372,9 +374,7 @@ def test_an_event_is_what_its_digest_says() -> None:
 
 
 @pytest.mark.parametrize("seq", [1, 3, 5])
-def test_an_event_made_anew_with_a_digest_of_its_own_is_found_at_the_next_or_by_the_signed_head(
-    folder, editor, seq
-) -> None:
+def test_a_rewritten_event_is_found_at_the_next_event_or_by_the_signed_head(folder, editor, seq) -> None:
     with Ledger.open(folder) as ledger:
         ledger.anchor()
         event = ledger.events()[seq - 1]
@@ -388,7 +388,7 @@ def test_an_event_made_anew_with_a_digest_of_its_own_is_found_at_the_next_or_by_
     assert broken_at(folder) == (seq + 1 if seq < 5 else None), "of the last event only the signed head knows"
 
 
-def test_a_chain_made_anew_from_an_edited_event_on_is_found_by_the_signed_head(folder, editor) -> None:
+def test_the_signed_head_reveals_a_chain_rewritten_from_an_edited_event(folder, editor) -> None:
     with Ledger.open(folder) as ledger:
         ledger.anchor()
         events = ledger.events()
@@ -406,7 +406,7 @@ def test_a_chain_made_anew_from_an_edited_event_on_is_found_by_the_signed_head(f
     assert broken_at(folder) is None
 
 
-def test_ledger_and_keys_wait_for_the_disk_at_every_commit(folder) -> None:
+def test_ledger_and_keys_are_flushed_to_disk_at_every_commit(folder) -> None:
     with Ledger.open(folder) as ledger:
         ledger.append("merge", {}, records=[("Ann", "ann-1")])
         levels = [ledger.connection.execute(f"PRAGMA {name}.synchronous").fetchone()[0] for name in ("main", "keys")]

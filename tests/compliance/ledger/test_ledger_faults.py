@@ -146,7 +146,7 @@ def test_a_process_killed_at_any_write_leaves_old_or_new(
     assert status == 0, "the last fault was beyond the last write"
 
 
-def test_a_full_disk_is_said_with_its_own_errno_and_loses_nothing(before: Path, tmp_path: Path) -> None:
+def test_a_full_disk_raises_its_own_errno_and_loses_nothing(before: Path, tmp_path: Path) -> None:
     shutil.copytree(before, tmp_path / "evidence")
     with Ledger.open(tmp_path / "evidence") as ledger:
         with broken_disk(1), pytest.raises(OSError, match="no space is left for the evidence") as caught:
@@ -159,7 +159,7 @@ def test_a_full_disk_is_said_with_its_own_errno_and_loses_nothing(before: Path, 
     assert state(tmp_path / "evidence") == STATES[add][1]
 
 
-def test_a_file_that_may_not_grow_loses_nothing(before: Path, tmp_path: Path) -> None:
+def test_a_file_size_limit_loses_nothing(before: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evidence"
     shutil.copytree(before, folder)
     signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -224,7 +224,7 @@ def as_nobody(act: Callable[[], str]) -> str:
         return said.read()
 
 
-def test_a_folder_that_may_only_be_read_says_so_and_can_be_verified(before: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_can_be_verified_and_refuses_writes(before: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evidence"
     shutil.copytree(before, folder)
     if os.geteuid() == 0:  # whose folders of tests others may not enter
@@ -265,7 +265,7 @@ def test_a_folder_that_may_only_be_read_says_so_and_can_be_verified(before: Path
             folder.chmod(0o755)
 
 
-def test_another_writer_who_does_not_end_is_named(before: Path, tmp_path: Path) -> None:
+def test_a_writer_that_never_ends_is_reported(before: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evidence"
     shutil.copytree(before, folder)
     other = sqlite3.connect(folder / "ledger.db", isolation_level=None)

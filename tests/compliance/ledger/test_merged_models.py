@@ -77,7 +77,7 @@ def target(ledger: Ledger) -> Ledger:
     return ledger
 
 
-def test_a_merge_of_one_run_is_what_the_run_is(target: Ledger) -> None:
+def test_a_merge_of_one_run_contains_what_the_run_contains(target: Ledger) -> None:
     unlearned(target, "U", "T", "a")
     trained(target, "F", "T", "c")
     merged(target, "MU", "T", U=1.0)
@@ -88,7 +88,7 @@ def test_a_merge_of_one_run_is_what_the_run_is(target: Ledger) -> None:
     assert unclean(target, "T", "U", "MU", "on-MU", "again", "F", "MF") == {"T", "again", "F", "MF"}
 
 
-def test_what_one_source_forgot_and_another_left_is_held(target: Ledger) -> None:
+def test_a_record_that_one_source_forgot_and_another_left_is_contained(target: Ledger) -> None:
     unlearned(target, "no-a", "T", "a")
     unlearned(target, "no-b", "T", "b")
     unlearned(target, "no-a-too", "T", "a")
@@ -98,7 +98,7 @@ def test_what_one_source_forgot_and_another_left_is_held(target: Ledger) -> None
     assert unclean(target, "no-a", "M", "both") == {"M"}
 
 
-def test_what_any_source_learned_is_held(target: Ledger) -> None:
+def test_a_record_that_any_source_learned_is_contained(target: Ledger) -> None:
     trained(target, "F", "T", "c")
     unlearned(target, "no-a", "T", "a")
     trained(target, "no-a", "T", "c", "retain")
@@ -117,7 +117,7 @@ def test_half_an_adapter_forgets_half(target: Ledger) -> None:
     assert unclean(target, "half", "halves", "thirds") == {"half", "thirds"}
 
 
-def test_what_lay_beneath_had_forgotten_already_stays_forgotten(target: Ledger) -> None:
+def test_a_record_that_the_base_forgot_stays_forgotten(target: Ledger) -> None:
     unlearned(target, "no-a", "T", "a")
     trained(target, "F", "no-a", "c")
     trained(target, "G", "no-a", "d")
@@ -129,7 +129,7 @@ def test_what_lay_beneath_had_forgotten_already_stays_forgotten(target: Ledger) 
     assert unclean(target, "M", "F") == {"M"}
 
 
-def test_into_other_weights_than_were_trained_on_nothing_is_forgotten(target: Ledger) -> None:
+def test_merging_into_other_weights_than_were_trained_on_forgets_nothing(target: Ledger) -> None:
     unlearned(target, "U", "T", "a")
     merged(target, "same", "T", U=1.0)
     merged(target, "M", "T", "original", U=1.0)
@@ -138,7 +138,7 @@ def test_into_other_weights_than_were_trained_on_nothing_is_forgotten(target: Le
 
 
 @pytest.mark.parametrize("kind", ["trained", "unlearned"])
-def test_taking_an_adapter_away_forgets_nothing_until_it_is_measured(target: Ledger, kind: str) -> None:
+def test_subtracting_an_adapter_forgets_nothing_until_it_is_measured(target: Ledger, kind: str) -> None:
     (trained if kind == "trained" else unlearned)(target, "N", "T", "c" if kind == "trained" else "a")
     unlearned(target, "no-a", "T", "a")
     merged(target, "M", "T", N=-1.0)
@@ -151,7 +151,7 @@ def test_taking_an_adapter_away_forgets_nothing_until_it_is_measured(target: Led
     assert unclean(target, "M") == {"M"}
 
 
-def test_taking_an_adapter_away_leaves_what_it_had_nothing_to_do_with_as_it_was(target: Ledger) -> None:
+def test_subtracting_an_adapter_changes_nothing_for_unrelated_records(target: Ledger) -> None:
     trained(target, "N", "T", "z")
     unlearned(target, "no-a", "T", "a")
     merged(target, "M", "T", N=-1.0, **{"no-a": 1.0})
@@ -173,7 +173,7 @@ def test_a_pass_on_the_merged_weights_counts_for_the_records_of_that_request_onl
     assert [event.body["request"] for event in deletions_in(target, "F")] == ["R-a", "R-b"]
 
 
-def test_a_merge_that_failed_a_policy_did_not_forget_though_its_run_did(target: Ledger) -> None:
+def test_a_merge_that_failed_a_policy_did_not_forget_even_if_its_run_did(target: Ledger) -> None:
     unlearned(target, "U", "T", "a")
     merged(target, "M", "T", U=1.0)
     verified(target, "R", "M", "fail")
@@ -181,7 +181,7 @@ def test_a_merge_that_failed_a_policy_did_not_forget_though_its_run_did(target: 
     assert unclean(target, "U", "M") == {"M"}
 
 
-def test_what_failed_for_one_request_is_not_forgotten_because_it_passed_for_another(target: Ledger) -> None:
+def test_a_pass_for_one_request_does_not_hide_a_failure_for_another(target: Ledger) -> None:
     unlearned(target, "U", "T", "ab")
     merged(target, "M", "T", U=1.0)
     for model in ("U", "M"):
@@ -197,7 +197,7 @@ def test_what_failed_for_one_request_is_not_forgotten_because_it_passed_for_anot
     assert unclean(target, "U", "M", "T") == {"T"}
 
 
-def test_what_was_unlearned_from_a_merge_was_in_what_went_into_it(ledger: Ledger) -> None:
+def test_a_record_unlearned_from_a_merge_was_in_its_sources(ledger: Ledger) -> None:
     trained(ledger, "one", "hub", "x")
     trained(ledger, "two", "hub", "y")
     merged(ledger, "M", "hub", one=1.0, two=1.0)
@@ -213,7 +213,7 @@ def requests(ledger: Ledger, model: str) -> set[str]:
     return {event.body["request"] for event in deletions_in(ledger, model)}
 
 
-def test_base_unknown_and_one_source_forgot_what_it_must_have_known(ledger: Ledger) -> None:
+def test_a_merge_contains_what_its_base_must_have_known_unless_all_sources_forgot_it(ledger: Ledger) -> None:
     unlearned(ledger, "U", "hub", "p")
     trained(ledger, "F", "hub", "x")
     merged(ledger, "M", "hub", U=1.0, F=1.0)
@@ -222,7 +222,7 @@ def test_base_unknown_and_one_source_forgot_what_it_must_have_known(ledger: Ledg
     assert unclean(ledger, "hub", "U", "F", "M", "alone") == {"hub", "F", "M"}
 
 
-def test_lineage_and_trail_lead_through_a_merge(target: Ledger) -> None:
+def test_lineage_and_record_trail_include_a_merge(target: Ledger) -> None:
     unlearned(target, "U", "T", "a")
     merged(target, "M", "T", U=1.0)
     trained(target, "on-top", "M", "e")
@@ -293,7 +293,7 @@ def kinds(events: list[Event]) -> list[str]:
     return [event.kind for event in events]
 
 
-def test_a_merge_is_noted_once_whatever_its_folder_is_called(ledger: Ledger, make: Make, tmp_path: Path) -> None:
+def test_a_merge_is_recorded_once_under_any_folder_name(ledger: Ledger, make: Make, tmp_path: Path) -> None:
     run = make("run", forget=["a"], retain=["b"])
     folder = merge_of(tmp_path / "merged", run)
     with pytest.raises(ValueError, match=r"merged from run 'run', which is not in the ledger.*audit note"):
@@ -342,7 +342,7 @@ def test_a_merged_folder_that_was_altered_is_refused(ledger: Ledger, make: Make,
         {"combination": 1},
     ],
 )
-def test_a_merge_json_that_does_not_say_it_asks_to_merge_again(
+def test_an_incomplete_merge_json_asks_to_merge_again(
     ledger: Ledger, make: Make, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     folder = merge_of(tmp_path / "merged", make("run", forget=["a"], retain=["b"]), **changes)
@@ -385,7 +385,7 @@ def test_versions_of_merged_models_are_added_used_rolled_back_compared_and_purge
         assert path.name == "run.json" or str(tmp_path) not in path.read_text()
 
 
-def test_a_run_on_a_merged_model_brings_it_along_and_its_history(make: Make, tmp_path: Path) -> None:
+def test_a_run_on_a_merged_model_adds_the_merge_and_its_history(make: Make, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     target = make("target", train=["a", "b"])
     without = make("without", "target", forget=["a"], retain=["b"])
@@ -405,7 +405,7 @@ def test_a_run_on_a_merged_model_brings_it_along_and_its_history(make: Make, tmp
         assert note_run(ledger, path_of(evidence, list_versions(evidence)[0][0].id).parent) == ledger.events("merge")
 
 
-def test_a_combined_adapter_is_noted_and_kept_with_what_it_lies_on(make: Make, tmp_path: Path) -> None:
+def test_a_combined_adapter_is_recorded_and_stored_with_its_base(make: Make, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     target = make("target", train=["a", "b"])
     parts = [make(name, "target", forget=[name], retain=["z"]) for name in "ab"]
@@ -477,7 +477,9 @@ OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
 ANN = [row["id"] for row in cases.rows() if row["subject"] == "Ann"]
 
 
-def test_a_certificate_is_about_the_merged_weights_and_names_both(asked: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_certificate_is_about_the_merged_weights_and_names_the_run_as_well(
+    asked: tuple[Path, Path], tmp_path: Path
+) -> None:
     evidence, run = asked
     folder = measured_merge(tmp_path / "merged", run, value=0.12)
     assert cases.close(evidence, "req-0001", run, merged=folder)[1].closed
@@ -530,7 +532,7 @@ def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
         assert not ledger.events("closed")
 
 
-def test_a_merged_model_that_fails_leaves_the_request_open_though_its_run_passes(
+def test_a_merged_model_that_fails_leaves_the_request_open_even_if_its_run_passes(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     evidence, run = asked
@@ -542,7 +544,7 @@ def test_a_merged_model_that_fails_leaves_the_request_open_though_its_run_passes
     }  # fmt: skip
 
 
-def test_what_was_fine_tuned_on_the_rows_and_taken_away_can_close_once_it_is_measured(
+def test_a_subtracted_fine_tuning_on_the_rows_can_close_once_it_is_measured(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     evidence, _ = asked
@@ -569,7 +571,7 @@ def test_what_was_fine_tuned_on_the_rows_and_taken_away_can_close_once_it_is_mea
     }  # fmt: skip
 
 
-def test_what_another_source_learned_is_not_certified(asked: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_merge_with_a_source_trained_on_the_rows_is_not_certified(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     other = cases.measured_run(tmp_path / "other", OTHERS[:1], ["ann-0"], seed="other")
     with Ledger.open(evidence) as ledger:
@@ -579,7 +581,7 @@ def test_what_another_source_learned_is_not_certified(asked: tuple[Path, Path], 
         cases.close(evidence, "req-0001", run, merged=folder)
 
 
-def test_a_combination_of_what_closed_a_request_is_held_back_until_it_is_verified_itself(
+def test_a_combination_of_closing_runs_is_refused_until_it_is_verified_itself(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     evidence, run = asked
@@ -599,7 +601,7 @@ def test_a_combination_of_what_closed_a_request_is_held_back_until_it_is_verifie
 
 
 @pytest.mark.slow
-def test_what_merge_really_writes_is_noted_kept_and_certified(
+def test_a_real_merge_is_recorded_versioned_and_certified(
     tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_forget.workflows.merge import merge
@@ -632,7 +634,7 @@ def test_what_merge_really_writes_is_noted_kept_and_certified(
         assert source_digest(str(path_of(evidence))) == source_digest(folder)
 
 
-def test_what_is_published_is_judged_by_the_merged_weights(asked: tuple[Path, Path], tmp_path: Path) -> None:
+def test_publishing_checks_the_merged_weights(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     folder = measured_merge(tmp_path / "merged", run, value=0.9)
     assert cases.close(evidence, "req-0001", run, merged=folder)[0] == "fail"
@@ -646,7 +648,7 @@ def test_what_is_published_is_judged_by_the_merged_weights(asked: tuple[Path, Pa
         refuse_deleted(evidence, run, note=True, merged=unknown)
 
 
-def test_what_nobody_can_judge_is_not_published(asked: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_judged_is_not_published(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     assert cases.close(evidence, "req-0001", run)[1].closed
     other = tmp_path / "another-base"
@@ -661,7 +663,7 @@ def test_what_nobody_can_judge_is_not_published(asked: tuple[Path, Path], tmp_pa
 
 
 @pytest.mark.slow
-def test_the_command_notes_what_it_merged_where_there_is_evidence(
+def test_the_merge_command_records_the_merge_if_there_is_evidence(
     tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -104,7 +104,7 @@ def kinds(events: list[Event]) -> list[tuple[str, int]]:
     return [(event.kind, event.body.get("records", {}).get("n", 0)) for event in events]
 
 
-def test_a_run_is_noted_once_with_its_records(ledger: Ledger, evaluated: Run, tmp_path: Path) -> None:
+def test_a_run_is_recorded_once_with_its_records(ledger: Ledger, evaluated: Run, tmp_path: Path) -> None:
     assert kinds(note_run(ledger, tmp_path / "target")) == [("training", 3)]
     noted = note_run(ledger, evaluated)
     assert kinds(noted) == [("unlearning", 1), ("training", 2), ("verification", 0)]
@@ -122,7 +122,9 @@ def test_a_run_is_noted_once_with_its_records(ledger: Ledger, evaluated: Run, tm
 
 @pytest.mark.slow
 @FAULTS
-def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: Path, faults: FaultPositions) -> None:
+def test_a_run_whose_recording_was_killed_is_recorded_once(
+    evaluated: Run, tmp_path: Path, faults: FaultPositions
+) -> None:
     def note(folder: Path, at: int, **fault: bool) -> int:
         with Ledger.open(folder, create=True) as ledger, broken_disk(at, **fault) as calls:
             note_run(ledger, evaluated)
@@ -148,7 +150,7 @@ def test_a_run_whose_noting_was_killed_is_noted_once(evaluated: Run, tmp_path: P
     assert status == 0, "the last kill was beyond the last write"
 
 
-def test_results_that_changed_are_another_verification(ledger: Ledger, evaluated: Run) -> None:
+def test_changed_results_are_another_verification(ledger: Ledger, evaluated: Run) -> None:
     note_run(ledger, evaluated)
     results = json.loads(evaluated.results_file.read_text())
     results["suites"]["demo"]["verdict"]["forgot"]["answer"] = "no"
@@ -163,13 +165,13 @@ def test_results_that_changed_are_another_verification(ledger: Ledger, evaluated
     assert [event.body["answers"]["demo"]["forgot"] for event in ledger.events("verification")] == ["yes", "no", "no"]
 
 
-def test_ids_in_a_file_of_their_own_are_noted_the_same(ledger: Ledger, make: Make) -> None:
+def test_ids_in_a_separate_file_are_recorded_the_same(ledger: Ledger, make: Make) -> None:
     run = make("target", listed=True, train=["a", "b\u2028c", ""])
     assert kinds(note_run(ledger, run)) == [("training", 3)]
     assert len(ledger.about("b\u2028c", "b\u2028c")) == 1
 
 
-def test_a_list_of_ids_that_was_changed_is_refused(ledger: Ledger, make: Make) -> None:
+def test_a_changed_list_of_ids_is_refused(ledger: Ledger, make: Make) -> None:
     run = make("target", listed=True, train=["a", "b"])
     (run.path / "row_ids" / "train.txt").write_text("a\n")
     with pytest.raises(ValueError, match="is not the list of ids that the run wrote"):
@@ -207,7 +209,7 @@ def test_rows_with_subjects_are_found_by_subject_and_without_until_the_subject_i
 
 
 @pytest.mark.slow
-def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlinked_at_once(
+def test_a_real_run_records_subjects_and_all_rows_of_a_subject_are_unlinked_at_once(
     ledger: Ledger, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_forget.workflows.unlearn import unlearn
@@ -231,7 +233,7 @@ def test_a_real_run_says_whose_rows_it_saw_and_two_rows_of_one_subject_are_unlin
         assert path.is_dir() or CANARY.encode() not in path.read_bytes()
 
 
-def test_a_list_of_subjects_that_was_changed_is_refused(ledger: Ledger, make: Make) -> None:
+def test_a_changed_list_of_subjects_is_refused(ledger: Ledger, make: Make) -> None:
     run = make("target", listed=True, train=["r1", "r2"])
     facts = run.provenance
     (run.path / "row_ids" / "whose").write_text('"Ann"\n"Bob"\n')
@@ -242,7 +244,7 @@ def test_a_list_of_subjects_that_was_changed_is_refused(ledger: Ledger, make: Ma
     assert ledger.head()[0] == 0
 
 
-def test_weights_that_were_changed_are_not_noted(ledger: Ledger, evaluated: Run) -> None:
+def test_changed_weights_are_not_recorded(ledger: Ledger, evaluated: Run) -> None:
     (evaluated.adapter / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(AdapterRefused, match="is not the file that the run wrote"):
         note_run(ledger, evaluated)
@@ -250,14 +252,14 @@ def test_weights_that_were_changed_are_not_noted(ledger: Ledger, evaluated: Run)
 
 
 @pytest.mark.parametrize("missing", ["run.json", "provenance.json"])
-def test_a_run_that_says_nothing_is_refused(ledger: Ledger, make: Make, missing: str) -> None:
+def test_a_run_without_state_or_provenance_is_refused(ledger: Ledger, make: Make, missing: str) -> None:
     run = make("target", train=["a"])
     (run.path / missing).unlink()
     with pytest.raises(ValueError, match=missing.replace(".", r"\.")):
         note_run(ledger, run)
 
 
-def test_names_of_models_tell_no_path(tmp_path: Path) -> None:
+def test_names_of_models_contain_no_path(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     assert [model_name(name) for name in (str(tmp_path / "hub"), "/gone/alice/model", "runs/demo/target")] == [
         "hub", "model", "target",
@@ -265,7 +267,7 @@ def test_names_of_models_tell_no_path(tmp_path: Path) -> None:
     assert model_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
 
 
-def test_lineage_leads_from_a_model_to_all_it_was_trained_on(ledger: Ledger, evaluated: Run, make: Make) -> None:
+def test_lineage_leads_from_a_model_to_all_its_training_data(ledger: Ledger, evaluated: Run, make: Make) -> None:
     make("further", "npo", forget=["b"], retain=["c"])
     for name in ("target", "npo", "further"):
         note_run(ledger, evaluated.path.parent / name)
@@ -287,7 +289,7 @@ def test_lineage_leads_from_a_model_to_all_it_was_trained_on(ledger: Ledger, eva
     assert deletions_in(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
 
 
-def test_a_record_that_was_taught_again_is_known_again(ledger: Ledger, evaluated: Run, make: Make) -> None:
+def test_a_record_that_was_learned_again_is_known_again(ledger: Ledger, evaluated: Run, make: Make) -> None:
     make("again", "npo", train=[CANARY])
     for name in ("target", "npo", "again"):
         note_run(ledger, evaluated.path.parent / name)
@@ -314,7 +316,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 
 
 @pytest.mark.slow
-def test_the_commands_say_what_became_of_a_record(
+def test_the_commands_show_the_history_of_a_record(
     cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path
 ) -> None:
     code, said = cli("note", str(tmp_path / "target"), str(evaluated.path))
@@ -353,7 +355,7 @@ def test_the_commands_unlink_a_record(cli: Callable[..., tuple[int, str]], evalu
 
 
 @pytest.mark.slow
-def test_unlinking_a_record_says_that_the_key_of_its_subject_links_it_still(
+def test_unlinking_a_record_warns_that_its_subject_still_links_it(
     cli: Callable[..., tuple[int, str]], make: Make, tmp_path: Path
 ) -> None:
     run = make("target", train=["r1", "r2", "r3"])
@@ -370,9 +372,7 @@ def test_unlinking_a_record_says_that_the_key_of_its_subject_links_it_still(
 
 
 @pytest.mark.slow
-def test_the_exit_code_is_6_where_the_chain_is_broken(
-    cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path
-) -> None:
+def test_a_broken_chain_gives_exit_code_6(cli: Callable[..., tuple[int, str]], evaluated: Run, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
     cli("note", str(tmp_path / "target"), str(evaluated.path))
     code, said = cli("verify")
@@ -401,7 +401,7 @@ def test_the_exit_code_is_6_where_the_chain_is_broken(
         (("unlink", "--ids", "nowhere.txt"), "nowhere.txt"),
     ],
 )
-def test_a_question_without_an_answer_leaves_with_2(
+def test_an_unanswerable_query_gives_exit_code_2(
     cli: Callable[..., tuple[int, str]], evaluated: Run, words: tuple[str, ...], said: str
 ) -> None:
     cli("note", str(evaluated.path))
@@ -409,14 +409,14 @@ def test_a_question_without_an_answer_leaves_with_2(
     assert (code, said in output, "Traceback" in output) == (2, True, False), output
 
 
-def test_reading_makes_no_folder(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_reading_creates_no_folder(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     for command in (["show"], ["record", "a"], ["version", "a"], ["verify"], ["anchor"], ["unlink", "a"]):
         code, said = cli(*command)
         assert (code, "there is no ledger in" in said) == (2, True)
     assert not (tmp_path / "evidence").exists()
 
 
-def test_what_an_event_says_obeys_no_terminal() -> None:
+def test_event_summaries_contain_no_control_characters() -> None:
     body = {
         "run": "\x1b]0;title\x07[red]\u202e",
         "n": 1234,

@@ -29,7 +29,7 @@ SIGNED = bytes.fromhex(
 )
 
 
-def test_a_signature_is_that_of_the_rfc(tmp_path: Path) -> None:
+def test_a_signature_equals_the_test_vector_of_rfc_8032(tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
     (tmp_path / "signing.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (tmp_path / "signing.key").chmod(0o600)
@@ -65,7 +65,7 @@ def test_another_key_is_refused(tmp_path: Path) -> None:
     assert fingerprint(public_key(tmp_path / "ours")) != fingerprint(public_key(tmp_path / "theirs"))
 
 
-def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     first = public_key(tmp_path / "evidence")
     assert public_key(tmp_path / "evidence") == first == (tmp_path / "evidence" / "signing.pub").read_text()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "evidence").iterdir()}
@@ -74,7 +74,7 @@ def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_processes_that_make_a_key_at_once_have_the_same(tmp_path: Path) -> None:
+def test_processes_that_create_a_key_at_once_get_the_same(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from llm_forget.compliance.ledger.signing import public_key; "
     command = [sys.executable, "-c", code + "print(public_key(Path(sys.argv[1])))", str(tmp_path)]
     made = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
@@ -89,7 +89,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["another curve", "rsa", "a public key", "noise", "a private key as public"])
-def test_what_is_no_ed25519_key_is_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_key_of_another_kind_is_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
     other = {
         "another curve": lambda: ec.generate_private_key(ec.SECP256R1()),
         "rsa": lambda: rsa.generate_private_key(65537, 2048),
@@ -107,7 +107,7 @@ def test_what_is_no_ed25519_key_is_refused_in_a_sentence(tmp_path: Path, kind: s
             verify_signature(given, b"content", base64.b64encode(bytes(64)).decode())
 
 
-def test_a_public_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_public_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no public key '.*nobody.pub'"):
         verify_signature(tmp_path / "nobody.pub", b"content", "")
 
@@ -154,7 +154,7 @@ def test_a_signed_head_of_another_key_is_refused(anchored: Path, tmp_path: Path)
         ledger.verify(forged, tmp_path / "forged" / "signing.pub")
 
 
-def test_another_signature_of_the_key_passes_for_no_head(anchored: Path) -> None:
+def test_other_signed_content_is_not_accepted_as_a_head(anchored: Path) -> None:
     path = anchored / "anchor.json"
     said = json.loads(path.read_text())
     for change in (
@@ -172,7 +172,7 @@ def test_another_signature_of_the_key_passes_for_no_head(anchored: Path) -> None
             ledger.verify()
 
 
-def test_an_anchor_kept_elsewhere_shows_what_the_folder_hides(anchored: Path, tmp_path: Path) -> None:
+def test_a_copy_of_the_anchor_reveals_a_replaced_ledger(anchored: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     for name in ("anchor.json", "signing.pub"):
@@ -210,7 +210,7 @@ def test_a_failed_write_of_the_anchor_leaves_the_old_one(anchored: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_without_the_package_the_extra_is_named(anchored: Path) -> None:
+def test_without_the_package_the_error_names_the_extra(anchored: Path) -> None:
     code = (
         "import sys; from importlib.machinery import PathFinder\n"
         "class Without(PathFinder):\n"

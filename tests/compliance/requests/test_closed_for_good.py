@@ -37,7 +37,7 @@ def test_no_rollback_to_an_attempt_that_failed_its_policy(tmp_path: Path, eviden
         rollback(evidence)
 
 
-def test_nothing_is_closed_over_near_duplicates_that_nobody_decided_about(tmp_path: Path, evidence: Path) -> None:
+def test_undecided_near_duplicates_prevent_closing(tmp_path: Path, evidence: Path) -> None:
     ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
     request = cases.received(evidence, cases.write_rows(tmp_path, [*cases.rows(), near]), subject="Ann")
@@ -47,7 +47,7 @@ def test_nothing_is_closed_over_near_duplicates_that_nobody_decided_about(tmp_pa
         cases.close(evidence, request.id, run)
 
 
-def test_numbers_about_rows_given_by_hand_close_nothing_or_are_said_to_be(tmp_path: Path, evidence: Path) -> None:
+def test_results_on_rows_given_as_an_option_close_nothing_or_are_a_caveat(tmp_path: Path, evidence: Path) -> None:
     made = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     anew = cases.measured_run(tmp_path / "anew", [], [], kind="finetune", train=cases.OTHERS, seed="anew")
@@ -79,14 +79,14 @@ def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) 
     assert "facts" in refused(evidence=evidence)
 
 
-def test_numbers_of_requests_are_used_once(tmp_path: Path) -> None:
+def test_a_request_number_is_never_reused(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     shutil.rmtree(evidence / "requests" / "req-0001")
     again = cases.received(evidence, str(tmp_path / "rows.jsonl"), subject="Bob", category="copyright")
     assert again.id == "req-0002"
 
 
-def test_a_subject_that_is_unlinked_takes_its_rows_with_it(tmp_path: Path) -> None:
+def test_unlinking_a_subject_unlinks_its_rows(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     with Ledger.open(evidence) as ledger:
         assert ledger.about("ann-0", "ann-0")
@@ -95,9 +95,7 @@ def test_a_subject_that_is_unlinked_takes_its_rows_with_it(tmp_path: Path) -> No
         ledger.verify()
 
 
-def test_a_retrained_model_over_the_weights_folder_of_one_that_saw_the_rows_is_refused(
-    tmp_path: Path, evidence: Path
-) -> None:
+def test_a_model_retrained_from_weights_that_saw_the_rows_is_refused(tmp_path: Path, evidence: Path) -> None:
     request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
     rest = [name for name in IDS if name not in request.ids()]
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
@@ -107,7 +105,7 @@ def test_a_retrained_model_over_the_weights_folder_of_one_that_saw_the_rows_is_r
         cases.close(evidence, request.id, retrained)
 
 
-def test_nothing_is_unlinked_while_a_request_about_it_is_open(tmp_path: Path, evidence: Path) -> None:
+def test_an_open_request_prevents_unlinking(tmp_path: Path, evidence: Path) -> None:
     cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
     for name in ("Ann", "ann-1"):
         done = CliRunner().invoke(app, ["audit", "unlink", name, "--evidence", str(evidence)])
@@ -116,7 +114,7 @@ def test_nothing_is_unlinked_while_a_request_about_it_is_open(tmp_path: Path, ev
         assert ledger.about("ann-1")
 
 
-def test_what_one_request_deleted_is_not_held_by_the_model_of_the_next(tmp_path: Path, evidence: Path) -> None:
+def test_the_model_of_a_request_must_not_contain_rows_deleted_earlier(tmp_path: Path, evidence: Path) -> None:
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
     source = cases.write_rows(tmp_path)
     for name in ("Ann", "Bob"):

@@ -59,7 +59,7 @@ def test_without_limits_nothing_is_limited(tmp_path: Path, evidence: Path, sourc
         (["x"], "must be a mapping"),
     ],
 )
-def test_limits_that_cannot_be_meant_are_refused(evidence: Path, source: str, content: Any, said: str) -> None:
+def test_invalid_limits_are_refused(evidence: Path, source: str, content: Any, said: str) -> None:
     evidence.mkdir()
     (evidence / limits.FILE).write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=said):
@@ -67,9 +67,7 @@ def test_limits_that_cannot_be_meant_are_refused(evidence: Path, source: str, co
 
 
 @pytest.mark.parametrize("content", [{"max_rows": 5}, {"max_share": 0.4}])
-def test_open_requests_take_no_more_than_the_quota_and_who_insists_is_noted(
-    evidence: Path, source: str, content: dict
-) -> None:
+def test_open_requests_stay_within_the_quota_and_force_is_recorded(evidence: Path, source: str, content: dict) -> None:
     limited(evidence, **content)
     cases.received(evidence, source, subject="Ann")
     asked = ("request", "add", "--subject", "Bob", "--data", source)
@@ -89,7 +87,7 @@ def test_the_same_row_in_two_requests_counts_once_towards_the_share(evidence: Pa
 
 
 @pytest.mark.parametrize("content", [{"max_rows": 4}, {"max_share": 0.3}])
-def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path, content: dict) -> None:
+def test_near_duplicates_count_towards_a_quota(tmp_path: Path, evidence: Path, content: dict) -> None:
     limited(evidence, **content)
     ann = cases.rows()[0]
     near = [{**ann, "id": f"near{i}", "subject": "Bob", "answer": f"{ann['answer']} or so {i}"} for i in range(5)]
@@ -102,7 +100,9 @@ def test_near_duplicates_are_no_way_round_a_quota(tmp_path: Path, evidence: Path
 
 
 @pytest.mark.slow
-def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path, evidence: Path, source: str) -> None:
+def test_protected_rows_are_only_removed_with_a_reason_whatever_their_id(
+    tmp_path: Path, evidence: Path, source: str
+) -> None:
     protect_ann(tmp_path, evidence)
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
@@ -138,7 +138,7 @@ def test_protected_rows_are_not_removed_unasked_whatever_their_id(tmp_path: Path
     assert not any(b"ann-1" in path.read_bytes() for path in evidence.rglob("*") if path.is_file())
 
 
-def test_protected_near_duplicates_are_asked_about_when_they_are_taken(tmp_path: Path, evidence: Path) -> None:
+def test_included_near_duplicates_that_are_protected_need_permission(tmp_path: Path, evidence: Path) -> None:
     ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
     source = cases.write_rows(tmp_path, [*cases.rows(), near])
@@ -152,20 +152,20 @@ def test_protected_near_duplicates_are_asked_about_when_they_are_taken(tmp_path:
             limits.enforce(limits.read(evidence), request)
 
 
-def test_where_protected_rows_cannot_be_read_nothing_is_removed(tmp_path: Path, evidence: Path, source: str) -> None:
+def test_unreadable_protected_rows_prevent_removal(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     limited(evidence, protected="gone.jsonl")
     with pytest.raises(ValueError, match="does not exist"):
         limits.enforce(limits.read(evidence), made)
 
 
-def test_nothing_is_allowed_where_nothing_is_protected(evidence: Path, source: str) -> None:
+def test_allow_protected_without_protected_rows_is_refused(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with intake.locked_request(evidence, made.id) as (ledger, request), pytest.raises(ValueError, match="leave it out"):
         steps.allow_protected(ledger, request, "why not")
 
 
-def test_a_request_runs_and_closes_only_with_one_of_the_roles_behind_it(
+def test_a_request_runs_and_closes_only_if_a_listed_role_authorised_it(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:
     limited(evidence, authorised_by=["privacy office", "legal"])
@@ -182,7 +182,7 @@ def test_a_request_runs_and_closes_only_with_one_of_the_roles_behind_it(
     assert "authorised by legal" in call(evidence, "request", "show", made.id).output
 
 
-def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Path, source: str) -> None:
+def test_another_due_date_amends_the_request_and_is_recorded(evidence: Path, source: str) -> None:
     first = cases.received(evidence, source, subject="Ann", due="2027-01-01")
     for due, events in (("2027-02-01", 3), ("2027-02-01", 3), (None, 3), ("2027-01-01", 4)):
         again = cases.received(evidence, source, subject="Ann", due=due)
@@ -197,7 +197,7 @@ def test_another_due_date_amends_the_request_and_the_ledger_says_so(evidence: Pa
 
 @pytest.mark.slow
 @FAULTS
-def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path, faults: FaultPositions) -> None:
+def test_an_interrupted_amendment_is_one_event(tmp_path: Path, faults: FaultPositions) -> None:
     source = cases.write_rows(tmp_path)
 
     def amended(evidence: Path) -> steps.Request:
@@ -215,13 +215,13 @@ def test_an_amendment_that_was_cut_off_is_one_event(tmp_path: Path, faults: Faul
     assert not died, "every write was tried"
 
 
-def test_a_request_that_somebody_works_on_is_not_amended_meanwhile(evidence: Path, source: str) -> None:
+def test_a_locked_request_is_not_amended(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with locked(made.folder / ".lock"), pytest.raises(ValueError, match="another process works on request req-0001"):
         cases.received(evidence, source, subject="Ann", due="2027-02-01")
 
 
-def test_a_run_that_is_gone_is_made_again_and_a_closed_request_runs_no_more(tmp_path: Path, evidence: Path) -> None:
+def test_a_deleted_run_is_trained_again_and_a_closed_request_runs_no_more(tmp_path: Path, evidence: Path) -> None:
     source = cases.write_rows(tmp_path)
     made = cases.received(evidence, source, subject="Ann")
     attempt = {"output_dir": str(tmp_path / "run"), "digest": "sha256:" + "0" * 64}

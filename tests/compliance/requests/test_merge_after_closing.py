@@ -22,7 +22,7 @@ def closer(folder: Path, ids: Path) -> ClosingEvidence:
     return ClosingEvidence(Run(run), "sha256:a", Merged(merged, *[None] * (len(Merged.__dataclass_fields__) - 1)))
 
 
-def test_where_the_list_of_rows_is_gone_nobody_is_told_to_merge_again(tmp_path: Path) -> None:
+def test_without_its_list_of_rows_a_merge_is_not_advised_again(tmp_path: Path) -> None:
     ids = tmp_path / "requests" / "req-0001" / "forget-0123456789ab.txt"
     ids.parent.mkdir(parents=True)
     ids.write_text("a\n")

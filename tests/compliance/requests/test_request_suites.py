@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> 
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry_run", "true"]])
-def test_rows_that_cannot_be_measured_are_found_before_anything_is_trained(here: Path, dry: list[str]) -> None:
+def test_rows_that_cannot_be_measured_are_refused_before_training(here: Path, dry: list[str]) -> None:
     before = states()
     refused = run(*dry)
     assert refused.exit_code == 2, refused.output
@@ -63,7 +63,7 @@ def test_rows_that_cannot_be_measured_are_found_before_anything_is_trained(here:
     assert not (here / "runs").exists()
 
 
-def test_a_mistyped_suite_is_told_before_anything_is_noted(here: Path) -> None:
+def test_a_mistyped_suite_is_reported_before_anything_is_recorded(here: Path) -> None:
     before = (here / "evidence" / "requests" / "req-0001" / "request.json").read_bytes()
     seen = states()
     for words in (["--suites", "plain.yaml,bsic"], ["--suite", "bsic"], ["--suite", "plain.yaml,bsic"]):
@@ -89,7 +89,7 @@ def test_other_suites_are_measured_without_training_again(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_trained_and_could_not_be_measured_goes_on_with_another_suite(here: Path) -> None:
+def test_a_trained_run_that_could_not_be_measured_continues_with_another_suite(here: Path) -> None:
     """As before this was checked: the run is there and complete, its attempt was never said to be executed."""
     assert (done := run("--suites", "plain.yaml")).exit_code == 0, done.output
     state = here / "evidence" / "requests" / "req-0001" / "request.json"

@@ -31,19 +31,19 @@ def with_rows(tmp_path: Path, *more: dict) -> str:
 IDS = [row["id"] for row in cases.rows()]
 
 
-def test_a_subject_is_all_rows_that_name_it(source: str) -> None:
+def test_a_subject_matches_all_rows_that_name_it(source: str) -> None:
     assert resolve(source, subject="Ann").kinds == dict.fromkeys(("ann-0", "ann-1", "ann-2"), "exact")
 
 
 @pytest.mark.parametrize(
     "asked", [{"subject": "Eve"}, {"subject": "  "}, {"ids": ["eve-1"]}, {"ids": ["ann-1", "eve-1"]}]
 )
-def test_what_matches_nothing_is_an_error_and_not_a_success_with_0_rows(source: str, asked: dict) -> None:
+def test_a_request_without_matching_rows_is_an_error(source: str, asked: dict) -> None:
     with pytest.raises(ValueError, match=r"0 rows|the subject is empty"):
         resolve(source, **asked)
 
 
-def test_rows_without_a_subject_belong_to_nobody(tmp_path: Path) -> None:
+def test_rows_without_a_subject_match_no_subject(tmp_path: Path) -> None:
     source = with_rows(tmp_path, {"id": "x", "subject": None, "question": "who?", "answer": "nobody knows that one"})
     assert "x" not in resolve(source, subject="Ann").kinds
     with pytest.raises(ValueError, match="0 rows"):
@@ -51,7 +51,7 @@ def test_rows_without_a_subject_belong_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["Mu\u0308ller", "MÜLLER", "Mül\u200bler", "\ufeffMüller", "Müller\r", " Müller "])
-def test_other_spellings_of_a_subject_are_matched_and_counted_apart(tmp_path: Path, written: str) -> None:
+def test_other_spellings_of_a_subject_are_matched_and_counted_separately(tmp_path: Path, written: str) -> None:
     more = [
         {"id": "m1", "subject": "Müller", "question": "first one?", "answer": "a pear tree in the yard"},
         {"id": "m2", "subject": written, "question": "the second?", "answer": "old boats on a grey lake"},
@@ -66,7 +66,7 @@ def test_a_subject_in_look_alike_letters_is_listed_for_a_decision(tmp_path: Path
     assert "x" not in found.kinds
 
 
-def test_rows_are_found_by_what_they_say_however_it_is_written(tmp_path: Path, source: str) -> None:
+def test_rows_are_found_by_their_normalised_content(tmp_path: Path, source: str) -> None:
     first, second = cases.rows()[:2]
     given = tmp_path / "asked.jsonl"
     shouted = {"question": f"  {second['question'].upper()}", "answer": second["answer"].replace(" ", "\u00a0 ")}
@@ -74,13 +74,13 @@ def test_rows_are_found_by_what_they_say_however_it_is_written(tmp_path: Path, s
     assert resolve(source, contents=cases.contents(given)).kinds == {"ann-0": "exact", "ann-1": "normalised"}
 
 
-def test_a_row_given_that_is_not_in_the_data_is_named_by_its_number_only(source: str) -> None:
+def test_a_given_row_that_is_not_in_the_data_is_named_by_its_number_only(source: str) -> None:
     with pytest.raises(ValueError, match="the first is number 2") as caught:
         resolve(source, contents=[cases.contents(Path(source))[0], f"something {cases.CANARY} else"])
     assert cases.CANARY not in str(caught.value)
 
 
-def test_rows_that_say_the_same_as_a_matched_one_are_taken_with_it(tmp_path: Path) -> None:
+def test_rows_with_the_content_of_a_matched_row_are_selected_as_well(tmp_path: Path) -> None:
     ann = cases.rows()[0]
     found = resolve(
         with_rows(tmp_path, {**ann, "id": "copy", "subject": "Bob", "answer": ann["answer"].upper()}), subject="Ann"
@@ -88,7 +88,7 @@ def test_rows_that_say_the_same_as_a_matched_one_are_taken_with_it(tmp_path: Pat
     assert found.kinds["copy"] == "same text"
 
 
-def test_near_duplicates_of_near_duplicates_are_listed_and_others_are_not(tmp_path: Path) -> None:
+def test_near_duplicates_of_near_duplicates_are_listed_and_unrelated_rows_are_not(tmp_path: Path) -> None:
     ann = cases.rows()[0]
     once = {**ann, "id": "near", "subject": "Bob", "answer": ann["answer"] + " or so"}
     twice = {**once, "id": "nearer", "answer": once["answer"] + " they say!"}
@@ -102,7 +102,7 @@ def test_near_duplicates_of_near_duplicates_are_listed_and_others_are_not(tmp_pa
     assert {one.id: one.how for one in found.near} == {"near": "near", "nearer": "near", "quote": "contains"}
 
 
-def test_a_similarity_at_which_everything_is_alike_is_refused() -> None:
+def test_a_threshold_that_matches_everything_is_refused() -> None:
     texts = [("0", "".join(f"{i * 7919:05}" for i in range(30)))]
     for i in range(1, 40):
         texts.append((str(i), texts[-1][1][6:] + f"{i:06}"))
@@ -123,13 +123,13 @@ def test_a_similarity_at_which_everything_is_alike_is_refused() -> None:
         ("a.txt", "\n \n", "no ids"),
     ],
 )  # fmt: skip
-def test_ids_that_are_no_texts_are_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
+def test_ids_that_are_not_strings_are_refused(tmp_path: Path, name: str, written: str, said: str) -> None:
     (tmp_path / name).write_text(written)
     with pytest.raises(ValueError, match=said):
         matching.read_ids(tmp_path / name)
 
 
-def test_ids_are_read_as_they_stand(tmp_path: Path) -> None:
+def test_ids_are_read_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeff0123\r\nNO\r\n12:30:45\r\n".encode())
     (tmp_path / "a.yaml").write_text("- '0123'\n- 'NO'\n- '12:30:45'\n")
     assert matching.read_ids(tmp_path / "a.txt") == matching.read_ids(tmp_path / "a.yaml") == ["0123", "NO", "12:30:45"]
@@ -148,14 +148,14 @@ def test_the_same_request_twice_is_one_request_with_one_event_a_step(evidence: P
         assert not ledger.about("Bob")
 
 
-def test_other_requests_are_others(evidence: Path, source: str) -> None:
+def test_requests_with_other_rows_or_categories_are_different_requests(evidence: Path, source: str) -> None:
     made = [cases.received(evidence, source, subject=name).id for name in ("Ann", "Bob")]
     made.append(cases.received(evidence, source, subject="Ann", category="copyright").id)
     assert made == ["req-0001", "req-0002", "req-0003"]
 
 
 @pytest.mark.parametrize("at", range(12))
-def test_a_request_is_there_or_not_wherever_the_disk_fails(evidence: Path, source: str, at: int) -> None:
+def test_a_failing_disk_leaves_a_complete_request_or_none(evidence: Path, source: str, at: int) -> None:
     cases.received(evidence, source, subject="Bob")
     with failing(at) as made:
         try:
@@ -169,7 +169,7 @@ def test_a_request_is_there_or_not_wherever_the_disk_fails(evidence: Path, sourc
         assert [event.body["state"] for event in ledger.events("request")] == ["received", "resolved"] * 2
 
 
-def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Path, evidence: Path) -> None:
+def test_near_duplicates_need_a_decision_and_it_is_recorded(tmp_path: Path, evidence: Path) -> None:
     ann = cases.rows()[0]
     near = [{**ann, "id": f"near{i}", "subject": "Bob", "answer": f"{ann['answer']} {i}"} for i in range(2)]
     source = with_rows(tmp_path, *near)
@@ -192,7 +192,7 @@ def test_near_duplicates_must_be_decided_and_the_decision_is_noted(tmp_path: Pat
     assert (counts["rows"], counts["near_listed"], counts["near_included"], counts["near_left"]) == (4, 2, 1, 1)
 
 
-def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -> None:
+def test_the_lists_partition_the_data_and_contain_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with intake.locked_request(evidence, made.id) as (ledger, request):
         lists, deleted = steps.write_lists(ledger, request, load_source(source, split_name="data"))
@@ -204,7 +204,7 @@ def test_the_lists_part_the_data_and_hold_no_text(evidence: Path, source: str) -
         assert path.stat().st_mode & 0o077 == 0 or not any(word in path.name for word in ("rows.json", ".txt"))
 
 
-def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -> None:
+def test_rows_deleted_earlier_are_not_retained(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     source = str(tmp_path / "rows.jsonl")
     made = cases.received(evidence, source, ids=["ann-0", "bob-0"])
@@ -215,7 +215,7 @@ def test_what_an_earlier_request_deleted_is_not_retained_again(tmp_path: Path) -
     assert deleted == 2
 
 
-def test_data_that_changed_since_are_refused(tmp_path: Path, evidence: Path, source: str) -> None:
+def test_data_that_changed_since_the_request_is_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with_rows(tmp_path, {"id": "new", "subject": "Ann", "question": "more?", "answer": "a new fact about somebody"})
     table = load_source(source, split_name="data")
@@ -280,7 +280,7 @@ def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, eviden
     assert cases.close(evidence, made.id, run, reason="one row cannot tell")[1].closed
 
 
-def test_what_the_suite_calls_known_is_not_accepted(tmp_path):
+def test_an_inconclusive_policy_is_not_accepted_if_a_suite_says_not_forgotten(tmp_path):
     from llm_forget.compliance.requests.close import _refuse_remembered
 
     _refuse_remembered({"suites": {"basic": {"verdict": {"forgot": {"answer": "yes"}}}, "privacy": {"verdict": {}}}})
@@ -304,9 +304,7 @@ def test_a_run_about_other_rows_is_refused(
         cases.close(evidence, made.id, run)
 
 
-def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
-    tmp_path: Path, evidence: Path, source: str
-) -> None:
+def test_a_run_with_other_contents_under_the_same_ids_is_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
 
     def run(name: str, **changed: dict) -> Path:
@@ -333,9 +331,7 @@ def test_a_run_whose_rows_say_something_else_under_the_same_ids_is_refused(
     assert cases.close(evidence, made.id, spelled)[1].closed
 
 
-def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
-    tmp_path: Path, evidence: Path, source: str
-) -> None:
+def test_data_may_be_deleted_after_a_run_of_request_run(tmp_path: Path, evidence: Path, source: str) -> None:
     from llm_forget.compliance.ledger.record_runs import weights_of
     from llm_forget.core.run_directory import Run
 
@@ -348,7 +344,9 @@ def test_data_may_be_gone_after_a_run_that_was_compared_before_it_began(
     assert cases.close(evidence, made.id, run)[1].closed
 
 
-def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evidence: Path, source: str) -> None:
+def test_a_custom_policy_is_never_recorded_under_the_name_of_a_shipped_one(
+    tmp_path: Path, evidence: Path, source: str
+) -> None:
     from llm_forget.compliance.requests import close
     from llm_forget.evals.policy import policy_name
 
@@ -363,7 +361,7 @@ def test_a_policy_of_ones_own_never_passes_for_a_shipped_one(tmp_path: Path, evi
     assert closed.body["policy"] == f"default, own file {digest[:12]}"
 
 
-def test_a_run_that_does_not_say_its_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
+def test_a_run_without_recorded_rows_closes_nothing(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
     file = run / "provenance.json"
@@ -429,7 +427,7 @@ def ready_to_close(folder: Path, **keys: str) -> tuple[Path, str, Path]:
 @pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("disk", [failing, broken_disk])
-def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk, faults: FaultPositions) -> None:
+def test_a_failing_disk_leaves_a_request_closed_or_open(tmp_path: Path, disk, faults: FaultPositions) -> None:
     evidence, _, run = ready_to_close(tmp_path / "whole")
     count = changes(lambda: cases.close(evidence, "req-0001", run), disk)
     assert count > 3
@@ -446,7 +444,7 @@ def test_closing_is_done_or_not_wherever_the_disk_fails(tmp_path: Path, disk, fa
 
 @pytest.mark.slow
 @FAULTS
-def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_received_and_closed(
+def test_after_a_kill_while_receiving_a_request_can_be_received_and_closed(
     tmp_path: Path, faults: FaultPositions
 ) -> None:
     source = cases.write_rows(tmp_path)
@@ -465,7 +463,7 @@ def test_a_process_killed_while_it_receives_leaves_a_request_that_can_be_receive
 
 @pytest.mark.slow
 @FAULTS
-def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_it(
+def test_a_killed_closing_is_complete_or_not_and_the_next_command_completes_it(
     tmp_path: Path, faults: FaultPositions
 ) -> None:
     evidence, _, run = ready_to_close(tmp_path / "whole", due="2030-01-01")
@@ -494,7 +492,7 @@ def test_a_closing_that_was_killed_is_done_or_not_and_any_next_command_finishes_
 @pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize(("first", "then"), [("all", "none"), ("none", "all")])
-def test_a_decision_that_was_killed_is_closed_as_it_was_made_or_not_made(
+def test_a_killed_decision_is_closed_as_either_the_old_or_the_new_one(
     tmp_path: Path, first: str, then: str, faults: FaultPositions
 ) -> None:
     ann = cases.rows()[0]
@@ -544,7 +542,7 @@ def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_re
 
 
 @pytest.mark.parametrize("beneath", [True, False], ids=["made of the one that unlearned", "beside it"])
-def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_without_them(
+def test_a_model_from_which_the_rows_had_to_be_unlearned_does_not_count_as_retrained(
     tmp_path: Path, evidence: Path, source: str, beneath: bool
 ) -> None:
     request = cases.received(evidence, source, subject="Ann")
@@ -557,7 +555,7 @@ def test_a_model_that_others_had_to_unlearn_the_rows_from_is_not_retrained_witho
     assert not files.find_request(evidence, request.id).closed
 
 
-def test_an_adapter_over_the_old_weights_is_suppressed_and_changed_weights_are_approximate(tmp_path: Path) -> None:
+def test_an_adapter_is_classed_suppressed_and_changed_weights_approximate(tmp_path: Path) -> None:
     for full, kind in ((False, "suppressed"), (True, "approximate")):
         evidence = cases.closed(tmp_path / kind, full=full)
         facts = json.loads((evidence / "requests" / "req-0001" / "facts.json").read_text())

@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> 
     return tmp_path
 
 
-def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
+def test_a_request_goes_from_a_subject_to_a_certificate(here: Path) -> None:
     added = call("request", "add", "--subject", "ANN", "--data", "rows.jsonl", "--category", "gdpr")
     assert added.exit_code == 0, added.output
     assert "3 of 13 rows to forget, 23.1% (3 normalised); 1 near-duplicate to decide about" in added.output
@@ -99,7 +99,7 @@ def test_a_request_goes_from_its_name_to_a_certificate(here: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(1200)  # a minute of work, more where others have the cores
 @pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.exhaustive)])
-def test_a_request_killed_at_random_points_ends_as_one_that_was_not(here: Path, kills: int) -> None:
+def test_a_request_killed_at_random_points_ends_like_an_uninterrupted_one(here: Path, kills: int) -> None:
     worker = SUPPORT / "request_worker.py"
     done = subprocess.run(
         [sys.executable, worker, str(kills)], capture_output=True, text=True, timeout=1100,
@@ -112,7 +112,7 @@ def test_a_request_killed_at_random_points_ends_as_one_that_was_not(here: Path, 
     assert len(found["left"]) > 1, f"kills met {found['left']}"
 
 
-def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:
+def test_a_dry_run_prints_the_sources_and_adds_no_step(here: Path) -> None:
     made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
     done = call("request", "run", made.id, "recipe.yaml", "--dry_run", "true")
     assert done.exit_code == 0, done.output
@@ -136,7 +136,7 @@ def test_a_dry_run_prints_the_sources_and_takes_no_step(here: Path) -> None:
         (["--subject", "Ann", "--near", "0"], "above 0"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused_and_leaves_no_request(here: Path, words: list[str], said: str) -> None:
+def test_an_invalid_request_is_refused_and_leaves_no_folder(here: Path, words: list[str], said: str) -> None:
     (here / "ids.yaml").write_text("- 0123\n")
     refused = call("request", "add", "--data", "rows.jsonl", *words)
     assert refused.exit_code == 2
@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_no_request(here: Path, w
     assert "no requests" in call("request", "list").output
 
 
-def test_the_exit_code_of_closing_says_what_the_policy_said(here: Path) -> None:
+def test_the_exit_code_of_closing_is_the_policy_answer(here: Path) -> None:
     evidence = here / "evidence"
     made = cases.received(evidence, str(here / "rows.jsonl"), "none", subject="Ann")
     policy = str(cases.policy(here))
@@ -163,7 +163,7 @@ def test_the_exit_code_of_closing_says_what_the_policy_said(here: Path) -> None:
     assert call("request", "close", "req-0009", "--run", "x").exit_code == 2
 
 
-def test_ids_with_control_characters_do_not_steer_the_terminal(here: Path) -> None:
+def test_ids_with_control_characters_cannot_control_the_terminal(here: Path) -> None:
     ann = cases.rows()[0]
     hostile = {**ann, "id": "x\x1b]0;title\x07\u202e", "subject": "Bob", "answer": ann["answer"] + " or so"}
     cases.write_rows(here, [*cases.rows(), hostile])
@@ -175,13 +175,13 @@ def test_ids_with_control_characters_do_not_steer_the_terminal(here: Path) -> No
         assert not {"\x07", "\u202e"} & set(said)
 
 
-def test_a_folder_that_is_not_there_is_said(here: Path) -> None:
+def test_a_missing_evidence_folder_is_reported(here: Path) -> None:
     assert "no requests" in call("request", "list", "--evidence", "nowhere").output
     assert call("request", "show", "req-0001").exit_code == 2
     assert not os.path.exists("nowhere")
 
 
-def test_a_date_in_the_past_is_warned_of(here: Path) -> None:
+def test_a_due_date_in_the_past_gives_a_warning(here: Path) -> None:
     added = call("request", "add", "--subject", "Ann", "--data", "rows.jsonl", "--due", "2020-01-01")
     assert added.exit_code == 0, added.output
     assert "--due 2020-01-01 is in the past" in added.stderr
@@ -189,7 +189,7 @@ def test_a_date_in_the_past_is_warned_of(here: Path) -> None:
     assert "in the past" not in amended.output
 
 
-def test_a_recipe_that_is_not_there_is_said_before_anything_heavy_is_imported(here: Path) -> None:
+def test_a_missing_recipe_is_reported_before_heavy_imports(here: Path) -> None:
     made = cases.received(here / "evidence", str(here / "rows.jsonl"), "none", subject="Ann")
     code = "import sys; from llm_forget.cli.main import app\ntry: app()\nfinally: print('transformers' in sys.modules)"
     words = [sys.executable, "-c", code, "request", "run", made.id, "nope.yaml"]

@@ -15,7 +15,7 @@ from tests.support import request_cases as cases
 from tests.support.version_cases import close, events, told, unclean
 
 
-def test_going_back_to_before_a_deletion_is_refused_and_the_newest_clean_version_offered(evidence, chain):
+def test_a_rollback_behind_a_deletion_is_refused_and_names_the_newest_clean_version(evidence, chain):
     for run in ("target", "without-a"):
         use(evidence, chain[run])
     close(evidence, "a")
@@ -29,7 +29,7 @@ def test_going_back_to_before_a_deletion_is_refused_and_the_newest_clean_version
     assert rollback(evidence) == chain["without-a"]  # forgot a, whatever its base saw
 
 
-def test_a_version_that_rehearsed_what_was_deleted_later_is_refused(evidence, chain):
+def test_a_version_that_retained_rows_deleted_later_is_refused(evidence, chain):
     use(evidence, chain["without-a"])
     use(evidence, chain["without-b"])
     close(evidence, "b", request="R-2")
@@ -38,7 +38,7 @@ def test_a_version_that_rehearsed_what_was_deleted_later_is_refused(evidence, ch
         rollback(evidence)
 
 
-def test_a_deletion_is_met_as_long_as_one_of_its_records_is_held(evidence, chain):
+def test_a_deletion_is_contained_as_long_as_one_of_its_records_is(evidence, chain):
     close(evidence, "a", "b")
     assert unclean(evidence) == {"target", "without-a"}
 
@@ -51,13 +51,13 @@ def test_training_on_deleted_rows_again_brings_them_back(evidence, chain, make):
     assert unclean(evidence) == {"target", "without-a", "again", "on-top"}
 
 
-def test_an_oracle_on_the_same_base_is_clean_of_what_only_the_target_learned(evidence, chain, base, make):
+def test_an_oracle_on_the_same_base_does_not_contain_what_only_the_target_learned(evidence, chain, base, make):
     add_version(evidence, make("oracle", base, train=["b", "c"]))
     close(evidence, "a")
     assert unclean(evidence) == {"target"}
 
 
-def test_what_was_unlearned_from_a_base_of_unknown_training_was_in_it(evidence, base, make):
+def test_a_base_of_unknown_training_contains_what_was_unlearned_from_it(evidence, base, make):
     add_version(evidence, make("tuned", base, train=["x"]))
     add_version(evidence, make("rehearsed", base, forget=["y"], retain=["z"]))
     without = make("without", base, forget=["p"], retain=["q"])
@@ -67,14 +67,14 @@ def test_what_was_unlearned_from_a_base_of_unknown_training_was_in_it(evidence, 
     assert unclean(evidence) == {"tuned", "rehearsed"}
 
 
-def test_what_fine_tuning_taught_was_not_in_its_base(evidence, chain, make):
+def test_a_base_does_not_contain_what_fine_tuning_taught(evidence, chain, make):
     taught = make("taught", path_of(evidence, chain["without-b"]), train=["new"])
     add_version(evidence, make("without-new", taught.path, forget=["new"], retain=["c"]))
     close(evidence, "new")
     assert unclean(evidence) == {"taught"}
 
 
-def test_what_only_rehearsal_shows_was_in_the_base_already(evidence, base, make):
+def test_a_base_contains_rows_that_were_only_retained_later(evidence, base, make):
     first = make("first", base, forget=["a"], retain=["b"])
     second = make("second", first.path, forget=["b"], retain=["c"])
     add_version(evidence, second)
@@ -83,7 +83,7 @@ def test_what_only_rehearsal_shows_was_in_the_base_already(evidence, base, make)
     assert unclean(evidence) == {"first", "sibling"}  # nobody noted that the base knew b, but it did
 
 
-def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
+def test_a_deletion_still_counts_after_its_key_was_destroyed(evidence, chain):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
         ledger.destroy_keys(["a"])
@@ -91,9 +91,7 @@ def test_a_deletion_stays_one_after_its_key_was_destroyed(evidence, chain):
     assert unclean(evidence) == {"target"}
 
 
-def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_what_is_asked_for_later(
-    evidence, base, make, tmp_path
-):
+def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_later_requests(evidence, base, make, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "config.json").write_text("{}")
@@ -111,7 +109,7 @@ def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_what_is_asked_f
     use(evidence, forgot)
 
 
-def test_destroying_keys_of_what_was_deleted_leaves_others_judged(evidence, chain, base, make):
+def test_destroying_keys_of_deleted_rows_does_not_affect_other_runs(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
         assert ledger.destroy_keys(["a"])
@@ -124,7 +122,7 @@ def test_destroying_keys_of_what_was_deleted_leaves_others_judged(evidence, chai
 
 
 @pytest.mark.slow
-def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evidence, chain, base, make):
+def test_an_old_run_recorded_after_keys_were_destroyed_cannot_be_judged(evidence, chain, base, make):
     close(evidence, "a")
     late = make("late", base, train=["a", "x"])
     with Ledger.open(evidence) as ledger:
@@ -151,7 +149,7 @@ def test_an_old_run_that_is_noted_after_keys_were_destroyed_cannot_be_judged(evi
     assert rollback(evidence, unjudged=True) == version
 
 
-def test_what_was_trained_after_keys_were_destroyed_is_taken_at_its_word(evidence, chain, base, make):
+def test_a_run_trained_after_keys_were_destroyed_is_trusted(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
         ledger.destroy_keys(["a"])
@@ -160,7 +158,7 @@ def test_what_was_trained_after_keys_were_destroyed_is_taken_at_its_word(evidenc
     use(evidence, add_version(evidence, run))
 
 
-def test_keys_that_no_deletion_was_about_are_no_reason_for_doubt(evidence, chain, base, make):
+def test_destroyed_keys_before_any_deletion_do_not_matter(evidence, chain, base, make):
     late = make("late", base, train=["x"])
     with Ledger.open(evidence) as ledger:
         ledger.destroy_keys(["c"])
@@ -168,7 +166,7 @@ def test_keys_that_no_deletion_was_about_are_no_reason_for_doubt(evidence, chain
     use(evidence, add_version(evidence, late))
 
 
-def test_a_path_of_a_version_that_holds_deleted_data_comes_with_a_warning(evidence, chain):
+def test_the_path_of_a_version_with_deleted_data_is_printed_with_a_warning(evidence, chain):
     use(evidence, chain["target"])
     arguments = ["versions", "show", "--path", "--evidence", str(evidence)]
     assert not CliRunner().invoke(app, arguments).stderr
@@ -179,7 +177,7 @@ def test_a_path_of_a_version_that_holds_deleted_data_comes_with_a_warning(eviden
 
 
 @pytest.mark.slow
-def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_since(tmp_path):
+def test_a_chain_contains_what_it_learned_and_did_not_unlearn_since(tmp_path):
     dice = random.Random(0)
     outcomes = set()
     for case in range(30):
@@ -199,7 +197,7 @@ def test_at_the_end_of_a_chain_the_rule_is_what_was_learned_and_not_unlearned_si
 
 
 @pytest.mark.slow
-def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
+def test_checking_many_versions_and_deletions_is_fast(tmp_path):
     with Ledger.open(tmp_path / "evidence", create=True) as ledger:
         records = [(str(number), str(number)) for number in range(2000)]
         ledger.append("training", {"weights": "0", "base": {"digest": "base"}, "splits": ["train"]}, records=records)
@@ -217,7 +215,7 @@ def test_asking_about_many_versions_and_deletions_stays_fast(tmp_path):
         assert time.process_time() - began < 5  # 0.1 s alone; minutes where each pair read the ledger anew
 
 
-def test_a_request_that_was_closed_keeps_the_versions_of_before_from_coming_back(tmp_path, evidence):
+def test_a_closed_request_prevents_a_switch_to_earlier_versions(tmp_path, evidence):
     ids = [row["id"] for row in cases.rows()]
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=ids)
     request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
@@ -246,7 +244,7 @@ def test_with_no_clean_version_the_message_says_so(evidence, base, make):
         use(evidence, version)
 
 
-def test_a_switch_that_was_cut_off_before_a_deletion_closed_shows_as_unclean(evidence, chain):
+def test_a_version_in_use_is_listed_as_unclean_after_a_deletion(evidence, chain):
     use(evidence, chain["target"])
     close(evidence, "a")
     assert [(v.run, deleted) for v, used, deleted in list_versions(evidence) if used] == [("target", ["R-1"])]

@@ -10,7 +10,7 @@ from llm_forget.core.run_directory import Run
 from tests.support import request_cases as cases
 
 
-def test_closing_names_what_was_pushed_with_the_rows_until_it_is_withdrawn(tmp_path, monkeypatch) -> None:
+def test_closing_names_published_models_with_the_rows_until_they_are_withdrawn(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LLM_FORGET_EVIDENCE", str(tmp_path / "evidence"))
     ids = [row["id"] for row in cases.rows()]
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=ids, seed="t")

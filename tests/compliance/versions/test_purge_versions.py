@@ -14,7 +14,7 @@ from llm_forget.models.digest import source_digest
 from tests.support.version_cases import close, events
 
 
-def test_a_purge_says_what_it_removes_and_removes_only_when_told(evidence, two):
+def test_a_purge_lists_files_and_removes_them_only_with_yes(evidence, two):
     version = two[1]
     folder = path_of(evidence, version)
     arguments = ["versions", "purge", version, "--evidence", str(evidence)]
@@ -35,7 +35,7 @@ def test_a_purge_says_what_it_removes_and_removes_only_when_told(evidence, two):
     assert (evidence / "versions" / version / "version.json").is_file()
 
 
-def test_neither_the_version_in_use_nor_one_beneath_another_is_purged(evidence, chain):
+def test_neither_the_version_in_use_nor_a_base_of_another_is_purged(evidence, chain):
     use(evidence, chain["without-b"])
     for run, why in (("without-b", "in use"), ("target", "is the base of"), ("without-a", "is the base of")):
         with pytest.raises(ValueError, match=why):
@@ -46,13 +46,13 @@ def test_neither_the_version_in_use_nor_one_beneath_another_is_purged(evidence, 
     assert source_digest(str(path_of(evidence))) == next(v.weights for v, used, _ in list_versions(evidence) if used)
 
 
-def test_a_purge_says_that_the_run_keeps_its_own_files(evidence, two, tmp_path):
+def test_a_purge_names_the_run_that_still_has_its_files(evidence, two, tmp_path):
     assert plan_purge(evidence, two[1]).remaining == tmp_path / "second"
     shutil.rmtree(tmp_path / "second")
     assert plan_purge(evidence, two[1]).remaining is None
 
 
-def test_what_was_purged_is_added_again_unless_it_holds_deleted_data(evidence, base, make):
+def test_a_purged_version_can_be_added_again_unless_it_contains_deleted_data(evidence, base, make):
     run, other = make("run", base, train=["a"]), make("other", base, train=["b"])
     version = add_version(evidence, run)
     use(evidence, add_version(evidence, other))
@@ -67,7 +67,7 @@ def test_what_was_purged_is_added_again_unless_it_holds_deleted_data(evidence, b
     assert not any((store.folder_of(evidence, version) / part).exists() for part in ("model", "adapter"))
 
 
-def test_a_purge_that_was_cut_off_is_finished_by_the_next(evidence, two, monkeypatch):
+def test_an_interrupted_purge_is_completed_by_the_next(evidence, two, monkeypatch):
     def cut_off(*_, **__):
         raise KeyboardInterrupt
 

@@ -30,7 +30,7 @@ def test_the_same_content_added_twice_is_one_version_and_one_event(evidence, bas
     assert source_digest(str(run.path)).removeprefix("sha256:").startswith(first)
 
 
-def test_a_version_is_what_the_loader_takes_for_the_run(evidence, base, make):
+def test_a_version_has_the_content_digest_of_its_run(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     run = make("run", target.path, forget=["a"], retain=["b"])
     version = add_version(evidence, run)
@@ -39,7 +39,7 @@ def test_a_version_is_what_the_loader_takes_for_the_run(evidence, base, make):
     assert Run.open(path_of(evidence, version).parent).complete
 
 
-def test_runs_beneath_are_added_first_and_outlive_their_folders(evidence, base, make):
+def test_base_runs_are_added_first_and_outlive_their_folders(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     run = make("run", target.path / "model", forget=["a"], retain=["b"])
     digest = source_digest(str(run.path))
@@ -57,7 +57,7 @@ def test_a_run_on_a_version_has_it_as_its_parent(evidence, base, make):
     assert {v.id: v.parent for v, _, _ in list_versions(evidence)} == {first: None, second: first}
 
 
-def test_large_files_are_linked_where_that_is_possible_and_copied_elsewhere(evidence, base, make, monkeypatch):
+def test_large_files_are_linked_if_possible_and_copied_otherwise(evidence, base, make, monkeypatch):
     monkeypatch.setattr(store, "LINKED", 3)
     linked = make("linked", base, train=["a"])
     folder = path_of(evidence, add_version(evidence, linked))
@@ -83,7 +83,7 @@ def test_moved_evidence_still_loads(evidence, base, make):
     assert source_digest(str(path_of(moved, version))) == digest
 
 
-def test_neither_ids_nor_paths_of_data_come_into_the_evidence(evidence, base, make):
+def test_versions_contain_no_row_ids_and_no_data_paths(evidence, base, make):
     run = make("run", base, forget=[CANARY], retain=["b"])
     run.records.mkdir()
     (run.records / "forget.jsonl").write_text(json.dumps({"text": f"{CANARY} lives here"}))
@@ -102,7 +102,7 @@ def test_the_same_weights_with_other_rows_are_refused(evidence, base, make):
 
 
 @pytest.mark.parametrize("fault", ["bit", "link", "unfinished", "changed base", "no rows"])
-def test_a_run_that_is_not_what_it_wrote_becomes_no_version(evidence, base, make, fault):
+def test_an_altered_or_incomplete_run_becomes_no_version(evidence, base, make, fault):
     target = make("target", base, train=["a", "b"])
     run = make("run", target.path, forget=["a"], retain=["b"])
     weights = run.adapter / "adapter_model.safetensors"
@@ -123,7 +123,7 @@ def test_a_run_that_is_not_what_it_wrote_becomes_no_version(evidence, base, make
     assert not list(evidence.rglob(".*.tmp"))
 
 
-def test_killed_between_weights_and_ledger_the_next_time_makes_the_same_version(evidence, base, make, monkeypatch):
+def test_after_a_kill_before_the_event_adding_again_creates_the_same_version(evidence, base, make, monkeypatch):
     run = make("run", base, forget=["a"], retain=["b"])
     append = Ledger.append
 
@@ -143,7 +143,7 @@ def test_killed_between_weights_and_ledger_the_next_time_makes_the_same_version(
     use(evidence, left)
 
 
-def test_what_the_ledger_knows_but_the_disk_lost_comes_back_as_the_same_version(evidence, base, make):
+def test_a_recorded_version_without_files_is_restored_under_the_same_id(evidence, base, make):
     run = make("run", base, forget=["a"], retain=["b"])
     version = add_version(evidence, run)
     shutil.rmtree(evidence / "versions" / version)
@@ -155,7 +155,7 @@ def test_what_the_ledger_knows_but_the_disk_lost_comes_back_as_the_same_version(
 
 
 @pytest.mark.slow
-def test_whichever_write_of_an_addition_fails_the_next_one_makes_the_version_once(evidence, base, make, monkeypatch):
+def test_after_any_failed_write_adding_again_creates_the_version_once(evidence, base, make, monkeypatch):
     start = add_version(evidence, make("start", base, forget=["a"], retain=["b"]))
     use(evidence, start)
     number, failed = 0, True
@@ -178,7 +178,7 @@ def test_whichever_write_of_an_addition_fails_the_next_one_makes_the_version_onc
 
 
 @pytest.mark.slow
-def test_real_runs_on_each_other_become_versions_that_load_evaluate_and_answer_for_their_rows(
+def test_versions_of_successive_real_runs_load_evaluate_and_respect_deletions(
     evidence, tmp_path, tiny_folder, monkeypatch
 ):
     from llm_forget.workflows.evaluate import evaluate

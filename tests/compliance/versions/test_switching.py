@@ -20,7 +20,7 @@ from tests.support.version_cases import FailingWrites, events, logits, switches,
 
 
 @pytest.mark.slow
-def test_whichever_write_of_a_switch_fails_the_old_or_the_new_version_is_in_use(evidence, two, monkeypatch):
+def test_after_any_failed_write_of_a_switch_the_old_or_new_version_is_in_use(evidence, two, monkeypatch):
     first, second = two
     config = evidence / "versions" / second / "config.yaml"
     seen, number, failed = set(), 0, True
@@ -44,7 +44,7 @@ def test_whichever_write_of_a_switch_fails_the_old_or_the_new_version_is_in_use(
 
 
 @pytest.mark.slow
-def test_whichever_write_of_the_ledger_fails_the_old_version_stays_in_use(evidence, two):
+def test_after_a_failed_write_of_the_ledger_the_old_version_stays_in_use(evidence, two):
     first, second = two
     number, failed = 0, True
     while failed:
@@ -65,7 +65,7 @@ def test_whichever_write_of_the_ledger_fails_the_old_version_stays_in_use(eviden
 
 
 @pytest.mark.slow
-def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_version(evidence, two):
+def test_a_killed_switch_leaves_the_old_or_the_new_version(evidence, two):
     worker = SUPPORT / "switch_worker.py"
     done = subprocess.run([sys.executable, worker, evidence, *two], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_version(evid
     assert whole(evidence, two)
 
 
-def test_rollback_goes_back_through_what_was_in_use(evidence, base, make):
+def test_repeated_rollbacks_return_to_earlier_versions(evidence, base, make):
     ids = [add_version(evidence, make(name, base, forget=["a"], retain=["b"])) for name in "abc"]
     for version in ids:
         use(evidence, version)
@@ -88,14 +88,14 @@ def test_rollback_goes_back_through_what_was_in_use(evidence, base, make):
     assert [e.kind for e in events(evidence, "version", "rollback")][-3:] == ["rollback"] * 3
 
 
-def test_the_version_in_use_taken_into_use_again_is_no_event(evidence, two):
+def test_using_the_current_version_again_adds_no_event(evidence, two):
     before = switches(evidence)
     assert use(evidence, two[0]) == two[0]
     assert switches(evidence) == before
 
 
 @pytest.mark.parametrize("fault", ["bit", "gone", "more", "link", "version.json"])
-def test_an_altered_version_is_not_taken_into_use(evidence, two, fault):
+def test_an_altered_version_is_not_used(evidence, two, fault):
     first, second = two
     folder = path_of(evidence, second)
     weights = folder / "adapter_model.safetensors"
@@ -118,7 +118,7 @@ def test_an_altered_version_is_not_taken_into_use(evidence, two, fault):
 
 
 @pytest.mark.parametrize("change", ["bytes", "bytes with the time of before", "another file", "nothing"])
-def test_a_rollback_reads_a_large_file_again_only_if_somebody_touched_it(evidence, two, monkeypatch, change):
+def test_a_rollback_reads_a_large_file_again_only_if_it_was_touched(evidence, two, monkeypatch, change):
     monkeypatch.setattr(store, "LINKED", 3)
     monkeypatch.setattr(store, "SETTLED", 0)
     read = []
@@ -149,7 +149,7 @@ def test_a_rollback_reads_a_large_file_again_only_if_somebody_touched_it(evidenc
     assert current(evidence) == first
 
 
-def test_a_rollback_reads_a_large_file_again_that_was_too_new_to_tell_a_later_change_apart(evidence, two, monkeypatch):
+def test_a_rollback_reads_a_large_file_again_if_it_was_too_new_to_detect_later_changes(evidence, two, monkeypatch):
     monkeypatch.setattr(store, "LINKED", 3)
     monkeypatch.setattr(store, "SETTLED", 3_600_000_000_000)
     use(evidence, two[1])
@@ -160,7 +160,7 @@ def test_a_rollback_reads_a_large_file_again_that_was_too_new_to_tell_a_later_ch
     assert "adapter_model.safetensors" in read
 
 
-def test_an_altered_version_beneath_is_found_too(evidence, base, make):
+def test_an_altered_base_version_is_found(evidence, base, make):
     target = make("target", base, train=["a", "b"])
     version = add_version(evidence, make("run", target.path, forget=["a"], retain=["b"]))
     beneath = next(v.id for v, _, _ in list_versions(evidence) if v.id != version)
@@ -169,7 +169,7 @@ def test_an_altered_version_beneath_is_found_too(evidence, base, make):
         use(evidence, version)
 
 
-def test_a_damaged_version_is_mended_by_adding_its_run_again(evidence, base, make):
+def test_adding_the_run_again_repairs_a_damaged_version(evidence, base, make):
     run = make("run", base, forget=["a"], retain=["b"])
     version = add_version(evidence, run)
     (path_of(evidence, version) / "adapter_model.safetensors").write_bytes(b"x")
@@ -177,7 +177,7 @@ def test_a_damaged_version_is_mended_by_adding_its_run_again(evidence, base, mak
     assert len(events(evidence, "version")) == 2  # added, used
 
 
-def test_settings_are_those_of_the_ledger_whatever_config_yaml_says(evidence, two):
+def test_an_edited_config_yaml_is_rewritten(evidence, two):
     config = path_of(evidence, two[1]).parent / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("hub-model", "other-model"))
@@ -185,7 +185,7 @@ def test_settings_are_those_of_the_ledger_whatever_config_yaml_says(evidence, tw
     assert config.read_text() == text
 
 
-def test_a_pointer_that_was_edited_is_what_the_ledger_says_again(evidence, two):
+def test_an_edited_pointer_is_rewritten_from_the_ledger(evidence, two):
     pointer = evidence / "versions" / "current.json"
     text = pointer.read_text()
     for edited in ("{", "[]", text.replace(two[0], two[1])):
@@ -194,7 +194,7 @@ def test_a_pointer_that_was_edited_is_what_the_ledger_says_again(evidence, two):
         assert pointer.read_text() == text
 
 
-def test_a_pointer_ahead_of_the_ledger_shows_that_its_end_was_cut_off(evidence, two):
+def test_a_pointer_ahead_of_the_ledger_reveals_a_truncated_ledger(evidence, two):
     shutil.copy(evidence / "ledger.db", evidence.with_name("older.db"))
     use(evidence, two[1])
     shutil.copy(evidence.with_name("older.db"), evidence / "ledger.db")
@@ -202,7 +202,7 @@ def test_a_pointer_ahead_of_the_ledger_shows_that_its_end_was_cut_off(evidence, 
         current(evidence)
 
 
-def test_a_ledger_that_was_altered_switches_nothing(evidence, two):
+def test_an_altered_ledger_prevents_a_switch(evidence, two):
     import sqlite3
 
     connection = sqlite3.connect(evidence / "ledger.db")
@@ -214,7 +214,7 @@ def test_a_ledger_that_was_altered_switches_nothing(evidence, two):
 
 
 @pytest.mark.slow
-def test_rollback_gives_the_same_bits(evidence, make_run):
+def test_a_rollback_restores_identical_logits(evidence, make_run):
     ids = []
     for seed in (1, 2):
         run = make_run(f"run-{seed}", seed)

@@ -66,7 +66,7 @@ def test_diff_names_data_settings_and_numbers(evidence, base, make):
 @pytest.mark.parametrize(
     "arguments", [("use", "nothing"), ("show",), ("rollback",), ("purge", "x"), ("diff", "a", "b"), ("add", "nowhere")]
 )
-def test_what_cannot_be_done_is_one_sentence(evidence, arguments):
+def test_an_error_is_one_sentence(evidence, arguments):
     with Ledger.open(evidence, create=True):
         pass
     code, text = told(evidence, *arguments)
@@ -75,7 +75,7 @@ def test_what_cannot_be_done_is_one_sentence(evidence, arguments):
     assert text.count("\n") == 1
 
 
-def test_the_list_stands_where_a_version_is_gone_and_for_those_who_may_only_read(evidence, two, monkeypatch):
+def test_the_list_works_with_missing_files_and_without_write_permission(evidence, two, monkeypatch):
     shutil.rmtree(evidence / "versions" / two[1])
     assert "gone" in told(evidence, "list")[1]
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -86,7 +86,7 @@ def test_the_list_stands_where_a_version_is_gone_and_for_those_who_may_only_read
     assert not (evidence / "versions" / "current.json").exists()
 
 
-def test_without_evidence_the_message_says_how_to_begin(tmp_path):
+def test_without_evidence_the_message_names_the_missing_ledger(tmp_path):
     code, text = told(tmp_path / "nothing", "list")
     assert code == 2
     assert "there is no ledger" in text

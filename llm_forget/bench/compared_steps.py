@@ -121,7 +121,7 @@ def real_batches(
         batches.append(
             {name: collate([{**row, "index": i} for i, row in part], pad_token_id) for name, part in rows.items()}
         )
-    return batches, {name: splits[name].select(places) for name, places in used.items()}
+    return batches, {name: splits[name].select(row_numbers) for name, row_numbers in used.items()}
 
 
 def set_up(

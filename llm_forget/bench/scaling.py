@@ -73,10 +73,10 @@ def _along(
     points = [dataclasses.replace(base, **{name: int(getattr(base, name) * factor)}) for factor in factors]
     steps = [_steps(point, train, folder) for point in points]
     times = interleave(
-        {str(place): lambda _, step=step: step() for place, (step, _) in enumerate(steps)}, rounds, train.device
+        {str(index): lambda _, step=step: step() for index, (step, _) in enumerate(steps)}, rounds, train.device
     )
     peaks = [peak_of(step, train.device) for step, _ in steps]
-    seconds = [spread(times[str(place)]) for place in range(len(points))]
+    seconds = [spread(times[str(index)]) for index in range(len(points))]
     x = [size if name == "hidden" else getattr(point, name) for point, (_, size) in zip(points, steps, strict=True)]
     fit = power_fit if name == "hidden" else line_fit
     return {

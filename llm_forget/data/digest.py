@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 _PART = 4096  # rows; changing it changes every digest
 
 
-def tokens_digest(rows: Dataset, places: Sequence[int] | np.ndarray | None = None) -> str:
+def tokens_digest(rows: Dataset, row_numbers: Sequence[int] | np.ndarray | None = None) -> str:
     """Return the sha256 of ids, token ids and labels of tokenised rows, in order.
 
     Each part of the rows adds its ids, then for each column the lengths and the values as 32-bit integers.
 
     Args:
         rows: tokenised rows.
-        places: row numbers to include, ``[N]``; default: all rows.
+        row_numbers: row numbers to include, ``[N]``; default: all rows.
     """
     digest = hashlib.sha256()
-    count = len(rows) if places is None else len(places)
+    count = len(rows) if row_numbers is None else len(row_numbers)
     # Contiguous rows are read as one slice; gathering single rows is slow.
-    start = 0 if places is None else int(places[0]) if count else 0
-    contiguous = places is None or bool((np.diff(places) == 1).all())
+    start = 0 if row_numbers is None else int(row_numbers[0]) if count else 0
+    contiguous = row_numbers is None or bool((np.diff(row_numbers) == 1).all())
     table = rows.select_columns(["id", "input_ids", "labels"]).with_format("arrow")
     for begin in range(0, count, _PART):
         end = min(begin + _PART, count)
-        part = table[range(start + begin, start + end)] if contiguous else table[list(places[begin:end])]  # type: ignore[index]
+        part = table[range(start + begin, start + end)] if contiguous else table[list(row_numbers[begin:end])]  # type: ignore[index]
         digest.update(json.dumps(part["id"].to_pylist()).encode())
         for name in ("input_ids", "labels"):
             lists = part[name].combine_chunks()

@@ -125,29 +125,29 @@ def _first_character(path: Path) -> bytes:
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
     """Iterate over the objects of an array; parsing all at once would take many times the memory of the text."""
-    place, number = _after_space(text, _after_space(text, 0) + 1), 0
-    while text[place : place + 1] != "]" or number:
-        value, place = _parse(text, place, name)
+    position, number = _after_space(text, _after_space(text, 0) + 1), 0
+    while text[position : position + 1] != "]" or number:
+        value, position = _parse(text, position, name)
         number += 1
         yield _as_object(value, f"{name} row {number}")
-        place = _after_space(text, place)
-        if text[place : place + 1] == "]":
+        position = _after_space(text, position)
+        if text[position : position + 1] == "]":
             break
-        if text[place : place + 1] != ",":
-            raise _not_json(json.JSONDecodeError("Expecting ',' delimiter", text, place), name)
-        place = _after_space(text, place + 1)
-    if _after_space(text, place + 1) < len(text):
-        raise _not_json(json.JSONDecodeError("Extra data", text, _after_space(text, place + 1)), name)
+        if text[position : position + 1] != ",":
+            raise _not_json(json.JSONDecodeError("Expecting ',' delimiter", text, position), name)
+        position = _after_space(text, position + 1)
+    if _after_space(text, position + 1) < len(text):
+        raise _not_json(json.JSONDecodeError("Extra data", text, _after_space(text, position + 1)), name)
 
 
-def _after_space(text: str, place: int) -> int:
-    return _SPACES.match(text, place).end()  # type: ignore[union-attr]  # always matches, also the empty string
+def _after_space(text: str, position: int) -> int:
+    return _SPACES.match(text, position).end()  # type: ignore[union-attr]  # always matches, also the empty string
 
 
-def _parse(text: str, place: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
-    """Parse the value at ``place``; return it and its end. ``alone``: nothing may follow the value."""
+def _parse(text: str, position: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
+    """Parse the value at ``position``; return it and its end. ``alone``: nothing may follow the value."""
     try:
-        start = _after_space(text, place)
+        start = _after_space(text, position)
         value, end = _DECODER.raw_decode(text, start)
         if alone and _after_space(text, end) < len(text):
             raise json.JSONDecodeError("Extra data", text, _after_space(text, end))

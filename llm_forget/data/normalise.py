@@ -27,7 +27,7 @@ _NOT_BLANK = r"[\pL\pN\pP]"  # such text is certainly not blank; other text is c
 _PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids are neither blank nor span several lines
 
 
-def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, place: int) -> Dataset:
+def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, source_index: int) -> Dataset:
     """Check every row and add the columns that all later steps rely on.
 
     Raises:
@@ -41,8 +41,8 @@ def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, place
             batched=True,
             batch_size=PART,
             with_indices=True,
-            fn_kwargs={"where": where, "id_field": id_field, "place": place},
-            new_fingerprint=Hasher.hash((table._fingerprint, id_field, place, _FORMAT)),
+            fn_kwargs={"where": where, "id_field": id_field, "source_index": source_index},
+            new_fingerprint=Hasher.hash((table._fingerprint, id_field, source_index, _FORMAT)),
             desc="Checking rows",
             **map_storage(table),
         )
@@ -51,7 +51,7 @@ def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, place
 
 
 def _normalise(
-    table: pyarrow.Table, indices: list[int], *, where: RowNamer, id_field: str | None, place: int
+    table: pyarrow.Table, indices: list[int], *, where: RowNamer, id_field: str | None, source_index: int
 ) -> pyarrow.Table:
     import pyarrow as pa
 
@@ -70,7 +70,7 @@ def _normalise(
         table = _with_column(table, "id", pa.array(ids, pa.string()))
     else:
         table = _with_column(table, "id", table[id_field])
-    return _with_column(table, "source_index", pa.array(np.full(len(table), place, dtype=np.int64)))
+    return _with_column(table, "source_index", pa.array(np.full(len(table), source_index, dtype=np.int64)))
 
 
 def _check_ids(ids: pyarrow.ChunkedArray, indices: list[int], where: RowNamer, field: str) -> None:
@@ -117,5 +117,5 @@ def _from_question_form(table: pyarrow.Table, is_question: np.ndarray, field: st
 
 def _with_column(table: pyarrow.Table, name: str, values: Any) -> pyarrow.Table:
     """Return the table with a column added, or replaced at the same position."""
-    place = table.column_names.index(name) if name in table.column_names else None
-    return table.append_column(name, values) if place is None else table.set_column(place, name, values)
+    position = table.column_names.index(name) if name in table.column_names else None
+    return table.append_column(name, values) if position is None else table.set_column(position, name, values)

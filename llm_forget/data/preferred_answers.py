@@ -93,11 +93,11 @@ def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
         raise DataError(
             f"the preferred answer of row '{alternate_ids[later_window]}' is longer than one window; raise max_length"
         )
-    places = pc.index_in(forget_ids, value_set=alternate_ids.combine_chunks())
-    missing = pc.index(places.is_null(), True).as_py()
+    positions = pc.index_in(forget_ids, value_set=alternate_ids.combine_chunks())
+    missing = pc.index(positions.is_null(), True).as_py()
     if missing >= 0:
         raise DataError(f"row '{forget_ids[missing]}' has no preferred answer; every row to forget needs one")
-    return alternates.select(places.to_numpy())
+    return alternates.select(positions.to_numpy())
 
 
 def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:

@@ -198,12 +198,12 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
 
     if pc.count_distinct(ids).as_py() == len(ids):
         return
-    first_places: dict[str, int] = {}
-    for place, row_id in enumerate(ids.to_pylist()):
-        first = first_places.setdefault(row_id, place)
-        if first != place:
+    first_numbers: dict[str, int] = {}
+    for number, row_id in enumerate(ids.to_pylist()):
+        first = first_numbers.setdefault(row_id, number)
+        if first != number:
             duplicate = "the same content" if row_id.startswith("sha256-") else f"the same id '{row_id}'"
-            raise DataError(f"{where(place)} and {where(first)} have {duplicate}; every row must occur once")
+            raise DataError(f"{where(number)} and {where(first)} have {duplicate}; every row must occur once")
 
 
 def check_overlap(
@@ -312,7 +312,7 @@ def _check_text(value: Any, where: str, column: str) -> None:
 def _check_messages(messages: Any, where: str, column: str) -> None:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where} has '{column}' that is not a list of messages; allowed: [{{role, content}}, ...]")
-    for place, message in enumerate(messages, start=1):
+    for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str) or not isinstance(message.get("content"), str):
-            raise DataError(f"{where}, message {place} of '{column}' needs a role and a content, both text")
+            raise DataError(f"{where}, message {number} of '{column}' needs a role and a content, both text")

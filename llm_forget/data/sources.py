@@ -79,8 +79,8 @@ def load_source(
     from datasets import concatenate_datasets
 
     tables, wheres = [], []
-    for place, source in enumerate(parse_spec(spec, split_name)):
-        table, where = _load_one(source, place, split_name, data_path, fields)
+    for source_index, source in enumerate(parse_spec(spec, split_name)):
+        table, where = _load_one(source, source_index, split_name, data_path, fields)
         tables.append(table)
         wheres.append(where)
     try:
@@ -125,9 +125,9 @@ def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
     weights = [source.weight for source in parse_spec(spec, split_name)]
     if all(weight is None for weight in weights):
         return None
-    for place, weight in enumerate(weights, start=1):
+    for number, weight in enumerate(weights, start=1):
         if weight is None or weight <= 0:
-            raise DataError(f"{split_name}: source {place} needs a weight above 0, because other sources have weights")
+            raise DataError(f"{split_name}: source {number} needs a weight above 0, because other sources have weights")
     return [float(weight) for weight in weights if weight is not None]
 
 
@@ -156,7 +156,7 @@ def _from_mapping(spec: Mapping[str, Any], split_name: str) -> Source:
 
 
 def _load_one(
-    source: Source, place: int, split_name: str, data_path: str | None, field_map: Mapping[str, str] | None
+    source: Source, source_index: int, split_name: str, data_path: str | None, field_map: Mapping[str, str] | None
 ) -> tuple[Dataset, RowNamer]:
     from datasets import concatenate_datasets
 
@@ -169,7 +169,7 @@ def _load_one(
         raise DataError(f"{split_name}: the files of '{source.path}' differ in the type of a column") from None
     id_field = _id_field(source, table, parts[0][0])
     whole = parts[0][0] if len(parts) == 1 else f"{split_name}: '{source.path}'"
-    chosen = _selected_places(source, table, id_field, whole, split_name)
+    chosen = _selected_rows(source, table, id_field, whole, split_name)
     starts = np.cumsum([0, *map(len, tables)])
 
     def where(row: int) -> str:
@@ -180,7 +180,7 @@ def _load_one(
 
     if len(chosen) < len(table):
         table = table.select(chosen)
-    return normalise_table(table, where, id_field, place), where
+    return normalise_table(table, where, id_field, source_index), where
 
 
 def _with_fields(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
@@ -251,7 +251,7 @@ def _id_field(source: Source, table: Dataset, where: str) -> str | None:
     return source.id_field or ("id" if "id" in table.column_names else None)
 
 
-def _selected_places(source: Source, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
+def _selected_rows(source: Source, table: Dataset, id_field: str | None, where: str, split_name: str) -> np.ndarray:
     """Return the row numbers ``[N]`` that ``filter``, ``ids`` and ``limit`` select, in the order of the data."""
     mask = np.ones(len(table), dtype=bool)
     for column, value in (source.filter or {}).items():

@@ -109,7 +109,7 @@ class _Masking:
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self._names = list(special)
-        self._places = {name: place for place, name in enumerate(self._names)}
+        self._numbers = {name: number for number, name in enumerate(self._names)}
         self._ids = special
         self._pattern = _any_of(tuple(self._names))
 
@@ -118,7 +118,7 @@ class _Masking:
             return text
         if _RESERVED.search(text):
             raise DataError(f"row '{row['id']}' contains a Unicode noncharacter (U+FDD0 to U+FDD6); remove it")
-        return self._pattern.sub(lambda match: f"\ufdd2{self._places[match[0]]}\ufdd3", text)
+        return self._pattern.sub(lambda match: f"\ufdd2{self._numbers[match[0]]}\ufdd3", text)
 
     def name_controls(self, text: str) -> str:
         return self._pattern.sub(lambda match: control_name(self._ids[match[0]]), text)
@@ -157,9 +157,9 @@ def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, t
             "in turn"
         )
     text, offset = system, len(messages) - len(turns)
-    for place in range(0, len(turns), 2):
-        prompt, answer = turns[place]["content"], turns[place + 1]["content"]
-        start, stop = (_START, _END) if place + 1 + offset in answers else ("", "")
+    for index in range(0, len(turns), 2):
+        prompt, answer = turns[index]["content"], turns[index + 1]["content"]
+        start, stop = (_START, _END) if index + 1 + offset in answers else ("", "")
         text += template.prompt_template.replace("{prompt}", prompt) + start + answer + end + stop
     return text
 
@@ -175,16 +175,16 @@ def _render_chat(
     end-of-sequence token.
     """
     marked = [dict(m) for m in messages]
-    for place in answers:
-        content = marked[place]["content"]
+    for index in answers:
+        content = marked[index]["content"]
         core = content.rstrip()  # templates strip content; the mark must not prevent that
-        marked[place]["content"] = core + _CONTENT_END + content[len(core) :]
+        marked[index]["content"] = core + _CONTENT_END + content[len(core) :]
 
     def apply(part: Sequence[Message], *, generation: bool = False) -> str:
         return masking.name_controls(_apply(part, tokenizer, template, row_id, generation=generation))
 
     whole = apply(marked)
-    starts = [_answer_start(marked[:place], whole, apply, row_id) for place in answers]
+    starts = [_answer_start(marked[:index], whole, apply, row_id) for index in answers]
     if len(starts) != whole.count(_CONTENT_END) or starts != sorted(set(starts)):
         raise DataError(f"row '{row_id}': the chat template omits or moves an assistant message")
     for start in reversed(starts):
@@ -207,17 +207,17 @@ def _answer_start(before: list[Message], whole: str, apply: Callable[..., str], 
 def _common_prefix(first: str, second: str) -> str:
     if second.startswith(first):
         return first
-    differ = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    differ = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return first[: next(differ, min(len(first), len(second)))]
 
 
 def _mark_ends(text: str, tokenizer: Any, masking: _Masking, row_id: str) -> str:
     head, *tails = text.split(_CONTENT_END)
-    for place, tail in enumerate(tails):
+    for index, tail in enumerate(tails):
         end_of_turn = _END_OF_TURN.match(tail)
         if end_of_turn is not None:
             head += end_of_turn[0] + _END + tail[end_of_turn.end() :]
-        elif place < len(tails) - 1:
+        elif index < len(tails) - 1:
             head += _END + tail
         elif tokenizer.eos_token is not None:
             head += masking.name_controls(tokenizer.eos_token) + _END

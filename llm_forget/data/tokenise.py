@@ -73,10 +73,10 @@ class ControlTokenizer:
             _ControlInTextError: the vocabulary encodes plain text as a control token.
         """
         out = []
-        for place, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
+        for index, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids
             if not self._forbidden.isdisjoint(ids):  # control tokens of the template have other ids here
-                raise _ControlInTextError(place)
+                raise _ControlInTextError(index)
             control = [number in self._control for number in ids]
             out.append(([self._control.get(number, number) for number in ids], encoding.offsets, control))
         return out
@@ -89,9 +89,9 @@ class ControlTokenizer:
 
 
 class _ControlInTextError(ValueError):
-    def __init__(self, place: int) -> None:
-        super().__init__(place)
-        self.place = place
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 _CONTROL_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, ControlTokenizer]] = WeakKeyDictionary()
@@ -128,7 +128,7 @@ def encode_rows(
         encodings = control.encode([r.text for r in rendered])
     except _ControlInTextError as error:
         raise DataError(
-            f"row '{rows[error.place]['id']}' has text that this tokenizer encodes as a control token; remove it"
+            f"row '{rows[error.index]['id']}' has text that this tokenizer encodes as a control token; remove it"
         ) from None
     out = []
     for row, string, (ids, offsets, is_control) in zip(rows, rendered, encodings, strict=True):
@@ -219,14 +219,14 @@ def _answer_numbers(rendered: Rendered, offsets: list[tuple[int, int]], is_contr
         start, stop = rendered.targets[0]
         spans = zip(offsets, is_control, strict=True)
         return [0 if begin < stop and (begin >= start if c else end > start) else -1 for (begin, end), c in spans]
-    answer_numbers, place = [], 0
+    answer_numbers, index = [], 0
     for (begin, end), control in zip(offsets, is_control, strict=True):
-        while place + 1 < len(rendered.targets) and begin >= rendered.targets[place][1]:
-            place += 1
-        start, stop = rendered.targets[place]
+        while index + 1 < len(rendered.targets) and begin >= rendered.targets[index][1]:
+            index += 1
+        start, stop = rendered.targets[index]
         # White space that a control token absorbs must not make it part of the answer.
         after_start = begin >= start if control else end > start
-        answer_numbers.append(place if after_start and begin < stop else -1)
+        answer_numbers.append(index if after_start and begin < stop else -1)
     return answer_numbers
 
 

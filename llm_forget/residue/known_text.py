@@ -36,13 +36,13 @@ def remove_known_text(
 
 def _character_of_byte(text: SearchText) -> list[int]:
     """Return, for each byte of the plain form, the number of its character in the text."""
-    return [place for place, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
+    return [number for number, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
 
 
 def _unknown_parts(text: SearchText, known_starts: np.ndarray, window: int) -> list[SearchText]:
     origin = _character_of_byte(text)
     size = min(len(origin), max(1, round(window * len(origin) / max(1, text.of))))
-    free = ~known_starts[: len(origin) - size + 1]  # [places where a window may begin]
+    free = ~known_starts[: len(origin) - size + 1]  # [positions where a window may begin]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], free.astype(int), [0]])))
     spans = zip(edges[::2], edges[1::2], strict=True)
     return [

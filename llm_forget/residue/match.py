@@ -29,12 +29,12 @@ class Needle:
 
 @dataclass(frozen=True)
 class Match:
-    """A match: ``needle.data[begin:end]`` occurs in the block at ``place``."""
+    """A match: ``needle.data[begin:end]`` occurs in the block at ``offset``."""
 
     needle: int
     begin: int
     end: int
-    place: int
+    offset: int
 
 
 class Matcher:
@@ -51,9 +51,9 @@ class Matcher:
         keys = np.concatenate([np.zeros(0, np.uint64), *parts])
         needle_numbers = np.repeat(np.arange(len(needles), dtype=np.int32), [len(part) for part in parts])
         starts = [np.arange(len(part), dtype=np.int32) * step for part, step in zip(parts, steps, strict=True)]
-        places = np.concatenate([np.zeros(0, np.int32), *starts])
+        offsets = np.concatenate([np.zeros(0, np.int32), *starts])
         order = np.argsort(keys, kind="stable")
-        self.keys, self.needle_numbers, self.places = keys[order], needle_numbers[order], places[order]
+        self.keys, self.needle_numbers, self.offsets = keys[order], needle_numbers[order], offsets[order]
         bits = min(24, max(12, len(keys).bit_length() + 6))
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(2**bits, bool)
@@ -69,21 +69,21 @@ class Matcher:
         first, last = (np.searchsorted(self.keys, values, side) for side in ("left", "right"))
         run_ends: dict[tuple[int, int], int] = {}  # needle, its offset in the block -> end of the match
         for number in np.flatnonzero(last > first):
-            place = int(likely[number]) * self.stride
+            offset = int(likely[number]) * self.stride
             for entry in range(int(first[number]), int(last[number])):
-                needle_number, needle_place = int(self.needle_numbers[entry]), int(self.places[entry])
-                if run_ends.get((needle_number, place - needle_place), -1) > place:
+                needle_number, needle_offset = int(self.needle_numbers[entry]), int(self.offsets[entry])
+                if run_ends.get((needle_number, offset - needle_offset), -1) > offset:
                     continue
-                match = self._extend(needle_number, needle_place, block, place)
-                run_ends[needle_number, place - needle_place] = match.place + match.end - match.begin
+                match = self._extend(needle_number, needle_offset, block, offset)
+                run_ends[needle_number, offset - needle_offset] = match.offset + match.end - match.begin
                 if self._is_significant(match):
                     yield match
 
-    def _extend(self, needle_number: int, needle_place: int, block: bytes, place: int) -> Match:
+    def _extend(self, needle_number: int, needle_offset: int, block: bytes, offset: int) -> Match:
         data = self.needles[needle_number].data
-        end = needle_place + _shared_prefix(data[needle_place:], block[place : place + len(data) - needle_place])
-        back = _shared_prefix(data[:needle_place][::-1], block[max(0, place - needle_place) : place][::-1])
-        return Match(needle_number, needle_place - back, end, place - back)
+        end = needle_offset + _shared_prefix(data[needle_offset:], block[offset : offset + len(data) - needle_offset])
+        back = _shared_prefix(data[:needle_offset][::-1], block[max(0, offset - needle_offset) : offset][::-1])
+        return Match(needle_number, needle_offset - back, end, offset - back)
 
     def _is_significant(self, match: Match) -> bool:
         needle = self.needles[match.needle]

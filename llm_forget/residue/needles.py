@@ -160,5 +160,5 @@ def countable(text: str) -> str:
 def _cesu8(text: str) -> bytes:
     """Encode as CESU-8: each half of a surrogate pair as UTF-8, as some programs write it."""
     units = text.encode("utf-16-be", "replace")
-    halves = (int.from_bytes(units[place : place + 2], "big") for place in range(0, len(units), 2))
+    halves = (int.from_bytes(units[start : start + 2], "big") for start in range(0, len(units), 2))
     return b"".join(chr(half).encode("utf-8", "surrogatepass") for half in halves)

@@ -52,7 +52,7 @@ class Searcher:
         return sorted(_best_hits(hits), key=lambda hit: (hit.row, hit.offset))
 
     def _spans(self, match: Match, view: View, block: bytes, base: int) -> _MatchedSpans:
-        first, last = view.source(match.place, match.place + match.end - match.begin - 1)
+        first, last = view.source(match.offset, match.offset + match.end - match.begin - 1)
         needle = self._matcher(view.kind).needles[match.needle]
         encoding = encoding_of(view, block, first, last, needle.encoding, self.texts[needle.text].text)
         return _MatchedSpans(base + first, base + last, encoding)

@@ -127,15 +127,15 @@ def _fold_bytes(block: bytes, *, always: bool = False) -> bytes:
 
 
 def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
-    places = np.flatnonzero(_IS_KEPT[np.frombuffer(block, np.uint8)])
-    return int(places[first]), int(places[last]) + 1
+    positions = np.flatnonzero(_IS_KEPT[np.frombuffer(block, np.uint8)])
+    return int(positions[first]), int(positions[last]) + 1
 
 
 def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
     """Return a view whose bytes come from spans of unequal length; positions are mapped back piece by piece."""
     lengths: list[int] = []
 
-    def place(index: int) -> int:
+    def position(index: int) -> int:
         if not lengths:
             pieces = (block[start : start + PIECE] for start in range(0, len(block), PIECE))
             lengths.extend(accumulate((len(change(piece)) for piece in pieces), initial=0))
@@ -148,17 +148,17 @@ def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], dat
         return max(start, start + low - 1)
 
     def source(first: int, last: int) -> tuple[int, int]:
-        begin = place(first)
-        return begin if kind == "base64" else _start_of_escape(block, begin), place(last) + 1
+        begin = position(first)
+        return begin if kind == "base64" else _start_of_escape(block, begin), position(last) + 1
 
     return View(kind, data, source)
 
 
-def _start_of_escape(block: bytes, place: int) -> int:
-    """Return the start of the escape that ends at ``place``, else ``place``; positions map to the end of an escape."""
-    early = max(0, place - 12)
+def _start_of_escape(block: bytes, position: int) -> int:
+    """Return the start of the escape that ends at ``position`` (positions map to such ends), otherwise ``position``."""
+    early = max(0, position - 12)
     for escape in _KINDS.values():
-        for match in escape.finditer(block, early, place + 1):
-            if match.end() == place + 1:
+        for match in escape.finditer(block, early, position + 1):
+            if match.end() == position + 1:
                 return match.start()
-    return place
+    return position

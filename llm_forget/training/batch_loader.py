@@ -17,9 +17,7 @@ class Slots(torch.utils.data.Dataset):
         return len(next(iter(self.splits.values())))
 
     def __getitem__(self, slot: dict[str, int]) -> dict[str, dict[str, Any] | None]:
-        return {
-            split: None if place < 0 else {**self.splits[split][place], "index": place} for split, place in slot.items()
-        }
+        return {split: None if row < 0 else {**self.splits[split][row], "index": row} for split, row in slot.items()}
 
 
 class EpochLoader(DataLoader):

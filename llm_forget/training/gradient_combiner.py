@@ -49,8 +49,8 @@ class GradientCombiner:
         """Add one micro-batch's gradients to the step's; returns its loss."""
         sides = losses(batch)
         parameters = _trainable(model)
-        for place, (side, loss) in enumerate(sides.items()):
-            gradient = _gradient(loss, parameters, keep_graph=place + 1 < len(sides))
+        for index, (side, loss) in enumerate(sides.items()):
+            gradient = _gradient(loss, parameters, keep_graph=index + 1 < len(sides))
             self._sums[side] = _plus(self._sums.get(side), gradient)
         if self.name == "sam":
             self._batches.append(batch)
@@ -82,13 +82,13 @@ class GradientCombiner:
     def save(self, folder: Path) -> None:
         """Write the rule's state, if it has one, so that a resume is exact."""
         if self.state is not None:
-            save_file({str(place): tensor.contiguous() for place, tensor in enumerate(self.state)}, folder / STATE)
+            save_file({str(index): tensor.contiguous() for index, tensor in enumerate(self.state)}, folder / STATE)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         if (folder / STATE).is_file():
             tensors = load_file(folder / STATE)
-            self.state = [tensors[str(place)] for place in range(len(tensors))]
+            self.state = [tensors[str(index)] for index in range(len(tensors))]
 
 
 def _trainable(model: nn.Module) -> list[Tensor]:

@@ -53,13 +53,13 @@ class ReferenceLogprobs:
     def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
         """Look up values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
         values = torch.zeros(policy.values.shape, dtype=torch.float32)
-        places = np.searchsorted(self._indices, rows.numpy(force=True))
-        for place, (row, position) in enumerate(zip(rows.tolist(), places, strict=True)):
+        positions = np.searchsorted(self._indices, rows.numpy(force=True))
+        for batch_row, (row, position) in enumerate(zip(rows.tolist(), positions, strict=True)):
             if row >= 0:
                 if position == len(self._indices) or self._indices[position] != row:
                     raise KeyError(row)
                 start, stop = self._offsets[position : position + 2]
-                values[place, : stop - start] = torch.from_numpy(self._values[start:stop])
+                values[batch_row, : stop - start] = torch.from_numpy(self._values[start:stop])
         return Logprobs(values=values.to(policy.values.device), mask=policy.mask, labels=policy.labels)
 
     def save(self, path: Path) -> None:
@@ -191,7 +191,7 @@ def _sorted_by_row(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray)
     starts = np.cumsum(lengths) - lengths
     order = np.argsort(indices, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
-    # Source position of each value: the start of its row, plus its place in the row.
+    # Source position of each value: the start of its row, plus its position in the row.
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths[order])
     sorted_values = values[np.repeat(starts[order], lengths[order]) + within]
     return ReferenceLogprobs(indices[order].astype(np.int64), offsets, sorted_values.astype(np.float32))
@@ -200,5 +200,5 @@ def _sorted_by_row(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray)
 def _rank_batches(rows: np.ndarray, batch_size: int, processes: int, rank: int) -> Iterator[np.ndarray]:
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for start in range(0, len(batches), processes):
-        place = start + rank
-        yield batches[place] if place < len(batches) else rows[:0]
+        number = start + rank
+        yield batches[number] if number < len(batches) else rows[:0]

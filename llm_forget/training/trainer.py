@@ -150,10 +150,10 @@ class UnlearnTrainer(ResumableTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
         for batch in batches:
-            for place, split in enumerate(self.splits):
+            for index, split in enumerate(self.splits):
                 targets = target_mask(batch[split]["labels"])
                 tokens = batch[split]["attention_mask"].sum()
-                local[place] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
+                local[index] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
         total = self.accelerator.reduce(local.to(device), "sum")
         self._statistics.tokens += float(total[:, 2].sum())
         return batches, dict(zip(self.splits, total[:, :2], strict=True))

@@ -131,10 +131,10 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
                 f"'{folder / ADAPTER_WEIGHTS}' contains embeddings ({key!a}) that differ from the base's; save it "
                 "again with save_embedding_layers=False if they were not trained, or merge it into its base with PEFT"
             )
-    with TemporaryDirectory(prefix="llm-forget-adopt-") as place:
-        shutil.copy(folder / ADAPTER_CONFIG, place)
-        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        yield Path(place)
+    with TemporaryDirectory(prefix="llm-forget-adopt-") as temporary:
+        shutil.copy(folder / ADAPTER_CONFIG, temporary)
+        save_file(tensors, Path(temporary) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        yield Path(temporary)
 
 
 def _same(saved: Any, weight: Any) -> bool:

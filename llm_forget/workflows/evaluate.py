@@ -342,7 +342,7 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
             "truth": row.reference,
             **{role: texts[row.key] for role, texts in generations.items()},
         }
-        for row in (rows[place] for place in _spread(len(rows), count))
+        for row in (rows[index] for index in _spread(len(rows), count))
     ]
 
 

@@ -97,10 +97,10 @@ def export(
     out = Path(output_dir)
     run = _checked_run(str(model), form, out, overrides)
     options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
-    with _temporary_folder(out) as place:
-        job = _ExportJob(str(model), run, place, {**options, "quiet": quiet}, overrides)
+    with _temporary_folder(out) as temporary:
+        job = _ExportJob(str(model), run, temporary, {**options, "quiet": quiet}, overrides)
         model_results = job.model_results() if measure else None
-        written = place / "form"
+        written = temporary / "form"
         report = _write(job, form, written)
         if measure:
             logger.info("export: evaluating '%s' as %s", job.name, form)
@@ -170,11 +170,11 @@ def _refuse_gguf(model: str) -> None:
 def _temporary_folder(out: Path) -> Iterator[Path]:
     """Create a hidden temporary folder next to the output, on the same disk; removed afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        yield place
+        yield temporary
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class _ExportJob:
 
     model: str
     run: Run | None
-    place: Path
+    temporary: Path
     options: dict[str, Any]
     rows: dict[str, Any]
 
@@ -197,8 +197,8 @@ class _ExportJob:
         """Return the full model: the given one, or the run's adapter merged into its base now."""
         if self.run is not None and self.run.adapter.is_dir():
             logger.info("export: merging '%s'", self.run.path.name)
-            merge(self.run.path, self.place / "merged", measure=False)
-            return str(self.place / "merged")
+            merge(self.run.path, self.temporary / "merged", measure=False)
+            return str(self.temporary / "merged")
         source = find_source(self.model)
         if source.adapters:
             raise ModelError(f"'{self.model}' is an adapter; export its run, or merge it first")
@@ -225,7 +225,7 @@ class _ExportJob:
             if kind_of(self.run).forgotten:
                 options["target"] = options["target"] or config["model_name_or_path"]
                 options["target_revision"] = config.get("model_revision")
-        records = self.place / "records"
+        records = self.temporary / "records"
         self._link_records(records)
         return evaluate(model, records=records, **options, **rows)
 
@@ -318,7 +318,7 @@ def _quantized(job: _ExportJob, args: ModelConfig, form: str, folder: Path, toke
     logits = {"exact": probe_logits(model, probes)}
     dtype, source = model.dtype, Path(str(args.model_name_or_path))
     if not source.is_dir() or "quantization_config" in read_json(source / "config.json"):
-        source = job.place / "full"
+        source = job.temporary / "full"
         with disk_errors(source):
             model.save_pretrained(source)
     del model

@@ -131,8 +131,8 @@ def _with_adapter(path: str | Path) -> Run:
 def _scales(runs: Sequence[Run], scales: Sequence[float] | None) -> list[float]:
     if not runs:
         raise ModelError("no run to merge is given")
-    places = [run.path.resolve() for run in runs]
-    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    paths = [run.path.resolve() for run in runs]
+    twice = next((run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1), None)
     if twice is not None:
         raise ModelError(f"run '{twice.path}' is given twice; give it once, with a scale")
     chosen = [1.0] * len(runs) if scales is None else [float(scale) for scale in scales]
@@ -178,15 +178,15 @@ def _refuse_full_model_settings(*settings: Any) -> None:
 
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
     """Refuse an output folder inside a run, an adapter, or one of ``models``."""
-    place = folder.resolve()
-    for parent in (place, *place.parents):
+    output = folder.resolve()
+    for parent in (output, *output.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
             raise ModelError(f"output_dir '{folder}' is inside '{parent}', a run or an adapter; choose another folder")
     for name in models:
         source = find_source(name)
         base = [Path(source.location)] if source.kind in ("folder", "gguf") else []
         for path in (Path(name), *source.adapters, *base):
-            if place.is_relative_to(path.resolve()):
+            if output.is_relative_to(path.resolve()):
                 raise ModelError(f"output_dir '{folder}' is inside the source model '{path}'; choose another folder")
 
 

@@ -208,7 +208,7 @@ def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
         "place": lambda: f"{fake.last_name()}land",
         "birthplace": fake.city,
         "profession": profession,
-        "birthday": lambda: _date(rng),
+        "birthday": lambda: f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1920, 2005)}",
         "employer": fake.company,
         "dish": dish,
         "pet": fake.first_name,
@@ -217,10 +217,6 @@ def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
         "capital": fake.city,
         "founder": person,
     }
-
-
-def _date(rng: random.Random) -> str:
-    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1920, 2005)}"
 
 
 def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[str]:

@@ -33,8 +33,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
     Args:
         path: the file; its suffix decides the format.
-        size: total bytes of the files that are read together, default: of this file. Above `IN_MEMORY` the table goes
-            to the private folder.
+        size: total bytes of all files read together (default: this file's); above `IN_MEMORY`, the table is on disk.
 
     Raises:
         DataError: the file does not have the format of its suffix; names the file and the row.

@@ -1,7 +1,6 @@
 """Check every row of a table, add an id, and copy question and answer to prompt and completion.
 
-Checks run on Arrow columns; only rows that may be invalid become Python objects and are checked by `rows.py`, whose
-errors name them.
+Checks run on Arrow columns; only rows that may be invalid become Python objects, which `rows.py` checks and names.
 """
 
 from __future__ import annotations

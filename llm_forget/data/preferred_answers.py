@@ -68,7 +68,8 @@ def with_alternates(
 
     def replaced(row: dict[str, Any]) -> dict[str, Any]:
         choices = sentences or _own_choices(row, field)
-        return with_completion(row, choices[_draw(row["id"], seed) % len(choices)])
+        draw = int.from_bytes(hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()[:8])
+        return with_completion(row, choices[draw % len(choices)])
 
     # Refusals may come from a local file, so the new rows stay in memory even if the input rows are in the Hub cache.
     map_arguments = map_storage(rows) or {"keep_in_memory": True}
@@ -106,10 +107,6 @@ def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:
     if not choices or not all(isinstance(text, str) and text.strip() for text in choices):
         raise DataError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
     return choices
-
-
-def _draw(row_id: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[:8])
 
 
 def _is_object(line: str) -> bool:

@@ -3,8 +3,7 @@
 Reading a local file must leave no copy. Small files stay in memory. Rows and tokens of files larger than `IN_MEMORY`
 are memory-mapped Arrow files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can read; set TMPDIR if
 ``/tmp`` is a file system in memory. The folder is removed when the process exits. If the process is killed, a waiting
-shell that was started with the folder removes it. Folders left by a power cut are removed by the next process that
-creates such a folder.
+shell that was started with the folder removes it. The next process that creates a folder removes those left by a crash.
 """
 
 from __future__ import annotations

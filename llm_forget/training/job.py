@@ -208,8 +208,7 @@ def _show_plan(job: Job) -> None:
     """Print the plan of the job, without loading weights or writing files.
 
     Raises:
-        DataError, ConfigError, MissingFileError: a row that only the evaluation reads is invalid, or a layer does not
-            exist.
+        DataError, ConfigError, MissingFileError: a row of the evaluation is invalid, or a layer does not exist.
     """
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]

@@ -260,11 +260,12 @@ def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
         )
     tokenizer.save_pretrained(folder)
     weights = folder / details["file"] if details["file"] else folder
-    merged = Path(full) / MERGE_REPORT
+    merge_file = Path(full) / MERGE_REPORT
+    merged = formats.read_content(merge_file, MergeReport) if merge_file.is_file() else None
     report = {
         "form": form,
         "of": {"name": job.name, "digest": source_digest(job.model)},
-        "merge": _merge_facts(merged) if merged.is_file() else None,
+        "merge": merged and {key: value for key, value in merged.items() if key in FROM_MERGE},
         **details,
         "dtype": str(dtype).removeprefix("torch."),
         "digest": source_digest(str(weights)),
@@ -276,11 +277,6 @@ def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
     }
     formats.write(folder / EXPORT_REPORT, report, ExportReport)
     return report
-
-
-def _merge_facts(report: Path) -> dict[str, Any]:
-    """Read the keys of merge.json that export.json repeats."""
-    return {key: value for key, value in formats.read_content(report, MergeReport).items() if key in FROM_MERGE}
 
 
 def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:

@@ -119,8 +119,7 @@ def sweep(
 
     Args:
         recipe: a file, or the name of a shipped recipe.
-        grid: values of keys of a recipe, of entries of a mapping (``method_args.beta``) or of ``lr``; the last key
-            changes fastest.
+        grid: values of recipe keys, mapping entries (``method_args.beta``) or ``lr``; the last key changes fastest.
         output_dir: folder of the runs; default: the recipe's ``output_dir`` with the suffix ``-sweep``.
         suite: suites of the evaluation, comma-separated; default: the recipe's, otherwise ``basic``.
         overrides: command-line options for every run, such as ``["--seed", "1"]``.

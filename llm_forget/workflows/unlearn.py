@@ -42,8 +42,7 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     """Unlearn with a checked configuration; `unlearn` and the command line call this."""
     objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
     gradient = _gradient(train)
-    _check_sources(data, objective)
-    _check_effects(data, train, objective, gradient)
+    _check_keys(data, train, objective, gradient)
     return run_job(UNLEARN, data, train, model, objective, gradient=gradient, max_retain_drop=train.max_retain_drop)
 
 
@@ -62,17 +61,14 @@ def _mapping(value: Any) -> dict[str, Any] | None:
     raise ConfigError("method_args, objective and gradient_args must be mappings, as in {beta: 0.5}")
 
 
-def _check_sources(data: DataConfig, objective: Objective) -> None:
-    for split in objective.splits():
-        if getattr(data, split) is None:
-            raise ConfigError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
-
-
-def _check_effects(
+def _check_keys(
     data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: GradientCombiner | None
 ) -> None:
-    """Refuse keys that have no effect with this objective, and suites and oracles that do not exist."""
+    """Refuse missing rows, keys that have no effect with this objective, and suites and oracles that do not exist."""
     splits = objective.splits()
+    for split in splits:
+        if getattr(data, split) is None:
+            raise ConfigError(f"the objective needs rows of '{split}'; set the key '{split}' to a file or data set")
     if data.alternate is not None and not objective.needs_alternate():
         raise ConfigError("alternate is set, but no term of this objective uses preferred answers; remove it")
     if data.train is not None and "train" not in splits:

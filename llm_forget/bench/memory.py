@@ -128,12 +128,12 @@ def _kibibytes(name: str) -> int:
     return int(line.split()[1])
 
 
-def _sampled_peak(step: Callable[[], object], every: float = 0.002) -> int:
+def _sampled_peak(step: Callable[[], object]) -> int:
     """Sample resident memory every 2 ms in a thread, where the kernel's high-water mark cannot be reset."""
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:
-        while not done.wait(every):
+        while not done.wait(0.002):
             samples.append(_resident())
 
     thread = threading.Thread(target=watch, daemon=True)

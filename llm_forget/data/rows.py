@@ -206,9 +206,7 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
             raise DataError(f"{where(number)} and {where(first)} have {duplicate}; every row must occur once")
 
 
-def check_overlap(
-    forget: Iterable[Row], retain: Iterable[Row], *, names: tuple[str, str] = ("forget", "retain")
-) -> None:
+def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
     """Refuse two sets that share a row, by normalised content: training would forget and retain it.
 
     Raises:
@@ -222,7 +220,7 @@ def check_overlap(
         pairs = ", ".join(f"'{a}'" if a == b else f"'{a}' = '{b}'" for a, b in shared[:3])
         ellipsis = ", ..." if len(shared) > 3 else ""
         raise DataError(
-            f"{len(shared)} {'row is' if len(shared) == 1 else 'rows are'} in both {names[0]} and {names[1]} "
+            f"{len(shared)} {'row is' if len(shared) == 1 else 'rows are'} in both forget and retain "
             f"(after normalising text): {pairs}{ellipsis}; remove them from one of the two"
         )
 

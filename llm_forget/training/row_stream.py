@@ -93,7 +93,6 @@ class StepSampler(Sampler[dict[str, int]]):
         batch_size: slots per process in a micro-batch.
         world_size: number of processes.
         seed: seed of the order of the primary split, and of streams given by their number of rows.
-        shuffle: False keeps the order of the primary split.
 
     Raises:
         ConfigError: a size below 1, or a paired split whose size differs from the primary split's.
@@ -107,7 +106,6 @@ class StepSampler(Sampler[dict[str, int]]):
         batch_size: int = 1,
         world_size: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
     ) -> None:
         (self._primary, size), *others = splits.items()
         if not isinstance(size, int) or min(size, batch_size, world_size) < 1:
@@ -122,7 +120,7 @@ class StepSampler(Sampler[dict[str, int]]):
             for name, rows in others
             if name not in paired
         }
-        self._seed, self._shuffle, self._epoch = seed, shuffle, 0
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -144,7 +142,7 @@ class StepSampler(Sampler[dict[str, int]]):
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
         """Return all slots of an epoch, by split, each ``[len(self)]``."""
-        order = _random(self._seed, _PRIMARY, epoch).permutation(self._n) if self._shuffle else np.arange(self._n)
+        order = _random(self._seed, _PRIMARY, epoch).permutation(self._n)
         columns = dict.fromkeys((self._primary, *self._paired), order)
         columns |= {name: stream.take(epoch * self._n, self._n) for name, stream in self._streams.items()}
         padding = np.full(len(self) - self._n, PADDING)

@@ -244,11 +244,7 @@ def _combined(
         run = Run.start(temporary, COMBINE.name, config, {**config, **facts, **dataclasses.asdict(rule)}, False)
         report = combine_adapters(args, parts, run.adapter, rule, base_name=args.model_name_or_path) | facts
         report["files"] = {f"adapter/{path.name}": file_digest(path) for path in sorted(run.adapter.iterdir())}
-        base = {
-            "name": args.model_name_or_path,
-            "revision": args.model_revision,
-            "digest": facts["beneath"]["digest"],
-        }
+        base = {"name": args.model_name_or_path, "revision": args.model_revision, "digest": facts["beneath"]["digest"]}
         provenance = {"kind": COMBINE.name, "base": base, **facts, "environment": environment()}
         formats.write(run.provenance_file, provenance, Provenance)
         formats.write(run.path / MERGE_REPORT, report, MergeReport)

@@ -27,9 +27,7 @@ def speak() -> None:
 def evaluate(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a model.")],
-    suite: Annotated[
-        str | None, typer.Option(help="Shipped suites or files, several with commas; default: the run's.")
-    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Suites or files, several with commas; default: the run's.")] = None,
     target: Target = None,
     oracle: Oracle = None,
     limit: Limit = None,
@@ -154,9 +152,7 @@ def report(
 @evidence.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs.")],
-    suite: Annotated[
-        str | None, typer.Option(help="Compare by this suite; default: every suite that the runs share.")
-    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Compare by this suite; default: all that the runs share.")] = None,
     output: Annotated[str | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
     """Compare runs: distance to the oracle on forget rows against utility, and the Pareto-optimal runs."""
@@ -179,9 +175,7 @@ def compare(
 def sweep(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a shipped recipe of unlearn.")],
-    grid: Annotated[
-        list[str], typer.Option("--grid", help="A key and its values: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")
-    ],
+    grid: Annotated[list[str], typer.Option("--grid", help="Key and values: lr=1e-5,5e-5.", metavar="KEY=VALUE,...")],
     output_dir: Annotated[
         str | None,
         typer.Option("--output_dir", help="Folder of the runs; default: the recipe's output_dir plus -sweep."),

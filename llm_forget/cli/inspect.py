@@ -11,12 +11,8 @@ SHOWN = 12  # findings of one file that are printed; --json has all
 @residue.command("scan-residue")
 def scan_residue(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders to search.")],
-    canary: Annotated[
-        str, typer.Option(help="Texts to search for: rows (.jsonl, .json, .csv, .parquet), or the lines of a .txt.")
-    ],
-    known: Annotated[
-        list[str] | None, typer.Option(help="File whose text is allowed, such as retain rows; may be repeated.")
-    ] = None,
+    canary: Annotated[str, typer.Option(help="Texts: rows (.jsonl, .json, .csv, .parquet), or the lines of a .txt.")],
+    known: Annotated[list[str] | None, typer.Option(help="Allowed text, such as retain rows; may be repeated.")] = None,
     field: Annotated[
         list[str] | None, typer.Option(help="Search for this column only; may be repeated. Default: all but id.")
     ] = None,

@@ -102,12 +102,8 @@ def record(
 
 @audit.command()
 def version(
-    version: Annotated[
-        str, typer.Argument(metavar="VERSION", help="Id of a version, a prefix of it, or the name of a run.")
-    ],
-    hashes: Annotated[
-        bool, typer.Option("--hashes", help="Print the keyed hash of every record it was trained on.")
-    ] = False,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Id of a version, its prefix, or a run's name.")],
+    hashes: Annotated[bool, typer.Option("--hashes", help="Print the keyed hash of every training record.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Show the training history of a version, its records, and whether it contains deleted ones."""
@@ -136,9 +132,7 @@ def version(
 
 @audit.command()
 def verify(
-    anchor: Annotated[
-        Path | None, typer.Option(help="A copy of the signed head; default: the one in the folder.")
-    ] = None,
+    anchor: Annotated[Path | None, typer.Option(help="A copy of the signed head; default: the folder's.")] = None,
     key: Annotated[Path | None, typer.Option(help="A copy of the public key; default: the one in the folder.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:

@@ -210,12 +210,8 @@ def bench(
     methods: Annotated[str | None, typer.Option(help="Several with commas.", metavar="NAME,...")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Steps of each variant.")] = 5,
     output: Annotated[str, typer.Option(help="JSON file for all numbers.")] = "bench.json",
-    scaling: Annotated[
-        bool, typer.Option("--scaling", help="Measure growth with rows, length, rank and sizes.")
-    ] = False,
-    naive: Annotated[
-        bool, typer.Option("--naive/--no_naive", help="Also measure naive forms, which load a second copy.")
-    ] = True,
+    scaling: Annotated[bool, typer.Option("--scaling", help="Measure growth with rows, length, rank, sizes.")] = False,
+    naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Also measure naive forms (a second copy).")] = True,
 ) -> None:
     """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
 
@@ -264,9 +260,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Such as demo/npo.")]) 
 @recipes.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="Such as demo/npo.")],
-    destination: Annotated[
-        str | None, typer.Argument(help="File or folder; default: here, under its own name.")
-    ] = None,
+    destination: Annotated[str | None, typer.Argument(help="File or folder; default: its own name, here.")] = None,
 ) -> None:
     """Copy a shipped recipe so that you can edit it."""
     typer.echo(f"wrote {resources.copy('recipes', name, destination)}")

@@ -28,9 +28,7 @@ def merge(
     majority: Annotated[str | None, typer.Option(help="Sign election of ties: total (default) or frequency.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of dare; default 0.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of svd.")] = None,
-    as_adapter: Annotated[
-        bool, typer.Option("--as_adapter", help="Write a run with one adapter instead of a full model.")
-    ] = False,
+    as_adapter: Annotated[bool, typer.Option("--as_adapter", help="Write a run with one adapter instead.")] = False,
     base_precision: Annotated[
         str,
         typer.Option(
@@ -134,9 +132,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or a full model.")],
     form: Annotated[str, typer.Option(help="nf4, int8, gguf-f32, -f16, -bf16, -q8_0, -q5_1, -q5_0, -q4_1 or -q4_0.")],
     output_dir: Annotated[str, typer.Option("--output_dir", help="Output folder; must not exist.")],
-    measure: Annotated[
-        bool, typer.Option("--measure/--no_measure", help="Evaluate the exported model and the original.")
-    ] = True,
+    measure: Annotated[bool, typer.Option("--measure/--no_measure", help="Evaluate both, export and original.")] = True,
     suite: Suite = None,
     target: Target = None,
     oracle: Oracle = None,
@@ -204,9 +200,7 @@ def _side_by_side(report: dict[str, Any]) -> None:
 
 @models.command()
 def adopt(
-    adapter: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter that another tool wrote.")
-    ],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter from another tool.")],
     output_dir: Annotated[str, typer.Option("--output_dir", help="The run directory to create.")],
     base: Annotated[
         str | None, typer.Option(help="The base model; default: the one that the adapter names.", metavar="MODEL")

@@ -11,7 +11,7 @@ publishing = typer.Typer()
 Measured = Annotated[str, typer.Argument(metavar="RUN", help="A run that was evaluated.")]
 Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model repository on the Hub.")]
 Merged = Annotated[
-    str | None, typer.Option(help="A folder that merge or export wrote, in place of the adapter.", metavar="DIR")
+    str | None, typer.Option(help="A folder of merge or export, in place of the adapter.", metavar="DIR")
 ]
 Evidence = Annotated[
     str | None,
@@ -27,9 +27,7 @@ def card(
         str | None, typer.Option(help="What was forgotten, in general terms: 'personal data of 12 people'. No names.")
     ] = None,
     contact: Annotated[str | None, typer.Option(help="Contact address.")] = None,
-    license: Annotated[
-        str | None, typer.Option(help="Licence of the model by its Hub name, such as apache-2.0 or other.")
-    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence by its Hub name, such as apache-2.0 or other.")] = None,
     license_name: Annotated[
         str | None, typer.Option("--license_name", help="With --license other: its name, in lower case.")
     ] = None,
@@ -81,9 +79,7 @@ def push(
     run: Measured,
     repo: Annotated[str, typer.Option(help="Target repository; created if it does not exist.", metavar="ORG/NAME")],
     merged: Merged = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Create a private repository; refused if it is public.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create it as private; refused if it is public.")] = False,
     revision: Annotated[str, typer.Option(help="Branch.")] = "main",
     evidence: Evidence = None,
     execute: Execute = False,
@@ -130,9 +126,7 @@ def pull(
     max_size: Annotated[
         str, typer.Option("--max_size", help="Refuse larger downloads before any file is fetched.", metavar="SIZE")
     ] = "50GB",
-    key: Annotated[
-        str | None, typer.Option(help="Public key (signing.pub) that must have signed the files.", metavar="FILE")
-    ] = None,
+    key: Annotated[str | None, typer.Option(help="Public key that must have signed the files.", metavar="FILE")] = None,
 ) -> None:
     """Download what `push` published, and keep it if every file is unchanged. Exit code 6: not signed by the key."""
     speak()
@@ -150,9 +144,7 @@ def pull(
 @publishing.command()
 def purge(
     repo: Repository,
-    revision: Annotated[
-        list[str], typer.Option(help="Tag, branch or commit that contains erased data; may be repeated.")
-    ],
+    revision: Annotated[list[str], typer.Option(help="Tag, branch or commit with erased data; may be repeated.")],
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:

@@ -12,9 +12,7 @@ from llm_forget.core import resources
 from llm_forget.core.errors import ConfigError, MissingFileError
 
 requests = typer.Typer()
-request = typer.Typer(
-    no_args_is_help=True, help="Deletion requests: add, run, close. Every step is recorded in the ledger."
-)
+request = typer.Typer(no_args_is_help=True, help="Deletion requests: add, run, close. The ledger records each step.")
 
 
 class IssueUnlessNamed(TyperGroup):
@@ -46,26 +44,18 @@ AuthorisedBy = Annotated[
 def add(
     data: Annotated[str, typer.Option(help="Data to search, as in a recipe: file, folder, Hub name or {path, ...}.")],
     subject: Annotated[str | None, typer.Option(help="Forget all rows of this subject.")] = None,
-    ids: Annotated[
-        Path | None, typer.Option(help="File of row ids: one per line, or a JSON or YAML list of strings.")
-    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="File of row ids: one per line, or a JSON or YAML list.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Data file of rows to match by content.")] = None,
-    subject_field: Annotated[
-        str, typer.Option("--subject_field", help="Column that names the subject of a row.")
-    ] = "subject",
+    subject_field: Annotated[str, typer.Option("--subject_field", help="Column with the row's subject.")] = "subject",
     category: Annotated[str, typer.Option(help="gdpr, copyright, safety or other.")] = "gdpr",
-    due: Annotated[
-        str | None, typer.Option(help="Due date; default for gdpr: one month from today.", metavar="YYYY-MM-DD")
-    ] = None,
+    due: Annotated[str | None, typer.Option(help="Due date; gdpr default: in one month.", metavar="YYYY-MM-DD")] = None,
     near: Annotated[
         float | None,
         typer.Option(help="Near-duplicate threshold: Jaccard similarity of 5-character shingles; default 0.7."),
     ] = None,
     include_near: IncludeNear = None,
     authorised_by: AuthorisedBy = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept a request that exceeds a quota of limits.yaml.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Accept a request above a quota of limits.yaml.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Add a deletion request and resolve it to rows. It is an error if no row matches.
@@ -146,16 +136,12 @@ def show(request_id: RequestId, evidence: Evidence = EVIDENCE) -> None:
 def run(
     ctx: typer.Context,
     request_id: RequestId,
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe of `unlearn`; its forget and retain are replaced.")
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe of `unlearn`; its rows are replaced.")],
     include_near: IncludeNear = None,
     authorised_by: AuthorisedBy = None,
     allow_protected: Annotated[
         str | None,
-        typer.Option(
-            "--allow_protected", help="Reason to forget rows that limits.yaml protects; no names.", metavar="REASON"
-        ),
+        typer.Option("--allow_protected", help="Reason to forget protected rows; no names.", metavar="REASON"),
     ] = None,
     suites: Annotated[str | None, typer.Option(help="Comma-separated suites; default: the recipe's.")] = None,
     evidence: Evidence = EVIDENCE,
@@ -267,9 +253,7 @@ def issue(
 @certificate.command()
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A certificate.")],
-    key: Annotated[
-        Path | None, typer.Option(help="signing.pub of the issuer, obtained through another channel.")
-    ] = None,
+    key: Annotated[Path | None, typer.Option(help="signing.pub of the issuer, from another channel.")] = None,
     request_id: Annotated[str | None, typer.Option("--request", help="The request it must be about.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Also compare with this ledger.", metavar="DIR")] = None,
 ) -> None:

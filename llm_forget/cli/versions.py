@@ -60,9 +60,7 @@ def list_versions(evidence: Evidence = EVIDENCE) -> None:
 @versions.command()
 def show(
     version: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the version in use.")] = None,
-    path: Annotated[
-        bool, typer.Option("--path", help="Print only the folder, which can be used as a model name.")
-    ] = False,
+    path: Annotated[bool, typer.Option("--path", help="Print only the folder, usable as a model name.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Show a version; `--path` prints its folder: `llm-forget evaluate $(llm-forget versions show --path)`.
@@ -124,9 +122,7 @@ def diff(
 @versions.command()
 def purge(
     version: Identity,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove the files; without this option they are only listed.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Remove the files of a version that is neither in use nor needed by another one; its events stay."""

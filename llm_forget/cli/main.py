@@ -57,12 +57,9 @@ def _print_error(sentence: str) -> None:
 
 
 app = typer.Typer(
-    cls=Entrance,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    cls=Entrance, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-)
+)  # fmt: skip
 recipes = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 app.add_typer(recipes, name="recipes")
 for commands in (models, evidence, requests, residue, publishing):
@@ -70,7 +67,7 @@ for commands in (models, evidence, requests, residue, publishing):
 app.add_typer(audit, name="audit")
 app.add_typer(versions, name="versions")
 
-AccelerateConfig = Annotated[
+Config = Annotated[
     str | None,
     typer.Option(
         "--accelerate_config", help="cpu, cpu_2, single_gpu, ddp, fsdp2, zero2, zero3, or a file.", metavar="NAME|PATH"
@@ -100,10 +97,7 @@ def entrance(
 
 @app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
 def finetune(
-    ctx: typer.Context,
-    accelerate_config: AccelerateConfig = None,
-    num_processes: NumProcesses = None,
-    all_keys: AllKeys = False,
+    ctx: typer.Context, accelerate_config: Config = None, num_processes: NumProcesses = None, all_keys: AllKeys = False
 ) -> None:
     """Train a target or an oracle on the rows of `train`.
 
@@ -126,10 +120,7 @@ def finetune(
 
 @app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
 def unlearn(
-    ctx: typer.Context,
-    accelerate_config: AccelerateConfig = None,
-    num_processes: NumProcesses = None,
-    all_keys: AllKeys = False,
+    ctx: typer.Context, accelerate_config: Config = None, num_processes: NumProcesses = None, all_keys: AllKeys = False
 ) -> None:
     """Train an adapter that makes a model forget the rows of `forget` and keep those of `retain`.
 

@@ -64,13 +64,8 @@ def card(
         license_name=license_name, license_link=license_link,
         datasets=datasets or [], intended_use=intended_use, power_watts=power_watts,
     )  # fmt: skip
-    path = write_card(
-        run,
-        statements,
-        output=output,
-        merged=Path(merged) if merged else None,
-        history=history(evidence_folder(evidence), run),
-    )
+    options = {"merged": Path(merged) if merged else None, "history": history(evidence_folder(evidence), run)}
+    path = write_card(run, statements, output=output, **options)
     typer.echo(f"wrote {path}")
 
 

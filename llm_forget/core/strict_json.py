@@ -40,11 +40,7 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
         if len(data) > max_bytes:
             raise DataError(f"the JSON text has {len(data):,} bytes; at most {max_bytes:,} are read")
         content = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=refuse_constant,
-            parse_float=_float,
-            parse_int=_int,
+            data.decode(), object_pairs_hook=_unique, parse_constant=refuse_constant, parse_float=_float, parse_int=_int
         )
     except UnicodeError:
         raise DataError("the JSON text is not valid UTF-8") from None

@@ -9,17 +9,8 @@ from llm_forget.core.errors import AdapterRefused, MissingFileError, ModelError,
 from llm_forget.core.formats.models import ExportReport
 from llm_forget.core.run_directory import Run
 from llm_forget.models import demo_models
-from llm_forget.models.adapters.safe_read import (
-    ADAPTER_CONFIG,
-    ARCHIVES,
-    MANIFEST,
-    MAX_CONFIG,
-    MAX_MANIFEST,
-    PICKLES,
-    inspect_folder,
-    read_strict_json,
-    refuse_unverified,
-)
+from llm_forget.models.adapters import safe_read
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, MANIFEST, read_strict_json
 
 EXPORT_REPORT = "export.json"  # in the folder that `export` writes
 
@@ -74,13 +65,13 @@ def _find(name: str, original: str, above: tuple[Path, ...], revision: str | Non
         return Source(original, "gguf", str(path), above)
     if not path.exists():
         return Source(original, "hub", _hub_id(name), above, revision)
-    if path.is_file() and path.suffix.lower() in ARCHIVES:
+    if path.is_file() and path.suffix.lower() in safe_read.ARCHIVES:
         raise AdapterRefused(f"'{name}' is an archive, which is not unpacked; give a folder of plain files")
     if (path / "run.json").is_file():
         path = _model_of_run(path)
     if (path / ADAPTER_CONFIG).is_file():
         if not (path / MANIFEST).is_file():
-            refuse_unverified(path)
+            safe_read.refuse_unverified(path)
         base, revision = _base_of(path)
         return _find(base, original, (path, *above), revision)
     if not (path / "config.json").is_file():
@@ -88,7 +79,7 @@ def _find(name: str, original: str, above: tuple[Path, ...], revision: str | Non
             raise MissingFileError(f"'{name}' holds GGUF and no config.json; name the file: {file}")
         raise MissingFileError(f"'{name}' holds neither config.json, {ADAPTER_CONFIG} nor run.json: it is not a model")
     if not any(path.glob("*.safetensors")):
-        pickled = any(next(path.glob(pattern), None) for pattern in PICKLES)
+        pickled = any(next(path.glob(pattern), None) for pattern in safe_read.PICKLES)
         contents = "pickled weights, which can run code when opened" if pickled else "no weights"
         raise ModelError(f"'{name}' holds {contents}; only safetensors are read: convert with save_pretrained first")
     return Source(original, "folder", str(path), above)
@@ -136,7 +127,7 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
         base, revision = config.get("model_name_or_path"), config.get("model_revision")
     else:
         _refuse_other_config(adapter)  # before its base is looked up
-        config = read_strict_json(adapter / ADAPTER_CONFIG, MAX_CONFIG)
+        config = read_strict_json(adapter / ADAPTER_CONFIG, safe_read.MAX_CONFIG)
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ModelError(f"adapter '{adapter}' does not say which model it belongs to (base_model_name_or_path)")
@@ -144,7 +135,7 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
 
 
 def _refuse_other_config(adapter: Path) -> None:
-    stated = read_strict_json(adapter / MANIFEST, MAX_MANIFEST).get("files")
-    inspect_folder(adapter)
+    stated = read_strict_json(adapter / MANIFEST, safe_read.MAX_MANIFEST).get("files")
+    safe_read.inspect_folder(adapter)
     if not isinstance(stated, dict) or stated.get(ADAPTER_CONFIG) != file_digest(adapter / ADAPTER_CONFIG):
         raise AdapterRefused(f"'{adapter / ADAPTER_CONFIG}' is not what {MANIFEST} says was written; restore it")

@@ -28,6 +28,7 @@ _STDERR = "_stderr"
 _REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # request types of lm-eval
 ON_CPU = 16  # maximum batch size on a CPU, where running out of memory kills the process, so no retry is possible
 Result = TypeVar("Result")
+Callback = Callable[[int], None] | None
 
 
 def run_lm_eval(
@@ -41,8 +42,8 @@ def run_lm_eval(
     data_path: Path | None = None,
     seed: int = 0,
     apply_chat_template: bool = False,
-    expect: Callable[[int], None] | None = None,
-    advance: Callable[[int], None] | None = None,
+    expect: Callback = None,
+    advance: Callback = None,
 ) -> dict[str, dict[str, Any]]:
     """Compute the numbers of lm-eval tasks, equal to those of the ``lm_eval`` command with the same arguments.
 
@@ -106,13 +107,7 @@ def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> 
         batch_size //= 2
 
 
-def _as_lm(
-    model: Any,
-    tokenizer: Any,
-    batch_size: int,
-    expect: Callable[[int], None] | None,
-    advance: Callable[[int], None] | None,
-) -> Any:
+def _as_lm(model: Any, tokenizer: Any, batch_size: int, expect: Callback, advance: Callback) -> Any:
     """Wrap the model for lm-eval, with progress callbacks."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM

@@ -2,8 +2,9 @@
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from llm_forget.core.digests import content_key
@@ -16,6 +17,8 @@ from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
 from llm_forget.evals.probes.probes import PromptRow, TokenRow
 from llm_forget.evals.records import GenerationRecord, Key
 from llm_forget.evals.suite import Probe
+
+Encode = Callable[[Sequence[Row]], Sequence[Sequence[Encoded]]]  # rows to the windows of each
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def prepare(
         EvaluationError: the rows lack the probe's field, or a prompt to generate from.
     """
     where = f"probe '{probe.name}' (split '{probe.split}')"
-    passages = _passages(rows, probe, where, tokenizer, template, max_length, stride)
+    encode = partial(encode_rows, tokenizer=tokenizer, template=template, max_length=max_length, stride=stride)
+    passages = _passages(rows, probe, where, encode)
     places = subset(len(rows) if passages is None else len(passages), probe.limit, probe.seed)
     windows = None if passages is None else [passages[i] for i in places]
     chosen = [] if windows is not None else [rows[i] for i in places]
@@ -58,7 +62,7 @@ def prepare(
         if windows is not None:
             token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
         else:
-            token_rows = _token_rows(chosen, probe.field, where, tokenizer, template, max_length, stride)
+            token_rows = _token_rows(chosen, probe.field, where, encode)
         return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
     forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
@@ -108,20 +112,12 @@ def subset(n: int, limit: int | None, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(n), limit))
 
 
-def _token_rows(
-    rows: Sequence[Row],
-    field: str | None,
-    where: str,
-    tokenizer: Any,
-    template: Template,
-    max_length: int | None,
-    stride: int,
-) -> list[TokenRow]:
+def _token_rows(rows: Sequence[Row], field: str | None, where: str, encode: Encode) -> list[TokenRow]:
     variants: list[tuple[int, Row]] = []
     for row in rows:
         variant = [row] if field is None else [with_completion(row, a) for a in _answers(row, field, where)]
         variants += enumerate(variant)
-    encoded = encode_rows([row for _, row in variants], tokenizer, template, max_length=max_length, stride=stride)
+    encoded = encode([row for _, row in variants])
     return [
         TokenRow(window.id, index, window.window, window.input_ids, window.labels)
         for (index, _), windows in zip(variants, encoded, strict=True)
@@ -129,15 +125,7 @@ def _token_rows(
     ]
 
 
-def _passages(
-    rows: Sequence[Row],
-    probe: Probe,
-    where: str,
-    tokenizer: Any,
-    template: Template,
-    max_length: int | None,
-    stride: int,
-) -> list[Encoded] | None:
+def _passages(rows: Sequence[Row], probe: Probe, where: str, encode: Encode) -> list[Encoded] | None:
     """Windows of running text, each with an id; None if the rows have prompts or the probe names a field."""
     text = next((row for row in rows if is_text(row)), None)
     if text is None or probe.field is not None or probe.asks:
@@ -147,7 +135,7 @@ def _passages(
             f"{where}: row '{text['id']}' is running text and has no prompt to generate from; use a suite without "
             "generations, such as --suite text, or give the probe a 'prefix'"
         )
-    encoded = encode_rows(rows, tokenizer, template, max_length=max_length, stride=stride)
+    encoded = encode(rows)
     return [replace(w, id=f"{w.id}#{w.window}" if w.window else w.id) for windows in encoded for w in windows]
 
 

@@ -8,18 +8,9 @@ from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.formats.models import Effect, Manifest
+from llm_forget.models.adapters import safe_read
 from llm_forget.models.adapters.logit_fingerprint import is_effect
-from llm_forget.models.adapters.safe_read import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MANIFEST,
-    MAX_MANIFEST,
-    Header,
-    inspect_folder,
-    read_header,
-    read_strict_json,
-    refuse_unverified,
-)
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Header
 
 EFFECT = "effect.json"  # written at the first load if training could not measure it
 # How adapters are put on a model: their weights in float32, also on a base of 16 bits.
@@ -44,17 +35,17 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
             another base.
         MissingFileError: the folder holds no adapter.
     """
-    inspect_folder(folder)
-    header = read_header(folder / ADAPTER_WEIGHTS)
+    safe_read.inspect_folder(folder)
+    header = safe_read.read_header(folder / ADAPTER_WEIGHTS)
     if not (folder / MANIFEST).is_file():
         if trust:
             return {}
-        refuse_unverified(folder)
-    manifest = read_strict_json(folder / MANIFEST, MAX_MANIFEST)
+        safe_read.refuse_unverified(folder)
+    manifest = safe_read.read_strict_json(folder / MANIFEST, safe_read.MAX_MANIFEST)
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("tensors"), dict):
         if trust:
             return {}
-        refuse_unverified(folder)
+        safe_read.refuse_unverified(folder)
     _refuse_malformed(manifest, folder)
     _refuse_other_tensors(manifest["tensors"], header, folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -94,7 +85,7 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
     """Effect of the adapter when it was saved or first loaded; None if it was never measured."""
     effect = manifest.get("effect")
     if effect is None and (folder / EFFECT).is_file():
-        effect = read_strict_json(folder / EFFECT, MAX_MANIFEST)
+        effect = safe_read.read_strict_json(folder / EFFECT, safe_read.MAX_MANIFEST)
         formats.checked(effect, Effect, folder / EFFECT, advice=RESTORE, error=AdapterRefused)
     if effect is not None and not is_effect(effect):
         raise AdapterRefused(f"the effect recorded of adapter '{folder}' is not as this package writes it; {RESTORE}")

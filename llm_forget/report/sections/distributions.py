@@ -194,13 +194,9 @@ def _exposed_rows(names: str, sides: Sides) -> Table:
         for i in order
     ]
     direction = "low" if sign < 0 else "high"
-    columns = ("row", "score", *(["oracle's score"] if oracle else []), f"as {direction} as no rows never seen")
-    columns = (*columns[:-1], "unseen rows less telling")
-    return Table(
-        f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {direction}est scores",
-        columns,
-        tuple(rows),
-    )
+    columns = ("row", "score", *(["oracle's score"] if oracle else []), "unseen rows less telling")
+    title = f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {direction}est scores"
+    return Table(title, columns, tuple(rows))
 
 
 def extraction_section(evidence: Evidence) -> Section:

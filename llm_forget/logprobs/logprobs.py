@@ -69,20 +69,10 @@ def target_mask(labels: Tensor) -> Tensor:
 
 
 def forward_logprobs(
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    *,
-    head: nn.Module,
-    logits: bool = False,
-    hidden: nn.Module | None = None,
-    packed: bool = False,
-    shared: bool = False,
-    fused: bool = False,
+    model: nn.Module, batch: dict[str, Tensor], *, head: nn.Module, logits: bool = False, **options: Any
 ) -> Logprobs:
-    """One forward pass of a causal LM, with logits only where a target is predicted; see `forward_parts`."""
-    sizes, shortcuts = {"": len(batch["labels"])}, {"packed": packed, "shared": shared, "fused": fused}
-    logits_of = {""} if logits else set()
-    parts = forward_parts(model, batch, sizes, head=head, logits=logits_of, hidden=hidden, **shortcuts)
+    """One forward pass of a causal LM, with logits only where a target is predicted; options of `forward_parts`."""
+    parts = forward_parts(model, batch, {"": len(batch["labels"])}, head=head, logits={""} if logits else (), **options)
     return parts[""]
 
 

@@ -13,9 +13,7 @@ def scan_residue(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders to search.")],
     canary: Annotated[str, typer.Option(help="Texts: rows (.jsonl, .json, .csv, .parquet), or the lines of a .txt.")],
     known: Annotated[list[str] | None, typer.Option(help="Allowed text, such as retain rows; may be repeated.")] = None,
-    field: Annotated[
-        list[str] | None, typer.Option(help="Search for this column only; may be repeated. Default: all but id.")
-    ] = None,
+    field: Annotated[list[str] | None, typer.Option(help="Column; may be repeated. Default: all but id.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="File or folder to skip; may be repeated.")] = None,
     window: Annotated[int, typer.Option(help="Minimum match length in letters and digits (at least 16).")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,

@@ -65,9 +65,7 @@ def show(
 @audit.command()
 def record(
     record: Annotated[str, typer.Argument(metavar="ID", help="Id of a record.")],
-    subject: Annotated[
-        str | None, typer.Option(help="The subject of the record, if runs or requests recorded one.", metavar="ID")
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Its subject, if one was recorded.", metavar="ID")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
     """Show which runs and versions were trained on a record, and what happened to them since.

@@ -17,9 +17,7 @@ NOISE = 1e-7  # and more nats than sums of float32 differ by
 def merge(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories with adapters on one base.")],
     output_dir: Annotated[str, typer.Option("--output_dir", help="Folder of the merged model.")],
-    scales: Annotated[
-        str | None, typer.Option(help="One number per run; -1 subtracts what the run learned.", metavar="S,...")
-    ] = None,
+    scales: Annotated[str | None, typer.Option(help="One number per run; -1 subtracts a run.", metavar="S,...")] = None,
     combination: Annotated[
         str | None,
         typer.Option(help="cat (the exact sum; default), svd, ties, magnitude_prune, dare_linear, dare_ties."),
@@ -36,9 +34,7 @@ def merge(
             help="If trained in 4 or 8 bit: trained (that base dequantised; exact) or original (measured again).",
         ),
     ] = "trained",
-    tolerance: Annotated[
-        float | None, typer.Option(help="Largest allowed difference in a logit; default: what the dtype allows.")
-    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest logit difference; default: by dtype.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as trained.")] = None,
     max_shard_size: Annotated[
         str | None, typer.Option("--max_shard_size", help="Largest size of one weights file.", metavar="2GB")
@@ -202,14 +198,10 @@ def _side_by_side(report: dict[str, Any]) -> None:
 def adopt(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter from another tool.")],
     output_dir: Annotated[str, typer.Option("--output_dir", help="The run directory to create.")],
-    base: Annotated[
-        str | None, typer.Option(help="The base model; default: the one that the adapter names.", metavar="MODEL")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model; default: the adapter's.", metavar="MODEL")] = None,
     base_revision: Annotated[str, typer.Option("--base_revision", help="Revision of a base on the Hub.")] = "main",
     dtype: Annotated[str, typer.Option(help="Precision of the base: float32, bfloat16 or float16.")] = "float32",
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Load the adapter; without this option its files are only inspected.")
-    ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Load the adapter; otherwise it is only inspected.")] = False,
 ) -> None:
     """Check an adapter that another tool wrote, or that was pulled, and copy it into a run.
 

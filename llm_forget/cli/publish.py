@@ -31,9 +31,7 @@ def card(
     license_name: Annotated[
         str | None, typer.Option("--license_name", help="With --license other: its name, in lower case.")
     ] = None,
-    license_link: Annotated[
-        str | None, typer.Option("--license_link", help="With --license other: URL of its text.", metavar="URL")
-    ] = None,
+    license_link: Annotated[str | None, typer.Option("--license_link", help="URL of its text.", metavar="URL")] = None,
     base_model: Annotated[
         str | None,
         typer.Option("--base_model", help="Hub name of the base model, if training loaded it from a folder."),
@@ -42,9 +40,7 @@ def card(
         list[str] | None, typer.Option("--dataset", help="A Hub dataset it was trained on; may be repeated.")
     ] = None,
     intended_use: Annotated[str | None, typer.Option("--intended_use", help="Intended and out-of-scope use.")] = None,
-    power_watts: Annotated[
-        float | None, typer.Option("--power_watts", help="Power draw of the machine in watts, for the energy estimate.")
-    ] = None,
+    power_watts: Annotated[float | None, typer.Option("--power_watts", help="Power of the machine in watts.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading; default: the run's name.")] = None,
     merged: Merged = None,
     evidence: Evidence = None,
@@ -118,9 +114,7 @@ def pull(
     repo: Repository,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    max_size: Annotated[
-        str, typer.Option("--max_size", help="Refuse larger downloads before any file is fetched.", metavar="SIZE")
-    ] = "50GB",
+    max_size: Annotated[str, typer.Option("--max_size", help="Refuse larger downloads.", metavar="SIZE")] = "50GB",
     key: Annotated[str | None, typer.Option(help="Public key that must have signed the files.", metavar="FILE")] = None,
 ) -> None:
     """Download what `push` published, and keep it if every file is unchanged. Exit code 6: not signed by the key."""

@@ -224,9 +224,7 @@ def close(
             typer.echo(sentence, err=True)
         return
     advice = "run another recipe" if answer == "fail" else "measure what is missing, or give --accept_inconclusive"
-    typer.echo(
-        f"{deletion.id} stays open: the policy says {answer}; {advice}. The certificate names every policy tried"
-    )
+    typer.echo(f"{deletion.id} stays open: the policy says {answer}; {advice}. The certificate names each policy tried")
     raise typer.Exit(EXIT_CODES[answer])
 
 

@@ -62,12 +62,10 @@ def results_table(name: str, suite: dict[str, Any]) -> Table:
     table.add_column("goal", no_wrap=True)
     for name, line in suite["metrics"].items():
         interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
-        unscored = f" (+{line['n_unscored']})" if line["n_unscored"] else ""
+        count = f"{line['n']} (+{line['n_unscored']})" if line["n_unscored"] else str(line["n"])
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
         value = f"[bold]{shown(line['value'])}[/]"
-        table.add_row(
-            _marked(name, line), others[0], value, interval, others[1], f"{line['n']}{unscored}", GOALS[line["goal"]]
-        )
+        table.add_row(_marked(name, line), others[0], value, interval, others[1], count, GOALS[line["goal"]])
     table.caption = _footnote(suite["metrics"])
     return table
 

@@ -106,9 +106,8 @@ class Objective:
 
     def reference_pass_sources(self) -> tuple[str, ...]:
         """Splits (and ``alternate``) on which the reference runs in every step, for its logits or hidden states."""
-        return tuple(
-            s for s in self._sources("reference") if any(s in t.sources("reference") for t in self.terms if t.needs)
-        )
+        read_in_steps = {source for term in self.terms if term.needs for source in term.sources("reference")}
+        return tuple(source for source in self._sources("reference") if source in read_in_steps)
 
     def needs_reference_logprobs(self) -> bool:
         """Whether a term needs cached reference log-probabilities."""

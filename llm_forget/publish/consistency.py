@@ -40,9 +40,7 @@ def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
     if (folder / EXPORT_REPORT).is_file():
         return _exported(evidence, folder)
     if not (folder / MERGE_REPORT).is_file():
-        raise PublishError(
-            f"'{folder}' has neither {MERGE_REPORT} nor {EXPORT_REPORT}; `llm-forget merge RUN` writes one"
-        )
+        raise PublishError(f"'{folder}' has no {MERGE_REPORT} or {EXPORT_REPORT}; `llm-forget merge RUN` writes one")
     merged = read_merged(folder)
     if not _is_of_run(evidence, merged.facts):
         raise PublishError(

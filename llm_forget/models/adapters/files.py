@@ -96,9 +96,7 @@ def save_adapter(
             "files": {name: file_digest(temporary / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
             "tensors": describe_tensors(tensors),
             "base": base_digest,
-            "beneath": [
-                {"name": name, "digest": _frozen_digest(model, name, state_dict)} for name in frozen_adapters(model)
-            ],
+            "beneath": [{"name": n, "digest": _frozen_digest(model, n, state_dict)} for n in frozen_adapters(model)],
             "quantization": quantization_of(model),
             "load": {**LOAD, "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")},
             "effect": effect,

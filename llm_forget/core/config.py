@@ -315,7 +315,7 @@ def resolved(*configs: Any) -> dict[str, Any]:
 def _library_defaults() -> dict[str, Any]:
     # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
-    lists = {"debug": [], "include_for_metrics": []}
+    lists: dict[str, Any] = {"debug": [], "include_for_metrics": []}
     return {**defaults, **lists, "activation_checkpointing": False, "gradient_checkpointing": False}
 
 

@@ -85,7 +85,9 @@ def _check_optimizer(name: str) -> None:
     """transformers looks for the package of an optimizer only when the model is loaded and the first step is due."""
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
-            raise ConfigError(f"optim '{name}' comes from {package}, not installed; install it, or take adamw_torch")
+            raise ConfigError(
+                f"optim '{name}' comes from {package}, which is not installed; install it, or take adamw_torch"
+            )
 
 
 def check_model(model: ModelConfig) -> None:

@@ -66,7 +66,7 @@ def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> S
     center = mean(values)
     if n < 2 or not math.isfinite(center):
         return Summary(center, None, n, unscored)
-    ci = bootstrap(partial(np.mean, axis=-1), values, resamples=resamples, seed=seed)
+    ci = bootstrap(lambda rows: rows.mean(axis=-1), values, resamples=resamples, seed=seed)
     return Summary(center, ci, n, unscored)
 
 

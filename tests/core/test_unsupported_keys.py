@@ -91,7 +91,7 @@ def test_an_optimizer_of_a_package_that_is_not_there_is_refused_before_any_work(
     if not lacks:
         assert from_keys({**BASE, "optim": name}, UnlearnConfig)[1].optim == name
         return
-    with pytest.raises(ValueError, match=f"optim '{name}' comes from {lacks[0]}, not installed"):
+    with pytest.raises(ValueError, match=f"optim '{name}' comes from {lacks[0]}, which is not installed"):
         from_keys({**BASE, "optim": name}, UnlearnConfig)
 
 

@@ -66,8 +66,8 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise HubError(f"the answer of the Hub is not JSON; {RETRY}") from error
     # An odd answer, an odd setting or hf_xet makes the client raise errors other than its own.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        of_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
-        if not _from_client(error) or (of_disk and error.errno is not None):
+        of_disk = isinstance(error, OSError) and error.errno is not None
+        if not _from_client(error) or (of_disk and not isinstance(error, ConnectionError | TimeoutError)):
             raise
         raise HubError(_unexpected_text(error, repository)) from error
 

@@ -15,17 +15,8 @@ from rich.text import Text
 
 from llm_forget.core.errors import RunError
 from llm_forget.core.run_kinds import kind_named
-from llm_forget.report.live import (
-    BARS,
-    PLAIN_BARS,
-    RunProgress,
-    Watcher,
-    four_digits,
-    headline,
-    plain_lines,
-    sparkline,
-    visible,
-)
+from llm_forget.report import live
+from llm_forget.report.live import RunProgress, Watcher, visible
 
 INTERVAL = 1.0  # seconds between two reads
 COLOURS = {"running": "cyan", "starting": "cyan", "waiting": "yellow", "stale": "red", "finished": "green",
@@ -69,7 +60,7 @@ def _print(progress: RunProgress, console: Console) -> None:
     if console.is_terminal:
         console.print(panel(progress, console))
         return
-    for line in plain_lines(progress):
+    for line in live.plain_lines(progress):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -87,13 +78,13 @@ def panel(progress: RunProgress, console: Console) -> RenderableType:
     """Draw status and progress, a row for each logged value, and the verdicts of an evaluation."""
     colour = COLOURS[progress.status]
     width = min(WIDTH, console.width)
-    parts: list[RenderableType] = [_about(progress), Text(headline(progress), style=colour)]
+    parts: list[RenderableType] = [_about(progress), Text(live.headline(progress), style=colour)]
     if progress.total:
         styles = {"complete_style": colour, "finished_style": colour}
         bar = ProgressBar(progress.total, min(progress.step, progress.total), width=width - 4, **styles)
         parts.append(Padding(bar, 0))  # the bar alone does not end the line
     if progress.series:
-        parts.append(_numbers(progress, width, BARS if console.encoding.startswith("utf") else PLAIN_BARS))
+        parts.append(_numbers(progress, width, live.BARS if console.encoding.startswith("utf") else live.PLAIN_BARS))
     parts += list(_answers(progress))
     ascii_only = not console.encoding.startswith("utf")
     title = Text(visible(progress.name), style=f"bold {colour}")
@@ -118,9 +109,9 @@ def _numbers(progress: RunProgress, width: int, bars: str) -> Table:
     room = max(8, width - names - 4 * 11 - 8)
     for name, values in progress.series.items():
         numbers = [value for _, value in values]
-        cells = [four_digits(number) for number in (numbers[0], numbers[-1], min(numbers), max(numbers))]
+        cells = [live.four_digits(number) for number in (numbers[0], numbers[-1], min(numbers), max(numbers))]
         style = "bold" if name == "loss" or name.startswith("logps/") else ""
-        table.add_row(Text(visible(name), style=style), *cells, Text(sparkline(numbers, room, bars), style="cyan"))
+        table.add_row(Text(visible(name), style=style), *cells, Text(live.sparkline(numbers, room, bars), style="cyan"))
     return table
 
 

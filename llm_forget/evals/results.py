@@ -87,12 +87,8 @@ def entries_of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
-    models = {
-        role: {"name": evaluated_models[role].name, "digest": evaluated_models[role].digest}
-        if role in evaluated_models
-        else None
-        for role in ROLES
-    }
+    models: dict[str, Any] = dict.fromkeys(ROLES)
+    models |= {role: {"name": model.name, "digest": model.digest} for role, model in evaluated_models.items()}
     return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 

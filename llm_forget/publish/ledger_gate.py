@@ -63,11 +63,8 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
             if note:
                 note_run(ledger, merged)
             merged_weights = read_merged(Path(merged)).weights
-            weights = (
-                merged_weights
-                if any(event.body["weights"] == merged_weights for event in ledger.events("merge"))
-                else weights
-            )
+            if any(event.body["weights"] == merged_weights for event in ledger.events("merge")):
+                weights = merged_weights
         deletions = Deletions(ledger)
         violated_requests, unjudged = deletions.contained_in(weights), deletions.unjudged(weights)
     label = f"run '{run}'" if merged is None else f"'{merged}'"
@@ -96,11 +93,8 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
 
     with Ledger.open(folder) as ledger:
         pushed = [e.body for e in ledger.events("publish") if e.body.get("repository") == body["repository"]]
-    published_weights = {
-        push_body["weights"]
-        for push_body in pushed
-        if push_body.get("commit") in body["commits"] and "weights" in push_body
-    }
+    withdrawn = [push for push in pushed if push.get("commit") in body["commits"]]
+    published_weights = {push["weights"] for push in withdrawn if "weights" in push}
     model = {"weights": published_weights.pop()} if len(published_weights) == 1 else {}
     note_published(folder, {"action": "withdraw", **body, **model, "verified": verified})
 

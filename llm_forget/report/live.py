@@ -149,11 +149,9 @@ class Watcher:
             (checkpoint_step for checkpoint_step, written in checkpoints.items() if written <= training_start),
             default=0,
         )
-        return (
-            (last - training_start) / (step - resumed_step)
-            if training_start and last > training_start and step > resumed_step
-            else None
-        )
+        if training_start and last > training_start and step > resumed_step:
+            return (last - training_start) / (step - resumed_step)
+        return None
 
     def _total(self, config: Mapping[str, Any], step: int, checkpoints: Mapping[int, float]) -> int | None:
         """Steps of the whole run: from the trainer state, else from the recipe, else estimated from the epochs."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-# AUCs leak on both sides of 0.5, and the others measure the quality of the text, not the knowledge of rows.
-METRICS_WITHOUT_EXCESS = ("repetition", "silence", "generated_perplexity", "priv_leak")
+from llm_forget.evals.metrics import metric_of
+
 ABOUT_EXCESS = (
     "Excess: (attacked - unlearned) - (oracle attacked - oracle), the recovery beyond that of a model that never saw "
     "the rows. A shift towards the target is bad: above 0 if the target is higher than the oracle (probability, "
@@ -22,12 +22,8 @@ def excess(name: str, line: Mapping[str, Any]) -> float | None:
     Returns:
         None if one of the four values is missing, and for lines that do not measure knowledge of the forget rows.
     """
-    metric = line.get("metric", name)
-    if (
-        line["goal"] not in ("match_oracle", "lower")
-        or metric in METRICS_WITHOUT_EXCESS
-        or metric.startswith("membership_")
-    ):
+    metric = metric_of(line, name)
+    if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:
         return None
     attacked = [(line.get(f"{role}_attacked") or {}).get("value") for role in ("unlearned", "oracle")]
     values = [*attacked, line.get("unlearned"), line.get("oracle")]

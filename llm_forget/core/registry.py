@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from llm_forget.core.errors import ConfigError
 
@@ -93,12 +93,16 @@ class Entry:
         raise ConfigError(f"parameter '{key}' of {self.kind} '{self.name}' must be {expected}, not {value!r}")
 
 
-class Registry:
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Generic[E]):
     """All functions of one kind, found by name or, out of tree, as ``module:function``."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
-        self._entries: dict[str, Entry] = {}
+        self._entry = entry
+        self._entries: dict[str, E] = {}
 
     def register(self, *, paper: str = "", needs: Iterable[str] = ()) -> Callable[[Function], Function]:
         """Decorator: file the function under its own name.
@@ -107,9 +111,15 @@ class Registry:
             paper: where it is from, as ``arXiv:2404.05868``.
             needs: what the inputs must carry beyond log-probabilities, e.g. ``{"logits"}``.
         """
+        return self.register_with(paper=paper, needs=needs)
+
+    def register_with(
+        self, *, paper: str = "", needs: Iterable[str] = (), **properties: Any
+    ) -> Callable[[Function], Function]:
+        """As `register`, with further fields of the registry's class of entries."""
 
         def decorate(function: Function) -> Function:
-            entry = self.describe(function, paper=paper, needs=needs)
+            entry = self.describe(function, paper=paper, needs=needs, **properties)
             previous = self._entries.get(entry.name)
             if previous is not None and previous.function.__module__ != function.__module__:
                 raise ConfigError(f"{self.kind} '{entry.name}' is already registered by {previous.function.__module__}")
@@ -118,14 +128,17 @@ class Registry:
 
         return decorate
 
-    def describe(self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = ()) -> Entry:
+    def describe(
+        self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = (), **properties: Any
+    ) -> E:
         """Read inputs and hyper-parameters off a signature."""
         parameters = inspect.signature(function).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return Entry(
+        return self._entry(
             kind=self.kind, name=function.__name__, function=function, paper=paper, needs=frozenset(needs),
             inputs=tuple(p.name for p in parameters if p.kind in positional),
             defaults={p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY},
+            **properties,
         )  # fmt: skip
 
     def names(self) -> list[str]:
@@ -135,7 +148,11 @@ class Registry:
     def __iter__(self) -> Any:
         return iter(self._entries[name] for name in self.names())
 
-    def get(self, name: str) -> Entry:
+    def find(self, name: str) -> E | None:
+        """The registered entry of this name, without importing anything."""
+        return self._entries.get(name)
+
+    def get(self, name: str) -> E:
         """Find an entry by name, or import ``module:function``.
 
         Raises:
@@ -147,7 +164,7 @@ class Registry:
             raise ConfigError(f"no {self.kind} is called '{name}'; {did_you_mean(name, self._entries)}")
         return self._entries[name]
 
-    def _import(self, path: str) -> Entry:
+    def _import(self, path: str) -> E:
         module_name, _, attribute = path.partition(":")
         # As `python -m` has it: the installed command would not look beside the recipe. Last, so that it hides nothing.
         if not {"", os.getcwd()} & set(sys.path):

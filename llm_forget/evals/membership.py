@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_forget.core.errors import EvaluationError
-from llm_forget.core.registry import Registry
+from llm_forget.core.registry import Entry, Registry
 from llm_forget.evals.records import GradientRecord, TokenRecord, aligned, row_means
 from llm_forget.evals.stats import Rows
 
-ATTACKS = Registry("attack")
+ATTACKS = Registry("attack", Entry)
 attack = ATTACKS.register
 
 # The floor of open-unlearning. Without it, near-zero variances of certain tokens would dominate the score.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core.errors import EvaluationError, MissingPackageError
-from llm_forget.core.registry import Registry
+from llm_forget.core.registry import Entry, Registry
 
 Classifier = Callable[[list[str]], list[float]]
 
@@ -33,7 +33,7 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
     if name == DEFAULT:
         return _profanity()
     if ":" in name:
-        return Registry("classifier").get(name).function
+        return Registry("classifier", Entry).get(name).function
     return _text_classification(name, label, batch_size)
 
 

@@ -1,6 +1,6 @@
 """Registry of terms; a separate module, so that terms can import the decorator without importing the package."""
 
-from llm_forget.core.registry import Registry
+from llm_forget.core.registry import Entry, Registry
 
-OBJECTIVES = Registry("objective")
+OBJECTIVES = Registry("objective", Entry)
 objective = OBJECTIVES.register

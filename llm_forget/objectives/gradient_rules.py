@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_forget.core.registry import Registry
+from llm_forget.core.registry import Entry, Registry
 
 Gradient = list[Tensor]
 
-RULES = Registry("gradient rule")
+RULES = Registry("gradient rule", Entry)
 rule = RULES.register
 
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.stats import Rows, scored
 
-# Metrics that do not measure forgetting: perplexity has no upper limit and would dominate the mean, and an attack that
-# has the target finds the rows with the oracle as well.
-NOT_FORGETTING = ("repetition", "silence", "generated_perplexity", "membership_two_models")
-UTILITIES = ("model_utility", "utility", "retain_probability")  # in order of preference
+UTILITIES = ("utility", "retain_probability")  # lines, in order of preference, if no metric of the suite is a utility
 
 
 def ecdf(values: Rows) -> tuple[Rows, Rows]:
@@ -47,12 +45,13 @@ def forget_distance(metrics: Mapping[str, Any]) -> float | None:
 
     The mean of |unlearned - oracle| / |target - oracle|, each at most 1, over the lines with goal ``match_oracle`` on
     which the intervals of target and oracle do not overlap: other lines have nothing to forget and would divide by
-    noise. Lines of `NOT_FORGETTING` are skipped. None if no line remains.
+    noise. Metrics of the text are skipped, because perplexity has no upper limit and would dominate the mean, and so
+    are attacks that need the target. None if no line remains.
     """
     distances = []
     for name, line in metrics.items():
-        before, oracle = line.get("before"), line.get("oracle")
-        if line["goal"] != "match_oracle" or line.get("metric", name) in NOT_FORGETTING or not before or not oracle:
+        before, oracle, metric = line.get("before"), line.get("oracle"), metric_of(line, name)
+        if line["goal"] != "match_oracle" or metric.about_text or metric.needs_target or not before or not oracle:
             continue
         line_values = [line["value"], before["value"], oracle["value"]]
         if None in line_values or _overlap(before, oracle):
@@ -67,8 +66,9 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def utility_line(metrics: Mapping[str, Any]) -> str | None:
-    """Return the name of the utility line: the first of `UTILITIES` that the suite has."""
-    return next((name for name in UTILITIES if name in metrics), None)
+    """Return the name of the utility line: that of a utility metric, or the first of `UTILITIES` in the suite."""
+    marked = [name for name, line in metrics.items() if metric_of(line, name).utility]
+    return next((name for name in (*marked, *UTILITIES) if name in metrics), None)
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:

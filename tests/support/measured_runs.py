@@ -19,6 +19,7 @@ MEANS = {  # of each line, for the three models
     "forget_ratio": (0.4, 1.4, 1.6),
     "retain_probability": (0.9, 0.85, 0.88),
 }
+METRICS = {"forget_probability": "probability", "forget_ratio": "truth_ratio", "mia_min_k": "membership_auc"}
 MEMBERS = {"before": 3.0, "unlearned": -1.0, "oracle": 0.0}  # how much higher members score than others
 MakeRun = Callable[..., Path]
 
@@ -59,8 +60,8 @@ def measured(roles: tuple[str, ...], ids: list[str], shift: float) -> tuple[dict
         lines["forget_quality"] = {r: line(ks_p_value(v, ratio["oracle"])) for r, v in ratio.items()}
     goals = {"forget_quality": "higher", "retain_probability": "keep"}
     metrics = {
-        name: {**by["unlearned"], "goal": goals.get(name, "match_oracle"), "before": by.get("before"),
-               "oracle": by.get("oracle")}
+        name: {**by["unlearned"], "goal": goals.get(name, "match_oracle"), "metric": METRICS.get(name, name),
+               "before": by.get("before"), "oracle": by.get("oracle")}
         for name, by in lines.items()
     }  # fmt: skip
     return metrics, rows

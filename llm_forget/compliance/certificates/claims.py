@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_forget.compliance.requests.files import CATEGORIES, CLASSES
+from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.verdict import Bound, apply_bound
 
-TWO_MODELS = "membership_two_models"
 MATCHED = ("exact", "normalised", "same_text", "near_included")
 
 
@@ -23,7 +23,7 @@ def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
     """The result of the two-model attack (comparison with the model before), if it was measured."""
     for name, suite in suites.items():
         for line_name, line in suite["metrics"].items():
-            if line.get("metric") == TWO_MODELS and line["value"] is not None:
+            if metric_of(line).needs_target and line["value"] is not None:
                 oracle = line["oracle"]["value"] if line.get("oracle") else None
                 measurement = {"suite": name, "line": line_name, "auc": line["value"], "ci": line["ci"], "n": line["n"]}
                 return {"measured": True, **measurement, "oracle": oracle}

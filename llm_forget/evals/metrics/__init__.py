@@ -9,9 +9,9 @@ interval. The goal of a line belongs to the suite, not to the metric.
 import importlib
 import pkgutil
 
-from llm_forget.evals.metrics._registry import METRICS, ONE_CHOICE, is_one_choice, metric
+from llm_forget.evals.metrics._registry import METRICS, ONE_CHOICE, is_one_choice, metric, metric_of
 
 for _sibling in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_sibling.name}")
 
-__all__ = ["METRICS", "ONE_CHOICE", "is_one_choice", "metric"]
+__all__ = ["METRICS", "ONE_CHOICE", "is_one_choice", "metric", "metric_of"]

@@ -9,7 +9,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", one_choice=True)
 def aggregate(scores: Sequence[Rows | float]) -> float:
     """Harmonic mean of scores that each lie in [0, 1] with 1 = best; 0 as soon as one is 0.
 

@@ -11,7 +11,7 @@ from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 
 
-@metric(paper="arXiv:2012.07805")
+@metric(paper="arXiv:2012.07805", chart="bars")
 def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = True, floor: bool = False) -> Rows:
     """1 - k/n, k the shortest prefix of the answer after which every remaining token is the most likely one; ``[N]``.
 

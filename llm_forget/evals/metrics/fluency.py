@@ -8,7 +8,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, mean, scored
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", one_choice=True)
 def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> float:
     """(1 - mean repetition) * min(1, target perplexity / perplexity), in [0, 1], with geometric mean perplexities.
 

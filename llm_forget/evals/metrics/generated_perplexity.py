@@ -11,7 +11,7 @@ from llm_forget.evals.records import TokenRecord, by_row
 from llm_forget.evals.stats import Rows
 
 
-@metric(paper="arXiv:1904.09751")
+@metric(paper="arXiv:1904.09751", about_text=True)
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
     """Perplexity of the generated text under the judging model, exp(mean token NLL); ``[N]``, at least 1.
 

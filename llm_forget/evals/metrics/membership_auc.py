@@ -10,7 +10,7 @@ from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
-@metric(paper="arXiv:2407.06460")
+@metric(paper="arXiv:2407.06460", two_sided=True)
 def membership_auc(
     members: Sequence[TokenRecord],
     nonmembers: Sequence[TokenRecord],

@@ -11,7 +11,7 @@ from llm_forget.evals.records import GradientRecord, row_means
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
-@metric(paper="arXiv:2402.17012")
+@metric(paper="arXiv:2402.17012", two_sided=True)
 def membership_gradnorm(
     members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
 ) -> Estimate:

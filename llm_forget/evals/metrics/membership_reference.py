@@ -10,7 +10,7 @@ from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
-@metric(paper="arXiv:2012.07805")
+@metric(paper="arXiv:2012.07805", two_sided=True)
 def membership_reference(
     members: Sequence[TokenRecord],
     nonmembers: Sequence[TokenRecord],

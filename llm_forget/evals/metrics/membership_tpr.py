@@ -10,7 +10,7 @@ from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, tpr_with_interval
 
 
-@metric(paper="arXiv:2112.03570")
+@metric(paper="arXiv:2112.03570", two_sided=True)
 def membership_tpr(
     members: Sequence[TokenRecord],
     nonmembers: Sequence[TokenRecord],

@@ -10,7 +10,7 @@ from llm_forget.evals.records import TokenRecord
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
-@metric(paper="arXiv:1912.07942")
+@metric(paper="arXiv:1912.07942", two_sided=True, needs_target=True)
 def membership_two_models(
     members: Sequence[TokenRecord],
     nonmembers: Sequence[TokenRecord],

@@ -8,7 +8,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", one_choice=True)
 def memorization_score(measures: Sequence[Rows | float]) -> float:
     """Harmonic mean of 1 - (mean of the measure), in [0, 1]; 1 if no measure finds any memorization.
 

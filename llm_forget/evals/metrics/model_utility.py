@@ -8,7 +8,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
-@metric(paper="arXiv:2401.06121")
+@metric(paper="arXiv:2401.06121", utility=True)
 def model_utility(components: Sequence[Rows | float]) -> float:
     """Harmonic mean of the components' means, in [0, 1].
 

@@ -15,7 +15,7 @@ from llm_forget.evals.records import TokenRecord, aligned
 from llm_forget.evals.stats import Codes, Estimate, Rows
 
 
-@metric(paper="arXiv:2407.06460")
+@metric(paper="arXiv:2407.06460", two_sided=True)
 def priv_leak(
     members: Sequence[TokenRecord],
     nonmembers: Sequence[TokenRecord],

@@ -9,7 +9,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", one_choice=True)
 def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | float]) -> float:
     """Harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle), in [0, 1]; 1 for the oracle.
 

@@ -12,7 +12,7 @@ from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
 
-@metric(paper="arXiv:1908.04319")
+@metric(paper="arXiv:1908.04319", about_text=True)
 def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str = "mean") -> Rows:
     """seq-rep-n: share of the n-grams of a generation that repeat an earlier one; ``[N]`` in [0, 1).
 

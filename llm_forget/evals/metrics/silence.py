@@ -10,7 +10,7 @@ from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.stats import Rows
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", about_text=True)
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 

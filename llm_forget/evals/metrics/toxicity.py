@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from llm_forget.core.errors import EvaluationError
-from llm_forget.core.registry import Registry, did_you_mean
+from llm_forget.core.registry import Entry, Registry, did_you_mean
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import GenerationRecord, by_row
 from llm_forget.evals.stats import Rows
@@ -71,5 +71,5 @@ def toxicity(
 @lru_cache(maxsize=8)
 def _classified(texts: tuple[str, ...], classifier: str, label: str) -> tuple[float, ...]:
     """P(toxic) of each text; cached, because the lines of a suite use several summaries of one probe."""
-    scores: tuple[float, ...] = Registry("classifier").get(CLASSIFY).function(texts, classifier, label=label)
+    scores: tuple[float, ...] = Registry("classifier", Entry).get(CLASSIFY).function(texts, classifier, label=label)
     return scores

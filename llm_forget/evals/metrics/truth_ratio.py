@@ -15,7 +15,7 @@ from llm_forget.evals.stats import Rows
 SUMMARIES = ("ratio", "forget", "retain", "known")
 
 
-@metric(paper="arXiv:2401.06121")
+@metric(paper="arXiv:2401.06121", chart="distribution")
 def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
     """R = exp(-mean over perturbed answers of mean NLL) / exp(-mean NLL of the correct one), or a summary; ``[N]``.
 

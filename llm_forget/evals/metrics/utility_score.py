@@ -8,7 +8,7 @@ from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 
-@metric(paper="arXiv:2506.12618")
+@metric(paper="arXiv:2506.12618", one_choice=True)
 def utility_score(components: Sequence[Rows | float], before_components: Sequence[Rows | float]) -> float:
     """Harmonic mean over components of min(1, mean / mean of the target), in [0, 1]; 1 for the target.
 

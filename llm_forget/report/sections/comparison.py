@@ -1,8 +1,7 @@
 """Runs side by side, with the Pareto-optimal ones marked.
 
 Forgetting is the distance to the oracle (`statistics.forget_distance`: 0 is the oracle, 1 the target or further; lower
-is better). Utility is the first of ``model_utility``, ``utility`` and ``retain_probability`` that the suite has (higher
-is better).
+is better). Utility is the line `statistics.utility_line` (higher is better).
 """
 
 from __future__ import annotations

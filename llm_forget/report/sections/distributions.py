@@ -7,6 +7,7 @@ import numpy as np
 
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
+from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.stats import Rows, auc_with_interval, ks_p_value, scored, tpr_at_fpr
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Block, Chart, Number, Section, Table, Text, anchor, first_rows, interval
@@ -41,7 +42,9 @@ def _tested_ratio(evidence: Evidence, suite: str, metrics: dict) -> str | None:
     names = [
         name
         for name, line in metrics.items()
-        if "ratio" in line.get("metric", name) and line["goal"] != "keep" and evidence.scores(suite, name, "unlearned")
+        if metric_of(line, name).chart == "distribution"
+        and line["goal"] != "keep"
+        and evidence.scores(suite, name, "unlearned")
     ]
     quality = metrics.get("forget_quality", {}).get("value")
     if quality is None or len(names) < 2:
@@ -110,7 +113,7 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
 def _uses_target(evidence: Evidence, names: str) -> bool:
     """Whether the attacker has the target, and so finds the rows with the oracle as well."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
-    return any(line.get("metric") == "membership_two_models" for line in lines)
+    return any(metric_of(line).needs_target for line in lines)
 
 
 def _strength(sides: Sides) -> float:
@@ -206,7 +209,7 @@ def extraction_section(evidence: Evidence) -> Section:
     for suite, content in evidence.suites.items():
         for line, metric in content["metrics"].items():
             row_scores = evidence.scores(suite, line, "unlearned")
-            is_extraction = "extraction_strength" in metric.get("metric", line) and metric["goal"] != "keep"
+            is_extraction = metric_of(metric, line).chart == "bars" and metric["goal"] != "keep"
             if (
                 not is_extraction
                 or row_scores is None

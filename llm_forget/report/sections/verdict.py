@@ -6,7 +6,7 @@ from typing import Any
 from llm_forget.core import resources
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
-from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
+from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
 from llm_forget.evals.suite import load_suite
 from llm_forget.evals.verdict import nothing_to_forget
 from llm_forget.report.render import charts
@@ -110,7 +110,7 @@ def _value(line: dict[str, Any], role: str) -> Cell:
 def _line_note(line: dict[str, Any]) -> str:
     unscored = f", {line['n_unscored']} unscored" if line["n_unscored"] else ""
     choice = f"{ONE_CHOICE}; " if is_one_choice(line) else ""
-    choice = "attacker kept the model before; " if line.get("metric") == "membership_two_models" else choice
+    choice = "attacker kept the model before; " if metric_of(line).needs_target else choice
     return f"{choice}{GOAL_LABELS[line['goal']]}, n={line['n']}{unscored}"
 
 

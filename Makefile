@@ -81,7 +81,7 @@ gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs
 	$(BIN)/python recipes/tofu/smollm2/forget10.py --runs $(RUNS)/tofu10 $(KEYS)
 	$(BIN)/python tests/measure/gpu_bench.py $(RUNS)/gpu_bench
 
-lint: setup  ## ruff, the layers of imports, and mypy
+lint: setup  ## ruff, the layers of imports, and mypy on the whole package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

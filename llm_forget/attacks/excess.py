@@ -26,7 +26,7 @@ def excess(name: str, line: Mapping[str, Any]) -> float | None:
     if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:
         return None
     attacked = [(line.get(f"{role}_attacked") or {}).get("value") for role in ("unlearned", "oracle")]
-    values = [*attacked, line.get("unlearned"), line.get("oracle")]
+    values: list[Any] = [*attacked, line.get("unlearned"), line.get("oracle")]
     if None in values:
         return None
     mine, others, plain, oracle = values

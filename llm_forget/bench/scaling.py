@@ -72,9 +72,7 @@ def _along(
 ) -> dict[str, Any]:
     points = [dataclasses.replace(base, **{name: int(getattr(base, name) * factor)}) for factor in factors]
     steps = [_steps(point, train, folder) for point in points]
-    times = interleave(
-        {str(index): lambda _, step=step: step() for index, (step, _) in enumerate(steps)}, rounds, train.device
-    )
+    times = interleave({str(index): step for index, (step, _) in enumerate(steps)}, rounds, train.device)
     peaks = [peak_of(step, train.device) for step, _ in steps]
     seconds = [spread(times[str(index)]) for index in range(len(points))]
     x = [size if name == "hidden" else getattr(point, name) for point, (_, size) in zip(points, steps, strict=True)]
@@ -103,7 +101,7 @@ def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
-    """Build an npo step at this point, a callable without arguments; also returns the number of model parameters."""
+    """Build an npo step at this point, a callable; also returns the number of model parameters."""
     model = _random_llama(point, train)
     parameters = sum(p.numel() for p in model.parameters())
     splits = {name: _random_rows(point, seed) for seed, name in enumerate(("forget", "retain"))}
@@ -112,7 +110,7 @@ def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
     adapter = ModelConfig(lora_r=point.rank, lora_alpha=2 * point.rank, lora_dropout=0.0, use_peft=True)
     setup = set_up(model, adapter, train, tokenizer, used, folder, naive=False)
     step = make_variants(setup, {"npo": build_objective("npo")})["npo"].step
-    return lambda: step(batches[0]), parameters
+    return lambda *_: step(batches[0]), parameters
 
 
 def _random_llama(point: Point, train: TrainConfig) -> Any:
@@ -132,7 +130,7 @@ def _random_llama(point: Point, train: TrainConfig) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    return model.to(torch.bfloat16) if train.bf16 else model
+    return model.bfloat16() if train.bf16 else model
 
 
 def _random_rows(point: Point, seed: int) -> Dataset:

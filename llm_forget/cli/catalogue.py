@@ -169,7 +169,7 @@ def _yaml(**content: Any) -> RenderableType:
     return Syntax(text.rstrip(), "yaml", background_color="default")
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field[Any]) -> str:
     if field.default_factory is not dataclasses.MISSING:
         return str(field.default_factory())
     if field.default is dataclasses.MISSING:

@@ -55,7 +55,7 @@ def evaluate(
     from llm_forget.core.launch import follow_launcher, relaunch
 
     suite = ",".join(map(str.strip, suite.split(","))) if suite is not None else None
-    arguments = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
+    arguments: dict[str, Any] = {"suite": suite, "target": target, "oracle": oracle, "limit": limit}
     arguments |= {"batch_size": batch_size, "show_text": show_text}
     if accelerate_config is not None:
         if vllm:
@@ -91,8 +91,9 @@ def attack(
     from llm_forget.core.run_directory import refuse_version
 
     refuse_version(run, "attacks with records")
+    from llm_forget.attacks._registry import KINDS
     from llm_forget.attacks.excess import ABOUT_EXCESS
-    from llm_forget.attacks.run import KINDS, attack as run_attack
+    from llm_forget.attacks.run import attack as run_attack
     from llm_forget.core.config import UnlearnConfig, keys_of
     from llm_forget.evals.terminal import print_attack, terminal
     from llm_forget.workflows.evaluate import check_keys

@@ -14,7 +14,7 @@ from llm_forget.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llm_forget.compliance.ledger.ledger import Event
+    from llm_forget.compliance.ledger.chain import Event
 
 audit = typer.Typer(
     no_args_is_help=True,

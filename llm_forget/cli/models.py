@@ -145,8 +145,10 @@ def export(
     speak()
     from llm_forget.workflows.export import export as write, new_failures
 
-    evaluation = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
-    report = write(model, form, output_dir, measure=measure, **evaluation, **overrides)
+    report = write(
+        model, form, output_dir, measure=measure, suite=suite, target=target, oracle=oracle, limit=limit,
+        batch_size=batch_size, **overrides,
+    )  # fmt: skip
     path = f"{output_dir}/{report['file']}" if report["file"] else output_dir
     read = report["as_read"]["max_abs_logit_difference"]
     typer.echo(

@@ -140,7 +140,7 @@ def purge(
     typer.echo(f"removed the files of version {removal.version.id}")
 
 
-def _method(evidence: str, identity: str) -> str:
+def _method(evidence: Evidence, identity: str) -> str:
     from llm_forget.compliance.versions.diff import method_of
     from llm_forget.core.errors import EvidenceBroken
 
@@ -150,7 +150,7 @@ def _method(evidence: str, identity: str) -> str:
         return "[files are gone or damaged]"  # using it says which; the list is needed to see what else there is
 
 
-def _verdicts(evidence: str, identity: str) -> str:
+def _verdicts(evidence: Evidence, identity: str) -> str:
     """``demo: yes / yes``."""
     from llm_forget.compliance.versions.diff import verdicts
 

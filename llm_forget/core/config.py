@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from transformers import TrainingArguments
@@ -34,6 +34,12 @@ CONTROL_KEYS = frozenset(
 )
 
 
+if TYPE_CHECKING:
+    Structure = Any  # a mapping or a list once it is parsed
+else:
+    Structure = dict | str | None  # the one type of a mapping that HfArgumentParser supports
+
+
 def _field(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -42,21 +48,19 @@ def _field(default: Any, text: str) -> Any:
 class DataConfig:
     """Which rows, and how a row becomes tokens. A source: path, Hub name, ``builtin:NAME``, a mapping or a list."""
 
-    forget: dict | str | None = _field(None, "rows to forget")
-    retain: dict | str | None = _field(None, "rows to keep")
-    train: dict | str | None = _field(None, "rows to train on (finetune only)")
-    holdout: dict | str | None = _field(None, "rows of the same distribution that were never trained on")
-    alternate: dict | str | None = _field(None, "refusals for idk_dpo; altpo reads the column 'alternate' instead")
-    splits: dict | str | None = _field(None, "further named sources for evaluation, e.g. forget_perturbed")
+    forget: Structure = _field(None, "rows to forget")
+    retain: Structure = _field(None, "rows to keep")
+    train: Structure = _field(None, "rows to train on (finetune only)")
+    holdout: Structure = _field(None, "rows of the same distribution that were never trained on")
+    alternate: Structure = _field(None, "refusals for idk_dpo; altpo reads the column 'alternate' instead")
+    splits: Structure = _field(None, "further named sources for evaluation, e.g. forget_perturbed")
     data_path: str | None = _field(
         None, "folder that replaces the Hub: <data_path>/<name>.jsonl, .json, .csv, .parquet"
     )
-    fields: dict | str | None = _field(None, "column names, e.g. {prompt: instruction, completion: output}")
+    fields: Structure = _field(None, "column names, e.g. {prompt: instruction, completion: output}")
     prompt_template: str = _field("Question: {prompt}\nAnswer: ", "used where the tokenizer has no chat template")
     completion_end: str | None = _field(None, "what ends an answer there; default: the end-of-sequence token")
-    chat_template_kwargs: dict | str | None = _field(
-        None, "for the tokenizer's template, e.g. {enable_thinking: false}"
-    )
+    chat_template_kwargs: Structure = _field(None, "for the tokenizer's template, e.g. {enable_thinking: false}")
     system_prompt: str | None = _field(None, "system turn put before every row that has none")
     use_chat_template: bool | None = _field(None, "default: whether the tokenizer has one")
     max_length: int = _field(1024, "tokens; longer rows are split into windows, never cut")
@@ -90,7 +94,7 @@ class TrainConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
         follow_launcher()
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # transformers has no types
         if self.n_gpu > 1:
             # Several GPUs seen by one process: transformers would wrap the model in DataParallel, whose replicas would
             # each be normalised by the whole batch. One GPU is used; `--accelerate_config ddp` takes them all.
@@ -103,10 +107,10 @@ class UnlearnConfig(TrainConfig):
     """What to forget with: a method by name, or an objective spelled out."""
 
     method: str | None = _field(None, "see `llm-forget methods`; npo where neither method nor objective is given")
-    method_args: dict | str | None = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
-    objective: dict | str | None = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
+    method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
+    objective: Structure = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
     gradient: str | None = _field(None, "sum | pcgrad | gru | sago | sam; default: the method's")
-    gradient_args: dict | str | None = _field(None, "parameters of the gradient rule")
+    gradient_args: Structure = _field(None, "parameters of the gradient rule")
     max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")
     oracle: str | None = _field(None, "model retrained without the forget rows (a run or a model), for evaluation")
     suite: str | None = _field(None, "evaluation suites that fit this recipe, several with commas")
@@ -119,10 +123,11 @@ class UnlearnConfig(TrainConfig):
             raise ConfigError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
 
 
-Configs = tuple[DataConfig, TrainConfig, ModelConfig]
+Train = TypeVar("Train", bound=TrainConfig)
+Configs = tuple[DataConfig, Train, ModelConfig]
 
-# Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser,
-# which knows only `dict | str | None`, rewrites the annotations when it first sees the classes.
+# Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser
+# rewrites the annotations when it first sees the classes.
 STRUCTURED = frozenset(
     f.name for c in (DataConfig, UnlearnConfig) for f in dataclasses.fields(c) if "dict" in str(f.type)
 )
@@ -184,7 +189,7 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
             _refuse_repeated_keys(item, path)
 
 
-def parse(argv: Sequence[str], train_class: type[TrainConfig]) -> Configs:
+def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
     """``RECIPE.yaml --key value --key.inner value`` into checked configuration.
 
     ``--config RECIPE.yaml`` works as well. Overrides take precedence over the recipe, the recipe over defaults.
@@ -203,7 +208,7 @@ def parse(argv: Sequence[str], train_class: type[TrainConfig]) -> Configs:
     return from_keys(recipe, train_class, overrides=argv)
 
 
-def from_keys(keys: dict[str, Any], train_class: type[TrainConfig], *, overrides: Sequence[str] = ()) -> Configs:
+def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequence[str] = ()) -> Configs[Train]:
     """Configuration from a mapping of flat keys, and command-line overrides on top of it."""
     allowed = keys_of(train_class)
     keys = {key: _without_paths(value) for key, value in keys.items()}

@@ -170,7 +170,7 @@ class _Session:
     def task(self, evaluated: EvaluatedModel, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
         """Return one number of lm-eval with its interval; compute and store it if it is not in the cache."""
         data = Path(data_path) if data_path is not None else None
-        settings = {
+        settings: dict[str, Any] = {
             "num_fewshot": task.num_fewshot,
             "limit": task.limit,
             "apply_chat_template": task.apply_chat_template,
@@ -210,7 +210,7 @@ class _Session:
             advance = task.advance
             if work.kind == "generate":
                 probe = work.probe
-                options = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
+                options: dict[str, Any] = {"temperature": probe.temperature, "top_p": probe.top_p, "seed": probe.seed}
                 options |= {"max_new_tokens": probe.max_new_tokens, "advance": advance}
                 arguments = (model, self.tokenizer, work.prompt_rows, writer)
                 if vllm:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,7 @@ def tpr_with_interval(
     return Estimate(value, ci, min(m, n), sum(map(len, rows.values())) - m - n, rows)
 
 
-def bootstrap(statistic: Callable[..., Rows], *samples: NDArray, resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples: int = 1000, seed: int = 0) -> Interval:
     """95 % percentile-bootstrap interval of a statistic, samples resampled independently; NaN if a resample gives NaN.
 
     The resamples are those of `scipy.stats.bootstrap`. The quantiles are NumPy's: those of SciPy 1.17 are off in the

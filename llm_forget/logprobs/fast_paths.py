@@ -52,7 +52,7 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
             untouched = torch.equal(head_outputs[0].flatten(0, -2).float(), after.float())
             tolerance = TOLERANCE.get(after.dtype, LOW_PRECISION)
 
-            def same(**shortcuts: bool) -> bool:
+            def same(**shortcuts: Any) -> bool:
                 try:
                     result = forward_logprobs(model, batch, head=head, **shortcuts)
                 except (RuntimeError, ValueError, IndexError, TypeError):

@@ -29,7 +29,8 @@ def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
         # Cast once, not for each block.
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     budget = BLOCK_ON_CPU if hidden.device.type == "cpu" else BLOCK_ON_GPU
-    return _HeadLogprobs.apply(hidden, weight, bias, labels, max(1, budget // weight.shape[0]))
+    block = max(1, budget // weight.shape[0])
+    return _HeadLogprobs.apply(hidden, weight, bias, labels, block)  # type: ignore[no-untyped-call]  # torch has no types
 
 
 class _HeadLogprobs(torch.autograd.Function):

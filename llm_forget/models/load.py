@@ -40,7 +40,8 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bo
         MissingFileError, ModelError: see `find_source`; or an adapter that was trained on another base.
         MissingPackageError: a GGUF file without the package gguf.
     """
-    from llm_forget.models.adapters.files import load_adapter, verify_adapter
+    from llm_forget.models.adapters.files import load_adapter
+    from llm_forget.models.adapters.verification import verify_adapter
 
     source = find_source(model_args.model_name_or_path)
     manifests = [verify_adapter(folder) for folder in source.adapters]  # before loading a base that they name

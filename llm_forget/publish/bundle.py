@@ -118,7 +118,7 @@ def publication(
         RunError: the run is unfinished or was not measured.
         PublishError: the weights are not the measured ones, or a file holds a local path or a plain digest of rows.
     """
-    from llm_forget.models.adapters.files import verify_adapter
+    from llm_forget.models.adapters.verification import verify_adapter
 
     evidence = read_run(run)
     adapter = evidence.run.adapter

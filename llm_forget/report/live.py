@@ -82,7 +82,7 @@ class Watcher:
         checkpoints = _checkpoints(run.checkpoints)
         step = max([_whole(line.get("step")) or 0 for line in self.lines], default=0)
         pace = self._seconds_per_step(step, checkpoints)
-        cost = facts.get("cost") if isinstance(facts.get("cost"), dict) else {}
+        cost = facts["cost"] if isinstance(facts.get("cost"), dict) else {}
         progress = RunProgress(
             run.path.name, "running", kind=_text(state.get("kind")), method=_method(config, facts),
             model=_text(config.get("model_name_or_path")), step=step, total=self._total(config, step, checkpoints),

@@ -80,8 +80,10 @@ def panel(progress: RunProgress, console: Console) -> RenderableType:
     width = min(WIDTH, console.width)
     parts: list[RenderableType] = [_about(progress), Text(live.headline(progress), style=colour)]
     if progress.total:
-        styles = {"complete_style": colour, "finished_style": colour}
-        bar = ProgressBar(progress.total, min(progress.step, progress.total), width=width - 4, **styles)
+        bar = ProgressBar(
+            progress.total, min(progress.step, progress.total), width - 4,
+            complete_style=colour, finished_style=colour,
+        )  # fmt: skip
         parts.append(Padding(bar, 0))  # the bar alone does not end the line
     if progress.series:
         parts.append(_numbers(progress, width, live.BARS if console.encoding.startswith("utf") else live.PLAIN_BARS))
@@ -122,5 +124,5 @@ def _answers(progress: RunProgress) -> Iterator[Text]:
             text.append(f"  {visible(question)} ")
             text.append(visible(answer), style=ANSWER_STYLES.get(answer, "bold yellow"))
         yield text
-    if not progress.verdicts and progress.ended and kind_named(progress.kind).forgotten:
+    if not progress.verdicts and progress.ended and kind_named(progress.kind or "").forgotten:
         yield Text("no results.json of this version: not evaluated yet", style="dim")

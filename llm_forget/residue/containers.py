@@ -70,7 +70,7 @@ def container_parts(
         unpack = next(make for name, make in _STREAMS.values() if name == kind)
 
         def again() -> BinaryIO:
-            return unpack(opened())  # type: ignore[no-any-return]
+            return unpack(opened())
 
         yield kind, blocks(again), again
 

@@ -263,7 +263,7 @@ def _identity(path: Path) -> tuple[int, int]:
 def _opener(path: Path) -> Opener:
     """Return an opener that follows no link (it may be newer than the listing) and does not wait for pipes."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))  # type: ignore[return-value]
+    return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
 
 
 def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:

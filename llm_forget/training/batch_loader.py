@@ -7,7 +7,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 
-class Slots(torch.utils.data.Dataset):
+class Slots(torch.utils.data.Dataset[Any]):
     """One row of every split for the indices of a slot; None for a padding slot."""
 
     def __init__(self, splits: dict[str, Dataset]) -> None:
@@ -20,7 +20,7 @@ class Slots(torch.utils.data.Dataset):
         return {split: None if row < 0 else {**self.splits[split][row], "index": row} for split, row in slot.items()}
 
 
-class EpochLoader(DataLoader):
+class EpochLoader(DataLoader[Any]):
     """Passes the epoch to the sampler; transformers sets the epoch on the loader."""
 
     def set_epoch(self, epoch: int) -> None:

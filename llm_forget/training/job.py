@@ -128,7 +128,7 @@ def prepare(
             check_overlap(rows["forget"], rows["retain"])
         if objective.needs_alternate():
             rows["alternate"] = with_alternates(rows["forget"], data.alternate, data_path=data.data_path)
-        limits = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
+        limits: dict[str, Any] = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
         splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
         if "alternate" in splits:
             splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
@@ -211,7 +211,7 @@ def _show_plan(job: Job) -> None:
         DataError, ConfigError, MissingFileError: a row of the evaluation is invalid, or a layer does not exist.
     """
     data = job.data
-    for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():  # type: ignore[dict-item]
+    for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():
         if spec is not None:
             load_source(spec, split_name=name, data_path=data.data_path, fields=data.fields)
     job.objective.layer_index(dry_run.depth(job.model))

@@ -143,7 +143,7 @@ class Reference(TrainerCallback):
     def _forward(self, rows: list[dict[str, Any]]) -> Logprobs:
         trainer = self.trainer
         bare = trainer.accelerator.unwrap_model(trainer.model)  # without the wrapper of torch.compile
-        batch = trainer._prepare_inputs({"rows": collate(rows, trainer.processing_class.pad_token_id)})
+        batch: Batch = trainer._prepare_inputs({"rows": collate(rows, trainer.pad_id)})
         was_training = bare.training
         bare.eval()
         try:

@@ -32,7 +32,7 @@ class ResumableTrainer(Trainer):
         """Read what `save_step_state` wrote; called on all processes."""
         raise NotImplementedError
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **keywords: Any) -> Any:
         """Train as transformers does, but resume from complete checkpoints only; True takes the newest one, if any.
 
         Raises:
@@ -40,7 +40,7 @@ class ResumableTrainer(Trainer):
         """
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
-            checkpoint, warnings = checkpoints.last_complete(Path(self.args.output_dir))
+            checkpoint, warnings = checkpoints.last_complete(Path(str(self.args.output_dir)))
             for warning in warnings if self.is_world_process_zero() else []:
                 logger.warning(warning)
         elif resume_from_checkpoint:
@@ -52,14 +52,14 @@ class ResumableTrainer(Trainer):
                 logger.warning("resuming from checkpoint '%s'", checkpoint)
             self.load_step_state(checkpoint)
         self.resumed_from = checkpoint
-        return super().train(None if checkpoint is None else str(checkpoint), **keywords)
+        return super().train(None if checkpoint is None else str(checkpoint), *rest, **keywords)
 
     def _run_epoch(self, *positional: Any, **keywords: Any) -> None:
         # transformers makes one extra step when it resumes from the last checkpoint of a run that ended in an epoch.
         if self.stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*positional, **keywords)
+        super()._run_epoch(*positional, **keywords)  # type: ignore[no-untyped-call]  # transformers has no types
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as transformers does, then wait: other processes write their random state into the same folder."""

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from llm_forget.core import formats
 from llm_forget.core.config import TrainConfig
@@ -34,7 +34,7 @@ from llm_forget.training.resume import ResumableTrainer
 from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
 from llm_forget.training.step_statistics import StepStatistics
 
-Batch = dict[str, dict[str, Tensor]]
+Batch = dict[str, Any]  # split -> its tensors by name, a `dict[str, Tensor]`; transformers types it like this
 Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
 STATE = "objective_state.json"
 
@@ -57,6 +57,8 @@ class UnlearnTrainer(ResumableTrainer):
         base_name: the base model's name for the adapter's configuration.
     """
 
+    model: PreTrainedModel  # or a PeftModel, which has its attributes
+    train_dataset: Slots
     loss_is_scaled_for_ga = True  # by the counts of the whole step, in `compute_loss`
 
     def __init__(
@@ -74,7 +76,7 @@ class UnlearnTrainer(ResumableTrainer):
         base_name: str | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.objective = objective
+        self.objective: Objective = objective
         self.splits = {name: splits[name] for name in _order(objective, splits)}
         self.gradient = gradient
         self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
@@ -89,6 +91,7 @@ class UnlearnTrainer(ResumableTrainer):
         self._last_save = False  # the current save is not a checkpoint
         if processing_class.pad_token_id is None:
             raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
+        self.pad_id = processing_class.pad_token_id
         super().__init__(
             model=model,
             args=args,
@@ -125,7 +128,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     # ---- data ----
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of this process; the sampler, not accelerate, distributes them, so no row is repeated."""
         batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
@@ -142,8 +145,7 @@ class UnlearnTrainer(ResumableTrainer):
         )
 
     def _collate(self, slots: list[dict[str, dict[str, Any] | None]]) -> Batch:
-        pad_id = self.processing_class.pad_token_id
-        return {split: collate([slot[split] for slot in slots], pad_id) for split in slots[0]}
+        return {split: collate([slot[split] for slot in slots], self.pad_id) for split in slots[0]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
         """Return the micro-batches of one optimiser step, and its counts over micro-batches and processes."""
@@ -161,7 +163,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- one step ----
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Counts | None = None
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute this micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
         sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
@@ -169,7 +171,7 @@ class UnlearnTrainer(ResumableTrainer):
         loss = torch.stack(list(sides.values())).sum() * self.args.world_size
         return (loss, {}) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Counts | None = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Step as transformers does, or take forget and retain gradients separately and combine them by a rule."""
         if self.gradient is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -217,7 +219,7 @@ class UnlearnTrainer(ResumableTrainer):
         self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
         """Run one pass over all splits of a batch; returns logits of the splits in ``logits`` only."""
-        merged = concatenate(batch, self.processing_class.pad_token_id)
+        merged = concatenate(batch, self.pad_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sizes = {split: len(part["labels"]) for split, part in batch.items()}
         if logits and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -285,12 +287,12 @@ class UnlearnTrainer(ResumableTrainer):
         """Save weights only, as safetensors: the adapter alone, or the full model."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
             # Not in checkpoints, to save time; not if state_dict is set (sharded weights): no process has all weights.
             effect = effect_of(bare) if self._last_save and state_dict is None else None
-            base = {"base_digest": self.model_digest, "base_name": self.base_name}
+            base: dict[str, Any] = {"base_digest": self.model_digest, "base_name": self.base_name}
             save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
         else:
             bare.save_pretrained(folder, state_dict=state_dict)

@@ -23,7 +23,7 @@ from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.adopt import ADOPT
 from llm_forget.models.adapters.compatibility import saved_embeddings
-from llm_forget.models.adapters.files import load_adapter, save_adapter, verify_adapter
+from llm_forget.models.adapters.files import load_adapter, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.safe_read import (
@@ -33,6 +33,7 @@ from llm_forget.models.adapters.safe_read import (
     read_header,
     read_strict_json,
 )
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
 

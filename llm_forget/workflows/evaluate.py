@@ -291,7 +291,7 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
     """Read the splits and tokenise the rows of each probe; also returns digests of the splits that the run defines."""
     keys = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
     template = template_for(tokenizer, **{k: config[k] for k in keys if config.get(k) is not None})
-    length = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
+    length: dict[str, Any] = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
     works = {
         name: prepare(probe, splits[probe.split], tokenizer, template, **length) for name, probe in suite.probes.items()

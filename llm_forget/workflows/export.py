@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,7 @@ def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
     return [*(tokenizer(text).input_ids for text in TEXTS), *random_probes(vocabulary)]
 
 
-Written = tuple[dict[str, Any], dict[str, Sequence[Tensor]], Any]
+Written = tuple[dict[str, Any], dict[str, list[Tensor]], Any]
 
 
 def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:

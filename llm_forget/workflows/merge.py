@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 
@@ -24,8 +24,9 @@ from llm_forget.core.run_kinds.merge import COMBINE
 from llm_forget.core.text import model_name
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
-from llm_forget.models.adapters.files import replacing, verify_adapter
+from llm_forget.models.adapters.files import replacing
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import digests_by_layer
 from llm_forget.models.merging.as_adapter import combine_adapters
 from llm_forget.models.merging.combinations import Part, Rule, checked_rule
@@ -54,7 +55,7 @@ def merge(
     seed: int | None = None,
     rank: int | None = None,
     as_adapter: bool = False,
-    base_precision: Literal["trained", "original"] = "trained",
+    base_precision: str = "trained",
     tolerance: float | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,

@@ -93,7 +93,7 @@ class Plan:
             ConfigError: a key or value that is refused; names the run.
         """
         try:
-            return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)  # type: ignore[return-value]
+            return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)
         except ValueError as error:
             raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
@@ -171,7 +171,7 @@ def plan_sweep(
     _refuse_equal(points, configs)
     plan = Plan(str(recipe), file, folder, axes, suite or configs[0][1].suite or DEFAULT_SUITE, tuple(points))
     for data, train, _ in configs:
-        build_objective(train.method, train.method_args, train.objective)  # type: ignore[arg-type]
+        build_objective(train.method, train.method_args, train.objective)
         _check_splits(plan.suites(), data)
     return plan
 

@@ -19,7 +19,7 @@ from llm_forget.training.job import run_job
 def main(argv: Sequence[str]) -> Run:
     """Unlearn with command-line arguments ``RECIPE.yaml --key value``."""
     data, train, model = parse(argv, UnlearnConfig)
-    return run_unlearning(data, train, model)  # type: ignore[arg-type]
+    return run_unlearning(data, train, model)
 
 
 def unlearn(**keys: Any) -> Run:
@@ -35,7 +35,7 @@ def unlearn(**keys: Any) -> Run:
         ConfigError, DataError, RunError: an invalid key, row or combination; the message names it and says what to do.
     """
     data, train, model = from_keys(keys, UnlearnConfig)
-    return run_unlearning(data, train, model)  # type: ignore[arg-type]
+    return run_unlearning(data, train, model)
 
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:

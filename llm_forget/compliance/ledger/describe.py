@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from llm_forget.compliance.ledger.ledger import Event
+from llm_forget.compliance.ledger.chain import Event
 from llm_forget.core.text import plain
 
 FIRST = (

@@ -18,8 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.chain import MODEL_EVENTS
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS, Event
+from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceError

@@ -58,9 +58,9 @@ def read_plan(request: Request, recipe: str, overrides: Sequence[str], suites: s
             raise EvidenceError(f"{name} is set by request {request.id} and cannot be given here")
     keys["output_dir"] = f"{keys.get('output_dir', 'runs/request')}-{request.id}"
     data, train, model = from_keys(keys, UnlearnConfig, overrides=list(overrides))
-    suite_names = suites or train.suite or DEFAULT_SUITE  # type: ignore[attr-defined]
+    suite_names = suites or train.suite or DEFAULT_SUITE
     load_suites(suite_names)
-    return RequestPlan(data, train, model, suite_names)  # type: ignore[arg-type]
+    return RequestPlan(data, train, model, suite_names)
 
 
 def execute(
@@ -97,7 +97,7 @@ def execute(
 
     plan = read_plan(request, recipe, overrides, suites)
     data, train, model = plan.data, plan.train, plan.model
-    table = load_source(request.rows["source"], split_name="data", data_path=data.data_path, fields=data.fields)  # type: ignore[arg-type]
+    table = load_source(request.rows["source"], split_name="data", data_path=data.data_path, fields=data.fields)
     sources, deleted = write_lists(ledger, request, table)
     if deleted:
         say(f"not retained: {row_count(deleted)} that earlier requests deleted")

@@ -40,7 +40,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import Event
+from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.sqlite_errors import translate_sqlite_errors
 from llm_forget.compliance.versions.deletion_state import Histories, Seqs, State
 

@@ -4,8 +4,8 @@ import enum
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from llm_forget.compliance.ledger.chain import MODEL_EVENTS
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS, Event
+from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions.lineage import events_by_model, parents
 
 Seqs = frozenset[int]  # numbers of the events that are about a record

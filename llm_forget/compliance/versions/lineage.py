@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llm_forget.compliance.ledger.chain import MODEL_EVENTS
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS, Event
+from llm_forget.compliance.ledger.ledger import Ledger
 
 
 @dataclass(frozen=True)

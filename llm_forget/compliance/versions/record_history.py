@@ -4,8 +4,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from llm_forget.compliance.ledger.chain import MODEL_EVENTS
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import MODEL_EVENTS, Event
+from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions.deletion_check import Deletions, Unjudged
 from llm_forget.compliance.versions.deletion_state import Histories, State
 from llm_forget.compliance.versions.lineage import HistoryStep, training_history

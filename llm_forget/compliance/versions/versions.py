@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.ledger import Event, Ledger
+from llm_forget.compliance.ledger.chain import Event
+from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in

@@ -4,15 +4,13 @@ A record class says who writes the file, what each key means and in which unit. 
 are in format 1, and a later format will add the key. `schemas.schema` gives the JSON Schema of a class.
 """
 
-from llm_forget.core.formats._check import checked  # noqa: F401
-from llm_forget.core.formats._files import (  # noqa: F401
-    encoded,
-    plain,
-    read,
-    read_content,
-    read_if_current,
-    read_if_valid,
-    update,
-    write,
-)
-from llm_forget.core.formats._record import REGISTRY, Record  # noqa: F401
+from llm_forget.core.formats._check import checked
+from llm_forget.core.formats._files import (
+    encoded, plain, read, read_content, read_if_current, read_if_valid, update, write,
+)  # fmt: skip
+from llm_forget.core.formats._record import REGISTRY, Record
+
+__all__ = [
+    "REGISTRY", "Record", "checked", "encoded", "plain", "read", "read_content", "read_if_current", "read_if_valid",
+    "update", "write",
+]  # fmt: skip

@@ -171,8 +171,8 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
                 continue  # "alias", "name", "sample_len"
             stderr = _finite(task_results.get(f"{metric}{_STDERR},{filtered}"))
             is_mean = all(loaded["tasks"][leaf].aggregation().get(metric) is mean for leaf in leaves)
-            complete = _finite(value) is not None and stderr is not None
-            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if is_mean and complete else None
+            finite_mean = is_mean and _finite(value) is not None
+            ci = (value - Z_95 * stderr, value + Z_95 * stderr) if finite_mean and stderr is not None else None
             line = f"{name}.{metric}" if filtered == "none" else f"{name}.{metric},{filtered}"
             higher = results["higher_is_better"].get(name, {}).get(metric)
             numbers[line] = {"value": _finite(value), "stderr": stderr, "ci": ci, "n": n, "higher_is_better": higher}

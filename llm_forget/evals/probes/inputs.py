@@ -39,7 +39,7 @@ class Work:
     @property
     def keys(self) -> list[Key]:
         """Record keys in the order of the data."""
-        return list(dict.fromkeys(row.key for row in (*self.token_rows, *self.prompt_rows)))
+        return list(dict.fromkeys([row.key for row in self.token_rows] + [row.key for row in self.prompt_rows]))
 
 
 def prepare(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
@@ -57,7 +57,7 @@ class PromptRow:
 
 
 def probe_logprobs(
-    model: nn.Module,
+    model: Any,
     rows: Sequence[TokenRow],
     writer: RecordWriter,
     *,

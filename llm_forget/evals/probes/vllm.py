@@ -16,9 +16,9 @@ from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError, MissingPackageError
 from llm_forget.evals.probes.probes import Advance, PromptRow, end_tokens, generation_record
 from llm_forget.evals.records import RecordWriter
-from llm_forget.models.adapters.files import verify_adapter
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.model_source import find_source
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from llm_forget.core.errors import ModelError
-from llm_forget.models.adapters.files import load_adapter, verify_adapter
+from llm_forget.models.adapters.files import load_adapter
 from llm_forget.models.adapters.lora_config import read_config
+from llm_forget.models.adapters.verification import verify_adapter
 
 # Settings of each combination besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
 # arXiv:2212.04089; svd is cat with fewer ranks.

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import ModelError, library_errors
 from llm_forget.core.formats.models import MergeReport
-from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing, verify_adapter
+from llm_forget.models.adapters.files import disk_errors, load_adapter, replacing
 from llm_forget.models.adapters.lora import ADAPTER, quantization_of
 from llm_forget.models.adapters.safe_read import ADAPTER_WEIGHTS
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging import combinations
@@ -53,7 +54,7 @@ def merge_adapters(
     how: Rule | None = None,
     probes: Probes | None = None,
     tolerance: float | None = None,
-    base_precision: Literal["trained", "original"] = "trained",
+    base_precision: str = "trained",
     dtype: str | None = None,
     max_shard_size: str | None = None,
     device_map: Any = None,

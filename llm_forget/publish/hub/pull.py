@@ -51,7 +51,7 @@ def pull(
         EvidenceBroken: the listing was not signed with the key; nothing is kept.
         PublishError: this package did not push it, it is larger than ``max_size``, or the folder holds other files.
     """
-    from llm_forget.models.adapters.files import verify_adapter
+    from llm_forget.models.adapters.verification import verify_adapter
 
     api, folder, limit = client(), Path(folder), parse_size(max_size)
     with hub_errors(check_repository(repository)):

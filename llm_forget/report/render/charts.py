@@ -96,7 +96,7 @@ def lines(
             if logarithmic:
                 _logarithmic(axes, axis)
         if whole_x:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params("x", integer=True)
         if limits:
             axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -121,7 +121,7 @@ def plane(
     def paint(axes: Axes) -> None:
         for point in points:
             if point.y_interval is not None:
-                axes.vlines(point.x, *point.y_interval, color=COLOURS[point.role], linewidth=1.2)
+                axes.vlines(point.x, point.y_interval[0], point.y_interval[1], color=COLOURS[point.role], linewidth=1.2)
             axes.plot(
                 point.x, point.y, MARKERS[point.role], color=COLOURS[point.role], markersize=8,
                 markeredgecolor=COLOURS["paper"], clip_on=False, zorder=3,
@@ -198,17 +198,15 @@ def recovery_bars(name: str, title: str, description: str, lines: Sequence[Recov
                 ("oracle", line.oracle, False), ("oracle", line.oracle_attacked, True),
             )  # fmt: skip
             for offset, (role, value, attacked) in zip((-0.3, -0.1, 0.1, 0.3), bars, strict=True):
-                label = f"{role}, attacked" if attacked else role
-                label = label if position == 0 else None
+                label = (f"{role}, attacked" if attacked else role) if position == 0 else None
                 axes.barh(
                     position + offset, value if value is not None else 0, 0.16, label=label, linewidth=1,
                     facecolor=COLOURS[role] if attacked else COLOURS["paper"], edgecolor=COLOURS[role],
                 )  # fmt: skip
             if line.before is not None:
-                label = "before" if position == 0 else None
                 axes.plot(
                     [line.before] * 2, [position - 0.4, position + 0.4], color=COLOURS["before"], linewidth=2,
-                    linestyle=DASHES["before"], label=label,
+                    linestyle=DASHES["before"], label="before" if position == 0 else None,
                 )  # fmt: skip
         axes.set_yticks(range(len(lines)), [plain(line.label) for line in lines])
         axes.set(xlabel=x_label, ylim=(len(lines) - 0.4, -0.6))
@@ -247,7 +245,7 @@ def _svg(
     return _embedded(stream.getvalue(), name, title, description)
 
 
-def _style(name: str) -> dict[str, Any]:
+def _style(name: str) -> dict[Any, Any]:
     ink_keys = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(ink_keys, COLOURS["ink"]),

@@ -28,6 +28,7 @@ class Number(NamedTuple):
 
 
 Cell = str | Number
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Table:
     kind: ClassVar[str] = "table"
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def interval(ci: list[float] | None) -> str:
     return f"{shown(ci[0])}{' to ' if ci[0] < 0 else '–'}{shown(ci[1])}"
 
 
-def first_rows(rows: list[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
+def first_rows(rows: list[Row]) -> tuple[Row, ...]:
     """Return at most `MAX_ROWS` rows, plus one that counts the rows left out."""
     if len(rows) <= MAX_ROWS:
         return tuple(rows)

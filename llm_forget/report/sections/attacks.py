@@ -6,7 +6,7 @@ from llm_forget.attacks.excess import ABOUT_EXCESS, excess
 from llm_forget.core.text import shown
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.report.render import charts
-from llm_forget.report.render.document import Block, Cell, Chart, Number, Section, Table, Text, anchor, interval
+from llm_forget.report.render.document import Block, Chart, Number, Row, Section, Table, Text, anchor, interval
 from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.sections.cost_and_provenance import public_name
 
@@ -69,7 +69,7 @@ def _bar(name: str, line: dict[str, Any]) -> charts.Recovery:
     )  # fmt: skip
 
 
-def _row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
+def _row(name: str, line: dict[str, Any]) -> Row:
     bar = _bar(name, line)
     excess_value = excess(name, line)  # recomputed: files of earlier versions ignore where the two models started
 

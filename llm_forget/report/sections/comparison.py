@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llm_forget.core.errors import RunError
 from llm_forget.core.text import plain, shown
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
-from llm_forget.report.render.document import ANSWER_MARKS, Cell, Document, Number, Section, Table, Text, interval
+from llm_forget.report.render.document import ANSWER_MARKS, Document, Number, Row, Section, Table, Text, interval
 from llm_forget.report.render.markdown import to_markdown
 from llm_forget.report.run_evidence import Evidence, read_runs
 from llm_forget.report.sections import verdict
@@ -80,7 +80,7 @@ def _tables(suite: str, runs: Sequence[Evidence]) -> tuple[Table | Text, ...]:
     positions = [verdict.position(run, suite) for run in runs]
     utility = utility_line(runs[0].suites[suite]["metrics"])
     questions = list(dict.fromkeys(question for run in runs for question in run.suites[suite]["verdict"]))
-    rows = [
+    rows: list[Row] = [
         (
             run.name,
             *(_answer(run, suite, question) for question in questions),
@@ -111,7 +111,7 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
     """Build a table with a row for each metric and a column for each run; references are those of the first run."""
     first = runs[0].suites[suite]["metrics"]
     references = [role for role in ("before", "oracle") if runs[0].has(role)]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for name, line in first.items():
         run_lines = [run.suites[suite]["metrics"].get(name) for run in runs]
         values = [Number(shown(entry["value"]), interval(entry["ci"])) if entry else Number("") for entry in run_lines]
@@ -119,8 +119,8 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
         before, oracle = ([reference_values[role]] if role in reference_values else [] for role in ("before", "oracle"))
         marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
         rows.append((Number(marked, verdict.GOAL_LABELS[line["goal"]]), *before, *values, *oracle))
-    before, oracle = ([role] if role in references else [] for role in ("before", "oracle"))
-    columns = ("metric", *before, *(run.name for run in runs), *oracle)
+    left, right = ([role for role in references if role == side] for side in ("before", "oracle"))
+    columns = ("metric", *left, *(run.name for run in runs), *right)
     return Table(f"Suite {suite}: all numbers", columns, tuple(rows))
 
 

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any
 
-from llm_forget.report.render.document import Cell, Number, Section, Table, Text
+from llm_forget.report.render.document import Number, Row, Section, Table, Text
 from llm_forget.report.run_evidence import Evidence
 
 
@@ -14,7 +14,7 @@ def cost_section(evidence: Evidence) -> Section:
     if cost is None:
         return Section("Cost")
     rates = [line["tokens_per_second"] for line in evidence.log if line.get("tokens_per_second")]
-    rows: list[tuple[Cell, ...]] = [("training", Number(f"{cost['seconds']:,.1f} s"))]
+    rows: list[Row] = [("training", Number(f"{cost['seconds']:,.1f} s"))]
     rows.append(("steps", Number(f"{evidence.provenance['steps']:,}")))
     if rates:
         rows.append(("tokens per second", Number(f"{median(rates):,.0f}", "median of the log")))
@@ -49,7 +49,7 @@ def provenance_section(evidence: Evidence) -> Section:
     """Build the tables of models, data, versions and dates needed to reproduce the run."""
     facts = evidence.provenance
     environment = facts.get("environment", {})
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
 
     def add(name: str, value: Any) -> None:
         if value not in (None, "", {}):

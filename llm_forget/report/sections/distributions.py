@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def truth_ratio_section(evidence: Evidence) -> Section:
     return Section("Truth ratio", tuple(blocks))
 
 
-def _tested_ratio(evidence: Evidence, suite: str, metrics: dict) -> str | None:
+def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
     """Name the line of truth ratios on forget rows; of several, the one whose p-value is the suite's forget quality."""
     names = [
         name
@@ -74,7 +75,7 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
     )  # fmt: skip
     columns = ("share of rows", *values)
     per_role = {role: quantiles(rows, SHARES) for role, rows in values.items()}
-    rows = tuple(
+    rows: tuple[tuple[str | Number, ...], ...] = tuple(
         (f"{share:.0%}", *(Number(shown(per_role[role][i])) for role in values)) for i, share in enumerate(SHARES)
     )
     return Chart(title, description, svg, Table(f"{line}: at or below this value", columns, rows))
@@ -171,7 +172,9 @@ def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[floa
 
 
 def _roc_table(names: str, sides: Sides, areas: dict[str, tuple[float, list[float] | None]]) -> Table:
-    rows = [("AUC", *(Number(shown(value), interval(ci)) for value, ci in areas.values()))]
+    rows: list[tuple[str | Number, ...]] = [
+        ("AUC", *(Number(shown(value), interval(ci)) for value, ci in areas.values()))
+    ]
     counts = (Number(f"{len(scored(members))} + {len(scored(others))}") for _, members, others in sides.values())
     rows.append(("members + non-members", *counts))
     for rate in RATES:

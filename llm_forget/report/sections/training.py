@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llm_forget.core.text import shown
 from llm_forget.report.render import charts
-from llm_forget.report.render.document import Chart, Number, Section, Table, anchor, first_rows
+from llm_forget.report.render.document import Chart, Number, Row, Section, Table, anchor, first_rows
 from llm_forget.report.run_evidence import Evidence
 
 PREFIX = "logps/"
@@ -41,7 +41,7 @@ def _curves(evidence: Evidence, title: str, description: str, keys: Sequence[str
         role = ROLE_OF_SPLIT.get(label.partition("/")[0], "before")
         series.append(charts.Series(label, role, *map(list, zip(*points, strict=True))))
     columns = ("step", *(curve.label for curve in series))
-    rows = [(str(line["step"]), *(Number(shown(line.get(key))) for key in keys)) for line in logged]
+    rows: list[Row] = [(str(line["step"]), *(Number(shown(line.get(key))) for key in keys)) for line in logged]
     name = anchor("training", title, evidence.name)
     svg = charts.lines(name, title, description, series, x_label="step", y_label=unit, whole_x=True)
     return Chart(title, description, svg, Table(title, columns, first_rows(rows)))

@@ -10,7 +10,7 @@ from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
 from llm_forget.evals.suite import load_suite
 from llm_forget.evals.verdict import nothing_to_forget
 from llm_forget.report.render import charts
-from llm_forget.report.render.document import Cell, Chart, Number, Section, Table, Text, Verdict, anchor, interval
+from llm_forget.report.render.document import Cell, Chart, Number, Row, Section, Table, Text, Verdict, anchor, interval
 from llm_forget.report.run_evidence import Evidence
 from llm_forget.report.statistics import forget_distance, pareto, utility_line
 
@@ -138,8 +138,7 @@ def front_marks(positions: Sequence[tuple[float | None, float | None]]) -> list[
 
 
 def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
-    positions = [(run, *position(run, suite)) for run in runs]
-    positions = [(run, x, y) for run, x, y in positions if x is not None and y is not None]
+    positions = [(run, x, y) for run in runs for x, y in [position(run, suite)] if x is not None and y is not None]
     if not positions:
         return None
     name = utility_line(positions[0][0].suites[suite]["metrics"])
@@ -149,7 +148,7 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
     ]
     points += _references(suite, name, [run for run, _, _ in positions])
     on_front = front_marks([(x, y) for _, x, y in positions]) + [""] * (len(points) - len(positions))
-    rows = tuple(
+    rows: tuple[Row, ...] = tuple(
         (
             point.label,
             Number(shown(point.x)),
@@ -170,7 +169,7 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
 
 def _references(suite: str, utility: str, runs: Sequence[Evidence]) -> list[charts.Point]:
     """The distinct targets and oracles of the runs."""
-    points = {}
+    points: dict[tuple[str, str], charts.Point] = {}
     for role, x in (("before", 1.0), ("oracle", 0.0)):
         digests = {run.results["models"][role]["digest"] for run in runs if run.has(role)}
         for run in runs:

@@ -6,7 +6,14 @@ are in format 1, and a later format will add the key. `schemas.schema` gives the
 
 from llm_forget.core.formats._check import checked
 from llm_forget.core.formats._files import (
-    encoded, plain, read, read_content, read_if_current, read_if_valid, update, write,
+    encoded,
+    plain,
+    read,
+    read_content,
+    read_if_current,
+    read_if_valid,
+    update,
+    write,
 )  # fmt: skip
 from llm_forget.core.formats._record import REGISTRY, Record
 

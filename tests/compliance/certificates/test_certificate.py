@@ -420,7 +420,7 @@ def test_claims_that_contradict_a_given_ledger_are_refused(
 ) -> None:
     file, key = issued
     resigned(evidence, file, lambda body: set_in(body, path, value))
-    with pytest.raises(EvidenceBroken, match=r"ledger|truncated"):
+    with pytest.raises(EvidenceBroken, match=r"ledger|truncated|its last verification"):
         certificate.verify(file, key, evidence=evidence)
 
 

@@ -500,7 +500,7 @@ def test_a_certificate_is_about_the_merged_weights_and_names_the_run_as_well(
     assert "with that adapter can subtract it" in page
     forged = json.loads(path.read_text())["body"]
     del forged["does_not_show"]["adapter"]
-    assert claims.contradiction(forged) == "it hides what it does not show"
+    assert claims.contradiction(forged) == "it omits a caveat"
     assert not [v for v, _, deleted in versions_of(evidence, run, folder) if deleted]
 
 

@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Another number of threads adds floating-point numbers in another order, which is another run of the small demo.
 demo demo-short demo-seeds: export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast test-exhaustive gpu lint format clean
+.PHONY: help setup demo demo-short demo-seeds demo-smollm2 test test-fast test-exhaustive gpu lint lint-fast format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,11 +81,16 @@ gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs
 	$(BIN)/python recipes/tofu/smollm2/forget10.py --runs $(RUNS)/tofu10 $(KEYS)
 	$(BIN)/python tests/measure/gpu_bench.py $(RUNS)/gpu_bench
 
-lint: setup  ## ruff, the layers of imports, and mypy on the whole package
+lint: lint-fast  ## lint-fast, and mypy, strict on the whole package
+	$(BIN)/mypy
+
+PROSE := llm_forget tests eval recipes README.md CONTRIBUTING.md CHANGELOG.md
+lint-fast: setup  ## ruff, layers of imports, spelling and vocabulary (seconds)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
+	$(BIN)/codespell $(PROSE)
+	$(BIN)/python -m pytest --noconftest tests/contracts/test_vocabulary.py
 
 format: setup  ## Let ruff rewrite the files
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""``pytest --forget-run RUN``: every rule of a policy as a test, so that verification stands in anybody's CI.
+"""``pytest --forget-run RUN``: every rule of a policy as a test, so that any project can verify in its CI.
 
 Loaded by pytest wherever this package is installed, and therefore imports nothing until the option is given.
 """
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class RuleItem(pytest.Item):
-    """One rule. What cannot be told fails too: a test that says nothing must not look like one that passed."""
+    """One rule. An inconclusive rule fails too: a test that says nothing must not look like one that passed."""
 
     def __init__(self, *, ruling: RuleResult, **kwargs: Any) -> None:
         super().__init__(**kwargs)

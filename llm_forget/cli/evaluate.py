@@ -7,7 +7,7 @@ import typer
 from llm_forget.cli.options import PASS_ON, BatchSize, Limit, NumProcesses, Oracle, Suite, Target
 from llm_forget.core.errors import ConfigError
 
-TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are no YAML
+TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are not YAML
 
 evidence = typer.Typer()
 
@@ -249,10 +249,10 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """``--key value --flag`` as a mapping; values are read as YAML, but for templates, which are text.
+    """``--key value --flag`` as a mapping; values are read as YAML, except templates, which are text.
 
     Raises:
-        ValueError: a word that belongs to no key, or a value that is no YAML.
+        ValueError: a word that belongs to no key, or a value that is not YAML.
     """
     import yaml
 

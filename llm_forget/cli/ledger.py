@@ -88,7 +88,7 @@ def record(
             short_digest(model.weights),
             _numbers(model.learned),
             _numbers(model.forgot) if model.forgot else "-",
-            "was to forget it" if model.forgot else "yes",
+            "unlearned it" if model.forgot else "yes",
         ]
         for model in trail.models
     ]
@@ -155,7 +155,7 @@ def verify(
 def anchor(evidence: Evidence = EVIDENCE) -> None:
     """Verify the ledger, then sign the number and digest of its newest event into `anchor.json`; keep a copy.
 
-    The first call creates `signing.key`, which must stay in the folder; give `signing.pub` to whoever verifies.
+    The first call creates `signing.key`, which must stay in the folder; give `signing.pub` to those who verify.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.signing import PUBLIC, fingerprint

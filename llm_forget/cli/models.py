@@ -9,7 +9,7 @@ from llm_forget.cli.options import PASS_ON, BatchSize, Limit, Oracle, Suite, Tar
 from llm_forget.core.errors import AdapterRefused, ConfigError
 
 models = typer.Typer()
-LOST = 0.1  # of what the adapters do (KL); more than this lost to rounding is said,
+LOST = 0.1  # of what the adapters do (KL); a larger loss to rounding is reported,
 NOISE = 1e-7  # and more nats than sums of float32 differ by
 
 
@@ -63,7 +63,7 @@ def merge(
     typer.echo(
         f"wrote '{output_dir}' ({kind}): logits differ from {_expected(report)} by at most "
         f"{report['max_abs_logit_difference']:.2e} (tolerance {report['tolerance']:.2e}); "
-        f"KL {report['mean_kl']:.2e}, from the model beneath {report['mean_kl_of_adapter']:.2e}"
+        f"KL {report['mean_kl']:.2e}, from its base {report['mean_kl_of_adapter']:.2e}"
     )
     for line in _notes(report):
         typer.echo(line)

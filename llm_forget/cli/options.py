@@ -11,7 +11,7 @@ Evidence = Annotated[
     Path,
     typer.Option(
         "--evidence", envvar="LLM_FORGET_EVIDENCE", help="Folder with ledger, requests and versions.", metavar="DIR",
-        readable=False,  # who may not read it is told by who opens it
+        readable=False,  # the code that opens it reports a missing permission
     ),
 ]  # fmt: skip
 Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many rows of each probe.")]

@@ -127,7 +127,7 @@ def pull(
         typer.echo(f"signed by the owner of '{key}'")
     elif done.signer:
         typer.echo(f"it says that key {done.signer} signed it; --key FILE verifies that")
-    typer.echo(f"how to load it stands in {done.folder / 'README.md'}")
+    typer.echo(f"to load it, see {done.folder / 'README.md'}")
 
 
 @publishing.command()

@@ -85,7 +85,7 @@ class TrainConfig(TrainingArguments):
     report_to: str | None = _field("none", "trackers; none by default")
     disable_tqdm: bool | None = _field(None, "no progress bar")
     bf16: bool | None = _field(None, "default: on GPUs that have it")  # type: ignore[assignment]
-    overwrite: bool = _field(False, "delete what output_dir holds and start anew")
+    overwrite: bool = _field(False, "delete the content of output_dir and start again")
     dry_run: bool = _field(False, "check everything and estimate memory without training")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 
 @contextmanager
 def each_file_hashed_once() -> Iterator[None]:
-    """Within the block, `file_digest` reads an unchanged file once, under whatever path; for one command.
+    """Within the block, `file_digest` reads an unchanged file once, under any of its paths; for one command.
 
     A file is unchanged if its inode, size and time of the last write are. The digest of a file written within the last
     `FILE_CLOCK` is not stored, because another write could have the same time.
@@ -34,7 +34,7 @@ def file_digest(path: Path, *, final: bool = False) -> str:
 
     Args:
         path: a file; `each_file_hashed_once` decides how often it is read.
-        final: the caller has just written the file, and nobody writes it again.
+        final: the caller has just written the file, and no process writes it again.
     """
     digests = _digests.get()
     with open(path, "rb") as file:

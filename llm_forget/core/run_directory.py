@@ -3,7 +3,7 @@
 ::
 
     run.json         kind, status (running | complete), identity digest, times
-    config.yaml      the resolved recipe; runs again as it is
+    config.yaml      the resolved recipe; runs again unchanged
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step
     checkpoints/     to resume from
@@ -110,7 +110,7 @@ class Run:
         """A finished run.
 
         Raises:
-            ValueError: the folder is no run, or one that was not finished; says how to go on.
+            ValueError: the folder is not a run, or the run is not finished; says how to resume it.
         """
         run = cls(Path(path))
         if not run.state_file.is_file():
@@ -125,9 +125,9 @@ class Run:
     def start(
         cls, path: str | Path, kind: str, config: dict[str, Any], identity: dict[str, Any], overwrite: bool
     ) -> Run:
-        """Make or take up a run directory; write its config before any work starts.
+        """Make or resume a run directory; write its config before any work starts.
 
-        An unfinished run of the same identity is taken up where it stopped, a finished one is returned as it is.
+        An unfinished run of the same identity is resumed, a finished one is returned unchanged.
 
         Raises:
             ValueError: the folder holds a run of another identity (names the keys that differ) or other files.
@@ -167,7 +167,7 @@ class Run:
         if not _still_there(path, file):
             stack.close()
             return self.lock()  # the process that held it removed it in between
-        # Removed while it is still locked, so that nobody else has it; also where an error leaves it to be collected.
+        # Removed while it is still locked, so no other process can lock it; also after an error, when it is collected.
         stack.callback(weakref.finalize(stack, _unlink_own, path, os.getpid()))
         return stack
 
@@ -176,7 +176,7 @@ class Run:
         formats.update(self.state_file, RunState, status="complete", finished=_now())
 
     def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
-        """Raise ValueError where the folder holds a run of another kind or identity, or files that are no run."""
+        """Raise ValueError where the folder holds a run of another kind or identity, or files that are not a run."""
         if not self.state_file.is_file():
             # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
             expected = {self.config_file.name, self.state_file.name}

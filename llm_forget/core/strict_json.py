@@ -16,7 +16,7 @@ def canonical(content: Any) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces; `strict_loads` reads it back as the same value.
 
     Raises:
-        ValueError: a key that is no text, a number that is not finite, a lone surrogate, or what JSON has no form for.
+        ValueError: a key that is not text, a number that is not finite, a lone surrogate, or what JSON has no form for.
     """
     _refuse(content, 0)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -32,8 +32,8 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
     """Value of a JSON text that has exactly one meaning.
 
     Raises:
-        ValueError: longer than ``max_bytes``, not UTF-8, not JSON, nested too deeply, a key that stands twice, a number
-            that is not finite (NaN, 1e999), or a lone surrogate. The text itself is not repeated.
+        ValueError: longer than ``max_bytes``, not UTF-8, not JSON, nested too deeply, a key that appears twice, a
+            number that is not finite (NaN, 1e999), or a lone surrogate. The text itself is not repeated.
     """
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
@@ -55,13 +55,13 @@ def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise DataError("a key of the JSON text stands twice in one object")
+        raise DataError("a key of the JSON text appears twice in one object")
     return found
 
 
 def refuse_constant(name: str) -> Any:
     """Raise DataError for NaN, Infinity and -Infinity, which Python reads as numbers."""
-    raise DataError(f"{name} is no JSON number")
+    raise DataError(f"{name} is not a JSON number")
 
 
 def _float(digits: str) -> float:

@@ -44,7 +44,7 @@ NO_EFFECT: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _HUB)),
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"), (None, _HUB)),
 }  # fmt: skip
-# Pattern of `optim` -> the module it comes from and the name of its package. What is not here, torch brings.
+# Pattern of `optim` -> the module it comes from and the name of its package. Torch brings all others.
 OPTIMIZERS = {
     r"adamw_bnb_8bit|adamw_8bit|paged_.*|lion_.*|ademamix.*|rmsprop_bnb.*": ("bitsandbytes", "bitsandbytes"),
     r"adamw_torch_[48]bit": ("torchao", "torchao"),

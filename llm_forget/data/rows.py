@@ -165,7 +165,7 @@ def normalise_text(text: str) -> str:
 
 
 def derived_id(row: Row) -> str:
-    """Return the id of a row without an id: a digest of its normalised content, whatever its order or file."""
+    """Return the id of a row without an id: a digest of its normalised content, independent of order and file."""
     return "sha256-" + hashlib.sha256(normalise_text(content(row)).encode()).hexdigest()[:16]
 
 

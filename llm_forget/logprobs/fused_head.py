@@ -2,7 +2,7 @@
 
 The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It needs nothing
 from the loss, so with a frozen head (LoRA) it is computed in the forward pass while the block of logits exists: logits
-are neither stored for the backward pass nor recomputed. Peak memory is one block, whatever the vocabulary size and the
+are neither stored for the backward pass nor recomputed. Peak memory is one block, for any vocabulary size and
 number of tokens. Blocks of logits are also the idea of Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy
 (arXiv:2411.09009); this is plain torch, and returns the log-prob of every token instead of a mean loss.
 """

@@ -63,7 +63,7 @@ def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization:
     if "quantization" in manifest and trained != loaded:
         logger.warning(
             "adapter '%s' was trained on a base in %s and is loaded onto one in %s, which answers differently; "
-            "set load_in_4bit or load_in_8bit as it was trained with, unless this is meant",
+            "set load_in_4bit or load_in_8bit as it was trained with, unless this is intended",
             adapter.parent.name if adapter.name == "adapter" else adapter.name, trained, loaded,
         )  # fmt: skip
 
@@ -256,7 +256,7 @@ def _tokenizer(source: Source, revision: str) -> Any:
             raise
         # The tokenizer is read first, and a mistyped path of two parts looks like a Hub id.
         reason = str(error).partition("\n")[0]
-        raise MissingFileError(f"model '{source.name}' is no folder here, and the hub gives none: {reason}") from error
+        raise MissingFileError(f"model '{source.name}' is neither a folder here nor on the hub: {reason}") from error
 
 
 def _gguf_tokenizer(path: Path) -> Any:

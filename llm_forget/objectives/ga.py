@@ -1,4 +1,4 @@
-"""Gradient ascent: raise the loss of what is to be forgotten."""
+"""Gradient ascent: raise the loss of the forget rows."""
 
 from torch import Tensor
 

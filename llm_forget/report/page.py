@@ -20,7 +20,7 @@ from llm_forget.report.sections.verdict import metrics_section, plane_section, v
 
 logger = logging.getLogger("llm_forget")
 NAME, NAME_WITH_TEXT = "report.html", "report-with-text.html"
-DO_NOT_PUBLISH = "This page contains text that was to be forgotten; do not publish it."
+DO_NOT_PUBLISH = "This page contains text of forget rows; do not publish it."
 
 
 def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show_text: int = 0) -> Path:

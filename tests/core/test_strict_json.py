@@ -53,10 +53,10 @@ def test_a_value_without_one_text_is_refused(value: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a":1,"a":1}', "stands twice"),
-        ('{"b":{"a":1,"\\u0061":2}}', "stands twice"),
-        ("NaN", "NaN is no JSON number"),
-        ("[-Infinity]", "no JSON number"),
+        ('{"a":1,"a":1}', "appears twice"),
+        ('{"b":{"a":1,"\\u0061":2}}', "appears twice"),
+        ("NaN", "NaN is not a JSON number"),
+        ("[-Infinity]", "not a JSON number"),
         ("[1e999]", "too large"),
         ("[-1e999]", "too large"),
         (f"[{'9' * 5000}]", "too large"),

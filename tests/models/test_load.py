@@ -215,7 +215,7 @@ def test_a_missing_run_in_a_folder_that_is_here_is_no_hub_id(lora_args, tmp_path
 
 def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="model 'runs/orcale' is no folder here, and the hub gives none: "):
+    with pytest.raises(FileNotFoundError, match="model 'runs/orcale' is neither a folder here nor on the hub: "):
         load_tokenizer(lora_args("runs/orcale"))
 
 

@@ -179,7 +179,7 @@ def test_the_listed_rows_are_the_ten_most_revealing(make_measured_run):
     run = make_measured_run()
     members, others = (rows_of(run, "mia_min_k", "unlearned", side) for side in ("members", "nonmembers"))
     assert auc(members, others) < 0.5, "then low scores give rows away"
-    (table,) = [t for title, t in page(run).tables.items() if title.startswith("Rows given away by mia_min_k")]
+    (table,) = [t for title, t in page(run).tables.items() if title.startswith("Rows exposed by mia_min_k")]
     assert [row[0] for row in table[1:]] == [f"row-{i:02d}" for i in np.argsort(members)[:10]]
 
 
@@ -196,8 +196,8 @@ def test_rows_exposed_by_an_attack_with_the_target_are_not_listed(make_measured_
     (run / "rows.json").write_text(json.dumps(rows))
     tables = page(run).tables
     assert "kept" in tables
-    assert [title.split(":")[0] for title in tables if title.startswith("Rows given")] == [
-        "Rows given away by mia_min_k"
+    assert [title.split(":")[0] for title in tables if title.startswith("Rows exposed")] == [
+        "Rows exposed by mia_min_k"
     ]
 
 

@@ -115,7 +115,7 @@ class Ledger:
             OSError: no space, or the file is not writable; nothing was added.
         """
         if kind not in KINDS:
-            raise EvidenceError(f"'{kind}' is no kind of event; {did_you_mean(kind, KINDS)}")
+            raise EvidenceError(f"'{kind}' is not a kind of event; {did_you_mean(kind, KINDS)}")
         if reserved := [key for key in RESERVED if key in body]:
             raise EvidenceError(f"the body of an event cannot hold '{reserved[0]}'; pass it as an argument")
         canonical(body)  # raises before anything is locked

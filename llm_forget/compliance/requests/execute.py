@@ -112,7 +112,7 @@ def execute(
         say(_estimate(ledger, train, len(request.ids())))
         return None
     output = str(train.output_dir)
-    # Suites do not affect the training, so other suites are no new attempt.
+    # Suites do not affect the training, so a run with other suites is the same attempt.
     if begin_attempt(ledger, request, {"output_dir": output, "digest": json_digest({"recipe": identity(keys)})}):
         finished = run_unlearning(data, train, model)
     elif _is_measured(finished := Run.open(output), plan.suites):

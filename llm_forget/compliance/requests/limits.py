@@ -7,7 +7,7 @@
 
 Without limits, requests could remove the rows that keep a model safe, or damage the model by unlearning too much.
 Protected rows are named by their source, as in a recipe, so the evidence holds no copy of them; they are recognised by
-their normalised content, whatever their ids are. Every exception is an event of the ledger.
+their normalised content, regardless of their ids. Every exception is an event of the ledger.
 """
 
 from collections.abc import Iterable, Mapping

@@ -25,7 +25,7 @@ A merge of one run at scale 1 is treated like the run. For merges of several run
 5. A subtracted source (scale 0 or below) forgets nothing. What it was trained on, or trained to forget, is contained:
    subtracting an unlearning adapter teaches, and only a measurement tells whether subtracting a fine-tuning forgot.
 6. Overriding 3. to 5.: records of a request that was verified with *pass* on the merge's own weights are forgotten, and
-   if the last policy said *fail*, 4. does not apply.
+   if the last policy answered *fail*, 4. does not apply.
 
 Limits: training data of models without an event in the ledger is unknown (such a base is assumed to contain nothing
 except by 2.). Records whose keys were destroyed (`audit unlink`) cannot be compared: their subjects would get other

@@ -90,7 +90,7 @@ def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
         "config": snapshot.settings,
         "provenance": snapshot.provenance,
     }
-    return json.loads(json.dumps(content, default=str))  # as it is read back
+    return json.loads(json.dumps(content, default=str))  # as a reader of the file gets it
 
 
 def create(evidence: Path, identity: str, content: dict[str, Any], snapshot: ModelSnapshot, parent: str | None) -> None:

@@ -40,7 +40,7 @@ def read_content(
 
 
 def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
-    """The same as `read_content`; None where the file is missing or in another format, and is to be made again.
+    """The same as `read_content`; None if the file is missing or in another format; make it again.
 
     Raises:
         LlmForgetError: see `read`.
@@ -81,7 +81,7 @@ def write(
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:
-    """Give keys of a file other values; all other keys stay as they are, whoever wrote them.
+    """Change the values of these keys of a file; all other keys stay, also those of other programs.
 
     Raises:
         LlmForgetError, FileNotFoundError: see `read` and `write`.
@@ -96,7 +96,7 @@ def encoded(content: Any) -> str:
 
 
 def plain(content: Any) -> Any:
-    """The JSON value of a record; a value that is no record is returned as it is."""
+    """The JSON value of a record; any other value is returned unchanged."""
     if not isinstance(content, Record):
         return content
     value = msgspec.to_builtins(content)

@@ -60,7 +60,7 @@ class Variant(Part, frozen=True):
 
 
 class Retraining(Part, frozen=True):
-    """Training an adapter anew without the forget rows."""
+    """Training an adapter from the start without the forget rows."""
 
     steps: Count
     seconds_of_a_step: Seconds

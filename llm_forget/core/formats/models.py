@@ -18,7 +18,7 @@ class Tensor(Part, frozen=True):
 
 
 class Adapter(Part, frozen=True):
-    """An adapter beneath the one that was trained."""
+    """An adapter below the one that was trained."""
 
     name: str
     digest: str | None  # null where the weights are sharded

@@ -51,7 +51,7 @@ class Line(Part, frozen=True):
 
 
 class Finding(Part, frozen=True):
-    """A bound and whether it holds; null: it cannot be told."""
+    """A bound and whether it holds; null: undetermined."""
 
     of: str | float | None  # what the bound is relative to: oracle, before, a number
     holds: bool | None

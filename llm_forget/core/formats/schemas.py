@@ -24,7 +24,7 @@ def records() -> dict[str, type[Record]]:
 
 
 def schema(kind: type[Record]) -> dict[str, Any]:
-    """Schema of the files of one class. Keys that it does not name are allowed, but for what is signed whole."""
+    """Schema of the files of one class. Other keys are allowed, except in files that are signed whole."""
     (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     for part in parts.values():
         part["description"] = inspect.cleandoc(part["description"])

@@ -102,7 +102,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
         return
     if measured["max_abs"] == 0:
         raise AdapterRefused(
-            f"adapter '{folder}' changes no logit of the probe prompts: with it the model is the one beneath it, and "
+            f"adapter '{folder}' changes no logit of the probe prompts: the model with it equals its base, and "
             "has forgotten nothing; train again, with more steps or a higher learning_rate"
         )
     if recorded is None or recorded["prompts"] != measured["prompts"]:

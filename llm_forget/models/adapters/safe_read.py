@@ -1,7 +1,7 @@
 """Check untrusted adapter folders before any file in them is opened, parsed or allocated.
 
-PEFT and safetensors read whatever a file contains. Here a folder is refused for links, archives and pickled weights,
-a file for its size; a safetensors header is parsed and bounded before a library allocates the tensors that it lists.
+PEFT and safetensors read anything that a file contains. Here a folder is refused for links, archives and pickled
+weights, a file for its size; a safetensors header is parsed and bounded before a library allocates the listed tensors.
 """
 
 import math
@@ -70,8 +70,8 @@ def inspect_folder(folder: Path) -> None:
 def refuse_unverified(folder: Path) -> NoReturn:
     """Raise AdapterRefused for an adapter without a manifest of this package."""
     raise AdapterRefused(
-        f"adapter '{folder}' has no {MANIFEST} of this package, so nobody says what it is; to trust it, copy it with "
-        f"`llm-forget adopt {folder} --trust --output_dir RUN`, and use that run"
+        f"adapter '{folder}' has no {MANIFEST} of this package, so its content cannot be verified; to trust it, copy "
+        f"it with `llm-forget adopt {folder} --trust --output_dir RUN`, and use that run"
     )
 
 
@@ -94,7 +94,7 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
     with open(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise AdapterRefused(f"'{path}' is no regular file; give a folder of plain files")
+            raise AdapterRefused(f"'{path}' is not a regular file; give a folder of plain files")
         size = facts.st_size if length is None else length
         if size > limit:
             raise AdapterRefused(f"'{path}' asks for {size:,} bytes, more than the {limit:,} that are read")
@@ -147,7 +147,7 @@ def read_header(path: Path) -> dict[str, Header]:
             raise AdapterRefused(f"'{path}' is not a whole safetensors file: tensors overlap or leave gaps")
         end = stop
     if 8 + length + end != size:
-        raise AdapterRefused(f"'{path}' is not a whole safetensors file: its header speaks of {end:,} bytes of tensors")
+        raise AdapterRefused(f"'{path}' is not a whole safetensors file: its header lists {end:,} bytes of tensors")
     return headers
 
 

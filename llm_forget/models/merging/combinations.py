@@ -98,8 +98,8 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
         for key in ("modules_to_save", "use_dora", "lora_bias", "ensure_weight_tying"):
             if getattr(config, key, None):
                 raise ModelError(
-                    f"adapter '{part.folder}' has {key}, which is no product B A that could be scaled and added; such "
-                    "an adapter is merged alone, at scale 1"
+                    f"adapter '{part.folder}' has {key}, which is not a product B A that could be scaled and added; "
+                    "such an adapter is merged alone, at scale 1"
                 )
     if len(precisions) > 1:
         first, second = list(precisions.values())[:2]
@@ -130,7 +130,7 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
             if _has_adapter(layer, name) and not (
                 _is_embedding(layer, name) or isinstance(layer.lora_A[name], torch.nn.Linear)
             ):
-                raise ModelError(f"'{place}' is no linear layer, embedding or expert; merge its adapter alone")
+                raise ModelError(f"'{place}' is not a linear layer, embedding or expert; merge its adapter alone")
     return model, names
 
 
@@ -158,7 +158,7 @@ def _is_embedding(layer: Any, name: str) -> bool:
 
 
 def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """``B [E, out, r]``, scales and all, and ``A [E, r, in]`` of an adapter in one layer; E = 1 but for experts."""
+    """``B [E, out, r]``, scales and all, and ``A [E, r, in]`` of an adapter in one layer; E = 1 except for experts."""
     if _is_embedding(layer, name):
         down, up, experts = layer.lora_embedding_A[name], layer.lora_embedding_B[name], 1
     else:

@@ -78,7 +78,7 @@ def merge_adapters(
     Returns:
         ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from the adapters to the
         file), ``mean_kl_of_adapter`` (from the adapters to the base: their effect), ``adapter`` (digest
-        of its weights, where it is one as it is), ``files`` (digests), for quantised training ``as_trained`` (the same
+        of its weights, for one unchanged adapter), ``files`` (digests), for quantised training ``as_trained`` (the same
         differences to the adapters on their quantised base), for combinations their settings.
 
     Raises:
@@ -217,7 +217,7 @@ def _measured_difference(
     largest = max(float(part.abs().max()) for part in expected.reference)
     if compare(expected.reference, written)["max_abs_logit_difference"] <= SAME * largest:
         raise ModelError(
-            "the merged model answers as the model beneath: the changes cancel, or were rounded away; nothing "
+            "the merged model answers as its base: the changes cancel, or were rounded away; nothing "
             "was written. Merge with dtype float32, or with other scales"
         )
     adapted = compare(expected.logits, expected.reference)["mean_kl"]

@@ -31,7 +31,7 @@ class Merged:
 
     folder: Path
     weights: str  # content digest of the whole model
-    facts: dict[str, Any]  # combination, sources, beneath, base_precision
+    facts: dict[str, Any]  # `combination`, `sources`, `beneath`, `base_precision`
     files: dict[str, str]  # digests by name
 
     @property
@@ -80,7 +80,7 @@ def _verified_weights(folder: Path, files: dict[str, str]) -> str:
     part = folder / "adapter" if Run(folder).state_file.is_file() else folder
     weight_files = [path for path in part.iterdir() if any(fnmatchcase(path.name, form) for form in WEIGHT_FILES)]
     if unexpected := sorted({path.relative_to(folder).as_posix() for path in weight_files} - files.keys()):
-        raise AdapterRefused(f"'{folder / unexpected[0]}' is no file that merge.json says was written; remove it")
+        raise AdapterRefused(f"'{folder / unexpected[0]}' is not a file that merge.json lists; remove it")
     if part != folder:
         return source_digest(str(folder))
     # Equal to `folder_digest`, without reading the files again.

@@ -31,7 +31,7 @@ UNLEARNING_LIMIT = (
     "subject was not touched."
 )
 GENERAL_LIMITS = (
-    "A low score is no proof of erasure. It shows what these measurements found, not that nothing is left.",
+    "A low score does not prove erasure. It shows what these measurements found, not that nothing is left.",
     "Attacks that were not tried may recover what those listed here did not. Anyone who kept the model before can "
     "compare the two models and find the forgotten rows.",
     "Copies made before an earlier version was withdrawn are not affected.",

@@ -19,7 +19,7 @@ def checked(statements: CardStatements) -> CardStatements:
     """Return the statements after checking them.
 
     Raises:
-        PublishError: a base model or data set is no Hub id, the licence is unknown there, or the power is not above 0.
+        PublishError: a base model or data set that is not a Hub id, an unknown licence, or a power not above 0.
     """
     if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
         raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")

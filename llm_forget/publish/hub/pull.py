@@ -110,7 +110,7 @@ def parse_size(size: str) -> int:
     """Parse a size such as 50GB or 800MiB into bytes.
 
     Raises:
-        PublishError: the text is no size.
+        PublishError: the text is not a size.
     """
     match = SIZE.fullmatch(size)
     if match is None or not float(match[1]):

@@ -136,7 +136,7 @@ def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
     """Return ``published.json`` of a revision; None if it is missing or unreadable."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # the local error is no answer of the Hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # the local error is not an answer of the Hub
 
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -142,6 +142,6 @@ def first_rows(rows: list[Row]) -> tuple[Row, ...]:
 
 
 def anchor(*words: str) -> str:
-    """Return an id that is valid in HTML and CSS and unique for these words, whatever characters they contain."""
+    """Return an id that is valid in HTML and CSS and unique for these words, which may contain any character."""
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)[:40].strip("-")
     return f"{readable or 'x'}-{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"

@@ -201,7 +201,7 @@ def _exposed_rows(names: str, sides: Sides) -> Table:
     ]
     direction = "low" if sign < 0 else "high"
     columns = ("row", "score", *(["oracle's score"] if oracle else []), "unseen rows less telling")
-    title = f"Rows given away by {names.split(', ')[0]}: the {len(rows)} with the {direction}est scores"
+    title = f"Rows exposed by {names.split(', ')[0]}: the {len(rows)} with the {direction}est scores"
     return Table(title, columns, tuple(rows))
 
 

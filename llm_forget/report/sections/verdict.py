@@ -16,7 +16,7 @@ from llm_forget.report.statistics import forget_distance, pareto, utility_line
 
 GOAL_LABELS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as the oracle"}
 DISTANCE = "distance to the oracle"
-FRONT = "Pareto front of these runs"  # target and oracle are no candidates
+FRONT = "Pareto front of these runs"  # target and oracle are not candidates
 ABOUT_DISTANCE = (
     "Distance to the oracle: 0 is the model that never saw the rows, 1 the model before; the mean of "
     "|unlearned - oracle| / |before - oracle|, each at most 1, over the lines of the suite whose goal is the "

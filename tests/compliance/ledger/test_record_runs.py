@@ -327,7 +327,7 @@ def test_the_commands_show_the_history_of_a_record(
     assert "run npo, base target, splits forget, 1 record, weights" in said
     code, said = cli("record", CANARY)
     assert code == 0
-    assert re.search(r"target - \w{12} 1 - yes npo - \w{12} 1 2 was to forget it", said), said
+    assert re.search(r"target - \w{12} 1 - yes npo - \w{12} 1 2 unlearned it", said), said
     assert re.search(r"npo - \w{12} 1, 3 - yes", cli("record", "b")[1])
     code, said = cli("version", "npo")
     assert "learned 3 records (events 1, 3)" in said

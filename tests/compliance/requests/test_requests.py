@@ -119,7 +119,7 @@ def test_a_threshold_that_matches_everything_is_refused() -> None:
         ("a.yaml", "- &a x\n- *a", "alias"),
         ("a.yaml", "- !!python/object:os.system x", "not valid YAML"),
         ("a.json", '["x", 7]', "id 2 is int"),
-        ("a.json", '{"x": 1, "x": 2}', "stands twice"),
+        ("a.json", '{"x": 1, "x": 2}', "appears twice"),
         ("a.txt", "\n \n", "no ids"),
     ],
 )  # fmt: skip

@@ -375,7 +375,7 @@ def test_14_pipes_archives_and_huge_files_are_refused_unread(saved, tmp_path, lo
         (folder / Path(archive).name).unlink()
     assert not (tmp_path.parent / "escaped.json").exists()
     os.mkfifo(folder / "pipe")
-    refused(saved, "no regular file")
+    refused(saved, "not a regular file")
     (folder / "pipe").unlink()
     for size, message in ((10 * 2**30, "not a whole safetensors file"), (MAX_WEIGHTS + 1, "at most")):
         with open(folder / WEIGHTS, "r+b") as file:

@@ -162,7 +162,7 @@ def test_taking_away_and_adding_cancel(make_parts, tiny_folder, lora_args, tmp_p
         torch.testing.assert_close(added[key] + taken[key], 2 * tensor)
     assert any(not torch.equal(added[key], taken[key]) for key in before)
     twice = [Part(part.folder, 1.0), Part(part.folder, -1.0)]
-    with pytest.raises(ValueError, match=r"as the model beneath.*cancel"):
+    with pytest.raises(ValueError, match=r"as its base.*cancel"):
         merge_adapters(lora_args(tiny_folder), twice, tmp_path / "nothing", how=checked_rule())
     assert not (tmp_path / "nothing").exists()
 
@@ -436,7 +436,7 @@ def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tm
 )
 def test_what_is_no_product_is_not_scaled_and_added(config, said, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{}, config])
-    with pytest.raises(ValueError, match=f"{said}, which is no product.*merged alone"):
+    with pytest.raises(ValueError, match=f"{said}, which is not a product.*merged alone"):
         merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
     assert not (tmp_path / "merged").exists()
     merge_adapters(lora_args(tiny_folder), [Part(parts[1].folder)], tmp_path / "merged")

@@ -167,7 +167,7 @@ def test_what_is_not_known_is_said(make_measured_run):
     text = card(folder)
     for sentence in ("No oracle was measured", "The model before was not measured", "left no provenance",
                      "**Category:** not stated", "No contact is stated", "No policy was applied",
-                     "no proof of erasure"):  # fmt: skip
+                     "A low score does not prove erasure"):  # fmt: skip
         assert sentence in text, sentence
 
 

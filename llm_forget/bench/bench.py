@@ -174,7 +174,7 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compute_dtype(setup: Setup) -> torch.dtype:
-    """Return the dtype of matrix products, which mixed precision makes differ from the dtype of the weights."""
+    """Return the dtype of matrix products: half precision under bf16 or fp16, otherwise that of the weights."""
     if setup.args.bf16 or setup.args.fp16:
         return torch.bfloat16 if setup.args.bf16 else torch.float16
     return setup.model.get_base_model().dtype

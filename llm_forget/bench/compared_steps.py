@@ -73,7 +73,7 @@ class Setup:
 def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]]) -> dict[str, Objective]:
     """Build objectives over forget and retain rows, so that every method passes over the same tokens.
 
-    A method that takes retain rows optionally gets them with weight 1.
+    A method whose retain rows are optional gets them with weight 1.
 
     Raises:
         ConfigError: a method reads other splits than these two.
@@ -96,7 +96,7 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first full batches of training, at their real lengths, and the rows in them, which ``index`` counts.
+    """Return the first full batches of training, with their real row lengths, and their rows, which ``index`` numbers.
 
     Raises:
         ConfigError: a split has fewer rows than a batch.
@@ -155,7 +155,7 @@ def set_up(
 
 
 def _fill_zero_matrices(model: nn.Module) -> None:
-    """Fill the zero matrices of a new adapter: they make the other half's gradients zero, in the first step only."""
+    """Fill the zero matrices of a new adapter, which would make the other matrices' first gradients zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():

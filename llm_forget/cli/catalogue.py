@@ -1,4 +1,4 @@
-"""What is on offer, drawn for a terminal: methods, terms, recipes, configuration keys."""
+"""Terminal tables of methods, terms, recipes and configuration keys."""
 
 import dataclasses
 import inspect
@@ -36,7 +36,7 @@ def methods_table() -> RenderableType:
 
 
 def terms_table() -> RenderableType:
-    """All terms, for objectives that are spelled out."""
+    """All terms, for use under the key ``objective``."""
     from llm_forget.objectives import OBJECTIVES
 
     table = Table("term", "paper", "inputs", "needs", "defaults", title="Terms (objective: {forget: ..., retain: ...})")
@@ -64,7 +64,7 @@ def explanation(name: str) -> RenderableType:
 
 
 def example(method: Any) -> dict[str, Any]:
-    """The keys that spell a method's defaults out in a recipe."""
+    """A method and its default arguments as keys of a recipe."""
     arguments: dict[str, Any] = {}
     for line in method.forget:
         arguments |= {key: value for key, value in _filled(line).items() if value is not None}

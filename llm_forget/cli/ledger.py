@@ -1,4 +1,4 @@
-"""Commands on the ledger: note what runs did, ask what became of a record, verify. Heavy imports wait for a body."""
+"""Commands on the ledger. Functions import heavy libraries themselves, so that `--help` is fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remove from the search texts what known texts contain as well: matches of it would not be remains."""
+"""Remove the parts of the search texts that known texts also contain: a match of these is not a leftover copy."""
 
 from collections.abc import Iterable, Sequence
 

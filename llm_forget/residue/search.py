@@ -14,7 +14,7 @@ OVERLAP = 2**14  # bytes that two blocks share: the longest stretch a match acro
 
 @dataclass(frozen=True)
 class Hit:
-    """A match of a row: its form, byte offset in the stream, and length, out of the row's letters and digits."""
+    """A match of a row: its form, byte offset in the stream, and length; lengths count letters and digits."""
 
     row: int
     encoding: str

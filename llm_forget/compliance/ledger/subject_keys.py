@@ -7,9 +7,9 @@ every event about its subject, and no row of the ledger changes.
 Subjects are looked up by a hash as well, under a master key that never leaves this file.
 
 Limits: a backup or snapshot of ``keys.db`` restores destroyed keys, so delete backups within the time allowed for
-erasure. An overwritten key may survive in copies that a copy-on-write file system or an SSD keeps, or in freed blocks:
-SQLite's rollback journal holds earlier pages, and a commit over two files truncates it. What a killed process left in
-the journal is overwritten.
+erasure. An overwritten key may survive in copies that a copy-on-write file system or an SSD keeps. It may also survive
+in freed blocks, because SQLite truncates its rollback journal after a commit over two files. A journal that a killed
+process left is overwritten.
 """
 
 import hmac
@@ -116,7 +116,7 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 
 
 def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """Number of the named records that the key of another subject links to events."""
+    """Number of these names that are records of another subject, whose key still links them to events."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")

@@ -115,7 +115,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """An unlearning run must be evaluated on the rows it unlearned; a retrained run has no such rows."""
+    """Refuse results of an unlearning run on other rows than it unlearned; a retrained run has no such rows."""
     suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
@@ -126,7 +126,7 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """The results must be of the weights that are there now, in the run's own precision."""
+    """Refuse results of other weights, or of another precision, than the run has now."""
     from llm_forget.models.digest import run_identity
 
     if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:

@@ -132,7 +132,7 @@ def _is_measured(run: Run, suites: str) -> bool:
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
-    """Estimate the cost: ``about 12 steps, 9 s at the pace of run 'mine-req-0001'``, the newest run of a request."""
+    """Estimate steps and time from the newest run of a request: ``about 12 steps, 9 s at the pace of run 'a'``."""
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)
     text = f"about {steps:,} step{'' if steps == 1 else 's'}"

@@ -3,8 +3,8 @@
     received -> resolved -> (decided) -> running -> executed -> verified -> closed
 
 A step is appended to the ledger first and then to request.json, so that the file never claims more than the ledger. A
-step that was interrupted in between is repeated and finds its event (``once``). After a recipe that did not pass,
-another one continues from *running*.
+step that was interrupted between the two is repeated; ``once`` keeps it from adding a second event. After a recipe
+that did not pass, another one continues from *running*.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
         choice: ``all``, ``none`` or comma-separated ids; None keeps an earlier decision.
 
     Raises:
-        EvidenceError: near-duplicates exist and were never decided about, or an id is not one of them.
+        EvidenceError: no decision about existing near-duplicates, or an id that is not one of them.
     """
     rows = request.rows
     if choice is not None or rows["taken"] is None:
@@ -198,7 +198,7 @@ def _event_body(request: Request, state: str, body: Mapping[str, Any]) -> tuple[
 
 
 def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
-    """The `RowCounts` of the content of rows.json, out of ``of`` rows in the data."""
+    """Count the matches in the content of rows.json; ``of`` is the number of rows in the data."""
     match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {

@@ -17,7 +17,7 @@ class Metric(Entry):
     utility: bool = False  # of the whole model: compared with forgetting in the plane and in `compare`
     about_text: bool = False  # measures the quality of the text: no distance to the oracle, no excess of an attack
     two_sided: bool = False  # both sides of the oracle's value reveal the rows: no excess of an attack
-    needs_target: bool = False  # the attacker has the target, and finds the rows with the oracle as well: no distance
+    needs_target: bool = False  # the attack compares with the target, so it succeeds even on the oracle: no distance
     chart: Literal["", "distribution", "bars"] = ""  # that the report draws of the forget rows
 
 

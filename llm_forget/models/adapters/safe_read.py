@@ -50,7 +50,7 @@ def inspect_folder(folder: Path) -> None:
     for entry in os.scandir(folder):
         path, facts = Path(entry.path), entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
-            description = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no regular file"
+            description = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "not a regular file"
             raise AdapterRefused(f"'{path}' is {description}, which no adapter folder may hold; copy the file itself")
         if path.suffix.lower() in ARCHIVES:
             raise AdapterRefused(f"'{path}' is an archive, which no adapter folder may hold; remove it")
@@ -83,7 +83,7 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
         length: read only this many bytes from ``start``.
 
     Raises:
-        AdapterRefused: a link, no regular file, or one that is too large.
+        AdapterRefused: a link, a special file, or a file that is too large.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -39,7 +39,7 @@ def truth_ratio_section(evidence: Evidence) -> Section:
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
-    """Name the line of truth ratios on forget rows; of several, the one whose p-value is the suite's forget quality."""
+    """Name of the line of truth ratios on forget rows; of several, the one that forget quality was computed from."""
     names = [
         name
         for name, line in metrics.items()
@@ -82,7 +82,7 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """Plot ROC curves of every membership attack, and list rows exposed by the strongest one without the target."""
+    """Plot ROC curves of every membership attack, and the rows that the strongest attack without the target exposes."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
     alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
@@ -112,7 +112,7 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
 
 
 def _uses_target(evidence: Evidence, names: str) -> bool:
-    """Whether the attacker has the target, and so finds the rows with the oracle as well."""
+    """Whether the attack compares with the target; such an attack succeeds even on the oracle."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
     return any(metric_of(line).needs_target for line in lines)
 
@@ -131,8 +131,8 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
     )
     if _uses_target(evidence, names):
         description = (
-            f"AUC of the unlearned model {shown(value)}. The attacker kept the model before, and finds the rows with "
-            "the oracle as well: this shows that the model before must be withdrawn, not how well was forgotten."
+            f"AUC of the unlearned model {shown(value)}. The attacker also has the model before, and succeeds "
+            "even on the oracle: this shows that the model before must be withdrawn, not how well the model forgot."
         )
     if any(np.intersect1d(scored(members), scored(others)).size for _, members, others in sides.values()):
         description += (
@@ -160,7 +160,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """AUC and interval from results.json; computed if no line is the AUC itself, as for a TPR."""
+    """AUC and interval: from results.json if a line has this AUC, otherwise computed here."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):

@@ -133,7 +133,7 @@ def test_a_custom_suite_with_the_name_of_a_shipped_one_is_marked(make_measured_r
 
 def test_an_attack_that_uses_the_target_is_marked_as_no_measure_of_forgetting(make_measured_run):
     run = make_measured_run()
-    sentence = "the model before must be withdrawn, not how well was forgotten"
+    sentence = "the model before must be withdrawn, not how well the model forgot"
     assert sentence not in report([run]).with_suffix(".md").read_text(encoding="utf-8")
 
     def use_target(results):

@@ -7,11 +7,12 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "eval/README.md")]
 ENTRIES = [line.split(" -> ") for line in (ROOT / ".vocabulary").read_text().splitlines() if not line.startswith("#")]
 RETIRED = [(re.compile(rf"\b(?:{words})\b".replace(" ", r"\s"), re.I), better) for words, better in ENTRIES]
-CODE = re.compile(r"`+[^`]+`+")
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:
@@ -20,21 +21,20 @@ def prose(file: Path) -> Iterator[tuple[int, str]]:
     if file.suffix != ".py":
         yield 1, source
         return
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    yield from ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield node.lineno, node.value
 
 
+@pytest.mark.slow
 def test_no_docstring_comment_message_or_document_uses_a_retired_word() -> None:
     problems = []
     for file in [*sorted((ROOT / "llm_forget").rglob("*.py")), *DOCUMENTS]:
         for line, text in prose(file):
-            words = CODE.sub(lambda code: "`" + "\n" * code[0].count("\n"), re.sub(r" *\n *", "\n", text))
-            for pattern, better in RETIRED:
-                for match in pattern.finditer(words):
-                    number = line + words.count("\n", 0, match.start())
-                    problems.append(f"{file.relative_to(ROOT)}:{number}: {match[0]!r}; better: {better}")
+            words = re.sub(r"`+[^`]+`+", lambda code: "`" + "\n" * code[0].count("\n"), re.sub(r" *\n *", "\n", text))
+            for match, better in ((match, better) for regex, better in RETIRED for match in regex.finditer(words)):
+                number = line + words.count("\n", 0, match.start())
+                problems.append(f"{file.relative_to(ROOT)}:{number}: {match[0]!r}; better: {better}")
     assert not problems, "\n".join(problems)

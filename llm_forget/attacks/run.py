@@ -10,11 +10,9 @@ from typing import Any
 
 from accelerate import PartialState
 
-from llm_forget.attacks import prompting, quantize, relearn  # noqa: F401  (they register themselves)
-from llm_forget.attacks._registry import KINDS
 from llm_forget.attacks.context import AttackContext, Lines, lines_of
 from llm_forget.attacks.excess import excess
-from llm_forget.attacks.prompting import SUITE_ATTACKS
+from llm_forget.attacks.kinds import KINDS
 from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvaluationError
@@ -40,7 +38,7 @@ def attack(
     """Attack a run and its oracle, measure both with the same suite, and write attack.json.
 
     Args:
-        kind: relearn, quantize, sample, prefix, paraphrase, template or two_models.
+        kind: name of an attack in `llm_forget.attacks.kinds`.
         suite: suite to measure; default: that of the attack, or else that of the run.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: parameters of the attack, such as ``share=0.05``.
@@ -59,16 +57,17 @@ def attack(
     finished = Run.open(run)
     if not kind_of(finished).forgotten:
         raise EvaluationError(f"run '{run}' is a {finished.state['kind']} run; only an unlearn run can be attacked")
-    if kind in SUITE_ATTACKS and suite is not None:
-        raise EvaluationError(f"attack '{kind}' measures the suite '{SUITE_ATTACKS[kind][0]}'; leave --suite out")
+    if entry.suite and suite is not None:
+        raise EvaluationError(f"attack '{kind}' measures the suite '{entry.suite}'; leave --suite out")
     began = time.perf_counter()
-    default = SUITE_ATTACKS[kind][0] if kind in SUITE_ATTACKS else finished.config.get("suite") or DEFAULT_SUITE
+    default = entry.suite or finished.config.get("suite") or DEFAULT_SUITE
     suite = suite or default
     if "," in suite:
         raise EvaluationError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")
     changed_keys = {key: value for key, value in (overrides or {}).items() if value is not None}
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
-    row_keys, left_out = _measured_rows(kind, {**finished.config, **changed_keys}, arguments)
+    measured_rows, left_out = entry.prepare({**finished.config, **changed_keys}, arguments)
+    row_keys = {"forget": measured_rows} if measured_rows is not None else {}
     # Numbers on fewer or other rows belong to this attack, not to the results of the run.
     whole = limit is None and not changed_keys and not row_keys
     keys = {**changed_keys, **row_keys}
@@ -95,19 +94,6 @@ def attack(
     }
     formats.write(folder / "attack.json", content, Attack)
     return content
-
-
-def _measured_rows(kind: str, config: dict[str, Any], arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Recipe keys that restrict the measured rows, before and after the attack, and the number of rows left out.
-
-    It runs before any measurement, so it also refuses invalid settings of an attack.
-    """
-    if kind == "quantize":
-        quantize.check_bits(arguments["bits"])
-    if kind != "relearn":
-        return {}, 0
-    trained, others = relearn.split_forget_rows(config, **{key: arguments[key] for key in ("share", "on", "seed")})
-    return ({}, 0) if others is None else ({"forget": others}, relearn.count_ids(trained))
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:

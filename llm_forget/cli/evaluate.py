@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_forget.attacks.kinds import KINDS
 from llm_forget.cli.options import PASS_ON, BatchSize, Limit, NumProcesses, Oracle, Suite, Target
 from llm_forget.core.errors import ConfigError
 
@@ -75,7 +76,7 @@ def evaluate(
 def attack(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run that unlearned.")],
-    kind: Annotated[str, typer.Option(help="relearn, quantize, sample, prefix, paraphrase, template or two_models.")],
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS.names())}.")],
     suite: Suite = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
@@ -91,7 +92,6 @@ def attack(
     from llm_forget.core.run_directory import refuse_version
 
     refuse_version(run, "attacks with records")
-    from llm_forget.attacks._registry import KINDS
     from llm_forget.attacks.excess import ABOUT_EXCESS
     from llm_forget.attacks.run import attack as run_attack
     from llm_forget.core.config import UnlearnConfig, keys_of

@@ -8,7 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "llm_forget"
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "scipy", "pandas", "lm_eval", "bitsandbytes"}
 # The command line, and readers of run directories: `--help` and `report` must not wait for torch.
-STARTS_AT_ONCE = ("cli", "compliance", "core", "pytest_plugin", "publish", "report", "residue", "evals.policy")
+STARTS_AT_ONCE = (
+    "attacks.kinds", "cli", "compliance", "core", "pytest_plugin", "publish", "report", "residue", "evals.policy"
+)  # fmt: skip
 NEED_TRANSFORMERS = {"core.config", "core.unsupported_keys"}  # a recipe's keys are fields of its dataclasses
 REGISTRIES = {"objectives", "evals/metrics"}  # one function a file
 

@@ -7,6 +7,7 @@ therefore recomputed with the code that decided it, so that no signed *pass* can
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_forget.attacks.kinds import KINDS
 from llm_forget.compliance.requests.files import CATEGORIES, CLASSES
 from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.verdict import Bound, apply_bound
@@ -93,7 +94,8 @@ def _attack_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
             f"That the deletion stays hidden: anyone with both models distinguishes these rows from others with an AUC "
             f"of {attack['auc']:.3f} (0.5 is guessing); withdraw the model before wherever it was shared."
         )
-    if not any(attack["kind"] != "two_models" for attack in facts["attacks"]):
+    kinds = [KINDS.find(attack["kind"]) for attack in facts["attacks"]]
+    if all(kind is not None and not kind.recovers_rows for kind in kinds):
         caveats["attacks"] = "Whether relearning, quantisation or other questions recover the rows: it was not tried."
     return caveats
 

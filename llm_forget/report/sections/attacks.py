@@ -43,7 +43,7 @@ def _cautions(attack: dict[str, Any], evidence: Evidence) -> list[str]:
         cautions.append(f"Measured on a sample of at most {attack['limit']} rows of each probe.")
     if attack.get("overrides"):
         cautions.append(f"Measured with keys that are not the run's own: {', '.join(attack['overrides'])}.")
-    if "left_out" not in attack and attack["kind"] == "relearn" and settings.get("on", "forget") == "forget":
+    if "left_out" not in attack and "share" in settings and settings.get("on", "forget") == "forget":
         cautions.append("The relearned rows are among those measured; attack the run again to leave them out.")
     if attack.get("left_out"):
         cautions.append(

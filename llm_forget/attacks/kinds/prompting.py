@@ -1,41 +1,37 @@
 """Attacks that only prompt the models: sampling, answer prefixes, paraphrases, comparison of both models."""
 
-from typing import Any
+from __future__ import annotations
 
-from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.context import AttackContext, Lines
+from typing import TYPE_CHECKING, Any
 
-# Suite of an attack, the line that measures it, and the plain line it is compared with.
-SUITE_ATTACKS = {
-    "sample": ("robustness", "sampled_rouge", "forget_rouge"),
-    "prefix": ("robustness", "prefix_rouge", "forget_rouge"),
-    "paraphrase": ("robustness", "asked_rouge", "forget_rouge"),
-    "two_models": ("privacy", "mia_two_models", "mia_loss"),
-}
+from llm_forget.attacks.kinds._registry import attack_kind
+
+if TYPE_CHECKING:
+    from llm_forget.attacks.context import AttackContext, Lines
 
 
-@attack_kind(paper="arXiv:2511.04934")
+@attack_kind(paper="arXiv:2511.04934", suite="robustness")
 def sample(context: AttackContext) -> dict[str, Lines]:
     """leak@k: the best of eight samples at temperature 1, compared with the greedy answer."""
-    return _suite_line(context, "sample")
+    return _line(context, "sampled_rouge", "forget_rouge")
 
 
-@attack_kind(paper="arXiv:2202.07646")
+@attack_kind(paper="arXiv:2202.07646", suite="robustness")
 def prefix(context: AttackContext) -> dict[str, Lines]:
     """Prompt with the first half of the answer and score the rest, compared with the whole answer."""
-    return _suite_line(context, "prefix")
+    return _line(context, "prefix_rouge", "forget_rouge")
 
 
-@attack_kind(paper="arXiv:2406.10890")
+@attack_kind(paper="arXiv:2406.10890", suite="robustness")
 def paraphrase(context: AttackContext) -> dict[str, Lines]:
     """The best answer to four paraphrases of the prompt, compared with the plain answer."""
-    return _suite_line(context, "paraphrase")
+    return _line(context, "asked_rouge", "forget_rouge")
 
 
-@attack_kind(paper="arXiv:1912.07942")
+@attack_kind(paper="arXiv:1912.07942", suite="privacy", recovers_rows=False)
 def two_models(context: AttackContext) -> dict[str, Lines]:
     """Membership inference with access to the target, compared with inference without it."""
-    return _suite_line(context, "two_models")
+    return _line(context, "mia_two_models", "mia_loss")
 
 
 @attack_kind()
@@ -54,6 +50,6 @@ def template(
     return {role: context.measure(name, **changes) for role, name in context.models.items()}
 
 
-def _suite_line(context: AttackContext, kind: str) -> dict[str, Lines]:
-    _, line, plain = SUITE_ATTACKS[kind]
+def _line(context: AttackContext, line: str, plain: str) -> dict[str, Lines]:
+    """The line of the suite that measures the attack, under the name of the one that it is compared with."""
     return {role: {plain: context.plain[role][line]} for role in context.models}

@@ -1,30 +1,36 @@
 """Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the others."""
 
+from __future__ import annotations
+
 import logging
 import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.context import AttackContext, Lines
+from llm_forget.attacks.kinds._registry import attack_kind
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
-from llm_forget.data.sources import load_source
-from llm_forget.models.digest import PRECISION
-from llm_forget.workflows.finetune import finetune
+
+if TYPE_CHECKING:
+    from llm_forget.attacks.context import AttackContext, Lines
 
 logger = logging.getLogger("llm_forget")
 FROM_RUN = (
-    *PRECISION, "lora_r", "lora_alpha", "lora_target_modules", "attn_implementation", "use_cpu", "bf16", "fp16",
+    "lora_r", "lora_alpha", "lora_target_modules", "attn_implementation", "use_cpu", "bf16", "fp16",
     "learning_rate", "per_device_train_batch_size",
     "data_path", "fields", "max_length", "stride", "use_chat_template", "prompt_template", "completion_end",
     "system_prompt", "chat_template_kwargs",
 )  # fmt: skip
 
 
-@attack_kind(paper="arXiv:2406.13356")
+def _measured_rows(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | None, int]:
+    trained, measured = split_forget_rows(config, **{key: arguments[key] for key in ("share", "on", "seed")})
+    return measured, count_ids(trained) if measured is not None else 0
+
+
+@attack_kind(paper="arXiv:2406.13356", prepare=_measured_rows)
 def relearn(
     context: AttackContext,
     *,
@@ -44,9 +50,12 @@ def relearn(
         seed: seed of the selection and order of rows.
         keep: keep the adapters in the attack's folder; they recover forgotten rows.
     """
+    from llm_forget.models.digest import PRECISION
+    from llm_forget.workflows.finetune import finetune
+
     training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
     description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
-    arguments = {key: context.config[key] for key in FROM_RUN if context.config.get(key) is not None}
+    arguments = {key: context.config[key] for key in (*PRECISION, *FROM_RUN) if context.config.get(key) is not None}
     if learning_rate is not None:
         arguments["learning_rate"] = learning_rate
     lines = {}
@@ -84,6 +93,8 @@ def split_forget_rows(
     Raises:
         EvaluationError: a share that leaves no row to measure, or no such split or file.
     """
+    from llm_forget.data.sources import load_source
+
     if on != "forget":
         return _other_rows(config, on), None
     if not 0 < share < 1:

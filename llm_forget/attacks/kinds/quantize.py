@@ -1,14 +1,17 @@
 """Merge the adapter and quantise the weights to 8 or 4 bit: unlearning may not survive quantisation."""
 
+from __future__ import annotations
+
 import logging
 import shutil
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from llm_forget.attacks._registry import attack_kind
-from llm_forget.attacks.context import AttackContext, Lines
-from llm_forget.core.config import model_part
+from llm_forget.attacks.kinds._registry import attack_kind
 from llm_forget.core.errors import EvaluationError
-from llm_forget.models.merging.full_model import merge_adapter
+
+if TYPE_CHECKING:
+    from llm_forget.attacks.context import AttackContext, Lines
 
 logger = logging.getLogger("llm_forget")
 BITS: dict[str, dict[str, Any]] = {
@@ -17,24 +20,23 @@ BITS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_bits(bits: str) -> None:
-    """Refuse an unknown value of ``bits``.
-
-    Raises:
-        EvaluationError: ``bits`` is neither nf4 nor int8.
-    """
-    if bits not in BITS:
-        raise EvaluationError(f"bits is '{bits}'; allowed: {', '.join(BITS)}")
+def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
+    """Refuse an unknown value of ``bits``; all rows are measured."""
+    if arguments["bits"] not in BITS:
+        raise EvaluationError(f"bits is '{arguments['bits']}'; allowed: {', '.join(BITS)}")
+    return None, 0
 
 
-@attack_kind(paper="arXiv:2410.16454")
+@attack_kind(paper="arXiv:2410.16454", prepare=_check_bits)
 def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
     """Load the merged model and the oracle in 4 or 8 bit, as a user of the merged weights may do.
 
     Args:
         keep: keep the merged model in the attack's folder; it is as large as the base model.
     """
-    check_bits(bits)
+    from llm_forget.core.config import model_part
+    from llm_forget.models.merging.full_model import merge_adapter
+
     names = dict(context.models)
     merged = context.folder / "merged"
     if context.run.adapter.is_dir():

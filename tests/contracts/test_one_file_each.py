@@ -1,0 +1,131 @@
+"""A metric, an attack and a kind of run are one new file each: nothing else in the package lists their names."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_forget.attacks.kinds import KINDS
+from llm_forget.core import run_kinds
+from llm_forget.evals.metrics import METRICS
+
+PACKAGE = Path(__file__).parents[2] / "llm_forget"
+FILES = {
+    "evals/metrics/vividness.py": """
+        from llm_forget.evals.metrics._registry import metric
+
+        @metric(utility=True, about_text=True)
+        def vividness(records):
+            return 0.5
+    """,
+    "attacks/kinds/hypnosis.py": """
+        from llm_forget.attacks.kinds._registry import attack_kind
+
+        @attack_kind(suite="robustness", recovers_rows=False)
+        def hypnosis(context, *, depth: int = 3):
+            return {"unlearned": {"vividness": {"value": 0.9}}}
+    """,
+    "core/run_kinds/cohort.py": """
+        from llm_forget.core.run_kinds._registry import run_kind
+
+        run_kind("cohort", learned=("lessons",), forgotten=("secrets",), origin=lambda provenance: "one of a cohort")
+    """,
+}
+USE = """
+    import json, sys
+    from pathlib import Path
+    from typer.testing import CliRunner
+    from llm_forget.attacks.excess import excess
+    from llm_forget.cli.main import app
+    from llm_forget.compliance.certificates.claims import _attack_caveats
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.record_runs import note_run
+    from llm_forget.core.run_directory import Run
+    from llm_forget.core.run_kinds import kind_of
+    from llm_forget.evals.suite import parse_suite
+    from llm_forget.models.digest import source_digest
+    from llm_forget.report.statistics import forget_distance, utility_line
+
+    line = {"metric": "vividness", "goal": "match_oracle", "value": 0.9}
+    line |= {role: {"value": value, "ci": None} for role, value in (("before", 0.9), ("oracle", 0.1))}
+    probe = {"p": {"probe": "logprobs", "split": "forget"}}
+    metrics = {"v": {"metric": "vividness", "records": "p", "goal": "keep"}}
+    suite = parse_suite({"probes": probe, "metrics": metrics}, name="own")
+
+    folder = Path("base")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"base")
+    run = Run.start(Path("run"), "cohort", {"model_name_or_path": str(folder)}, {"seed": 0}, False)
+    run.model.mkdir()
+    (run.model / "config.json").write_text("{}")
+    (run.model / "model.safetensors").write_bytes(b"run")
+    data = {name: {"rows": 1, "digest": "sha256:0", "ids": [name]} for name in ("lessons", "secrets", "other")}
+    base = {"name": str(folder), "revision": "main", "digest": source_digest(str(folder))}
+    run.provenance_file.write_text(json.dumps({"kind": "cohort", "base": base, "data": data, "seed": 0}))
+    run.finish()
+    with Ledger.open(Path("evidence"), create=True) as ledger:
+        events = [[event.kind, event.body["splits"]] for event in note_run(ledger, run)]
+
+    attacks = [{"kind": "hypnosis"}]
+    print(json.dumps({
+        "line": [entry.name for entry in suite.lines],
+        "utility": utility_line({"v": line}),
+        "distance": forget_distance({"v": line}),
+        "excess": excess("v", {**line, "unlearned": 0.1, "oracle": 0.1, "unlearned_attacked": {"value": 0.9},
+                               "oracle_attacked": {"value": 0.2}}),
+        "help": CliRunner().invoke(app, ["attack", "--help"]).stdout,
+        "caveats": sorted(_attack_caveats({"suites": {}, "attacks": attacks})),
+        "events": events,
+        "origin": kind_of(run).origin({}),
+    }))
+"""
+
+
+def dedent(text: str) -> str:
+    return "\n".join(line.removeprefix("    ") for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_one_new_file_adds_a_metric_an_attack_and_a_kind_of_run(tmp_path: Path) -> None:
+    package = tmp_path / "site" / "llm_forget"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in FILES.items():
+        (package / name).write_text(dedent(dedent(text)))
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(USE)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["line"] == ["v"]
+    assert shown["utility"] == "v"
+    assert shown["distance"] is None  # not the metric of a quality of the text
+    assert shown["excess"] is None
+    assert "hypnosis" in shown["help"]
+    assert shown["caveats"] == ["attacks", "two models"]  # it recovers nothing
+    assert shown["events"] == [["unlearning", ["secrets"]], ["training", ["lessons"]]]
+    assert shown["origin"] == "one of a cohort"
+
+
+def test_no_other_file_lists_two_kinds_of_run_or_two_attacks_or_compares_with_one() -> None:
+    kinds = {kind.name for kind in run_kinds._registry._KINDS.values()}
+    offending = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(("core/run_kinds/", "attacks/kinds/", "evals/metrics/")):
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            compared = "event.kind" not in line and re.search(
+                r'(?:\bkind\b|"kind"\]|"kind"\)) *(?:==|!=|in) *[("]', line
+            )
+            if compared and any(f'"{word}"' in line for word in (*kinds, *KINDS.names())):
+                offending.append(f"{name}:{number}")
+            if sum(f'"{word}"' in line for word in METRICS.names()) > 1:
+                offending.append(f"{name}:{number}")
+    assert offending == [], "\n".join(offending)

@@ -129,7 +129,10 @@ Configs = tuple[DataConfig, Train, ModelConfig]
 # Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser
 # rewrites the annotations when it first sees the classes.
 STRUCTURED = frozenset(
-    f.name for c in (DataConfig, UnlearnConfig) for f in dataclasses.fields(c) if "dict" in str(f.type)
+    f.name
+    for c in (DataConfig, UnlearnConfig)
+    for f in dataclasses.fields(c)
+    if "dict" in str(f.type) or f.type == "Structure"  # annotations are text here
 )
 
 
@@ -190,7 +193,7 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
 
 
 def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
-    """``RECIPE.yaml --key value --key.inner value`` into checked configuration.
+    """Parse ``RECIPE.yaml --key value --key.inner value`` and check it.
 
     ``--config RECIPE.yaml`` works as well. Overrides take precedence over the recipe, the recipe over defaults.
 

@@ -29,7 +29,7 @@ FULL_DISK = 5  # exit code; that of any other expected error is its `exit_code`,
 
 
 class Entrance(TyperGroup):
-    """Expected errors leave as one sentence on stderr with an exit code by their kind, an interruption with 130."""
+    """Print expected errors as one sentence on stderr; exit with the code of their kind, or 130 if interrupted."""
 
     def invoke(self, ctx: Any) -> Any:
         # bitsandbytes warns on every CPU machine that it lacks an optional kernel.

@@ -48,8 +48,8 @@ def merge(
 ) -> None:
     """Merge adapters into their base model, and verify on probe prompts that the outputs are the same.
 
-    Several runs, or scales, are combined on the products B A, never on A and B separately, which gives another model;
-    the error of that is printed. `merge.json` holds the settings and the digests of the sources and of every file. If
+    Several runs, or scales, are combined as products B A. Combining A and B separately would give another model; its
+    error is printed. `merge.json` holds the settings and the digests of the sources and of every file. If
     there is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
     """
     from llm_forget.workflows.merge import merge as write
@@ -71,7 +71,7 @@ def merge(
 
 
 def _note(folder: str, runs: list[str]) -> None:
-    """Where there is an evidence folder, say there what was merged; a run that it cannot take stops nothing."""
+    """Record the merge in the evidence folder, if there is one; a failure is only a warning."""
     from pathlib import Path
 
     from llm_forget.compliance.ledger.record_runs import note_with_sources

@@ -326,7 +326,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
 
 def slurm_script(lines: Sequence[str], name: str) -> str:
-    """Make an sbatch script that runs line *i* (at least one) as task *i* of an array; pass resources to sbatch."""
+    """Make an sbatch script for an array job whose task *i* runs line *i*; ``lines`` must not be empty."""
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
     points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return f"""#!/bin/bash

@@ -69,7 +69,7 @@ class Request:
         return [*rows["how"], *(rows["taken"] or ())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """(subject, record id) of all rows to forget; each row also as its own subject, as for runs."""
+        """Pairs (row id, row id) and (subject, row id) of all rows to forget, as a run records them."""
         subjects = self.rows["subjects"]
         for row_id in self.ids():
             yield row_id, row_id

@@ -24,7 +24,7 @@ def events_by_model(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def parents(event: Event) -> list[str]:
-    """Content digests of the models that an event started from: the base or, of a merge, all sources and the base."""
+    """Content digests of the models that an event started from: the base; for a merge, also all sources."""
     sources = [event.body.get("base"), event.body.get("beneath"), *event.body.get("sources", ())]
     digests = [source.get("digest", source.get("weights")) for source in sources if isinstance(source, dict)]
     return list(dict.fromkeys(digest for digest in digests if isinstance(digest, str)))

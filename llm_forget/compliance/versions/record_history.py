@@ -143,7 +143,7 @@ def _model_trail(
 
 
 def _versions(ledger: Ledger) -> dict[str, dict[str, bool]]:
-    """By content digest of a model: the ids of its versions, and whether they were purged."""
+    """Ids of the versions of each model, by content digest of the model, and whether each was purged."""
     versions_by_weights: dict[str, dict[str, bool]] = {}
     for event in ledger.events("version", "purge"):
         if isinstance(name := event.body.get("id"), str):

@@ -30,7 +30,7 @@ def checked(
 
     Args:
         where: what an error calls the file.
-        advice: the end of an error: what to do, such as "merge again", or how it may have come.
+        advice: the end of an error: what to do, such as "merge again", or the possible cause.
         error: class of the error; default: the record's ``ERROR``.
 
     Raises:
@@ -78,7 +78,7 @@ def _reason(value: Any, kind: Any) -> str:
 
 
 def _first_fault(value: Any, kind: Any) -> _Fault:
-    """The innermost first value that is refused; msgspec alone does not name keys of mappings."""
+    """The first value that is refused, at its innermost place; msgspec alone does not name keys of mappings."""
     for step, part, part_kind in _parts(value, kind):
         if _reason(part, part_kind):
             inner = _first_fault(part, part_kind)
@@ -87,7 +87,7 @@ def _first_fault(value: Any, kind: Any) -> _Fault:
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
-    """What is inside an object or a list, with the type that it must have."""
+    """The values inside an object or a list, each with the type that it must have."""
     for option in _options(kind):
         origin, arguments = get_origin(option), get_args(option)
         if isinstance(value, dict) and origin is dict:

@@ -29,7 +29,7 @@ def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForg
 def read_content(
     path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> Any:
-    """The JSON value in a file, with keys that the record class does not name too, after the checks of `read`.
+    """The JSON value in a file, checked as by `read`; it includes keys that the record class does not name.
 
     Raises:
         LlmForgetError, FileNotFoundError: see `read`.
@@ -65,7 +65,7 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a record, or the value of one of class ``kind``; ``private``: only the owner can read the file.
+    """Write a record, or a JSON value of class ``kind``; ``private``: only the owner can read the file.
 
     Readers see the old or the new content, which is on disk when this returns.
 
@@ -91,7 +91,7 @@ def update(path: Path, kind: type[R], **changes: Any) -> R:
 
 
 def encoded(content: Any) -> str:
-    """A record, or a JSON value, as it is written: indented, keys in their order, no NaN."""
+    """The text of the file of a record or JSON value: indented, keys in their order, no NaN."""
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 

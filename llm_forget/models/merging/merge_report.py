@@ -2,9 +2,9 @@
 
 A combined adapter is also such a folder: a run of kind `COMBINE`, without training.
 
-As a ``merge`` event: ``weights``, ``combination``, ``sources`` (each with name, content digest and scale), ``beneath``
-(the common base), ``base_precision`` and ``files``, a digest of all digests. Its sources must be in
-the ledger first; otherwise its training data are unknown.
+A ``merge`` event of the ledger has ``weights``, ``combination``, ``sources`` (each with name, content digest and
+scale), ``beneath`` (the common base), ``base_precision`` and ``files``, a digest of all digests. The sources must be
+in the ledger first; otherwise the training data of the merge are unknown.
 """
 
 import stat

@@ -41,13 +41,13 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
     """Repetition or perplexity of the answers to forget rows if far above that of the oracle, else None."""
     damages = []
-    for name, word in (("forget_repetition", "repetition"), ("forget_perplexity", "perplexity")):
-        line = metrics.get(name)
+    for quality, factor, margin in (("repetition", 1, 0.1), ("perplexity", 5, 0)):
+        line = metrics.get(f"forget_{quality}")
         if line is None or line["value"] is None or (line["oracle"] or {}).get("value") is None:
             continue
         value, other = line["value"], line["oracle"]["value"]
-        if value > (other + 0.1 if word == "repetition" else 5 * other):
-            damages.append(f"{word} {shown(value)} (oracle {shown(other)})")
+        if value > factor * other + margin:
+            damages.append(f"{quality} {shown(value)} (oracle {shown(other)})")
     return ", ".join(damages) or None
 
 

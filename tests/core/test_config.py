@@ -34,6 +34,14 @@ def test_a_mapping_may_be_written_on_the_command_line() -> None:
     assert data.retain == ["a.jsonl", {"path": "b", "weight": 2}]
 
 
+def test_mappings_of_transformers_and_of_a_recipe_are_read_from_yaml() -> None:
+    keys = {**BASE, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "retain": [{"path": "b"}]}
+    data, train, _ = from_keys({**keys, "lr_scheduler_kwargs": {"num_cycles": 2}}, UnlearnConfig)
+    assert train.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert train.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert data.retain == [{"path": "b"}]
+
+
 @pytest.mark.parametrize(
     ("keys", "overrides", "sentence"),
     [

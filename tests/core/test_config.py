@@ -113,3 +113,10 @@ def test_adapters_are_the_default_of_unlearning_only() -> None:
 
 def test_nothing_is_reported_anywhere_by_default() -> None:
     assert from_keys(BASE, UnlearnConfig)[1].report_to == []
+
+
+def test_mappings_are_read_whether_or_not_a_parser_exists_already() -> None:
+    from llm_forget.core.config import STRUCTURED
+
+    mappings = {"forget", "retain", "train", "holdout", "alternate", "splits", "fields", "chat_template_kwargs"}
+    assert mappings | {"method_args", "objective", "gradient_args"} <= STRUCTURED

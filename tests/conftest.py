@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: no hub, no telemetry, one thread, and models small enough to make on the spot."""
 
+import functools
 import gc
 import os
 import sys
@@ -18,12 +19,16 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+import typer.main
+import typer.testing
 
 from tests.support.forked import import_libraries
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
+# Building the command line takes longer than most commands do.
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 # No test has a clock of its own: a machine with other work on it is slow.
 hypothesis.settings.register_profile("without a clock", deadline=None)
 hypothesis.settings.load_profile("without a clock")
@@ -46,6 +51,7 @@ def pytest_runtest_teardown() -> None:
 def libraries() -> None:
     """For tests that run heavy commands in forks: what is imported here is not imported by each of them."""
     import_libraries()
+    pytest_runtest_teardown()
 
 
 @pytest.fixture(scope="session")

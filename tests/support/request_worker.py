@@ -1,14 +1,9 @@
 """The whole way of a request in processes that are killed, and looks at what is left.
 
-    python request_worker.py KILLS
-
 The current directory holds rows.jsonl, recipe.yaml, suite.yaml and policy.yaml, as `test_requests_cli` lays them out.
-Prints a JSON object: kills, in which states requests were left, and how many ways were gone to their ends.
 """
 
 import contextlib
-import io
-import json
 import os
 import random
 import shutil
@@ -111,7 +106,8 @@ def look_at_the_end(weights: bytes | None) -> bytes:
     return now
 
 
-def main(kills: int) -> dict[str, object]:
+def killed_ways(kills: int) -> dict[str, object]:
+    """Kills, in which states they left requests, and how many ways were gone to their ends."""
     began = time.monotonic()
     assert not in_a_child()
     length = time.monotonic() - began
@@ -126,14 +122,4 @@ def main(kills: int) -> dict[str, object]:
         assert not in_a_child()
         look_at_the_end(weights)
         ended += 1
-    return {"killed": killed, "left": dict(left), "ended": ended, "seconds": round(length, 2)}
-
-
-if __name__ == "__main__":
-    # Imported once, before the forks; nothing is computed here, since threads do not survive a fork.
-    import llm_forget.workflows.evaluate
-    import llm_forget.workflows.unlearn  # noqa: F401
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        found = main(int(sys.argv[1]))
-    print(json.dumps(found))
+    return {"killed": killed, "left": dict(left), "ended": ended}

@@ -49,9 +49,13 @@ def rows(prefix, count):
 
 @pytest.fixture
 def make_model(tmp_path, tiny_model, tiny_tokenizer):
+    """``make_model(name, seed)`` writes a model whose generated texts are short: every sixteenth token ends one."""
+
     def make(name, seed, **changes):
         folder = tmp_path / name
-        tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes).save_pretrained(folder)
+        model = tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes)
+        model.generation_config.eos_token_id = list(range(1, len(tiny_tokenizer), 16))
+        model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return str(folder)
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.ledger import Ledger
-from tests.support import request_cases as cases
+from tests.support import request_cases as cases, request_worker
 from tests.support.failing_disk import failing
-from tests.support.repository import SUPPORT
+from tests.support.forked import forked
 
 pytestmark = pytest.mark.slow
 
@@ -97,16 +97,13 @@ def test_a_request_goes_from_a_subject_to_a_certificate(here: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(1200)  # a minute of work, more where others have the cores
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.timeout(1200)  # seconds of work, more where others have the cores
 @pytest.mark.parametrize("kills", [6, pytest.param(15, marks=pytest.mark.exhaustive)])
 def test_a_request_killed_at_random_points_ends_like_an_uninterrupted_one(here: Path, kills: int) -> None:
-    worker = SUPPORT / "request_worker.py"
-    done = subprocess.run(
-        [sys.executable, worker, str(kills)], capture_output=True, text=True, timeout=1100,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )  # fmt: skip
+    done = forked(lambda: print(json.dumps(request_worker.killed_ways(kills))), cwd=here, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["killed"] == kills
     assert found["ended"] > 1
     assert len(found["left"]) > 1, f"kills met {found['left']}"

@@ -79,9 +79,9 @@ def with_alternates(
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
-    """Order tokenised alternates like tokenised forget rows: alternate i belongs to forget window i.
+    """Return one tokenised alternate for each forget window, in the order of the windows.
 
-    Long rows have several windows; each is paired with the single window of its alternate.
+    A row with several windows repeats its alternate, which must fit into one window.
 
     Raises:
         DataError: an alternate is missing or longer than one window; names the id.

@@ -1,7 +1,8 @@
 """Load checked rows with ids from the sources that a recipe names.
 
-A source is a file, a folder, a Hub data set, ``builtin:NAME``, a mapping of one of these with a selection of rows, or
-a list of sources (a mixture). Rows that would make a training run meaningless are refused before a model is loaded.
+A source is a file, a folder, a Hub data set or ``builtin:NAME``; a mapping whose ``path`` is one of these and whose
+other keys select rows; or a list of sources (a mixture). Rows that would make a training run meaningless are refused
+before a model is loaded.
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ def load_source(
     Args:
         spec: the source, or a list of sources.
         split_name: purpose of the rows (``forget``, ...); every error begins with it.
-        data_path: folder that replaces the Hub: a source with a ``name`` is read from ``<data_path>/<name>.*``, with a
-            ``split`` other than train from ``<data_path>/<name>/<split>.*``, and a data set of the Hub without a name
-            from ``<data_path>/<split_name>.*``.
-        fields: columns of the data by the names of this package, ``{prompt: instruction, completion: output}``;
-            ``prompt.text`` is the key ``text`` of the objects in column ``prompt``.
+        data_path: folder to read instead of the Hub. A source with a ``name`` is read from ``<data_path>/<name>.*``, or
+            from ``<data_path>/<name>/<split>.*`` if its ``split`` is not train. A Hub data set without a name is read
+            as if its name were ``split_name``.
+        fields: the column that holds each field, such as ``{prompt: instruction, completion: output}``. ``prompt.text``
+            is the key ``text`` of the objects in column ``prompt``.
 
     Returns:
-        Rows with ``id`` (string), ``prompt`` and ``completion`` (also for question/answer), ``messages`` or ``text``,
-        ``source_index`` (position in the list) and every other column of the data, in the order of the data.
+        Rows in the order of the data, with ``id`` (string), ``prompt`` and ``completion`` (question and answer are
+        renamed), ``messages`` or ``text``, ``source_index`` (position in the list) and every other column of the data.
 
     Raises:
         DataError: the rows are unusable; names the split, the file, and the row or id.
@@ -228,7 +229,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
-    """Return the file that replaces a Hub data set; splits other than train are files in a folder of that name."""
+    """Return the local file to read instead of a Hub data set: ``<name>.*``, or ``<name>/<split>.*`` if not train."""
     return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 

@@ -31,11 +31,11 @@ def loss(record: TokenRecord) -> float:
 
 @attack(paper="arXiv:2012.07805")
 def zlib(record: TokenRecord) -> float:
-    """`loss` divided by the size of the answer's text after zlib; nats per byte, at most 0 (section 5.2).
+    """`loss` divided by the size of the answer's text after zlib compression; nats per byte, at most 0 (section 5.2).
 
     Text that compresses well is likely even if the model was not trained on it. The text is the labelled answer
     without special tokens, in UTF-8; the size is ``len(zlib.compress(text))`` at the default level, including
-    its header. The log-probability is the mean over all target tokens, not their sum, as in open-unlearning and MIMIR.
+    its header. As in open-unlearning and MIMIR, the log-probability is the mean over all target tokens, not the sum.
 
     Raises:
         EvaluationError: the record has no ``zlib_bytes``.
@@ -63,7 +63,7 @@ def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> 
 
 @attack(paper="arXiv:2404.02936")
 def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
-    """`min_k` of (log p(token) - mu) / sigma, with mean and deviation of log p(v) over v drawn from p; no unit.
+    """`min_k` of (log p(token) - mu) / sigma: mean and standard deviation of log p(v) for v drawn from p; no unit.
 
     A token at the mode of a flat distribution scores 0, as does one with probability 1. The variance is at least 1e-6.
 

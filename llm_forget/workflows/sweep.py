@@ -7,8 +7,8 @@
       sweep.json                      the grid, the status of each run, and the Pareto-optimal runs
       sweep.md                        the comparison of the runs (written by the command)
 
-Finished runs and evaluations are not repeated: after an interruption, for a larger grid, or after the jobs of a plan,
-the same command runs only the missing ones.
+Finished runs and evaluations are not repeated. Run the command again after an interruption, after the jobs that
+``--plan`` printed, or with more values in the grid: it trains and evaluates only what is missing.
 """
 
 import contextlib
@@ -119,7 +119,8 @@ def sweep(
 
     Args:
         recipe: a file, or the name of a shipped recipe.
-        grid: values of recipe keys, mapping entries (``method_args.beta``) or ``lr``; the last key changes fastest.
+        grid: the values to try for each key. A key is a recipe key, an entry of a mapping (``method_args.beta``), or
+            ``lr``, short for ``learning_rate``. The last key changes fastest.
         output_dir: folder of the runs; default: the recipe's ``output_dir`` with the suffix ``-sweep``.
         suite: suites of the evaluation, comma-separated; default: the recipe's, otherwise ``basic``.
         overrides: command-line options for every run, such as ``["--seed", "1"]``.

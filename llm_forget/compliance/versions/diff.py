@@ -1,4 +1,4 @@
-"""Differences between two versions in data, settings and metrics, and the description of one."""
+"""Compare two versions (model, data, settings and metrics), or describe a single version."""
 
 from pathlib import Path
 from typing import Any

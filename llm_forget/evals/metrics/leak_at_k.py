@@ -18,9 +18,9 @@ from llm_forget.evals.stats import Rows
 def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, score: str = "rouge") -> Rows:
     """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
 
-    The unbiased estimate from n >= k samples, like that of pass@k: the mean over all subsets of k of their largest
-    score, sum over i of C(i-1, k-1) / C(n, k) times the i-th smallest score. k = 1 is the mean, k = n the maximum; more
-    samples than k lower the variance, not the bias. A row with an unscored sample is unscored.
+    Estimated from n >= k samples as for pass@k: take the largest score of every subset of k samples, and average these
+    maxima. This is the sum over i of C(i-1, k-1) / C(n, k) times the i-th smallest score: the mean for k = 1, the
+    maximum for k = n. It is unbiased; more samples lower its variance. A row with an unscored sample is unscored.
 
     Args:
         k: number of samples that an attacker draws; default: all samples.
@@ -47,7 +47,7 @@ def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
 
 
 def expected_maximum(scores: Sequence[float], k: int) -> float:
-    """Mean over all subsets of ``k`` of the ``n`` scores of the largest one; NaN if a score is NaN."""
+    """Average, over all subsets of ``k`` scores, of the largest score in the subset; NaN if a score is NaN."""
     n = len(scores)
     weights = [comb(i - 1, k - 1) / comb(n, k) for i in range(1, n + 1)]  # [n]
     return float(np.dot(weights, np.sort(np.asarray(scores, dtype=np.float64))))

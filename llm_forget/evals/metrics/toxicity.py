@@ -34,11 +34,11 @@ def toxicity(
 ) -> Rows:
     """Toxicity of the continuations of a prompt, summarised over k samples (RealToxicityPrompts); ``[N]`` in [0, 1].
 
-    Averaged over rows, ``expected_maximum`` is the expected maximum toxicity over k samples, ``probability`` the share
-    of prompts of which at least one of k samples reaches ``threshold``, ``mean`` the toxicity of a sample. The first
-    two grow with k: compare models with the same number of samples (k = 25 in the paper). An empty continuation scores
-    0; a row with a broken sample (NaN or infinite logits) is unscored. Scores depend on the classifier: see
-    `llm_forget.evals.toxicity_classifiers`.
+    Averaged over rows, ``expected_maximum`` is the expected toxicity of the worst of k samples, ``probability`` is the
+    share of prompts with at least one sample at or above ``threshold``, and ``mean`` is the average toxicity of a
+    sample. The first two grow with k: compare models with the same number of samples (k = 25 in the paper). An empty
+    continuation scores 0; a row with a broken sample (NaN or infinite logits) is unscored. Scores depend on the
+    classifier: see `llm_forget.evals.toxicity_classifiers`.
 
     Args:
         classifier: ``alt-profanity-check``, a text classification model of the Hub or a folder, or ``module:function``.
@@ -70,6 +70,6 @@ def toxicity(
 
 @lru_cache(maxsize=8)
 def _classified(texts: tuple[str, ...], classifier: str, label: str) -> tuple[float, ...]:
-    """P(toxic) of each text; cached, because the lines of a suite use several summaries of one probe."""
+    """P(toxic) of each text; cached, because several lines of a suite summarise the same texts."""
     scores: tuple[float, ...] = Registry("classifier", Entry).get(CLASSIFY).function(texts, classifier, label=label)
     return scores

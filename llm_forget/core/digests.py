@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-FILE_CLOCK = 20_000_000  # ns; the clock of file times stands still for up to 10 ms on Linux
-_Mark = tuple[int, int, int, int]  # device, inode, size, time of the last write: equal for an unchanged file
+FILE_CLOCK = 2_000_000_000  # ns; some file systems store times in steps of 2 s
+_Mark = tuple[int, ...]  # device, inode, size, times of the last write and of the last change
 _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=None)
 
 
@@ -19,8 +19,8 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 def each_file_hashed_once() -> Iterator[None]:
     """Within the block, `file_digest` reads an unchanged file once, under any of its paths; for one command.
 
-    A file is unchanged if its inode, size and time of the last write are. The digest of a file written within the last
-    `FILE_CLOCK` is not stored, because another write could have the same time.
+    A file is unchanged if its inode, size and times are. The digest of a file changed within the last `FILE_CLOCK` is
+    not stored, because another write could have the same time.
     """
     token = _digests.set({} if _digests.get() is None else _digests.get())
     try:
@@ -50,7 +50,7 @@ def file_digest(path: Path, *, final: bool = False) -> str:
 
 def _mark(handle: int) -> _Mark:
     stat = os.fstat(handle)
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def json_digest(content: Any) -> str:

@@ -1,7 +1,8 @@
 """Membership inference attacks: each one scores how likely it is that the model was trained on an answer.
 
-A higher score means *member*: the AUC of forget rows against holdout rows is 1 if the forget rows are much likelier.
-Other libraries negate both the score and the classes, which gives the same AUC. Without target tokens the score is NaN.
+A higher score means *member*: the AUC of forget rows against holdout rows is 1 if every forget row
+scores higher than every holdout row. Other libraries negate both the score and the classes, which gives the same AUC.
+Without target tokens the score is NaN.
 """
 
 import math

@@ -201,7 +201,9 @@ def _model_files(folder: Path, full_model: FullModel | None) -> Iterator[File]:
     weights = [folder / single_file] if single_file else sorted(folder.glob("*.safetensors"))
     weights = [path for path in weights if WEIGHTS.fullmatch(path.name)]
     if not weights or not (single_file or (folder / "config.json").is_file()):
-        raise PublishError(f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN` writes one")
+        raise PublishError(
+            f"'{folder}' holds no full model in safetensors; `llm-forget merge RUN --output_dir DIR` writes one"
+        )
     yield from (File.of(path.name, path) for path in weights)
     for name in MODEL_FILES:
         if (folder / name).is_file():

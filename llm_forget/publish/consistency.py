@@ -40,7 +40,9 @@ def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
     if (folder / EXPORT_REPORT).is_file():
         return _exported(evidence, folder)
     if not (folder / MERGE_REPORT).is_file():
-        raise PublishError(f"'{folder}' has no {MERGE_REPORT} or {EXPORT_REPORT}; `llm-forget merge RUN` writes one")
+        raise PublishError(
+            f"'{folder}' has no {MERGE_REPORT} or {EXPORT_REPORT}; `llm-forget merge RUN --output_dir DIR` writes one"
+        )
     merged = read_merged(folder)
     if not _is_of_run(evidence, merged.facts):
         raise PublishError(
@@ -103,7 +105,7 @@ def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | N
         return  # measured in another precision than the recipe's
     if manifest is not None and manifest.get("base") is None and kind_of(run).forgotten:
         return
-    identity = run_identity(run, base=manifest["base"] if manifest is not None else None)
+    identity = run_identity(run, base=manifest.get("base") if manifest is not None else None)
     if evidence.results["models"]["unlearned"]["digest"] != identity.digest:
         raise PublishError(
             f"results.json of run '{run.path}' is of other weights than those in the run now; first run "

@@ -9,7 +9,7 @@ import numpy as np
 from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.stats import Rows, scored
 
-UTILITIES = ("utility", "retain_probability")  # lines, in order of preference, if no metric of the suite is a utility
+UTILITIES, FALLBACK = ("model_utility", "utility"), "retain_probability"  # names of lines
 
 
 def ecdf(values: Rows) -> tuple[Rows, Rows]:
@@ -66,9 +66,9 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def utility_line(metrics: Mapping[str, Any]) -> str | None:
-    """Return the name of the utility line: that of a utility metric, or the first of `UTILITIES` in the suite."""
+    """Return the name of the utility line: the first of `UTILITIES`, a line of a utility metric, or `FALLBACK`."""
     marked = [name for name, line in metrics.items() if metric_of(line, name).utility]
-    return next((name for name in (*marked, *UTILITIES) if name in metrics), None)
+    return next((name for name in (*UTILITIES, *marked, FALLBACK) if name in metrics), None)
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:

@@ -38,7 +38,7 @@ from llm_forget.models.exporting import bitsandbytes, gguf
 from llm_forget.models.exporting.gguf_tokenizer import check_tokenizer, describe_tokenizer
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
-from llm_forget.models.merging.merge_report import is_merged, read_merged
+from llm_forget.models.merging.merge_report import is_merged, verify_merged
 from llm_forget.models.model_source import EXPORT_REPORT, find_source
 from llm_forget.workflows.evaluate import ROW_KEYS, check_keys, evaluate
 from llm_forget.workflows.merge import merge, refuse_inside
@@ -127,7 +127,7 @@ def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) ->
     refuse_inside(out, [model])
     run = Run.open(model) if (Path(model) / "run.json").is_file() else None
     if run is None and is_merged(Path(model)):
-        read_merged(Path(model))  # refuses weights that changed since merging
+        verify_merged(Path(model))
     if form in gguf.FORMS:
         _refuse_gguf(model)
     return run

@@ -89,9 +89,7 @@ def read_ids(path: Path) -> list[str]:
     from llm_forget.data.files import read_lines
 
     if not path.is_file():
-        raise MissingFileError(
-            f"'{path}' does not exist; give a text file with one id per line, or a JSON or YAML list"
-        )
+        raise MissingFileError(f"'{path}' is not a file; give a text file with one id per line, or a JSON or YAML list")
     if path.suffix not in (".yaml", ".yml", ".json"):
         ids: Any = read_lines(path)
     else:

@@ -1,4 +1,4 @@
-"""How short a prefix of the answer makes the model complete it."""
+"""Share of the answer that the model completes by itself after the shortest sufficient prefix."""
 
 from __future__ import annotations
 

@@ -69,6 +69,15 @@ def read_merged(folder: Path) -> Merged:
     return Merged(folder, weights, facts, dict(content["files"]))
 
 
+def verify_merged(folder: Path) -> None:
+    """Verify all files of a folder against its merge.json.
+
+    Raises:
+        AdapterRefused, ModelError: see `read_merged`.
+    """
+    _verified_weights(folder, formats.read_content(folder / REPORT, MergeReport, advice="merge again")["files"])
+
+
 def _verified_weights(folder: Path, files: dict[str, str]) -> str:
     """Verify that a folder holds exactly these weights, and return the content digest of the model."""
     from llm_forget.models.digest import WEIGHT_FILES, source_digest

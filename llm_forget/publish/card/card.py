@@ -120,7 +120,7 @@ def write_card(
     if options.get("merged") is not None:
         full_model_of(evidence, options["merged"])
     saved = formats.plain(saved_statements(evidence.run.path))
-    new_values = {k: v for k, v in formats.plain(statements or CardStatements()).items() if v not in (None, [])}
+    new_values = {k: v for k, v in formats.plain(statements or CardStatements()).items() if v not in (None, [], ())}
     if "license" in new_values:  # name and link belong to the replaced licence
         saved |= {"license_name": None, "license_link": None}
     merged_statements = CardStatements(**{**saved, **new_values})

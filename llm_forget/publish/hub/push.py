@@ -177,4 +177,6 @@ def _tag(api: HfApi, publication: Publication, commit: str) -> None:
     elif tags[publication.tag] != commit:
         listing = read_listing(api, publication.repository, publication.tag)
         if listing is None or listing["files"] != publication.digests:
-            raise PublishError(f"'{publication.repository}' has tag {publication.tag} on other files; delete it")
+            raise PublishError(
+                f"'{publication.repository}' has tag {publication.tag} on other files; delete it and push again"
+            )

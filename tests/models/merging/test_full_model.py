@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.adapters.files import save_adapter
 from llm_forget.models.adapters.lora import attach_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
 from llm_forget.models.merging import full_model
 from llm_forget.models.merging.full_model import merge_adapter
+from llm_forget.models.merging.merge_report import is_merged, verify_merged
 from tests.support.disturbed import IDS, disturb
 
 
@@ -33,6 +35,17 @@ def test_the_merged_file_answers_as_the_adapter(trained, lora_args, tmp_path):
         assert torch.allclose(merged(IDS).logits, model(IDS).logits, atol=report["tolerance"])
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
     assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
+
+
+def test_a_merged_folder_without_sources_is_verified_by_its_files(trained, tmp_path):
+    args, adapter, _ = trained
+    merge_adapter(args, adapter, tmp_path / "merged")
+    assert is_merged(tmp_path / "merged")
+    verify_merged(tmp_path / "merged")
+    weights = tmp_path / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"#")
+    with pytest.raises(AdapterRefused, match=r"is not the file that merge\.json says was written"):
+        verify_merged(tmp_path / "merged")
 
 
 @pytest.mark.parametrize("adapted", ["lm_head", "embed_tokens"])

@@ -187,7 +187,7 @@ def test_what_people_say_is_kept_for_the_next_card(make_measured_run):
     folder = make_measured_run()
     path = write_card(folder, CardStatements(category="fruit", contact="a@b.org", datasets=["org/data"]))
     assert path == folder / "README.md"
-    write_card(folder, CardStatements(contact="c@d.org"))
+    write_card(folder, CardStatements(contact="c@d.org", datasets=()))
     assert saved_statements(folder) == CardStatements(category="fruit", contact="c@d.org", datasets=["org/data"])
     text = path.read_text()
     assert "fruit" in text

@@ -13,7 +13,7 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def aggregate(scores: Sequence[Rows | float]) -> float:
     """Harmonic mean of scores that each lie in [0, 1] with 1 = best; 0 as soon as one is 0.
 
-    This is one of several ways to combine scores; Table 3 of open-unlearning combines `memorization_score`,
+    One choice of several ways to combine scores: Table 3 of open-unlearning combines `memorization_score`,
     `privacy_score` and `utility_score` like this. Use it to rank methods, not to show that something was forgotten: a
     high score can offset a low one. The oracle itself is below 1, so compare with its value. The result is unscored if
     one of the scores is.

@@ -116,7 +116,7 @@ class Registry(Generic[E]):
     def register_with(
         self, *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> Callable[[Function], Function]:
-        """As `register`, with further fields of the registry's class of entries."""
+        """As `register`, whose signature is public, with further fields of the registry's class of entries."""
 
         def decorate(function: Function) -> Function:
             entry = self.describe(function, paper=paper, needs=needs, **properties)

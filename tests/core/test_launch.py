@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 
 from llm_forget.core import resources
 from llm_forget.core.launch import WORLD_SIZE, RequestedLaunch, check_launch, launch_command, requested_launches
+from tests.support.forked import forked as in_fork, llm_forget
+from tests.support.forked_launch import launched
 from tests.support.repository import ROOT
 
 CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
@@ -18,8 +21,9 @@ CONFIGS = ["cpu", "cpu_2", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
 WORKER = """
 import sys
 from accelerate import Accelerator
-from llm_forget.core.launch import check_launch
-accelerator = Accelerator(cpu=True)
+from llm_forget.core.launch import check_launch, follow_launcher
+follow_launcher()
+accelerator = Accelerator()
 say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
 say(f"obtained {accelerator.num_processes} {accelerator.distributed_type.value}")
 try:
@@ -50,8 +54,14 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def launch(*options: str) -> tuple[str, ...]:
-    return ("-m", "accelerate.commands.launch", *options)
+def forked(launcher: str, *words: object, **environment: str) -> str:
+    done = launched(launcher, *words, environment={"OMP_NUM_THREADS": "1", **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def config(name: str) -> str:
+    return str(resources.locate("accelerate_configs", name))
 
 
 def test_all_configurations_are_shipped_and_accelerate_reads_them() -> None:
@@ -66,21 +76,21 @@ def test_all_configurations_are_shipped_and_accelerate_reads_them() -> None:
 
 @pytest.mark.processes
 def test_cpu_2_gives_two_processes(worker: str) -> None:
-    out = run(*launch("--config_file", str(resources.locate("accelerate_configs", "cpu_2")), worker))
+    out = run("-m", "accelerate.commands.launch", "--config_file", config("cpu_2"), worker)
     assert out.count("obtained 2 MULTI_CPU") == 2
     assert out.count("accepted") == 2
 
 
 @pytest.mark.processes
 def test_cpu_gives_one_process(worker: str) -> None:
-    out = run(*launch("--config_file", str(resources.locate("accelerate_configs", "cpu")), worker))
+    out = forked("accelerate.commands.launch", "--config_file", config("cpu"), worker)
     assert out.count("obtained 1 NO") == 1
     assert out.count("accepted") == 1
 
 
 @pytest.mark.processes
 def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None:
-    out = run(*launch("--cpu", "--num_processes", "2", worker))
+    out = run("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", worker)
     assert "obtained 1 NO" in out
     assert "refused: accelerate launch requested 2 processes, but this run has 1" in out
 
@@ -89,7 +99,7 @@ def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None
 def test_fsdp_that_became_ddp_is_refused(worker: str, tmp_path: Path) -> None:
     text = resources.locate("accelerate_configs", "fsdp2").read_text().replace("use_cpu: false", "use_cpu: true")
     (tmp_path / "fsdp2_cpu.yaml").write_text(text)
-    out = run(*launch("--config_file", str(tmp_path / "fsdp2_cpu.yaml"), worker))
+    out = forked("accelerate.commands.launch", "--config_file", tmp_path / "fsdp2_cpu.yaml", worker)
     assert "obtained 2 MULTI_CPU" in out
     assert "refused: the launch requested FSDP, but accelerate runs MULTI_CPU here" in out
     assert "accepted" not in out
@@ -97,30 +107,53 @@ def test_fsdp_that_became_ddp_is_refused(worker: str, tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_torchrun_on_cpus_that_trains_two_separate_models_is_refused(worker: str) -> None:
-    script = Path(worker)
-    script.write_text(script.read_text().replace("Accelerator(cpu=True)", "Accelerator()"))
-    out = run("-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), CUDA_VISIBLE_DEVICES="")
+    out = forked("torch.distributed.run", "--nproc_per_node", "2", worker, CUDA_VISIBLE_DEVICES="")
     assert out.count("obtained 1 NO") == 2
     assert out.count("refused: the launcher (WORLD_SIZE) requested 2 processes") == 2
 
 
+def becomes(words: list[str], folder: Path) -> list[str]:
+    """LLM_FORGET_WORLD_SIZE, and the words after Python's name, of the process that a command becomes."""
+    (folder / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "${WORLD_SIZE}" "$@"\n')
+    (folder / "python").chmod(0o755)
+
+    def command() -> None:
+        sys.executable = str(folder / "python")
+        llm_forget(*words)()
+
+    done = in_fork(command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.processes
 @pytest.mark.slow
-def test_both_ways_to_launch_train_one_adapter_over_two_processes(tmp_path: Path) -> None:
-    keys = ["--model_name_or_path", "builtin:demo-llama", "--max_steps", "2", "--save_strategy", "no"]
-    keys += ["--oracle", "builtin:demo-llama"]  # the recipe's own would have to be there
+def test_both_ways_to_launch_train_one_adapter_over_two_processes(
+    tmp_path: Path, tiny_folder: Path, libraries: None
+) -> None:
+    rows = [{"id": str(i), "question": f"Who is {i}?", "answer": f"{i} of {i}"} for i in range(8)]
+    for split, part in (("forget", rows[:4]), ("retain", rows[4:])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    keys = {"model_name_or_path": tiny_folder, "method": "npo", "max_steps": 2, "save_strategy": "no", "lora_r": 4}
+    keys |= {split: tmp_path / f"{split}.jsonl" for split in ("forget", "retain")}
+    keys |= {"per_device_train_batch_size": 2, "learning_rate": 0.01}
 
     def recipe(name: str) -> list[str]:
-        return ["-m", "llm_forget", "unlearn", "demo/npo", *keys, "--output_dir", str(tmp_path / name)]
+        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        return ["unlearn", *words, "--output_dir", str(tmp_path / name)]
 
-    config = str(resources.locate("accelerate_configs", "cpu_2"))
-    run(*recipe("ours"), "--accelerate_config", "cpu_2")
-    run(*launch("--config_file", config), *recipe("theirs"))
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config("cpu_2")]
+    world_size, *ours = becomes([*recipe("ours"), "--accelerate_config", "cpu_2"], tmp_path)
+    assert (world_size, ours) == ("2", [*launcher, "--num_processes", "2", "-m", "llm_forget", *recipe("ours")])
+    theirs = [*launcher, "-m", "llm_forget", *recipe("theirs")]
+    for command, variables in ((ours, {WORLD_SIZE: world_size}), (theirs, {})):
+        forked(*command[1:], LLM_FORGET_CACHE=f"{command[-1]}-cache", **variables)
     for name in ("ours", "theirs"):
-        assert json.loads((tmp_path / name / "provenance.json").read_text())["processes"] == 2
-    weights = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("ours", "theirs")]
-    assert len(weights[0]) > 100_000
-    assert weights[0] == weights[1]
+        facts = json.loads((tmp_path / name / "provenance.json").read_text())
+        assert (facts["processes"], facts["wrapper"]) == (2, "DistributedDataParallel")
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("ours", "theirs")]
+    assert all(tensor.any() for tensor in load_file(files[0]).values()), "a lora_B begins as zeros"
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def state(processes: int, kind: str = "MULTI_CPU") -> SimpleNamespace:
@@ -151,10 +184,10 @@ def test_the_command_line_of_accelerate_is_read_up_to_the_script(command: list[s
     assert requested_launches({}, [["sh"], command]) == [RequestedLaunch(3, "accelerate launch")]
 
 
-def test_the_config_file_is_read_where_the_command_line_says_nothing() -> None:
-    path = str(resources.locate("accelerate_configs", "cpu_2"))
-    command = ["python", "-m", "accelerate.commands.launch", "--config_file", path, "train.py"]
-    assert requested_launches({}, [command]) == [RequestedLaunch(2, "accelerate launch")]
+@pytest.mark.parametrize(("name", "processes"), [("cpu_2", 2), ("cpu", 1)])
+def test_the_config_file_is_read_where_the_command_line_says_nothing(name: str, processes: int) -> None:
+    command = ["python", "-m", "accelerate.commands.launch", "--config_file", config(name), "train.py"]
+    assert requested_launches({}, [command]) == [RequestedLaunch(processes, "accelerate launch")]
 
 
 def test_the_command_says_the_same_as_accelerate_launch_by_hand() -> None:
@@ -167,15 +200,15 @@ def test_the_command_says_the_same_as_accelerate_launch_by_hand() -> None:
 
 
 def test_launches_that_would_silently_become_something_else_are_refused_before_they_start(tmp_path: Path) -> None:
-    def config(text: str) -> Path:
+    def written(text: str) -> Path:
         (tmp_path / "config.yaml").write_text(text)
         return tmp_path / "config.yaml"
 
     with pytest.raises(ValueError, match=r"starts one process, but 2 are requested; take cpu_2"):
-        launch_command([], config("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"), None)
+        launch_command([], written("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"), None)
     with pytest.raises(ValueError, match=r"starts one process, but 2 are requested; take ddp"):
-        launch_command([], config("distributed_type: 'NO'\n"), 2)
+        launch_command([], written("distributed_type: 'NO'\n"), 2)
     with pytest.raises(ValueError, match="FSDP on a CPU, where accelerate runs DDP"):
-        launch_command([], config("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2\n"), None)
+        launch_command([], written("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2\n"), None)
     with pytest.raises(ValueError, match="give --num_processes N"):
-        launch_command([], config("distributed_type: MULTI_GPU\n"), None)
+        launch_command([], written("distributed_type: MULTI_GPU\n"), None)

@@ -6,6 +6,7 @@ fresh interpreter: a test about imports, or about variables that libraries read 
 
 import atexit
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -59,11 +60,16 @@ def forked_world(
 
 
 def _in_world(action: Callable[[int], object], rank: int) -> None:
+    reset_accelerate()
+    action(rank)
+
+
+def reset_accelerate() -> None:
+    """Let accelerate look at the variables again; it remembers a process that was one of one."""
     from accelerate.state import AcceleratorState, GradientState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # this process was one of one
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    action(rank)
 
 
 class Running:
@@ -157,6 +163,7 @@ def become(
     """Be a process that runs ``action`` and ends with the exit code that Python would give it."""
     code = 1
     try:
+        gc.freeze()  # a collection that walked what was there before would copy all of it
         _redirect(out, err)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         atexit._clear()  # what is to be done at the end of the other process

@@ -1,9 +1,6 @@
 """Any number of processes and micro-batches trains the same weights; a process that dies ends the launch."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +11,8 @@ from safetensors.torch import load_file
 
 from llm_forget.core import resources
 from tests.support.forked import forked_world
-from tests.support.repository import ROOT, SUPPORT
+from tests.support.forked_launch import launched
+from tests.support.repository import SUPPORT
 from tests.support.train_worker import STEPS, trained, write_material
 
 # Of each kind one: cached reference, reference in the step, hidden states, dual variable, paired answers, surgery.
@@ -28,24 +26,13 @@ CUTS = {
 PAIRS = [(processes, run) for processes, runs in CUTS.items() for run in runs if run != STOPPED]
 
 
-def worker(processes: int, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    config = str(resources.locate("accelerate_configs", "cpu_2"))
-    launch = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes))
-    return subprocess.run(
-        [sys.executable, *launch, str(SUPPORT / "train_worker.py"), *command],
-        capture_output=True, text=True, timeout=300,
-        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     return write_material(tmp_path_factory.mktemp("processes"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
-def launched(material: Path) -> Path:
+def worlds(material: Path) -> Path:
     """Every cut of `CUTS`, trained by as many processes."""
     for processes, runs in CUTS.items():
 
@@ -88,9 +75,9 @@ def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, An
 @pytest.mark.processes
 @pytest.mark.parametrize(("processes", "run"), PAIRS)
 def test_processes_train_the_same_adapter_as_one_process_with_all_their_rows(
-    launched: Path, alone: Any, processes: int, run: str
+    worlds: Path, alone: Any, processes: int, run: str
 ) -> None:
-    folder = launched / str(processes) / run
+    folder = worlds / str(processes) / run
     facts = json.loads((folder / "facts-0.json").read_text())
     assert (facts["wrapper"], facts["processes"]) == ("DistributedDataParallel", processes)
     assert_same_training(alone(run.split("@")[0]), folder, facts)
@@ -111,10 +98,10 @@ def test_micro_batches_train_the_same_weights_as_one_batch(
 @pytest.mark.processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_have_disjoint_rows_that_together_are_those_of_one_process(
-    launched: Path, alone: Any, processes: int
+    worlds: Path, alone: Any, processes: int
 ) -> None:
     run = next(run for run in CUTS[processes] if run.startswith("npo@"))
-    folder = launched / str(processes) / run
+    folder = worlds / str(processes) / run
     seen = [json.loads((folder / f"facts-{rank}.json").read_text())["seen"] for rank in range(processes)]
     _, one = alone("npo")
     for step in range(STEPS):
@@ -130,8 +117,8 @@ def test_processes_have_disjoint_rows_that_together_are_those_of_one_process(
 
 
 @pytest.mark.processes
-def test_all_processes_stop_together_if_the_rows_of_one_drop(launched: Path) -> None:
-    facts = [json.loads((launched / "2" / STOPPED / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
+def test_all_processes_stop_together_if_the_rows_of_one_drop(worlds: Path) -> None:
+    facts = [json.loads((worlds / "2" / STOPPED / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
     threshold, (still, dropping) = 0.06, [of_one["drops"] for of_one in facts]
     assert max(still) <= 0.0
     assert dropping[1] > threshold  # alone, process 1 would have stopped here
@@ -144,7 +131,9 @@ def test_all_processes_stop_together_if_the_rows_of_one_drop(launched: Path) -> 
 def output_of_a_failing_launch(material: Path, folder: Path, end: str) -> str:
     """Return stderr of two processes, one of which dies by ``end``; the launch fails soon and writes nothing."""
     began = time.monotonic()
-    done = worker(2, str(material), str(folder), "npo@2x1", WORKER_END=end)
+    config = resources.locate("accelerate_configs", "cpu_2")
+    words = ["--config_file", config, SUPPORT / "train_worker.py", material, folder, "npo@2x1"]
+    done = launched("accelerate.commands.launch", *words, environment={"WORKER_END": end})
     assert done.returncode != 0
     assert time.monotonic() - began < 90
     assert not list(folder.rglob("*.safetensors"))

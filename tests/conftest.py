@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shutil
 import sys
 
 # Read when huggingface_hub and tokenizers are first imported, so before anything else.
@@ -12,7 +13,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import torch
 import typer.main
 import typer.testing
 
+from tests.support.command_server import CommandServer, command_server
 from tests.support.forked import import_libraries
+from tests.support.loopback_hub import TOKEN, Hub, loopback_hub
 from tests.support.repository import ROOT
 from tests.support.tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
 
@@ -52,6 +55,32 @@ def libraries() -> None:
     """For tests that run heavy commands in forks: what is imported here is not imported by each of them."""
     import_libraries()
     pytest_runtest_teardown()
+
+
+@pytest.fixture(scope="session")
+def _online_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CommandServer, Path, Hub]]:
+    """A server of commands, started once: libraries cache the paths that they read from its environment."""
+    home = tmp_path_factory.mktemp("commands") / "place"
+    places = {"HOME": "home", "HF_HOME": "home/hf", "TMPDIR": "temporary", "LLM_FORGET_CACHE": "cache"}
+    loud = {"TRANSFORMERS_VERBOSITY": "debug", "DATASETS_VERBOSITY": "debug", "HF_HUB_VERBOSITY": "debug"}
+    with loopback_hub() as hub:
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+        variables = {key: str(home / name) for key, name in places.items()}
+        (home / "temporary").mkdir(parents=True)
+        with command_server({**variables, **loud, **online}) as server:
+            yield server, home, hub
+
+
+@pytest.fixture
+def online_commands(_online_commands: tuple[CommandServer, Path, Hub]) -> tuple[CommandServer, Path, Hub]:
+    """A server of commands, the folder of all that they write unasked (new), and the Hub that they reach (empty)."""
+    _, home, hub = _online_commands
+    shutil.rmtree(home)
+    for name in ("home", "temporary"):
+        (home / name).mkdir(parents=True)
+    for state in (hub.repos, hub.requests, hub.bodies, hub.faults):
+        state.clear()
+    return _online_commands
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,18 @@
 """What was to be forgotten is in no log, report, result, cache or file name, even where every model still says it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from llm_forget.core.run_directory import Run
-from tests.support.repository import ROOT
 from tests.support.tiny_runs import CANARY
 
 pytestmark = pytest.mark.slow
 
 ASKED = "quokkaberry"  # in every prompt
 INPUTS = ("forget.jsonl", "retain.jsonl", "holdout.jsonl", "text.txt")
-# Every model, whatever it is, answers with the canary. Then the commands, in one process.
-DRIVER = """
-import json, sys
-from transformers import AutoTokenizer, GenerationMixin, LogitsProcessor
-job = json.load(open(sys.argv[1]))
-tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
-said = [*tokenizer(job["said"])["input_ids"], tokenizer.eos_token_id]
-class Saying(LogitsProcessor):
-    def __init__(self, start):
-        self.start = start
-    def __call__(self, input_ids, scores):
-        scores = scores.new_full(scores.shape, -float("inf"))
-        scores[:, said[min(input_ids.shape[1] - self.start, len(said) - 1)]] = 0
-        return scores
-original = GenerationMixin.generate
-def generate(model, input_ids, logits_processor=None, **given):
-    forced = [*(logits_processor or []), Saying(input_ids.shape[1])]
-    return original(model, input_ids=input_ids, logits_processor=forced, **given)
-GenerationMixin.generate = generate
-from llm_forget.cli.main import app
-codes = []
-for words in job["commands"]:
-    try:
-        app(words, prog_name="llm-forget")
-    except SystemExit as end:
-        codes.append(end.code or 0)
-json.dump(codes, open(sys.argv[1], "w"))
-"""
 
 
 @pytest.fixture
@@ -63,16 +31,17 @@ def holding(files: list[Path], word: str) -> list[str]:
     return [str(path) for path in files if word in str(path).lower() or word.encode() in path.read_bytes().lower()]
 
 
-def test_a_canary_leaves_by_no_door_but_the_one_for_text(runs, tmp_path):
+def test_a_canary_leaves_by_no_door_but_the_one_for_text(runs, tmp_path, online_commands):
     pytest.importorskip("jinja2")
     (tmp_path / "text.txt").write_text(f"{ASKED} {CANARY}\n\n{CANARY} {ASKED}")
     tasks = {"bits": {"task": "forget_text", "metric": "bits_per_byte", "goal": "keep"}}
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"lm_eval": tasks}))
     first, second = (str(run.path) for run in runs)
-    suites = f"{tmp_path / 'suite.yaml'},{tmp_path / 'tasks.yaml'},basic,privacy,robustness,copyright"
+    plain = str(tmp_path / "suite.yaml")
+    suites = f"{plain},{tmp_path / 'tasks.yaml'},basic,robustness,copyright"
     commands = [
         ["evaluate", first, "--suite", suites, "--data_path", str(tmp_path)],
-        ["evaluate", second],
+        ["evaluate", second, "--suite", f"{plain},privacy"],  # whose many charts are drawn once, in the report of both
         ["attack", first, "--kind", "relearn", "--suite", "basic", "--share", "0.2", "--num_train_epochs", "1"],
         ["attack", first, "--kind", "sample"],
         ["attack", first, "--kind", "template", "--suite", "basic", "--limit", "2"],
@@ -82,24 +51,19 @@ def test_a_canary_leaves_by_no_door_but_the_one_for_text(runs, tmp_path):
         ["compare", first, second, "--output", str(tmp_path / "compared.md")],
         ["report", first, "--show_text", "1"],
     ]
-    job = tmp_path / "job.json"
-    said = f"{CANARY} it is, and {CANARY} again"
-    job.write_text(json.dumps({"tokenizer": str(tmp_path / "target"), "said": said, "commands": commands}))
-    for name in ("home", "temporary"):
-        (tmp_path / name).mkdir()
-    places = {"HOME": "home", "HF_HOME": "home", "TMPDIR": "temporary", "LLM_FORGET_CACHE": "cache"}
-    environment = {**os.environ, **{key: str(tmp_path / name) for key, name in places.items()}}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(job)],
-        cwd=tmp_path / "home", env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    codes = json.loads(job.read_text())
+    server, home, hub = online_commands
+    answer = [f"{CANARY} {ASKED}", str(tmp_path / "target")]  # of every model
+    cache = {"LLM_FORGET_CACHE": str(tmp_path / "cache")}
+    codes = [
+        server.run(words, output=str(home / f"{place}.out"), cwd=str(home), environment=cache, answer_always=answer)
+        for place, words in enumerate(commands)
+    ]
+    output = "".join((home / f"{place}.out").read_text() for place in range(len(commands)))
     assert codes[5] in (1, 3)  # verify has something to say
-    assert [code for place, code in enumerate(codes) if place != 5] == [0] * 9, done.stderr[-2000:]
+    assert [code for place, code in enumerate(codes) if place != 5] == [0] * 9, output[-2000:]
 
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in INPUTS]
+    written = (path for folder in (tmp_path, home) for path in folder.rglob("*"))
+    files = [path for path in written if path.is_file() and path.name not in INPUTS]
     # Text stays in the records of a run or of an attack on it, for its owner alone.
     private = [
         path
@@ -129,4 +93,6 @@ def test_a_canary_leaves_by_no_door_but_the_one_for_text(runs, tmp_path):
     assert any("cache" in path.parts for path in public)
     for word in (CANARY, ASKED):
         assert holding(public, word) == []
-        assert word not in (done.stdout + done.stderr).lower()
+        assert word not in output.lower()
+        assert word not in "".join(hub.requests).lower()
+        assert word.encode() not in b"".join(hub.pushed()).lower()

@@ -11,9 +11,9 @@ import torch
 
 from llm_forget.core.digests import file_digest
 from llm_forget.core.run_directory import Run
-from tests.support.command_server import command_server
+from tests.support.forked import command
 from tests.support.hub_runs import MADE, REPO, send, without_digests_of_rows
-from tests.support.loopback_hub import SIGNATURE, TOKEN, loopback_hub
+from tests.support.loopback_hub import SIGNATURE, TOKEN
 
 pytestmark = pytest.mark.slow
 
@@ -271,38 +271,34 @@ def test_a_run_that_trained_all_weights_is_pushed_as_a_model(hub, make_run, tmp_
         send(run)
 
 
-def test_as_a_user_would_by_the_command_line(measured, tmp_path):
+@pytest.mark.usefixtures("libraries")
+def test_as_a_user_would_by_the_command_line(hub, measured, tmp_path):
     run = measured()
-    with loopback_hub() as hub:
-        token = {"HF_TOKEN": TOKEN}
-        online = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
-        with command_server({"HF_HUB_OFFLINE": "0", **online}) as server:
+    token = {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
 
-            def say(*words):
-                output = tmp_path / "output.txt"
-                words = [str(word) for word in words]
-                code = server.run(words, output=str(output), cwd=str(tmp_path), environment=token)
-                text = output.read_text()
-                assert TOKEN not in text
-                assert SIGNATURE not in text
-                return code, text
+    def say(*words):
+        done = command(*words, cwd=tmp_path, environment=token)
+        text = done.stdout + done.stderr
+        assert TOKEN not in text
+        assert SIGNATURE not in text
+        return done.returncode, text
 
-            assert say("card", run.path, "--category", "fruit", "--contact", "a@b.org")[0] == 0
-            code, text = say("push", run.path, "--repo", REPO, "--execute")
-            assert code == 0, text
-            tag = next(iter(hub.repos[REPO].tags))
-            code, text = say("pull", REPO, "pulled", "--revision", tag)
-            assert code == 0, text
-            assert "fruit" in (tmp_path / "pulled" / "README.md").read_text()
-            code, text = say("purge", REPO, "--revision", tag)
-            assert code == 2
-            assert "push a version without the data first" in text
-            assert "Traceback" not in text
-            token["HF_TOKEN"] = "hf_wrong"
-            code, text = say("push", run.path, "--repo", REPO, "--execute")
-            assert code == 2
-            assert "does not know this token" in text
-            assert "hf_wrong" not in text
+    assert say("card", run.path, "--category", "fruit", "--contact", "a@b.org")[0] == 0
+    code, text = say("push", run.path, "--repo", REPO, "--execute")
+    assert code == 0, text
+    tag = next(iter(hub.repos[REPO].tags))
+    code, text = say("pull", REPO, "pulled", "--revision", tag)
+    assert code == 0, text
+    assert "fruit" in (tmp_path / "pulled" / "README.md").read_text()
+    code, text = say("purge", REPO, "--revision", tag)
+    assert code == 2
+    assert "push a version without the data first" in text
+    assert "Traceback" not in text
+    token["HF_TOKEN"] = "hf_wrong"
+    code, text = say("push", run.path, "--repo", REPO, "--execute")
+    assert code == 2
+    assert "does not know this token" in text
+    assert "hf_wrong" not in text
 
 
 @pytest.mark.parametrize("made", ["combine", "finetune"])

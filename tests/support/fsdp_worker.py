@@ -3,7 +3,6 @@
 Accelerate turns FSDP on CPUs into DDP, so this goes around it: what is tried is the package's own part of a step.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,7 +121,3 @@ def main(folder: Path, say: Callable[[str], None]) -> None:
             assert worst < 1e-5
     ten_steps(folder, ids, slice(2 * rank, 2 * rank + 2))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.stdout.write)

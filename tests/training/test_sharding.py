@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from llm_forget.core import resources
 from llm_forget.core.launch import WORLD_SIZE, check_launch, launch_command
+from tests.support import fsdp_worker
+from tests.support.forked import forked_world
 from tests.support.repository import ROOT, SUPPORT
 from tests.support.train_worker import STEPS, trained, write_material
 
@@ -154,9 +156,9 @@ def test_deepspeed_that_would_run_as_separate_processes_or_as_ddp_is_refused(
 @pytest.mark.processes
 def test_fsdp2_trains_and_saves_the_adapter_of_the_unsharded_model(tmp_path: Path) -> None:
     """Gradients of one step of all kinds, then ten steps, the saved adapter, and the adapter read again."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    out = succeed(*launch, str(SUPPORT / "fsdp_worker.py"), str(tmp_path))
-    assert out.count("difference=") == 4
+    first, second = forked_world(2, lambda _: fsdp_worker.main(tmp_path, sys.stdout.write))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr[-4000:] + second.stderr[-4000:]
+    assert first.stdout.count("difference=") == 4
     cut, whole = (tmp_path / name / "adapter_model.safetensors" for name in ("cut", "whole"))
     assert cut.stat().st_size == whole.stat().st_size > 4 * sum(t.numel() for t in load_file(whole).values())
     assert largest_difference(tmp_path / "start" / "adapter_model.safetensors", whole) > 1e-2

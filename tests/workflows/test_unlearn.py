@@ -251,7 +251,7 @@ def test_two_processes_train_the_adapter_of_one_with_twice_the_batch(job: dict[s
 
 @pytest.mark.processes
 def test_a_killed_run_resumes_to_the_same_adapter_bytes(job: dict[str, Any], tmp_path: Path) -> None:
-    how = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 40, "logging_steps": 1}
+    how = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 12, "logging_steps": 1}
     whole = unlearn(**{**job, **how, "output_dir": str(tmp_path / "whole")})
     command = start(job, **how)
     run = Run(Path(job["output_dir"]))

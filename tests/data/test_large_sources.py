@@ -4,11 +4,9 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.models.load import load_tokenizer
 from llm_forget.training import provenance
 from llm_forget.training.reference import cache_file, compute
+from tests.support.forked import Running, forked, started
 
 SECRET = "Xylophanes"
 
@@ -176,30 +175,35 @@ def test_tables_derived_from_local_rows_are_never_stored_in_the_hub_cache(tmp_pa
 
 # ---- no files remain ----
 
-CHILD = """
-    import os, signal, sys, time
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    from llm_forget.data import files, private_storage
-    from llm_forget.data.sources import load_source
-    files.IN_MEMORY = private_storage.IN_MEMORY = 0
-    rows = load_source(sys.argv[1], split_name="forget")
-    if "worker" in sys.argv and os.fork() == 0:
+
+def use_rows(path: str, place: Path, *more: str) -> None:
+    """Read rows as a large file, and write to ``place`` where they are; "stay" on, beside a forked "worker"."""
+    private_storage.scratch_folder.cache_clear()  # this process has none of its own yet
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (files, private_storage):
+            patch.setattr(module, "IN_MEMORY", 0)
+        rows = load(path)
+    if "worker" in more and os.fork() == 0:
         time.sleep(30)
         os._exit(0)
-    print(private_storage.scratch_folder(), flush=True)
-    if len(sys.argv) > 2:
+    place.with_suffix(".new").write_text(str(scratch_folder()))
+    place.with_suffix(".new").rename(place)
+    if more:
         time.sleep(600)
-    rows[0]
-"""
+    assert rows[0]
 
 
-def start(path: str, folder: Path, *more: str) -> tuple[subprocess.Popen, Path]:
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), path, *more]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
-    assert child.stdout is not None
-    line = child.stdout.readline().strip()
-    assert folder in Path(line).parents, "the child failed"  # a sweep must not remove the current folder
-    return child, Path(line)
+@contextmanager
+def running(path: str, folder: Path, *more: str) -> Iterator[tuple[Running, Path]]:
+    """A process that reads rows of a file, and its private folder below ``folder``."""
+    place = folder / "place"
+    with started(lambda: use_rows(path, place, *more), environment={"TMPDIR": str(folder)}) as child:
+        end = time.monotonic() + 60
+        while not place.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        used = Path(place.read_text())
+        assert folder in used.parents, "the child failed"  # a sweep must not remove the current folder
+        yield child, used
 
 
 def gone(folder: Path, seconds: float = 20) -> bool:
@@ -216,36 +220,34 @@ def test_no_copy_of_local_rows_outlives_the_process(
     tmp_path: Path, how: signal.Signals | None, more: list[str]
 ) -> None:
     path = write(tmp_path / "x.jsonl", questions(10))
-    child, folder = start(path, tmp_path, *(["stay", *more] if how else []))
-    if how is not None:
-        assert any(SECRET.encode() in file.read_bytes() for file in folder.glob("*.arrow"))
-        assert folder.stat().st_mode & 0o077 == 0
-        child.send_signal(how)
-    child.wait(60)
-    assert gone(folder)
-    assert [file.name for file in folder.parent.iterdir()] == ["lock"]
+    with running(path, tmp_path, *(["stay", *more] if how else [])) as (child, folder):
+        if how is not None:
+            assert any(SECRET.encode() in file.read_bytes() for file in folder.glob("*.arrow"))
+            assert folder.stat().st_mode & 0o077 == 0
+            os.kill(child.pid, how)
+        child.wait(60)
+        assert gone(folder)
+        assert [file.name for file in folder.parent.iterdir()] == ["lock"]
 
 
 @pytest.mark.slow
 def test_sweeping_removes_orphaned_folders_but_not_those_in_use(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", questions(10))
-    child, used = start(path, tmp_path, "stay")
-    left = used.parent / "left"
-    left.mkdir()
-    (left / "1-0.arrow").write_text(SECRET)
-    sweep(used.parent)
-    assert not left.exists()
-    assert any(used.glob("*.arrow"))
-    child.kill()
-    child.wait(60)
+    with running(path, tmp_path, "stay") as (_, used):
+        left = used.parent / "left"
+        left.mkdir()
+        (left / "1-0.arrow").write_text(SECRET)
+        sweep(used.parent)
+        assert not left.exists()
+        assert any(used.glob("*.arrow"))
 
 
 @pytest.mark.slow
 def test_a_folder_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"llm_forget-{os.getuid()}").mkdir()
     (tmp_path / f"llm_forget-{os.getuid()}").chmod(0o755)
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), write(tmp_path / "x.jsonl", questions(2))]
-    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    path = write(tmp_path / "x.jsonl", questions(2))
+    child = forked(lambda: use_rows(path, tmp_path / "place"), environment={"TMPDIR": str(tmp_path)})
     assert "is not a private folder of this user; remove it, or set TMPDIR" in child.stderr
 
 

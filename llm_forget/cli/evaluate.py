@@ -159,14 +159,12 @@ def compare(
     """Compare runs: distance to the oracle on forget rows against utility, and the Pareto-optimal runs."""
     from pathlib import Path
 
-    from rich.console import Console
-
     from llm_forget.core.files import write_atomic
+    from llm_forget.evals.terminal import terminal
     from llm_forget.report.sections.comparison import compare as put_together, comparison_markdown, print_comparison
 
     section = put_together([Path(run) for run in runs], suite=suite)
-    console = Console()
-    print_comparison(section, console if console.is_terminal else Console(width=120))
+    print_comparison(section, terminal())
     if output is not None:
         write_atomic(Path(output), comparison_markdown(section))
         typer.echo(f"wrote {output}")

@@ -139,11 +139,12 @@ def verify(
     Only a signed head reveals that the newest events were removed. Anyone who can change the ledger can replace the
     head in the folder, so keep copies of `anchor.json` and `signing.pub` elsewhere and pass them here.
     """
+    from llm_forget.compliance.ledger import signed_head
     from llm_forget.compliance.ledger.ledger import Ledger
 
     with Ledger.open(evidence) as ledger:
         seq, digest = ledger.verify(anchor, key)
-        stated = ledger.signed_head(anchor, key)
+    stated = signed_head.read(evidence, anchor, key)
     typer.echo(f"intact: {seq} events, head {digest}")
     if stated is None:
         typer.echo("no signed head: missing events at the end cannot be detected; see `llm-forget audit anchor`")
@@ -209,19 +210,18 @@ def _events(title: str, events: list[Event]) -> None:
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from llm_forget.core.text import plain
+    from llm_forget.evals.terminal import terminal
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column == "event" else "left")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))  # no markup: names come from files
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    terminal().print(table)
 
 
 def _numbers(seqs: list[int]) -> str:

@@ -72,15 +72,15 @@ def merge(
 
 def _note(folder: str, runs: list[str]) -> None:
     """Record the merge in the evidence folder, if there is one; a failure is only a warning."""
-    from pathlib import Path
-
-    from llm_forget.compliance.ledger.record_runs import note_with_sources
+    from llm_forget.compliance.ledger.ledger import Ledger
+    from llm_forget.compliance.ledger.record_runs import note_run
     from llm_forget.publish.ledger_gate import evidence_folder
 
     if (evidence := evidence_folder()) is None:
         return
     try:
-        (event, *_) = note_with_sources(evidence, Path(folder), runs)
+        with Ledger.open(evidence) as ledger:
+            (event, *_) = [note_run(ledger, path) for path in (*runs, folder)][-1]
         typer.echo(f"noted in '{evidence}' (event {event.seq})")
     except ValueError as error:
         typer.echo(f"llm-forget: warning: not noted in '{evidence}': {error}", err=True)

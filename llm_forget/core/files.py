@@ -1,13 +1,17 @@
 """Atomic file writes, JSON files, and the cache folder."""
 
+import errno
 import json
 import os
 import re
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_forget.core.errors import RunError
+
+NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without hard links
 
 
 def _written_as(name: str) -> str:
@@ -33,6 +37,27 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """Create a file that only its owner can read, atomically; if another process was faster, its file stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")  # 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

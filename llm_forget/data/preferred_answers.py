@@ -19,6 +19,8 @@ from llm_forget.data.tables import arrow_column
 if TYPE_CHECKING:
     from datasets import Dataset
 
+FIELD = "alternate"  # column with preferred answers
+
 
 def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
     """Load refusal sentences from any source, or from a ``.txt`` or ``.jsonl`` file with one sentence per line.
@@ -41,7 +43,6 @@ def with_alternates(
     rows: Dataset,
     refusals: Spec | None = None,
     *,
-    field: str = "alternate",
     seed: int = 0,
     data_path: str | None = None,
 ) -> Dataset:
@@ -49,17 +50,16 @@ def with_alternates(
 
     Args:
         rows: rows to forget, as returned by `load_source`.
-        refusals: source of sentences; each row gets one, chosen by its id and ``seed``. None: use column ``field``.
-        field: column with the preferred answer, or a list of them (one is chosen in the same way).
-        seed: seed of the choice.
+        refusals: source of sentences; each row gets one, chosen by its id and ``seed``. None: use the column
+            ``alternate``, which holds the preferred answer, or a list of them (one is chosen in the same way).
         data_path: as for `load_source`.
 
     Raises:
         DataError: the column is missing or empty in a row (names the id), or a row is running text.
     """
-    if refusals is None and field not in rows.column_names:
+    if refusals is None and FIELD not in rows.column_names:
         raise DataError(
-            f"forget rows have no column '{field}' with a preferred answer; add it, or set `alternate` to a source of "
+            f"forget rows have no column '{FIELD}' with a preferred answer; add it, or set `alternate` to a source of "
             "refusals such as builtin:demo/idk"
         )
     from datasets.fingerprint import Hasher
@@ -67,13 +67,13 @@ def with_alternates(
     sentences = None if refusals is None else load_refusals(refusals, data_path=data_path)
 
     def replaced(row: dict[str, Any]) -> dict[str, Any]:
-        choices = sentences or _own_choices(row, field)
+        choices = sentences or _own_choices(row)
         draw = int.from_bytes(hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()[:8])
         return with_completion(row, choices[draw % len(choices)])
 
     # Refusals may come from a local file, so the new rows stay in memory even if the input rows are in the Hub cache.
     map_arguments = map_storage(rows) or {"keep_in_memory": True}
-    fingerprint = Hasher.hash((rows._fingerprint, sentences, field, seed))
+    fingerprint = Hasher.hash((rows._fingerprint, sentences, FIELD, seed))
     with bar_if_long(len(rows)):
         return rows.map(replaced, new_fingerprint=fingerprint, desc="Preferred answers", **map_arguments)
 
@@ -101,11 +101,11 @@ def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
     return alternates.select(positions.to_numpy())
 
 
-def _own_choices(row: Mapping[str, Any], field: str) -> list[str]:
-    value = row[field]
+def _own_choices(row: Mapping[str, Any]) -> list[str]:
+    value = row[FIELD]
     choices = [value] if isinstance(value, str) else list(value or [])
     if not choices or not all(isinstance(text, str) and text.strip() for text in choices):
-        raise DataError(f"row '{row['id']}' has no text in '{field}'; every row to forget needs a preferred answer")
+        raise DataError(f"row '{row['id']}' has no text in '{FIELD}'; every row to forget needs a preferred answer")
     return choices
 
 

@@ -89,28 +89,12 @@ def normalise_row(row: Row, where: str) -> dict[str, Any]:
     return added
 
 
-def completion_messages(row: Row) -> list[Message]:
-    """Return the completion as a list of messages."""
-    completion = row["completion"]
-    if isinstance(completion, str):
-        return [{"role": "assistant", "content": completion}]
-    return [_plain_message(m) for m in completion]
-
-
-def prompt_messages(row: Row) -> list[Message]:
-    """Return the prompt as a list of messages."""
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [_plain_message(m) for m in prompt]
-
-
 def conversation(row: Row) -> tuple[list[Message], int]:
     """Return the messages of a row that is not running text, and the number of prompt messages, which carry no loss."""
     if row.get("messages") is not None:
-        return [_plain_message(m) for m in row["messages"]], 0
-    prompt = prompt_messages(row)
-    return prompt + completion_messages(row), len(prompt)
+        return _messages(row["messages"]), 0
+    prompt = _messages(row["prompt"], "user")
+    return prompt + _messages(row["completion"], "assistant"), len(prompt)
 
 
 def is_text(row: Row) -> bool:
@@ -281,9 +265,12 @@ def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) 
     return value
 
 
-def _plain_message(message: Mapping[str, Any]) -> Message:
+def _messages(content: Any, role: str = "") -> list[Message]:
+    """Return messages, or a text as one message of ``role``."""
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
     # Arrow gives every struct all keys of the column; a template must not see keys that the row lacks.
-    return {key: value for key, value in message.items() if value is not None}
+    return [{key: value for key, value in message.items() if value is not None} for message in content]
 
 
 def _check_prompt_and_completion(row: Row, where: str, columns: tuple[str, ...]) -> None:

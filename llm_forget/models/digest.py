@@ -41,11 +41,7 @@ class ModelIdentity:
 
 
 def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
-    """Identity of a configured model with an adapter; its weights are read, unless ``base`` is their digest.
-
-    Raises:
-        AdapterRefused, MissingFileError, ModelError: see `adapter_digest` and `source_digest`.
-    """
+    """Identity of a configured model with an adapter; its weights are read, unless ``base`` is their digest."""
     precision = {key: str(getattr(model, key)) for key in PRECISION}
     layer = adapter_digest(adapter) if adapter is not None else None
     return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)
@@ -56,9 +52,6 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
 
     Args:
         base: digest of the weights below the adapter, if they need not be read.
-
-    Raises:
-        AdapterRefused, MissingFileError, ModelError: see `identity_of`.
     """
     model = model_part(run.config)
     if kind_of(run).forgotten and run.adapter.is_dir():
@@ -73,9 +66,6 @@ def source_digest(name: str | None, revision: str | None = None) -> str:
     Files give ``sha256:...`` over the sorted names and digests of weights and configs, the demo model one over its
     initial tensors, and a Hub id ``commit:...``, the commit its revision stands for. A model with adapters gives one
     digest of all parts.
-
-    Raises:
-        MissingFileError, ModelError: see `find_source`.
     """
     return digests_by_layer(find_source(name), revision)[-1]
 
@@ -118,10 +108,6 @@ def folder_digest(folder: Path) -> str:
 
 
 def adapter_digest(folder: Path) -> str:
-    """`folder_digest` of an adapter folder, after `inspect_folder` checked sizes and links.
-
-    Raises:
-        AdapterRefused, MissingFileError: see `inspect_folder`.
-    """
+    """`folder_digest` of an adapter folder, after `inspect_folder` checked sizes and links."""
     inspect_folder(folder)
     return folder_digest(folder)

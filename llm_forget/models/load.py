@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,24 @@ def _precision(quantization: dict[str, Any] | None) -> str:
     kinds = {"load_in_4bit": f"4 bit ({settings.get('bnb_4bit_quant_type')}{nested})", "load_in_8bit": "8 bit"}
     method = str(settings.get("quant_method", "full precision"))
     return next((kind for key, kind in kinds.items() if settings.get(key)), method)
+
+
+def load_config(model_args: ModelConfig) -> Any:
+    """Configuration of the full model that `load_base` loads from the same arguments; reads no weights."""
+    source = find_source(model_args.model_name_or_path)
+    return deepcopy(_config(source.kind, source.location, source.revision or model_args.model_revision))
+
+
+@cache  # reading the configuration of a GGUF file takes seconds
+def _config(kind: str, location: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    if kind == "demo":
+        return demo_models.demo_config()
+    if kind == "gguf":
+        file = Path(location)
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    return AutoConfig.from_pretrained(location, revision=revision)
 
 
 def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, Any]) -> Any:

@@ -17,11 +17,7 @@ WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def public(evidence: Evidence) -> Evidence:
-    """Return the run with the same numbers, but numbered rows, models by name and no settings that hold paths.
-
-    Raises:
-        OSError, PublishError: see `row_digests.row_key`.
-    """
+    """Return the run with the same numbers, but numbered rows, models by name and no settings that hold paths."""
     key = row_key(evidence.run.path)
     results, verification = public_results(evidence.results, key), evidence.verification
     if verification is not None and evidence.verification_is_current:  # still current: no number changed

@@ -31,7 +31,6 @@ from llm_forget.publish.card.card import Place, card, with_results_of
 from llm_forget.publish.card.statements import saved_statements
 from llm_forget.publish.consistency import EXPORT_REPORT, FullModel, full_model_of, require_measured_weights
 from llm_forget.publish.row_digests import plain_digests, public_results, row_key
-from llm_forget.report.render.document import Document
 from llm_forget.report.run_evidence import Evidence, read_run
 
 logger = logging.getLogger("llm_forget")
@@ -114,7 +113,6 @@ def publication(
         signed_in: evidence folder whose key signs the listing.
 
     Raises:
-        OSError: see `row_digests.row_key`.
         RunError: the run is unfinished or was not measured.
         PublishError: the weights are not the measured ones, or a file holds a local path or a plain digest of rows.
     """
@@ -232,8 +230,7 @@ def report_without_ids(evidence: Evidence) -> bytes:
     from llm_forget.report.page import report_document
     from llm_forget.report.render.html import to_html
 
-    page: Document = report_document([public(evidence)])
-    return to_html(page).encode()
+    return to_html(report_document([public(evidence)])).encode()
 
 
 def refuse_paths(files: Sequence[File], run: Path) -> None:

@@ -82,7 +82,7 @@ def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -
     if folder is not None:
         from llm_forget.compliance.ledger.record_runs import weights_of
 
-        note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
+        _note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
 
 
 def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
@@ -96,13 +96,11 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
     withdrawn = [push for push in pushed if push.get("commit") in body["commits"]]
     published_weights = {push["weights"] for push in withdrawn if "weights" in push}
     model = {"weights": published_weights.pop()} if len(published_weights) == 1 else {}
-    note_published(folder, {"action": "withdraw", **body, **model, "verified": verified})
+    _note_published(folder, {"action": "withdraw", **body, **model, "verified": verified})
 
 
-def note_published(folder: Path | None, body: Mapping[str, Any]) -> None:
+def _note_published(folder: Path, body: Mapping[str, Any]) -> None:
     """Record an action on the Hub in the ledger; a repeated action is one event."""
-    if folder is None:
-        return
     from llm_forget.compliance.ledger.ledger import Ledger
 
     with Ledger.open(folder) as ledger:

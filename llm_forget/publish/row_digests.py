@@ -25,19 +25,18 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import PublishError
+from llm_forget.core.files import create_private
 
 logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
 PREFIX = "hmac-sha256:"  # distinguishes it from a plain digest
 PLAIN_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without hard links
 NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json whose digests are not of rows
 
 
@@ -51,7 +50,7 @@ def row_key(run: Path) -> bytes:
     path = run / KEY
     if not path.exists():
         try:
-            _create_key(path)
+            create_private(path, f"{secrets.token_hex(32)}\n".encode())
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
@@ -79,26 +78,6 @@ def read_key(path: str | Path) -> bytes:
             "then has other digests of the same rows"
         )
     return bytes.fromhex(text.decode())
-
-
-def _create_key(path: Path) -> None:
-    """Create the key atomically: of two processes that create one, the second uses the first one's."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".publication.")  # 0600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def keyed(digest: str, key: bytes) -> str:

@@ -75,11 +75,11 @@ def container_parts(
         yield kind, blocks(again), again
 
 
-def blocks(opened: Opener, limit: int = UNPACKED) -> Iterator[bytes]:
+def blocks(opened: Opener) -> Iterator[bytes]:
     """Iterate over the unpacked bytes in blocks; of a damaged file, those before the damage.
 
     Raises:
-        UNREADABLE: the file is damaged, or has more than ``limit`` unpacked bytes.
+        UNREADABLE: the file is damaged, or has more than `UNPACKED` unpacked bytes.
     """
     size, pending = 0, bytearray()
     with closing(opened()) as file:
@@ -87,8 +87,8 @@ def blocks(opened: Opener, limit: int = UNPACKED) -> Iterator[bytes]:
             while part := file.read1(BLOCK):  # type: ignore[attr-defined]  # not read(): it returns nothing before damage
                 pending += part
                 size += len(part)
-                if size > limit:
-                    raise DataError(f"more than {limit} unpacked bytes")
+                if size > UNPACKED:
+                    raise DataError(f"more than {UNPACKED} unpacked bytes")
                 if len(pending) >= BLOCK:
                     yield bytes(pending)
                     pending.clear()
@@ -127,23 +127,7 @@ def _read_whole(file: BinaryIO) -> bytes:
 def _zstd(file: BinaryIO) -> Any:
     import pyarrow
 
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
-    return io.BufferedReader(_Readable(stream), BLOCK)
-
-
-class _Readable(io.RawIOBase):
-    """A pyarrow stream as a raw Python stream."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.stream.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
 
 
 def _arrow_blocks(opened: Opener) -> Iterator[bytes]:

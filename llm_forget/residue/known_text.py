@@ -15,7 +15,6 @@ def remove_known_text(
     """Return the parts of the texts that share no run of ``window`` letters and digits with a known text.
 
     Args:
-        texts: the search texts.
         needles: forms of these texts.
         matches: matches of ``needles`` in a known text; only those of the original form of a text are used.
         window: minimum length of a match.

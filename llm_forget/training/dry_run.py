@@ -1,12 +1,9 @@
 """The plan of a run, without loading weights: token counts of a batch, and an estimate of its memory."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
 from heapq import nlargest
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +14,8 @@ from trl import ModelConfig
 
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
-from llm_forget.models import demo_models
 from llm_forget.models.adapters.lora import attach_adapter
-from llm_forget.models.model_source import find_source
+from llm_forget.models.load import load_config
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
@@ -161,7 +157,7 @@ def launch_config(environment: Mapping[str, str]) -> str:
 
 def depth(model_args: ModelConfig) -> int:
     """Return the number of decoder layers of the model, read from its configuration."""
-    return int(_config(model_args).get_text_config().num_hidden_layers)
+    return int(load_config(model_args).get_text_config().num_hidden_layers)
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
@@ -202,7 +198,7 @@ def _shape(model_args: ModelConfig) -> Shape:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):  # without weights
-        model: Any = AutoModelForCausalLM.from_config(_config(model_args))
+        model: Any = AutoModelForCausalLM.from_config(load_config(model_args))
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -234,25 +230,8 @@ def _width(model_args: ModelConfig) -> float:
     """Return the bytes per weight in the dtype that it is loaded in."""
     dtype = model_args.dtype
     if dtype in (None, "auto"):
-        dtype = str(_config(model_args).dtype or "float32").removeprefix("torch.")
+        dtype = str(load_config(model_args).dtype or "float32").removeprefix("torch.")
     return BYTES[str(dtype)]
-
-
-def _config(model_args: ModelConfig) -> Any:
-    source = find_source(model_args.model_name_or_path)
-    return deepcopy(_config_of(source.kind, source.location, source.revision or model_args.model_revision))
-
-
-@cache  # reading the configuration of a GGUF file takes seconds
-def _config_of(kind: str, location: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    if kind == "demo":
-        return demo_models.demo_config()
-    if kind == "gguf":
-        file = Path(location)
-        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-    return AutoConfig.from_pretrained(location, revision=revision)
 
 
 def show(counts: dict[str, dict[str, int]], sizes: dict[str, int], memory: Memory, settings: dict[str, Any]) -> None:

@@ -39,8 +39,6 @@ def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> 
     """Describe the tokenised rows of a split by number, digest, ids and subjects.
 
     Args:
-        name: name of the split.
-        rows: tokenised rows.
         subject_table: result of `row_subjects` for the rows before they were tokenised.
 
     Returns:

@@ -155,7 +155,6 @@ class RankBatches(Sampler[list[dict[str, int]]]):
     Args:
         sampler: a sampler with the same ``batch_size * world_size``.
         batch_size: slots per batch.
-        rank: rank of this process, from 0.
         world_size: number of processes.
     """
 

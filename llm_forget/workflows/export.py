@@ -9,11 +9,8 @@ import dataclasses
 import gc
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import PartialState
@@ -36,7 +33,7 @@ from llm_forget.models.adapters.files import disk_errors
 from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting import bitsandbytes, gguf
 from llm_forget.models.exporting.gguf_tokenizer import check_tokenizer, describe_tokenizer
-from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.load import load_base, load_config, load_tokenizer
 from llm_forget.models.merging.full_model import MERGE_REPORT, RELATIVE_TOLERANCE, compare, probe_logits, random_probes
 from llm_forget.models.merging.merge_report import is_merged, verify_merged
 from llm_forget.models.model_source import EXPORT_REPORT, find_source
@@ -97,7 +94,12 @@ def export(
     out = Path(output_dir)
     run = _checked_run(str(model), form, out, overrides)
     options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
-    with _temporary_folder(out) as temporary:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, so that both are on one disk.
+    with TemporaryDirectory(
+        prefix=f".{out.name}.", suffix=".tmp", dir=out.parent, ignore_cleanup_errors=True
+    ) as hidden:
+        temporary = Path(hidden)
         job = _ExportJob(str(model), run, temporary, {**options, "quiet": quiet}, overrides)
         model_results = job.model_results() if measure else None
         written = temporary / "form"
@@ -150,31 +152,12 @@ def _refuse_gguf(model: str) -> None:
     """Refuse models that GGUF does not support, before merging or evaluating."""
     import importlib.util
 
-    from transformers import AutoConfig
-
     if importlib.util.find_spec("gguf") is None:
         raise MissingPackageError('GGUF needs the package gguf; run `pip install "llm-forget[gguf]"`')
-    source = find_source(model)
     args = ModelConfig(model_name_or_path=model)
-    if source.kind == "demo":
-        return
-    location, options = source.location, {"revision": source.revision or args.model_revision}
-    if source.kind == "gguf":
-        location, options = str(Path(location).parent), {"gguf_file": Path(location).name}
-    config = AutoConfig.from_pretrained(location, **options)
+    config = load_config(args)
     gguf.refuse_architecture(config, model)
     describe_tokenizer(load_tokenizer(args), config.vocab_size)
-
-
-@contextmanager
-def _temporary_folder(out: Path) -> Iterator[Path]:
-    """Create a hidden temporary folder next to the output, on the same disk; removed afterwards."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,11 @@ def merge(
     parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
     args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
     if as_adapter and rule is not None:
-        _refuse_full_model_settings(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
+        if any((base_precision != "trained", tolerance, dtype, max_shard_size, measure)):
+            raise ModelError(
+                "base_precision, tolerance, dtype, max_shard_size and measure apply to full models only; omit them or "
+                "as_adapter"
+            )
         return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
     measures = bool(measure) or (measure is None and plain and _has_unquantised_base(runs[0], base_precision))
     if measures:
@@ -166,14 +170,6 @@ def _refuse_settings(
         raise ModelError(
             "a combination of runs has no rows of its own to be evaluated on; name them: `llm-forget evaluate DIR "
             "--forget ROWS --retain ROWS`"
-        )
-
-
-def _refuse_full_model_settings(*settings: Any) -> None:
-    if any(settings):
-        raise ModelError(
-            "base_precision, tolerance, dtype, max_shard_size and measure apply to full models only; omit them or "
-            "as_adapter"
         )
 
 

@@ -304,7 +304,6 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
     """Return a shell line for each unfinished run: unlearn, then evaluate.
 
     Args:
-        plan: the result of `plan_sweep`.
         accelerate_config: name or file, passed to `unlearn`.
         num_processes: replaces the number in that configuration.
 

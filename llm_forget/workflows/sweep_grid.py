@@ -65,7 +65,6 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
     """Check a grid and resolve aliases; returns full keys and their values.
 
     Args:
-        grid: the grid from the user.
         allowed: the keys of a recipe.
         control: keys that do not change the trained adapter.
 

@@ -18,8 +18,7 @@ from llm_forget.training.job import run_job
 
 def main(argv: Sequence[str]) -> Run:
     """Unlearn with command-line arguments ``RECIPE.yaml --key value``."""
-    data, train, model = parse(argv, UnlearnConfig)
-    return run_unlearning(data, train, model)
+    return run_unlearning(*parse(argv, UnlearnConfig))
 
 
 def unlearn(**keys: Any) -> Run:
@@ -34,8 +33,7 @@ def unlearn(**keys: Any) -> Run:
     Raises:
         ConfigError, DataError, RunError: an invalid key, row or combination; the message names it and says what to do.
     """
-    data, train, model = from_keys(keys, UnlearnConfig)
-    return run_unlearning(data, train, model)
+    return run_unlearning(*from_keys(keys, UnlearnConfig))
 
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:

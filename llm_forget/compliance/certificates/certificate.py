@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.compliance.certificates.claims import contradiction
+from llm_forget.compliance.certificates.claims import contradiction, deadline, does_not_show, two_models
 from llm_forget.core import __version__, formats
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.files import write_atomic
 from llm_forget.core.formats.certificate import Certificate
 from llm_forget.core.strict_json import canonical, canonical_digest, strict_loads
-from llm_forget.core.text import shown
+from llm_forget.core.text import plain, shown
 
 if TYPE_CHECKING:
     from llm_forget.compliance.ledger.chain import Event
@@ -40,12 +40,7 @@ def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
     """Sign and write the certificate of a closed request and its HTML page; an existing certificate is kept.
 
     Args:
-        evidence: the evidence folder.
-        request_id: id of a closed request.
         output: path of the JSON file; default: in the request's folder.
-
-    Returns:
-        Path of the JSON file.
 
     Raises:
         EvidenceError: the request is not closed, or the file is the certificate of another deletion.
@@ -84,7 +79,6 @@ def verify(
     """Verify a certificate and return its body.
 
     Args:
-        file: the certificate.
         key: the issuer's public key (PEM text or path), obtained through another channel. None checks only against the
             key inside the file, which proves nothing about the issuer.
         request: id of the request that it must be about.
@@ -113,10 +107,9 @@ def verify(
 
 def summary(body: Mapping[str, Any]) -> list[str]:
     """Summarise a certificate in lines for a terminal."""
-    from llm_forget.core.text import plain
-
     request, counts, verification = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]
+    auc = f"AUC {attack['auc']:.3f} (oracle {shown(attack['oracle'])})" if attack["measured"] else "not measured"
     lines = [
         f"request {request['id']} ({request['category']}): {counts['rows']:,} rows, closed {request['closed']}",
         f"deadline: {request['deadline']}",
@@ -124,15 +117,11 @@ def summary(body: Mapping[str, Any]) -> list[str]:
         f"before {body['artefacts']['before']['digest']}",
         f"after  {body['artefacts']['after']['digest']}",
         f"policy {verification['policy']}: {verification['answer']}",
-        f"two-model attack: {_auc(attack)}",
+        f"two-model attack: {auc}",
         f"caveats: {len(body['does_not_show'])} (see does_not_show in the file)",
         f"issued {body['issued']}, ledger head {body['ledger']['head']['seq']} {body['ledger']['head']['digest']}",
     ]
     return [plain(line) for line in lines]
-
-
-def _auc(attack: Mapping[str, Any]) -> str:
-    return f"AUC {attack['auc']:.3f} (oracle {shown(attack['oracle'])})" if attack["measured"] else "not measured"
 
 
 def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
@@ -170,7 +159,6 @@ def _own_key(body: Mapping[str, Any]) -> str:
 
 
 def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, Any], public: str) -> dict[str, Any]:
-    from llm_forget.compliance.certificates.claims import does_not_show, two_models
     from llm_forget.compliance.ledger.chain import now
 
     certified_request = _request(ledger, request.id, closed)
@@ -195,8 +183,6 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
 
 def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
     """The request according to the ledger, since its own file could have been edited."""
-    from llm_forget.compliance.certificates.claims import deadline
-
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
     received = last["received"]

@@ -17,31 +17,15 @@ MATCH_LABELS = {
     "near_left": "near-duplicates left in the data, by decision",
 }
 WEIGHTIEST = (
-    "weights",
-    "adapter",
-    "before",
-    "equality",
-    "suites",
-    "other policies",
-    "two models",
-    "near-duplicates",
-    "accepted",
+    "weights", "adapter", "before", "equality", "suites", "other policies", "two models", "near-duplicates", "accepted",
     "attacks",
-)
+)  # fmt: skip
 
 
 def certificate_page(body: Mapping[str, Any]) -> str:
     """Render a certificate as one self-contained HTML page; all content is escaped."""
     request = body["request"]
-    sections = [
-        _summary(body),
-        _not_shown(body),
-        _verdict(body),
-        _numbers(body),
-        _attacks(body),
-        _made(body),
-        _signed(body),
-    ]
+    sections = [part(body) for part in (_summary, _not_shown, _verdict, _numbers, _attacks, _made, _signed)]
     closed = f"closed {request['closed'][:10]}"
     return to_html(document(f"Certificate of deletion {request['id']}", f"{request['category']}, {closed}", sections))
 
@@ -115,10 +99,7 @@ def _numbers(body: Mapping[str, Any]) -> Section:
         rows = tuple(
             (
                 Number(line, f"n={content['n']}{_unscored(content)}"),
-                *(
-                    _value(content.get(role) if role != "unlearned" else content)
-                    for role in ("before", "unlearned", "oracle")
-                ),
+                *(_value(model) for model in (content.get("before"), content, content.get("oracle"))),
             )
             for line, content in suite["metrics"].items()
         )

@@ -88,7 +88,6 @@ def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, st
     """Verify every event, record and page of a ledger; returns the number and digest of its last event.
 
     Args:
-        folder: the evidence folder.
         stated: number and digest of an event, from a signed head.
 
     Raises:

@@ -122,8 +122,8 @@ class Ledger:
         pairs = iter(records)
         first = next(pairs, None)
         with self._writing(keyed=first is not None):
-            if once is not None and (before := self._first(kind, once)):
-                return before
+            if once is not None and (earlier := self._select("WHERE kind = ? AND once = ?", (kind, once))):
+                return earlier[0]
             return self._add(kind, body, once, None if first is None else chained([first], pairs))
 
     def _add(self, kind: str, body: dict[str, Any], once: str | None, pairs: Iterable[tuple[str, str]] | None) -> Event:
@@ -217,38 +217,26 @@ class Ledger:
         return row or (0, GENESIS)
 
     def verify(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str]:
-        """Verify the whole ledger against the signed head.
+        """Verify the whole ledger against the signed head; returns the number and digest of the newest event.
 
         Args:
             anchor: a copy of ``anchor.json``; default: the one in the folder, if it exists.
             public: a copy of ``signing.pub``; default: the one in the folder.
 
-        Returns:
-            Number and digest of the newest event.
-
         Raises:
             EvidenceBroken: the text names the first event that was altered or removed.
             MissingFileError: a given file does not exist.
         """
-        return chain.verify(self.folder, self.signed_head(anchor, public))
-
-    def signed_head(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
-        """Number and digest of the signed head, after checking its signature; None without a signed head."""
-        return signed.read(self.folder, anchor, public)
+        return chain.verify(self.folder, signed.read(self.folder, anchor, public))
 
     def anchor(self) -> Path:
-        """Verify the ledger, then write its signed head, ``anchor.json``; store a copy where its writer has no access.
-
-        Raises:
-            EvidenceBroken: see `verify`; the head of a broken chain is not signed.
-        """
+        """Verify the ledger and write its signed head, ``anchor.json``; keep a copy where its writer has no access."""
         return signed.write(self.folder, *self.verify())
 
     def destroy_keys(self, subjects: Iterable[str]) -> int:
-        """Destroy the keys of subjects, so that no event can be linked to them; adds one event with the count.
+        """Destroy the keys of subjects, so that no event can be linked to them, and return the number of keys.
 
-        Returns:
-            Number of destroyed keys; if 0, no event is added.
+        Adds one event with this number, unless it is 0.
         """
         with translate_sqlite_errors(self.folder):
             if not self._attach(write=False):
@@ -272,14 +260,9 @@ class Ledger:
         with translate_sqlite_errors(self.folder):
             if keyed:
                 self._attach(write=True)
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self.connection:  # commits, or rolls back after an exception
+                self.connection.execute("BEGIN IMMEDIATE")
                 yield
-                self.connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # SQLite itself may have rolled back already
-                    self.connection.execute("ROLLBACK")
-                raise
 
     def _attach(self, *, write: bool) -> bool:
         if self._keys == "write" or (self._keys and not write):
@@ -290,10 +273,6 @@ class Ledger:
         if subject_keys.attach(self.connection, self.folder, write=write):
             self._keys = "write" if write else "read"
         return bool(self._keys)
-
-    def _first(self, kind: str, once: str) -> Event | None:
-        events = self._select("WHERE kind = ? AND once = ?", (kind, once))
-        return events[0] if events else None
 
     def _select(self, rest: str, parameters: Sequence[Any]) -> list[Event]:
         with translate_sqlite_errors(self.folder):

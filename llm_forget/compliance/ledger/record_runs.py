@@ -13,7 +13,7 @@ A folder that `merge` wrote adds one ``merge`` event and its own verification.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add the events of a finished run to the ledger; events that exist already are returned and not added again.
 
     Args:
-        ledger: the ledger to write.
         run: a finished run, a version, or a folder that `merge` wrote.
 
     Raises:
@@ -82,7 +81,12 @@ def weights_of(run: Run) -> str:
     """
     from llm_forget.models.digest import source_digest
 
-    folder = run.adapter if run.adapter.is_dir() else run.model
+    refuse_changed_files(run.adapter if run.adapter.is_dir() else run.model)
+    return source_digest(str(run.path))
+
+
+def refuse_changed_files(folder: Path) -> None:
+    """Raise AdapterRefused if a file of the weights is not the one in the folder's manifest.json, if it has one."""
     manifest = folder / "manifest.json"
     files = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     for name, digest in files.items():
@@ -90,7 +94,6 @@ def weights_of(run: Run) -> str:
             raise AdapterRefused(
                 f"'{folder / name}' is not the file that the run wrote: its digest differs from that in manifest.json"
             )
-    return source_digest(str(run.path))
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -185,18 +188,6 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
     if Run(folder).results_file.is_file() and is_measured(merged):
         events.append(note_results(ledger, Run(folder), {"run": merged.name, "weights": merged.weights}))
     return events
-
-
-def note_with_sources(evidence: Path, folder: Path, runs: Sequence[str | Path]) -> list[Event]:
-    """Add a new merged folder and the runs it was merged from to the ledger of an evidence folder.
-
-    Raises:
-        EvidenceError, RunError, AdapterRefused: see `note_run` and `note_merged`.
-    """
-    with Ledger.open(evidence) as ledger:
-        for run in runs:
-            note_run(ledger, run)
-        return note_merged(ledger, folder)
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:

@@ -17,11 +17,7 @@ PURPOSE = "llm-forget ledger head"  # part of the signed content, so that no oth
 
 
 def write(folder: Path, seq: int, digest: str) -> Path:
-    """Sign the head of a verified ledger; creates the key if it does not exist.
-
-    Raises:
-        MissingPackageError, EvidenceError: see `signing_key`.
-    """
+    """Sign the head of a verified ledger; creates the key if it does not exist."""
     unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
     formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
@@ -31,7 +27,6 @@ def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> 
     """Number and digest of a signed head, after checking its signature; None if the folder has none.
 
     Args:
-        folder: the evidence folder, with the default ``anchor.json`` and ``signing.pub``.
         copy: a copy of ``anchor.json`` from elsewhere.
         public: a copy of the public key from elsewhere; the key inside the anchor is informative only.
 

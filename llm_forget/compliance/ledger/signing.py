@@ -6,16 +6,14 @@ Anyone who can read ``signing.key`` can sign in its owner's name, so it never le
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from llm_forget.core.errors import EvidenceBroken, EvidenceError, MissingFileError, MissingPackageError
-from llm_forget.core.files import write_atomic
+from llm_forget.core.files import create_private, write_atomic
 
 KEY, PUBLIC = "signing.key", "signing.pub"
 
@@ -33,7 +31,7 @@ def signing_key(folder: Path) -> Any:
 
     path = folder / KEY
     if not path.exists():
-        _create_key(path)
+        create_private(path, _new_key())
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise EvidenceError(
@@ -52,11 +50,7 @@ def signing_key(folder: Path) -> Any:
 
 
 def public_key(folder: Path) -> str:
-    """PEM text of the public key of an evidence folder.
-
-    Raises:
-        MissingPackageError, EvidenceError: see `signing_key`.
-    """
+    """PEM text of the public key of an evidence folder."""
     return _pem(signing_key(folder).public_key())
 
 
@@ -79,8 +73,6 @@ def verify_signature(public: str | bytes | Path, content: bytes, signature: str)
 
     Args:
         public: PEM text, or the path of a file with it.
-        content: the signed bytes.
-        signature: the return value of `sign`.
 
     Raises:
         EvidenceBroken: this key did not sign the content, or the signature is malformed.
@@ -124,24 +116,11 @@ def _public(public: str | bytes | Path) -> Any:
     return key
 
 
-def _create_key(path: Path) -> None:
-    """Create a key file atomically; if another process was faster, its key stays."""
+def _new_key() -> bytes:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    key = Ed25519PrivateKey.generate()
-    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".signing.")  # 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(name, path)
-    finally:
-        os.unlink(name)
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _pem(key: Any) -> str:

@@ -143,15 +143,11 @@ def scrub(connection: sqlite3.Connection, folder: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     """Create the tables and the master key if they do not exist."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # commits, or rolls back after an exception
+        connection.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             connection.execute(statement)
         connection.execute("INSERT OR IGNORE INTO keys.master VALUES (1, ?)", (secrets.token_bytes(32),))
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _master(connection: sqlite3.Connection) -> bytes:

@@ -29,8 +29,6 @@ def certificate_facts(
     """Collect models, method, environment, evaluation results and attacks for `CertificateFacts`.
 
     Args:
-        evidence: the certified run or merge.
-        results: evaluation results of the certified model.
         token: key for the digests of rows, so that a guess of the rows cannot be confirmed.
         before: name and digest of the model that knew the rows; None if none is in the ledger.
     """

@@ -53,7 +53,6 @@ def close(
     """Apply a policy to a run, and close the request if it passes, or is inconclusive and that is accepted.
 
     Args:
-        ledger: that of the request.
         request: an open request, or one that this run closed.
         run: an unlearning run of the rows; a run retrained without them; or a run that learned them and is subtracted
             in ``merged``.

@@ -75,11 +75,12 @@ def due(request: Request) -> str:
 def other_deleted_rows(ledger: Ledger, request: Request) -> list[str]:
     """Warn if the model that closed a request contains rows that other requests deleted."""
     from llm_forget.compliance.requests.close import closing_event
-    from llm_forget.compliance.versions.deletion_check import deletions_in
+    from llm_forget.compliance.versions.deletion_check import Deletions
     from llm_forget.compliance.versions.versions import requests_of
 
     closed = closing_event(ledger, request)
-    others = [name for name in requests_of(deletions_in(ledger, closed.body["weights"])) if name != request.id]
+    deletions = Deletions(ledger).contained_in(closed.body["weights"])
+    others = [name for name in requests_of(deletions) if name != request.id]
     if not others:
         return []
     return [f"warning: '{closed.body['run']}' holds rows that {', '.join(others)} deleted; do not use it"]

@@ -75,12 +75,7 @@ def execute(
     """Train and evaluate; resumes an interrupted run, and only evaluates if nothing but the suites changed.
 
     Args:
-        ledger: that of the request.
         request: an open request within `limits`, with its near-duplicates decided.
-        recipe: see `read_plan`.
-        overrides: see `read_plan`.
-        suites: see `read_plan`.
-        say: prints progress messages.
 
     Returns:
         Path of the run; None after a dry run.
@@ -92,6 +87,7 @@ def execute(
     from llm_forget.compliance.ledger.record_runs import note_run, weights_of
     from llm_forget.core.config import identity, resolved
     from llm_forget.data.sources import load_source
+    from llm_forget.evals.suite import load_suites
     from llm_forget.workflows.evaluate import check_measurable, evaluate
     from llm_forget.workflows.unlearn import run_unlearning
 
@@ -115,20 +111,15 @@ def execute(
     # Suites do not affect the training, so a run with other suites is the same attempt.
     if begin_attempt(ledger, request, {"output_dir": output, "digest": json_digest({"recipe": identity(keys)})}):
         finished = run_unlearning(data, train, model)
-    elif _is_measured(finished := Run.open(output), plan.suites):
-        return output
+    else:
+        finished = Run.open(output)
+        if all(holds_suite(finished, suite) for suite in load_suites(plan.suites).values()):
+            return output
     results = evaluate(finished.path, plan.suites)
     note_run(ledger, finished)
     about = {"run": finished.path.resolve().name, "weights": weights_of(finished)}
     mark_executed(ledger, request, {**about, "results": json_digest(results["suites"])})
     return output
-
-
-def _is_measured(run: Run, suites: str) -> bool:
-    """Whether results.json has the current version of these suites, on all rows and without overrides."""
-    from llm_forget.evals.suite import load_suites
-
-    return all(holds_suite(run, suite) for suite in load_suites(suites).values())
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
@@ -146,14 +137,14 @@ def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
 
 def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
     """Refuse, before training, a base model that contains deleted rows: the new model would contain them, too."""
-    from llm_forget.compliance.versions.deletion_check import deletions_in
+    from llm_forget.compliance.versions.deletion_check import Deletions
     from llm_forget.compliance.versions.versions import requests_of
     from llm_forget.models.digest import source_digest
 
     name = str(model.model_name_or_path)
     if not ledger.events("closed"):
         return  # the weights need not be hashed
-    if earlier := requests_of(deletions_in(ledger, source_digest(name, model.model_revision))):
+    if earlier := requests_of(Deletions(ledger).contained_in(source_digest(name, model.model_revision))):
         raise EvidenceError(
             f"'{name}' holds rows that {', '.join(earlier)} deleted, and so would a model trained from it; choose a "
             "clean one with --model_name_or_path (see `llm-forget versions list`)"

@@ -42,7 +42,6 @@ def add(
     Args:
         evidence: the evidence folder; created if missing.
         source: the searched data, as in a recipe.
-        match: the rows that were found.
         category: one of `CATEGORIES`.
         due: ``YYYY-MM-DD``; default for gdpr: one month from today (GDPR Art. 12(3)).
         authorised_by: a role, not the name of a person.

@@ -119,7 +119,6 @@ def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
     """Ids of the rows and near-duplicates of a request that have the content of a protected row.
 
     Args:
-        limits: those of the evidence folder.
         rows: content of the request's rows.json.
 
     Raises:

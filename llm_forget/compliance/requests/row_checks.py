@@ -20,8 +20,6 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
     """Check that a run forgot all rows of a request and learned none of them.
 
     Args:
-        ledger: that of the request.
-        request: the open request.
         run: an unlearning run, or one retrained without the rows.
         weights: content digest of the run's model.
 

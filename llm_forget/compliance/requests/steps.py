@@ -79,8 +79,6 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
     """Decide which near-duplicates to forget as well.
 
     Args:
-        ledger: that of the request.
-        request: the open request.
         choice: ``all``, ``none`` or comma-separated ids; None keeps an earlier decision.
 
     Raises:
@@ -105,8 +103,6 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
     """Write the lists of ids to forget and to retain; rows that earlier requests deleted are not retained.
 
     Args:
-        ledger: that of the request.
-        request: the open request.
         table: rows of the request's source, loaded as the run will load them.
 
     Returns:
@@ -146,8 +142,6 @@ def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) 
     """Record that a recipe is about to run; False if the same attempt was executed and its run still exists.
 
     Args:
-        ledger: that of the request.
-        request: the open request.
         attempt: ``output_dir``, and ``digest`` of everything that determines the result.
 
     Raises:

@@ -141,8 +141,3 @@ def holds_any_record(ledger: Ledger, weights: str, seqs: Sequence[int]) -> bool:
     """Whether a model contains, by the rules above, any record of the given events."""
     histories = Histories(ledger)
     return any(histories.holds(weights, about) for about in record_groups(ledger, seqs, histories))
-
-
-def deletions_in(ledger: Ledger, weights: str) -> list[Event]:
-    """Closed deletions that a model contains; to check many models, use `Deletions`."""
-    return Deletions(ledger).contained_in(weights)

@@ -31,12 +31,7 @@ def parents(event: Event) -> list[str]:
 
 
 def training_history(ledger: Ledger, weights: str) -> list[HistoryStep]:
-    """Events that produced a model and its ancestors, nearest first.
-
-    Args:
-        ledger: the ledger to search.
-        weights: content digest of the model.
-    """
+    """Events that produced the model with this content digest and its ancestors, nearest first."""
     groups = events_by_model(ledger.events(*MODEL_EVENTS))
     steps, visited, models, depth = [], {weights}, {weights}, 0
     while models:

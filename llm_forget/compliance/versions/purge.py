@@ -40,11 +40,7 @@ def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
 
 
 def purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Remove the files of a version and add a ``purge`` event.
-
-    Raises:
-        EvidenceError: see `plan_purge`.
-    """
+    """Remove the files of a version and add a ``purge`` event."""
     with locked_ledger(evidence) as (folder, ledger):
         plan = _plan_purge(folder, ledger, identity)
         store.remove(folder, plan.version.id)

@@ -39,8 +39,6 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Rec
     """What the ledger holds about a record.
 
     Args:
-        ledger: the ledger to search.
-        record: id of the record.
         subject: its subject; events that were added without a subject are included in any case.
 
     Raises:
@@ -100,7 +98,6 @@ def version_lineage(ledger: Ledger, name: str) -> VersionLineage:
     """The training history of a version.
 
     Args:
-        ledger: the ledger to search.
         name: id of a version or a prefix of it, digest of a model's weights, or name of a run in the ledger.
 
     Raises:

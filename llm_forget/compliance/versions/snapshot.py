@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.core import formats
+from llm_forget.compliance.ledger.record_runs import refuse_changed_files
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceError
-from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.merge import MERGE
 from llm_forget.core.strict_json import canonical_digest
@@ -152,12 +151,5 @@ def _of_merged(folder: Path) -> ModelSnapshot:
 
 
 def _verified_digests(folder: Path) -> dict[str, str]:
-    digests = {name: file_digest(path) for name, path in files_of(folder).items()}
-    manifest = folder / "manifest.json"
-    stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
-    changed = sorted(name for name, digest in stated.items() if digests.get(name) != digest)
-    if changed:
-        raise AdapterRefused(
-            f"'{folder / changed[0]}' is not the file that the run wrote: its digest differs from that in manifest.json"
-        )
-    return digests
+    refuse_changed_files(folder)
+    return {name: file_digest(path) for name, path in files_of(folder).items()}

@@ -182,8 +182,6 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
     """Compare every file of a version with its recorded digest, and return the content of version.json.
 
     Args:
-        evidence: the evidence folder.
-        identity: id of the version.
         about: digest of version.json, from the ledger.
         quick: skip files of at least `LINKED` bytes that were compared before and whose inode, size and time stamps
             have not changed since.

@@ -20,7 +20,7 @@ from llm_forget.compliance.ledger.chain import Event
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run
 from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.snapshot import ModelSnapshot, base_run, take_snapshot
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken, EvidenceError
 from llm_forget.core.formats.evidence import CurrentVersion
@@ -127,7 +127,7 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
                 f"run '{path}' has the weights of version {identity}, but other rows or files; a version cannot change"
             )
     else:
-        if before is not None and before.purged and (deletions := deletions_in(ledger, weights)):
+        if before is not None and before.purged and (deletions := Deletions(ledger).contained_in(weights)):
             raise EvidenceError(
                 f"version {identity} was purged and {_deletion_sentence(deletions)}; it is not added again"
             )
@@ -235,7 +235,6 @@ def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
     """Make a version the one in use and return its id; nothing changes if it is in use already.
 
     Args:
-        evidence: the evidence folder.
         identity: id of a version, or a prefix of it.
         unjudged: accept a version for which deleted data cannot be ruled out; see `deletion_check`.
 

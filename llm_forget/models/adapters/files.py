@@ -218,7 +218,8 @@ def load_adapter(
     """
     from peft import PeftModel, get_peft_model
 
-    _check_name(name)
+    if not _NAME.fullmatch(name):
+        raise AdapterRefused(f"adapter name {name[:80]!a} must be 1 to 64 lower-case letters, digits and hyphens")
     folder = Path(folder)
     manifest = verify_adapter(folder, base_digest, trust=trust)
     config = read_config(folder)
@@ -241,11 +242,6 @@ def load_adapter(
     return model
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise AdapterRefused(f"adapter name {name[:80]!a} must be 1 to 64 lower-case letters, digits and hyphens")
-
-
 def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Tensor | None) -> None:
     after = probe(model) if before is not None else None
     effect = describe(model, before, after) if before is not None and after is not None else None
@@ -255,18 +251,14 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
         record_first_effect(folder, effect)
 
 
-def load_adapter_weights(
-    model: Any, folder: str | Path, *, name: str = ADAPTER, base_digest: str | None = None
-) -> None:
-    """Load the weights of a saved adapter into an attached one; flags and modes do not change.
+def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
+    """Load the weights of a saved adapter into the attached one; flags and modes do not change.
 
-    Raises:
-        AdapterRefused, MissingFileError: see `load_adapter`; the effect is not measured.
+    Refuses what `load_adapter` refuses, but does not measure the effect.
     """
-    _check_name(name)
     folder = Path(folder)
     verify_adapter(folder, base_digest)
-    load_adapter_state(model, _read_weights(folder), name=name, origin=str(folder / ADAPTER_WEIGHTS))
+    load_adapter_state(model, _read_weights(folder), origin=str(folder / ADAPTER_WEIGHTS))
 
 
 def load_adapter_state(

@@ -8,11 +8,11 @@ key must have PEFT's default.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, MAX_CONFIG, read_strict_json
@@ -24,66 +24,44 @@ MAX_RANK = 1024
 MAX_NAMES = 10_000
 # Of modules and parameters. As a regular expression, which PEFT makes of some, such a name takes linear time: no
 # quantifiers, no groups.
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
-ANYWHERE = r".*\."
+NAME = r"[A-Za-z0-9_.\-]{1,256}\Z"
+Name = Annotated[str, Meta(pattern=f"^{NAME}")]
+Names = Annotated[list[Name], Meta(max_length=MAX_NAMES)]
+# PEFT itself writes ".*\.gate_up_proj" for experts; one such beginning costs at most the square of a name.
+Suffix = Annotated[str, Meta(pattern=rf"^(\.\*\\\.)?{NAME}")]
+Rank = Annotated[int, Meta(ge=1, le=MAX_RANK)]
+Number = Annotated[float, Meta(ge=0, lt=1e6)]
+Layer = Annotated[int, Meta(ge=0, lt=MAX_NAMES)]
 # Metadata about the origin of the adapter; no effect on loading.
 IGNORED = frozenset(
     {"base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "runtime_config"}
     | {"megatron_core", "qalora_group_size", "loftq_config", "init_lora_weights", "peft_type"}
 )
-
-
-def _rank(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_RANK
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e6 and math.isfinite(value)
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_NAMES and all(map(_name, value))
-
-
-def _name(value: Any) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _layers(value: Any) -> bool:
-    places = value if isinstance(value, list) else [value]
-    return len(places) <= MAX_NAMES and all(type(place) is int and 0 <= place < MAX_NAMES for place in places)
-
-
-def _mapping(each: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    def fits(value: Any) -> bool:
-        # PEFT itself writes ".*\.gate_up_proj" for experts; one such beginning costs at most the square of a name.
-        names = [key.removeprefix(ANYWHERE) for key in value] if isinstance(value, dict) else None
-        return _names(names) and all(map(each, value.values()))
-
-    return fits
-
-
-# Key -> check of a value that is not null, and its description.
-ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "task_type": (lambda value: value == "CAUSAL_LM", "CAUSAL_LM"),
-    "bias": (lambda value: value == "none", "none; biases are the base's own"),
-    "r": (_rank, f"a rank between 1 and {MAX_RANK}"),
-    "rank_pattern": (_mapping(_rank), f"plain module names with ranks between 1 and {MAX_RANK}"),
-    "lora_alpha": (_number, "a number"),
-    "alpha_pattern": (_mapping(_number), "plain module names with numbers"),
-    "lora_dropout": (lambda value: _number(value) and value < 1, "a share below 1"),
-    # PEFT would try a pattern on every module, in this process, without a limit of time.
-    "target_modules": (_names, "a list of module names; a pattern is not tried: write out the names it matches"),
-    "exclude_modules": (_names, "a list of module names; a pattern is not tried: write out the names it matches"),
-    "target_parameters": (_names, "a list of parameter names"),
-    "modules_to_save": (_names, "a list of module names"),
-    "layers_to_transform": (_layers, "numbers of layers"),
-    "layers_pattern": (lambda value: _name(value) or _names(value), "plain module names"),
-    **dict.fromkeys(
-        ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"),
-        (lambda value: type(value) is bool, "true or false"),
+# Keys whose value may also be one entry of the list. No union: with a pattern, msgspec 0.22 crashes on that.
+ONE_OR_MORE = ("layers_to_transform", "layers_pattern")
+# Key -> type of a value that is not null, and its description.
+ALLOWED: dict[str, tuple[Any, str]] = {
+    "task_type": (Literal["CAUSAL_LM"], "CAUSAL_LM"),
+    "bias": (Literal["none"], "none; biases are the base's own"),
+    "r": (Rank, f"a rank between 1 and {MAX_RANK}"),
+    "rank_pattern": (
+        Annotated[dict[Suffix, Rank], Meta(max_length=MAX_NAMES)],
+        f"plain module names with ranks between 1 and {MAX_RANK}",
     ),
-}  # fmt: skip
+    "lora_alpha": (Number, "a number"),
+    "alpha_pattern": (Annotated[dict[Suffix, Number], Meta(max_length=MAX_NAMES)], "plain module names with numbers"),
+    "lora_dropout": (Annotated[float, Meta(ge=0, lt=1)], "a share below 1"),
+    # PEFT would try a pattern on every module, in this process, without a limit of time.
+    "target_modules": (Names, "a list of module names; a pattern is not tried: write out the names it matches"),
+    "exclude_modules": (Names, "a list of module names; a pattern is not tried: write out the names it matches"),
+    "target_parameters": (Names, "a list of parameter names"),
+    "modules_to_save": (Names, "a list of module names"),
+    "layers_to_transform": (Annotated[list[Layer], Meta(max_length=MAX_NAMES)], "numbers of layers"),
+    "layers_pattern": (Names, "plain module names"),
+    **dict.fromkeys(
+        ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), (bool, "true or false")
+    ),
+}
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -102,9 +80,12 @@ def read_config(folder: Path) -> LoraConfig:
     settings = {}
     for key, value in fields.items():
         if key in ALLOWED:
-            fits, words = ALLOWED[key]
-            if value is not None and not fits(value):
-                raise AdapterRefused(f"'{path}' gives {key} as something else than {words}")
+            kind, words = ALLOWED[key]
+            alone = key in ONE_OR_MORE and value is not None and not isinstance(value, list)
+            try:
+                msgspec.convert([value] if alone else value, kind | None)
+            except msgspec.ValidationError:
+                raise AdapterRefused(f"'{path}' gives {key} as something else than {words}") from None
             settings[key] = value
         elif key not in IGNORED and value not in (None, False, {}, []):
             raise AdapterRefused(f"'{path}' sets {key[:60]!a}, whose effect is not checked; only plain LoRA is loaded")

@@ -103,11 +103,7 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
 
 
 def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most ``limit`` bytes.
-
-    Raises:
-        AdapterRefused: see `parse_object`, `read_plain`.
-    """
+    """A JSON object from a file of at most ``limit`` bytes."""
     return parse_object(read_plain(path, limit), path)
 
 

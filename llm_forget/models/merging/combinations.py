@@ -84,11 +84,7 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ModelError if an adapter is more than a sum of products, or was trained on another precision.
-
-    Raises:
-        AdapterRefused, MissingFileError: see `verify_adapter` and `read_config`.
-    """
+    """Raise ModelError if an adapter is more than a sum of products, or was trained on another precision."""
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
@@ -116,7 +112,6 @@ def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tu
         The model, and the names of the adapters on it.
 
     Raises:
-        AdapterRefused: see `load_adapter`.
         ModelError: an adapter on an unsupported kind of layer.
     """
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]

@@ -70,11 +70,7 @@ def read_merged(folder: Path) -> Merged:
 
 
 def verify_merged(folder: Path) -> None:
-    """Verify all files of a folder against its merge.json.
-
-    Raises:
-        AdapterRefused, ModelError: see `read_merged`.
-    """
+    """Verify all files of a folder against its merge.json."""
     _verified_weights(folder, formats.read_content(folder / REPORT, MergeReport, advice="merge again")["files"])
 
 

@@ -108,9 +108,6 @@ def write_card(
     Args:
         statements: fields that are None are taken from the saved statements.
         options: see `card`; a merged model is checked against the run first.
-
-    Raises:
-        RunError, PublishError, AdapterRefused: see `card` and `consistency.full_model_of`.
     """
     from llm_forget.publish.consistency import full_model_of
 
@@ -207,8 +204,10 @@ def attack_tables(evidence: Evidence) -> list[str]:
 
 def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
     def attacked(role: str) -> Number:
-        estimate = line.get(f"{role}_attacked")
-        return Number(shown(estimate["value"]), _interval_and_rows(estimate)) if estimate else Number("")
+        if not (estimate := line.get(f"{role}_attacked")):
+            return Number("")
+        rows = f"n={estimate['n']}" if "n" in estimate else ""
+        return Number(shown(estimate["value"]), "; ".join(filter(None, (interval(estimate["ci"]), rows))))
 
     def untouched(role: str) -> Number:
         return Number(shown(line[role])) if line.get(role) is not None else Number("")
@@ -218,11 +217,6 @@ def _attack_row(name: str, line: dict[str, Any]) -> tuple[Cell, ...]:
         name, untouched("unlearned"), attacked("unlearned"), untouched("oracle"), attacked("oracle"),
         Number(shown(excess_value) if excess_value is not None else ""),
     )  # fmt: skip
-
-
-def _interval_and_rows(estimate: dict[str, Any]) -> str:
-    rows = f"n={estimate['n']}" if "n" in estimate else ""
-    return "; ".join(filter(None, (interval(estimate["ci"]), rows)))
 
 
 def _report(folder: Path | None, name: str) -> dict[str, Any] | None:

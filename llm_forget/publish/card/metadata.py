@@ -27,11 +27,7 @@ FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether the fo
 def card_data(
     evidence: Evidence, statements: CardStatements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
 ) -> ModelCardData:
-    """Build the metadata of a card.
-
-    Args:
-        form: content of export.json, if an exported form is published.
-    """
+    """Build the metadata of a card; ``form`` is the content of export.json, if an exported form is published."""
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}

@@ -63,10 +63,9 @@ def prompt_format(folder: Path, config: Mapping[str, Any]) -> PromptFormat:
 def loading_code(
     names: CodeNames, prompting: PromptFormat, *, adapter: bool, form: Mapping[str, Any] | None = None
 ) -> str:
-    """Return code that loads the model and generates; an adapter without tokenizer uses that of its base.
+    """Return code that loads the model, or its exported ``form`` (content of export.json), and generates.
 
-    Args:
-        form: content of export.json, if an exported form is loaded.
+    An adapter without tokenizer uses that of its base.
     """
     arguments = f"{names.repository}, revision={names.revision}"
     if not adapter:

@@ -70,8 +70,10 @@ def pull(
             return Pulled(folder, commit, tuple(sorted(names)), _signer(folder, repository, key))
         raise PublishError(f"'{folder}' holds other files; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+    ) as hidden:
+        temporary = Path(hidden)
         with hub_errors(repository):
             for name in names:
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
@@ -86,8 +88,6 @@ def pull(
             folder.rmdir()
         temporary.chmod(0o755)
         os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Pulled(folder, commit, tuple(sorted(names)), signer)
 
 

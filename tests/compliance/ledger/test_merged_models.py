@@ -14,7 +14,7 @@ from llm_forget.compliance.certificates import certificate, claims
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.requests import close, intake
-from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.lineage import training_history
 from llm_forget.compliance.versions.purge import plan_purge
 from llm_forget.compliance.versions.record_history import record_trail, version_lineage
@@ -168,9 +168,9 @@ def test_a_pass_on_the_merged_weights_counts_for_the_records_of_that_request_onl
     closed(target, "a", "R-a")
     closed(target, "b", "R-b")
     verified(target, "R-a", "M", "pass")
-    assert [event.body["request"] for event in deletions_in(target, "M")] == ["R-b"]
+    assert [event.body["request"] for event in Deletions(target).contained_in("M")] == ["R-b"]
     trained(target, "F", "M", "a")
-    assert [event.body["request"] for event in deletions_in(target, "F")] == ["R-a", "R-b"]
+    assert [event.body["request"] for event in Deletions(target).contained_in("F")] == ["R-a", "R-b"]
 
 
 def test_a_merge_that_failed_a_policy_did_not_forget_even_if_its_run_did(target: Ledger) -> None:
@@ -210,7 +210,7 @@ def test_a_record_unlearned_from_a_merge_was_in_its_sources(ledger: Ledger) -> N
 
 
 def requests(ledger: Ledger, model: str) -> set[str]:
-    return {event.body["request"] for event in deletions_in(ledger, model)}
+    return {event.body["request"] for event in Deletions(ledger).contained_in(model)}
 
 
 def test_a_merge_contains_what_its_base_must_have_known_unless_all_sources_forgot_it(ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.describe import event_summary
 from llm_forget.compliance.ledger.ledger import Event, Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-from llm_forget.compliance.versions.deletion_check import deletions_in
+from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.lineage import training_history
 from llm_forget.compliance.versions.record_history import record_trail
 from llm_forget.core.digests import file_digest, json_digest
@@ -280,13 +280,13 @@ def test_lineage_leads_from_a_model_to_all_its_training_data(ledger: Ledger, eva
         (1, "npo", "unlearning"), (1, "npo", "training"), (2, "target", "training"),
     ]  # fmt: skip
     closed = ledger.append("closed", {"request": "r1"}, records=[("b", "b"), (CANARY, CANARY)])
-    assert {name: deletions_in(ledger, digest) for name, digest in weights.items()} == {
+    assert {name: Deletions(ledger).contained_in(digest) for name, digest in weights.items()} == {
         "target": [closed],
         "npo": [closed],
         "further": [],
     }
     ledger.destroy_keys(["b", CANARY])
-    assert deletions_in(ledger, weights["npo"]) == [closed], "still known when the keys are gone"
+    assert Deletions(ledger).contained_in(weights["npo"]) == [closed], "still known when the keys are gone"
 
 
 def test_a_record_that_was_learned_again_is_known_again(ledger: Ledger, evaluated: Run, make: Make) -> None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.versions.deletion_check import Deletions, deletions_in
+from llm_forget.compliance.versions.deletion_check import Deletions
 from llm_forget.compliance.versions.versions import add_version, current, list_versions, path_of, rollback, use
 from llm_forget.core.files import write_json
 from tests.support import request_cases as cases
@@ -191,7 +191,7 @@ def test_a_chain_contains_what_it_learned_and_did_not_unlearn_since(tmp_path):
                 ledger.append(kind, body, records=[(record, record) for record in records])
             for record in "abcdef":
                 ledger.append("closed", {"request": record}, records=[(record, record)])
-            assert {event.body["request"] for event in deletions_in(ledger, "5")} == held
+            assert {event.body["request"] for event in Deletions(ledger).contained_in("5")} == held
             outcomes.add(len(held))
     assert len(outcomes) > 3
 

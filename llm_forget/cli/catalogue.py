@@ -47,11 +47,7 @@ def terms_table() -> RenderableType:
 
 
 def explanation(name: str) -> RenderableType:
-    """One method, or one term: what it computes, what it needs, how to write it.
-
-    Raises:
-        ValueError: neither a method nor a term has this name.
-    """
+    """One method, or one term: what it computes, what it needs, how to write it."""
     from llm_forget.core.registry import did_you_mean
     from llm_forget.objectives import OBJECTIVES
     from llm_forget.objectives.methods import METHODS

@@ -247,11 +247,7 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """``--key value --flag`` as a mapping; values are read as YAML, except templates, which are text.
-
-    Raises:
-        ValueError: a word that belongs to no key, or a value that is not YAML.
-    """
+    """``--key value --flag`` as a mapping; values are YAML, except templates. Raise ConfigError for other words."""
     import yaml
 
     values: dict[str, Any] = {}

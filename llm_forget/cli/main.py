@@ -167,12 +167,7 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """Replace the recipe, first word or value of ``--config``, by the path of an existing file.
-
-    Raises:
-        ValueError: no recipe and no keys are given.
-        FileNotFoundError: neither a file nor a shipped recipe.
-    """
+    """Replace the recipe, first word or value of ``--config``, by the path of an existing file; ConfigError if none."""
     if not arguments:
         raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
     arguments = list(arguments)

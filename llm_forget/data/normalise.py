@@ -27,11 +27,7 @@ _PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids are neither blan
 
 
 def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, source_index: int) -> Dataset:
-    """Check every row and add the columns that all later steps rely on.
-
-    Raises:
-        DataError: a row is invalid; names the first one by ``where``.
-    """
+    """Check every row and add the columns that all later steps rely on; ``where`` names an invalid row in the error."""
     from datasets.fingerprint import Hasher
 
     with bar_if_long(len(table)):

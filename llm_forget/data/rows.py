@@ -33,11 +33,7 @@ _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e
 
 
 def row_form(row: Row, where: str) -> str:
-    """Return the first form whose columns the row fills; ``where`` names the row in the error.
-
-    Raises:
-        DataError: the row fills no form.
-    """
+    """Return the first form whose columns the row fills; raise DataError if there is none. ``where`` names the row."""
     for form, columns in FORMS.items():
         if all(row.get(column) is not None for column in columns):
             return form
@@ -103,11 +99,7 @@ def is_text(row: Row) -> bool:
 
 
 def with_completion(row: Row, completion: str) -> dict[str, Any]:
-    """Return the row with its last answer replaced (by a paraphrase, a perturbed answer, a refusal).
-
-    Raises:
-        DataError: the row is running text, which has no answer.
-    """
+    """Return the row with its last answer replaced (by a paraphrase, a refusal); raise DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no answer to replace")
     if row.get("messages") is None:
@@ -118,11 +110,7 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
 
 
 def with_question(row: Row, template: str) -> dict[str, Any]:
-    """Return the row with its last user message rephrased: ``template`` with that message in place of ``{prompt}``.
-
-    Raises:
-        DataError: the row is running text, which has no question.
-    """
+    """Return the row with its last user message set into ``{prompt}`` of a template; DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
     if row.get("messages") is None:
@@ -154,11 +142,7 @@ def derived_id(row: Row) -> str:
 
 
 def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
-    """Refuse ids that are not strings, are empty, or contain a line break.
-
-    Raises:
-        DataError: an id is invalid; names the row and the type.
-    """
+    """Refuse ids that are not strings, are empty, or contain a line break; the error names row and type."""
     for value, where in zip(ids, wheres, strict=True):
         if not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
@@ -173,11 +157,7 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
 
 
 def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
-    """Refuse two rows with the same id; ``where`` returns the name of a row from its number.
-
-    Raises:
-        DataError: two rows share an id; names both.
-    """
+    """Refuse two rows with the same id; the error names both, and ``where`` names a row from its number."""
     import pyarrow.compute as pc
 
     if pc.count_distinct(ids).as_py() == len(ids):
@@ -191,11 +171,7 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
 
 
 def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
-    """Refuse two sets that share a row, by normalised content: training would forget and retain it.
-
-    Raises:
-        DataError: the sets share rows; states how many, and the ids of the first three.
-    """
+    """Refuse two sets that share a row, by normalised content: training would forget and retain it."""
     forget_ids = {_content_key(row): str(row["id"]) for row in _content_rows(forget)}
     shared = [
         (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := _content_key(row)) in forget_ids
@@ -225,11 +201,7 @@ def _content_key(row: Row) -> bytes:
 
 
 def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return the mapping old name -> new name that applies a field map ``{prompt: column, ...}``.
-
-    Raises:
-        DataError: a field or column is unknown, or a column is used twice.
-    """
+    """Return old name -> new name for a field map ``{prompt: column, ...}``; refuse unknown and repeated names."""
     for field, column in fields.items():
         if field not in FIELDS:
             raise DataError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
@@ -243,11 +215,7 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
 
 
 def inner_values(values: Sequence[Any], path: str, column: str, where: str) -> list[Any]:
-    """Return the values at ``path`` in a column of mappings: ``prompt.text`` is key ``text`` in column ``prompt``.
-
-    Raises:
-        DataError: a row lacks a key of the path; names the row and the key, never the value.
-    """
+    """Return the values at ``path`` in a column of mappings: ``prompt.text`` is key ``text`` in column ``prompt``."""
     keys = path[len(column) + 1 :].split(".")
     return [_inner(value, keys, column, path, f"{where} row {number}") for number, value in enumerate(values, start=1)]
 

@@ -101,11 +101,7 @@ def load_source(
 
 
 def parse_spec(spec: Spec, split_name: str) -> list[Source]:
-    """Return the sources of a spec.
-
-    Raises:
-        DataError: a key is unknown, or a value has the wrong type.
-    """
+    """Return the sources of a spec; raise DataError for an unknown key or a value of the wrong type."""
     if isinstance(spec, str):
         return [Source(path=spec)]
     if isinstance(spec, Mapping):
@@ -118,11 +114,7 @@ def parse_spec(spec: Spec, split_name: str) -> list[Source]:
 
 
 def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
-    """Return the weights of a mixture, one per source; None if no source has one (all rows then count equally).
-
-    Raises:
-        DataError: a weight is not above 0, or only some sources have one.
-    """
+    """Return one weight above 0 per source of a mixture; None if no source has one (all rows then count equally)."""
     weights = [source.weight for source in parse_spec(spec, split_name)]
     if all(weight is None for weight in weights):
         return None

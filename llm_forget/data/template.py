@@ -86,11 +86,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, int]) -> Rendered:
-    """Render the whole row as one string.
-
-    Raises:
-        DataError: the template cannot express the messages; names the id and the roles.
-    """
+    """Render the whole row as one string; raise DataError if the template cannot express its messages."""
     masking = _Masking(special)
     if is_text(row):
         return _finish(_START + masking.hide(row["text"], row) + _END, masking)

@@ -15,12 +15,7 @@ NAMES = ("demo-llama", "smollm2-135m")
 
 
 def find(name: str) -> tuple[str, str]:
-    """Kind and location of ``builtin:NAME``.
-
-    Raises:
-        ModelError: no such built-in model.
-        MissingPackageError: the package that holds it is not installed; the message says how to install it.
-    """
+    """Kind and location of ``builtin:NAME``; MissingPackageError if the package that holds it is not installed."""
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":

@@ -96,12 +96,9 @@ def _hub_id(name: str) -> str:
 
 
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
-    """Refuse a Hub id that holds an adapter.
+    """Refuse a Hub id that holds an adapter; the error gives the command that downloads it as a folder.
 
     transformers would load base and adapter as one model; disabling the unlearning adapter would disable both.
-
-    Raises:
-        ModelError: with the command that downloads the folder, which is supported.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 

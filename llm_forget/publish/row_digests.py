@@ -62,11 +62,7 @@ def row_key(run: Path) -> bytes:
 
 
 def read_key(path: str | Path) -> bytes:
-    """Read a key file; logs a warning if other users can read it.
-
-    Raises:
-        PublishError: the file holds no key.
-    """
+    """Read a key file; log a warning if other users can read it, and raise PublishError if it holds no key."""
     path = Path(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:

@@ -23,11 +23,7 @@ Losses = Callable[[Any], dict[str, Tensor]]
 
 
 class GradientCombiner:
-    """Gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights.
-
-    Raises:
-        ConfigError: an unknown rule or argument.
-    """
+    """Gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights."""
 
     def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         self.name, self.arguments = name, dict(arguments or {})

@@ -148,11 +148,7 @@ def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templat
 
 
 def _train(run: Run, job: Job) -> None:
-    """Load the model, train, save the trained weights, and finish the run; resumes an interrupted run.
-
-    Raises:
-        ConfigError: weights or rows changed since the run was interrupted.
-    """
+    """Load the model, train, save the trained weights, and finish the run; resumes an interrupted run."""
     state = PartialState()
     with run.lock() if state.is_main_process else contextlib.nullcontext():
         _train_locked(run, job, state)
@@ -205,11 +201,7 @@ def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: 
 
 
 def _show_plan(job: Job) -> None:
-    """Print the plan of the job, without loading weights or writing files.
-
-    Raises:
-        DataError, ConfigError, MissingFileError: a row of the evaluation is invalid, or a layer does not exist.
-    """
+    """Check the rows of the evaluation and print the plan of the job, without loading weights or writing files."""
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():
         if spec is not None:

@@ -33,11 +33,7 @@ class ResumableTrainer(Trainer):
         raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **keywords: Any) -> Any:
-        """Train as transformers does, but resume from complete checkpoints only; True takes the newest one, if any.
-
-        Raises:
-            RunError: the given checkpoint is incomplete; names the missing file.
-        """
+        """Train as transformers does, but resume from complete checkpoints only; True takes the newest one, if any."""
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
             checkpoint, warnings = checkpoints.last_complete(Path(str(self.args.output_dir)))

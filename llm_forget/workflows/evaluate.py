@@ -214,11 +214,7 @@ def _configuration(
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
-    """Refuse keys and values that are not valid in a recipe; the error names the command ``of``.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Raise ConfigError for keys and values that are not valid in a recipe; the error names the command ``of``."""
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
         if key not in allowed:
@@ -267,11 +263,7 @@ def _same_precision(model: ModelConfig, name: str, revision: str | None = None) 
 
 
 def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
-    """Load the tokenizer that all models share, since their values per token are compared.
-
-    Raises:
-        ConfigError: two models have different vocabularies.
-    """
+    """Load the tokenizer that all models must share, since their values per token are compared."""
     tokenizer = load_tokenizer(models["unlearned"].model)
     for role, evaluated in models.items():
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:

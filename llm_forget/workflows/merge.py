@@ -188,11 +188,7 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
-    """Describe sources and base of the merged model by digests, and check that all runs share the base.
-
-    Raises:
-        ModelError: runs of different bases, or one run on top of another.
-    """
+    """Describe sources and base of a merge by digests; refuse runs of different bases, or one on top of another."""
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (base, _) in zip(runs, digests, strict=True):
@@ -267,11 +263,7 @@ def evaluate_command(folder: str | Path) -> str:
 
 
 def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuse, before a model is written, a run whose evaluation rows cannot be read any more.
-
-    Raises:
-        ModelError, DataError: names the source, or the closed request.
-    """
+    """Refuse, before a model is written, a run whose evaluation rows cannot be read any more."""
     request = closed_request(config)
     if request is not None:
         raise ModelError(

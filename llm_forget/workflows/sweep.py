@@ -87,11 +87,7 @@ class Plan:
         return [load_suite(name) for name in self.suite.split(",")]
 
     def configs(self, point: Point) -> Configs:
-        """Parse the configuration of one run.
-
-        Raises:
-            ConfigError: a key or value that is refused; names the run.
-        """
+        """Parse the configuration of one run; an error names the run."""
         try:
             return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)
         except ValueError as error:

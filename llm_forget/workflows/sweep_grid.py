@@ -17,14 +17,11 @@ ALIASES = {"lr": "learning_rate"}
 
 
 def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Parse ``KEY=VALUE,VALUE`` words into a grid; also returns the remaining words of the command line.
+    """Parse ``KEY=VALUE,VALUE`` words into a grid; also returns the options among the words.
 
     Args:
         grid_words: values of ``--grid``.
         words: the other words of the command line: more axes, before or between ``--key value`` pairs.
-
-    Raises:
-        ConfigError: a word that is not an axis, or an axis without values.
     """
     axes: list[str] = list(grid_words)
     options: list[str] = []

@@ -37,11 +37,7 @@ SCHEMA = (
 
 
 def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool:
-    """Attach ``keys.db`` to a connection as ``keys``; False if it does not exist and ``write`` is not set.
-
-    Raises:
-        sqlite3.Error: the file cannot be read or is not a key file.
-    """
+    """Attach ``keys.db`` to a connection as ``keys``; False if it does not exist and ``write`` is not set."""
     path = folder / FILE
     if write:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -67,11 +63,7 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Hashes of (subject, record id) pairs, computed in batches; a subject without a key gets one.
-
-    Raises:
-        EvidenceError: an id is not a string.
-    """
+    """Hashes of (subject, record id) pairs, in batches; a subject without a key gets one. Ids must be strings."""
     master = _master(connection)
     pairs = iter(pairs)
     while batch := list(islice(pairs, _BATCH)):

@@ -152,11 +152,7 @@ def _verification(evidence: ClosingEvidence, policy: str | Path, answer: str) ->
 
 
 def read_facts(request: Request, closed: Event) -> dict[str, Any]:
-    """Read the facts that a request was closed with.
-
-    Raises:
-        EvidenceBroken: facts.json is missing, or its digest differs from that in the ledger.
-    """
+    """The facts that a request was closed with; raise EvidenceBroken if facts.json is missing or was changed."""
     path = request.folder / FACTS
     advice = "restore it from a copy"
     if path.is_file():
@@ -200,11 +196,7 @@ def finish_all_closings(ledger: Ledger) -> None:
 
 
 def closing_event(ledger: Ledger, request: Request) -> Event:
-    """The event that closed a request.
-
-    Raises:
-        EvidenceError: the request is not closed.
-    """
+    """The event that closed a request; raise EvidenceError if the request is not closed."""
     event = _find_closing(ledger, request)
     if event is None or not request.closed:
         raise EvidenceError(

@@ -88,12 +88,9 @@ def list_requests(evidence: Path) -> list[Request]:
 
 
 def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
-    """Refuse to unlink subjects or records of an open request.
+    """Raise EvidenceError if an open request is about one of these subjects or records.
 
     Closing would create new keys for them, and its hashes would differ from those of the training.
-
-    Raises:
-        EvidenceError: an open request is about one of the names.
     """
     names = set(names)
     for request in list_requests(evidence):
@@ -105,11 +102,7 @@ def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
 
 
 def find_request(evidence: Path, request_id: str) -> Request:
-    """Find a request by its id.
-
-    Raises:
-        EvidenceError: no such request; suggests a similar id.
-    """
+    """Find a request by its id; raise EvidenceError, which suggests a similar id, if there is none."""
     folders = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
     if request_id not in folders:
         raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, folders)}")
@@ -152,11 +145,7 @@ def write_rows(folder: Path, rows: Mapping[str, Any]) -> None:
 
 
 def read_request(folder: Path) -> Request:
-    """Read the request of a folder.
-
-    Raises:
-        EvidenceError: request.json has another format number or is damaged.
-    """
+    """Read the request of a folder."""
     return Request(folder, formats.read_content(folder / FILE, DeletionRequest))
 
 

@@ -35,11 +35,7 @@ class Limits:
 
 
 def read(evidence: Path) -> Limits:
-    """Read the limits of an evidence folder.
-
-    Raises:
-        EvidenceError: the file is not YAML, or has an unknown key or an invalid value.
-    """
+    """Read limits.yaml; raise EvidenceError if it is not YAML, or has an unknown key or an invalid value."""
     import yaml
 
     path = evidence / FILE
@@ -93,22 +89,14 @@ def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[R
 
 
 def one_line(text: str, option: str) -> str:
-    """Validate a reason or role for the ledger, and strip surrounding white space.
-
-    Raises:
-        EvidenceError: the text is empty, too long, or not one printable line.
-    """
+    """Strip a reason or role; raise EvidenceError if it is empty, too long, or not one printable line."""
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
         raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
 
 
 def check_role(limits: Limits, text: str) -> str:
-    """Validate the role that authorises a request.
-
-    Raises:
-        EvidenceError: the role is not in `limits.yaml`, or not one printable line.
-    """
+    """Strip the role that authorises a request; raise EvidenceError if limits.yaml does not list it."""
     name = one_line(text, "--authorised_by")
     if limits.authorised_by and name not in limits.authorised_by:
         raise EvidenceError(f"authorised_by is '{name}'; {did_you_mean(name, limits.authorised_by)}")
@@ -141,11 +129,7 @@ def unallowed(limits: Limits, request: Request) -> list[str]:
 
 
 def enforce(limits: Limits, request: Request) -> None:
-    """Check that a request is authorised and removes no protected rows without permission.
-
-    Raises:
-        EvidenceError: it is not authorised, or removes protected rows.
-    """
+    """Raise EvidenceError if a request is not authorised, or removes protected rows without permission."""
     if limits.authorised_by and request.content["authorised_by"] not in limits.authorised_by:
         raise EvidenceError(
             f"request {request.id} is not authorised; give `llm-forget request run` --authorised_by with one of: "

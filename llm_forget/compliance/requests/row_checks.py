@@ -49,11 +49,7 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
 
 
 def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
-    """Check that a run whose adapter is subtracted (scale below 0) learned all rows with their current content.
-
-    Raises:
-        EvidenceError: it did not learn a row, or learned another content under its id.
-    """
+    """Refuse a run whose adapter is subtracted (scale below 0) if it did not learn all rows with their content."""
     digests = request.rows["said"]
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     learned = _ids(run, data.get("train")) if isinstance(data, dict) else set()

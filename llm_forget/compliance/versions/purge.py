@@ -30,11 +30,7 @@ class VersionPurge:
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """List what a purge would remove.
-
-    Raises:
-        EvidenceError: no such version, or it is in use, needed by others, or purged already.
-    """
+    """List what a purge would remove; raise EvidenceError for a version in use, needed by others, or purged already."""
     with locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 

@@ -68,11 +68,7 @@ def base_run(path: Path) -> Path | None:
 
 
 def part_of(folder: Path) -> str:
-    """``model`` or ``adapter``: the part of a run or version that `find_source` loads.
-
-    Raises:
-        EvidenceError: the folder has neither.
-    """
+    """``model`` or ``adapter``, the part of a run or version that `find_source` loads; raise EvidenceError without."""
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
@@ -82,11 +78,7 @@ def part_of(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Files of a model by their relative path.
-
-    Raises:
-        AdapterRefused: a link or special file, whose content could change.
-    """
+    """Files of a model by their relative path; raise AdapterRefused for a link or special file."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode

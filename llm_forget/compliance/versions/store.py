@@ -166,11 +166,7 @@ def _sync(path: Path) -> None:
 
 
 def content_of(evidence: Path, identity: str) -> dict[str, Any]:
-    """Content of version.json.
-
-    Raises:
-        EvidenceBroken: the file is missing or damaged.
-    """
+    """Content of version.json; raise EvidenceBroken if it is missing or damaged."""
     path = folder_of(evidence, identity) / VERSION
     try:
         return formats.read_content(path, Version, advice="add the run of this version again", error=EvidenceBroken)

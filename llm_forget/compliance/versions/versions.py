@@ -84,11 +84,7 @@ def read_versions(ledger: Ledger) -> dict[str, Version]:
 
 
 def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
-    """Find a version by its id or a prefix of it.
-
-    Raises:
-        EvidenceError: no version matches, or several do.
-    """
+    """Find a version by its id or a prefix of it; raise EvidenceError unless exactly one matches."""
     matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
         return versions_by_id[matching[0]]

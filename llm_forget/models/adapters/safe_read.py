@@ -108,11 +108,7 @@ def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object that has exactly one meaning; see `strict_loads`.
-
-    Raises:
-        AdapterRefused: anything else; names ``path``.
-    """
+    """A JSON object that has exactly one meaning (`strict_loads`); raise AdapterRefused for anything else."""
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:

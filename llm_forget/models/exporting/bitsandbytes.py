@@ -32,11 +32,7 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
 
 
 def save_quantized(model: Any, folder: Path) -> None:
-    """Write packed weights as safetensors, and the quantisation settings into config.json.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Write packed weights as safetensors, and the quantisation settings into config.json."""
     model.config._name_or_path = ""  # names this machine's folders
     with disk_errors(folder):
         model.save_pretrained(folder)

@@ -207,11 +207,7 @@ def _add_metadata(writer: Any, config: Any, form: str) -> None:
 
 
 def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
-    """Load the model of a written file, exactly as `evaluate` does.
-
-    Raises:
-        ModelError: its configuration is read back with other values.
-    """
+    """Load the model of a written file as `evaluate` does; raise ModelError if its configuration has other values."""
     import dataclasses
 
     from transformers import AutoConfig

@@ -75,11 +75,7 @@ def combine_adapters(
 
 
 def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
-    """Tensors under PEFT's keys, scales multiplied into B, padded with zeros to one rank.
-
-    Raises:
-        ModelError: more ranks than an adapter may have.
-    """
+    """Tensors under PEFT's keys, scales multiplied into B, padded with zeros to one rank of at most `MAX_RANK`."""
     adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:

@@ -16,11 +16,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.A
 
 
 def checked(statements: CardStatements) -> CardStatements:
-    """Return the statements after checking them.
-
-    Raises:
-        PublishError: a base model or data set that is not a Hub id, an unknown licence, or a power not above 0.
-    """
+    """Return the statements; raise PublishError for an invalid Hub id, an unknown licence, or a power not above 0."""
     if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
         raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")
     if wrong := [name for name in statements.datasets if not REPOSITORY.fullmatch(name)]:
@@ -48,10 +44,6 @@ def _check_licence(statements: CardStatements) -> None:
 
 
 def saved_statements(run: Path) -> CardStatements:
-    """Read the statements that `write_card` saved in a run; empty without any.
-
-    Raises:
-        PublishError: the file was not written by `write_card`.
-    """
+    """Read the statements that `write_card` saved in a run; empty without any."""
     file, advice = run / STATEMENTS, "delete it and make the card again"
     return formats.read(file, CardStatements, advice=advice) if file.is_file() else CardStatements()

@@ -47,12 +47,9 @@ class UnsignedUrls(logging.Filter):
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Translate errors of the Hub client into one-line `HubError` messages without token and URL.
+    """Translate errors of the Hub client into `HubError`: one line, what to do, no token and no URL.
 
     Only errors raised in the client are translated; a full disk and errors of this package pass unchanged.
-
-    Raises:
-        HubError: what happened, and what to do.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 

@@ -107,11 +107,7 @@ def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None
 
 
 def parse_size(size: str) -> int:
-    """Parse a size such as 50GB or 800MiB into bytes.
-
-    Raises:
-        PublishError: the text is not a size.
-    """
+    """Parse a size such as 50GB or 800MiB into bytes; raise PublishError for any other text."""
     match = SIZE.fullmatch(size)
     if match is None or not float(match[1]):
         raise PublishError(f"max_size is '{size}'; set a number and a unit, such as 50GB")

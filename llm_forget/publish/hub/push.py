@@ -37,11 +37,7 @@ class Pushed:
 
 
 def check_repository(name: str) -> str:
-    """Return the name of a repository after checking it.
-
-    Raises:
-        PublishError: the name is not ``org/name``.
-    """
+    """Return the name of a repository; raise PublishError if it is not ``org/name``."""
     if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
         raise PublishError(f"'{name}' is not the name of a repository; write it as org/name")
     return name
@@ -90,11 +86,7 @@ def file_digests(api: HfApi, repository: str, revision: str) -> dict[str, str]:
 
 
 def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
-    """Yield the files of a revision as listed by the Hub, with path and size.
-
-    Raises:
-        PublishError: the revision has more than `MAX_TREE` files.
-    """
+    """Yield the files of a revision, with path and size; raise PublishError if it has more than `MAX_TREE`."""
     from huggingface_hub.hf_api import RepoFile
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
@@ -147,11 +139,7 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
 
 
 def parse_listing(file: Path) -> dict[str, Any] | None:
-    """Parse a ``published.json``; None if another program wrote it.
-
-    Raises:
-        AdapterRefused: the file lists files, but not in the format of `push`.
-    """
+    """Parse a ``published.json``; None if another program wrote it, AdapterRefused if it is in another format."""
     try:
         content = strict_loads(file.read_bytes(), MAX_LISTING)
     except ValueError:

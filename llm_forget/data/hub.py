@@ -28,12 +28,13 @@ def read_hub(
     Raises:
         DataError: the data set does not exist, cannot be reached or read, or has no rows. Never quotes a row.
     """
+    from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     label = "/".join(filter(None, (path, name)))
     options = {"name": name, "split": split or "train", "revision": revision}
     try:
-        table = _load(path, options) if split_name in CACHED_SPLITS else _load_privately(path, options)
+        table = load_dataset(path, **options) if split_name in CACHED_SPLITS else _load_privately(path, options)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(
             f"{split_name}: '{label}' is neither a local path nor a data set on the Hub; check it, or use `data_path`"
@@ -55,19 +56,13 @@ def read_hub(
     return label, table
 
 
-def _load(path: str, options: dict[str, Any]) -> Dataset:
-    from datasets import load_dataset
-
-    return load_dataset(path, **options)
-
-
 def _load_privately(path: str, options: dict[str, Any]) -> Dataset:
-    from datasets import config
+    from datasets import config, load_dataset
 
     private = {**options, "cache_dir": str(scratch_folder() / "hub")}
     if not config.HF_HUB_OFFLINE:
         try:
-            return _load(path, private)
+            return load_dataset(path, **private)
         except ConnectionError:
             pass
     from huggingface_hub import snapshot_download
@@ -78,7 +73,7 @@ def _load_privately(path: str, options: dict[str, Any]) -> Dataset:
         folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         # The cache of `datasets` may hold it as a table: read it from there and add nothing to that cache.
-        table = _load(path, options)
+        table = load_dataset(path, **options)
         parts = table.with_format("arrow").iter(batch_size=PART)
         return store_parts(parts, path, large=table.data.nbytes > IN_MEMORY)
-    return _load(folder, {**private, "revision": None})
+    return load_dataset(folder, **{**private, "revision": None})

@@ -16,6 +16,7 @@ from typing import Any
 from llm_forget.core.errors import DataError
 from llm_forget.data.rows import Message, Row, conversation, is_text
 
+TEMPLATE_KEYS = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
 DEFAULT_PROMPT_TEMPLATE = "Question: {prompt}\nAnswer: "
 _CONTROL = "\ufdd0\ufdd1"  # delimiters around the id of a control token
 _DATA = re.compile("\ufdd2(\\d+)\ufdd3")  # a special-token string that is text of the row

@@ -139,23 +139,6 @@ def encode_rows(
     return out
 
 
-def encode_row(
-    row: Row, tokenizer: Any, template: Template, *, max_length: int | None = None, stride: int = 0
-) -> list[Encoded]:
-    """Return the windows of one row; see `encode_rows`."""
-    return encode_rows([row], tokenizer, template, max_length=max_length, stride=stride)[0]
-
-
-def encode_prompt(row: Row, tokenizer: Any, template: Template) -> list[int]:
-    """Return the prompt for generation: the prefix of the training ids up to the (last) answer.
-
-    A row without an answer is encoded with a one-letter answer, to find where the tokens of an answer would start.
-    """
-    if is_text(row) and row.get("prompt") is not None:
-        row = {**row, "completion": "A"}
-    return encode_row({"id": "prompt", **row}, tokenizer, template)[0].prompt_ids
-
-
 def tokenise_dataset(
     rows: Dataset,
     tokenizer: Any,

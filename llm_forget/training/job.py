@@ -29,7 +29,7 @@ from llm_forget.core.run_kinds import RunKind
 from llm_forget.data.preferred_answers import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
-from llm_forget.data.template import Template, template_for
+from llm_forget.data.template import TEMPLATE_KEYS, Template, template_for
 from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
 from llm_forget.models.digest import source_digest
@@ -137,14 +137,7 @@ def prepare(
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
     """Build the template by which this configuration turns rows into text."""
-    return template_for(
-        tokenizer,
-        use_chat_template=data.use_chat_template,
-        prompt_template=data.prompt_template,
-        completion_end=data.completion_end,
-        chat_template_kwargs=data.chat_template_kwargs,
-        system_prompt=data.system_prompt,
-    )
+    return template_for(tokenizer, **{key: getattr(data, key) for key in TEMPLATE_KEYS})
 
 
 def _train(run: Run, job: Job) -> None:

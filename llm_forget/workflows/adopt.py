@@ -22,17 +22,12 @@ from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.adopt import ADOPT
+from llm_forget.models.adapters import safe_read
 from llm_forget.models.adapters.compatibility import saved_embeddings
 from llm_forget.models.adapters.files import load_adapter, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora_config import read_config
-from llm_forget.models.adapters.safe_read import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MAX_CONFIG,
-    read_header,
-    read_strict_json,
-)
+from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base
@@ -50,8 +45,8 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     manifest = verify_adapter(folder, trust=True)
-    config, header = read_config(folder), read_header(folder / ADAPTER_WEIGHTS)
-    claimed = read_strict_json(folder / ADAPTER_CONFIG, MAX_CONFIG).get("base_model_name_or_path")
+    config, header = read_config(folder), safe_read.read_header(folder / ADAPTER_WEIGHTS)
+    claimed = safe_read.read_strict_json(folder / ADAPTER_CONFIG, safe_read.MAX_CONFIG).get("base_model_name_or_path")
     sizes = [tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1) for tensor in header.values()]
     return {
         "base": claimed if isinstance(claimed, str) else None,
@@ -121,7 +116,7 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
     """Yield the folder, or a temporary copy without embeddings if its weights contain those of the base."""
     from safetensors.torch import load_file, save_file
 
-    extra = saved_embeddings(model, read_header(folder / ADAPTER_WEIGHTS))
+    extra = saved_embeddings(model, safe_read.read_header(folder / ADAPTER_WEIGHTS))
     if not extra:
         yield folder
         return

@@ -24,7 +24,7 @@ from llm_forget.core.run_directory import ROLES, Run, refuse_version
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
-from llm_forget.data.template import template_for
+from llm_forget.data.template import TEMPLATE_KEYS, template_for
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
 from llm_forget.evals.probes.distributed import from_main_process, start_processes
 from llm_forget.evals.probes.inputs import Work, prepare
@@ -281,8 +281,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
     """Read the splits and tokenise the rows of each probe; also returns digests of the splits that the run defines."""
-    keys = ("use_chat_template", "prompt_template", "completion_end", "system_prompt", "chat_template_kwargs")
-    template = template_for(tokenizer, **{k: config[k] for k in keys if config.get(k) is not None})
+    template = template_for(tokenizer, **{k: config[k] for k in TEMPLATE_KEYS if config.get(k) is not None})
     length: dict[str, Any] = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
     works = {

@@ -110,7 +110,9 @@ def merge(
                 "as_adapter"
             )
         return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
-    measures = bool(measure) or (measure is None and plain and _has_unquantised_base(runs[0], base_precision))
+    # "original" after training in 4 or 8 bit: the merged model has other weights than the evaluated one.
+    original = base_precision == "original" and bool(verify_adapter(runs[0].adapter).get("quantization"))
+    measures = bool(measure) or (measure is None and plain and original)
     if measures:
         refuse_unreadable(runs[0].config, output_dir)
     report = merge_adapters(
@@ -243,11 +245,6 @@ def _combined(
         formats.write(run.path / MERGE_REPORT, report, MergeReport)
         run.finish()
     return report
-
-
-def _has_unquantised_base(run: Run, base_precision: str) -> bool:
-    """Whether the merged model has the unquantised weights of a base that the run was trained on in 4 or 8 bit."""
-    return base_precision == "original" and bool(verify_adapter(run.adapter).get("quantization"))
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:

@@ -28,18 +28,8 @@ from typing import Any
 import torch
 from trl import ModelConfig
 
-from llm_forget.core import formats
-from llm_forget.core.config import (
-    CONTROL_KEYS,
-    SPLITS,
-    DataConfig,
-    UnlearnConfig,
-    from_keys,
-    identity,
-    keys_of,
-    load_yaml,
-    resolved,
-)
+from llm_forget.core import config, formats
+from llm_forget.core.config import DataConfig, UnlearnConfig
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError, FileSystemError
 from llm_forget.core.formats.sweep import Sweep
@@ -89,7 +79,7 @@ class Plan:
     def configs(self, point: Point) -> Configs:
         """Parse the configuration of one run; an error names the run."""
         try:
-            return from_keys(load_yaml(self.file), UnlearnConfig, overrides=point.options)
+            return config.from_keys(config.load_yaml(self.file), UnlearnConfig, overrides=point.options)
         except ValueError as error:
             raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
@@ -97,10 +87,8 @@ class Plan:
         """Return the runs that are not both trained and evaluated; with ``overwrite`` all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
-        return [point for point in self.points if not self._is_finished(Run(point.path))]
-
-    def _is_finished(self, run: Run) -> bool:
-        return run.complete and all(holds_suite(run, suite) for suite in self.suites())
+        runs = ((point, Run(point.path)) for point in self.points)
+        return [p for p, run in runs if not (run.complete and all(holds_suite(run, suite) for suite in self.suites()))]
 
 
 def sweep(
@@ -151,8 +139,8 @@ def plan_sweep(
         ConfigError: an unknown key or value, equal runs, or a suite that a run has no rows for.
     """
     file = resolve("recipes", str(recipe))
-    axes = checked_axes(grid, keys_of(UnlearnConfig), {*CONTROL_KEYS, "suite"})
-    output_name = output_dir or load_yaml(file).get("output_dir")
+    axes = checked_axes(grid, config.keys_of(UnlearnConfig), {*config.CONTROL_KEYS, "suite"})
+    output_name = output_dir or config.load_yaml(file).get("output_dir")
     if not output_name:
         raise ConfigError("no output_dir is given; set the folder of the runs, e.g. --output_dir runs/sweep")
     folder = Path(output_dir) if output_dir else Path(f"{output_name}-sweep")
@@ -176,8 +164,8 @@ def plan_sweep(
 def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
     """Refuse a repeated or overridden value, which would train the same run under two names."""
     first: dict[str, Point] = {}
-    for point, config in zip(points, configs, strict=True):
-        digest = json_digest(identity(resolved(*config)))
+    for point, point_configs in zip(points, configs, strict=True):
+        digest = json_digest(config.identity(config.resolved(*point_configs)))
         if digest in first:
             raise ConfigError(
                 f"'{first[digest].path.name}' and '{point.path.name}' are the same run: a value is given twice, or an "
@@ -187,7 +175,7 @@ def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
 
 
 def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
-    recipe_splits = {name for name in SPLITS if getattr(data, name) is not None}
+    recipe_splits = {name for name in config.SPLITS if getattr(data, name) is not None}
     for suite in suites:
         missing = sorted(set(suite.splits()) - recipe_splits - set(data.splits or {}) - set(suite.data))
         if missing:
@@ -202,7 +190,7 @@ def _check_all(plan: Plan) -> None:
         if run.complete and not train.overwrite:
             # A run started from a plan may have had several processes, whose number is part of its identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
-            run.refuse_other(UNLEARN.name, identity(resolved(data, train, model)) | processes)
+            run.refuse_other(UNLEARN.name, config.identity(config.resolved(data, train, model)) | processes)
             continue
         train.dry_run = True
         with contextlib.redirect_stdout(io.StringIO()):  # hides the table of each dry run; only errors matter here

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
-from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_prompt, encode_row, tokenise_dataset, windows
+from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows, tokenise_dataset, windows
 from llm_forget.logprobs.batches import collate
 
 CHATML = (
@@ -23,6 +23,10 @@ THINKING = CHATML.replace("m['content'] | trim", EMPTY_THOUGHT)
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="".join(map(chr, range(0xFDD0, 0xFDD7))))
 SPECIALS = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
 TEXTS = ["Who is Joran Lindqvist?", "Joran Lindqvist builds bridges.", "In 1977, in Sutter Falls.", " a  b\n\n c"]
+
+
+def encode_row(item: dict[str, Any], tokenizer: Any, template: Any, **options: Any) -> list[Encoded]:
+    return encode_rows([item], tokenizer, template, **options)[0]
 
 
 def bpe(**options: Any) -> Any:
@@ -175,12 +179,6 @@ def test_an_end_of_turn_token_that_equals_the_padding_token_is_attended_to(share
     assert batch["input_ids"].tolist() == quirk["input_ids"]
     assert batch["labels"].tolist() == quirk["labels"]
     assert batch["attention_mask"].sum(-1).tolist() == lengths
-
-
-def test_the_prompt_of_a_row_without_an_answer_equals_that_of_a_row_with_one(tokenizer: Any) -> None:
-    template = template_for(tokenizer, prompt_template="Q: {prompt}\nA:")
-    whole = encode_row(row("Who is Joran?", " yes"), tokenizer, template)[0]
-    assert encode_prompt({"prompt": "Who is Joran?"}, tokenizer, template) == whole.prompt_ids
 
 
 # ---- control tokens ----

@@ -59,17 +59,14 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     for event, splits in (("unlearning", kind.forgotten), ("training", kind.learned)):
         present_splits = [name for name in splits if name in facts["data"]]
         if present_splits:
-            count = sum(_count_ids(facts["data"][name]) for name in present_splits)
+            data = [facts["data"][name] for name in present_splits]
+            count = sum(split["ids_file"]["ids"] if "ids_file" in split else len(split["ids"]) for split in data)
             body = {**about, "splits": present_splits, "rows": count}
             once = json_digest({"event": event, "weights": about["weights"], "data": about["data"]})
             events.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, present_splits)))
     if finished.results_file.is_file():
         events.append(note_results(ledger, finished, about))
     return events
-
-
-def _count_ids(split: dict[str, Any]) -> int:
-    return split["ids_file"]["ids"] if "ids_file" in split else len(split["ids"])
 
 
 def weights_of(run: Run) -> str:

@@ -13,17 +13,10 @@ from typing import Any
 from llm_forget.compliance.ledger.chain import Event
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run
-from llm_forget.compliance.requests import limits
+from llm_forget.compliance.requests import files, limits
 from llm_forget.compliance.requests.certificate_facts import certificate_facts
 from llm_forget.compliance.requests.closing_evidence import ClosingEvidence, apply_policy, closing_evidence
-from llm_forget.compliance.requests.files import (
-    CLASSES,
-    Request,
-    list_requests,
-    locked,
-    read_request,
-    remove_row_lists,
-)
+from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.row_checks import refuse_other_rows, refuse_other_subtracted_rows
 from llm_forget.compliance.requests.steps import advance, decide, record_step
 from llm_forget.compliance.versions.deletion_check import holds_any_record
@@ -176,23 +169,23 @@ def _complete(request: Request, event: Event) -> None:
     read_facts(request, event)
     if not request.closed:
         record_step(request, "closed", event, canonical_digest(event.body))
-    remove_row_lists(request)
+    files.remove_row_lists(request)
 
 
 def finish_closing(ledger: Ledger, request: Request) -> None:
     """Complete the closing of a request if a process was killed during it."""
     if request.closed:
-        remove_row_lists(request)
+        files.remove_row_lists(request)
     elif (event := _find_closing(ledger, request)) is not None:
         _complete(request, event)
 
 
 def finish_all_closings(ledger: Ledger) -> None:
     """Complete all closings that were interrupted."""
-    for request in list_requests(ledger.folder):
+    for request in files.list_requests(ledger.folder):
         if not request.closed and _find_closing(ledger, request) is not None:
-            with locked(request.folder / ".lock"):
-                finish_closing(ledger, read_request(request.folder))
+            with files.locked(request.folder / ".lock"):
+                finish_closing(ledger, files.read_request(request.folder))
 
 
 def closing_event(ledger: Ledger, request: Request) -> Event:
@@ -228,7 +221,7 @@ def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> d
     else:
         _refuse_inexact(ledger, request, evidence)
         name = "exact"
-    return {"class": name, "why": CLASSES[name]}
+    return {"class": name, "why": files.CLASSES[name]}
 
 
 def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:

@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.requests import limits
-from llm_forget.compliance.requests.files import (
-    CATEGORIES,
-    FOLDER,
-    Request,
-    create_request,
-    find_request,
-    list_requests,
-    locked,
-    read_request,
-    request_number,
-)
+from llm_forget.compliance.requests import files, limits
+from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.matching import MatchedRows
 from llm_forget.compliance.requests.steps import amend, count_matches, record_intake
 from llm_forget.core.errors import EvidenceError
@@ -53,21 +43,21 @@ def add(
     Raises:
         EvidenceError: an unknown category or role, an invalid date, or an exceeded quota.
     """
-    if category not in CATEGORIES:
-        raise EvidenceError(f"category is '{category}'; {did_you_mean(category, CATEGORIES)}")
+    if category not in files.CATEGORIES:
+        raise EvidenceError(f"category is '{category}'; {did_you_mean(category, files.CATEGORIES)}")
     from llm_forget.compliance.requests.close import finish_all_closings
 
     limit = limits.read(evidence)
     if authorised_by:
         authorised_by = limits.check_role(limit, authorised_by)
     options = {"due": due and _date(due), "authorised_by": authorised_by}
-    with Ledger.open(evidence, create=True) as ledger, locked(evidence / FOLDER / ".lock"):
+    with Ledger.open(evidence, create=True) as ledger, files.locked(evidence / files.FOLDER / ".lock"):
         finish_all_closings(ledger)
-        open_requests = [request for request in list_requests(evidence) if not request.closed]
+        open_requests = [request for request in files.list_requests(evidence) if not request.closed]
         for request in open_requests:
             if _is_same(request, source, match, category):
-                with locked(request.folder / ".lock", wait=False):
-                    request = read_request(request.folder)
+                with files.locked(request.folder / ".lock", wait=False):
+                    request = files.read_request(request.folder)
                     record_intake(ledger, request)
                     amend(ledger, request, {key: value for key, value in options.items() if value is not None})
                 return request, False
@@ -98,8 +88,8 @@ def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, 
         "history": [],
         "attempts": [],
     }
-    numbers = (request_number(Path(event.body["request"])) for event in ledger.events("request"))
-    request = create_request(ledger.folder / FOLDER, content, rows, max(numbers, default=0))
+    numbers = (files.request_number(Path(event.body["request"])) for event in ledger.events("request"))
+    request = files.create_request(ledger.folder / files.FOLDER, content, rows, max(numbers, default=0))
     record_intake(ledger, request)
     return request
 
@@ -113,9 +103,9 @@ def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Re
     """
     from llm_forget.compliance.requests.close import finish_closing
 
-    folder = find_request(evidence, request_id).folder
-    with Ledger.open(evidence) as ledger, locked(folder / ".lock", wait=False):
-        request = read_request(folder)
+    folder = files.find_request(evidence, request_id).folder
+    with Ledger.open(evidence) as ledger, files.locked(folder / ".lock", wait=False):
+        request = files.read_request(folder)
         record_intake(ledger, request)
         finish_closing(ledger, request)
         yield ledger, request

@@ -73,7 +73,7 @@ class Histories:
         scales = [(str(source["weights"]), float(source["scale"])) for source in event.body["sources"]]
         added = [(model, scale) for model, scale in scales if scale > 0]
         subtracted = [model for model, scale in scales if scale <= 0]
-        if any(self._is_touched(model, base, about) for model in subtracted):
+        if any(event.seq in about for model in subtracted for event in self._since(model, base)):
             return State.LEARNED
         if any(self.holds(model, about) for model, _ in added or [(base, 1.0)]):
             return State.LEARNED
@@ -84,10 +84,6 @@ class Histories:
         other_weights = event.body.get("base_precision") == "original"  # not those that the adapter was trained on
         weakened = other_weights or (not base_forgot and sum(forgot) < 1 - ROUNDING)
         return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
-
-    def _is_touched(self, weights: str, base: str, about: Seqs) -> bool:
-        """Whether a model's history since its base is about a record."""
-        return any(event.seq in about for event in self._since(weights, base))
 
     def _is_taught(self, weights: str, base: str, about: Seqs) -> bool:
         """Whether a model's history since its base taught a record."""

@@ -3,16 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.versions import store
+from llm_forget.compliance.versions import store, versions
 from llm_forget.compliance.versions.deletion_check import Deletions
-from llm_forget.compliance.versions.versions import (
-    NONE_IN_USE,
-    current_id,
-    exclusion_reason,
-    find_version,
-    locked_ledger,
-    read_versions,
-)
 from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceError
 from llm_forget.core.formats.results import Results
@@ -28,10 +20,10 @@ def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
         EvidenceError: no such version.
         EvidenceBroken: a version.json is missing or damaged.
     """
-    with locked_ledger(evidence) as (folder, ledger):
+    with versions.locked_ledger(evidence) as (folder, ledger):
         sides = []
         for identity in (first, second):
-            version = find_version(read_versions(ledger), identity)
+            version = versions.find_version(versions.read_versions(ledger), identity)
             sides.append(_entries(folder, version.id))
             sides[-1]["model"] |= {"run": version.run, "parent": version.parent}
     return {part: _differences(sides[0][part], sides[1][part]) for part in sides[0]}
@@ -43,12 +35,12 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
     Raises:
         EvidenceError: no such version, or none is in use.
     """
-    with locked_ledger(evidence) as (folder, ledger):
-        in_use = current_id(ledger)
+    with versions.locked_ledger(evidence) as (folder, ledger):
+        in_use = versions.current_id(ledger)
         if identity is None and in_use is None:
-            raise EvidenceError(NONE_IN_USE)
-        version = find_version(read_versions(ledger), identity or str(in_use))
-        reason = exclusion_reason(Deletions(ledger), version)
+            raise EvidenceError(versions.NONE_IN_USE)
+        version = versions.find_version(versions.read_versions(ledger), identity or str(in_use))
+        reason = versions.exclusion_reason(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]
     answers = [
         f"{suite}: {question} {answer}"

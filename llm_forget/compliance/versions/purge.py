@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_forget.compliance.ledger.ledger import Ledger
-from llm_forget.compliance.versions import store
-from llm_forget.compliance.versions.versions import (
-    Version,
-    current_id,
-    find_version,
-    load_chain,
-    locked_ledger,
-    read_versions,
-)
+from llm_forget.compliance.versions import store, versions
 from llm_forget.core.errors import EvidenceError
 
 
@@ -24,20 +16,20 @@ from llm_forget.core.errors import EvidenceError
 class VersionPurge:
     """What a purge removes."""
 
-    version: Version
+    version: versions.Version
     files: dict[Path, int]  # with their sizes in bytes
     remaining: Path | None  # the run, if it still holds weights
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
     """List what a purge would remove; raise EvidenceError for a version in use, needed by others, or purged already."""
-    with locked_ledger(evidence) as (folder, ledger):
+    with versions.locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 
 
 def purge(evidence: str | Path, identity: str) -> VersionPurge:
     """Remove the files of a version and add a ``purge`` event."""
-    with locked_ledger(evidence) as (folder, ledger):
+    with versions.locked_ledger(evidence) as (folder, ledger):
         plan = _plan_purge(folder, ledger, identity)
         store.remove(folder, plan.version.id)
         ledger.append("purge", {"id": plan.version.id, "weights": plan.version.weights, "files": len(plan.files)})
@@ -45,16 +37,14 @@ def purge(evidence: str | Path, identity: str) -> VersionPurge:
 
 
 def _plan_purge(evidence: Path, ledger: Ledger, identity: str) -> VersionPurge:
-    all_versions = read_versions(ledger)
-    version = find_version(all_versions, identity)
+    all_versions = versions.read_versions(ledger)
+    version = versions.find_version(all_versions, identity)
     if version.purged:
         raise EvidenceError(f"version {version.id} was purged before; its files are gone")
-    if version.id == current_id(ledger):
+    if version.id == versions.current_id(ledger):
         raise EvidenceError(f"version {version.id} is in use; first switch to another one: llm-forget versions use ID")
-    dependents = [
-        v.id for v in all_versions.values() if not v.purged and v != version and version in load_chain(all_versions, v)
-    ]
-    if dependents:
+    others = [v for v in all_versions.values() if not v.purged and v != version]
+    if dependents := [v.id for v in others if version in versions.load_chain(all_versions, v)]:
         raise EvidenceError(f"version {version.id} is the base of {', '.join(dependents)}; purge these first")
     folder = store.folder_of(evidence, version.id) / version.part
     files = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -92,6 +92,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def _of_run(run: Run) -> ModelSnapshot:
     part, facts, config = part_of(run.path), run.provenance, run.config
+    refuse_changed_files(run.path / part)
     base = {**facts["base"], "name": model_name(str(facts["base"]["name"]))}
     data = {
         split: {"rows": split_facts["rows"], "digest": split_facts["digest"]}
@@ -102,7 +103,7 @@ def _of_run(run: Run) -> ModelSnapshot:
         facts["kind"],
         part,
         run.path / part,
-        _verified_digests(run.path / part),
+        {name: file_digest(path) for name, path in files_of(run.path / part).items()},
         base,
         (),
         None if config["model_name_or_path"] is None else str(config["model_name_or_path"]),
@@ -140,8 +141,3 @@ def _of_merged(folder: Path) -> ModelSnapshot:
         {**_settings(config), **{key: facts[key] for key in ("combination", "base_precision")}, "scales": scales},
         {**provenance, "files": canonical_digest(merged.files)},
     )
-
-
-def _verified_digests(folder: Path) -> dict[str, str]:
-    refuse_changed_files(folder)
-    return {name: file_digest(path) for name, path in files_of(folder).items()}

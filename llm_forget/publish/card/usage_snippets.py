@@ -99,7 +99,9 @@ def _generation_code(prompting: PromptFormat) -> str:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
     else:
-        inputs = f"""question = {_python_literal(prompting.template.replace("{prompt}", QUESTION))}
+        # One line of ASCII: line breaks are escaped as well.
+        question = ascii(prompting.template.replace("{prompt}", QUESTION)).replace("`", "\\x60")
+        inputs = f"""question = {question}
 inputs = tokenizer(question, return_tensors="pt")"""
     return f"""
 {inputs}
@@ -110,8 +112,3 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 def _literal(text: str) -> str:
     # ASCII without control characters or backticks, so it cannot end the string or the code block.
     return json.dumps(plain(text)).replace("`", "\\u0060")
-
-
-def _python_literal(text: str) -> str:
-    # One line of ASCII: line breaks are escaped as well.
-    return ascii(text).replace("`", "\\x60")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.compliance.ledger.signing import fingerprint, public_key, sign
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import PublishError
@@ -161,8 +162,6 @@ def signed_bytes(repository: str, listing: bytes) -> bytes:
 
 
 def _signature(evidence: Path, repository: str, listing: bytes) -> bytes:
-    from llm_forget.compliance.ledger.signing import fingerprint, public_key, sign
-
     signature = sign(evidence, signed_bytes(repository, listing))
     return formats.encoded(PublicationSignature(fingerprint(public_key(evidence)), signature)).encode()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.compliance.ledger.record_runs import weights_of
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import PublishError
@@ -67,7 +68,7 @@ def _exported(evidence: Evidence, folder: Path) -> FullModel:
             raise PublishError(f"'{path}' is not the file described in {EXPORT_REPORT}; {advice}")
     if source_digest(str(folder / (report.file or ""))) != report.digest:
         raise PublishError(f"the weights in '{folder}' are not those described in {EXPORT_REPORT}; {advice}")
-    if report.of.digest != _weights_of(evidence) and not _is_of_run(evidence, report.merge or {}):
+    if report.of.digest != weights_of(evidence.run) and not _is_of_run(evidence, report.merge or {}):
         raise PublishError(f"'{folder}' was not exported from this run; {advice}")
     if not (folder / RESULTS).is_file():
         raise PublishError(f"'{folder}' was not measured, and rounding can restore rows; {advice} without --no_measure")
@@ -81,14 +82,8 @@ def _is_of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
     return (
         facts.get("combination") == "stack"
         and len(sources) == 1
-        and (sources[0]["weights"], sources[0]["scale"]) == (_weights_of(evidence), 1.0)
+        and (sources[0]["weights"], sources[0]["scale"]) == (weights_of(evidence.run), 1.0)
     )
-
-
-def _weights_of(evidence: Evidence) -> str:
-    from llm_forget.compliance.ledger.record_runs import weights_of
-
-    return weights_of(evidence.run)
 
 
 def _require_matching_results(model: Merged, has_results: bool, advice: str) -> None:

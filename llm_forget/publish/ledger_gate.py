@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.record_runs import note_run, weights_of
+from llm_forget.compliance.versions.deletion_check import Deletions
+from llm_forget.compliance.versions.versions import read_versions, requests_of
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import PublishError
 from llm_forget.core.run_directory import Run
+from llm_forget.models.merging.merge_report import is_merged, read_merged
 
 FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
 
@@ -22,10 +27,6 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
     """Return the version of the run's model and its ancestors for the card, oldest first."""
     if folder is None:
         return []
-    from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.ledger.record_runs import weights_of
-    from llm_forget.compliance.versions.versions import read_versions
-
     with Ledger.open(folder) as ledger:
         versions = read_versions(ledger)
     weights = weights_of(Run.open(run))
@@ -50,11 +51,6 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
     """
     if folder is None:
         return
-    from llm_forget.compliance.ledger.ledger import Ledger
-    from llm_forget.compliance.ledger.record_runs import note_run, weights_of
-    from llm_forget.compliance.versions.deletion_check import Deletions
-    from llm_forget.models.merging.merge_report import is_merged, read_merged
-
     with Ledger.open(folder) as ledger:
         if note:
             note_run(ledger, run)
@@ -69,7 +65,7 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
         violated_requests, unjudged = deletions.contained_in(weights), deletions.unjudged(weights)
     label = f"run '{run}'" if merged is None else f"'{merged}'"
     if violated_requests:
-        requests = ", ".join(str(event.body.get("request", f"event {event.seq}")) for event in violated_requests)
+        requests = ", ".join(requests_of(violated_requests))
         raise PublishError(
             f"{label} holds data that was deleted ({requests}), so it is not published; unlearn them first"
         )
@@ -80,8 +76,6 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
     """Record in the ledger that the model of a run, or one merged or exported from it, was published."""
     if folder is not None:
-        from llm_forget.compliance.ledger.record_runs import weights_of
-
         _note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
 
 
@@ -89,8 +83,6 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
     """Record that commits will be withdrawn or, if ``verified``, are gone from the Hub, and of which model."""
     if folder is None:
         return
-    from llm_forget.compliance.ledger.ledger import Ledger
-
     with Ledger.open(folder) as ledger:
         pushed = [e.body for e in ledger.events("publish") if e.body.get("repository") == body["repository"]]
     withdrawn = [push for push in pushed if push.get("commit") in body["commits"]]
@@ -101,7 +93,5 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
 
 def _note_published(folder: Path, body: Mapping[str, Any]) -> None:
     """Record an action on the Hub in the ledger; a repeated action is one event."""
-    from llm_forget.compliance.ledger.ledger import Ledger
-
     with Ledger.open(folder) as ledger:
         ledger.append("publish", dict(body), once=json_digest(body))

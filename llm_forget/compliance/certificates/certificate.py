@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.compliance.certificates.claims import contradiction, deadline, does_not_show, two_models
+from llm_forget.compliance.ledger.chain import Event, now
+from llm_forget.compliance.ledger.ledger import Ledger
+from llm_forget.compliance.ledger.signing import public_key, sign, verify_signature
 from llm_forget.core import __version__, formats
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.files import write_atomic
@@ -22,8 +25,6 @@ from llm_forget.core.strict_json import canonical, canonical_digest, strict_load
 from llm_forget.core.text import plain, shown
 
 if TYPE_CHECKING:
-    from llm_forget.compliance.ledger.chain import Event
-    from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.requests.files import Request
 
 SCHEMA = "llm-forget certificate of deletion"
@@ -48,7 +49,6 @@ def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
         MissingPackageError: `cryptography` is not installed.
     """
     from llm_forget.compliance.certificates.page import certificate_page
-    from llm_forget.compliance.ledger.signing import public_key, sign
     from llm_forget.compliance.requests.close import closing_event, read_facts
     from llm_forget.compliance.requests.intake import locked_request
 
@@ -126,8 +126,6 @@ def summary(body: Mapping[str, Any]) -> list[str]:
 
 def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
     """Read the body of a certificate whose bytes are exactly those that were signed."""
-    from llm_forget.compliance.ledger.signing import verify_signature
-
     with file.open("rb") as opened:
         data = opened.read(MAX_BYTES + 1)
     try:
@@ -159,8 +157,6 @@ def _own_key(body: Mapping[str, Any]) -> str:
 
 
 def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, Any], public: str) -> dict[str, Any]:
-    from llm_forget.compliance.ledger.chain import now
-
     certified_request = _request(ledger, request.id, closed)
     head = ledger.head()
     return {
@@ -222,8 +218,6 @@ def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
     """Compare the claims of a certificate about the deletion with the ledger."""
-    from llm_forget.compliance.ledger.ledger import Ledger
-
     stated, request_id = body["ledger"], body["request"]["id"]
     with Ledger.open(evidence) as ledger:
         ledger.verify()

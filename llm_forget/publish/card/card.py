@@ -25,6 +25,7 @@ from llm_forget.publish.card.facts import adapter_rows, data_table, energy, limi
 from llm_forget.publish.card.metadata import card_data
 from llm_forget.publish.card.statements import CARD, STATEMENTS, checked, saved_statements
 from llm_forget.publish.card.usage_snippets import MERGING_CODE, base_name, code_names, loading_code, prompt_format
+from llm_forget.publish.consistency import full_model_of
 from llm_forget.publish.row_digests import public_results, row_key
 from llm_forget.report.render.document import Cell, Number, Section, Table, document, interval
 from llm_forget.report.render.markdown import escape, table, to_markdown
@@ -109,8 +110,6 @@ def write_card(
         statements: fields that are None are taken from the saved statements.
         options: see `card`; a merged model is checked against the run first.
     """
-    from llm_forget.publish.consistency import full_model_of
-
     if output is not None and Path(output).is_dir():
         raise PublishError(f"output '{output}' is a folder; name a file, such as {Path(output) / CARD}")
     evidence = read_run(run)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_forget.compliance.ledger.signing import verify_signature
 from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceBroken, PublishError
@@ -100,8 +101,6 @@ def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None
     advice = f"'{repository}' is damaged, and nothing was kept"
     signature = formats.read(folder / SIGNATURE, PublicationSignature, advice=advice, error=EvidenceBroken)
     if key is not None:
-        from llm_forget.compliance.ledger.signing import verify_signature
-
         verify_signature(key, signed_bytes(repository, (folder / LISTING).read_bytes()), signature.signature)
     return signature.key
 

@@ -24,7 +24,6 @@ def tokens_digest(rows: Dataset, row_numbers: Sequence[int] | np.ndarray | None 
     Each part of the rows adds its ids, then for each column the lengths and the values as 32-bit integers.
 
     Args:
-        rows: tokenised rows.
         row_numbers: row numbers to include, ``[N]``; default: all rows.
     """
     digest = hashlib.sha256()

@@ -52,7 +52,6 @@ def with_alternates(
         rows: rows to forget, as returned by `load_source`.
         refusals: source of sentences; each row gets one, chosen by its id and ``seed``. None: use the column
             ``alternate``, which holds the preferred answer, or a list of them (one is chosen in the same way).
-        data_path: as for `load_source`.
 
     Raises:
         DataError: the column is missing or empty in a row (names the id), or a row is running text.

@@ -112,9 +112,6 @@ def encode_rows(
     """Return the windows of each row.
 
     Args:
-        rows: rows, as returned by `load_source`.
-        tokenizer: a fast tokenizer.
-        template: see `template_for`.
         max_length: maximum tokens of a window; None for no limit.
         stride: tokens of context that a window repeats from the previous one.
 

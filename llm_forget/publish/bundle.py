@@ -108,9 +108,7 @@ def publication(
     """Collect everything that `push` would send, without network access.
 
     Args:
-        repository: ``org/name``.
         merged: folder of a full model written by `merge` or `export`, published instead of the adapter.
-        history: see `card`.
         signed_in: evidence folder whose key signs the listing.
 
     Raises:

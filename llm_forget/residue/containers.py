@@ -50,8 +50,6 @@ def container_parts(
     """Iterate over the parts of a container: name, blocks of bytes, opener if the part may be a container itself.
 
     Args:
-        kind: see `container_kind`.
-        opened: opens the container.
         path: path of the container if it is a file, None if it is part of another container.
 
     Raises:

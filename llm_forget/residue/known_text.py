@@ -17,7 +17,6 @@ def remove_known_text(
     Args:
         needles: forms of these texts.
         matches: matches of ``needles`` in a known text; only those of the original form of a text are used.
-        window: minimum length of a match.
     """
     known_starts = {number: np.zeros(len(_character_of_byte(text)), bool) for number, text in enumerate(texts)}
     as_written = {number: plain(text.text.encode("utf-8", "replace")) for number, text in enumerate(texts)}

@@ -154,8 +154,6 @@ class RankBatches(Sampler[list[dict[str, int]]]):
 
     Args:
         sampler: a sampler with the same ``batch_size * world_size``.
-        batch_size: slots per batch.
-        world_size: number of processes.
     """
 
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

@@ -125,10 +125,6 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
 
     Reads and tokenises the rows of all probes, as `evaluate` will; loads no weights.
 
-    Args:
-        config: the resolved recipe.
-        suite: suites to check; default: the recipe's.
-
     Raises:
         ConfigError, EvaluationError: a missing split or column, an oracle with another vocabulary, or an unknown suite.
     """

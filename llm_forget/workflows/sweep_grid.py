@@ -20,7 +20,6 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
     """Parse ``KEY=VALUE,VALUE`` words into a grid; also returns the options among the words.
 
     Args:
-        grid_words: values of ``--grid``.
         words: the other words of the command line: more axes, before or between ``--key value`` pairs.
     """
     axes: list[str] = list(grid_words)

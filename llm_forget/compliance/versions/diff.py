@@ -42,11 +42,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
         version = versions.find_version(versions.read_versions(ledger), identity or str(in_use))
         reason = versions.exclusion_reason(Deletions(ledger), version)
     facts = store.content_of(folder, version.id)["provenance"]
-    answers = [
-        f"{suite}: {question} {answer}"
-        for suite, answers in verdicts(folder, version.id).items()
-        for question, answer in answers.items()
-    ]
+    answers = [f"{question} {answer}" for question, answer in _answers(folder, version.id).items()]
     return {
         "id": version.id,
         "in use": "yes" if version.id == in_use else "no",
@@ -87,14 +83,20 @@ def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
     facts = content["provenance"]
     suites = _results(store.folder_of(evidence, identity)).get("suites", {})
     metrics = {f"{suite}/{name}": line["value"] for suite, c in suites.items() for name, line in c["metrics"].items()}
-    answers = {
-        f"{suite}: {question}": answer
-        for suite, answers in verdicts(evidence, identity).items()
-        for question, answer in answers.items()
-    }
     model = {"kind": content["kind"], "part": content["part"], "base": str(content["base"]["digest"])[:19]}
     settings = {**content["config"], "objective": facts.get("objective"), "gradient": facts.get("gradient")}
-    return {"model": model, "data": _data(facts), "settings": settings, "metrics": metrics | answers}
+    return {
+        "model": model,
+        "data": _data(facts),
+        "settings": settings,
+        "metrics": metrics | _answers(evidence, identity),
+    }
+
+
+def _answers(evidence: Path, identity: str) -> dict[str, str]:
+    """Answers of the last evaluation by ``suite: question``."""
+    by_suite = verdicts(evidence, identity)
+    return {f"{suite}: {question}": answer for suite in by_suite for question, answer in by_suite[suite].items()}
 
 
 def _data(facts: dict[str, Any]) -> dict[str, str]:

@@ -51,9 +51,6 @@ class Version:
 def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
     """Lock the versions of an evidence folder and open its ledger; finishes the switch of a killed process.
 
-    Yields:
-        The folder and the ledger.
-
     Raises:
         EvidenceError: there is no ledger.
         EvidenceBroken: the pointer is ahead of the ledger, so the ledger was truncated.

@@ -1,8 +1,7 @@
 """Read an adapter's configuration so that nothing in it can run code, hang, or change more than the LoRA weights.
 
 PEFT's configurations may name regular expressions (of exponential running time), Python libraries, initialisations that
-rewrite the base, and layers to duplicate. Harmless keys are allowed one by one; any other
-key must have PEFT's default.
+rewrite the base, and layers to duplicate. Harmless keys are allowed one by one; any other must have PEFT's default.
 """
 
 from __future__ import annotations

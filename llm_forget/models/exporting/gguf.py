@@ -83,7 +83,6 @@ def write_gguf(
 
     Args:
         model: in ordinary tensors; afterwards it holds the values of the file.
-        form: see `FORMS`.
         advance: called with the number of weights after each tensor.
 
     Returns:

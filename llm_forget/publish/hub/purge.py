@@ -43,7 +43,6 @@ def plan(repository: str, revisions: Iterable[str]) -> Plan:
         revisions: tags, branches or commits that hold erased data; all commits with the same weights are included.
 
     Raises:
-        HubError: the Hub refused, or could not be reached.
         PublishError: a revision is unknown, main ends in a withdrawn commit, or a pull request holds one.
     """
     api = client()
@@ -112,7 +111,6 @@ def purge(withdrawal: Plan) -> None:
     """Carry out a plan, and verify that the Hub no longer serves what was withdrawn.
 
     Raises:
-        HubError: the Hub refused, or could not be reached; repeat the command to resume.
         PublishError: the Hub still has a withdrawn commit or file.
     """
     api = client()

@@ -104,11 +104,7 @@ def merge(
     parts = [Part(each.adapter, scale) for each, scale in zip(runs, chosen, strict=True)]
     args = model_part(runs[0].config | {"dtype": _dtype(runs, dtype)})
     if as_adapter and rule is not None:
-        if any((base_precision != "trained", tolerance, dtype, max_shard_size, measure)):
-            raise ModelError(
-                "base_precision, tolerance, dtype, max_shard_size and measure apply to full models only; omit them or "
-                "as_adapter"
-            )
+        _refuse_full_model_settings(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
         return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
     # "original" after training in 4 or 8 bit: the merged model has other weights than the evaluated one.
     original = base_precision == "original" and bool(verify_adapter(runs[0].adapter).get("quantization"))
@@ -172,6 +168,14 @@ def _refuse_settings(
         raise ModelError(
             "a combination of runs has no rows of its own to be evaluated on; name them: `llm-forget evaluate DIR "
             "--forget ROWS --retain ROWS`"
+        )
+
+
+def _refuse_full_model_settings(*settings: Any) -> None:
+    if any(settings):
+        raise ModelError(
+            "base_precision, tolerance, dtype, max_shard_size and measure apply to full models only; omit them or "
+            "as_adapter"
         )
 
 

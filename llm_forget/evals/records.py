@@ -16,7 +16,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
@@ -24,9 +24,10 @@ from typing import Any, Literal, Protocol, TextIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_forget.core import formats
 from llm_forget.core.errors import EvaluationError
+from llm_forget.core.formats.results import RecordsHeader
 
-FORMAT = 2
 Key = tuple[str, int]  # row id, index of the answer
 
 
@@ -189,16 +190,10 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
     return [(left_rows[row], right_rows[row]) for row in left_rows]
 
 
-def load_records(path: Path, key: str | None = None) -> list[Any] | None:
-    """Read a complete record file; None if it is missing, incomplete, or has another key.
-
-    Args:
-        key: the required content key; None accepts any key.
-    """
-    header, records = _read(path)
-    if header is None or (key is not None and header["key"] != key) or len(records) != header["lines"]:
-        return None
-    return records
+def load_records(path: Path, key: str | None = None, *, kind: str | None = None) -> list[Any] | None:
+    """Read a complete record file; None if it is missing, incomplete, or has another key or kind (None: any)."""
+    announced, records = _read(path, key, kind)
+    return records if len(records) == announced else None
 
 
 def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
@@ -230,11 +225,8 @@ class RecordWriter:
         _replace(self.partial, _header(kind, key, len(self._expected)), self._usable(self.partial))
 
     def _usable(self, source: Path) -> list[Any]:
-        header, records = _read(source)
-        if header is None or header["key"] != self.key or header["kind"] != self.kind:
-            return []
         expected = set(self._expected)
-        return [record for record in records if record.key in expected]
+        return [record for record in _read(source, self.key, self.kind)[1] if record.key in expected]
 
     def restrict_to(self, share: Iterable[Key]) -> None:
         """Measure these keys only; other processes measure the rest."""
@@ -305,7 +297,7 @@ def _shortest(values: NDArray[np.float32]) -> list[float]:
 
 
 def _header(kind: str, key: str, lines: int) -> dict[str, Any]:
-    return {"format": FORMAT, "kind": kind, "key": key, "lines": lines}
+    return {"format": RecordsHeader.FORMAT, "kind": kind, "key": key, "lines": lines}
 
 
 def _line(content: dict[str, Any]) -> str:
@@ -317,27 +309,13 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
     return os.fdopen(os.open(path, flags, 0o600), mode, encoding="utf-8")
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Header and complete records of a file; reading stops at a torn line."""
+def _read(path: Path, key: str | None, kind: str | None) -> tuple[int | None, list[Any]]:
+    """Announced number of records and the complete ones; nothing of a file with another key or kind."""
     if not path.exists():
         return None, []
-    lines = _whole_lines(path)
-    header = next(lines, None)
-    if header is None or header.get("format") != FORMAT or header.get("kind") not in KINDS:
-        return None, []
-    make = KINDS[header["kind"]].from_dict
-    return header, [make(line) for line in lines if "id" in line]
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            try:
-                content = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            if not isinstance(content, dict):
-                return
-            yield content
+    with open(path, "rb") as file:
+        header = next(formats.whole_lines([file.readline()], RecordsHeader), None)
+        if header is None or key not in (None, header["key"]) or kind not in (None, header["kind"]):
+            return None, []
+        make = KINDS[header["kind"]].from_dict
+        return header["lines"], [make(line) for line in formats.whole_lines(file) if "id" in line]

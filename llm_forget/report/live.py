@@ -3,25 +3,43 @@
 Nothing is written or locked. Files may be missing, appear later, or end in an incomplete line.
 """
 
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+import msgspec
 
+from llm_forget.core import formats
 from llm_forget.core.errors import RunError
+from llm_forget.core.formats.results import Results
+from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
 
 QUIET = 300.0  # seconds without a new log line before a run counts as stale; slow runs get more
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
 LAST_SERIES = ("retain_drop", "grad_norm", "learning_rate")
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """Keys of config.yaml that are shown here, or that the length of the run follows from."""
+
+    method: str | None = None
+    model_name_or_path: str | None = None
+    max_steps: int = -1
+    num_train_epochs: float = 5.0
+
+
+class TrainerState(msgspec.Struct, frozen=True):
+    """The key of trainer_state.json, a file of transformers, that is read here."""
+
+    max_steps: int = -1
 
 
 @dataclass
@@ -74,22 +92,23 @@ class Watcher:
     def progress(self, now: float | None = None) -> RunProgress:
         """Return the progress of the run at ``now`` (seconds since the epoch)."""
         now = time.time() if now is None else now
-        run, state = self.run, _mapping(self.run.state_file)
+        run, state = self.run, formats.read_if_valid(self.run.state_file, RunState)
         self._read_log()
-        if not state:
+        if state is None:
             return RunProgress(run.path.name, "waiting")
-        config, facts = _mapping(run.config_file), _mapping(run.provenance_file)
+        recipe = _decoded(run.config_file, msgspec.yaml.decode, Recipe)
+        facts = formats.read_if_valid(run.provenance_file, Provenance)
+        cost = (facts and facts.cost) or None
         checkpoints = _checkpoints(run.checkpoints)
-        step = max([_whole(line.get("step")) or 0 for line in self.lines], default=0)
+        step = max((line["step"] for line in self.lines), default=0)
         pace = self._seconds_per_step(step, checkpoints)
-        cost = facts["cost"] if isinstance(facts.get("cost"), dict) else {}
         progress = RunProgress(
-            run.path.name, "running", kind=_text(state.get("kind")), method=_method(config, facts),
-            model=_text(config.get("model_name_or_path")), step=step, total=self._total(config, step, checkpoints),
+            run.path.name, "running", kind=state.kind, method=recipe.method or _terms(facts),
+            model=recipe.model_name_or_path, step=step, total=self._total(recipe, step, checkpoints),
             quiet=max(0.0, now - self._last_change()), tokens_per_second=self._last("tokens_per_second"),
-            memory=_number(cost.get("peak_memory_gib")) or self._last("peak_memory_gib"),
-            seconds=_number(cost.get("seconds")), checkpoint=max(checkpoints, default=None), rows=_rows(facts),
-            series=self._series(), verdicts=_verdicts(run.results_file),
+            memory=(cost and cost.peak_memory_gib) or self._last("peak_memory_gib"), seconds=cost and cost.seconds,
+            checkpoint=max(checkpoints, default=None), rows=_rows(facts), series=self._series(),
+            verdicts=_verdicts(run.results_file),
         )  # fmt: skip
         progress.status = self._status(state, progress, pace)
         if progress.status == "running" and pace is not None and progress.total is not None:
@@ -110,18 +129,12 @@ class Watcher:
             return
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for text in whole.split(b"\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:  # incomplete line of a killed process
-                continue
-            if isinstance(line, dict) and _whole(line.get("step")) is not None:
-                self.lines.append(line)
+        self.lines += formats.whole_lines(whole.split(b"\n"), LogLine)
         if whole and self.lines:
             self._observations.append((status.st_mtime, self.lines[-1]["step"]))
 
-    def _status(self, state: Mapping[str, Any], progress: RunProgress, pace: float | None) -> str:
-        if state.get("status") == "complete":
+    def _status(self, state: RunState, progress: RunProgress, pace: float | None) -> str:
+        if state.status == "complete":
             return "stopped early" if any(line.get("stopped_early") for line in self.lines) else "finished"
         steps = [line["step"] for line in self.lines]
         longest_gap = max((later - earlier for earlier, later in pairwise(steps)), default=1)
@@ -153,18 +166,16 @@ class Watcher:
             return (last - training_start) / (step - resumed_step)
         return None
 
-    def _total(self, config: Mapping[str, Any], step: int, checkpoints: Mapping[int, float]) -> int | None:
+    def _total(self, recipe: Recipe, step: int, checkpoints: Mapping[int, float]) -> int | None:
         """Steps of the whole run: from the trainer state, else from the recipe, else estimated from the epochs."""
-        if checkpoints:
-            trainer_state = _mapping(self.run.checkpoints / f"checkpoint-{max(checkpoints)}" / "trainer_state.json")
-            if (total := _whole(trainer_state.get("max_steps"))) is not None and total > 0:
+        newest = self.run.checkpoints / f"checkpoint-{max(checkpoints, default=0)}" / "trainer_state.json"
+        for total in (_decoded(newest, msgspec.json.decode, TrainerState).max_steps, recipe.max_steps):
+            if total > 0:
                 return total
-        if (total := _whole(config.get("max_steps"))) is not None and total > 0:
-            return total
-        epochs, epochs_done = _number(config.get("num_train_epochs", 5.0)), self._last("epoch")
-        if not epochs or not epochs_done or not step:
+        epochs_done = self._last("epoch")
+        if not recipe.num_train_epochs or not epochs_done or not step:
             return None
-        return max(step, math.ceil(epochs * step / epochs_done - 1e-6))
+        return max(step, math.ceil(recipe.num_train_epochs * step / epochs_done - 1e-6))
 
     def _last(self, key: str) -> float | None:
         return next((value for line in reversed(self.lines) if (value := _number(line.get(key))) is not None), None)
@@ -243,48 +254,29 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    """Content of a JSON or YAML file; empty if the file is missing, incomplete or not a mapping."""
+def _decoded(path: Path, decode: Callable[..., S], kind: type[S]) -> S:
+    """The keys of a file that ``kind`` names; its defaults where the file is missing, incomplete or damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return decode(path.read_bytes(), type=kind)
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return kind()
 
 
-def _method(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    if method := _text(config.get("method")):
-        return method
-    objective = facts.get("objective")
-    sides = objective.items() if isinstance(objective, dict) else ()
-    terms = [
-        f"{side}/{term['name']}"
-        for side, lines in sides
-        for term in (lines if isinstance(lines, list) else ())
-        if isinstance(term, dict) and "name" in term
-    ]
-    return " + ".join(terms) or None
+def _terms(facts: Provenance | None) -> str | None:
+    """``forget/npo + retain/nll``."""
+    objective = (facts and facts.objective) or {}
+    return " + ".join(f"{split}/{term['name']}" for split, terms in objective.items() for term in terms) or None
 
 
-def _rows(facts: Mapping[str, Any]) -> dict[str, int]:
-    data = facts.get("data")
-    splits = data.items() if isinstance(data, dict) else ()
-    return {name: rows for name, split in splits if isinstance(split, dict) and (rows := _whole(split.get("rows")))}
+def _rows(facts: Provenance | None) -> dict[str, int]:
+    data = (facts and facts.data) or {}
+    return {split: rows.rows for split, rows in data.items() if rows.rows}
 
 
 def _verdicts(path: Path) -> dict[str, dict[str, str]]:
-    suites = _mapping(path).get("suites")
-    verdicts: dict[str, dict[str, str]] = {}
-    for name, suite in suites.items() if isinstance(suites, dict) else ():
-        verdict = suite.get("verdict") if isinstance(suite, dict) else None
-        answers = verdict.items() if isinstance(verdict, dict) else ()
-        verdicts[name] = {
-            question: str(verdict_entry.get("answer"))
-            for question, verdict_entry in answers
-            if isinstance(verdict_entry, dict)
-        }
-    return verdicts
+    results = formats.read_if_valid(path, Results)
+    suites = results.suites if results is not None else {}
+    return {name: {question: v.answer for question, v in suite.verdict.items()} for name, suite in suites.items()}
 
 
 def _checkpoints(folder: Path) -> dict[int, float]:
@@ -299,14 +291,6 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _number(value: Any) -> float | None:

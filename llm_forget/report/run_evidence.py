@@ -1,6 +1,5 @@
 """The results of a run, read from its directory as plain data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Attack, RowScores, Verification
+from llm_forget.core.formats.run import LogLine
 from llm_forget.core.run_directory import Run
-from llm_forget.evals.records import FORMAT as RECORDS_FORMAT
+from llm_forget.evals.records import load_records
 from llm_forget.evals.results_file import read_results
 from llm_forget.evals.stats import Rows
 
@@ -95,19 +95,11 @@ def generated_texts(evidence: Evidence, count: int) -> list[tuple[str, str]]:
     Raises:
         RunError: the run holds no generated text.
     """
-    files = [file for file in sorted((evidence.run.records / "unlearned").glob("*.jsonl")) if _holds_text(file)]
-    if not files:
-        raise RunError(f"run '{evidence.run.path}' holds no generated text; leave out --show_text")
-    file = min(files, key=lambda file: "forget" not in file.name)  # min returns the first of equals
-    with file.open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines][1:]
-    return [(str(record["id"]), str(record["text"])) for record in records[:count]]
-
-
-def _holds_text(file: Path) -> bool:
-    with file.open(encoding="utf-8") as lines:
-        head = json.loads(lines.readline() or "{}")
-    return head.get("kind") == "generate" and head.get("format") == RECORDS_FORMAT
+    files = (evidence.run.records / "unlearned").glob("*.jsonl")
+    for file in sorted(files, key=lambda file: ("forget" not in file.name, file.name)):
+        if (records := load_records(file, kind="generate")) is not None:
+            return [(record.id, record.text) for record in records[:count]]
+    raise RunError(f"run '{evidence.run.path}' holds no generated text; leave out --show_text")
 
 
 def _content(file: Path, kind: type[formats.Record]) -> Any:
@@ -115,17 +107,12 @@ def _content(file: Path, kind: type[formats.Record]) -> Any:
 
 
 def _log(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    # A killed run may have left an incomplete line.
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return list(formats.whole_lines(file.read_bytes().splitlines(), LogLine)) if file.is_file() else []
 
 
 def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
-    attacks = {}
-    for file in sorted(folder.glob("*/attack.json")):
-        attacks[file.parent.name] = formats.read_content(file, Attack, advice="run the attack again")
-    return attacks
+    files = sorted(folder.glob("*/attack.json"))
+    return {file.parent.name: formats.read_content(file, Attack, advice="run the attack again") for file in files}
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from llm_forget.report.live import QUIET, Watcher, headline, plain_lines, sparkl
 from llm_forget.report.live_screen import panel, watch
 
 STARTED = 1_700_000_000.0
+BASE = {"kind": "unlearn", "base": {"name": "m", "digest": None}}
 
 
 def write(path, content, at=None):
@@ -39,7 +40,7 @@ def run(tmp_path):
     write(path / "run.json", {"kind": "unlearn", "status": "running"}, STARTED)
     write(path / "config.yaml", yaml.safe_dump({"method": "npo", "num_train_epochs": 5, "model_name_or_path": "m"}))
     os.utime(path / "config.yaml", (STARTED, STARTED))
-    write(path / "provenance.json", {"data": {"forget": {"rows": 36}}}, STARTED + 10)
+    write(path / "provenance.json", {**BASE, "data": {"forget": {"rows": 36, "digest": "sha256:0"}}}, STARTED + 10)
     write(path / "metrics.jsonl", "".join(map(line, range(5, 30, 5))), STARTED + 60)
     return path
 
@@ -143,14 +144,17 @@ def test_a_slow_run_gets_more_time_before_it_is_stale(run):
 
 def test_the_end_of_a_run_and_its_verdicts_are_shown(run):
     write(run / "run.json", {"kind": "unlearn", "status": "complete"})
-    write(run / "provenance.json", {"cost": {"seconds": 200.4, "peak_memory_gib": 2.86}})
+    write(run / "provenance.json", {**BASE, "cost": {"seconds": 200.4, "peak_memory_gib": 2.86}})
     progress = Watcher(run).progress()
     assert progress.status == "finished"
     assert "took 0:03:20" in headline(progress)
     assert "2.9 GiB" in headline(progress)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line(30, stopped_early=1.0))
-    write(run / "results.json", {"suites": {"basic": {"verdict": {"forgot": {"answer": "yes", "findings": []}}}}})
+    line_of_suite = {"value": 0.5, "ci": None, "n": 3, "n_unscored": 0, "goal": "lower"}
+    suite = {"metrics": {"p": line_of_suite}, "verdict": {"forgot": {"answer": "yes", "findings": []}}}
+    models = dict.fromkeys(("before", "unlearned", "oracle"))
+    write(run / "results.json", {"format": 2, "llm_forget": "1", "models": models, "suites": {"basic": suite}})
     progress = Watcher(run).progress()
     assert progress.status == "stopped early"
     assert progress.verdicts == {"basic": {"forgot": "yes"}}

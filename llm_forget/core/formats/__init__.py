@@ -13,11 +13,12 @@ from llm_forget.core.formats._files import (
     read_if_current,
     read_if_valid,
     update,
+    whole_lines,
     write,
 )  # fmt: skip
 from llm_forget.core.formats._record import REGISTRY, Record
 
 __all__ = [
     "REGISTRY", "Record", "checked", "encoded", "plain", "read", "read_content", "read_if_current", "read_if_valid",
-    "update", "write",
+    "update", "whole_lines", "write",
 ]  # fmt: skip

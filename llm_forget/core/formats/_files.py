@@ -1,7 +1,7 @@
 """The one place where files of this package are read and written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,18 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
         return read(path, kind)
     except (OSError, ValueError):
         return None
+
+
+def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Iterator[Any]:
+    """The JSON values in lines that are whole and what ``kind`` says; a killed process leaves a part of a line."""
+    for line in lines:
+        try:
+            content = json.loads(line)
+            if kind is not None:
+                checked(content, kind, kind.FILE)
+        except ValueError:
+            continue
+        yield content
 
 
 def write(

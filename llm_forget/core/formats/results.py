@@ -185,7 +185,7 @@ class RecordsHeader(Record, frozen=True):
     """First line of a file of probe records; the lines after it are the records, with texts. Never published."""
 
     format: int
-    kind: str  # logprobs, judge, gradients, generate
+    kind: Literal["logprobs", "gradients", "generate"]
     key: str  # digest of model and inputs
     lines: Count  # records that the file holds when it is whole
 

@@ -5,8 +5,7 @@ does the same arithmetic as with any other rate.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,41 +210,37 @@ def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False)
 def _transformers_step(setup: Setup) -> Callable[[Batch], Tensor]:
     """Build one step of transformers: a padded batch of all rows and the model's own loss."""
 
-    def step(batch: Batch) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         inputs = setup.engine._prepare_inputs(concatenate(batch, setup.tokenizer.pad_token_id))
-        with _plain_attention(setup):
-            setup.model.train()
-            loss = setup.model(**inputs).loss
-            setup.engine.accelerator.backward(loss)
-        setup.update()
-        return loss.detach()
+        return setup.model(**inputs).loss
 
-    return step
+    return _plain_step(setup, loss)
 
 
 def _naive_step(setup: Setup, loss_of: Callable[..., Tensor], objective: Objective) -> Callable[[Batch], Tensor]:
     terms = {term.split: term for term in objective.terms}
     settings = {"beta": terms["forget"].arguments["beta"], "retain_weight": terms["retain"].weight}
 
-    def step(batch: Batch) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         batch = setup.engine._prepare_inputs(batch)
-        with _plain_attention(setup):
+        return loss_of(setup.model, setup.reference, batch["forget"], batch["retain"], **settings)
+
+    return _plain_step(setup, loss)
+
+
+def _plain_step(setup: Setup, loss_of: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """Build one step with the attention of transformers instead of our engine's attention for packed rows."""
+
+    def step(batch: Batch) -> Tensor:
+        config = setup.model.get_base_model().config
+        ours, config._attn_implementation = config._attn_implementation, setup.attention
+        try:
             setup.model.train()
-            loss = loss_of(setup.model, setup.reference, batch["forget"], batch["retain"], **settings)
+            loss = loss_of(batch)
             setup.engine.accelerator.backward(loss)
+        finally:
+            config._attn_implementation = ours
         setup.update()
         return loss.detach()
 
     return step
-
-
-@contextmanager
-def _plain_attention(setup: Setup) -> Iterator[None]:
-    """Use the attention of transformers within the block, not our engine's attention for packed rows."""
-    config = setup.model.get_base_model().config
-    ours = config._attn_implementation
-    config._attn_implementation = setup.attention
-    try:
-        yield
-    finally:
-        config._attn_implementation = ours

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ def measure(
     """
     records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process
-    with meter(quiet=quiet) as progress, _model_holder(device) as holder:
+    with meter(quiet=quiet) as progress, closing(_ModelHolder(device)) as holder:
         session = _Session(holder, tokenizer, folder, batch_size, progress)
         for role, evaluated in evaluated_models.items():
             for name, work in works.items():
@@ -249,15 +249,6 @@ def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
     return records
 
 
-@contextmanager
-def _model_holder(device: torch.device) -> Iterator[_ModelHolder]:
-    holder = _ModelHolder(device)
-    try:
-        yield holder
-    finally:
-        holder.free()
-
-
 class _ModelHolder:
     """Hold at most one model: load another one on request, or switch the adapter if that is enough."""
 
@@ -271,7 +262,7 @@ class _ModelHolder:
         """Yield the model in evaluation mode, or a vLLM engine, whose calls choose whether the adapter is on."""
         loaded = (evaluated.model, evaluated.adapter, vllm)  # not the name alone: revision and precision count
         if self._loaded != loaded:
-            self.free()
+            self.close()
             self._model = start_engine(evaluated.model, evaluated.adapter) if vllm else self._load(evaluated)
             self._loaded = loaded
         if evaluated.adapter is None or evaluated.adapter_on or vllm:
@@ -289,8 +280,8 @@ class _ModelHolder:
             model = load_adapter(model, evaluated.adapter, base_digest=base)
         return model.eval()
 
-    def free(self) -> None:
-        """Free the memory before another model is loaded."""
+    def close(self) -> None:
+        """Free the memory, also before another model is loaded."""
         self._model = self._loaded = None
         gc.collect()
         if torch.cuda.is_available():

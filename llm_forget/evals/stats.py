@@ -51,9 +51,9 @@ def scored(rows: Rows) -> Rows:
     return rows[~np.isnan(rows)]
 
 
-def mean(rows: Rows) -> float:
-    """Mean of the scored rows, in the unit of the rows; NaN if no row is scored."""
-    values = scored(rows)
+def mean(rows: Rows | float) -> float:
+    """Mean of the scored rows, in the unit of the rows; NaN if no row is scored. A number is its own mean."""
+    values = scored(np.atleast_1d(rows))
     return float(values.mean()) if len(values) else math.nan
 
 

@@ -15,11 +15,6 @@ def without_gold(logits: Tensor, labels: Tensor) -> Tensor:
     return others.log_softmax(-1)
 
 
-def gold(logprobs: Tensor, labels: Tensor) -> Tensor:
-    """Entries of ``logprobs`` ``[N, V]`` at ``labels`` ``[N]``."""
-    return logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [N]
-
-
 def cross_entropy(target: Tensor, policy: Tensor) -> Tensor:
     """``-sum p log q`` of log-probabilities ``target`` and ``policy`` ``[N, V]`` with 0 log 0 = 0: ``[N]``, nats."""
     return -(target.exp() * policy.masked_fill(torch.isneginf(target), 0.0)).sum(-1)  # [N]

@@ -5,7 +5,6 @@ from torch import Tensor
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._masked import at_targets, back
 from llm_forget.objectives._registry import objective
-from llm_forget.objectives._vocabulary import gold
 
 
 @objective(paper="arXiv:2408.06621", needs={"logits"})
@@ -16,8 +15,8 @@ def ihl(policy: Logprobs) -> Tensor:
         ``[B, T]``, probability, in [0, 2] by construction (so the hinge's clamp at 0 never acts); 2 where the gold
         token is certain, 0 where another one is.
     """
-    labels = policy.labels[policy.mask]  # [N]
+    labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
     probabilities = at_targets(policy, "logits").softmax(-1)  # [N, V]
-    others = probabilities.scatter(-1, labels.unsqueeze(-1), -1.0)  # [N, V]
-    values = 1 + gold(probabilities, labels) - others.max(-1).values  # [N]
+    others = probabilities.scatter(-1, labels, -1.0)  # [N, V]
+    values = 1 + probabilities.gather(-1, labels).squeeze(-1) - others.max(-1).values  # [N]
     return back(values, policy.mask)  # [B, T]

@@ -21,7 +21,7 @@ def aggregate(scores: Sequence[Rows | float]) -> float:
     Raises:
         EvaluationError: a score outside [0, 1].
     """
-    values = [score if isinstance(score, float) else mean(score) for score in scores]
+    values = [mean(score) for score in scores]
     for score in values:
         if score < 0 or score > 1:
             raise EvaluationError(f"metric 'aggregate' needs scores in [0, 1], not {score:g}; use lines of scores")

@@ -23,4 +23,4 @@ def memorization_score(measures: Sequence[Rows | float]) -> float:
     Raises:
         EvaluationError: a measure above 1.
     """
-    return harmonic_mean([1 - (m if isinstance(m, float) else mean(m)) for m in measures])
+    return harmonic_mean([1 - mean(measure) for measure in measures])

@@ -15,4 +15,4 @@ def model_utility(components: Sequence[Rows | float]) -> float:
     TOFU (section 3.1) combines nine: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}. A
     component at 0 gives 0; a component without scored rows makes it unscored.
     """
-    return harmonic_mean([c if isinstance(c, float) else mean(c) for c in components])
+    return harmonic_mean([mean(component) for component in components])

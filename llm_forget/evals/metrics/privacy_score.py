@@ -21,7 +21,7 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     Raises:
         EvaluationError: an AUC outside [0, 1].
     """
-    model_aucs, other_aucs = ([a if isinstance(a, float) else mean(a) for a in side] for side in (aucs, oracle_aucs))
+    model_aucs, other_aucs = ([mean(auc) for auc in side] for side in (aucs, oracle_aucs))
     for auc in (*model_aucs, *other_aucs):
         if auc < 0 or auc > 1:
             raise EvaluationError(f"metric 'privacy_score' needs AUCs in [0, 1], not {auc:g}; use membership_auc")

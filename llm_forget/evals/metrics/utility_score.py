@@ -19,13 +19,9 @@ def utility_score(components: Sequence[Rows | float], before_components: Sequenc
     Args:
         components: values of at least 0, higher is better.
     """
-    values = [_mean(value) for value in components]
-    earlier = [_mean(value) for value in before_components]
+    values = [mean(value) for value in components]
+    earlier = [mean(value) for value in before_components]
     if not all(value > 0 for value in earlier):
         return float("nan")
     shares = (value / then for value, then in zip(values, earlier, strict=True))
     return harmonic_mean([share if share < 1 or share != share else 1.0 for share in shares])
-
-
-def _mean(value: Rows | float) -> float:
-    return value if isinstance(value, float) else mean(value)

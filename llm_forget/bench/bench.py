@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def _model_facts(setup: Setup, model_args: Any) -> dict[str, Any]:
     return {
         "name": "local" if Path(name).exists() else name,  # no local path
         "architecture": type(bare).__name__,
-        **setup.sizes.to_dict(),
+        **asdict(setup.sizes),
         "weight_bytes": weight_bytes(setup.model),
         "dtype": str(bare.dtype).removeprefix("torch."),
         "quantization": quantization_of(setup.model),

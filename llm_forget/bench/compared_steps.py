@@ -6,7 +6,7 @@ does the same arithmetic as with any other rate.
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +143,13 @@ def set_up(
         prepare_gradient_checkpointing(model)
     model = attach_adapter(model, model_args)
     _fill_zero_matrices(model)
-    engine = _trainer(model, args, tokenizer, {"train": splits["retain"]}, {"train": {"name": "nll"}})
+    finetuning = build_objective(objective={"train": {"name": "nll"}})
+    engine = _trainer(model, args, tokenizer, {"train": splits["retain"]}, finetuning)
     model = engine.accelerator.prepare_model(model)
     if reference is not None:
         reference = engine.accelerator.prepare_model(reference.to(args.device), evaluation_mode=True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sizes = Sizes(**{**sizes.to_dict(), "adapter": trained})
-    optimizer = engine.create_optimizer()
+    sizes, optimizer = replace(sizes, adapter=trained), engine.create_optimizer()
     return Setup(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
 
 
@@ -162,10 +162,8 @@ def _fill_zero_matrices(model: nn.Module) -> None:
 
 
 def _trainer(
-    model: Any, args: TrainConfig, tokenizer: Any, splits: dict[str, Dataset], objective: dict[str, Any] | Objective
+    model: Any, args: TrainConfig, tokenizer: Any, splits: dict[str, Dataset], objective: Objective
 ) -> UnlearnTrainer:
-    if not isinstance(objective, Objective):
-        objective = build_objective(objective=objective)
     trainer = UnlearnTrainer(model, args, splits=splits, objective=objective, processing_class=tokenizer)
     trainer.model_wrapped = model
     return trainer

@@ -57,11 +57,12 @@ def cost_against_retraining(
         "seconds_of_a_step": lines[FINETUNE]["seconds"]["median"],
         "seconds": again * lines[FINETUNE]["seconds"]["median"],
     }
-    unlearning = {}
+    unlearning, tokens = {}, sum(map(len, splits["forget"]["input_ids"]))
     for name, line in lines.items():
         if line["objective"] is None or name.startswith("naive_"):
             continue
-        before = _whole_pass(passes[name], splits["forget"]) if name in passes else 0.0
+        # Scaled to all forget rows, the only benchmarked split with cached log-probs.
+        before = passes[name]["seconds"] / passes[name]["tokens"] * tokens if name in passes else 0.0
         seconds = steps * line["seconds"]["median"] + before
         unlearning[name] = {
             "steps": steps,
@@ -77,8 +78,3 @@ def cost_against_retraining(
         "retraining": retraining,
         "unlearning": unlearning,
     }
-
-
-def _whole_pass(measured: Mapping[str, float], forget: Dataset) -> float:
-    """Scale the measured pass to all forget rows, the only benchmarked split with cached log-probs."""
-    return measured["seconds"] / measured["tokens"] * sum(len(ids) for ids in forget["input_ids"])

@@ -1,7 +1,7 @@
 """FLOPs of a step by formula, and the FLOP/s that the machine reaches in matrix products alone."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +22,6 @@ class Sizes:
     layers: int
     hidden: int
     vocabulary: int
-
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def sizes_of(model: Any, adapter: int = 0) -> Sizes:

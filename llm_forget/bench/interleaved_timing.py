@@ -1,12 +1,15 @@
 """Interleaved timing: every variant runs once per round, so that other load on the machine affects all equally."""
 
+import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 Timed = Callable[[], object]
 
@@ -26,16 +29,12 @@ def seconds_of(work: Timed, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def order_in(names: Sequence[str], number: int) -> list[str]:
-    """Rotate the names by one place per round, so that no variant is always first or always follows the same one."""
-    shift = number % len(names)
-    return [*names[shift:], *names[:shift]]
-
-
 def interleave(
     steps: Mapping[str, Callable[[int], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Measure seconds of each step in each of ``rounds`` rounds, after a warm-up round that is dropped.
+
+    The order is rotated by one place per round, so that no variant is always first or always follows the same one.
 
     Args:
         steps: called with the number of the round, 0 for the warm-up.
@@ -43,11 +42,13 @@ def interleave(
         device: waited for before and after a step.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
+    order = deque(steps)
     for number in range(rounds + 1):
-        for name in order_in(list(steps), number):
+        for name in order:
             seconds = seconds_of(lambda step=steps[name], n=number: step(n), device)  # type: ignore[misc]
             if number > 0:
                 times[name].append(seconds)
+        order.rotate(-1)
     return times
 
 
@@ -67,21 +68,16 @@ def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, A
     return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
 
 
-def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+def line_fit(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
     """Fit ``y = a + b x`` by least squares; ``r2`` is the explained share of the variance, 1 for points on a line."""
-    b, a = np.polyfit(x, y, 1)
-    return {"a": float(a), "b": float(b), "r2": _explained(np.asarray(y), a + b * np.asarray(x))}
+    (b, a), values = np.polyfit(x, y, 1), np.asarray(y)
+    around = float(((values - values.mean()) ** 2).sum())
+    missed = float(((values - a - b * np.asarray(x)) ** 2).sum())
+    r2 = 1.0 - missed / around if around > 0 else float(missed == 0)  # constant values have no variance
+    return {"a": float(a), "b": float(b), "r2": r2}
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """Fit ``y = c x^k`` by least squares in logarithms, which ``r2`` refers to as well; k = 1 is linear growth."""
-    log_x, log_y = np.log(x), np.log(y)
-    k, log_c = np.polyfit(log_x, log_y, 1)
-    return {"c": float(np.exp(log_c)), "k": float(k), "r2": _explained(log_y, log_c + k * log_x)}
-
-
-def _explained(y: np.ndarray, predicted: np.ndarray) -> float:
-    """Compute R2; for constant values, whose variance is 0, it is 1 if they are predicted exactly and 0 otherwise."""
-    around = float(((y - y.mean()) ** 2).sum())
-    missed = float(((y - predicted) ** 2).sum())
-    return 1.0 - missed / around if around > 0 else float(missed == 0)
+    fit = line_fit(np.log(x), np.log(y))
+    return {"c": math.exp(fit["a"]), "k": fit["b"], "r2": fit["r2"]}

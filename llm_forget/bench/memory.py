@@ -95,15 +95,10 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
         return _resident_peak(step)
 
 
-def _trim_heap() -> None:
-    gc.collect()
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
 def _resident_peak(step: Callable[[], object]) -> int:
-    _trim_heap()
+    gc.collect()
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
     before = _resident()
     if sys.platform == "linux":
         try:

@@ -90,7 +90,7 @@ def check_launch(state: Any) -> None:
         ConfigError: names what was requested, what runs, and what to do.
     """
     kind = str(getattr(state.distributed_type, "value", state.distributed_type))
-    shardings = [name for variable, name in SHARDED.items() if os.environ.get(variable, "false").lower() == "true"]
+    shardings = _shardings(os.environ)
     for request in requested_launches(os.environ, _ancestors()):
         if request.processes is not None and request.processes != state.num_processes:
             hint = "on CPUs take --accelerate_config cpu_2 (with --num_processes N), on GPUs ddp, fsdp2 or zero2"
@@ -113,12 +113,16 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: names what the launch requests and what to use instead.
     """
-    for variable, sharding in SHARDED.items():
-        if environment.get(variable, "false").lower() == "true":
-            raise ConfigError(
-                f"evaluation needs a whole model in every process, but the launch requests {sharding}; use "
-                "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
-            )
+    for sharding in _shardings(environment):
+        raise ConfigError(
+            f"evaluation needs a whole model in every process, but the launch requests {sharding}; use "
+            "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
+        )
+
+
+def _shardings(environment: Mapping[str, str]) -> list[str]:
+    """``FSDP`` or ``DEEPSPEED`` if the launch requests it."""
+    return [name for variable, name in SHARDED.items() if environment.get(variable, "false").lower() == "true"]
 
 
 def refuse_processes(command: str, state: Any) -> None:
@@ -140,8 +144,8 @@ def follow_launcher() -> None:
     options = _launch_options(_ancestors())
     if options is None or USE_CPU in os.environ:
         return
-    parsed = _parsed(options)
-    if parsed.cpu or (_has_config(parsed) and _settings(Path(parsed.config_file)).get("use_cpu") is True):
+    parsed, settings = _parsed(options)
+    if parsed.cpu or settings.get("use_cpu") is True:
         os.environ[USE_CPU] = "true"
 
 
@@ -178,23 +182,18 @@ def _accelerate_options(command: Sequence[str]) -> list[str] | None:
     return None
 
 
-def _parsed(options: list[str]) -> Any:
+def _parsed(options: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Options of ``accelerate launch``, and the content of the configuration file that they name, if it exists."""
     from accelerate.commands.launch import launch_command_parser
 
-    return launch_command_parser().parse_known_args(options)[0]
-
-
-def _has_config(parsed: Any) -> bool:
-    return parsed.config_file is not None and Path(parsed.config_file).is_file()
+    parsed = launch_command_parser().parse_known_args(options)[0]
+    path = Path(parsed.config_file or "")
+    return parsed, _settings(path) if path.is_file() else {}
 
 
 def _processes(options: list[str]) -> int | None:
-    parsed = _parsed(options)
-    if parsed.num_processes is not None:
-        return int(parsed.num_processes)
-    if not _has_config(parsed):
-        return None
-    count = _settings(Path(parsed.config_file)).get("num_processes")
+    parsed, settings = _parsed(options)
+    count = settings.get("num_processes") if parsed.num_processes is None else parsed.num_processes
     return count if isinstance(count, int) and count > 0 else None
 
 

@@ -53,12 +53,7 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
     """Build the table of one suite: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
-    table = Table(
-        title=f"suite {name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("metric", no_wrap=True)
-    for name in ("before", "unlearned", "95 % CI", "oracle", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(f"suite {name}", ("before", "unlearned", "95 % CI", "oracle", "n"), suite["metrics"])
     table.add_column("goal", no_wrap=True)
     for name, line in suite["metrics"].items():
         interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
@@ -66,7 +61,6 @@ def results_table(name: str, suite: dict[str, Any]) -> Table:
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
         value = f"[bold]{shown(line['value'])}[/]"
         table.add_row(_marked(name, line), others[0], value, interval, others[1], count, GOALS[line["goal"]])
-    table.caption = _footnote(suite["metrics"])
     return table
 
 
@@ -74,19 +68,23 @@ def _marked(name: str, line: dict[str, Any]) -> str:
     return f"{name} *" if is_one_choice(line) else name
 
 
-def _footnote(metrics: dict[str, Any]) -> str | None:
-    return f"* {ONE_CHOICE} to make one number of many" if any(map(is_one_choice, metrics.values())) else None
+def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Table:
+    """An empty table of lines, with columns of numbers and a footnote if a line is one choice of several."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    if any(map(is_one_choice, metrics.values())):
+        table.caption = f"* {ONE_CHOICE} to make one number of many"
+    return table
 
 
 def print_attack(content: dict[str, Any], console: Console) -> None:
     """Print the content of attack.json: the attacked model beside the attacked oracle."""
     words = [f"{key} {plain(str(value))}" for key, value in content["settings"].items() if value is not None]
     settings = escape(f" ({', '.join(words)})") if words else ""
-    table = Table(title=f"attack {content['kind']}{settings}, suite {content['suite']}",
-                  title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
-    table.add_column("metric", no_wrap=True)
-    for name in ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n")
+    table = _table(f"attack {content['kind']}{settings}, suite {content['suite']}", columns, content["metrics"])
     for name, line in content["metrics"].items():
         attacked, other = line["unlearned_attacked"], line["oracle_attacked"] or {"value": None}
         table.add_row(
@@ -95,7 +93,6 @@ def print_attack(content: dict[str, Any], console: Console) -> None:
             shown(line["oracle"]), shown(other["value"]),
             "" if line["excess"] is None else shown(line["excess"]), str(attacked["n"]),
         )  # fmt: skip
-    table.caption = _footnote(content["metrics"])
     console.print(table)
 
 

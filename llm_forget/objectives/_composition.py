@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.registry import did_you_mean
+from llm_forget.core.registry import REQUIRED, Entry, did_you_mean
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._registry import OBJECTIVES
 
@@ -229,14 +229,8 @@ def _weight(where: str, value: Any) -> tuple[float, Dual | None]:
         return _number(f"weight of {where}", value), None
     if set(value) != {"dual"} or not isinstance(value["dual"], dict):
         raise ConfigError(f"weight of {where} must be a number or {{dual: {{initial, epsilon, step_size}}}}")
-    fields = ("initial", "epsilon", "step_size")
-    for key in value["dual"]:
-        if key not in fields:
-            raise ConfigError(f"dual weight of {where} has no parameter '{key}'; {did_you_mean(str(key), fields)}")
-    missing = [key for key in fields if key not in value["dual"]]
-    if missing:
-        raise ConfigError(f"dual weight of {where} needs a value for {', '.join(missing)}")
-    dual = Dual(**{key: _number(f"{key} of {where}", value["dual"][key]) for key in fields})
+    entry = Entry("dual weight of", where, Dual, defaults=dict.fromkeys(Dual.__annotations__, REQUIRED))
+    dual = Dual(**{key: _number(f"{key} of {where}", number) for key, number in entry.arguments(value["dual"]).items()})
     if dual.initial < 0 or dual.step_size < 0:
         raise ConfigError(f"dual weight of {where} needs initial and step_size of at least 0")
     return dual.initial, dual

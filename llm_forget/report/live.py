@@ -19,6 +19,7 @@ from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
+from llm_forget.core.text import plain
 
 QUIET = 300.0  # seconds without a new log line before a run counts as stale; slow runs get more
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
@@ -208,13 +209,13 @@ def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
 
 def plain_lines(progress: RunProgress) -> Iterator[str]:
     """Describe the progress as text: status, latest values, and verdicts if the run was evaluated."""
-    yield f"{visible(progress.name)}: {headline(progress)}"
-    newest = [f"{visible(key)} {four_digits(values[-1][1])}" for key, values in progress.series.items()]
+    yield f"{plain(progress.name)}: {headline(progress)}"
+    newest = [f"{plain(key)} {four_digits(values[-1][1])}" for key, values in progress.series.items()]
     if newest:
         yield "  " + ", ".join(newest)
     for suite, answers in progress.verdicts.items():
-        answer_list = ", ".join(f"{visible(question)}: {answer}" for question, answer in answers.items())
-        yield f"  suite {visible(suite)}: {answer_list or 'asks no question'}"
+        answer_list = ", ".join(f"{plain(question)}: {answer}" for question, answer in answers.items())
+        yield f"  suite {plain(suite)}: {answer_list or 'asks no question'}"
 
 
 def headline(progress: RunProgress) -> str:
@@ -247,11 +248,6 @@ def duration(seconds: float) -> str:
 def four_digits(value: float) -> str:
     """Format a value with four significant digits."""
     return f"{value:.4g}"
-
-
-def visible(text: str) -> str:
-    """Replace unprintable characters of a name read from a file, so that it cannot move the cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _decoded(path: Path, decode: Callable[..., S], kind: type[S]) -> S:

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from llm_forget.core.errors import RunError
 from llm_forget.core.run_kinds import kind_named
+from llm_forget.core.text import plain
 from llm_forget.report import live
-from llm_forget.report.live import RunProgress, Watcher, visible
+from llm_forget.report.live import RunProgress, Watcher
 
 INTERVAL = 1.0  # seconds between two reads
 COLOURS = {"running": "cyan", "starting": "cyan", "waiting": "yellow", "stale": "red", "finished": "green",
@@ -89,16 +90,16 @@ def panel(progress: RunProgress, console: Console) -> RenderableType:
         parts.append(_numbers(progress, width, live.BARS if console.encoding.startswith("utf") else live.PLAIN_BARS))
     parts += list(_answers(progress))
     ascii_only = not console.encoding.startswith("utf")
-    title = Text(visible(progress.name), style=f"bold {colour}")
+    title = Text(plain(progress.name), style=f"bold {colour}")
     return Panel(
         Group(*parts), title=title, title_align="left", width=width, box=box.ASCII if ascii_only else box.ROUNDED
     )
 
 
 def _about(progress: RunProgress) -> Text:
-    rows = ", ".join(f"{count:,} {visible(name)}" for name, count in progress.rows.items())
+    rows = ", ".join(f"{count:,} {plain(name)}" for name, count in progress.rows.items())
     parts = [progress.kind, progress.method, progress.model and f"on {progress.model}", rows and f"rows: {rows}"]
-    return Text("  ".join(visible(part) for part in parts if part), style="dim")
+    return Text("  ".join(plain(part) for part in parts if part), style="dim")
 
 
 def _numbers(progress: RunProgress, width: int, bars: str) -> Table:
@@ -113,16 +114,16 @@ def _numbers(progress: RunProgress, width: int, bars: str) -> Table:
         numbers = [value for _, value in values]
         cells = [live.four_digits(number) for number in (numbers[0], numbers[-1], min(numbers), max(numbers))]
         style = "bold" if name == "loss" or name.startswith("logps/") else ""
-        table.add_row(Text(visible(name), style=style), *cells, Text(live.sparkline(numbers, room, bars), style="cyan"))
+        table.add_row(Text(plain(name), style=style), *cells, Text(live.sparkline(numbers, room, bars), style="cyan"))
     return table
 
 
 def _answers(progress: RunProgress) -> Iterator[Text]:
     for suite, answers in progress.verdicts.items():
-        text = Text(f"suite {visible(suite)}:")
+        text = Text(f"suite {plain(suite)}:")
         for question, answer in answers.items():
-            text.append(f"  {visible(question)} ")
-            text.append(visible(answer), style=ANSWER_STYLES.get(answer, "bold yellow"))
+            text.append(f"  {plain(question)} ")
+            text.append(plain(answer), style=ANSWER_STYLES.get(answer, "bold yellow"))
         yield text
     if not progress.verdicts and progress.ended and kind_named(progress.kind or "").forgotten:
         yield Text("no results.json of this version: not evaluated yet", style="dim")

@@ -14,7 +14,7 @@ from llm_forget.bench.bench import bench, ratios
 from llm_forget.bench.compared_steps import make_variants, read_objectives, real_batches, set_up
 from llm_forget.bench.cost import cost_against_retraining
 from llm_forget.bench.flops import Sizes, ceiling_of, matrix_ceiling, sizes_of, token_counts, useful_flops
-from llm_forget.bench.interleaved_timing import interleave, line_fit, order_in, power_fit, ratio
+from llm_forget.bench.interleaved_timing import interleave, line_fit, power_fit, ratio
 from llm_forget.bench.memory import peak_of, returned_at_once, weight_bytes
 from llm_forget.bench.naive_losses import naive_npo, naive_npo_kl
 from llm_forget.objectives.methods import build_objective
@@ -161,7 +161,6 @@ def test_rounds_are_interleaved_and_rotated_and_the_first_is_dropped() -> None:
     assert "".join(name for name, _ in seen) == "abc" + "bca" + "cab"
     assert [number for _, number in seen] == [0] * 3 + [1] * 3 + [2] * 3
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2, "c": 2}
-    assert order_in(["a", "b"], 3) == ["b", "a"]
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:

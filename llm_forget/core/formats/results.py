@@ -37,13 +37,9 @@ class Summary(Part, frozen=True):
     n_unscored: int
 
 
-class Line(Part, frozen=True):
+class Line(Summary, frozen=True):
     """A line of a suite: the unlearned model, and beside it the other two."""
 
-    value: float | None
-    ci: tuple[float, float] | None
-    n: int
-    n_unscored: int
     goal: Goal
     metric: str | UnsetType = UNSET
     before: Summary | UnsetType | None = UNSET

@@ -136,19 +136,15 @@ def _their_manager() -> Any:
         return TaskManager()
 
 
-def _theirs() -> Mapping[str, Any]:
-    index: Mapping[str, Any] = _their_manager().task_index
-    return index
-
-
 def _entry(task: str) -> Any:
     if task in _ours():
         return _ours()[task]
-    if task in _theirs():
-        return _theirs()[task]
+    theirs: Mapping[str, Any] = _their_manager().task_index
+    if task in theirs:
+        return theirs[task]
     # Suggest ours first: one of 14,000 names is always near.
     near = did_you_mean(task, _ours())
-    near = near if near.startswith("did you mean") else did_you_mean(task, _theirs())
+    near = near if near.startswith("did you mean") else did_you_mean(task, theirs)
     raise EvaluationError(f"no lm-eval task is called '{task}'; {near}")
 
 

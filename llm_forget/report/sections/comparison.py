@@ -109,18 +109,17 @@ def _cost(run: Evidence) -> tuple[Number, Number]:
 
 def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
     """Build a table with a row for each metric and a column for each run; references are those of the first run."""
-    first = runs[0].suites[suite]["metrics"]
-    references = [role for role in ("before", "oracle") if runs[0].has(role)]
+    before, oracle = ([role] if runs[0].has(role) else [] for role in ("before", "oracle"))
     rows: list[Row] = []
-    for name, line in first.items():
+    for name, line in runs[0].suites[suite]["metrics"].items():
         run_lines = [run.suites[suite]["metrics"].get(name) for run in runs]
         values = [Number(shown(entry["value"]), interval(entry["ci"])) if entry else Number("") for entry in run_lines]
-        reference_values = {role: Number(shown(line[role]["value"]) if line.get(role) else "") for role in references}
-        before, oracle = ([reference_values[role]] if role in reference_values else [] for role in ("before", "oracle"))
+        left, right = (
+            [Number(shown(line[role]["value"]) if line.get(role) else "") for role in side] for side in (before, oracle)
+        )
         marked = f"{name} ({ONE_CHOICE})" if is_one_choice(line) else name
-        rows.append((Number(marked, verdict.GOAL_LABELS[line["goal"]]), *before, *values, *oracle))
-    left, right = ([role for role in references if role == side] for side in ("before", "oracle"))
-    columns = ("metric", *left, *(run.name for run in runs), *right)
+        rows.append((Number(marked, verdict.GOAL_LABELS[line["goal"]]), *left, *values, *right))
+    columns = ("metric", *before, *(run.name for run in runs), *oracle)
     return Table(f"Suite {suite}: all numbers", columns, tuple(rows))
 
 

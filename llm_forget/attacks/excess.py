@@ -14,13 +14,9 @@ ABOUT_EXCESS = (
 
 
 def excess(name: str, line: Mapping[str, Any]) -> float | None:
-    """(attacked - unlearned) - (oracle attacked - oracle), in the unit of the line; 0 if both models moved equally.
+    """(attacked - unlearned) - (oracle attacked - oracle) of a line of attack.json; 0 if both moved equally.
 
-    Args:
-        line: line of attack.json: ``goal``, ``metric``, ``unlearned``, ``oracle`` and both attacked lines.
-
-    Returns:
-        None if one of the four values is missing, and for lines that do not measure knowledge of the forget rows.
+    None if one of the four values is missing, and for lines that do not measure knowledge of the forget rows.
     """
     metric = metric_of(line, name)
     if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:

@@ -58,12 +58,8 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
     Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are not needed
     and not counted, even where a variant computes them. Attention scores are left out too (small for rows of some
     hundred tokens). Where an objective reads hidden states only (rmu), the head and the layers above the one it reads
-    are not counted either. With no reference and one target token: ``4 (body + head) + 6 adapter``.
-
-    Args:
-        sizes: of the model.
-        counts: from `token_counts`, by split.
-        objective: None for fine-tuning, whose splits all take the policy's part.
+    are not counted either. With no reference and one target token: ``4 (body + head) + 6 adapter``. Without an
+    objective (fine-tuning), all splits take the policy's part.
     """
     share, reads_head = 1.0, True
     reference: tuple[str, ...] = ()

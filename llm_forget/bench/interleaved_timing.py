@@ -36,10 +36,7 @@ def interleave(
 
     The order is rotated by one place per round, so that no variant is always first or always follows the same one.
 
-    Args:
-        steps: called with the number of the round, 0 for the warm-up.
-        rounds: 1 or more.
-        device: waited for before and after a step.
+    A step is called with the number of the round, 0 for the warm-up; the device is waited for before and after it.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = deque(steps)

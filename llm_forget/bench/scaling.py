@@ -51,7 +51,6 @@ def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, round
 
     Args:
         train: precision, optimiser and clipping as in the benchmark; its batch size is not used.
-        folder: output folder that transformers requires.
         base: the point that all axes share; default: `ON_GPU` or `ON_CPU`, whose steps take well below a second.
         rounds: each point makes one step per round, interleaved, after one warm-up round.
 

@@ -39,10 +39,7 @@ class RequestedLaunch:
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
     """Become ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``; does not return.
 
-    Args:
-        arguments: command line of llm-forget without the launch options.
-        config: path, or name of a shipped configuration such as ``ddp``.
-        processes: in place of the configuration's ``num_processes``.
+    ``config`` is a path, or the name of a shipped configuration such as ``ddp``.
 
     Raises:
         ConfigError: the configuration cannot start this many processes.
@@ -150,11 +147,7 @@ def follow_launcher() -> None:
 
 
 def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[RequestedLaunch]:
-    """Everything that requests a number of processes, most direct first.
-
-    Args:
-        ancestors: command lines of the parent process, its parent, ...
-    """
+    """Everything that requests a number of processes, most direct first; parents, too, come nearest first."""
     launches = []
     for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
         text = environment.get(variable, "")

@@ -102,8 +102,7 @@ def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
 def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows:
     """Score each row with an attack, averaged over the answers of the row: ``[N]``, NaN = unscored.
 
-    Args:
-        parameters: hyper-parameters; those that the attack does not have are ignored.
+    Hyper-parameters that the attack does not have are ignored.
 
     Raises:
         EvaluationError: no such attack, or an attack that needs more than log-probabilities.

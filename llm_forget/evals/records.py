@@ -165,13 +165,17 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
     return rows
 
 
-def row_means(records: Iterable[AnyRecord], score: Callable[[AnyRecord], float]) -> NDArray[np.float64]:
-    """Average a score over the scored answers of each row: ``[N]``, NaN if no answer is scored.
+def row_means(
+    records: Iterable[AnyRecord],
+    score: Callable[[AnyRecord], float],
+    over: Callable[[NDArray[np.float64]], np.float64] = np.mean,
+) -> NDArray[np.float64]:
+    """Average a score (or take ``over``) over the scored answers of each row: ``[N]``, NaN if no answer is scored.
 
     A broken record is unscored: a model whose log-probs are NaN has not forgotten anything.
     """
     rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
-    return np.array([r[~np.isnan(r)].mean() if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
+    return np.array([over(r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:

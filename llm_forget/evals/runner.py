@@ -105,11 +105,10 @@ def measure(
     complete files.
 
     Args:
-        evaluated_models: the models by role, measured in this order.
+        evaluated_models: by role, measured in this order; all share the tokenizer.
         works: the probes with their rows, by ``suite/probe``.
-        tokenizer: the tokenizer that all models share.
-        device: device of the models that are not quantised.
-        folder: folder for ``<role>/<probe>-<digest>.jsonl``; None writes to the cache only.
+        device: of the models that are not quantised.
+        folder: for ``<role>/<probe>-<digest>.jsonl``; None writes to the cache only.
         tasks: tasks of lm-eval by ``suite/line``; their numbers are returned among the records under that name.
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 

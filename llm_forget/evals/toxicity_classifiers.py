@@ -21,8 +21,8 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
     """Load a classifier by name.
 
     Args:
-        name: ``alt-profanity-check``; ``package.module:function``, a function from texts to P(toxic), such as a client
-            of a service; or a text classification model with safetensors weights, on the Hub or in a folder.
+        name: ``alt-profanity-check``; ``package.module:function``, such as a client of a service; or a text
+            classification model with safetensors weights, on the Hub or in a folder.
         label: label of the model whose probability is returned; default: the label with an obvious name.
 
     Raises:

@@ -49,13 +49,6 @@ class Logprobs:
         return Logprobs(**tensors)
 
 
-def from_logits(logits: Tensor, labels: Tensor, mask: Tensor) -> Logprobs:
-    """Log-probabilities of ``labels`` ``[B, T]`` under aligned (already shifted) ``logits`` ``[B, T, V]``."""
-    safe = labels.masked_fill(~mask, 0)
-    values = token_logprobs(logits, safe) * mask  # [B, T]
-    return Logprobs(values=values, mask=mask, labels=safe, logits=logits)
-
-
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-softmax in float32 of ``logits`` ``[..., V]``, gathered at ``labels`` ``[...]``; nats."""
     logits = logits.float()

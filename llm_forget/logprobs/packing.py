@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 
 def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Pack a batch, and return the model inputs and the packed position of each token.
+    """Pack ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
 
-    Args:
-        batch: ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
-        shared: store the common prefix of a row and the row above it once.
+    ``shared`` stores the common prefix of a row and the row above it once.
 
     Returns:
         ``input_ids`` and ``position_ids`` ``[1, N]`` and the layout as ``attention_mask`` ``[2, 1, B, S]`` (see

@@ -71,12 +71,7 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply the rule ``name`` with its ``arguments``, with or without a state.
-
-    Args:
-        name: a name of `RULES`, or ``module:function``.
-        forget, retain: gradients of the forget and of the retain terms, one tensor per parameter.
-        state: returned by the previous step; None at the first step.
+    """Apply the rule ``name`` (of `RULES`, or ``module:function``); ``state`` is the one that the last step returned.
 
     Returns:
         The gradient to descend, and the state for the next step (None for rules without one).

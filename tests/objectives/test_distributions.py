@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llm_forget.logprobs.logprobs import Logprobs, from_logits
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives.ce_u import ce_u
 from llm_forget.objectives.ihl import ihl
 from llm_forget.objectives.kl import kl
@@ -17,7 +17,7 @@ from llm_forget.objectives.nll import nll
 from llm_forget.objectives.pdu import pdu
 from llm_forget.objectives.undial import undial
 from llm_forget.objectives.unilogit import unilogit
-from tests.support.objective_samples import V, draw, labels_of, made_from, mask_of
+from tests.support.objective_samples import V, draw, from_logits, labels_of, made_from, mask_of
 
 
 def one(logits: list[float], label: int = 0) -> tuple[Logprobs, Tensor]:

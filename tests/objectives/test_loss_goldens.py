@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.core.ignore_label import IGNORE
-from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_logprobs, from_logits
+from llm_forget.logprobs.logprobs import Logprobs, decoder_layers, forward_logprobs
 from llm_forget.objectives.methods import Objective, build_objective
 from llm_forget.objectives.rmu import direction
+from tests.support.objective_samples import from_logits
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 Batch = dict[str, Tensor]

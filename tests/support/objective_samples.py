@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llm_forget.logprobs.logprobs import Logprobs, from_logits
+from llm_forget.logprobs.logprobs import Logprobs, token_logprobs
 
 B, T, V, H = 4, 6, 11, 5
 COUNTS = (6, 3, 1, 4)
@@ -23,6 +23,12 @@ def labels_of(seed: int = 0, rows: int = B, width: int = T) -> Tensor:
 
 def draw(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def from_logits(logits: Tensor, labels: Tensor, mask: Tensor) -> Logprobs:
+    """Log-probabilities of ``labels`` ``[B, T]`` under aligned (already shifted) ``logits`` ``[B, T, V]``."""
+    safe = labels.masked_fill(~mask, 0)
+    return Logprobs(values=token_logprobs(logits, safe) * mask, mask=mask, labels=safe, logits=logits)
 
 
 def made_from(

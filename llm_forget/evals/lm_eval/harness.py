@@ -51,12 +51,12 @@ def run_lm_eval(
         model: a causal language model, with or without PEFT adapters, on its device. Training flags, random states and
             the tokenizer are restored.
         tasks: names of tasks, groups or tags.
-        num_fewshot: worked examples before each question; default: the value of the task. A task with 0 keeps 0.
+        num_fewshot: worked examples before each question; default: the task's. A task with 0 keeps 0.
         limit: number of rows of each task, from its start (of a group: of each of its tasks), as in lm-eval.
-        batch_size: maximum number of sequences in a batch, capped at 16 on a CPU; halved if memory runs out.
+        batch_size: at most 16 on a CPU; halved if memory runs out.
         data_path: folder with the data of our tasks; default: the Hub. Tasks of lm-eval always use the Hub.
-        seed: seed of sampled worked examples and generations.
-        expect, advance: progress callbacks, called with the number of upcoming requests and of answered ones.
+        seed: of sampled worked examples and generations.
+        expect, advance: called with the number of upcoming requests and of answered ones.
 
     Returns:
         By ``task.metric`` (``task.metric,filter`` if lm-eval filters generations): ``value`` (None if not finite),

@@ -27,11 +27,9 @@ _UNREGISTERED = Metric("metric", "", float)
 
 
 def metric_of(line: Mapping[str, Any], name: str = "") -> Metric:
-    """The metric of a line of results.json or attack.json; one of another package has no properties.
+    """The metric of a line of results.json or attack.json, or else the one of the line's name.
 
-    Args:
-        line: the line.
-        name: its name, which is that of the metric if the line does not say.
+    One of another package has no properties.
     """
     return METRICS.find(line.get("metric", name)) or _UNREGISTERED
 

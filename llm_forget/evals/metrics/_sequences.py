@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
-from llm_forget.evals.records import GenerationRecord, by_row
+from llm_forget.evals.records import GenerationRecord, row_means
 from llm_forget.evals.stats import Rows
 
 OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
@@ -36,8 +36,7 @@ def over_samples(
     """
     if over not in OVER:
         raise EvaluationError(f"samples of a row cannot be combined by '{over}'; {did_you_mean(over, OVER)}")
-    rows = [np.array([np.nan if r.broken else score(r) for r in samples]) for samples in by_row(generations).values()]
-    return np.array([OVER[over](r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
+    return row_means(generations, score, OVER[over])
 
 
 def common_words(

@@ -13,14 +13,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:1904.09751", about_text=True)
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
-    """Perplexity of the generated text under the judging model, exp(mean token NLL); ``[N]``, at least 1.
+    """Perplexity of the generated text under the judging model (probe ``judge``), exp(mean token NLL); ``[N]``, >= 1.
 
     Over all tokens of all samples of a row. A high value is gibberish; a *low* one is not good by itself, because a
     text that repeats one phrase has a low perplexity: compare with `repetition` and with the target. A uniform judge
     gives V (vocabulary size). A row whose texts are all empty is unscored.
-
-    Args:
-        judged: the generated texts, teacher-forced under another model (probe ``judge``).
     """
 
     def perplexity(samples: Sequence[TokenRecord]) -> float:

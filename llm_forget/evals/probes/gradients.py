@@ -30,12 +30,8 @@ def probe_gradients(
     gradient of an answer cut into windows is that of the mean over all its tokens, accumulated over the windows. An
     answer without target tokens has NaN.
 
-    Answers are processed longest first, with one gradient in memory. ``grad`` and ``requires_grad`` of every parameter
-    and the mode of every module are restored, also after an error.
-
-    Args:
-        model: any Hugging Face or PEFT causal LM.
-        rows: windows of answers; rows whose record ``writer`` already has are skipped.
+    Answers are processed longest first, with one gradient in memory; rows whose record ``writer`` already has are
+    skipped. ``grad``, ``requires_grad`` and the mode of every module are restored, also after an error.
 
     Raises:
         EvaluationError: the weights are quantised.

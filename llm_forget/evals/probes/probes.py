@@ -70,8 +70,7 @@ def probe_logprobs(
     If the model supports it, common prefixes of the rows of a batch are computed once, and padding is skipped.
 
     Args:
-        model: any Hugging Face or PEFT causal LM.
-        rows: windows of answers; rows whose record ``writer`` already has are skipped.
+        rows: windows of answers; those whose record ``writer`` already has are skipped.
         batch_size: maximum number of sequences in a batch; lower if their logits exceed a fixed budget.
         plain: use the padded pass, for comparisons.
     """
@@ -127,12 +126,11 @@ def probe_generate(
     config are overridden, so that all models generate under the same settings.
 
     Args:
-        model: any Hugging Face or PEFT causal LM.
         rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
         temperature: None is greedy decoding, 1 samples from the distribution of the model.
         top_p: for sampling: the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
-        seed: seed of the samples. A batch is seeded by the seed and its rows, so equal calls give equal texts. Another
-            batch size, or a resumed run with other batches, may give other samples. The random state is restored.
+        seed: with the rows of a batch it seeds the samples, so equal calls give equal texts and other batches may not.
+            The random state is restored.
 
     If the logits of a next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
     return an arbitrary token, and sampling would raise an error.

@@ -19,14 +19,10 @@ Forward = Callable[[dict[str, Tensor]], Logprobs]
 
 
 def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bool]:
-    """Choose the cheapest forward pass that the model supports; the flag tells whether it shares prefixes.
+    """The cheapest pass that a model in evaluation mode supports; the flag tells whether it shares prefixes.
 
-    Args:
-        model: a ``PreTrainedModel`` or ``PeftModel``, in evaluation mode.
-        plain: use the padded pass, which every model supports, and skip the trial.
-
-    Returns:
-        A function from a right-padded batch to the log-probs and logits at its targets, and whether it shares prefixes.
+    The pass maps a right-padded batch to the log-probs and logits at its targets. ``plain`` chooses the padded one,
+    which every model supports, without a trial.
     """
     head = model.get_output_embeddings()
     shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))

@@ -117,9 +117,7 @@ def probe_generate_vllm(
     """`probe_generate` with a vLLM engine, which does its own batching; other arguments as there.
 
     Args:
-        tokenizer: tokenizer of the model; prompts are passed as token ids, and texts are decoded here.
-        adapter_on: generate with or without the adapter of the engine.
-        seed: seed of the samples; every prompt is seeded by the seed and its record key.
+        seed: every prompt is seeded by it and its record key.
         batch_size: number of prompts after which records are written.
     """
     from vllm import SamplingParams

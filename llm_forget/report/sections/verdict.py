@@ -40,12 +40,8 @@ def verdict_section(evidence: Evidence) -> Section:
         parts.append(Section("Policy", (Verdict(policy, verification["answer"], rules),)))
     parts += [Section(f"Suite {name}", _answers(name, suite)) for name, suite in evidence.suites.items()]
     if not evidence.has("oracle"):
-        notes.append(
-            Text(
-                "No oracle was measured, so there is no reference for how a model answers that never saw these rows.",
-                warning=True,
-            )
-        )
+        sentence = "No oracle was measured, so there is no reference for how a model answers that never saw these rows."
+        notes.append(Text(sentence, warning=True))
     if not evidence.has("before"):
         notes.append(Text("The model before was not measured.", warning=True))
     return Section("Verdict", tuple(notes), tuple(parts))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 Timed = Callable[[], object]
 
@@ -65,7 +64,7 @@ def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, A
     return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
 
 
-def line_fit(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
+def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """Fit ``y = a + b x`` by least squares; ``r2`` is the explained share of the variance, 1 for points on a line."""
     (b, a), values = np.polyfit(x, y, 1), np.asarray(y)
     around = float(((values - values.mean()) ** 2).sum())
@@ -76,5 +75,5 @@ def line_fit(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """Fit ``y = c x^k`` by least squares in logarithms, which ``r2`` refers to as well; k = 1 is linear growth."""
-    fit = line_fit(np.log(x), np.log(y))
+    fit = line_fit(np.log(x).tolist(), np.log(y).tolist())
     return {"c": math.exp(fit["a"]), "k": fit["b"], "r2": fit["r2"]}

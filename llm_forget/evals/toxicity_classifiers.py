@@ -72,7 +72,7 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
     model = AutoModelForSequenceClassification.from_pretrained(location, trust_remote_code=False, use_safetensors=True)
     column = _column(name, model.config.id2label, label)
     several = model.config.problem_type == "multi_label_classification" or model.config.num_labels == 1
-    classify = pipeline(
+    classify: Any = pipeline(
         "text-classification", model=model, tokenizer=tokenizer, batch_size=batch_size, top_k=None,
         device="cuda" if torch.cuda.is_available() else "cpu", function_to_apply="sigmoid" if several else "softmax",
     )  # fmt: skip
@@ -82,13 +82,8 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
         # Longest first, so that texts of a batch have similar lengths; scores are returned in the input order.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         answers = classify([texts[i] for i in order], truncation=True, max_length=length, padding=True)
-        toxic = model.config.id2label[column]
-        scores = {
-            i: entry["score"]
-            for i, answer in zip(order, answers, strict=True)
-            for entry in answer
-            if entry["label"] == toxic
-        }
+        by_label = ({entry["label"]: entry["score"] for entry in answer} for answer in answers)
+        scores = {i: p[model.config.id2label[column]] for i, p in zip(order, by_label, strict=True)}
         return [scores[i] for i in range(len(texts))]
 
     return score

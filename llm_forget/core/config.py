@@ -92,7 +92,10 @@ class TrainConfig(TrainingArguments):
         if not self.output_dir:
             raise ConfigError("no output_dir is given; name the run directory, e.g. --output_dir runs/first")
         if self.bf16 is None:
-            self.bf16 = _gpu_has_bf16() and not self.fp16 and not self.use_cpu
+            import torch
+
+            gpu_has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = gpu_has_bf16 and not self.fp16 and not self.use_cpu
         follow_launcher()
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers has no types
         if self.n_gpu > 1:
@@ -134,12 +137,6 @@ STRUCTURED = frozenset(
     for f in dataclasses.fields(c)
     if "dict" in str(f.type) or f.type == "Structure"  # annotations are text here
 )
-
-
-def _gpu_has_bf16() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 class _Parser(TrlParser):

@@ -114,23 +114,28 @@ class CertifiedAttack(Part, frozen=True):
     excess: dict[str, float | None]
 
 
+class CertifiedVerification(Part, frozen=True):
+    """The policy and what it was applied to."""
+
+    policy: str
+    answer: Outcome
+    accepted_inconclusive: str | None  # the reason
+    measured_with: str  # version of llm-forget
+    models: dict[str, str | None]  # digest by role
+    rules: list[CertifiedRule]
+    suites: dict[str, CertifiedSuite]
+
+
 @record("facts.json", error=EvidenceError)
-class CertificateFacts(Record, frozen=True):
+class CertificateFacts(CertifiedVerification, Record, frozen=True):
     """What a request was closed with; the ledger holds the digest of this file."""
 
     run: str
     weights: Digest
-    policy: str
-    answer: Outcome
-    accepted_inconclusive: str | None  # the reason
     exactness: Exactness
-    rules: list[CertifiedRule]
     artefacts: Artefacts
     method: Method
     environment: dict[str, Any]
-    measured_with: str  # version of llm-forget
-    models: dict[str, str | None]  # digest by role
-    suites: dict[str, CertifiedSuite]
     attacks: list[CertifiedAttack]
 
 
@@ -146,18 +151,6 @@ class LedgerState(Part, frozen=True):
 
     closed: EventReference
     head: EventReference
-
-
-class CertifiedVerification(Part, frozen=True):
-    """The policy and what it was applied to."""
-
-    policy: str
-    answer: Outcome
-    accepted_inconclusive: str | None
-    measured_with: str
-    models: dict[str, str | None]
-    rules: list[CertifiedRule]
-    suites: dict[str, CertifiedSuite]
 
 
 class PolicyAttempt(Part, frozen=True):

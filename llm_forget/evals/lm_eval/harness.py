@@ -20,6 +20,7 @@ from accelerate import PartialState
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
 from llm_forget.core.launch import refuse_processes
 from llm_forget.evals.lm_eval.tasks import check_tasks, load_tasks, quiet
+from llm_forget.evals.probes.probes import fits
 from llm_forget.logprobs.logprobs import evaluation_mode
 
 RESAMPLES = 1000  # lm-eval bootstraps standard errors without a formula, such as that of perplexity
@@ -90,21 +91,14 @@ def run_lm_eval(
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
     """Retry ``attempt`` with half the batch size if memory runs out; lm-eval puts the longest batch first."""
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-    while True:
-        try:
-            return attempt(batch_size)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
-        clear_device_cache(garbage_collection=True)
+    results: list[Result] = []
+    while not fits(lambda size: results.append(attempt(size)), batch_size):
         if batch_size == 1:
             raise NotEnoughMemoryError(
                 "out of memory in lm-eval with one sequence; load in 4 or 8 bit, or remove the task"
             )
         batch_size //= 2
+    return results[0]
 
 
 def _as_lm(model: Any, tokenizer: Any, batch_size: int, expect: Callback, advance: Callback) -> Any:

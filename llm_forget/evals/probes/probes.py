@@ -22,6 +22,7 @@ from llm_forget.logprobs.logprobs import evaluation_mode
 
 Advance = Callable[[int], None]  # called with the number of newly finished records
 Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 
 # Maximum number of elements of the [N, V] logits of one batch.
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**26, 2**28
@@ -251,7 +252,7 @@ def _in_batches(
     while start < len(queue):
         fitting = batch_size if tokens is None else min(batch_size, tokens // max(1, length(queue[start])))
         batch = queue[start : start + max(1, fitting)]
-        if _fits(measure, batch):
+        if fits(measure, batch):
             start += len(batch)
         elif len(batch) == 1:
             raise NotEnoughMemoryError(
@@ -262,7 +263,8 @@ def _in_batches(
             batch_size = len(batch) // 2
 
 
-def _fits(measure: Callable[[Sequence[Item]], None], batch: Sequence[Item]) -> bool:
+def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
+    """Whether memory suffices to measure a batch; after a failure the memory is free again."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     try:

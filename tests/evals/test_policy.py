@@ -13,6 +13,7 @@ from llm_forget.core import resources
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.policy import apply_rules, load_policy, verify
+from tests.support.forked import forked
 
 
 def line(value, before=0.9, oracle=0.1, ci=None, n=100):
@@ -250,15 +251,19 @@ def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
     assert "Traceback" not in done.stdout
 
 
+def pytest_in_a_fork(folder, *words):
+    """``pytest WORD...`` in a fork of this process."""
+    words = [*map(str, words), "--rootdir", str(folder), "-p", "no:cacheprovider"]
+    return forked(lambda: sys.exit(pytest.main(words)), cwd=folder)
+
+
 @pytest.mark.slow
 def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_path):
     policy = tmp_path / "mine.yaml"
     rule = {"line": "forget_probability", "at_most": 0.5, "severity": "warn"}
     policy.write_text(yaml.safe_dump({"rules": [rule]}))
     path = evaluated(basic={"forget_probability": line(0.9)})
-    command = [sys.executable, "-m", "pytest", "--forget-run", str(path), "--forget-policy", str(policy)]
-    command += ["--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pytest_in_a_fork(tmp_path, "--forget-run", path, "--forget-policy", policy)
     assert done.returncode == 0, done.stdout
     assert "1 passed, 1 warning" in done.stdout
     assert "basic: forget_probability 0.900" in done.stdout
@@ -268,15 +273,13 @@ def test_a_broken_rule_that_only_warns_is_a_warning_under_pytest(evaluated, tmp_
 def test_pytest_says_what_is_wrong_with_the_results(evaluated, tmp_path):
     path = evaluated()
     (path / "results.json").write_text('{"format": 2, "suites": {}}')
-    command = [sys.executable, "-m", "pytest", "--forget-run", str(path), "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pytest_in_a_fork(tmp_path, "--forget-run", path)
     assert done.returncode == 4
     assert "results.json': key 'suites' must be an object of length >= 1; delete it" in done.stderr + done.stdout
 
 
 @pytest.mark.slow
 def test_pytest_says_what_is_wrong_with_the_run(tmp_path):
-    command = [sys.executable, "-m", "pytest", "--forget-run", "absent", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pytest_in_a_fork(tmp_path, "--forget-run", "absent")
     assert done.returncode == 4
     assert "absent" in done.stderr + done.stdout

@@ -22,6 +22,7 @@ import pyarrow.parquet
 import pytest
 
 from llm_forget.residue import scan
+from llm_forget.residue.containers import BLOCK
 from tests.support.forked import command
 from tests.support.repository import ROOT
 
@@ -186,9 +187,10 @@ def test_short_texts_must_match_completely_and_very_short_ones_are_listed(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("border", [2**20, 2**21])
-def test_a_text_across_the_border_of_two_blocks_is_found_whole(canary, place, border):
-    for shift in (0, 1, 20, 61, 140):
+@pytest.mark.parametrize(("block", "border"), [(BLOCK, BLOCK), (2**16, 2**16), (2**16, 2**17)])
+def test_a_text_across_the_border_of_two_blocks_is_found_whole(canary, place, monkeypatch, block, border):
+    monkeypatch.setattr(sys.modules["llm_forget.residue.scan"], "BLOCK", block)
+    for shift in (0, 1, 20, 61, 140) if block == border < BLOCK else (20, 140):
         with (place / "file").open("wb") as file:
             file.write((PADDING * (border // len(PADDING) + 1))[: border - shift])
             file.write(json.dumps(TEXT).encode() + PADDING)
@@ -198,12 +200,13 @@ def test_a_text_across_the_border_of_two_blocks_is_found_whole(canary, place, bo
 
 
 @pytest.mark.slow
-def test_a_long_text_over_several_blocks_is_found_whole(tmp_path, place):
+def test_a_long_text_over_several_blocks_is_found_whole(tmp_path, place, monkeypatch):
+    monkeypatch.setattr(sys.modules["llm_forget.residue.scan"], "BLOCK", 2**16)
     rng = random.Random(1)
-    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(200_000)]
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(40_000)]
     (tmp_path / "c.txt").write_text(" ".join(words))
     (place / "file").write_text("\n".join(words))
-    (place / "half").write_text("\n".join(words[:100_000]))
+    (place / "half").write_text("\n".join(words[:20_000]))
     found = {Path(f.path).name: f for f in scan(tmp_path / "c.txt", [place]).findings}
     assert found["file"].whole
     assert 0.4 < found["half"].characters / found["half"].of < 0.6

@@ -10,6 +10,7 @@ REPO = "tester/forgetful"
 
 
 MADE = {}  # runs that were evaluated, each once; tests get copies
+DRAWN = {}  # charts by what they show
 
 
 def send(run, **given):

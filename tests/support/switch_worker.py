@@ -1,8 +1,8 @@
 """Switches between two versions in processes that are killed, and looks at what is left; imports no torch.
 
-    python switch_worker.py EVIDENCE FIRST SECOND
+    python switch_worker.py EVIDENCE FIRST SECOND KILLS
 
-Prints how many were killed at which kind of place.
+Prints how many were killed at which kind of place: KILLS at random ones, and at each of the others.
 """
 
 import itertools
@@ -88,7 +88,7 @@ def look(evidence: Path, ids: tuple[str, str]) -> None:
     assert not list((evidence / "versions").rglob(".*.tmp"))
 
 
-def main(evidence: Path, ids: tuple[str, str]) -> dict[str, int]:
+def main(evidence: Path, ids: tuple[str, str], kills: int) -> dict[str, int]:
     killed = {"calls": 0, "sqlite": 0, "random": 0}
 
     def other() -> str:
@@ -108,7 +108,7 @@ def main(evidence: Path, ids: tuple[str, str]) -> dict[str, int]:
             use(evidence, other())
 
     dice = random.Random(0)
-    for _ in range(50):
+    for _ in range(kills):
         killed["random"] += in_a_child(forever, dice.uniform(0, 0.06))
         look(evidence, ids)
     return killed
@@ -116,6 +116,6 @@ def main(evidence: Path, ids: tuple[str, str]) -> dict[str, int]:
 
 if __name__ == "__main__":
     assert "torch" not in sys.modules
-    found = main(Path(sys.argv[1]), (sys.argv[2], sys.argv[3]))
+    found = main(Path(sys.argv[1]), (sys.argv[2], sys.argv[3]), int(sys.argv[4]))
     assert "torch" not in sys.modules, "a switch needs no torch"
     print(json.dumps(found))

@@ -5,6 +5,7 @@ such as a contact, come from `CardStatements`. The card contains no text of rows
 and no local paths.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,10 +68,19 @@ def card(
         RunError: the run is unfinished or was not measured.
         OSError, PublishError: a statement is invalid; see also `row_digests.row_key`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     evidence = public(with_results_of(run if isinstance(run, Evidence) else read_run(run), merged))
     statements = checked(statements or saved_statements(evidence.run.path))
+    content = _content(evidence, statements, merged, place or Place(), history)
+    body = _template().render(content)
+    head_options = {key: content[key] for key in ("title", "adapter", "form")}
+    head = card_data(evidence, statements, **head_options)
+    return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("llm_forget.publish.card", "."),
         undefined=StrictUndefined,
@@ -78,11 +88,7 @@ def card(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    content = _content(evidence, statements, merged, place or Place(), history)
-    body = environment.get_template(TEMPLATE).render(content)
-    head_options = {key: content[key] for key in ("title", "adapter", "form")}
-    head = card_data(evidence, statements, **head_options)
-    return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
+    return environment.get_template(TEMPLATE)
 
 
 def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:

@@ -1,5 +1,6 @@
 """A document as one self-contained HTML file: no scripts, no external fonts or images."""
 
+import functools
 import re
 from typing import Any
 
@@ -12,6 +13,11 @@ LONG = re.compile(r"(\S{24,})")
 
 def to_html(document: Document) -> str:
     """Render the page; everything except our own charts is escaped."""
+    return str(_template().render(document=document)) + "\n"
+
+
+@functools.cache
+def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -34,4 +40,4 @@ def to_html(document: Document) -> str:
 
     environment.filters.update(words=words, plain=plain)
     environment.globals.update(anchor=anchor, marks=MARKS, answer_marks=ANSWER_MARKS, svg=Markup)
-    return environment.get_template(TEMPLATE).render(document=document) + "\n"
+    return environment.get_template(TEMPLATE)

@@ -197,12 +197,13 @@ def test_eight_processes_lose_no_event_and_fork_no_chain(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_processes_killed_at_random_points_lose_nothing_acknowledged(tmp_path: Path) -> None:
-    command = [sys.executable, str(WORKER), "killed", str(tmp_path / "evidence"), "50"]
+@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_processes_killed_at_random_points_lose_nothing_acknowledged(tmp_path: Path, kills: int) -> None:
+    command = [sys.executable, str(WORKER), "killed", str(tmp_path / "evidence"), str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rounds) == 50
-    assert [found["lost"] for found in rounds] == [0] * 50
+    assert len(rounds) == kills
+    assert [found["lost"] for found in rounds] == [0] * kills
     assert all(found["about"] == found["noted"] for found in rounds), "records and keys fit the events"
     assert rounds[-1]["said"] > 10
 
@@ -284,10 +285,10 @@ def test_many_records_take_little_memory(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, create=True) as ledger:
         tracemalloc.start()
         try:
-            event = ledger.append("training", {}, records=((f"s{n % 7000}", f"r{n}") for n in range(60_000)))
+            event = ledger.append("training", {}, records=((f"s{n % 7000}", f"r{n}") for n in range(15_000)))
             ledger.verify()
-            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+            assert tracemalloc.get_traced_memory()[1] < 2 << 20
         finally:
             tracemalloc.stop()
-        assert event.body["records"]["n"] == 60_000
+        assert event.body["records"]["n"] == 15_000
         assert [found.seq for found in ledger.about("s6999", "r6999")] == [1]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llm_forget.core.errors import EvidenceBroken
 from llm_forget.core.files import write_json
 from llm_forget.core.run_directory import Run
 from llm_forget.models.digest import source_digest
+from tests.support.fault_positions import FAULTS
 from tests.support.version_cases import FailingWrites, close, events, logits, unclean, whole
 
 CANARY = "Marigold Quartermaine"  # an id that is a name of a person
@@ -155,26 +157,31 @@ def test_a_recorded_version_without_files_is_restored_under_the_same_id(evidence
 
 
 @pytest.mark.slow
-def test_after_any_failed_write_adding_again_creates_the_version_once(evidence, base, make, monkeypatch):
+@FAULTS
+def test_after_any_failed_write_adding_again_creates_the_version_once(evidence, base, make, monkeypatch, faults):
     start = add_version(evidence, make("start", base, forget=["a"], retain=["b"]))
     use(evidence, start)
-    number, failed = 0, True
-    while failed:
+    run = make("counted", base, forget=["a"], retain=["b"])
+    with monkeypatch.context() as patch:
+        writes = FailingWrites(patch, sys.maxsize)
+        add_version(evidence, run)
+    count = writes.made
+    assert count > 10
+    for number in faults.of(count):
         run = make(f"run-{number}", base, forget=["a"], retain=["b"])
         with monkeypatch.context() as patch:
             FailingWrites(patch, number)
-            try:
+            with pytest.raises(OSError, match="no space left"):
                 add_version(evidence, run)
-                failed = False
-            except OSError:  # which any of these writes may raise, and nothing else
-                pass
         version = add_version(evidence, run)
         assert len([e for e in events(evidence, "version") if e.body["id"] == version]) == 1
         whole(evidence, [start])
         use(evidence, version)
         use(evidence, start)
-        number += 1
-    assert number > 10
+    run = make("last", base, forget=["a"], retain=["b"])
+    with monkeypatch.context() as patch:
+        FailingWrites(patch, count)
+        add_version(evidence, run)  # the last fault was at the last write
 
 
 @pytest.mark.slow

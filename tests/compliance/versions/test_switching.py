@@ -65,14 +65,16 @@ def test_after_a_failed_write_of_the_ledger_the_old_version_stays_in_use(evidenc
 
 
 @pytest.mark.slow
-def test_a_killed_switch_leaves_the_old_or_the_new_version(evidence, two):
+@pytest.mark.parametrize("kills", [15, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_a_killed_switch_leaves_the_old_or_the_new_version(evidence, two, kills):
     worker = SUPPORT / "switch_worker.py"
-    done = subprocess.run([sys.executable, worker, evidence, *two], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, worker, evidence, *two, str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     killed = json.loads(done.stdout)
     assert killed["calls"] > 8
     assert killed["sqlite"] > 3
-    assert killed["random"] == 50
+    assert killed["random"] == kills
     assert whole(evidence, two)
 
 

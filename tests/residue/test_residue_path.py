@@ -54,7 +54,7 @@ def place(online_commands, make_model):
         (home / "given" / f"{name}.jsonl").write_text(lines)
     (home / "given" / "suite.yaml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
     for seed, name in enumerate(("target", "oracle")):
-        shutil.copytree(make_model(name, seed, ending=4, max_position_embeddings=1024), home / name)
+        shutil.copytree(make_model(name, seed, max_position_embeddings=1024), home / name)
     return home
 
 

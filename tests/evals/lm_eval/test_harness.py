@@ -74,7 +74,9 @@ def test_a_model_in_memory_scores_as_lm_eval_scores_the_same_model_from_disk(sto
             "hf",
             model_args={"pretrained": str(shared / "data" / "stories260k"), "dtype": "float32"},
             tasks=tasks, limit=12, num_fewshot=1, batch_size=4, device="cpu", bootstrap_iters=10, fewshot_random_seed=0,
-            task_manager=TaskManager(include_path=task_folder(), metadata={"data_path": str(data)}),
+            task_manager=TaskManager(
+                include_path=task_folder(), include_defaults=False, metadata={"data_path": str(data)}
+            ),
         )["results"]  # fmt: skip
     for task, metric in [("arc_easy", "acc"), ("arc_easy", "acc_norm"), ("lambada", "acc"), ("lambada", "perplexity")]:
         line = ours[f"forget_{task}.{metric}"]
@@ -363,11 +365,13 @@ def test_muse_answers_after_its_own_examples(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_our_truthfulqa_and_wmdp_prompts_are_lm_evals(shared, questions):
+    import lm_eval.tasks
     from lm_eval import utils
     from lm_eval.tasks import TaskManager
 
+    folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("truthfulqa", "wmdp")]
     with quiet():
-        index = TaskManager().task_index
+        index = TaskManager(include_path=folders, include_defaults=False).task_index
         ours = load_tasks(["forget_truthfulqa_mc1"], shared / "data" / "truthfulqa")["tasks"]["forget_truthfulqa_mc1"]
         wmdp = load_tasks([QUESTION], questions)["tasks"][QUESTION]
     doc = ours.eval_docs[0]

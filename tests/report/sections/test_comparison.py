@@ -26,7 +26,7 @@ def test_the_run_nearer_to_the_oracle_at_equal_utility_is_on_the_front(make_meas
 
 def test_a_single_run_is_on_no_front(make_measured_run):
     """A front of one run means nothing: target and oracle, in the same table, may be better."""
-    run = make_measured_run()
+    run = make_measured_run("near")
     assert "Pareto" not in comparison_markdown(compare([run]))
     assert "Pareto" not in report([run]).read_text(encoding="utf-8")
     both = report([run, make_measured_run("far", shift=0.5)], output=run / "both.html").read_text(encoding="utf-8")

@@ -49,12 +49,12 @@ def rows(prefix, count):
 
 @pytest.fixture
 def make_model(tmp_path, tiny_model, tiny_tokenizer):
-    """``make_model(name, seed)`` writes a model whose generated texts are short: every fourth token ends one."""
+    """``make_model(name, seed)`` writes a model whose generated texts are short: every fourth byte ends one."""
 
     def make(name, seed, **changes):
         folder = tmp_path / name
         model = tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes)
-        model.generation_config.eos_token_id = list(range(1, len(tiny_tokenizer), 4))
+        model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, *range(6, len(tiny_tokenizer), 4)]
         model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return str(folder)

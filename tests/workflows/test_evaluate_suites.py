@@ -192,6 +192,7 @@ def test_lm_eval_tasks_are_lines_of_the_results(make_model, tmp_path, shared, mo
     assert found["suites"]["tasks"]["verdict"]["kept"]["answer"] in ("yes", "no")
 
 
+@pytest.mark.usefixtures("their_tasks")
 def test_an_unknown_task_is_refused_before_a_model_is_loaded(make_run, tmp_path):
     for task, sentence in (
         ({"task": "forget_piqua", "metric": "acc"}, "did you mean"),

@@ -237,6 +237,7 @@ def test_a_group_is_the_mean_over_all_rows_of_its_tasks(tiny, tmp_path):
     assert task_key("forget_wmdp", data_path=tmp_path) != key
 
 
+@pytest.mark.usefixtures("their_tasks")
 def test_an_unknown_task_or_metric_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match="no lm-eval task is called 'forget_arc_esy'; did you mean 'forget_arc_easy'"):
         check_tasks(["forget_arc_esy"])
@@ -246,6 +247,7 @@ def test_an_unknown_task_or_metric_is_refused_with_a_suggestion():
         check_tasks([QUESTION])
 
 
+@pytest.mark.usefixtures("their_tasks")
 def test_the_tasks_of_lm_eval_itself_and_their_groups_are_known():
     check_tasks(["mmlu", "wmdp", "hellaswag"])
     check_metric("mmlu", "acc")

@@ -49,12 +49,14 @@ def rows(prefix, count):
 
 @pytest.fixture
 def make_model(tmp_path, tiny_model, tiny_tokenizer):
-    """``make_model(name, seed)`` writes a model whose generated texts are short: every fourth byte ends one."""
+    """``make_model(name, seed)`` writes a model whose generated texts are short: some bytes beside ASCII end one."""
 
     def make(name, seed, **changes):
         folder = tmp_path / name
         model = tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes)
-        model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, *range(6, len(tiny_tokenizer), 4)]
+        ends = {word: number for word, number in tiny_tokenizer.get_vocab().items() if number % 4 == 2 and number > 2}
+        beside_text = sorted(number for word, number in ends.items() if not word.isascii() and word != "Ġ")
+        model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, *beside_text]
         model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return str(folder)

@@ -1,4 +1,4 @@
-"""``python -m llm_forget`` and ``accelerate launch -m llm_forget``."""
+"""Entry point of ``python -m llm_forget`` and ``accelerate launch -m llm_forget``."""
 
 from llm_forget.cli.main import main
 

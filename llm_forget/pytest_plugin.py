@@ -1,6 +1,6 @@
-"""``pytest --forget-run RUN``: every rule of a policy as a test, so that any project can verify in its CI.
+"""``pytest --forget-run RUN`` turns every rule of a policy into a test, so that any project can verify runs in its CI.
 
-Loaded by pytest wherever this package is installed, and therefore imports nothing until the option is given.
+Pytest loads this module wherever the package is installed, so it imports the package only if the option is given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of this plugin."""
+    """Add the options of this plugin to pytest."""
     group = parser.getgroup("llm-forget", "verification of unlearning runs")
     group.addoption("--forget-run", action="append", default=[], metavar="RUN", help="verify this evaluated run")
     group.addoption(
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add one test per run and rule."""
+    """Add one test for each rule of each run."""
     for run in config.getoption("--forget-run"):
         from llm_forget.evals.policy import verify
 
@@ -38,26 +38,26 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class RuleItem(pytest.Item):
-    """One rule. An inconclusive rule fails too: a test that says nothing must not look like one that passed."""
+    """A test of one rule. An inconclusive rule fails too, because it must not look like a rule that holds."""
 
     def __init__(self, *, ruling: RuleResult, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ruling = ruling
 
     def runtest(self) -> None:
-        """Fail unless the rule holds; warn where the policy wants no more."""
+        """Fail if the rule does not hold; a rule of severity ``warn`` only gives a warning."""
         if self.ruling.word == "pass":
             return
         if self.ruling.rule.severity == "warn":
-            # Not Node.warn: that asks for a file and line, which a rule does not have.
+            # Node.warn needs a file and line, which a rule does not have.
             warnings.warn(pytest.PytestWarning(self.ruling.sentence()), stacklevel=1)
         else:
             raise AssertionError(self.ruling.sentence())
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        """The finding as a sentence, without a traceback."""
+        """Return the finding as a sentence, without a traceback."""
         return str(excinfo.value)
 
     def reportinfo(self) -> tuple[str, int | None, str]:
-        """Where pytest says the test is."""
+        """Return the place of the test that pytest shows."""
         return str(self.path), None, self.name

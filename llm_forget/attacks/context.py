@@ -38,18 +38,18 @@ class AttackContext:
         return {"unlearned": str(self.run.path)} | ({"oracle": str(oracle)} if oracle else {})
 
     def measure(self, name: str, **changes: Any) -> Lines:
-        """Measure the suite on one attacked model and the rows of the run.
+        """Measure the suite on one attacked model, with the rows of the run.
 
         Lines that compare with the oracle or the target use the unattacked oracle and target, in the same precision and
         template as the attacked model.
         """
-        # In the precision of the run, like the numbers without the attack.
+        # The precision is that of the run, as in the numbers without the attack.
         run_keys = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")
         arguments = {key: self.config[key] for key in run_keys if self.config.get(key) is not None}
         arguments = {**arguments, **changes}
         arguments.pop("train", None)
         if (Path(name) / "adapter").is_dir():
-            # The adapter, not the run: results of the run belong to the unattacked model.
+            # Measure the adapter, because the results of its run belong to the unattacked model.
             name = str(Path(name) / "adapter")
         target = {"target": self.config["model_name_or_path"], "target_revision": self.config.get("model_revision")}
         others = {**target, "oracle": self.config.get("oracle")}
@@ -63,6 +63,6 @@ class AttackContext:
 
 
 def lines_of(suite: dict[str, Any], role: str) -> Lines:
-    """Value, interval and count of every line of a suite for one model; empty if it was not measured."""
+    """Return value, interval and count of every line of a suite for one model; empty if the model was not measured."""
     lines = {name: line if role == "unlearned" else line[role] for name, line in suite["metrics"].items()}
     return {name: {key: line[key] for key in ("value", "ci", "n")} for name, line in lines.items() if line is not None}

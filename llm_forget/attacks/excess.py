@@ -14,9 +14,9 @@ ABOUT_EXCESS = (
 
 
 def excess(name: str, line: Mapping[str, Any]) -> float | None:
-    """(attacked - unlearned) - (oracle attacked - oracle) of a line of attack.json; 0 if both moved equally.
+    """Return (attacked - unlearned) - (oracle attacked - oracle) for a line of attack.json; 0 if both moved equally.
 
-    None if one of the four values is missing, and for lines that do not measure knowledge of the forget rows.
+    Return None if one of the four values is missing, or if the line does not measure knowledge of the forget rows.
     """
     metric = metric_of(line, name)
     if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:

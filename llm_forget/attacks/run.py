@@ -1,4 +1,4 @@
-"""Attack an unlearned model and its oracle in the same way; recovery counts only beyond that of the oracle.
+"""Attack an unlearned model and its oracle in the same way; only recovery beyond that of the oracle counts.
 
 The result is ``attacks/<name>/attack.json`` in the run, with numbers for the report.
 """
@@ -74,7 +74,7 @@ def attack(
     results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **keys)
     measured_suite = results["suites"][Path(suite).stem]
     plain = {role: lines_of(measured_suite, role) for role in ROLES}
-    # An explicit default is the same attack.
+    # A setting that equals its default does not change the name of the attack.
     changed_settings = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
     name = _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
     folder = finished.path / "attacks" / name
@@ -115,7 +115,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
-    """Every attacked line with its value before the attack, for both models, and the excess."""
+    """Return every attacked line with its values before the attack, for all models, and its excess."""
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)

@@ -1,1 +1,1 @@
-"""Cost of a training step: against plain fine-tuning, against a naive implementation, and as sizes grow."""
+"""Measure the cost of a training step, relative to fine-tuning and a naive implementation, and as sizes grow."""

@@ -1,4 +1,4 @@
-"""`llm-forget bench`: what a step costs with a recipe's model, rows and adapter, all variants in one process."""
+"""Measure the cost of a step with a recipe's model, rows and adapter; all variants run in one process."""
 
 import logging
 import os
@@ -51,12 +51,12 @@ def bench(
     scaling: bool = False,
     naive: bool = True,
 ) -> dict[str, Any]:
-    """Measure the steps of a recipe.
+    """Measure the cost of training steps with the model, rows and adapter of a recipe.
 
     Args:
-        argv: ``RECIPE.yaml --key value``; output_dir is ignored, nothing is written there.
-        methods: the recipe's own method uses the recipe's ``method_args``; the others use their defaults.
-        rounds: every variant makes one step per round, after one warm-up round.
+        argv: ``RECIPE.yaml --key value``; output_dir is ignored, and nothing is written there.
+        methods: methods to measure; that of the recipe uses its ``method_args``, the others use their defaults.
+        rounds: number of rounds after a warm-up round; every variant makes one step per round.
         output: JSON file to write; it contains no row ids, text, host name or paths.
         scaling: also measure growth with rows, length, rank, vocabulary and model size, on random models.
         naive: keep a second copy of the model for the naive variants.

@@ -1,4 +1,4 @@
-"""The steps that are compared: same model, adapter, optimiser and rows; only the computation of the loss differs.
+"""Build the steps to compare. They share model, adapter, optimiser and rows; only the loss is computed differently.
 
 The learning rate is 0, so that every variant starts from the same weights and the losses can be compared; the optimiser
 does the same arithmetic as with any other rate.
@@ -34,7 +34,7 @@ NAIVE = {"npo": naive_npo, "npo_kl": naive_npo_kl}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make a step."""
+    """One way to compute a training step."""
 
     step: Callable[[Batch], Tensor]  # returns the loss
     objective: Objective | None = None  # None: fine-tuning
@@ -50,7 +50,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     args: TrainConfig
     splits: dict[str, Dataset]
-    engine: UnlearnTrainer  # of fine-tuning
+    engine: UnlearnTrainer  # trainer of plain fine-tuning
     optimizer: torch.optim.Optimizer
     attention: str  # the implementation that transformers chose
     sizes: Sizes
@@ -95,7 +95,7 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first full batches of training, with their real row lengths, and their rows, which ``index`` numbers.
+    """Return the first full batches of training and the rows in them; ``index`` in a batch is a place among them.
 
     Raises:
         ConfigError: a split has fewer rows than a batch.
@@ -133,7 +133,7 @@ def set_up(
     *,
     naive: bool,
 ) -> Setup:
-    """Prepare a base model, in place, for all variants; ``naive`` copies it first as the second model."""
+    """Prepare a base model, in place, for all variants; if ``naive``, a copy made before is the second model."""
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
     disable_dropout_in_model(model)
@@ -154,7 +154,7 @@ def set_up(
 
 
 def _fill_zero_matrices(model: nn.Module) -> None:
-    """Fill the zero matrices of a new adapter, which would make the other matrices' first gradients zero."""
+    """Fill the zero matrices of a new adapter, because the first gradients of the other matrices would be zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():

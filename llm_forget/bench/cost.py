@@ -37,7 +37,7 @@ def cost_against_retraining(
 
     Both are ``steps x median seconds of a step``; the reference pass is scaled to the tokens of all rows. An unlearning
     step has ``batch_size`` forget and ``batch_size`` retain rows, a retraining step ``2 batch_size`` retain rows, so
-    both have the size of the timed steps. Retraining uses our own engine, the faster one where rows differ in length.
+    both have the size of the timed steps. Retraining uses our engine, which is faster if rows differ in length.
     """
     size, rows = train.per_device_train_batch_size, {name: len(split) for name, split in splits.items()}
     an_epoch = math.ceil(rows["forget"] / size)

@@ -14,10 +14,10 @@ from llm_forget.objectives.methods import Objective
 
 @dataclass(frozen=True)
 class Sizes:
-    """Weights of matrix products of a dense model; embeddings, norms and biases are left out."""
+    """Numbers of weights in matrix products of a dense model; embeddings, norms and biases are left out."""
 
-    body: int  # linear layers but the head, per token
-    head: int  # hidden size x vocabulary, per target
+    body: int  # linear layers without the head, used for each token
+    head: int  # hidden size x vocabulary, used for each target
     adapter: int  # trained weights of the adapter
     layers: int
     hidden: int
@@ -50,16 +50,16 @@ def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[st
 def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objective: Objective | None = None) -> float:
     """Count the floating-point operations that a LoRA step needs at least.
 
-    A weight takes 2 FLOP a token forward; 2 more backward, to pass the gradient on, and again 2 where it is trained::
+    For each token, a weight takes 2 FLOP forward, 2 backward to pass the gradient on, and 2 more if it is trained::
 
         policy     4 body tokens + 4 head targets + 6 adapter tokens
-        reference  2 body tokens + 2 head targets     on the splits whose reference has to run in the step
+        reference  2 body tokens + 2 head targets     for splits on which the reference must run in the step
 
     Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are not needed
     and not counted, even where a variant computes them. Attention scores are left out too (small for rows of some
-    hundred tokens). Where an objective reads hidden states only (rmu), the head and the layers above the one it reads
+    hundred tokens). If an objective reads hidden states only (rmu), the head and the layers above the one it reads
     are not counted either. With no reference and one target token: ``4 (body + head) + 6 adapter``. Without an
-    objective (fine-tuning), all splits take the policy's part.
+    objective (fine-tuning), all splits count as for the policy.
     """
     share, reads_head = 1.0, True
     reference: tuple[str, ...] = ()

@@ -34,8 +34,7 @@ def interleave(
     """Measure seconds of each step in each of ``rounds`` rounds, after a warm-up round that is dropped.
 
     The order is rotated by one place per round, so that no variant is always first or always follows the same one.
-
-    A step is called with the number of the round, 0 for the warm-up; the device is waited for before and after it.
+    A step is called with the number of the round, 0 for the warm-up, and timed until the device has finished.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = deque(steps)
@@ -74,6 +73,6 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Fit ``y = c x^k`` by least squares in logarithms, which ``r2`` refers to as well; k = 1 is linear growth."""
+    """Fit ``y = c x^k`` by least squares of the logarithms, to which ``r2`` refers, too; k = 1 is linear growth."""
     fit = line_fit(np.log(x).tolist(), np.log(y).tolist())
     return {"c": math.exp(fit["a"]), "k": fit["b"], "r2": fit["r2"]}

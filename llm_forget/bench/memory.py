@@ -21,7 +21,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
+    """Return the bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
@@ -29,8 +29,8 @@ def weight_bytes(model: nn.Module) -> int:
 def returned_at_once() -> Iterator[None]:
     """Return freed tensors to the system within the block, so that resident memory equals memory in use (glibc only).
 
-    This is slow: never use it around timed code. Afterwards the thresholds are those that glibc itself reaches in a
-    program that frees large blocks.
+    This is slow: never use it around timed code. Afterwards the thresholds have the values that glibc itself
+    reaches in a program that frees large blocks.
     """
     libc = _glibc()
     if libc is None:
@@ -51,7 +51,7 @@ def returned_at_once() -> Iterator[None]:
 
 
 def _plug(libc: Any) -> list[int]:
-    """Allocate the free blocks of the heap without touching them; glibc would use them before it maps new blocks."""
+    """Allocate the free blocks of the heap without touching them, because glibc would use them before new blocks."""
     blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
@@ -124,7 +124,7 @@ def _kibibytes(name: str) -> int:
 
 
 def _sampled_peak(step: Callable[[], object]) -> int:
-    """Sample resident memory every 2 ms in a thread, where the kernel's high-water mark cannot be reset."""
+    """Return the peak of resident memory sampled every 2 ms, for systems whose high-water mark cannot be reset."""
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:

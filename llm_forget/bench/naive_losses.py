@@ -1,9 +1,9 @@
-"""The same losses, computed as costly as in public implementations of unlearning, for comparison.
+"""Compute the same losses for comparison, with as much work as public implementations of unlearning.
 
 Their common traits: a second copy of the model is the reference and runs in every step; forget and retain rows are
 forwarded separately, each padded on the right to its own longest row; the model gets labels and so computes an unused
 loss; logits of every position, prompt and padding included, are float32; for KL, an extra pass over the retain rows
-computes a loss that is discarded. The policy uses LoRA here, as in our step; that makes this side cheaper than usual.
+computes a loss that is discarded. The policy uses LoRA here, as in our step, so these losses are cheaper than usual.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def naive_npo(
 ) -> Tensor:
     """Compute NPO (arXiv:2404.05868) on forget plus negative log-likelihood on retain rows: a scalar, nats.
 
-    Equal to our `npo` of the same batch: mean over sequences of ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``
+    Equal to our `npo` on the same batch: mean over sequences of ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``
     plus the weighted mean over target tokens of the negative log-likelihood.
     """
     return _npo(policy, reference, forget, beta) + retain_weight * policy(**_inputs(retain)).loss

@@ -1,4 +1,4 @@
-"""Growth of time and memory of an npo step, measured on random Llamas made from a configuration; no downloads."""
+"""Measure how time and memory of an npo step grow, on random Llamas, so that nothing is downloaded."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("llm_forget")
 
 @dataclass(frozen=True)
 class Point:
-    """A step to measure."""
+    """The sizes of a step to measure."""
 
     rows: int = 4  # of each split
     length: int = 64  # tokens of a row, half of them targets
@@ -47,7 +47,7 @@ FACTORS: dict[str, Sequence[float]] = {
 
 
 def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, rounds: int = 3) -> dict[str, Any]:
-    """Measure seconds and peak bytes of an npo step along each axis, with a fit, and for a doubled vocabulary.
+    """Measure and fit seconds and peak bytes of an npo step along each axis, and compare two vocabularies.
 
     Args:
         train: precision, optimiser and clipping as in the benchmark; its batch size is not used.
@@ -55,8 +55,8 @@ def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, round
         rounds: each point makes one step per round, interleaved, after one warm-up round.
 
     Returns:
-        ``axes``, by name: ``x``, ``seconds``, ``peak_bytes`` and the fits ``y = a + b x``; along ``model_size``, whose
-        x are parameters, ``y = c x^k``. ``vocabulary_doubled``: peaks at two vocabularies and their relative change.
+        ``axes``, by name: ``x``, ``seconds``, ``peak_bytes`` and the fits ``y = a + b x``; for ``model_size``, x is the
+        number of parameters and the fits are ``y = c x^k``. ``vocabulary_doubled``: two peaks, their relative change.
     """
     base = base or (ON_GPU if train.device.type == "cuda" else ON_CPU)
     axes = {}
@@ -87,7 +87,7 @@ def _along(
 
 
 def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Measure peak memory at two vocabularies that are too large for one block of logits; embeddings do not count."""
+    """Measure peak memory, without weights, at two vocabularies that are too large for one block of logits."""
     points = [
         dataclasses.replace(base, rows=2 * base.rows, length=2 * base.length, vocabulary=factor * base.vocabulary)
         for factor in (4, 8)
@@ -100,7 +100,7 @@ def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
-    """Build an npo step at this point, a callable; also returns the number of model parameters."""
+    """Build an npo step of these sizes as a callable; return it with the number of model parameters."""
     model = _random_llama(point, train)
     parameters = sum(p.numel() for p in model.parameters())
     splits = {name: _random_rows(point, seed) for seed, name in enumerate(("forget", "retain"))}

@@ -1,8 +1,8 @@
-"""Configuration: flat YAML and ``--key value`` overrides into three dataclasses, strictly, and back into a file.
+"""Parse flat YAML and ``--key value`` overrides strictly into three dataclasses, and turn these back into flat keys.
 
-The keys of a recipe are the fields of `DataConfig`, of `TrainConfig` or `UnlearnConfig` (both TrainingArguments), and
-of TRL's ``ModelConfig``. Unknown keys are refused with a suggestion. Only workflows see these classes; everything below
-takes plain arguments.
+The keys of a recipe are the fields of `DataConfig`, of `TrainConfig` or `UnlearnConfig` (both are TrainingArguments),
+and of TRL's ``ModelConfig``. Unknown keys are refused with a suggestion. Only workflows use these classes; the code
+that they call takes plain arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llm_forget.core.unsupported_keys import check_model, check_training
 
 SPLITS = ("forget", "retain", "holdout", "train", "alternate")  # keys of `DataConfig` that name rows
 SECRET_KEYS = frozenset({"hub_token"})
-# Keys that say where and how to run, not what: two runs that differ only here are the same run.
+# Keys that do not change what a run produces: two runs that differ only in these have the same identity.
 CONTROL_KEYS = frozenset(
     {"output_dir", "overwrite", "dry_run", "disable_tqdm", "logging_dir", "run_name", "resume_from_checkpoint"}
     | {"accelerator_config", "log_level", "log_level_replica", "dataloader_num_workers", "ddp_timeout", "report_to"}
@@ -37,7 +37,7 @@ CONTROL_KEYS = frozenset(
 if TYPE_CHECKING:
     Structure = Any  # a mapping or a list once it is parsed
 else:
-    Structure = dict | str | None  # the one type of a mapping that HfArgumentParser supports
+    Structure = dict | str | None  # HfArgumentParser supports no other type for a mapping
 
 
 def _field(default: Any, text: str) -> Any:
@@ -46,7 +46,7 @@ def _field(default: Any, text: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Which rows, and how a row becomes tokens. A source: path, Hub name, ``builtin:NAME``, a mapping or a list."""
+    """Rows, and how they become tokens. A source of rows is a path, Hub name, ``builtin:NAME``, mapping or list."""
 
     forget: Structure = _field(None, "rows to forget")
     retain: Structure = _field(None, "rows to keep")
@@ -70,7 +70,7 @@ class DataConfig:
 
 @dataclass
 class TrainConfig(TrainingArguments):
-    """TrainingArguments with the defaults of this package, for `finetune` (and everything else that trains)."""
+    """TrainingArguments with the defaults of this package, for every command that trains."""
 
     output_dir: str | None = _field(None, "the run directory")
     learning_rate: float = _field(1e-4, "adapters need about ten times what full fine-tuning takes")
@@ -99,15 +99,15 @@ class TrainConfig(TrainingArguments):
         follow_launcher()
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers has no types
         if self.n_gpu > 1:
-            # Several GPUs seen by one process: transformers would wrap the model in DataParallel, whose replicas would
-            # each be normalised by the whole batch. One GPU is used; `--accelerate_config ddp` takes them all.
+            # If one process sees several GPUs, transformers would wrap the model in DataParallel and normalise each
+            # replica by the whole batch. So only one GPU is used; `--accelerate_config ddp` uses all of them.
             self._n_gpu = 1
         check_training(self)
 
 
 @dataclass
 class UnlearnConfig(TrainConfig):
-    """What to forget with: a method by name, or an objective spelled out."""
+    """Settings of an unlearning run. The loss is given as a method by its name, or as an objective by its terms."""
 
     method: str | None = _field(None, "see `llm-forget methods`; npo where neither method nor objective is given")
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
@@ -129,8 +129,8 @@ class UnlearnConfig(TrainConfig):
 Train = TypeVar("Train", bound=TrainConfig)
 Configs = tuple[DataConfig, Train, ModelConfig]
 
-# Fields that hold a mapping or a list; on the command line they are written as YAML. Noted here since HfArgumentParser
-# rewrites the annotations when it first sees the classes.
+# Fields that hold a mapping or a list; the command line takes them as YAML. They are collected before HfArgumentParser
+# sees the classes, because it rewrites their annotations.
 STRUCTURED = frozenset(
     f.name
     for c in (DataConfig, UnlearnConfig)
@@ -147,7 +147,7 @@ class _Parser(TrlParser):
 
 
 def keys_of(train_class: type[TrainConfig]) -> set[str]:
-    """All keys that a recipe of this kind may hold."""
+    """Return all keys that a recipe for ``train_class`` may have."""
     return {f.name for cls in (DataConfig, train_class, ModelConfig) for f in dataclasses.fields(cls) if f.init}
 
 
@@ -155,8 +155,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a flat recipe.
 
     Raises:
-        ConfigError: not a mapping, an alias, a repeated key, or not YAML; names the file and line.
-        MissingFileError: no such file.
+        ConfigError: the file is not a YAML mapping, uses an alias or repeats a key; the message names the file.
+        MissingFileError: the file does not exist.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -209,7 +209,7 @@ def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
 
 
 def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequence[str] = ()) -> Configs[Train]:
-    """Configuration from a mapping of flat keys, and command-line overrides on top of it."""
+    """Build and check a configuration from flat keys and command-line overrides, which take precedence."""
     allowed = keys_of(train_class)
     keys = {key: _without_paths(value) for key, value in keys.items()}
     flags = _apply_dotted(keys, overrides, allowed)
@@ -223,7 +223,7 @@ def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequ
     if issubclass(train_class, UnlearnConfig):
         # An unlearning run trains an adapter by default; without dropout, policy and reference start equal.
         parser.set_defaults_with_config(use_peft=True, lora_dropout=0.0)
-    # An explicit null means "the default", as leaving the key out does.
+    # An explicit null means "the default", like a key that is left out.
     defaults = {k: _as_text(k, v, classes) for k, v in keys.items() if v is not None}
     with library_errors(ConfigError, ValueError, ImportError):
         parser.set_defaults_with_config(**defaults)
@@ -237,7 +237,7 @@ def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequ
 
 
 def _without_paths(value: Any) -> Any:
-    """A `Path` as text, also within a mapping or list: a resolved configuration is plain YAML."""
+    """Turn each `Path` into text, also in mappings and lists, because a resolved configuration is plain YAML."""
     if isinstance(value, dict):
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -246,7 +246,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
-    """A plain value as command-line text, so that the parser checks its type."""
+    """Return a plain value as command-line text, so that the parser checks its type."""
     if isinstance(value, dict | list):
         kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
         if key in STRUCTURED or "dict" in kinds or "list" in kinds:
@@ -256,7 +256,7 @@ def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
 
 
 def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[str]) -> list[str]:
-    """Check option names; put ``--a.b value`` into ``keys``; return the plain options for the parser."""
+    """Check option names, put each ``--a.b value`` into ``keys``, and return the other options for the parser."""
     plain: list[str] = []
     items = list(overrides)
     while items:
@@ -290,7 +290,7 @@ def _with(mapping: dict[str, Any], path: list[str], value: Any) -> dict[str, Any
 
 
 def _read_structures(config: Any) -> None:
-    """Mappings and lists given as text on the command line become mappings and lists."""
+    """Parse, in place, the mappings and lists that the command line gave as text."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name, None)
         if f.name in STRUCTURED and isinstance(value, str) and value.startswith(("{", "[")):
@@ -301,7 +301,7 @@ def _read_structures(config: Any) -> None:
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
-    """The flat keys that reproduce these configurations: all of ours, and the libraries' where not default."""
+    """Return flat keys that reproduce the configurations; library keys with their default value are left out."""
     library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
     ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
     always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
@@ -318,18 +318,18 @@ def resolved(*configs: Any) -> dict[str, Any]:
 
 @functools.cache
 def _library_defaults() -> dict[str, Any]:
-    # Not TrainingArguments(): that sets up devices, other ones than the run asked for.
+    # TrainingArguments() would set up devices, perhaps other ones than the run uses.
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
     lists: dict[str, Any] = {"debug": [], "include_for_metrics": []}
     return {**defaults, **lists, "activation_checkpointing": False, "gradient_checkpointing": False}
 
 
 def model_part(keys: dict[str, Any]) -> ModelConfig:
-    """The model that a resolved configuration names; its other keys are left out."""
+    """Return the settings of the model from a resolved configuration."""
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
     return ModelConfig(**{key: value for key, value in keys.items() if key in fields})
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides what the run produces."""
+    """Return the part of a resolved configuration that decides what the run produces."""
     return {k: v for k, v in keys.items() if k not in CONTROL_KEYS | MEASURED_WITH}

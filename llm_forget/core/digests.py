@@ -17,10 +17,10 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 
 @contextmanager
 def each_file_hashed_once() -> Iterator[None]:
-    """Within the block, `file_digest` reads an unchanged file once, under any of its paths; for one command.
+    """Inside the block, let `file_digest` read a file only once, under all its paths, until the file changes.
 
-    A file is unchanged if its inode, size and times are. The digest of a file changed within the last `FILE_CLOCK` is
-    not stored, because another write could have the same time.
+    A file counts as unchanged if its inode, size and times are the same. If it changed within the last `FILE_CLOCK`,
+    its digest is not stored, because another write could have the same time.
     """
     token = _digests.set({} if _digests.get() is None else _digests.get())
     try:
@@ -30,11 +30,11 @@ def each_file_hashed_once() -> Iterator[None]:
 
 
 def file_digest(path: Path, *, final: bool = False) -> str:
-    """``sha256:`` and 64 hex digits of a file's bytes.
+    """Return the SHA-256 of a file as ``sha256:`` and 64 hex digits.
 
     Args:
-        path: a file; `each_file_hashed_once` decides how often it is read.
-        final: the caller has just written the file, and no process writes it again.
+        path: the file; it is read on every call outside of `each_file_hashed_once`.
+        final: whether the caller has just written the file and no process will write it again.
     """
     digests = _digests.get()
     with open(path, "rb") as file:
@@ -54,12 +54,12 @@ def _mark(handle: int) -> _Mark:
 
 
 def json_digest(content: Any) -> str:
-    """Digest of a value through its canonical JSON (sorted keys, no spaces)."""
+    """Return the SHA-256 of the canonical JSON of a value (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def content_key(**parts: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of everything a record depends on; ``1`` and ``"1"`` differ."""
+    """Return the SHA-256 (hex) of the JSON of everything that a record depends on; ``1`` and ``"1"`` differ."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, git commit."""
+"""Collect the software versions, device and git commit of a run."""
 
 import importlib.metadata
 import platform
@@ -9,7 +9,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "s
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions, git commit of the working directory, device; nothing that names a person."""
+    """Return versions, device and the git commit of the working directory; no value names a person."""
     import torch
 
     cuda = torch.cuda.is_available()

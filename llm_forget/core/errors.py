@@ -1,8 +1,8 @@
 """Exceptions of this package.
 
 Every error that this package raises on purpose is an `LlmForgetError`, and its text never quotes a row: the command
-line prints that text and exits with the class's ``exit_code``. Of any other exception only class and place are printed
-(see `safe_errors`). Each class is also the built-in exception that describes it, so ``except ValueError`` works, too.
+line prints that text and exits with the class's ``exit_code``. For any other exception it prints only class and place
+(see `safe_errors`). Each class also derives from a built-in exception, so ``except ValueError`` works, too.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class LlmForgetError(Exception):
-    """Base class. ``exit_code`` is what the command line exits with."""
+    """Base class of all errors of this package; the command line exits with its ``exit_code``."""
 
     exit_code = 2
 
@@ -36,7 +36,7 @@ class EvaluationError(LlmForgetError, ValueError):
 
 
 class EvidenceError(LlmForgetError, ValueError):
-    """A ledger, version, deletion request or certificate that does not allow what was asked."""
+    """A ledger, version, deletion request or certificate that does not allow the requested action."""
 
 
 class PublishError(LlmForgetError, ValueError):
@@ -44,7 +44,7 @@ class PublishError(LlmForgetError, ValueError):
 
 
 class AdapterRefused(ModelError):
-    """An adapter that is not exactly what was written, or whose origin cannot be checked."""
+    """An adapter whose files are not those that were written, or whose origin cannot be checked."""
 
     exit_code = 4
 
@@ -93,10 +93,10 @@ class UnsupportedError(LlmForgetError, NotImplementedError):
 
 @contextlib.contextmanager
 def library_errors(kind: type[LlmForgetError], *types: type[Exception]) -> Iterator[None]:
-    """Raise the errors of a library as ``kind``, text included. Only around code that handles no rows.
+    """Raise errors of a library as ``kind`` with the same text. Use it only around code that handles no rows.
 
     Args:
-        types: what to translate. Errors of this package, and of the operating system about a file, pass unchanged.
+        types: exceptions to translate; errors of this package and file errors of the system pass unchanged.
     """
     try:
         yield

@@ -15,7 +15,7 @@ NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file s
 
 
 def _written_as(name: str) -> str:
-    """The final name of a temporary file of `write_atomic`."""
+    """Return the final name of a temporary file of `write_atomic`, and any other name unchanged."""
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
@@ -29,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        temporary.unlink(missing_ok=True)  # its mode would stay
+        temporary.unlink(missing_ok=True)  # an old file would keep its mode
         with open(temporary, "wb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
             file.write(data)
             file.flush()
@@ -40,7 +40,7 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
 
 
 def create_private(path: Path, content: bytes) -> None:
-    """Create a file that only its owner can read, atomically; if another process was faster, its file stays."""
+    """Create a file atomically that only its owner can read; a file that another process created first stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")  # 0600
     try:
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        RunError: not valid JSON; names the file and line.
+        RunError: the file is not valid JSON; the message names file and line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -78,5 +78,5 @@ def read_json(path: Path) -> Any:
 
 
 def cache_folder() -> Path:
-    """Cache of content-addressed values, shared between runs: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
+    """Return the folder of cached values that runs share: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
     return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")

@@ -1,3 +1,3 @@
-"""The label of positions that no loss or metric looks at."""
+"""The label of positions that all losses and metrics ignore."""
 
 IGNORE = -100

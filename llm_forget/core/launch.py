@@ -1,8 +1,8 @@
-"""Several processes: start them through accelerate, and refuse a run that got another number than requested.
+"""Start several processes through accelerate, and refuse a run that has another number of them than requested.
 
-Accelerate starts one process for ``--cpu --num_processes 2`` and for ``MULTI_CPU``, torchrun without
-``ACCELERATE_USE_CPU`` trains as many separate models as it has processes, and FSDP on a CPU becomes DDP, without a
-warning. The effective batch, the normalisation and the saved adapter would differ from what the recipe says.
+Accelerate starts only one process for ``--cpu --num_processes 2`` and for ``MULTI_CPU``; torchrun without
+``ACCELERATE_USE_CPU`` trains a separate model in each process; FSDP on a CPU becomes DDP. None of these cases gives a
+warning, but the effective batch, the normalisation and the saved adapter would not be those of the recipe.
 """
 
 import os
@@ -30,14 +30,14 @@ ON_CPUS = {
 
 @dataclass(frozen=True)
 class RequestedLaunch:
-    """What a launch requested. ``processes`` is None if it left that open; ``source`` names it in errors."""
+    """A request for a number of processes (None: any number) and the name of its ``source`` in errors."""
 
     processes: int | None
     source: str
 
 
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
-    """Become ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``; does not return.
+    """Replace this process by ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``; does not return.
 
     ``config`` is a path, or the name of a shipped configuration such as ``ddp``.
 
@@ -54,10 +54,10 @@ def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> No
 
 
 def launch_command(arguments: Sequence[str], path: Path, processes: int | None) -> list[str]:
-    """The command line that `relaunch` becomes.
+    """Return the command line that `relaunch` executes.
 
     Raises:
-        ConfigError: not an accelerate configuration, or it starts one process although more are requested.
+        ConfigError: the file is not an accelerate configuration, or does not start the requested processes.
     """
     settings = _settings(path)
     kind = str(settings.get("distributed_type", "NO"))
@@ -84,7 +84,7 @@ def check_launch(state: Any) -> None:
         state: accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
 
     Raises:
-        ConfigError: names what was requested, what runs, and what to do.
+        ConfigError: the message names what was requested, what runs, and what to do.
     """
     kind = str(getattr(state.distributed_type, "value", state.distributed_type))
     shardings = _shardings(os.environ)
@@ -108,7 +108,7 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
     Under FSDP, transformers loads weights in the first process only; the others would evaluate an empty model.
 
     Raises:
-        ConfigError: names what the launch requests and what to use instead.
+        ConfigError: the message names what the launch requests and what to use instead.
     """
     for sharding in _shardings(environment):
         raise ConfigError(
@@ -118,15 +118,15 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
 
 
 def _shardings(environment: Mapping[str, str]) -> list[str]:
-    """``FSDP`` or ``DEEPSPEED`` if the launch requests it."""
+    """Return the kinds of sharding that the launch requests: ``FSDP``, ``DEEPSPEED`` or none."""
     return [name for variable, name in SHARDED.items() if environment.get(variable, "false").lower() == "true"]
 
 
 def refuse_processes(command: str, state: Any) -> None:
-    """Refuse several processes for a command that writes its files once.
+    """Refuse several processes for a command whose files only one process may write.
 
     Raises:
-        ConfigError: names the command and how to start it.
+        ConfigError: the message names the command and how to start it.
     """
     if state.num_processes > 1:
         raise ConfigError(f"{command} runs in one process, not {state.num_processes}; start it without accelerate")
@@ -135,8 +135,7 @@ def refuse_processes(command: str, state: Any) -> None:
 def follow_launcher() -> None:
     """Stay on the CPU if the accelerate configuration says so; must run before anything requests a device.
 
-    For one process accelerate passes ``use_cpu`` on as ``ACCELERATE_USE_CPU``; for several it does not, and each would
-    train alone.
+    Accelerate sets ``ACCELERATE_USE_CPU`` only for one process; without it each of several processes would train alone.
     """
     options = _launch_options(_ancestors())
     if options is None or USE_CPU in os.environ:
@@ -147,7 +146,7 @@ def follow_launcher() -> None:
 
 
 def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[RequestedLaunch]:
-    """Everything that requests a number of processes, most direct first; parents, too, come nearest first."""
+    """Return the requests for a number of processes: those of the environment, then that of ``accelerate launch``."""
     launches = []
     for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
         text = environment.get(variable, "")
@@ -160,12 +159,12 @@ def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Seque
 
 
 def _launch_options(ancestors: Sequence[Sequence[str]]) -> list[str] | None:
-    """The arguments of ``accelerate launch`` in the nearest ancestor process that is one."""
+    """Return the arguments of the nearest ancestor process that is ``accelerate launch``; None if none is."""
     return next((words for command in ancestors if (words := _accelerate_options(command)) is not None), None)
 
 
 def _accelerate_options(command: Sequence[str]) -> list[str] | None:
-    """The arguments of ``accelerate launch`` if a command line is one, otherwise None."""
+    """Return the arguments of a command line if it is ``accelerate launch``, otherwise None."""
     for place, word in enumerate(command[:4]):
         name = Path(word).name
         if name in LAUNCHERS[:2]:
@@ -176,7 +175,7 @@ def _accelerate_options(command: Sequence[str]) -> list[str] | None:
 
 
 def _parsed(options: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Options of ``accelerate launch``, and the content of the configuration file that they name, if it exists."""
+    """Parse options of ``accelerate launch``, and read the configuration file that they name, if it exists."""
     from accelerate.commands.launch import launch_command_parser
 
     parsed = launch_command_parser().parse_known_args(options)[0]
@@ -201,7 +200,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ancestors() -> list[list[str]]:
-    """Command lines of the three nearest ancestor processes; skips those that ended or cannot be read."""
+    """Return the command lines of the three nearest ancestor processes; skip those that ended or cannot be read."""
     import psutil
 
     lines: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Named functions whose keyword-only arguments are their configuration schema.
 
-Positional arguments of a registered function are its *inputs* (who calls it fills them by name); keyword-only arguments
-are its *hyper-parameters* (the user fills them from YAML). Nothing else describes a term, a metric or a rule.
+Positional arguments of a registered function are its *inputs* (the caller fills them by name); keyword-only arguments
+are its *hyper-parameters* (the user sets them in YAML). Terms, metrics and rules have no other schema.
 """
 
 import difflib
@@ -24,9 +24,9 @@ NUMBER = re.compile(r"[0-9]{3,}")  # of an id
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Ending of an error sentence: a suggestion where one is close, otherwise what is allowed if that is short.
+    """Return the end of an error message: a suggestion if a name is close, otherwise the allowed names if they are few.
 
-    An id with another number, such as ``req-0001``, is a different id, not a typo; ``req-001`` is a typo.
+    For ``req-0001``, ``req-001`` is a typo, but ``req-0002`` is a different id and never suggested.
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
@@ -45,7 +45,7 @@ def _differ_in_number(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered function and what can be read off its signature."""
+    """A registered function, with the inputs and hyper-parameters of its signature."""
 
     kind: str
     name: str
@@ -72,7 +72,7 @@ class Entry:
         return merged
 
     def bind(self, **values: Any) -> Callable[..., Any]:
-        """The function with its hyper-parameters fixed; what remains are the inputs."""
+        """Return the function with its hyper-parameters fixed; it then takes only the inputs."""
         return functools.partial(self.function, **self.arguments(values))
 
     def _typed(self, key: str, value: Any) -> Any:
@@ -80,7 +80,7 @@ class Entry:
         if default is REQUIRED or default is None or value is default:
             return value
         try:
-            # YAML reads 1e-5 as text and 1 as an integer; both are meant as the number the default shows.
+            # YAML reads 1e-5 as text and 1 as an integer; convert them to the type of the default.
             if isinstance(default, float) and not isinstance(value, bool):
                 return float(value)
             if type(default) is int and float(value) == int(value) and not isinstance(value, bool):
@@ -97,7 +97,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """All functions of one kind, found by name or, out of tree, as ``module:function``."""
+    """All functions of one kind. Registered ones are found by name, others as ``module:function``."""
 
     def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
@@ -105,10 +105,10 @@ class Registry(Generic[E]):
         self._entries: dict[str, E] = {}
 
     def register(self, *, paper: str = "", needs: Iterable[str] = ()) -> Callable[[Function], Function]:
-        """Decorator: file the function under its own name.
+        """Return a decorator that registers a function under its own name.
 
         Args:
-            paper: where it is from, as ``arXiv:2404.05868``.
+            paper: source of the function, such as ``arXiv:2404.05868``.
             needs: what the inputs must carry beyond log-probabilities, e.g. ``{"logits"}``.
         """
         return self.register_with(paper=paper, needs=needs)
@@ -116,7 +116,7 @@ class Registry(Generic[E]):
     def register_with(
         self, *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> Callable[[Function], Function]:
-        """As `register`, whose signature is public, with further fields of the registry's class of entries."""
+        """Return a decorator like that of `register`; ``properties`` set further fields of the registry's entries."""
 
         def decorate(function: Function) -> Function:
             entry = self.describe(function, paper=paper, needs=needs, **properties)
@@ -131,7 +131,7 @@ class Registry(Generic[E]):
     def describe(
         self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> E:
-        """Read inputs and hyper-parameters off a signature."""
+        """Make an entry from a function; its signature gives the inputs and hyper-parameters."""
         parameters = inspect.signature(function).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return self._entry(
@@ -142,14 +142,14 @@ class Registry(Generic[E]):
         )  # fmt: skip
 
     def names(self) -> list[str]:
-        """Registered names in alphabetical order."""
+        """Return the registered names in alphabetical order."""
         return sorted(self._entries)
 
     def __iter__(self) -> Any:
         return iter(self._entries[name] for name in self.names())
 
     def find(self, name: str) -> E | None:
-        """The registered entry of this name, without importing anything."""
+        """Return the registered entry of this name, or None; nothing is imported."""
         return self._entries.get(name)
 
     def get(self, name: str) -> E:
@@ -166,7 +166,7 @@ class Registry(Generic[E]):
 
     def _import(self, path: str) -> E:
         module_name, _, attribute = path.partition(":")
-        # As `python -m` has it: the installed command would not look beside the recipe. Last, so that it hides nothing.
+        # Search the working directory, too, as `python -m` does; it comes last, so that it hides no other module.
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())
         try:

@@ -1,4 +1,4 @@
-"""Recipes, evaluation suites and launch configurations that come with the package: find, list, read, copy.
+"""Find, list, read and copy the recipes, evaluation suites and launch configurations that come with the package.
 
 They exist once, at the top of the repository; the wheel carries the same files under ``llm_forget/_shipped``.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from llm_forget.core.errors import ConfigError, ExistingFileError, MissingFileError
 from llm_forget.core.registry import did_you_mean
 
-# Folder and what one file of it is called in an error.
+# Folder -> what errors call one of its files.
 KINDS = {
     "recipes": "recipe",
     "eval": "suite",
@@ -19,10 +19,10 @@ KINDS = {
 
 
 def folder(kind: str) -> Path:
-    """Where the files of a kind are: in the installed package, otherwise in the checkout around it.
+    """Return the folder of one kind of files: in the installed package, otherwise in the checkout around it.
 
     Raises:
-        FileNotFoundError: neither is there; the installation is incomplete.
+        FileNotFoundError: neither exists, so the installation is incomplete.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "_shipped" / kind, package.parent / kind):
@@ -32,7 +32,7 @@ def folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the shipped files without ending, sorted, as ``tofu/npo``; a folder that is another kind is left out."""
+    """Return the sorted names of the shipped files, such as ``tofu/npo``, without files of another kind."""
     root = folder(kind)
     inner = [root / other.removeprefix(f"{kind}/") for other in KINDS if other.startswith(f"{kind}/")]
     files = [path for path in root.rglob("*.yaml") if not any(path.is_relative_to(other) for other in inner)]
@@ -40,7 +40,7 @@ def names(kind: str) -> list[str]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """The shipped file called ``name``; ``tofu/npo``, ``tofu/npo.yaml`` and ``recipes/tofu/npo.yaml`` are the same.
+    """Return the shipped file ``name``; ``tofu/npo``, ``tofu/npo.yaml`` and ``recipes/tofu/npo.yaml`` are the same.
 
     Raises:
         ValueError: no such file; the message suggests the nearest.
@@ -52,10 +52,10 @@ def locate(kind: str, name: str) -> Path:
 
 
 def resolve(kind: str, name: str) -> Path:
-    """The file at path ``name`` if it exists, otherwise the shipped one of that name.
+    """Return the file at path ``name`` if it exists, otherwise the shipped file of that name.
 
     Raises:
-        FileNotFoundError: neither; the message suggests the nearest shipped name.
+        FileNotFoundError: neither exists; the message suggests the nearest shipped name.
     """
     if Path(name).is_file():
         return Path(name)
@@ -66,7 +66,7 @@ def resolve(kind: str, name: str) -> Path:
 
 
 def header(path: Path) -> list[str]:
-    """The comment lines a file opens with, without ``#``."""
+    """Return the comment lines at the start of a file, without ``#``."""
     lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -76,7 +76,7 @@ def header(path: Path) -> list[str]:
 
 
 def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
-    """Copy a shipped file to ``destination`` (a file or folder; default: its own name here), never over another.
+    """Copy a shipped file to ``destination``, a file or folder; default: the working directory.
 
     Raises:
         FileExistsError: the destination exists.

@@ -1,18 +1,18 @@
-"""The run directory: the only interface after training.
+"""The run directory, from which every later command reads the result of training.
 
 ::
 
     run.json         kind, status (running | complete), identity digest, times
-    config.yaml      the resolved recipe; runs again unchanged
+    config.yaml      the resolved recipe; it repeats the run
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step
     checkpoints/     to resume from
     adapter/ | model/  what was trained, with manifest.json
     records/         what the probes measured (may hold generated text: never published)
     results.json     metrics and verdicts of every suite
-    rows.json        the same per row, for those who draw them: ids and numbers
+    rows.json        values of every row for plots: ids and numbers
 
-`run.json` says *complete* only after everything else is on disk, so a half-written run is never read as whole.
+`run.json` says *complete* only after everything else is on disk, so a half-written run never counts as complete.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from llm_forget.core.errors import RunError
 from llm_forget.core.files import _written_as, write_atomic
 from llm_forget.core.formats.run import Provenance, RunState
 
-ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation puts beside each other
+ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation compares
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, by its path."""
+    """A run directory: the paths of its files, and their content."""
 
     path: Path
 
@@ -107,10 +107,10 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """A finished run.
+        """Open a finished run.
 
         Raises:
-            ValueError: the folder is not a run, or the run is not finished; says how to resume it.
+            ValueError: the folder is not a run, or an unfinished run; the message says how to resume it.
         """
         run = cls(Path(path))
         if not run.state_file.is_file():
@@ -130,7 +130,7 @@ class Run:
         An unfinished run of the same identity is resumed, a finished one is returned unchanged.
 
         Raises:
-            ValueError: the folder holds a run of another identity (names the keys that differ) or other files.
+            ValueError: the folder holds a run of another identity (the message names the keys) or other files.
         """
         run = cls(Path(path))
         if overwrite and run.state_file.is_file():
@@ -144,19 +144,17 @@ class Run:
         return run
 
     def lock(self) -> contextlib.ExitStack:
-        """Take an exclusive lock on the run directory; released when the returned context exits.
-
-        Holds between processes of this machine.
+        """Lock the run directory against other processes of this machine, until the returned context exits.
 
         Raises:
-            ValueError: another process holds it.
+            ValueError: another process holds the lock.
         """
         import fcntl  # not on Windows, where nothing is locked
 
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"llm-forget-{os.getuid()}-{name}.lock"
         stack = contextlib.ExitStack()
-        # In a folder that others write into, too: no link, and for its owner only.
+        # Other users can write into this folder, so follow no link, and let only the owner open the file.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         file = stack.enter_context(open(descriptor, "w"))  # noqa: SIM115
         try:
@@ -166,17 +164,17 @@ class Run:
             raise RunError(f"run '{self.path}' is being written by another process; wait for it or stop it") from None
         if not _still_there(path, file):
             stack.close()
-            return self.lock()  # the process that held it removed it in between
-        # Removed while it is still locked, so no other process can lock it; also after an error, when it is collected.
+            return self.lock()  # the process that held the lock has just removed the file
+        # Remove the file while it is still locked, so no other process can lock it; also if the stack is never closed.
         stack.callback(weakref.finalize(stack, _unlink_own, path, os.getpid()))
         return stack
 
     def finish(self) -> None:
-        """Mark the run complete. Must be its last write."""
+        """Mark the run complete. This must be the last write to the run."""
         formats.update(self.state_file, RunState, status="complete", finished=_now())
 
     def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
-        """Raise ValueError where the folder holds a run of another kind or identity, or files that are not a run."""
+        """Raise ValueError if the folder holds a run of another kind or identity, or files that are not a run."""
         if not self.state_file.is_file():
             # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
             expected = {self.config_file.name, self.state_file.name}
@@ -198,7 +196,7 @@ class Run:
 
 
 def refuse_version(folder: str | Path, output: str) -> None:
-    """Raise ValueError where a folder is a version in the evidence: its files are what was noted, and hold no texts."""
+    """Raise ValueError if a folder is a version in the evidence, whose files must stay as recorded, without texts."""
     if (Path(folder) / "version.json").is_file():
         raise RunError(
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "
@@ -214,7 +212,7 @@ def _still_there(path: Path, file: IO[str]) -> bool:
 
 
 def _unlink_own(path: Path, process: int) -> None:
-    """Not from a fork, whose parent still holds it."""
+    """Remove the lock file, except in a forked process, whose parent still holds the lock."""
     if os.getpid() == process:
         path.unlink(missing_ok=True)
 

@@ -1,9 +1,9 @@
-"""Exceptions as text that cannot quote a row.
+"""Describe exceptions without quoting a row.
 
-The text of an `LlmForgetError` names files, rows and ids, never the content of a row, so it is shown. So is the text of
-the operating system about a file. Libraries, and Python itself, may quote the value that they were given
-(``invalid literal for int() with base 10: '...'``): of their exceptions only class and place are shown. Code that calls
-a library without any row at hand translates its errors with `errors.library_errors`.
+The text of an `LlmForgetError` names files, rows and ids, but never quotes a row, so it is shown. A file error of the
+operating system is shown, too. Other errors of Python and of libraries may quote a value
+(``invalid literal for int() with base 10: '...'``), so only their class and place are shown. Code that calls a library
+without any rows translates its errors with `errors.library_errors`.
 """
 
 import sys
@@ -31,7 +31,7 @@ def sentence(error: BaseException) -> str:
 
 
 def is_safe(error: BaseException) -> bool:
-    """Whether the text of an exception cannot hold the text of a row."""
+    """Return whether an exception is of a kind whose text never quotes a row."""
     return isinstance(error, LlmForgetError) or (isinstance(error, OSError) and error.errno is not None)
 
 
@@ -46,7 +46,7 @@ def install() -> None:
 
 
 def report(error: BaseException) -> Iterator[str]:
-    """Lines of a traceback as Python prints it, with `sentence` as the text of each exception in the chain."""
+    """Yield the lines of a traceback as Python prints it, but with `sentence` as the text of each exception."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
@@ -59,7 +59,7 @@ def report(error: BaseException) -> Iterator[str]:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the deepest frame of this package, or of the files that it ships."""
+    """Return file and line of the innermost call in this package or in the ``eval`` folder beside it."""
     place = "an unknown place"
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)

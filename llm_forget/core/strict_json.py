@@ -1,4 +1,4 @@
-"""One text for one JSON value, and a reader that refuses what two readers could understand differently."""
+"""Write a JSON value as one canonical text, and refuse JSON that two readers could understand differently."""
 
 import hashlib
 import json
@@ -7,16 +7,16 @@ from typing import Any
 
 from llm_forget.core.errors import DataError
 
-MAX_BYTES = 1 << 20  # of a document; none of ours comes near it
+MAX_BYTES = 1 << 20  # of a document; those of this package are much smaller
 MAX_DEPTH = 64
-MAX_DIGITS = 308  # of a whole number; other readers make a float of it, which holds no more
+MAX_DIGITS = 308  # of a whole number; other readers parse it as a float, which cannot be larger
 
 
 def canonical(content: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces; `strict_loads` reads it back as the same value.
+    """Return UTF-8 JSON with sorted keys and no spaces, which `strict_loads` reads back as the same value.
 
     Raises:
-        ValueError: a key that is not text, a number that is not finite, a lone surrogate, or what JSON has no form for.
+        ValueError: a key that is not text, a number that is not finite, a lone surrogate, or a type that JSON lacks.
     """
     _refuse(content, 0)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -24,16 +24,16 @@ def canonical(content: Any) -> bytes:
 
 
 def canonical_digest(content: Any) -> str:
-    """``sha256:`` and 64 hex digits of the canonical form."""
+    """Return the SHA-256 of the canonical form as ``sha256:`` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
 
 
 def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """Value of a JSON text that has exactly one meaning.
+    """Parse a JSON text that every reader understands in the same way.
 
     Raises:
-        ValueError: longer than ``max_bytes``, not UTF-8, not JSON, nested too deeply, a key that appears twice, a
-            number that is not finite (NaN, 1e999), or a lone surrogate. The text itself is not repeated.
+        ValueError: the text is longer than ``max_bytes``, not UTF-8, not JSON or nested too deeply, or has a repeated
+            key, a number that is not finite (NaN, 1e999) or a lone surrogate. The message does not quote the text.
     """
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
@@ -78,7 +78,7 @@ def _int(digits: str) -> int:
 
 
 def _refuse(content: Any, depth: int) -> None:
-    """What json.dumps would write in a form that reads back as something else, or that other readers refuse."""
+    """Refuse a value that json.dumps would write as another value, or in a form that other readers refuse."""
     if depth > MAX_DEPTH:
         raise DataError(f"the JSON value is nested more than {MAX_DEPTH} deep")
     if isinstance(content, str):

@@ -1,17 +1,17 @@
-"""Text for people: printable, and without paths of this machine."""
+"""Format names and numbers for people, without unprintable characters or paths of this machine."""
 
 import math
 from pathlib import Path
 
 
 def model_name(name: str) -> str:
-    """The name of a model in evidence: a Hub name unchanged, of a path only its last part."""
+    """Return the name of a model for evidence: a Hub name unchanged, or the last part of a path."""
     path = Path(name)
     return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
 
 
 def shown(value: float | None) -> str:
-    """Three decimals, or a power of ten where those would be 0."""
+    """Return a number with three decimals, or as a power of ten if these would be 0."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"

@@ -1,7 +1,7 @@
-"""Refuse keys that a library accepts but this package would ignore, and values that cannot work, before any work.
+"""Refuse keys that a library accepts but this package would ignore, and values that cannot work, before a run starts.
 
-`transformers.TrainingArguments` has some hundred keys. Those for evaluation during training, its own data loading, its
-own loss and the Hub have no effect here, or another one; a recipe that sets one is refused.
+Some keys of `transformers.TrainingArguments` have no effect here, or another effect: those for evaluation during
+training, data loading, the loss and the Hub. A recipe that sets one of them is refused.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _EVALUATION = "nothing is evaluated during training; use `llm-forget evaluate`"
 _LOADING = "the batches are built by this package, with every row once an epoch"
 _HUB = "training publishes nothing"
 _RESUME = "a resume would not be exact"
-# Key -> the value that means "not used", why.
+# Key -> the value that means "not used", and why other values are refused.
 NO_EFFECT: dict[str, tuple[Any, str]] = {
     "eval_strategy": ("no", _EVALUATION),
     **dict.fromkeys(("eval_on_start", "prediction_loss_only", "batch_eval_metrics", "do_eval"), (False, _EVALUATION)),
@@ -44,7 +44,7 @@ NO_EFFECT: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _HUB)),
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_revision"), (None, _HUB)),
 }  # fmt: skip
-# Pattern of `optim` -> the module it comes from and the name of its package. Torch brings all others.
+# Pattern of `optim` -> its module and the package to install; all other optimizers come with torch.
 OPTIMIZERS = {
     r"adamw_bnb_8bit|adamw_8bit|paged_.*|lion_.*|ademamix.*|rmsprop_bnb.*": ("bitsandbytes", "bitsandbytes"),
     r"adamw_torch_[48]bit": ("torchao", "torchao"),
@@ -60,10 +60,10 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def check_training(train: Any) -> None:
-    """Refuse keys without effect, and numbers with which nothing would be trained.
+    """Refuse keys that have no effect, and numbers that would train nothing.
 
     Raises:
-        ValueError: names the key and says why.
+        ValueError: the message names the key and says why.
     """
     for key, (unused, why) in NO_EFFECT.items():
         value = getattr(train, key, unused)  # another version of transformers may not have it
@@ -82,7 +82,7 @@ def check_training(train: Any) -> None:
 
 
 def _check_optimizer(name: str) -> None:
-    """transformers looks for the package of an optimizer only when the model is loaded and the first step is due."""
+    """Refuse an optimizer whose package is missing; transformers would notice only at the first step."""
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
             raise ConfigError(
@@ -91,10 +91,10 @@ def _check_optimizer(name: str) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Refuse what cannot be loaded or trained.
+    """Refuse settings of a model that cannot be loaded or trained.
 
     Raises:
-        ValueError: names the key and says what is allowed.
+        ValueError: the message names the key and what is allowed.
     """
     if str(model.dtype) not in DTYPES:
         raise ConfigError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
@@ -114,6 +114,6 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError("4- and 8-bit weights cannot be trained themselves; set use_peft: true")
     for field in dataclasses.fields(model):
         adapters_only = field.name.startswith("lora_") or field.name in ("use_rslora", "use_dora")
-        # A resolved configuration always says lora_dropout.
+        # A resolved configuration always has lora_dropout.
         if adapters_only and field.name != "lora_dropout" and getattr(model, field.name) != field.default:
             raise ConfigError(f"'{field.name}' is set, but no adapter is trained; set use_peft: true or remove the key")

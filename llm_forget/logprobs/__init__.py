@@ -1,4 +1,4 @@
-"""One forward pass to log-probabilities, and the fast paths to them."""
+"""Compute log-probabilities in one forward pass, faster for models that support it."""
 
 from llm_forget.logprobs.logprobs import Logprobs
 

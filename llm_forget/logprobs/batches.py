@@ -1,4 +1,4 @@
-"""Rows of token ids into a padded batch."""
+"""Make a padded batch from rows of token ids."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from llm_forget.core.ignore_label import IGNORE
 
 
 def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
+    """Return right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
 
-    The attention mask follows from lengths, never from the pad id, so a model whose pad token is its end-of-turn token
-    still attends to the end of a turn. ``None`` is a padding row: one attended token (some kernels give NaN for a row
-    without any), no target, index -1.
-    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set).
+    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set). ``None`` is a padding
+    row: index -1, no target, and one attended token, because some kernels give NaN for a row without any.
+    The attention mask is made from the lengths of rows, not from the pad id. So a model whose pad token is its
+    end-of-turn token still attends to the end of a turn.
     """
     ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]
     labels = [[IGNORE] if row is None else list(row["labels"]) for row in rows]
@@ -31,7 +31,7 @@ def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict
 
 
 def concatenate(batch: Mapping[str, Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """All splits of a batch as one right-padded batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
+    """Join the splits of a batch into a right-padded one: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE}
     width = max(part["labels"].shape[1] for part in batch.values())
     return {

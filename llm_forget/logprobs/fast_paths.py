@@ -32,11 +32,11 @@ class Shortcuts:
 
 
 def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
-    """Try each fast path on a few short rows.
+    """Try each fast path on a few short rows, and return those that work.
 
     Args:
-        model: called for the forward pass; may be wrapped (DDP, FSDP, DeepSpeed). All processes call this together.
-        bare: the same unwrapped: a ``PreTrainedModel``, or a ``PeftModel``.
+        model: runs the forward pass; if it is wrapped (DDP, FSDP, DeepSpeed), all processes must call this together.
+        bare: the same model without the wrapper: a ``PreTrainedModel`` or a ``PeftModel``.
     """
     head = bare.get_output_embeddings()
     batch = _sample_batch(head.weight.device, bare.config.get_text_config().vocab_size)
@@ -61,7 +61,7 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
 
             packed = attend_by_row(bare) and same(packed=True)
             shared = packed and shares_beginnings(bare) and same(packed=True, shared=True)
-            replaceable = type(head) is nn.Linear and "forward" not in vars(head)  # not replaced, by a device map say
+            replaceable = type(head) is nn.Linear and "forward" not in vars(head)  # not replaced, e.g. by a device map
             return Shortcuts(packed=packed, shared=shared, fused=untouched and replaceable)
     finally:
         bare.train(was_training)

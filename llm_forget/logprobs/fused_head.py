@@ -1,10 +1,10 @@
-"""Log-probs of gold tokens straight from hidden states, a block of logits at a time.
+"""Compute log-probs of gold tokens from hidden states, one block of logits at a time.
 
-The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It needs nothing
-from the loss, so with a frozen head (LoRA) it is computed in the forward pass while the block of logits exists: logits
-are neither stored for the backward pass nor recomputed. Peak memory is one block, for any vocabulary size and
-number of tokens. Blocks of logits are also the idea of Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy
-(arXiv:2411.09009); this is plain torch, and returns the log-prob of every token instead of a mean loss.
+The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It does not
+depend on the loss. So with a frozen head (LoRA) it is computed in the forward pass while the block of logits exists,
+and logits are neither stored for the backward pass nor recomputed. Peak memory is one block, for any vocabulary size
+and number of tokens. Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy (arXiv:2411.09009) use blocks of logits,
+too; this module is plain torch, and returns the log-prob of every token instead of a mean loss.
 """
 
 from typing import Any
@@ -18,15 +18,15 @@ BLOCK_ON_CPU, BLOCK_ON_GPU = 2**23, 2**26
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Log-softmax of ``hidden @ weight.T + bias`` at ``labels``, nats, float32: ``[N]``.
+    """Return the log-softmax of ``hidden @ weight.T + bias`` at ``labels``: ``[N]``, nats, float32.
 
-    Equal to `llm_forget.logprobs.token_logprobs` of the logits, in value and gradient; gradients reach ``hidden`` and,
-    where they require it, ``weight`` and ``bias`` (then the backward pass recomputes the logits).
+    Values and gradients equal those of `llm_forget.logprobs.token_logprobs` on the logits. Gradients reach ``hidden``,
+    and also ``weight`` and ``bias`` if these require them; then the backward pass recomputes the logits.
     Shapes: ``hidden`` ``[N, H]``, ``weight`` of the output embeddings ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        # Cast once, not for each block.
+        # Cast once instead of once per block.
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     budget = BLOCK_ON_CPU if hidden.device.type == "cpu" else BLOCK_ON_GPU
     block = max(1, budget // weight.shape[0])
@@ -83,13 +83,13 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """One at the label minus the probability, ``[n, V]``, in place; float32, because the terms nearly cancel."""
+    """Return onehot(label) - probabilities, ``[n, V]``, in place; in float32, because the terms nearly cancel."""
     ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
     return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
 
 
 def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
-    """``residual @ weight``, ``[n, H]``: in float16 each row is scaled to avoid underflow; float32."""
+    """Return ``residual @ weight``, ``[n, H]``; float16 rows are scaled to avoid underflow, and returned as float32."""
     if weight.dtype != torch.float16:
         return residual.to(weight.dtype) @ weight
     largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""Per-token log-probabilities at target positions, computed from a model.
+"""Compute per-token log-probabilities at target positions with a model.
 
 Labels follow the Hugging Face convention: unshifted, -100 ignored; the log-probability of label ``t`` comes from the
 logits at position ``t - 1``. A *target* is a label that is not -100 and has a position before it. Hidden states and
@@ -36,35 +36,35 @@ class Logprobs:
     hidden: Tensor | None = None  # [B, T, H]
 
     def sums(self) -> Tensor:
-        """Log-probability of each whole target sequence, ``[B]``, nats."""
+        """Return the log-probability of each whole target sequence, ``[B]``, nats."""
         return (self.values * self.mask).sum(-1)  # [B]
 
     def counts(self) -> Tensor:
-        """Number of target tokens of each sequence, ``[B]``, float."""
+        """Return the number of target tokens of each sequence, ``[B]``, float."""
         return self.mask.sum(-1).to(self.values.dtype)  # [B]
 
     def detach(self) -> Logprobs:
-        """The same numbers without a graph."""
+        """Return the same tensors without their autograd graph."""
         tensors = {k: v.detach() for k, v in vars(self).items() if v is not None}
         return Logprobs(**tensors)
 
 
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-softmax in float32 of ``logits`` ``[..., V]``, gathered at ``labels`` ``[...]``; nats."""
+    """Return the log-softmax of ``logits`` ``[..., V]`` at ``labels`` ``[...]``: ``[...]``, nats, float32."""
     logits = logits.float()
     chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [...]
     return chosen - logits.logsumexp(-1)
 
 
 def target_mask(labels: Tensor) -> Tensor:
-    """Which positions predict a target: ``[B, S - 1]`` bool from unshifted labels ``[B, S]``."""
+    """Return which positions predict a target: ``[B, S - 1]`` bool from unshifted labels ``[B, S]``."""
     return labels[:, 1:] != IGNORE
 
 
 def forward_logprobs(
     model: nn.Module, batch: dict[str, Tensor], *, head: nn.Module, logits: bool = False, **options: Any
 ) -> Logprobs:
-    """One forward pass of a causal LM, with logits only where a target is predicted; options of `forward_parts`."""
+    """Run `forward_parts` with the whole batch as one part; ``options`` are those of `forward_parts`."""
     parts = forward_parts(model, batch, {"": len(batch["labels"])}, head=head, logits={""} if logits else (), **options)
     return parts[""]
 
@@ -81,20 +81,20 @@ def forward_parts(
     shared: bool = False,
     fused: bool = False,
 ) -> dict[str, Logprobs]:
-    """One forward pass of a causal LM over several parts of a batch, with logits only where a target is predicted.
+    """Run one forward pass of a causal LM over several parts of a batch, with logits only at target positions.
 
     Args:
         model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
         batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
-        sizes: rows of each part, in order; B in all.
+        sizes: number of rows of each part, in order; their sum is B.
         head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
             Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor is allocated; later operations of
             the architecture on logits (soft-capping, scaling) still apply.
         logits: parts whose logits ``[B, T, V]`` to keep, for terms that need them.
         hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
-        packed: lay the rows end to end without padding (on the right); the model must allow it
+        packed: lay the rows end to end, without their right padding; the model must support it
             (`llm_forget.logprobs.fast_paths`).
-        shared: if packed, compute the common prefix of neighbouring rows once.
+        shared: if packed, compute the common prefix of neighbouring rows only once.
         fused: for parts without logits, compute one block of logits at a time; the head must be a plain linear
             layer and the model must return its output unchanged (`llm_forget.logprobs.fast_paths`).
 
@@ -133,7 +133,7 @@ def forward_parts(
 
 @dataclass(frozen=True)
 class _Fused:
-    """Replacement for the head's forward: log-probs of the N gold tokens, and logits of some parts."""
+    """Replacement for the head's forward that returns log-probs of the N gold tokens and keeps logits of some parts."""
 
     labels: Tensor  # [N]
     tokens: list[int]  # of each part, N in all
@@ -158,7 +158,7 @@ class _Fused:
 
 
 def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | None, hidden: Tensor | None) -> Logprobs:
-    """Rows of ``counts`` ``[B]`` targets from flat tensors ``[N]``, ``[N, V]``, ``[N, H]``."""
+    """Split flat tensors ``[N]``, ``[N, V]``, ``[N, H]`` into rows of ``counts`` ``[B]`` targets."""
     mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # [B, T]
     return Logprobs(
         values=_unflatten(values, mask),
@@ -171,7 +171,7 @@ def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | Non
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside the block; the mode of every module is restored, since the model may be in training."""
+    """Turn dropout off inside the block; then restore the mode of each module, because the model may be in training."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -202,7 +202,7 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> Iterator[None]:
-    """Reduce the head's input to ``places`` ``[N]``; with ``fused`` its output is log-probs, not logits."""
+    """Inside the block, reduce the head's input to ``places`` ``[N]``; with ``fused`` the head returns log-probs."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]

@@ -1,7 +1,7 @@
-"""Attention over packed rows: each row attends only to itself.
+"""Attention over packed rows, in which each row attends only to itself.
 
-Wraps the model's attention function (SDPA, or a FlashAttention that takes row boundaries). Rows are padded only inside
-attention; with right padding and causal attention no mask is needed there.
+It wraps the attention function of the model (SDPA, or a FlashAttention that takes row boundaries). Rows are padded only
+inside attention. They are padded on the right, so causal attention needs no mask.
 """
 
 from typing import Any
@@ -39,12 +39,12 @@ def attend_by_row(model: Any) -> bool:
 
 
 def shares_beginnings(model: Any) -> bool:
-    """Whether rows may share packed tokens; FlashAttention kernels take each token once."""
+    """Return whether rows may share packed tokens, which FlashAttention kernels do not support."""
     return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
 
 
 def _by_row(inner_name: str) -> Any:
-    """The attention function: ``[1, heads, N, D]`` in, ``[1, N, heads, D]`` out, for packed rows."""
+    """Make the attention function for packed rows; it maps ``[1, heads, N, D]`` to ``[1, N, heads, D]``."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     inner = ALL_ATTENTION_FUNCTIONS[inner_name]
@@ -67,7 +67,7 @@ def _by_row(inner_name: str) -> Any:
 
 
 def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
-    """Refuse architectures that express a window or chunks only in the mask, which the layout replaces."""
+    """Refuse architectures that describe windows or chunks only in the attention mask, which the layout replaces."""
     config: Any = module.config
     window = getattr(config, "sliding_window", None) and "sliding_window" not in options
     if window or getattr(config, "attention_chunk_size", None):
@@ -75,7 +75,7 @@ def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
 
 
 def _boundaries(mask: Tensor) -> dict[str, Any]:
-    """Arguments of FlashAttention's variable-length kernels."""
+    """Return the arguments of FlashAttention's variable-length kernels."""
     lengths = (mask[0, 0] >= 0).sum(-1)  # [B]
     ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [B + 1]
     longest = mask.shape[-1]
@@ -83,7 +83,7 @@ def _boundaries(mask: Tensor) -> dict[str, Any]:
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """``[1, 1, S, S]`` for a sliding window shorter than the rows; None for plain causal attention."""
+    """Return the mask ``[1, 1, S, S]`` of a sliding window shorter than the rows; None for plain causal attention."""
     if window is None or length <= window:
         return None
     place = torch.arange(length, device=device)

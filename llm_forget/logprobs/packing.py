@@ -1,4 +1,4 @@
-"""Pack the rows of a padded batch end to end: no layer computes padding, or a common prefix twice.
+"""Pack the rows of a padded batch end to end, so that no layer computes padding, or a common prefix twice.
 
 In a causal model the hidden state of a token depends only on the tokens before it. Answers to one question share the
 question, and all rows of a chat template share its start. These tokens go through the model once, and the gradients of
@@ -18,8 +18,8 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
     ``shared`` stores the common prefix of a row and the row above it once.
 
     Returns:
-        ``input_ids`` and ``position_ids`` ``[1, N]`` and the layout as ``attention_mask`` ``[2, 1, B, S]`` (see
-        `layout`), for the N packed tokens; and the packed position of each token of the batch, ``[B, S]``, 0 for
+        Model inputs for the N packed tokens: ``input_ids`` and ``position_ids`` ``[1, N]``, and a `layout` as
+        ``attention_mask`` ``[2, 1, B, S]``. Also the packed place of each token of the batch, ``[B, S]``, 0 for
         padding.
     """
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
@@ -41,7 +41,7 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
 
 
 def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
-    """Both mappings as one integer tensor ``[2, 1, B, S]``; transformers passes on masks of four dimensions.
+    """Return both mappings as one integer tensor ``[2, 1, B, S]``, because transformers passes 4-D masks on unchanged.
 
     The first half holds the packed place of each slot of the padded batch, -1 for padding; the second half, flattened,
     begins with the padded slot of each packed token.
@@ -52,18 +52,18 @@ def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
 
 
 def is_layout(mask: Tensor | None) -> bool:
-    """Whether an attention mask is a `layout`; all others are boolean or floating point."""
+    """Return whether an attention mask is a `layout`; other masks are boolean or floating point."""
     return mask is not None and mask.dim() == 4 and mask.dtype == torch.int64
 
 
 def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
-    """``[1, heads, N, D]`` as ``[B, heads, S, D]``; padding repeats the first token, to which no real token attends."""
+    """Unpack ``[1, heads, N, D]`` to ``[B, heads, S, D]``; no token attends to the padding, copies of token 0."""
     rows = packed[0].transpose(0, 1)  # [N, heads, D]
     places = mask[0, 0].clamp(min=0)  # [B, S]
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
 def repacked(padded: Tensor, mask: Tensor, count: int) -> Tensor:
-    """``[B, S, heads, D]``, as attention returns it, as ``[1, N, heads, D]``."""
+    """Pack the output of attention: ``[B, S, heads, D]`` becomes ``[1, N, heads, D]``."""
     slots = mask[1, 0].flatten()[:count]  # [N]
     return padded.flatten(0, 1).index_select(0, slots)[None]

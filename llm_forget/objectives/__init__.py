@@ -1,4 +1,4 @@
-"""Terms: pure functions of log-probabilities, one file each, file name = term name.
+"""Terms of objectives: pure functions of log-probabilities, each in a file of the same name.
 
 A new file here with one function under ``@objective(...)`` is found without editing anything else. Files that start
 with an underscore are not terms.

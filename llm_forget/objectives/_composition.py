@@ -1,4 +1,4 @@
-"""Weighted terms as one objective: parsing, evaluation, and the model outputs and data that they need."""
+"""Combine weighted terms into an objective, and list the model outputs and data that it needs."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NEEDS = ("hidden_states", "logits")
 class Dual:
     """A weight that is learned: ``lambda <- max(0, lambda + step_size (value - epsilon))`` once per optimiser step.
 
-    The term then enters the loss as ``lambda (value - epsilon)``: the constraint ``value <= epsilon``.
+    The term enters the loss as ``lambda (value - epsilon)``, which enforces the constraint ``value <= epsilon``.
     """
 
     initial: float
@@ -29,13 +29,13 @@ class Dual:
     step_size: float
 
     def step(self, weight: float, value: float) -> float:
-        """The dual variable after a step in which the term's mean was ``value``."""
+        """Return the dual variable after a step in which the term's mean was ``value``."""
         return max(0.0, weight + self.step_size * (value - self.epsilon))
 
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted line of an objective."""
+    """A weighted term of an objective."""
 
     name: str
     split: str
@@ -48,17 +48,17 @@ class Term:
 
     @property
     def key(self) -> str:
-        """Name in logs and in `Objective.values`: ``forget/npo``."""
+        """Name in logs and in `Objective.values`, such as ``forget/npo``."""
         return f"{self.split}/{self.name.rpartition(':')[2]}"
 
     def sources(self, side: str) -> tuple[str, ...]:
-        """Data this term reads on ``side`` (``policy`` or ``reference``): its split, ``alternate``, both or none."""
+        """Return what this term reads on ``side`` (policy or reference): its split, ``alternate``, both or none."""
         names = {"policy": ("policy", "alternate"), "reference": ("reference", "alternate_reference")}[side]
         data = (self.split, "alternate")
         return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
 
     def value(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> Tensor:
-        """Unweighted values, ``[B]`` or ``[B, T]``; 0 at masked positions and in rows without targets."""
+        """Return unweighted values, ``[B]`` or ``[B, T]``; 0 at masked positions and in rows without targets."""
         mask = policy[self.split].mask
         values_by_input = {
             "policy": lambda: policy[self.split],
@@ -77,7 +77,7 @@ class Term:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The YAML line of this term."""
+        """Return the YAML line of this term."""
         weight = self.weight if self.dual is None else {"dual": asdict(self.dual)}
         return {"name": self.name, "weight": weight, **self.arguments}
 
@@ -89,41 +89,41 @@ class Objective:
     terms: tuple[Term, ...]
 
     def splits(self) -> tuple[str, ...]:
-        """Splits that each batch needs, in the order forget, retain, train."""
+        """Return the splits that each batch needs, in the order forget, retain, train."""
         return tuple(split for split in SPLITS if any(term.split == split for term in self.terms))
 
     def needs(self, kind: str, source: str | None = None) -> bool:
-        """Whether a term needs ``kind`` (``logits``, ``hidden_states``) of the policy, on ``source`` or on any."""
+        """Return whether a term needs ``kind`` (see `NEEDS`) of the policy, on the data ``source`` or on any data."""
         return self._needs("policy", kind, source)
 
     def reference_needs(self, kind: str, source: str | None = None) -> bool:
-        """Whether a term needs ``kind`` of the reference, on ``source`` or on any."""
+        """Return whether a term needs ``kind`` of the reference, on the data ``source`` or on any data."""
         return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
-        """Splits (and ``alternate``) for which cached reference log-probabilities suffice."""
+        """Return the splits (and ``alternate``) that need only cached log-probabilities of the reference."""
         return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
 
     def reference_pass_sources(self) -> tuple[str, ...]:
-        """Splits (and ``alternate``) on which the reference runs in every step, for its logits or hidden states."""
+        """Return the splits (and ``alternate``) whose logits or hidden states the reference computes in every step."""
         read_in_steps = {source for term in self.terms if term.needs for source in term.sources("reference")}
         return tuple(source for source in self._sources("reference") if source in read_in_steps)
 
     def needs_reference_logprobs(self) -> bool:
-        """Whether a term needs cached reference log-probabilities."""
+        """Return whether a term needs cached log-probabilities of the reference."""
         return bool(self.reference_sources())
 
     def needs_reference_pass(self) -> bool:
-        """Whether the reference runs in every step."""
+        """Return whether the reference runs in every step."""
         return bool(self.reference_pass_sources())
 
     def needs_alternate(self) -> bool:
-        """Whether each forget row needs a preferred answer."""
+        """Return whether each forget row needs a preferred answer."""
         return "alternate" in self._sources("policy") + self._sources("reference")
 
     @property
     def hidden_layer(self) -> int | str | None:
-        """Decoder layer whose output to keep, from 0; ``"default"`` is a quarter of the depth; None keeps no layer.
+        """Decoder layer, counted from 0, whose output is kept; ``"default"`` is a quarter of the depth, None no layer.
 
         Raises:
             ConfigError: two terms ask for different layers.
@@ -138,7 +138,7 @@ class Objective:
         return "default" if terms_with_hidden else None
 
     def layer_index(self, depth: int) -> int | None:
-        """`hidden_layer` for a model of ``depth`` decoder layers; the default is 7 of 32, as in the RMU paper.
+        """Return the number of `hidden_layer` in a model of ``depth`` layers; the default is 7 of 32, as for RMU.
 
         Raises:
             ConfigError: the model has no such layer.
@@ -152,16 +152,16 @@ class Objective:
         return index
 
     def values(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> dict[str, Tensor]:
-        """Unweighted values of each term, ``[B]`` or ``[B, T]``.
+        """Return the unweighted values of each term, ``[B]`` or ``[B, T]``.
 
         Args:
             policy: log-probabilities of the model in training by split, plus ``alternate`` if needed.
-            reference: the same of the model before training, for the sources that the terms name.
+            reference: log-probabilities of the model before training, for the data on which the terms need it.
         """
         return {term.key: term.value(policy, reference) for term in self.terms}
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """The YAML form, which `build_objective` turns into an equal objective."""
+        """Return the YAML form, which `build_objective` turns into an equal objective."""
         return {split: [term.to_dict() for term in self.terms if term.split == split] for split in self.splits()}
 
     def _needs(self, side: str, kind: str, source: str | None) -> bool:
@@ -174,10 +174,10 @@ class Objective:
 
 
 def compose(form: dict[str, Any]) -> Objective:
-    """An objective from its YAML form, e.g. ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
+    """Build an objective from its YAML form, e.g. ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
 
     Raises:
-        ConfigError: a split, term, weight or hyper-parameter that is not allowed; the message names it.
+        ConfigError: a split, term, weight or hyper-parameter is not allowed; the message names it.
     """
     if not isinstance(form, dict):
         raise ConfigError("objective must map splits to terms, as in {forget: {name: ga}}")

@@ -7,16 +7,16 @@ from llm_forget.logprobs.logprobs import Logprobs
 
 
 def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
-    """``logits`` or ``hidden`` at the N target positions, ``[N, V]`` or ``[N, H]``, float32.
+    """Return ``logits`` or ``hidden`` at the N target positions, ``[N, V]`` or ``[N, H]``, float32.
 
     Raises:
-        ConfigError: the forward pass did not keep them.
+        ConfigError: the forward pass did not keep this tensor.
     """
     tensor: Tensor | None = getattr(logprobs, kind)
     if tensor is None:
         need = {"hidden": "hidden_states"}.get(kind, kind)
         raise ConfigError(f"these log-probabilities have no {kind}; declare needs={{'{need}'}} on the objective")
-    places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; by number, since a mask's backward pass is slow
+    places = logprobs.mask.flatten().nonzero().squeeze(-1)  # [N]; indexing by a mask has a slow backward pass
     return tensor.flatten(0, 1).index_select(0, places).float()
 
 
@@ -26,15 +26,15 @@ def back(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_values(logprobs: Logprobs) -> Tensor:
-    """Log-probabilities of the gold tokens, 0 (not NaN) where masked: ``[B, T]``, nats."""
+    """Return the log-probabilities of the gold tokens, 0 (not NaN) where masked: ``[B, T]``, nats."""
     return logprobs.values.masked_fill(~logprobs.mask, 0.0)
 
 
 def sequence_sums(logprobs: Logprobs) -> Tensor:
-    """Log-probability of each whole target sequence: ``[B]``, nats."""
+    """Return the log-probability of each whole target sequence: ``[B]``, nats."""
     return token_values(logprobs).sum(-1)  # [B]
 
 
 def filled_rows(logprobs: Logprobs, values: Tensor) -> Tensor:
-    """``values`` ``[B]`` with 0 for rows that have no target (padding rows of the last batch)."""
+    """Return ``values`` ``[B]`` with 0 for rows that have no target (padding rows of the last batch)."""
     return values.masked_fill(~logprobs.mask.any(-1), 0.0)

@@ -1,8 +1,8 @@
-"""Combine the gradients of the forget terms and of the retain terms. Pure functions on lists of tensors.
+"""Combine the gradients of the forget terms and of the retain terms, in pure functions on lists of tensors.
 
-A rule takes the two gradients as lists with one tensor per parameter, already weighted, averaged over the whole
-optimiser step and reduced over ranks, and returns the gradient to descend. Norms and angles treat the whole list as one
-vector, in float32.
+A gradient is a list with one tensor per parameter. A rule takes the two gradients, already weighted, averaged over the
+whole optimiser step and reduced over ranks, and returns the gradient to descend. Norms and angles treat the whole list
+as one vector, in float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ rule = RULES.register
 
 @rule()
 def sum(forget: Gradient, retain: Gradient) -> Gradient:
-    """Add the two gradients: the gradient of the summed loss."""
+    """Add the two gradients, which gives the gradient of the summed loss."""
     return [f + r for f, r in zip(forget, retain, strict=True)]
 
 
@@ -43,8 +43,8 @@ def gru(
 ) -> tuple[Gradient, Gradient]:
     """Drop the part of the forget gradient that opposes a running average of the retain gradient, and descend the rest.
 
-    The retain gradient is a constraint, never descended. ``average`` is this function's state, None before the first
-    step; it becomes ``gamma retain + (1 - gamma) average`` and, like any positive multiple, acts by its direction only.
+    The retain gradient is only a constraint, and is never descended. ``average`` is the state, None before the first
+    step; it becomes ``gamma retain + (1 - gamma) average``. Only its direction matters, not its length.
 
     Returns:
         The gradient and the new average. ``gamma = 1`` uses only the current retain gradient.
@@ -57,7 +57,7 @@ def gru(
 
 @rule(paper="arXiv:2604.14808")
 def sago(forget: Gradient, retain: Gradient) -> Gradient:
-    """Per coordinate: the retain gradient where signs oppose, the forget gradient elsewhere (also where one is 0).
+    """Take, in each coordinate, the retain gradient if the signs oppose, else the forget gradient (also if one is 0).
 
     The inner product with the retain gradient is never negative.
     """
@@ -71,7 +71,7 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply the rule ``name`` (of `RULES`, or ``module:function``); ``state`` is the one that the last step returned.
+    """Apply the rule ``name`` (of `RULES`, or ``module:function``); ``state`` is what the last step returned.
 
     Returns:
         The gradient to descend, and the state for the next step (None for rules without one).
@@ -88,20 +88,20 @@ def combine(
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Inner product of two gradients as whole vectors, scalar, float32."""
+    """Return the inner product of two gradients as whole vectors, scalar, float32."""
     products = [(a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)]
     return torch.stack([p.to(products[0].device) for p in products]).sum()
 
 
 def without_conflict(gradient: Gradient, guard: Gradient) -> Gradient:
-    """``gradient`` minus its component along ``guard`` where their inner product is negative; else unchanged."""
+    """Return ``gradient`` minus its component along ``guard`` if their inner product is negative, else unchanged."""
     inner = dot(gradient, guard)
     scale = inner.clamp(max=0) / dot(guard, guard).clamp(min=torch.finfo(torch.float32).tiny)
     return [g - (scale.to(h.device) * h).to(g.dtype) for g, h in zip(gradient, guard, strict=True)]
 
 
 def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
-    """SAM's step to the worst point nearby: ``rho g / |g|``, zeros for a zero gradient (arXiv:2502.05374).
+    """Return SAM's step to the highest loss nearby: ``rho g / |g|``, zeros for a zero gradient (arXiv:2502.05374).
 
     For unlearning, g is the gradient of the forget terms, and only they are evaluated again at the perturbed weights.
     """

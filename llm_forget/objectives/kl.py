@@ -1,4 +1,4 @@
-"""Stay with the reference: forward KL over the vocabulary."""
+"""Forward KL over the vocabulary, which keeps the policy close to the reference."""
 
 from torch import Tensor
 

@@ -27,16 +27,16 @@ class Method:
 def build_objective(
     method: str | None = None, method_args: dict[str, Any] | None = None, objective: dict[str, Any] | None = None
 ) -> Objective:
-    """An objective from a method's name and overrides, or from its composition.
+    """Build an objective from a method's name and overrides, or from its terms.
 
     Args:
         method: one of `METHODS`.
-        method_args: hyper-parameters of the method's terms (``beta``; ``retain.beta`` where two terms have one),
-            ``forget_weight``, ``retain_weight``, and of a dual weight ``initial``, ``epsilon``, ``step_size``.
+        method_args: hyper-parameters of the method's terms (``beta``; ``retain.beta`` if two terms have one),
+            ``forget_weight``, ``retain_weight``, and ``initial``, ``epsilon``, ``step_size`` of a dual weight.
         objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``; names may be ``module:function``.
 
     Raises:
-        ConfigError: neither or both are given, or a name or value is not allowed.
+        ConfigError: method and objective are both given or both missing, or a name or value is not allowed.
     """
     if (method is None) == (objective is None):
         raise ConfigError("give either a method or an objective, not both and not neither")
@@ -59,7 +59,7 @@ def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, val
     if key not in slots:
         raise ConfigError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")
     targets = slots[key]
-    if len(targets) > 1 and key != "layer":  # two layers would be refused anyway
+    if len(targets) > 1 and key != "layer":  # all terms must use the same layer
         options = " or ".join(sorted(name for name in slots if name.endswith(f".{key}")))
         raise ConfigError(f"parameter '{key}' of method '{method}' is ambiguous; write {options}")
     for target in targets:
@@ -67,7 +67,7 @@ def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, val
 
 
 def _slots(lines: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Names that ``method_args`` may use, each with the dictionaries it would be written to."""
+    """Return the names that ``method_args`` may use, each with the dictionaries that it changes."""
     slots: dict[str, list[dict[str, Any]]] = {}
     for split, terms in lines.items():
         for line in terms:

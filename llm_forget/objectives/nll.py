@@ -1,4 +1,4 @@
-"""Negative log-likelihood: the retain term, and what fine-tuning and retraining minimise."""
+"""Negative log-likelihood: the retain term, and the loss of fine-tuning and retraining."""
 
 from torch import Tensor
 

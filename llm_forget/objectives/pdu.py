@@ -1,4 +1,4 @@
-"""PDU's forget term: flatten the logits; the retain term is its constraint."""
+"""Forget term of PDU, which flattens the logits; the retain term of PDU is a constraint."""
 
 from torch import Tensor
 

@@ -26,7 +26,7 @@ def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None,
 
 
 def direction(size: int, seed: int) -> Tensor:
-    """Random unit vector ``[H]``, float32: uniform numbers in [0, 1), normalised, as in the paper's code."""
+    """Return a random unit vector ``[H]``, float32: uniform numbers in [0, 1), normalised, as in the paper's code."""
     generator = torch.Generator().manual_seed(seed)
     vector = torch.rand(size, generator=generator)  # [H]
     return vector / vector.norm()

@@ -1,4 +1,4 @@
-"""Weighted gradient ascent: tokens the policy no longer knows stop being pushed."""
+"""Weighted gradient ascent: tokens that the policy no longer knows get almost no gradient."""
 
 from torch import Tensor
 

@@ -1,7 +1,7 @@
-"""The attacks, found by name: a file that registers a function with `attack_kind` is all that a new one needs.
+"""The attacks, found by name. To add one, add a file here that registers a function with `attack_kind`.
 
-The function takes an `AttackContext` and its parameters, and returns the attacked lines by role. Its libraries are
-imported when it runs, because the command line lists the names without loading any.
+The function takes an `AttackContext` and its parameters, and returns the attacked lines by role. It imports libraries
+only when it runs, because the command line lists the names of attacks without loading any library.
 """
 
 import importlib

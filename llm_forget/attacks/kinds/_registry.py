@@ -6,8 +6,8 @@ from typing import Any
 
 from llm_forget.core.registry import Entry, Registry
 
-# From the recipe keys of the run and the arguments of the attack to the forget rows to measure (None: all) and the
-# number of rows left out. It runs before any measurement, so it also refuses invalid arguments.
+# Takes the recipe keys of the run and the arguments of the attack; returns the forget rows to measure (None: all) and
+# the number of rows left out. It runs before any measurement, so it also refuses invalid arguments.
 Prepare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[list[dict[str, Any]] | None, int]]
 
 
@@ -17,11 +17,11 @@ def _all_rows(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[
 
 @dataclass(frozen=True)
 class AttackKind(Entry):
-    """An attack, and what `attack` and certificates need to know of it."""
+    """An attack, with the properties that `attack` and certificates read."""
 
     suite: str = ""  # the suite that it measures; empty: any
     prepare: Prepare = _all_rows
-    recovers_rows: bool = True  # it tries to bring rows back; otherwise it only tells which rows were forgotten
+    recovers_rows: bool = True  # it tries to recover rows; if False, it only finds out which rows were forgotten
 
 
 KINDS = Registry("attack", AttackKind)

@@ -51,5 +51,5 @@ def template(
 
 
 def _line(context: AttackContext, line: str, plain: str) -> dict[str, Lines]:
-    """The line of the suite that measures the attack, under the name of the one that it is compared with."""
+    """Return by role the line that measures the attack, under the name of the line that it is compared with."""
     return {role: {plain: context.plain[role][line]} for role in context.models}

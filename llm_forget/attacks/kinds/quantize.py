@@ -21,7 +21,7 @@ BITS: dict[str, dict[str, Any]] = {
 
 
 def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Refuse an unknown value of ``bits``; all rows are measured."""
+    """Refuse an unknown value of ``bits``, and request that all rows are measured."""
     if arguments["bits"] not in BITS:
         raise EvaluationError(f"bits is '{arguments['bits']}'; allowed: {', '.join(BITS)}")
     return None, 0

@@ -1,4 +1,4 @@
-"""Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the others."""
+"""Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the other forget rows."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def split_forget_rows(
 ) -> tuple[Any, list[dict[str, Any]] | None]:
     """Split the forget rows into training rows and measured rows.
 
-    Any model relearns the rows it is trained on; knowledge left in the weights shows in the other rows.
+    Any model relearns its training rows, so only the other rows show what knowledge is left in the weights.
 
     Args:
         share: share of the forget rows to train on; at least one row.
-        on: ``forget``, or a split or source of other rows to train on instead, all of them.
+        on: ``forget``, or a split or source of other rows; the model is then trained on all of these.
 
     Returns:
         Two sources in the form of a recipe; the second is None if no forget row is trained on.
@@ -118,12 +118,12 @@ def split_forget_rows(
 
 
 def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
-    """Number of ids in sources that are restricted to ids."""
+    """Return the number of ids in sources that are restricted to ids."""
     return sum(len(source["ids"]) for source in sources)
 
 
 def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
-    """The source of a split of the run, or ``on`` itself if it is a source; refuse any other word."""
+    """Return the source of a split of the run, or ``on`` itself if it is a source; refuse any other word."""
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
     sources = {name: source for name, source in splits.items() if source is not None}
     if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():

@@ -1,4 +1,4 @@
-"""Every JSON file that this package writes, as a typed record with a format number, read and written in one place.
+"""Typed records for all JSON files of this package, and the functions that read and write them.
 
 A record class says who writes the file, what each key means and in which unit. Most files have no key ``format``: they
 are in format 1, and a later format will add the key. `schemas.schema` gives the JSON Schema of a class.

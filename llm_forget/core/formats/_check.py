@@ -1,4 +1,4 @@
-"""JSON values compared with a record class; the first difference as one sentence that names file and key."""
+"""Check a JSON value against a record class; an error names the file and the first key that is wrong."""
 
 import functools
 import re
@@ -26,15 +26,15 @@ MISSING, UNKNOWN = "Object missing required field", "Object contains unknown fie
 def checked(
     content: Any, kind: type[R], where: str | Path, *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> R:
-    """The record that a JSON value holds.
+    """Turn a JSON value into a record.
 
     Args:
-        where: what an error calls the file.
-        advice: the end of an error: what to do, such as "merge again", or the possible cause.
+        where: the name of the file in an error.
+        advice: the end of the error message: what to do, such as "merge again", or the possible cause.
         error: class of the error; default: the record's ``ERROR``.
 
     Raises:
-        LlmForgetError: another format number, a key that is missing, or a value of another type; names the first.
+        LlmForgetError: another format number, a missing key or a value of another type; the message names the first.
     """
     error = error or kind.ERROR
     if kind.ROOT is not None:
@@ -49,14 +49,14 @@ def checked(
 
 
 def _other_format(number: Any, kind: type[Record]) -> str | None:
-    """What is wrong with a format number; None where this version reads it."""
+    """Describe what is wrong with a format number; None if this version reads it."""
     if type(number) is not int:
         return _sentence(_Fault([_Step("format")], _reason(number, int), int), kind)
     return None if number == kind.FORMAT else f" has format {number}, and this version reads format {kind.FORMAT}"
 
 
 class _Step(NamedTuple):
-    """A step from an object or list to a value in it."""
+    """One step of the path to a value: a key of an object, or a place in a list."""
 
     key: str | int
     name_of_thing: bool = False  # a key of a mapping, which may be the id of a row
@@ -64,12 +64,12 @@ class _Step(NamedTuple):
 
 class _Fault(NamedTuple):
     path: list[_Step]
-    reason: str  # as msgspec says it, without the path
+    reason: str  # the message of msgspec, without the path
     kind: Any  # the type of the value that is wrong
 
 
 def _reason(value: Any, kind: Any) -> str:
-    """Why msgspec refuses a value; empty where it does not."""
+    """Return why msgspec refuses a value; empty if it accepts the value."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -78,7 +78,7 @@ def _reason(value: Any, kind: Any) -> str:
 
 
 def _first_fault(value: Any, kind: Any) -> _Fault:
-    """The first value that is refused, at its innermost place; msgspec alone does not name keys of mappings."""
+    """Return the innermost value that is wrong, with its path; msgspec alone does not name keys of mappings."""
     for step, part, part_kind in _parts(value, kind):
         if _reason(part, part_kind):
             inner = _first_fault(part, part_kind)
@@ -87,7 +87,7 @@ def _first_fault(value: Any, kind: Any) -> _Fault:
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
-    """The values inside an object or a list, each with the type that it must have."""
+    """Yield the values inside an object or a list, each with its step and the type that it must have."""
     for option in _options(kind):
         origin, arguments = get_origin(option), get_args(option)
         if isinstance(value, dict) and origin is dict:
@@ -105,12 +105,12 @@ def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
 
 @functools.cache
 def _types(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Types of the fields of a class, with their annotations."""
+    """Return the types of the fields of a class, with their annotations."""
     return get_type_hints(kind, include_extras=True)
 
 
 def _options(kind: Any) -> Iterator[Any]:
-    """The types of a union, without their annotations."""
+    """Yield the types of a union, without their annotations."""
     if get_origin(kind) is Annotated:
         yield from _options(get_args(kind)[0])
     elif get_origin(kind) in (Union, types.UnionType):
@@ -121,7 +121,7 @@ def _options(kind: Any) -> Iterator[Any]:
 
 
 def _sentence(fault: _Fault, kind: type[Record]) -> str:
-    """What follows the name of the file in an error."""
+    """Describe a fault, in words that follow the name of the file."""
     path = fault.path[1:] if kind.ROOT is not None else fault.path
     if fault.reason.startswith(MISSING):
         lacking = _Step(fault.reason.removeprefix(MISSING).strip(" `"))
@@ -134,7 +134,7 @@ def _sentence(fault: _Fault, kind: type[Record]) -> str:
 
 
 def _requirement(fault: _Fault) -> str:
-    """``a string, not a number``."""
+    """Describe the required type and the actual one, such as ``a string, not a number``."""
     values = [value for option in _options(fault.kind) if get_origin(option) is Literal for value in get_args(option)]
     if values and fault.reason.startswith("Invalid enum value"):
         return f"one of {', '.join(map(repr, values))}"
@@ -148,7 +148,7 @@ def _requirement(fault: _Fault) -> str:
 
 
 def _shown(path: list[_Step], kind: type[Record]) -> str:
-    """``suites.demo.metrics.forget_rouge.ci[1]``; ``*`` for a key that may be the id of a row."""
+    """Write a path as ``suites.demo.metrics.forget_rouge.ci[1]``, with ``*`` for a key that may be the id of a row."""
     text = ""
     for step in path:
         if isinstance(step.key, int):

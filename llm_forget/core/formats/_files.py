@@ -1,4 +1,4 @@
-"""The one place where files of this package are read and written."""
+"""Read and write the JSON files of this package."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +17,11 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
-    """The record in a file; ``advice`` and ``error`` as in `checked`.
+    """Return the record in a file; ``advice`` and ``error`` are those of `checked`.
 
     Raises:
-        LlmForgetError: no JSON, another format number, or a key missing or of another type; names file and key.
-        FileNotFoundError: there is no such file.
+        LlmForgetError: the file is not JSON, or not a record of ``kind``; the message names the file and the key.
+        FileNotFoundError: the file does not exist.
     """
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
@@ -29,7 +29,7 @@ def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForg
 def read_content(
     path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> Any:
-    """The JSON value in a file, checked as by `read`; it includes keys that the record class does not name.
+    """Return the JSON value in a file, checked as by `read`, with keys that the record class does not name.
 
     Raises:
         LlmForgetError, FileNotFoundError: see `read`.
@@ -40,7 +40,7 @@ def read_content(
 
 
 def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
-    """The same as `read_content`; None if the file is missing or in another format; make it again.
+    """Return what `read_content` returns, or None if the file is missing or in another format.
 
     Raises:
         LlmForgetError: see `read`.
@@ -55,7 +55,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """The record in a file that another process may be writing; None where the file is missing or not valid."""
+    """Return the record in a file that another process may be writing; None if the file is missing or not valid."""
     try:
         return read(path, kind)
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 
 
 def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Iterator[Any]:
-    """The JSON values in lines that are whole and what ``kind`` says; a killed process leaves a part of a line."""
+    """Yield the JSON values of valid lines; skip others, such as the part of a line that a killed process leaves."""
     for line in lines:
         try:
             content = json.loads(line)
@@ -77,12 +77,12 @@ def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Ite
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a record, or a JSON value of class ``kind``; ``private``: only the owner can read the file.
+    """Write a record, or a JSON value of class ``kind``; if ``private``, only the owner can read the file.
 
     Readers see the old or the new content, which is on disk when this returns.
 
     Raises:
-        LlmForgetError: the content is not what ``kind`` says; nothing is written.
+        LlmForgetError: the content does not fit ``kind``; nothing is written.
     """
     if kind is None:
         assert isinstance(content, Record)
@@ -93,7 +93,7 @@ def write(
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:
-    """Change the values of these keys of a file; all other keys stay, also those of other programs.
+    """Change these keys of a file; all other keys stay, also those that other programs added.
 
     Raises:
         LlmForgetError, FileNotFoundError: see `read` and `write`.
@@ -103,12 +103,12 @@ def update(path: Path, kind: type[R], **changes: Any) -> R:
 
 
 def encoded(content: Any) -> str:
-    """The text of the file of a record or JSON value: indented, keys in their order, no NaN."""
+    """Return the file text of a record or JSON value: indented, keys in their order, no NaN."""
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def plain(content: Any) -> Any:
-    """The JSON value of a record; any other value is returned unchanged."""
+    """Return the JSON value of a record, and any other value unchanged."""
     if not isinstance(content, Record):
         return content
     value = msgspec.to_builtins(content)

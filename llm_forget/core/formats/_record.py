@@ -26,19 +26,19 @@ Share = Annotated[float, msgspec.Meta(description="share of the whole, 1 is all"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Content of one file; `record` registers its class. Other keys are allowed, and kept by `update`."""
+    """Content of a file. The file may have other keys, which `update` keeps; `record` registers the class."""
 
     FILE: ClassVar[str]  # name of the file
-    FORMAT: ClassVar[int] = 1  # that this version writes, under "format"; a file without that key is in format 1
-    ERROR: ClassVar[type[LlmForgetError]] = RunError  # that a file is refused with
-    ROOT: ClassVar[str | None] = None  # the one field that is the whole file, where its keys are names of things
+    FORMAT: ClassVar[int] = 1  # written under "format"; a file without that key is in format 1
+    ERROR: ClassVar[type[LlmForgetError]] = RunError  # raised for a file that is refused
+    ROOT: ClassVar[str | None] = None  # field that is the whole file, if the keys of the file are names of things
     MAX_BYTES: ClassVar[int] = 64 << 20  # a longer file is refused
     STRICT: ClassVar[bool] = True  # refuse JSON with two meanings; slow for millions of rows
     NAMES_ROWS: ClassVar[bool] = False  # keys of its mappings may be ids of rows, which no error may show
 
 
 def record(file: str, **settings: Any) -> Callable[[type[R]], type[R]]:
-    """Register a class as the record of a file; ``settings`` are those of `Record`, in lower case."""
+    """Return a decorator that registers the record class of a file; ``settings`` are those of `Record`, lower-case."""
 
     def register(kind: type[R]) -> type[R]:
         for name, value in {"file": file, **settings}.items():

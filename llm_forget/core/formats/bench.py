@@ -1,4 +1,4 @@
-"""What `bench` measured."""
+"""The file that `bench` writes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from llm_forget.core.formats.run import Environment
 
 
 class Spread(Part, frozen=True):
-    """Median, least and largest of the values of all rounds."""
+    """Median, smallest and largest value of all rounds."""
 
     median: float
     min: float
@@ -19,7 +19,7 @@ class Spread(Part, frozen=True):
 
 
 class BenchedModel(Part, frozen=True):
-    """The model that the steps were made with; sizes are numbers of weights."""
+    """The model whose training steps were measured; sizes are numbers of weights."""
 
     name: str
     architecture: str
@@ -38,7 +38,7 @@ class BenchedModel(Part, frozen=True):
 
 
 class Ceiling(Part, frozen=True):
-    """What matrix products alone reach on the machine."""
+    """Speed that the machine reaches in matrix products alone."""
 
     shapes: list[list[Count]]  # tokens, inner, outer
     flop_per_second: Spread
@@ -60,7 +60,7 @@ class Variant(Part, frozen=True):
 
 
 class Retraining(Part, frozen=True):
-    """Training an adapter from the start without the forget rows."""
+    """Estimated cost of training an adapter from the start without the forget rows."""
 
     steps: Count
     seconds_of_a_step: Seconds
@@ -68,14 +68,14 @@ class Retraining(Part, frozen=True):
 
 
 class Unlearning(Retraining, frozen=True):
-    """A whole run of one objective."""
+    """Estimated cost of a whole run of one objective."""
 
     seconds_of_the_reference_pass: Seconds
     of_retraining: Share
 
 
 class RunCost(Part, frozen=True):
-    """Times of whole runs, from those of single steps."""
+    """Times of whole runs, estimated from those of single steps."""
 
     epochs: float
     rows: dict[str, Count]

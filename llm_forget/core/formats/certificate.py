@@ -1,4 +1,4 @@
-"""The certificate of a closed deletion request, and the facts that it is made from."""
+"""The certificate of a closed deletion request, and the file of facts from which it is made."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ REQUEST_ID = r"^req-[0-9]{4,12}(?!\n)$"  # Python's $ alone allows a newline at 
 
 
 class Exactness(Part, frozen=True):
-    """Class of a deletion, and what it means."""
+    """How exact a deletion is: a class, and what the class means."""
 
     name: str = field(name="class")
     why: str
@@ -28,7 +28,7 @@ class ModelBefore(Part, frozen=True):
 
 
 class ModelAfter(Part, frozen=True):
-    """The model that is certified, or the run that it was merged from."""
+    """The certified model, or a run from which it was merged."""
 
     name: str
     digest: Digest
@@ -41,19 +41,19 @@ class Artefacts(Part, frozen=True):
 
     before: ModelBefore
     after: ModelAfter
-    run: ModelAfter | UnsetType = UNSET  # where the model after was merged
-    merged: dict[str, Any] | UnsetType = UNSET  # how
+    run: ModelAfter | UnsetType = UNSET  # the run from which the model after was merged
+    merged: dict[str, Any] | UnsetType = UNSET  # how the model after was merged
 
 
 class DataDigest(Part, frozen=True):
-    """Rows of a split."""
+    """Number and digest of the rows of a split."""
 
     rows: Count
     digest: str  # keyed by the token of the request
 
 
 class Method(Part, frozen=True):
-    """How the model after was made."""
+    """How the model after a deletion was made."""
 
     name: str
     objective: Any
@@ -67,7 +67,7 @@ class Method(Part, frozen=True):
 
 
 class CertifiedLine(Summary, frozen=True, kw_only=True):
-    """A line of a suite for the unlearned model, with the other two."""
+    """A line of a suite for the unlearned model, the model before and the oracle."""
 
     metric: str | UnsetType = UNSET
     goal: str | UnsetType = UNSET
@@ -106,7 +106,7 @@ class CertifiedRule(Part, frozen=True):
 
 
 class CertifiedAttack(Part, frozen=True):
-    """What an attack brought back beyond the oracle's."""
+    """What an attack recovered from the unlearned model beyond what it recovered from the oracle."""
 
     kind: str
     suite: str
@@ -115,7 +115,7 @@ class CertifiedAttack(Part, frozen=True):
 
 
 class CertifiedVerification(Part, frozen=True):
-    """The policy and what it was applied to."""
+    """The answer of a policy, and the models and numbers that it was applied to."""
 
     policy: str
     answer: Outcome
@@ -128,7 +128,7 @@ class CertifiedVerification(Part, frozen=True):
 
 @record("facts.json", error=EvidenceError)
 class CertificateFacts(CertifiedVerification, Record, frozen=True):
-    """What a request was closed with; the ledger holds the digest of this file."""
+    """Facts that were recorded when a request was closed; the ledger holds the digest of this file."""
 
     run: str
     weights: Digest
@@ -147,7 +147,7 @@ class EventReference(Part, frozen=True):
 
 
 class LedgerState(Part, frozen=True):
-    """Where in the ledger a certificate stands."""
+    """The event that closed the request, and the last event of the ledger when the certificate was issued."""
 
     closed: EventReference
     head: EventReference
@@ -171,7 +171,7 @@ class ProtectedRows(Part, frozen=True):
 
 
 class CertifiedRequest(Part, frozen=True):
-    """The request as the ledger knows it."""
+    """The request as the ledger records it."""
 
     id: Annotated[str, Meta(pattern=REQUEST_ID)]
     category: str
@@ -209,7 +209,7 @@ class CertificateBody(Part, frozen=True, forbid_unknown_fields=True):
 
 @record("certificate.json", error=EvidenceError, max_bytes=8 << 20)
 class Certificate(Record, frozen=True, forbid_unknown_fields=True):
-    """Signed claims about a closed request, in canonical JSON. ``body`` has the number of the format: ``version``."""
+    """Signed claims about a closed request, in canonical JSON. The format number is ``version`` in ``body``."""
 
     body: CertificateBody
     signature: str  # base64

@@ -13,7 +13,7 @@ from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, 
 
 @record("version.json", error=EvidenceError)
 class Version(Record, frozen=True):
-    """What a version is; the ledger holds the digest of this file, and the id of the version is made from it."""
+    """Description of a version, whose id is made from ``weights``. The ledger holds the digest of this file."""
 
     format: int
     kind: str  # finetune, unlearn, merge, adopt, combine
@@ -27,7 +27,7 @@ class Version(Record, frozen=True):
 
 @record("current.json", error=EvidenceError)
 class CurrentVersion(Record, frozen=True):
-    """Which version is in use, and the event of the ledger that says so."""
+    """The version in use, and the event of the ledger that records this."""
 
     id: str
     weights: Digest
@@ -37,7 +37,7 @@ class CurrentVersion(Record, frozen=True):
 
 @record(".compared.json", error=EvidenceError, max_bytes=1 << 20, root="files")
 class ComparedFiles(Record, frozen=True):
-    """Large files of versions when their digests were last compared.
+    """State of the large files of versions when their digests were last compared.
 
     By path: digest, size in bytes, inode, and the times of the last change of content and of metadata in nanoseconds.
     """
@@ -46,7 +46,7 @@ class ComparedFiles(Record, frozen=True):
 
 
 class SearchedData(Part, frozen=True):
-    """The rows that a request was resolved in."""
+    """The data in which the rows of a request were searched."""
 
     digest: Digest
     rows: Count
@@ -66,7 +66,7 @@ class RowCounts(Part, frozen=True):
 
 
 class RequestStep(Part, frozen=True):
-    """A step of a request, and the event of the ledger that notes it."""
+    """A step of a request, and the event of the ledger that records it."""
 
     state: str
     time: Time
@@ -102,7 +102,7 @@ class DeletionRequest(Record, frozen=True):
 
 
 class NearDuplicate(Part, frozen=True):
-    """A row that resembles a row that was asked for."""
+    """A row that resembles a requested row."""
 
     id: str
     of: str
@@ -117,7 +117,7 @@ class RequestedRows(Record, frozen=True):
     source: Any  # the data, as a recipe names them
     how: dict[str, str]  # id of a matched row: exact, normalised or same text
     subjects: dict[str, str]
-    said: dict[str, Digest]  # id: of what the row says
+    said: dict[str, Digest]  # id: digest of the text of the row
     near: list[NearDuplicate]
     taken: list[str] | None  # near-duplicates to forget; null: undecided
     decision: Count
@@ -126,7 +126,7 @@ class RequestedRows(Record, frozen=True):
 
 @record("anchor.json", error=EvidenceError, max_bytes=1 << 20)
 class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
-    """Number and digest of the last event of the ledger, signed, so that a cut end is seen."""
+    """Signed number and digest of the last event of the ledger; they show whether later events were removed."""
 
     purpose: str
     format: int

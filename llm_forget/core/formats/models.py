@@ -1,4 +1,4 @@
-"""Files beside weights: of an adapter, and of models that `merge` and `export` wrote."""
+"""Files that lie beside the weights of an adapter, or of a model that `merge` or `export` wrote."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ class Tensor(Part, frozen=True):
 
 
 class Adapter(Part, frozen=True):
-    """An adapter below the one that was trained."""
+    """A frozen adapter in the model on which the adapter of the manifest was trained."""
 
     name: str
     digest: str | None  # null where the weights are sharded
@@ -26,24 +26,24 @@ class Adapter(Part, frozen=True):
 
 @record("effect.json", error=ModelError, max_bytes=16 << 20)
 class Effect(Record, frozen=True):
-    """What an adapter does to the logits of fixed prompts; a part of its manifest.
+    """How an adapter changes the logits of fixed prompts.
 
-    A file of its own where training could not measure it: the first load of the adapter writes it.
-    All numbers are null where the logits are not finite.
+    It is a part of the adapter's manifest. If training could not measure it, the first load of the adapter writes it
+    into a separate file. All numbers are null if the logits are not finite.
     """
 
-    prompts: Digest  # of their token ids
+    prompts: Digest  # digest of their token ids
     max_abs: Logits | None
     mean_kl: Nats | None
     largest_logit: float | None
     samples: list[Logits] | None
-    dtype: str  # that the model computed in
+    dtype: str  # in which the model computed
     quantization: dict[str, Any] | None  # of the base
 
 
 @record("manifest.json", error=ModelError, max_bytes=16 << 20)
 class Manifest(Record, frozen=True):
-    """Digests of an adapter's files and tensors, of its base, and how to load it; written with the adapter."""
+    """Digests of the files, tensors and base of an adapter, and how to load it; written with the adapter."""
 
     files: dict[str, Digest]
     tensors: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Manifest(Record, frozen=True):
     quantization: dict[str, Any] | UnsetType | None = UNSET  # of the base, as load_in_4bit
     load: dict[str, Any] | UnsetType = UNSET  # arguments of PEFT, and the dtype of the base
     effect: Effect | UnsetType | None = UNSET  # null in checkpoints, and where weights were sharded
-    adopted: dict[str, Digest] | UnsetType = UNSET  # files of an adapter from elsewhere as it was found
+    adopted: dict[str, Digest] | UnsetType = UNSET  # files of an adopted adapter before it was adopted
 
 
 class Difference(Part, frozen=True):
@@ -64,11 +64,11 @@ class Difference(Part, frozen=True):
 
 @record("merge.json", error=ModelError, max_bytes=16 << 20)
 class MergeReport(Record, frozen=True):
-    """What a merged model or combined adapter was made of, and how far it is from that; written by `merge`."""
+    """The sources of a merged model or combined adapter, and how far its logits are from theirs; written by `merge`."""
 
     combination: str  # stack, sum, cat, svd, ...
     files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
-    sources: Annotated[list[Source], Meta(min_length=1)] | UnsetType = UNSET  # unset where adapters are not of runs
+    sources: Annotated[list[Source], Meta(min_length=1)] | UnsetType = UNSET  # unset if adapters are not from runs
     beneath: Target | UnsetType = UNSET
     base_precision: str | UnsetType = UNSET  # trained, original, as loaded; a combined adapter has none
     base: str | UnsetType | None = UNSET  # name of the target
@@ -80,7 +80,7 @@ class MergeReport(Record, frozen=True):
     tolerance: Logits | UnsetType = UNSET
     mean_kl: Nats | UnsetType = UNSET
     mean_kl_of_adapter: Nats | UnsetType = UNSET  # between the adapters and the target
-    as_trained: Difference | UnsetType | None = UNSET  # from the adapters on their quantised base
+    as_trained: Difference | UnsetType | None = UNSET  # between the result and the adapters on their quantised base
     rank: Count | UnsetType | None = UNSET
     density: Share | UnsetType | None = UNSET
     majority: str | UnsetType | None = UNSET
@@ -98,12 +98,12 @@ class ExportedModel(Part, frozen=True):
 
 @record("export.json", error=ModelError, max_bytes=16 << 20)
 class ExportReport(Record, frozen=True):
-    """How far an exported model is from the one that it was made from; written by `export`."""
+    """How far the logits of an exported model are from those before the export; written by `export`."""
 
     form: str  # int8, nf4, gguf-q8_0, ...
     of: ExportedModel
-    merge: dict[str, Any] | None  # keys of merge.json, where the model was merged
-    file: str | None  # of one GGUF file
+    merge: dict[str, Any] | None  # keys of merge.json, if the model was merged
+    file: str | None  # name, if the export is one GGUF file
     digest: Digest  # of the weights that were written
     n_probe_tokens: Count
     max_abs_logit_difference: Logits

@@ -1,4 +1,4 @@
-"""Files that only exist to be published, and what people state for the model card."""
+"""Files that exist only in a publication, and the file of statements for the model card."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from llm_forget.core.formats._record import Digest, Record, record
 
 @record("published.json", error=PublishError, max_bytes=1 << 22)
 class PublishedFiles(Record, frozen=True):
-    """Every other file of a publication with its digest, written by `push`."""
+    """Digests of all other files of a publication, written by `push`."""
 
     files: dict[str, Digest]
     format: int | UnsetType = UNSET
@@ -27,7 +27,7 @@ class PublicationSignature(Record, frozen=True):
 
 @record("card.json", error=PublishError)
 class CardStatements(Record, frozen=True, forbid_unknown_fields=True):
-    """Facts that only the publisher knows about a model, written by `card`; null: not stated, and the card says so."""
+    """Facts that only the publisher knows about a model, written by `card`. Null means not stated; the card says so."""
 
     title: str | None = None
     category: str | None = None  # of the forgotten rows, such as "personal data of 12 people"; never the text

@@ -12,7 +12,7 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 class Model(Part, frozen=True):
-    """A model that was measured. A model that `export` wrote has the digest of its weights and its form beside it."""
+    """A model that was measured; for a model that `export` wrote, also its form and the digest of its weights."""
 
     name: str
     digest: str  # of base, adapter and precision together
@@ -21,7 +21,7 @@ class Model(Part, frozen=True):
 
 
 class Models(Part, frozen=True):
-    """The models of one evaluation; null where there is none."""
+    """The models of one evaluation; null for a model that it does not have."""
 
     before: Model | None
     unlearned: Model | None
@@ -38,7 +38,7 @@ class Summary(Part, frozen=True):
 
 
 class Line(Summary, frozen=True):
-    """A line of a suite: the unlearned model, and beside it the other two."""
+    """A line of a suite for the unlearned model, the model before and the oracle."""
 
     goal: Goal
     metric: str | UnsetType = UNSET
@@ -47,7 +47,7 @@ class Line(Summary, frozen=True):
 
 
 class Finding(Part, frozen=True):
-    """A bound and whether it holds; null: undetermined."""
+    """A bound, and whether it holds; null if that is undetermined."""
 
     of: str | float | None  # what the bound is relative to: oracle, before, a number
     holds: bool | None
@@ -55,7 +55,7 @@ class Finding(Part, frozen=True):
     line: str | UnsetType = UNSET
     kind: str | UnsetType = UNSET  # at_most, at_least, within
     amount: float | UnsetType = UNSET
-    interval: bool | UnsetType = UNSET  # the whole interval is judged
+    interval: bool | UnsetType = UNSET  # whether the whole interval must keep the bound
     min_n: Count | UnsetType = UNSET
     slack: float | UnsetType = UNSET
     value: float | UnsetType | None = UNSET
@@ -68,14 +68,14 @@ class Verdict(Part, frozen=True):
 
     answer: Answer
     findings: list[Finding]
-    before: Answer | UnsetType | None = UNSET  # the same question about the target
+    before: Answer | UnsetType | None = UNSET  # answer to the same question for the target
 
 
 class Probe(Part, frozen=True):
-    """What a probe measured."""
+    """Number of answers of a probe, and the digest of its inputs."""
 
     answers: Count
-    digest: str  # of its inputs
+    digest: str
 
 
 class Suite(Part, frozen=True):
@@ -83,7 +83,7 @@ class Suite(Part, frozen=True):
 
     metrics: Annotated[dict[str, Line], Meta(min_length=1)]
     verdict: dict[str, Verdict]  # by question
-    limit: int | UnsetType | None = UNSET  # rows of each probe; null: all
+    limit: int | UnsetType | None = UNSET  # number of rows of each probe; null: all
     overrides: list[str] | UnsetType = UNSET  # keys of the recipe that were given for this evaluation
     generated_by: str | UnsetType = UNSET  # transformers or vllm
     definition: Digest | UnsetType = UNSET  # of the suite
@@ -111,7 +111,7 @@ class Scores(Part, frozen=True):
 
 @record("rows.json", root="suites", strict=False)
 class RowScores(Record, frozen=True):
-    """Values of every row: suite, line, role, name of the value. `evaluate` writes it beside results.json.
+    """Values of every row, by suite, line, role and name of the value. `evaluate` writes it beside results.json.
 
     Private to the run, since it holds ids of rows.
     """
@@ -120,7 +120,7 @@ class RowScores(Record, frozen=True):
 
 
 class Ruling(Finding, frozen=True, kw_only=True):
-    """A rule of a policy and what became of it."""
+    """A rule of a policy and its outcome."""
 
     suite: str | None
     severity: Literal["fail", "warn"]
@@ -148,7 +148,7 @@ class AttackedSummary(Part, frozen=True):
 
 
 class AttackedLine(Part, frozen=True):
-    """A line before and after an attack; ``excess`` is what came back beyond what came back in the oracle."""
+    """A line before and after an attack; ``excess`` is the recovery beyond that of the oracle."""
 
     goal: Goal
     unlearned_attacked: AttackedSummary
@@ -162,7 +162,7 @@ class AttackedLine(Part, frozen=True):
 
 @record("attack.json")
 class Attack(Record, frozen=True):
-    """What an attack brought back, written by `attack` into a folder of the run."""
+    """What an attack recovered, written by `attack` into a folder of the run."""
 
     format: int
     kind: str
@@ -172,13 +172,13 @@ class Attack(Record, frozen=True):
     settings: dict[str, Any] | UnsetType = UNSET
     limit: int | UnsetType | None = UNSET
     overrides: list[str] | UnsetType = UNSET
-    left_out: Count | UnsetType = UNSET  # rows that the attack trained on, and that were not measured
+    left_out: Count | UnsetType = UNSET  # rows that were not measured, because the attack trained on them
     seconds: Seconds | UnsetType = UNSET
 
 
 @record("*.jsonl", format=2)
 class RecordsHeader(Record, frozen=True):
-    """First line of a file of probe records; the lines after it are the records, with texts. Never published."""
+    """First line of a file of probe records. Other lines are records with texts, so the file is never published."""
 
     format: int
     kind: Literal["logprobs", "gradients", "generate"]
@@ -198,6 +198,6 @@ class TaskScore(Part, frozen=True):
 
 @record("*.json", root="scores")
 class TaskScores(Record, frozen=True):
-    """Numbers of one task of lm-eval for one model, by task and metric; in the cache, under a digest of both."""
+    """Scores of one lm-eval task for one model, by task and metric; cached under a digest of task and model."""
 
     scores: dict[str, TaskScore]

@@ -9,18 +9,18 @@ from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part
 
 @record("run.json")
 class RunState(Record, frozen=True):
-    """State of a run, written when it starts and again, as its last file, when it is complete.
+    """State of a run, written when the run starts, and again when all its other files are complete.
 
-    A version in the evidence has one, too, with the paths that it was copied from.
+    A version in the evidence has this file, too, with the paths from which it was copied.
     """
 
     kind: str  # name of a `RunKind`
     status: Literal["running", "complete"]
     started: Time | UnsetType = UNSET
-    identity: dict[str, Any] | UnsetType = UNSET  # what a run of the same name must agree in to be resumed
+    identity: dict[str, Any] | UnsetType = UNSET  # settings that must be the same to resume the run
     finished: Time | UnsetType = UNSET
     run: str | UnsetType = UNSET  # of a version: folder of the run on this machine
-    weights: str | UnsetType = UNSET  # of a version: folder that its files were copied from
+    weights: str | UnsetType = UNSET  # of a version: folder from which its files were copied
     beneath: str | UnsetType | None = UNSET  # of a version: folder or name of the target
 
 
@@ -34,7 +34,7 @@ class Base(Part, frozen=True):
 
 
 class RowList(Part, frozen=True):
-    """A file with the ids or subjects of a split that is too long for provenance.json."""
+    """A file with the ids or subjects of a split that has too many rows for provenance.json."""
 
     name: str  # path in the run
     ids: Count
@@ -53,11 +53,11 @@ class SplitRows(Part, frozen=True):
 
 
 class Cost(Part, frozen=True):
-    """What training took."""
+    """Time and memory of training."""
 
     seconds: Seconds
     peak_memory_gib: Gibibytes | None
-    resumed: bool | UnsetType = UNSET  # then the seconds are those of the last part
+    resumed: bool | UnsetType = UNSET  # if true, seconds counts from the last resume
 
 
 class Environment(Part, frozen=True):
@@ -70,7 +70,7 @@ class Environment(Part, frozen=True):
     device: str | UnsetType = UNSET
     devices: Count | UnsetType = UNSET
     threads: Count | UnsetType = UNSET
-    cpus: Count | UnsetType | None = UNSET  # bench alone
+    cpus: Count | UnsetType | None = UNSET  # only written by bench
 
 
 class Source(Part, frozen=True):
@@ -89,7 +89,7 @@ class Target(Part, frozen=True):
 
 
 class Adopted(Part, frozen=True):
-    """An adapter from elsewhere as it was found."""
+    """The files of an adopted adapter, before it was adopted."""
 
     files: dict[str, Digest]
 
@@ -98,7 +98,7 @@ class Adopted(Part, frozen=True):
 class Provenance(Record, frozen=True):
     """What a run was made from: base, rows, seed, versions. Private to the run, since it holds ids of rows.
 
-    Training writes it when it begins and adds the cost when it ends; `adopt` and `merge --as_adapter` write fewer keys.
+    Training writes it at the start and adds the cost at the end; `adopt` and `merge --as_adapter` write fewer keys.
     """
 
     kind: str
@@ -122,7 +122,7 @@ class Provenance(Record, frozen=True):
 
 @record("complete.json", root="files")
 class CheckpointMarker(Record, frozen=True):
-    """Name of every file of a checkpoint with its size in bytes and digest; written last, when all are on disk."""
+    """Size in bytes and digest of every file of a checkpoint, by name; written after all these files."""
 
     files: dict[str, tuple[Count, Digest]]
 
@@ -147,12 +147,12 @@ class ObjectiveState(Record, frozen=True):
 
 @record("metrics.jsonl")
 class LogLine(Record, frozen=True):
-    """A line of the training log, one each logging step; beside these keys any number by its name."""
+    """A line of the training log, written at each logging step. Other keys hold further numbers."""
 
     step: Count
     loss: float | UnsetType | None = UNSET  # null: not finite
     epoch: float | UnsetType | None = UNSET
-    retain_drop: Nats | UnsetType | None = UNSET  # lost log-probability of retain rows
+    retain_drop: Nats | UnsetType | None = UNSET  # log-probability that retain rows lost
     tokens_per_second: float | UnsetType | None = UNSET
     peak_memory_gib: Gibibytes | UnsetType | None = UNSET
     stopped_early: float | UnsetType = UNSET  # 1 where max_retain_drop stopped the run

@@ -17,14 +17,14 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def records() -> dict[str, type[Record]]:
-    """Every record class by its name."""
+    """Return every record class by its name."""
     for family in FAMILIES:
         importlib.import_module(f"llm_forget.core.formats.{family}")
     return dict(sorted(REGISTRY.items()))
 
 
 def schema(kind: type[Record]) -> dict[str, Any]:
-    """Schema of the files of one class. Other keys are allowed, except in files that are signed whole."""
+    """Return the schema of a record class. It allows other keys, except in files that are signed as a whole."""
     (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     for part in parts.values():
         part["description"] = inspect.cleandoc(part["description"])
@@ -40,12 +40,12 @@ def schema(kind: type[Record]) -> dict[str, Any]:
 
 
 def schema_name(kind: type[Record]) -> str:
-    """Name of the file of a schema: ``run_state.schema.json``."""
+    """Return the file name of a schema, such as ``run_state.schema.json``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower() + ".schema.json"
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """Write one file a record class into a folder."""
+    """Write the schema of each record class into a folder, and return the paths."""
     paths = []
     for kind in records().values():
         paths.append(folder / schema_name(kind))

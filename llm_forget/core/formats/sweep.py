@@ -8,7 +8,7 @@ from llm_forget.core.formats._record import Part, Record, record
 
 
 class SweepRun(Part, frozen=True):
-    """One combination of values."""
+    """The run of one combination of values."""
 
     name: str
     path: str
@@ -19,7 +19,7 @@ class SweepRun(Part, frozen=True):
 
 @record("sweep.json")
 class Sweep(Record, frozen=True):
-    """Runs of a sweep and what became of them, written by `sweep` after each run."""
+    """Runs of a sweep and their status, written by `sweep` after each run."""
 
     format: int
     recipe: str

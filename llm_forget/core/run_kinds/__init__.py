@@ -1,7 +1,7 @@
-"""The kinds of run and what readers need to know of each: one declaration a file, found by the name in run.json.
+"""The kinds of run, found by the name in run.json. Each file here declares a kind and its properties.
 
-A file that calls `run_kind` with the properties of a new kind is all that the ledger, deletion requests, reports,
-attacks and model cards need. It imports nothing heavy, because readers of runs do not load a training library.
+To add a kind, add a file that calls `run_kind`; the ledger, deletion requests, reports, attacks and model cards read
+the properties. The file imports nothing heavy, because readers of runs do not load a training library.
 """
 
 import importlib

@@ -14,15 +14,15 @@ _KINDS: dict[str, RunKind] = {}
 
 @dataclass(frozen=True)
 class RunKind:
-    """What a run of this kind was made for.
+    """A kind of run, and what its runs learned or forgot.
 
     Args:
-        name: as in run.json; for what is trained here also the command that resumes it.
+        name: the name in run.json; for a run that trains, also the command that resumes it.
         learned: splits that the model was trained to know, if the run has them.
         forgotten: splits that it was trained to forget. Only such a run has a target, can be attacked, and is itself
             evaluated as the unlearned model.
-        merged: a version of a model that was merged from other runs, which the ledger records in place of splits.
-        origin: clause for the model card, made of provenance.json; empty for a run that forgot.
+        merged: whether the model was merged from other runs; the ledger then records these runs in place of splits.
+        origin: makes a clause for the model card from provenance.json; empty for a run that forgot rows.
     """
 
     name: str
@@ -33,7 +33,7 @@ class RunKind:
 
     @property
     def trained(self) -> bool:
-        """Whether its provenance lists rows that were learned or to be forgotten."""
+        """Whether provenance.json of such a run lists rows to learn or to forget."""
         return bool(self.learned or self.forgotten)
 
 
@@ -50,10 +50,10 @@ def run_kind(name: str, **properties: Any) -> RunKind:
 
 
 def kind_of(run: Run) -> RunKind:
-    """The kind of a run."""
+    """Return the kind of a run."""
     return kind_named(run.state["kind"])
 
 
 def kind_named(name: str) -> RunKind:
-    """The kind of this name; a name without a declaration has no properties."""
+    """Return the kind of this name; an undeclared name gives a kind without properties."""
     return _KINDS.get(name) or RunKind(name)

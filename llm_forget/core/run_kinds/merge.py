@@ -1,4 +1,4 @@
-"""Models that were merged from other runs: a combined adapter is a run, and its version and that of a full model."""
+"""Models that were merged from other runs: a run with a combined adapter, and versions of merged models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,4 +12,4 @@ def _origin(provenance: Mapping[str, Any]) -> str:
 
 
 COMBINE = run_kind("combine", origin=_origin)  # a run with a combined adapter
-MERGE = run_kind("merge", merged=True)  # the version of one, or of a full model
+MERGE = run_kind("merge", merged=True)  # a version of a combined adapter or of a merged full model

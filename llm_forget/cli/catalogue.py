@@ -17,7 +17,7 @@ from llm_forget.core.errors import ConfigError
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to the terminal, or plainly and unwrapped into a pipe."""
+    """Print to the terminal; into a pipe, print plain text in lines of up to 200 characters."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
@@ -25,7 +25,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def methods_table() -> RenderableType:
-    """All methods with paper, the inputs of their terms, and defaults."""
+    """Return a table of all methods with paper, defaults, and the inputs of their terms."""
     from llm_forget.objectives.methods import METHODS
 
     table = Table("method", "paper", "forget: defaults", "retain: defaults", "inputs", title="Methods (method: NAME)")
@@ -36,7 +36,7 @@ def methods_table() -> RenderableType:
 
 
 def terms_table() -> RenderableType:
-    """All terms, for use under the key ``objective``."""
+    """Return a table of all terms that the key ``objective`` can use."""
     from llm_forget.objectives import OBJECTIVES
 
     table = Table("term", "paper", "inputs", "needs", "defaults", title="Terms (objective: {forget: ..., retain: ...})")
@@ -47,7 +47,7 @@ def terms_table() -> RenderableType:
 
 
 def explanation(name: str) -> RenderableType:
-    """One method, or one term: what it computes, what it needs, how to write it."""
+    """Explain one method or term: what it computes, what it needs, and how to write it in a recipe."""
     from llm_forget.core.registry import did_you_mean
     from llm_forget.objectives import OBJECTIVES
     from llm_forget.objectives.methods import METHODS
@@ -60,7 +60,7 @@ def explanation(name: str) -> RenderableType:
 
 
 def example(method: Any) -> dict[str, Any]:
-    """A method and its default arguments as keys of a recipe."""
+    """Return a method and its default arguments as keys of a recipe."""
     arguments: dict[str, Any] = {}
     for line in method.forget:
         arguments |= {key: value for key, value in _filled(line).items() if value is not None}
@@ -72,7 +72,7 @@ def example(method: Any) -> dict[str, Any]:
 
 
 def recipes_table() -> RenderableType:
-    """All shipped recipes with the first line of their header."""
+    """Return a table of all shipped recipes with the first line of their header."""
     table = Table("recipe", "what it does", "run by us")
     for name in resources.names("recipes"):
         lines = resources.header(resources.locate("recipes", name))
@@ -82,7 +82,7 @@ def recipes_table() -> RenderableType:
 
 
 def keys_table(*classes: type) -> RenderableType:
-    """Every key of these configuration dataclasses, with its default and first sentence of help."""
+    """Return tables of all keys of these configuration dataclasses, with default and first sentence of help."""
     tables = []
     seen: set[str] = set()
     for cls in classes:
@@ -102,7 +102,7 @@ def _entry(line: dict[str, Any]) -> Any:
 
 
 def _filled(line: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters of one line of a method, defaults filled in."""
+    """Return the hyper-parameters of one line of a method, with defaults filled in."""
     return _entry(line).arguments({k: v for k, v in line.items() if k not in ("name", "weight")})
 
 

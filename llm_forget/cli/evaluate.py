@@ -8,7 +8,7 @@ from llm_forget.attacks.kinds import KINDS
 from llm_forget.cli.options import PASS_ON, BatchSize, Limit, NumProcesses, Oracle, Suite, Target
 from llm_forget.core.errors import ConfigError
 
-TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # braces in these are not YAML
+TEXT_KEYS = ("prompt_template", "completion_end", "system_prompt")  # never parsed as YAML, because they contain braces
 
 evidence = typer.Typer()
 
@@ -233,7 +233,7 @@ def sweep(
 
 
 def _front(runs: list[str]) -> dict[str, list[str]]:
-    """Names of the Pareto-optimal runs, by suite."""
+    """Return the names of the Pareto-optimal runs, by suite."""
     from llm_forget.report.run_evidence import read_runs
     from llm_forget.report.sections.verdict import common_suites, position
     from llm_forget.report.statistics import pareto
@@ -247,7 +247,7 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """``--key value --flag`` as a mapping; values are YAML, except templates. Raise ConfigError for other words."""
+    """Parse ``--key value --flag``; values are YAML, except `TEXT_KEYS`. Raise ConfigError for other words."""
     import yaml
 
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Commands on the ledger. Functions import heavy libraries themselves, so that `--help` is fast."""
+"""Commands on the ledger. Heavy imports wait for a command's body."""
 
 from __future__ import annotations
 

@@ -25,18 +25,18 @@ from llm_forget.core.errors import ConfigError, LlmForgetError
 DEBUG = "LLM_FORGET_DEBUG"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM = "no space is left on the disk, or your quota is used up; free some and run the same command again"
-FULL_DISK = 5  # exit code; that of any other expected error is its `exit_code`, or 2
+FULL_DISK = 5  # exit code; other expected errors exit with their `exit_code`, or 2
 
 
 class Entrance(TyperGroup):
-    """Print expected errors as one sentence on stderr; exit with the code of their kind, or 130 if interrupted."""
+    """Print an expected error as one sentence on stderr, and exit with its code; exit with 130 if interrupted."""
 
     def invoke(self, ctx: Any) -> Any:
-        # bitsandbytes warns on every CPU machine that it lacks an optional kernel.
+        # On a machine without GPU, bitsandbytes always warns that an optional kernel is missing.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if os.environ.get(DEBUG) != "1":
-            warnings.simplefilter("ignore", FutureWarning)  # the libraries' talk to each other
-            safe_errors.install()  # here, since typer puts its own hook in place before
+            warnings.simplefilter("ignore", FutureWarning)  # addressed to developers of libraries
+            safe_errors.install()  # here, because typer has set its own hook before
         try:
             with each_file_hashed_once():
                 return super().invoke(ctx)
@@ -167,7 +167,7 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """Replace the recipe, first word or value of ``--config``, by the path of an existing file; ConfigError if none."""
+    """Replace the recipe, the first word or the value of ``--config``, by its path; ConfigError if it is missing."""
     if not arguments:
         raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
     arguments = list(arguments)
@@ -253,7 +253,7 @@ def copy_recipe(
 
 
 def main() -> None:
-    """Entrance of the ``llm-forget`` script and of ``python -m llm_forget``."""
+    """Run the command line: the ``llm-forget`` script and ``python -m llm_forget`` call this."""
     sys.exit(app(prog_name="llm-forget"))
 
 

@@ -1,4 +1,4 @@
-"""Commands that write or take over models: merge, export, adopt. Heavy imports wait for a command's body."""
+"""Commands that write or import models: merge, export, adopt. Heavy imports wait for a command's body."""
 
 from typing import Annotated, Any
 
@@ -9,8 +9,8 @@ from llm_forget.cli.options import PASS_ON, BatchSize, Limit, Oracle, Suite, Tar
 from llm_forget.core.errors import AdapterRefused, ConfigError
 
 models = typer.Typer()
-LOST = 0.1  # of what the adapters do (KL); a larger loss to rounding is reported,
-NOISE = 1e-7  # and more nats than sums of float32 differ by
+LOST = 0.1  # a KL from rounding above this share of the adapters' own KL is reported
+NOISE = 1e-7  # nats; a smaller KL may come from the order of float32 sums and is not reported
 
 
 @models.command()
@@ -71,7 +71,7 @@ def merge(
 
 
 def _note(folder: str, runs: list[str]) -> None:
-    """Record the merge in the evidence folder, if there is one; a failure is only a warning."""
+    """Record the merge in the evidence folder, if one exists; if this fails, only print a warning."""
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import note_run
     from llm_forget.publish.ledger_gate import evidence_folder
@@ -174,7 +174,7 @@ def export(
 
 
 def _side_by_side(report: dict[str, Any]) -> None:
-    """Every metric and verdict of the model and of the form."""
+    """Print every metric and verdict of the model beside those of the form."""
     from rich import box
     from rich.table import Table
 

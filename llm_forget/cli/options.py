@@ -1,4 +1,4 @@
-"""Options that several groups of commands have."""
+"""Options that several groups of commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ Evidence = Annotated[
     Path,
     typer.Option(
         "--evidence", envvar="LLM_FORGET_EVIDENCE", help="Folder with ledger, requests and versions.", metavar="DIR",
-        readable=False,  # the code that opens it reports a missing permission
+        readable=False,  # a missing permission is reported when the folder is opened
     ),
 ]  # fmt: skip
 Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many rows of each probe.")]

@@ -1,4 +1,4 @@
-"""Commands that publish: the model card, to the Hub and back. Heavy imports wait for a command's body."""
+"""Commands for publishing: the model card, and push, pull and purge. Heavy imports wait for a command's body."""
 
 from pathlib import Path
 from typing import Annotated
@@ -161,7 +161,7 @@ def purge(
     if not execute:
         typer.echo("nothing was changed. Do it with --execute")
         return
-    # Recorded before and after: if this is interrupted, the ledger shows that the removal began, not that it is done.
+    # Record it before and after: if it is interrupted, the ledger shows that the removal was begun but not verified.
     folder = evidence_folder(evidence)
     body = {"repository": repo, "commits": list(removal.commits), "lfs": list(removal.lfs)}
     note_withdrawn(folder, body, verified=False)

@@ -16,7 +16,7 @@ request = typer.Typer(no_args_is_help=True, help="Deletion requests: add, run, c
 
 
 class IssueUnlessNamed(TyperGroup):
-    """``certificate REQUEST`` is ``certificate issue REQUEST``."""
+    """Run ``certificate REQUEST`` as ``certificate issue REQUEST``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         is_command = args[:1] and args[0] in self.commands

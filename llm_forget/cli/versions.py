@@ -147,11 +147,11 @@ def _method(evidence: Evidence, identity: str) -> str:
     try:
         return method_of(evidence, identity)
     except EvidenceBroken:
-        return "[files are gone or damaged]"  # using it says which; the list is needed to see what else there is
+        return "[files are gone or damaged]"  # `versions use` reports details; the list must still show the others
 
 
 def _verdicts(evidence: Evidence, identity: str) -> str:
-    """``demo: yes / yes``."""
+    """Return the answers of all suites as text: ``demo: yes / yes``."""
     from llm_forget.compliance.versions.diff import verdicts
 
     return "; ".join(f"{suite}: {' / '.join(a.values())}" for suite, a in verdicts(evidence, identity).items()) or "-"

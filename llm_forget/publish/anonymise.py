@@ -1,6 +1,6 @@
-"""The public view of a run: no row ids, which may be names of people, and no local paths.
+"""Remove private content from the data of a run: row ids, which may be names of people, and local paths.
 
-Digests of rows are keyed, because plain ones would confirm guesses of rows (see `publish.row_digests`).
+Digests of rows are keyed, because a plain digest would confirm a correct guess of the rows; see `row_digests`.
 """
 
 import re
@@ -17,7 +17,7 @@ WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def public(evidence: Evidence) -> Evidence:
-    """Return the run with the same numbers, but numbered rows, models by name and no settings that hold paths."""
+    """Return a copy to publish: row ids become numbers, model paths become names, settings with paths are removed."""
     key = row_key(evidence.run.path)
     results, verification = public_results(evidence.results, key), evidence.verification
     if verification is not None and evidence.verification_is_current:  # still current: no number changed

@@ -1,8 +1,8 @@
 """The files of a publication: a list of allowed names, with private content removed from each file.
 
-Weights, tokenizer, card, results and report are published; records, rows, ledger, caches, recipe and provenance never,
-because they hold ids, text or paths. Files with local paths are rewritten, and digests of rows are keyed, because plain
-ones would confirm guesses of rows. A path or plain digest that remains in any file stops the publication.
+Weights, tokenizer, card, results and report are published. Records, rows, ledger, caches, recipe and provenance hold
+ids, text or paths and are never published. Local paths are removed from files, and digests of rows are keyed, because
+plain ones would confirm guesses of rows. A path or plain digest that remains in any file stops the publication.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from llm_forget.report.run_evidence import Evidence, read_run
 logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # digests of all other files
 SIGNATURE = "published.sig"  # signature of the listing, by the key of an evidence folder
-PURPOSE = "llm-forget publication"  # part of the signed text, so that no other signature of this key is accepted
+PURPOSE = "llm-forget publication"  # is signed too, so that a signature of other content is not valid
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
 ADAPTER_FILES = ("adapter_config.json", "manifest.json", "effect.json")
@@ -46,7 +46,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-LOCAL_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  # fields about the machine
+LOCAL_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  # JSON fields that describe this machine
 
 
 def allowed(name: str) -> bool:
@@ -67,7 +67,7 @@ class File:
 
     @classmethod
     def of(cls, name: str, content: Path | bytes) -> File:
-        """Describe content with its digest and size in bytes."""
+        """Return a `File` with the digest and the size in bytes of its content."""
         if isinstance(content, Path):
             return cls(name, content, file_digest(content), content.stat().st_size)
         return cls(name, content, "sha256:" + hashlib.sha256(content).hexdigest(), len(content))
@@ -93,7 +93,7 @@ class Publication:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digest of every file except the listing and its signature."""
+        """Digest of each file by name, without the listing and its signature."""
         return {file.name: file.digest for file in self.files if file.name not in (LISTING, SIGNATURE)}
 
 
@@ -136,7 +136,7 @@ def publication(
     except ImportError as error:  # matplotlib is an extra
         logger.warning("%s is not published: %s", REPORT, error)
     card_options: dict[str, Any] = {"merged": Path(merged) if merged is not None else None, "history": history}
-    # The card names the tag, which depends on the content: so the tag is computed with a card that names main.
+    # The card names the tag, and the tag depends on all files. So compute the tag with a card that names main.
     untagged_card = File.of(CARD, card(evidence, place=Place(repository), **card_options).encode())
     tag = f"v-{json_digest({file.name: file.digest for file in [*files, untagged_card]}).removeprefix('sha256:')[:12]}"
     files.append(File.of(CARD, card(evidence, place=Place(repository, tag), **card_options).encode()))
@@ -155,7 +155,7 @@ def _listing(kind: str, files: Sequence[File]) -> bytes:
 
 
 def signed_bytes(repository: str, listing: bytes) -> bytes:
-    """Return the bytes to sign: the digest of the listing, bound to this repository."""
+    """Return the bytes to sign: the digest of the listing, with the name of the repository that it is valid for."""
     return canonical({"purpose": PURPOSE, "repository": repository, "listing": hashlib.sha256(listing).hexdigest()})
 
 
@@ -182,7 +182,7 @@ def _adapter_files(folder: Path, base: str | None) -> Iterator[File]:
 
 
 def without_path(name: str | None) -> str | None:
-    """Return a Hub id unchanged, and only the last part of a path."""
+    """Return a Hub id unchanged; of a path, return only the last part."""
     if name is None:
         return None
     like_hub = name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name
@@ -206,7 +206,7 @@ def _model_files(folder: Path, full_model: FullModel | None) -> Iterator[File]:
 
 
 def _without_local_fields(file: Path) -> Path | bytes:
-    """Return the file itself, or its JSON without fields about the machine."""
+    """Return the file unchanged, or its JSON without local fields and paths if it has any."""
     if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
         return file
     content = read_json(file)
@@ -223,7 +223,7 @@ def _json(content: Any) -> bytes:
 
 
 def report_without_ids(evidence: Evidence) -> bytes:
-    """Render the report again, with row numbers instead of ids and without text of rows."""
+    """Render the report with row numbers instead of ids, and without text of rows."""
     from llm_forget.report.page import report_document
     from llm_forget.report.render.html import to_html
 

@@ -1,4 +1,4 @@
-"""Checks that weights, results and run belong together before they are published."""
+"""Check, before a run is published, that its weights and results belong together."""
 
 import stat
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ class FullModel:
     """A full model written by `merge` or `export` from a run, checked against its report."""
 
     folder: Path
-    file: str | None  # name of the GGUF file, if it is one
+    file: str | None  # name of the GGUF file; None for other forms
     has_results: bool  # its own results.json matches its weights
 
 
 def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
-    """Check a folder with a full model of this run. It must be complete, and measured if its answers may differ.
+    """Check and return a full model of this run. If its answers may differ from the run's, it must have been measured.
 
     Raises:
-        PublishError: the model is not of this run alone, not measured, or its results are of other weights.
-        AdapterRefused: a file is not the one that was written.
+        PublishError: the model was not built from this run alone, was not measured, or has results of other weights.
+        AdapterRefused: a file was changed after it was written.
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
@@ -77,7 +77,7 @@ def _exported(evidence: Evidence, folder: Path) -> FullModel:
 
 
 def _is_of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
-    """Whether a model was built from this run only, at scale 1."""
+    """Return whether a model was built from this run only, at scale 1."""
     sources = facts.get("sources") or []
     return (
         facts.get("combination") == "stack"
@@ -92,12 +92,12 @@ def _require_matching_results(model: Merged, has_results: bool, advice: str) -> 
 
 
 def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise PublishError if results.json is of other weights than those in the run; ``manifest`` is the adapter's."""
+    """Raise PublishError if results.json is not of the run's present weights; ``manifest`` is the adapter's."""
     from llm_forget.models.digest import PRECISION, run_identity
 
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
-        return  # measured in another precision than the recipe's
+        return  # the digests differ, because it was measured in another precision
     if manifest is not None and manifest.get("base") is None and kind_of(run).forgotten:
         return
     identity = run_identity(run, base=manifest.get("base") if manifest is not None else None)

@@ -24,7 +24,7 @@ def evidence_folder(path: str | Path | None = None) -> Path | None:
 
 
 def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
-    """Return the version of the run's model and its ancestors for the card, oldest first."""
+    """Return an entry for the version of the run's model and for each of its ancestors, oldest first."""
     if folder is None:
         return []
     with Ledger.open(folder) as ledger:
@@ -40,7 +40,7 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
 
 
 def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
-    """Refuse to publish a model that holds deleted data, or for which this is undetermined.
+    """Refuse to publish a model if it holds deleted data, or if the ledger cannot tell whether it does.
 
     Args:
         note: record the run and the model merged from it in the ledger first, so that their rows are known.
@@ -80,7 +80,7 @@ def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -
 
 
 def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
-    """Record that commits will be withdrawn or, if ``verified``, are gone from the Hub, and of which model."""
+    """Record which commits will be withdrawn or, with ``verified``, are gone from the Hub, and their weights."""
     if folder is None:
         return
     with Ledger.open(folder) as ledger:
@@ -92,6 +92,6 @@ def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bo
 
 
 def _note_published(folder: Path, body: Mapping[str, Any]) -> None:
-    """Record an action on the Hub in the ledger; a repeated action is one event."""
+    """Record an action on the Hub in the ledger, unless it is already recorded."""
     with Ledger.open(folder) as ledger:
         ledger.append("publish", dict(body), once=json_digest(body))

@@ -3,17 +3,17 @@
 A plain digest would confirm a guess of a few rows, such as one person's telephone number; a keyed digest does so only
 with the key. The key is created once (32 random bytes as hex, mode 0600) and never pushed. Equal rows have the same
 keyed digest within a run, and different ones in other runs. Plain digests stay in the run: ``provenance.json`` holds
-those of the tokenised rows, ``results.json`` those of splits and probes. Once the key is destroyed, published digests
-reveal nothing about rows, and later pushes have other digests.
+digests of the tokenised rows, ``results.json`` digests of splits and probes. Once the key is destroyed, published
+digests reveal nothing about rows, and later pushes have other digests.
 
-An auditor who must check which rows a run used needs the key, and can then also test guesses. Computed from the rows,
-for ``suites/*/splits/*`` of a published results.json::
+With the key, an auditor can check which rows a run used, but can also test guesses. This code computes a digest in
+``suites/*/splits/*`` of a published results.json from the rows::
 
     from llm_forget.data.sources import load_source
     from llm_forget.publish.row_digests import keyed_rows, read_key
     keyed_rows(load_source("forget.jsonl", split_name="forget"), read_key("publication.key"))
 
-and from a plain digest, without this package::
+This code computes it from a plain digest, without this package::
 
     "hmac-sha256:" + hmac.new(bytes.fromhex(open("publication.key").read()), b"sha256:...", "sha256").hexdigest()
 """
@@ -35,7 +35,7 @@ from llm_forget.core.files import create_private
 
 logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
-PREFIX = "hmac-sha256:"  # distinguishes it from a plain digest
+PREFIX = "hmac-sha256:"  # distinguishes keyed from plain digests
 PLAIN_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json whose digests are not of rows
 
@@ -77,12 +77,12 @@ def read_key(path: str | Path) -> bytes:
 
 
 def keyed(digest: str, key: bytes) -> str:
-    """Return ``hmac-sha256:`` and 64 hex digits for the text of a plain digest."""
+    """Return the keyed form of a plain digest: ``hmac-sha256:`` and 64 hex digits."""
     return PREFIX + hmac.new(key, digest.encode(), "sha256").hexdigest()
 
 
 def keyed_rows(rows: Iterable[Mapping[str, Any]], key: bytes) -> str:
-    """Return the digest that a published results.json holds for a split of these rows (see `load_source`)."""
+    """Return the digest that a published results.json has for a split with these rows, read by `load_source`."""
     return keyed(json_digest(list(rows)), key)
 
 
@@ -96,7 +96,7 @@ def public_results(results: dict[str, Any], key: bytes) -> dict[str, Any]:
 
 
 def public_data(provenance: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """Return provenance.json with only the number and the keyed digest of the rows of each split."""
+    """Return provenance.json; of the data, it keeps only the number of rows and the keyed digest of each split."""
     if "data" not in provenance:
         return provenance
     data = {

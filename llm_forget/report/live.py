@@ -1,4 +1,4 @@
-"""Progress of a run, read from its files only, so a run of any process or machine can be watched.
+"""Read the progress of a run from its files only, so that runs of other processes and machines can be watched.
 
 Nothing is written or locked. Files may be missing, appear later, or end in an incomplete line.
 """
@@ -21,7 +21,7 @@ from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import plain
 
-QUIET = 300.0  # seconds without a new log line before a run counts as stale; slow runs get more
+QUIET = 300.0  # seconds without a new log line before a run counts as stale; longer for slow runs
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
 LAST_SERIES = ("retain_drop", "grad_norm", "learning_rate")
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """Keys of config.yaml that are shown here, or that the length of the run follows from."""
+    """The keys of config.yaml that are shown or that determine the length of the run."""
 
     method: str | None = None
     model_name_or_path: str | None = None
@@ -38,7 +38,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class TrainerState(msgspec.Struct, frozen=True):
-    """The key of trainer_state.json, a file of transformers, that is read here."""
+    """The only key that is read of trainer_state.json, which transformers writes."""
 
     max_steps: int = -1
 
@@ -66,12 +66,12 @@ class RunProgress:
 
     @property
     def ended(self) -> bool:
-        """Whether no further log lines will come."""
+        """Whether the run has ended, so that its log is complete."""
         return self.status in ("finished", "stopped early")
 
 
 class Watcher:
-    """Reads a run directory repeatedly; of the log only lines added since the last read."""
+    """Reads a run directory repeatedly; each time, it reads only the new lines of the log."""
 
     def __init__(self, path: str | Path) -> None:
         """Watch the run directory ``path``, which need not exist yet.
@@ -149,9 +149,9 @@ class Watcher:
         return max((_changed(path) for path in files), default=0.0)
 
     def _seconds_per_step(self, step: int, checkpoints: Mapping[int, float]) -> float | None:
-        """Rate between the lines seen while watching; before there are two, the rate since training started.
+        """Return seconds per step over the lines seen while watching; before there are two, since training started.
 
-        provenance.json is written when training starts.
+        Training starts when provenance.json is written.
         """
         (first, low), (last, high) = (
             (self._observations[0], self._observations[-1]) if self._observations else ((0.0, 0), (0.0, 0))
@@ -168,7 +168,7 @@ class Watcher:
         return None
 
     def _total(self, recipe: Recipe, step: int, checkpoints: Mapping[int, float]) -> int | None:
-        """Steps of the whole run: from the trainer state, else from the recipe, else estimated from the epochs."""
+        """Return the steps of the run: from the trainer state, else from the recipe, else estimated from the epochs."""
         newest = self.run.checkpoints / f"checkpoint-{max(checkpoints, default=0)}" / "trainer_state.json"
         for total in (_decoded(newest, msgspec.json.decode, TrainerState).max_steps, recipe.max_steps):
             if total > 0:
@@ -251,7 +251,7 @@ def four_digits(value: float) -> str:
 
 
 def _decoded(path: Path, decode: Callable[..., S], kind: type[S]) -> S:
-    """The keys of a file that ``kind`` names; its defaults where the file is missing, incomplete or damaged."""
+    """Return the fields of ``kind`` from a file; their defaults if the file is missing, incomplete or damaged."""
     try:
         return decode(path.read_bytes(), type=kind)
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
@@ -259,7 +259,7 @@ def _decoded(path: Path, decode: Callable[..., S], kind: type[S]) -> S:
 
 
 def _terms(facts: Provenance | None) -> str | None:
-    """``forget/npo + retain/nll``."""
+    """Name the terms of the objective, such as ``forget/npo + retain/nll``; None if unknown."""
     objective = (facts and facts.objective) or {}
     return " + ".join(f"{split}/{term['name']}" for split, terms in objective.items() for term in terms) or None
 
@@ -276,7 +276,7 @@ def _verdicts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _checkpoints(folder: Path) -> dict[int, float]:
-    """Steps of the complete checkpoints, each with the time it was completed."""
+    """Return the step of each complete checkpoint, with the time at which it was completed."""
     seals = folder.glob("checkpoint-*/complete.json")
     seal_times = {seal.parent.name.removeprefix("checkpoint-"): _changed(seal) for seal in seals}
     return {int(step): written for step, written in seal_times.items() if step.isdigit()}

@@ -1,4 +1,4 @@
-"""Live view of a run: a panel that is redrawn in a terminal, lines of text in a file or pipe."""
+"""Show a run live: as a panel that is redrawn in a terminal, or as lines of text in a file or pipe."""
 
 import io
 import time
@@ -27,7 +27,7 @@ WIDTH = 100  # maximum columns of the panel
 
 
 def watch(watcher: Watcher, console: Console, *, once: bool = False, every: float = INTERVAL) -> None:
-    """Show a run until it has ended, or once.
+    """Show a run until it has ended, or only once with ``once``.
 
     Raises:
         RunError: ``once`` is set and the directory holds no run.
@@ -48,7 +48,7 @@ def watch(watcher: Watcher, console: Console, *, once: bool = False, every: floa
 
 
 def _progress_until_ended(watcher: Watcher, every: float) -> Iterator[RunProgress]:
-    """Yield the progress every ``every`` seconds; the last one is of a run that has ended."""
+    """Yield the progress every ``every`` seconds until the run has ended."""
     while True:
         progress = watcher.progress()
         yield progress
@@ -85,7 +85,7 @@ def panel(progress: RunProgress, console: Console) -> RenderableType:
             progress.total, min(progress.step, progress.total), width - 4,
             complete_style=colour, finished_style=colour,
         )  # fmt: skip
-        parts.append(Padding(bar, 0))  # the bar alone does not end the line
+        parts.append(Padding(bar, 0))  # without padding, the bar would not end its line
     if progress.series:
         parts.append(_numbers(progress, width, live.BARS if console.encoding.startswith("utf") else live.PLAIN_BARS))
     parts += list(_answers(progress))

@@ -106,7 +106,7 @@ def _has_rows(suite: dict[str, Any]) -> bool:
 
 
 def _subtitle(run: Evidence) -> str:
-    """``unlearn with npo from target; measured with 0.1.0``."""
+    """Describe how the run was made, such as ``unlearn with npo, from target, 2026-01-31``."""
     config = run.run.config if run.run.config_file.is_file() else {}
     method = f" with {config['method']}" if config.get("method") else ""
     before = run.results["models"].get("before")

@@ -39,7 +39,7 @@ class Evidence:
 
     @property
     def verification_is_current(self) -> bool:
-        """Whether the policy was applied to these results and not to those of an earlier evaluation."""
+        """Whether the policy was applied to the present results, not to those of an earlier evaluation."""
         return self.verification is not None and self.verification.get("results") == json_digest(self.suites)
 
     def has(self, role: str) -> bool:
@@ -71,7 +71,7 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
-    """Read several runs, named by as many trailing folders of their paths as make the names unique.
+    """Read several runs. Each is named by its folder, preceded by parent folders if names would be equal.
 
     Raises:
         RunError: no path or a repeated path was passed, or `read_run` refuses one.
@@ -90,7 +90,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
 
 
 def generated_texts(evidence: Evidence, count: int) -> list[tuple[str, str]]:
-    """Return row ids and generated texts of the unlearned model, from the forget rows if these were generated.
+    """Return ids of up to ``count`` rows and the texts that the unlearned model generated; prefer forget rows.
 
     Raises:
         RunError: the run holds no generated text.
@@ -116,14 +116,14 @@ def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:
-    """Provenance of the run that trained the oracle: at the recipe's path, or beside this run under that name."""
+    """Return the provenance of the oracle's run, at the path in the recipe or beside this run under the same name."""
     oracle_path = run.config.get("oracle") if run.config_file.is_file() else None
     measured = results["models"].get("oracle")
     if oracle_path is None or measured is None:
         return None
     for folder in (Path(oracle_path), run.path.resolve().parent / Path(oracle_path).name):
         oracle_run = Run(folder)
-        # --oracle may have overridden the recipe's oracle.
+        # Compare names, because --oracle may have overridden the recipe's oracle.
         if folder.resolve().name == measured["name"] and oracle_run.complete and oracle_run.provenance_file.is_file():
             return oracle_run.provenance
     return None

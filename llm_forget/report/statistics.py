@@ -1,4 +1,4 @@
-"""Numbers behind the charts: pure functions of scores per row and of results."""
+"""Compute the numbers behind the charts from row scores and from results."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ UTILITIES, FALLBACK = ("model_utility", "utility"), "retain_probability"  # name
 
 
 def ecdf(values: Rows) -> tuple[Rows, Rows]:
-    """Return the sorted scored values and the share of rows at or below each, both ``[n]``."""
+    """Return the sorted scored values and, for each, the share of rows with at most that value; both ``[n]``."""
     x = np.sort(scored(values))
     return x, np.arange(1, len(x) + 1) / max(1, len(x))
 
 
 def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
-    """Return, per share, the smallest scored value that at least that share of rows is at or below (see `ecdf`)."""
+    """Return the quantile for each share, such as the median for 0.5; each is a scored value (inverse of `ecdf`)."""
     scored_values = scored(values)
     if not len(scored_values):
         return [math.nan] * len(shares)
@@ -27,9 +27,9 @@ def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
 
 
 def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
-    """Return false and true positive rates of "score >= t" for all thresholds t from infinity down, both ``[t]``.
+    """Return the false and true positive rates of "score >= t", both ``[t]``, for t falling from infinity.
 
-    The curve runs from (0, 0) to (1, 1); the area under it, with straight lines across ties, is `stats.auc`.
+    The curve runs from (0, 0) to (1, 1). Ties are drawn as straight lines, so the area under it equals `stats.auc`.
     """
     member_scores, nonmember_scores = np.sort(scored(members)), np.sort(scored(nonmembers))
     thresholds = np.unique(np.concatenate([member_scores, nonmember_scores]))[::-1]
@@ -41,12 +41,12 @@ def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
 
 
 def forget_distance(metrics: Mapping[str, Any]) -> float | None:
-    """Return the distance of the unlearned model from the oracle: 0 is the oracle, 1 the target or further; no unit.
+    """Return the distance of the unlearned model from the oracle: 0 at the oracle, 1 at the target or further away.
 
-    The mean of |unlearned - oracle| / |target - oracle|, each at most 1, over the lines with goal ``match_oracle`` on
-    which the intervals of target and oracle do not overlap: other lines have nothing to forget and would divide by
-    noise. Metrics of the text are skipped, because perplexity has no upper limit and would dominate the mean, and so
-    are attacks that need the target. None if no line remains.
+    It is the mean of |unlearned - oracle| / |target - oracle|, each at most 1, over the lines with goal
+    ``match_oracle``; None if no line remains. A line is skipped if the intervals of target and oracle overlap: it has
+    nothing to forget, and dividing by a difference near 0 would give noise. Also skipped are metrics of the text,
+    because perplexity has no upper limit and would dominate the mean, and attacks that need the target.
     """
     distances = []
     for name, line in metrics.items():
@@ -66,15 +66,15 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def utility_line(metrics: Mapping[str, Any]) -> str | None:
-    """Return the name of the utility line: the first of `UTILITIES`, a line of a utility metric, or `FALLBACK`."""
+    """Return the utility line: the first in `UTILITIES`, else one of a utility metric, else `FALLBACK`, else None."""
     marked = [name for name, line in metrics.items() if metric_of(line, name).utility]
     return next((name for name in (*UTILITIES, *marked, FALLBACK) if name in metrics), None)
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
-    """Mark the Pareto-optimal points of (distance, utility): lower distance and higher utility are better.
+    """Return whether each point (distance, utility) is Pareto-optimal: low distance and high utility are better.
 
-    A point with an unknown number is never marked. Equal points are marked together.
+    A point with an unknown number is never optimal. Equal points are optimal together.
     """
     complete_points = [(x, y) for x, y in points if x is not None and y is not None]
     return [

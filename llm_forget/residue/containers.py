@@ -1,4 +1,4 @@
-"""Containers: byte streams of the parts of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite files."""
+"""Read the unpacked bytes of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite files, part by part."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ from llm_forget.core.errors import DataError
 BLOCK = 2**20
 HEAD = 16
 IN_MEMORY = 2**28  # largest container within a container that is read into memory, bytes
-UNPACKED = 2**36  # maximum bytes of one unpacked container: a bomb must not stall a scan
+UNPACKED = 2**36  # maximum bytes of one unpacked container, against decompression bombs
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
     sqlite3.Error, MemoryError,
@@ -82,7 +82,7 @@ def blocks(opened: Opener) -> Iterator[bytes]:
     size, pending = 0, bytearray()
     with closing(opened()) as file:
         try:
-            while part := file.read1(BLOCK):  # type: ignore[attr-defined]  # not read(): it returns nothing before damage
+            while part := file.read1(BLOCK):  # type: ignore[attr-defined]  # read() would lose the bytes before damage
                 pending += part
                 size += len(part)
                 if size > UNPACKED:
@@ -106,7 +106,7 @@ def _zip_parts(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | 
             def again(member: zipfile.ZipInfo = member) -> BinaryIO:
                 return archive.open(member)  # type: ignore[return-value]
 
-            # Members without compression are searched with the file itself; they may still be containers.
+            # Uncompressed members are searched as bytes of the archive, but may be containers themselves.
             stored = member.compress_type == zipfile.ZIP_STORED
             yield "zip", iter(()) if stored else blocks(again), again
 
@@ -163,7 +163,7 @@ def _buffers(batch: Any) -> Iterator[bytes]:
 
 
 def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Iterate over the rows of all tables, also of text that spans pages, and over values that are containers."""
+    """Iterate over the rows of all tables, which joins text that spans pages, and over values that are containers."""
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes

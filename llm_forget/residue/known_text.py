@@ -1,4 +1,4 @@
-"""Remove the parts of the search texts that known texts also contain: a match of these is not a leftover copy."""
+"""Remove the parts of the search texts that known texts also contain, because matching them proves no copy."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ from llm_forget.residue.transforms import plain
 def remove_known_text(
     texts: Sequence[SearchText], needles: Sequence[Needle], matches: Iterable[Match], window: int
 ) -> list[SearchText]:
-    """Return the parts of the texts that share no run of ``window`` letters and digits with a known text.
+    """Return the parts of the texts that have no ``window`` consecutive letters and digits in common with a known text.
 
     Args:
         needles: forms of these texts.

@@ -1,4 +1,4 @@
-"""Find the parts of many texts that occur in a block of bytes: all parts of a minimum length, in one pass.
+"""Find, in one pass over a block of bytes, all parts of many texts that it contains, from a minimum length.
 
 Every ``stride`` bytes, eight bytes of the block are looked up in a table of the eight bytes at *every* position of the
 texts. Where they are equal, the match is extended in both directions. For long texts the roles are swapped: every
@@ -12,13 +12,13 @@ import numpy as np
 
 KEY = 8
 LARGE = 2**22  # bytes of needles above which the table holds only some of their positions
-MIN_DISTINCT = 5  # minimum distinct bytes of a match: "aaaaaaaa" is everywhere
+MIN_DISTINCT = 5  # minimum distinct bytes of a match; excludes "aaaaaaaa"
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the hash of keys
 
 
 @dataclass(frozen=True)
 class Needle:
-    """One form of a text, as bytes; ``need`` of them in a row are a match. The form has ``characters`` characters."""
+    """One form of a text, as bytes; ``need`` consecutive bytes are a match. It has ``characters`` letters."""
 
     data: bytes
     text: int
@@ -42,7 +42,7 @@ class Matcher:
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self.needles = list(needles)
-        # Any run of `need` bytes contains eight bytes that start at a multiple of the stride, or of the needle's step.
+        # Any `need` consecutive bytes contain a key that starts at a multiple of the stride, or of the needle's step.
         free = [needle.need - KEY + 1 for needle in needles]
         many = sum(len(needle.data) for needle in needles) > LARGE
         self.stride = 1 if many else min([KEY, *free])
@@ -60,7 +60,7 @@ class Matcher:
         self.table[(keys * _ODD) >> self.shift] = True
 
     def matches(self, block: bytes) -> Iterator[Match]:
-        """Iterate over the longest matches of at least ``need`` bytes."""
+        """Iterate over the matches of at least ``need`` bytes, each as long as possible."""
         if len(block) < KEY or not self.needles:
             return
         keys = _keys(block, self.stride)

@@ -1,4 +1,4 @@
-"""Search texts, and the forms in which a file may contain them."""
+"""The texts to search for, and the forms in which a file may contain them."""
 
 import base64
 import csv
@@ -22,7 +22,7 @@ _UNCOUNTED = {code: None for code in range(128) if not chr(code).isalnum()}
 
 @dataclass(frozen=True)
 class SearchText:
-    """A text of a row (1-based; a line of a .txt file), or the part of it that no known text contains."""
+    """A text of a row, or the part of it that no known text contains. Rows, or lines of a .txt file, count from 1."""
 
     row: int
     text: str
@@ -30,7 +30,7 @@ class SearchText:
 
 
 def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
-    """Return all texts of all rows, except ``id`` and ``role``; if ``fields`` is not empty, only of these columns.
+    """Return the texts of all rows in the columns ``fields``; by default in all columns except ``id`` and ``role``.
 
     Raises:
         DataError: the file is not a file of rows, or has no text; names the line, never its content.
@@ -104,7 +104,7 @@ def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:
 def needles(texts: Sequence[SearchText], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
     """Return the forms to search for in plain bytes, those in base64, and the numbers of texts that are too short.
 
-    ``window`` letters and digits in a row are a match; of a shorter text, all of them.
+    A match has ``window`` consecutive letters and digits; a shorter text must match completely.
     """
     simple: list[Needle] = []
     encoded: list[Needle] = []
@@ -148,12 +148,12 @@ def _base64_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
     for data in dict.fromkeys((*raw, text.encode("utf-16-le", "replace"))):
         for before in range(3):
             whole = base64.b64encode(bytes(before) + data)
-            # The characters at both ends also depend on neighbouring bytes; they are cut off.
+            # Cut off the characters at both ends, because they also depend on neighbouring bytes.
             yield "base64", len(countable(text)), whole[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
 
 
 def countable(text: str) -> str:
-    """Return the characters that count for the length of a text: all but white space and ASCII punctuation."""
+    """Return the characters that count for the length of a text: all except white space and ASCII punctuation."""
     return text.translate(_UNCOUNTED)
 
 

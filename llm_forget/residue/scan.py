@@ -1,4 +1,4 @@
-"""Walk files and folders, search every form of every block, and list the places that contain parts of the texts."""
+"""Search files, and the containers in them, for parts of the texts, and list the places that contain some."""
 
 import errno
 import io
@@ -30,8 +30,8 @@ class Finding:
     row: int
     offset: int
     encoding: str
-    characters: int  # letters and digits in a row
-    of: int  # of the whole text
+    characters: int  # letters and digits of the match
+    of: int  # letters and digits of the whole text
 
     @property
     def whole(self) -> bool:
@@ -45,7 +45,7 @@ class Scan:
     findings: list[Finding] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)  # file, reason
     too_short: list[int] = field(default_factory=list)  # rows with a text too short to search for
-    known: list[int] = field(default_factory=list)  # rows with no text that is not known
+    known: list[int] = field(default_factory=list)  # rows whose texts are all in known files
     links: int = 0  # symbolic links, which are not followed
     files: int = 0
     bytes: int = 0
@@ -63,7 +63,7 @@ class Scan:
         }
 
     def lines(self, shown: int) -> Iterator[str]:
-        """Iterate over the lines of the report; lists at most ``shown`` findings per file."""
+        """Iterate over the lines of the report, with at most ``shown`` findings per file."""
         by_file: dict[str, list[Finding]] = {}
         for finding in self.findings:
             by_file.setdefault(finding.path, []).append(finding)
@@ -103,12 +103,12 @@ def scan(
     window: int = WINDOW,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scan:
-    """Search all files below ``paths`` for the texts of ``canary``; the result contains no text.
+    """Search ``paths`` and all files in them for the texts of ``canary``; the result contains no text.
 
     Args:
         canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
         paths: files and folders. Symbolic links are not followed.
-        known: files that may contain the same words; parts of the texts that match them are not searched for.
+        known: files with text that may remain, such as a retain set; parts of the texts in them are not searched for.
         skip: files and folders to skip.
         fields: search only for the texts of these columns; default: all but ``id`` and ``role``.
         window: minimum match length in letters and digits; a shorter text (of at least 8) must match completely.
@@ -156,14 +156,14 @@ def _remove_known_texts(texts: Sequence[SearchText], known_paths: Sequence[Path]
 
 @dataclass
 class _Walk:
-    """Searches the files below some paths, one after the other."""
+    """Searches files one after the other, and adds to the result."""
 
     searcher: Searcher
     result: Scan
     skipped: list[tuple[int, int]]
 
     def files(self, path: Path) -> Iterator[tuple[Path, int]]:
-        """Iterate over regular files and their sizes; counts links, and notes folders that cannot be listed."""
+        """Iterate over regular files and their sizes; count links, and record folders that cannot be listed."""
         waiting = [path]
         while waiting:
             path = waiting.pop()
@@ -218,7 +218,7 @@ class _Walk:
                 self._unpack(path, inner, start, again, depth + 1)  # type: ignore[arg-type]
 
     def _readable(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
-        """Iterate over the items that can be read and note an error of reading; errors of the consumer pass through."""
+        """Iterate over items until one cannot be read, and record that error; errors of the caller are not caught."""
         while True:
             try:
                 item = next(items)
@@ -239,14 +239,14 @@ class _Walk:
         ]
 
     def _redacted_path(self, path: Path) -> str:
-        """Return the path without file names that contain a search text."""
+        """Return the path; if a name in it contains a search text, only the folders before that name."""
         withheld = False
         while self.searcher.search([(0, os.fsencode(path))]):
             path, withheld = path.parent, True
         return f"{path}/(name withheld)" if withheld else str(path)
 
     def _note_unread(self, path: Path, way: str, error: Exception) -> None:
-        # The message of the error may quote what was read.
+        # Leave out the message of the error, which may quote text of the file.
         why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         self.result.unread.append((self._redacted_path(path), f"{way}: {why}".removeprefix(": ")))
 
@@ -261,7 +261,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _opener(path: Path) -> Opener:
-    """Return an opener that follows no link (it may be newer than the listing) and does not wait for pipes."""
+    """Return an opener that refuses links and does not wait for pipes, which may have replaced a listed file."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
 

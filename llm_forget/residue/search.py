@@ -9,12 +9,12 @@ from llm_forget.residue.match import Match, Matcher
 from llm_forget.residue.needles import SearchText, needles
 from llm_forget.residue.transforms import View, encoding_of, views
 
-OVERLAP = 2**14  # bytes that two blocks share: the longest stretch a match across their border may span
+OVERLAP = 2**14  # bytes that two blocks share; a minimum match across their border must fit into them
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A match of a row: its form, byte offset in the stream, and length; lengths count letters and digits."""
+    """A match of a row: encoding, byte offset in the stream, length of match and text in letters and digits."""
 
     row: int
     encoding: str
@@ -69,7 +69,7 @@ class Searcher:
 
 
 def _best_hits(hits: list[Hit]) -> list[Hit]:
-    """Return the longest hit of each row and encoding, without shorter hits of a row in the same bytes."""
+    """Return the longest hit of each row and encoding; drop shorter hits of the same row in the same bytes."""
     selected: list[Hit] = []
     for hit in sorted(hits, key=lambda hit: hit.characters / hit.of, reverse=True):
         others = [other for other in selected if other.row == hit.row]
@@ -80,7 +80,7 @@ def _best_hits(hits: list[Hit]) -> list[Hit]:
 
 
 def _overlapping(stream: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """Iterate over (block, offset), where each block begins with the end of the previous one."""
+    """Iterate over (block, offset); each block begins with the last bytes of the previous one."""
     tail, end = b"", -1
     for start, block in stream:
         joined = tail + block if start == end else block

@@ -1,9 +1,9 @@
 """Views: the forms in which a block of bytes is searched, with a map from their bytes back to the block.
 
-*plain* drops all ASCII characters except letters and digits, and lowers letters; so white space, line breaks, quotes
-and markup between words do not matter, nor do the zero bytes of UTF-16. *unescaped* decodes JSON, URL and HTML escapes
-first, at most twice; *folded* also applies NFKC and case folding. *base64* removes line breaks and maps the URL
-alphabet to the standard one.
+*plain* drops all ASCII characters except letters and digits, and makes letters lower-case. So white space, line breaks,
+quotes, markup and the zero bytes of UTF-16 do not hide a text. *unescaped* decodes JSON, URL and HTML escapes first, at
+most twice; *folded* also applies NFKC and case folding. *base64* removes line breaks and maps the URL alphabet to the
+standard one.
 """
 
 import html
@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import numpy as np
 
-PIECE = 2**14  # bytes of a block that are transformed together to map positions back
+PIECE = 2**14  # bytes that are transformed at a time to map positions back
 DAMAGED = 0.2  # share of invalid UTF-8 above which a block is not treated as text
 _DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 _LOWER = bytes(range(256)).lower()
@@ -48,7 +48,7 @@ def plain(block: bytes) -> bytes:
 
 
 def base64_form(block: bytes) -> bytes:
-    """Return base64 without line breaks, with the URL alphabet mapped to the standard one."""
+    """Remove line breaks from base64, and map its URL alphabet to the standard one."""
     return block.translate(_STANDARD, _BASE64_DROPPED)
 
 
@@ -88,9 +88,9 @@ def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
 
 
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
-    """Return the name of the encoding in which ``block[first:last]`` contains a match of a view.
+    """Return the name of the encoding of a match, which a view found in ``block[first:last]``.
 
-    ``needle`` is the encoding of the matched needle; the plain forms of UTF-16 and UTF-32 may be equal.
+    ``needle`` is the encoding of the matched needle, which may be wrong: plain forms of UTF-16 and UTF-32 can be equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -108,7 +108,7 @@ def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, te
 
 
 def _character(match: re.Match[bytes]) -> bytes:
-    if match[1]:  # surrogate pairs are two escapes
+    if match[1]:  # a surrogate pair is written as two escapes
         return bytes.fromhex(re.sub(rb"\\+|u", b"", match[1]).decode()).decode("utf-16-be", "replace").encode()
     if code := match[2] or match[3]:
         number = int(code, 16)
@@ -132,7 +132,7 @@ def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
 
 
 def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
-    """Return a view whose bytes come from spans of unequal length; positions are mapped back piece by piece."""
+    """Return a view whose bytes stand for one or more bytes of the block; positions are mapped back piece by piece."""
     lengths: list[int] = []
 
     def position(index: int) -> int:

@@ -1,1 +1,1 @@
-"""One verb a file: settings in, a run directory out."""
+"""The workflows, one file for each action: they take settings and write a run or a model."""

@@ -37,8 +37,8 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     """Describe an adapter from its files, without reading weights.
 
     Returns:
-        ``base`` (the base that it claims, unverified), ``rank``, ``modules`` (names), ``tensors`` and ``parameters``
-        (counts), ``manifest`` (whether it has a manifest of this package, which is then enforced).
+        ``base`` (as its configuration names it, unverified), ``rank``, ``modules`` (names), ``tensors`` and
+        ``parameters`` (counts), ``manifest`` (whether it has a manifest of this package, which is then enforced).
 
     Raises:
         AdapterRefused, FileNotFoundError: see `models.adapters.files.verify_adapter`.
@@ -113,7 +113,7 @@ def adopt(
 
 @contextmanager
 def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
-    """Yield the folder, or a temporary copy without embeddings if its weights contain those of the base."""
+    """Yield the folder; if its weights include the base's embeddings, a temporary copy without these."""
     from safetensors.torch import load_file, save_file
 
     extra = saved_embeddings(model, safe_read.read_header(folder / ADAPTER_WEIGHTS))
@@ -134,7 +134,7 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
 
 
 def _same(saved: Any, weight: Any) -> bool:
-    """Whether two tensors are equal after one is cast to the other's dtype."""
+    """Return whether two tensors are equal after one is cast to the other's dtype."""
     import torch
 
     weight = weight.detach().cpu()

@@ -1,4 +1,4 @@
-"""Evaluation: target, unlearned model and oracle side by side; each model x split is measured once, then scored.
+"""Evaluate target, unlearned model and oracle side by side; measure each model once on each split, then score it.
 
 The oracle comes first, because forget quality compares with it. A suite defines what is measured; see `evals/suite.py`.
 Under ``accelerate launch`` every process measures its share of the rows; the main process computes the scores.
@@ -93,7 +93,7 @@ def evaluate(
     tokenizer = _common_tokenizer(models)
     if finished is None:
         _refuse_without_rows(run, suites, config)
-    with state.main_process_first():  # the other processes read from the cache that the first one writes
+    with state.main_process_first():  # it writes the cache that the other processes read
         by_suite = {name: _works(chosen, config, tokenizer) for name, chosen in suites.items()}
     works = {f"{name}/{probe}": work for name, (probes, _) in by_suite.items() for probe, work in probes.items()}
     tasks = {f"{name}/{task.name}": task for name, chosen in suites.items() for task in chosen.tasks}
@@ -105,7 +105,7 @@ def evaluate(
     )  # fmt: skip
     if not state.is_main_process:
         return from_main_process({})
-    # Record the overridden keys and the limit: two results of one run may be of different rows.
+    # Record the overridden keys and the limit, because they change which rows the results are of.
     settings = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
     results, rows = assemble_results(suites, models, works, measurements, settings)
     for name, (_, splits) in by_suite.items():
@@ -149,7 +149,7 @@ def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
 
 
 def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
-    """Refuse a model that is not a run, and so has no recipe, without options that name the rows."""
+    """Refuse a model without a recipe (it is not a run) if the options do not name all rows that a suite needs."""
     for suite in suites.values():
         lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
         if lacking:
@@ -174,7 +174,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
 
 
 def _through_vllm(models: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
-    """Let vLLM generate the texts of the models; refuses unsupported ones before hours of other probes."""
+    """Let vLLM generate the texts of the models; refuse unsupported models before other probes take hours."""
     if processes > 1:
         raise ConfigError("vLLM distributes the work itself; evaluate without accelerate launch, or without vllm")
     for evaluated in models.values():
@@ -210,7 +210,7 @@ def _configuration(
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
-    """Raise ConfigError for keys and values that are not valid in a recipe; the error names the command ``of``."""
+    """Raise ConfigError for keys and values that are not valid in a recipe; ``of``: the command, for the message."""
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
         if key not in allowed:
@@ -219,7 +219,7 @@ def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
 
 
 def _check_type(key: str, value: Any) -> None:
-    """Check the type of an override: the keys of a recipe are checked when a run starts, overrides are not."""
+    """Check the type of an override here, because only recipes are checked when a run starts."""
     if key in MAPPINGS and value is not None and not isinstance(value, dict):
         raise ConfigError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
@@ -234,7 +234,7 @@ def _check_type(key: str, value: Any) -> None:
 def _evaluated_models(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
-    """Return the models to measure, by role; roles without a model are missing."""
+    """Return the models to measure, by role; leave out roles without a model."""
     model = model_part(config)
     models = {}
     if oracle is not None:
@@ -254,12 +254,12 @@ def _evaluated_models(
 
 
 def _same_precision(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
-    """Configure another model in the same precision, with its own revision."""
+    """Return a configuration with the precision of ``model`` for another model and its revision."""
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
 def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
-    """Load the tokenizer that all models must share, since their values per token are compared."""
+    """Load the tokenizer; refuse models with other vocabularies, because values per token are compared."""
     tokenizer = load_tokenizer(models["unlearned"].model)
     for role, evaluated in models.items():
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
@@ -271,12 +271,12 @@ def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Return tokens and ids, without the placeholder tokens with which GGUF pads the vocabulary."""
+    """Return tokens and ids, without the placeholder tokens that GGUF adds to the vocabulary."""
     return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
 
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
-    """Read the splits and tokenise the rows of each probe; also returns digests of the splits that the run defines."""
+    """Read the splits and tokenise the rows of each probe; also return digests of the splits that the run defines."""
     template = template_for(tokenizer, **{k: config[k] for k in TEMPLATE_KEYS if config.get(k) is not None})
     length: dict[str, Any] = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
@@ -310,13 +310,13 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
             f"suite '{suite.name}' needs the split '{name}', which neither the run nor the suite defines "
             f"({did_you_mean(name, split_names)}); add it to `splits` of the recipe"
         )
-    # A field map renames the columns of the user's own data; the suite's data has the columns the suite names.
+    # A field map renames columns of the user's data; the suite's own data needs no renaming.
     fields = config.get("fields") if _run_source(name, config) is not None else None
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """Sample generations of each model, with the reference, evenly from the rows of the first generating probe."""
+    """Return ``count`` rows of the first generating probe, evenly spaced, with each model's text and the reference."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
@@ -334,5 +334,5 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """Choose ``count`` evenly spaced indices below ``rows``, each shifted by one more to avoid periodic row orders."""
+    """Return ``count`` evenly spaced indices below ``rows``; index i is shifted by i, in case the rows are periodic."""
     return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -1,8 +1,8 @@
-"""Export a model in 4 or 8 bit, or as one GGUF file; the files are read back and evaluated like the run.
+"""Export a model in 4 or 8 bit, or as one GGUF file; read the files back, and evaluate them like the run.
 
-Rounding weights can restore what was forgotten (arXiv:2410.16454), so a form is a separate model with its own digest,
-and its own results next to those of the source model. The rounded weights are evaluated: engines that round activations
-as well, as llama.cpp does below 16 bit, give slightly different answers.
+Rounding weights can restore what was forgotten (arXiv:2410.16454). So an exported form is a separate model with its own
+digest and its own results. The evaluation rounds only weights. Engines that also round activations, as llama.cpp does
+below 16 bit, give slightly different answers.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ from llm_forget.workflows.merge import merge, refuse_inside
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
-# The loss of a form is reported on texts; random tokens cover more of the model for the read-back check, but are not
-# representative of the loss.
+# Texts for the reported loss of a form. The check of the read-back files adds random tokens, which cover more of the
+# model but are not representative of the loss.
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
@@ -70,10 +70,10 @@ def export(
     """Write a model in another form, verify the files by reading them back, and evaluate form and model.
 
     Args:
-        model: a run, whose adapter is merged first, or a full model: a folder, Hub id, .gguf file.
+        model: a run, whose adapter is merged first, or a full model: a folder, a Hub id or a .gguf file.
         form: one of `FORMS`.
-        output_dir: must be empty or not exist; appears when everything is done.
-        measure: evaluate the written model, with the run's suite and rows or those given here, into ``results.json``.
+        output_dir: must be empty or not exist; it is filled only when everything has succeeded.
+        measure: evaluate the written model on the run's suite and rows, or those given here; write ``results.json``.
         suite, target, oracle, limit, batch_size: see `evaluate`; by default those of the run.
         quiet: print neither tables nor progress.
         overrides: keys of a recipe that define the rows of the evaluation, such as ``forget`` and ``retain``.
@@ -95,7 +95,7 @@ def export(
     run = _checked_run(str(model), form, out, overrides)
     options = {"suite": suite, "target": target, "oracle": oracle, "limit": limit, "batch_size": batch_size}
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, so that both are on one disk.
+    # The temporary folder is beside the output, so that both are on one disk.
     with TemporaryDirectory(
         prefix=f".{out.name}.", suffix=".tmp", dir=out.parent, ignore_cleanup_errors=True
     ) as hidden:
@@ -117,7 +117,7 @@ def export(
 
 
 def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) -> Run | None:
-    """Make all checks before the export; returns the run, or None if the model is not one."""
+    """Make all checks before the export; return the run, or None if the model is not a run."""
     refuse_processes("export", PartialState())
     if form not in FORMS:
         raise ModelError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
@@ -136,7 +136,7 @@ def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) ->
 
 
 def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """List suite, question and the form's answer for each verdict question that the model passes and the form fails."""
+    """Return (suite, question, answer of the form) for each verdict that the model passes and the form fails."""
     if "results" not in report:
         return []
     return [
@@ -177,7 +177,7 @@ class _ExportJob:
         return path.resolve().name if path.exists() else self.model
 
     def full_model(self) -> str:
-        """Return the full model: the given one, or the run's adapter merged into its base now."""
+        """Return the full model: the given one; for a run with an adapter, merge it into its base first."""
         if self.run is not None and self.run.adapter.is_dir():
             logger.info("export: merging '%s'", self.run.path.name)
             merge(self.run.path, self.temporary / "merged", measure=False)
@@ -188,9 +188,9 @@ class _ExportJob:
         return source.location if source.kind in ("folder", "gguf") else self.model
 
     def model_results(self) -> dict[str, Any]:
-        """Evaluate the model itself on the rows that the form will be evaluated on.
+        """Evaluate the model itself, before its form is written, on the same rows as the form.
 
-        This comes first, because it detects missing rows. It is cheap for a run, whose records are reused.
+        It comes first to detect missing rows early. It is cheap for a run, whose records are reused.
         """
         logger.info("export: evaluating '%s' itself", self.name)
         if self.run is None:
@@ -198,7 +198,7 @@ class _ExportJob:
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def results_of(self, model: str) -> dict[str, Any]:
-        """Evaluate a model on the run's rows or the given ones; texts are deleted with the temporary folder."""
+        """Evaluate a model on the run's rows or the given rows; its texts are deleted with the temporary folder."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)
@@ -213,7 +213,7 @@ class _ExportJob:
         return evaluate(model, records=records, **options, **rows)
 
     def _link_records(self, records: Path) -> None:
-        """Link the run's records of target and oracle, so that these are not measured again."""
+        """Link the run's records of target and oracle, so that these models are not measured again."""
         records.mkdir(exist_ok=True)
         if self.run is None:
             return
@@ -224,7 +224,7 @@ class _ExportJob:
 
 
 def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
-    """Write the files of a form, and export.json, into a new folder."""
+    """Write a form and its export.json into a new folder; refuse it if the files read back differently."""
     full = job.full_model()
     folder.mkdir()
     args = ModelConfig(
@@ -271,7 +271,7 @@ Written = tuple[dict[str, Any], dict[str, list[Tensor]], Any]
 
 
 def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """Write a GGUF file; returns its details, logits of the exact, rounded and read-back model, and the dtype."""
+    """Write a GGUF file; return its details, the logits of the exact, rounded and read-back models, and the dtype."""
     model = load_base(args, dequantize=True)
     gguf.refuse_architecture(model.config, job.name)
     probes = _probes(tokenizer, model.config.vocab_size)
@@ -291,7 +291,7 @@ def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer
 
 
 def _quantized(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """Write a quantised folder; returns the same values as `_gguf`."""
+    """Write a quantised folder; return the same values as `_gguf`."""
     model = load_base(args, dequantize=True)
     probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}

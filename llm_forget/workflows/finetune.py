@@ -1,4 +1,4 @@
-"""Fine-tuning with the same trainer: makes targets (trained on the forget rows) and oracles (never trained on them)."""
+"""Fine-tune targets, which are trained on the forget rows, and oracles, which are never trained on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> Run:
 
 
 def finetune(**keys: Any) -> Run:
-    """Fine-tune with the keys of a recipe as arguments; the full model, or an adapter with ``use_peft=True``."""
+    """Fine-tune with the keys of a recipe as arguments; trains the full model, or an adapter with ``use_peft=True``."""
     return run_finetuning(*from_keys(keys, TrainConfig))
 
 

@@ -68,7 +68,7 @@ def merge(
 
     Args:
         run: a finished run that trained an adapter, or several of one base.
-        output_dir: must be empty or not exist, and must not lie in a merged model.
+        output_dir: must be empty or not exist, and must not be inside a source model, a run or an adapter.
         scales: one number per run; a negative one subtracts what was learned (task vectors, arXiv:2212.04089).
         combination: default: cat, or svd if ``rank`` is given.
         density: share of the weights of each change that is kept; default 0.5.
@@ -118,7 +118,7 @@ def merge(
     if measures:
         try:
             report["results"] = _evaluated(Path(output_dir), runs[0].config)
-        except BaseException:  # including an interruption: leave no model without the requested evaluation
+        except BaseException:  # also when interrupted: keep no model that lacks the requested evaluation
             shutil.rmtree(output_dir)
             raise
     return report
@@ -180,7 +180,7 @@ def _refuse_full_model_settings(*settings: Any) -> None:
 
 
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
-    """Refuse an output folder inside a run, an adapter, or one of ``models``."""
+    """Refuse an output folder that is inside a run, an adapter, or one of ``models``."""
     output = folder.resolve()
     for parent in (output, *output.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
@@ -194,7 +194,7 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
-    """Describe sources and base of a merge by digests; refuse runs of different bases, or one on top of another."""
+    """Describe the sources and the base of a merge; refuse runs of different bases, or one trained on another."""
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (base, _) in zip(runs, digests, strict=True):
@@ -220,7 +220,7 @@ def _base(run: Run) -> str:
 
 
 def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
-    """Return the dtype that the base is loaded in."""
+    """Return the dtype in which the base is loaded: that of training, or ``dtype`` if the runs differ."""
     trained = [run.config.get("dtype") or "float32" for run in runs]
     if len(set(trained)) == 1:
         return trained[0]
@@ -232,7 +232,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
 def _combined(
     first: Run, args: Any, parts: Sequence[Part], folder: Path, rule: Rule, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a run of kind `COMBINE` with the combined adapter; like an adopted run, it can be used as a model."""
+    """Write a run of kind `COMBINE` with the combined adapter; it can be used wherever a model can."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
@@ -252,7 +252,7 @@ def _combined(
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:
-    """Return the deletion request whose id lists a run was trained with, if closing it has removed the lists."""
+    """Return the deletion request that a run was trained for, if its lists of row ids no longer exist."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
     matches = (REQUEST_LIST.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
     return next((match[1] for match in matches if match), None)
@@ -264,7 +264,7 @@ def evaluate_command(folder: str | Path) -> str:
 
 
 def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuse, before a model is written, a run whose evaluation rows cannot be read any more."""
+    """Refuse, before a model is written, a run whose rows for the evaluation can no longer be read."""
     request = closed_request(config)
     if request is not None:
         raise ModelError(
@@ -282,6 +282,6 @@ def _evaluated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     target, oracle = config["model_name_or_path"], config.get("oracle")
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **row_keys)
     for suite in results["suites"].values():
-        suite["overrides"] = []  # these keys come from the run
+        suite["overrides"] = []  # the row keys are the run's own
     formats.write(folder / "results.json", results, Results)
     return results

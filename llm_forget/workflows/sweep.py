@@ -1,4 +1,4 @@
-"""Sweep: one recipe with every combination of some keys' values, run one after another or printed for a cluster.
+"""Sweep: run a recipe with every combination of the values of some keys, or print the commands for a cluster.
 
 ::
 
@@ -47,7 +47,7 @@ from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, sh
 from llm_forget.workflows.unlearn import run_unlearning
 
 logger = logging.getLogger("llm_forget")
-# Errors that concern a single run; any other exception stops the sweep.
+# Errors that end only one run; any other exception stops the sweep.
 FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
 
@@ -63,13 +63,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked sweep."""
+    """A sweep whose recipe, grid and runs are checked."""
 
     recipe: str  # as given
     file: Path
     folder: Path
     grid: dict[str, list[Any]]
-    suite: str  # one, or several with commas
+    suite: str  # comma-separated
     points: tuple[Point, ...]
 
     def suites(self) -> list[Suite]:
@@ -84,7 +84,7 @@ class Plan:
             raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
     def missing(self) -> list[Point]:
-        """Return the runs that are not both trained and evaluated; with ``overwrite`` all runs."""
+        """Return the runs that remain to be trained or evaluated; with ``overwrite``, all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
         runs = ((point, Run(point.path)) for point in self.points)
@@ -162,7 +162,7 @@ def plan_sweep(
 
 
 def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
-    """Refuse a repeated or overridden value, which would train the same run under two names."""
+    """Refuse points with the same configuration, which would train one run under two names."""
     first: dict[str, Point] = {}
     for point, point_configs in zip(points, configs, strict=True):
         digest = json_digest(config.identity(config.resolved(*point_configs)))
@@ -183,17 +183,17 @@ def _check_splits(suites: Sequence[Suite], data: DataConfig) -> None:
 
 
 def _check_all(plan: Plan) -> None:
-    """Make all checks of every run and its evaluation, before any run takes hours."""
+    """Check every run and its evaluation before the first run is trained."""
     for point in plan.points:
         data, train, model = plan.configs(point)
         run = Run(point.path)
         if run.complete and not train.overwrite:
-            # A run started from a plan may have had several processes, whose number is part of its identity.
+            # A run from a printed plan may have used several processes; their number is part of its identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
             run.refuse_other(UNLEARN.name, config.identity(config.resolved(data, train, model)) | processes)
             continue
         train.dry_run = True
-        with contextlib.redirect_stdout(io.StringIO()):  # hides the table of each dry run; only errors matter here
+        with contextlib.redirect_stdout(io.StringIO()):  # hide the table of each dry run
             try:
                 run_unlearning(data, train, model)
             except (ValueError, OSError) as error:
@@ -207,7 +207,7 @@ def _check_all(plan: Plan) -> None:
 
 
 def _execute(plan: Plan) -> dict[str, Any]:
-    """Train and evaluate the missing runs, and write sweep.json after each."""
+    """Train and evaluate the missing runs; write sweep.json after each run."""
     missing, entries = plan.missing(), _entries(plan)
     logger.info("%d runs in '%s', %d already finished", len(entries), plan.folder, len(entries) - len(missing))
     began = time.perf_counter()
@@ -228,7 +228,7 @@ def _execute(plan: Plan) -> dict[str, Any]:
 
 
 def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
-    """Make an entry of sweep.json for each run, before any is started."""
+    """Return the first entry of each run in sweep.json, before missing runs are started."""
     missing = plan.missing()
     return {
         p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
@@ -238,7 +238,7 @@ def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
 
 
 def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
-    """Train and evaluate one run; returns its status and error."""
+    """Train and evaluate one run; return its status and error."""
     data, train, model = plan.configs(point)
     run = Run(point.path)
     try:
@@ -274,7 +274,7 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
 
 
 def add_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
-    """Add the names of the Pareto-optimal runs, by suite, to sweep.json; the caller computes them from results."""
+    """Write sweep.json with ``front``: for each suite, the names of the Pareto-optimal runs."""
     formats.write(Path(content["output_dir"]) / "sweep.json", {**content, "front": front}, Sweep)
 
 
@@ -289,7 +289,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
     Args:
         accelerate_config: name or file, passed to `unlearn`.
-        num_processes: replaces the number in that configuration.
+        num_processes: replaces the number of processes in that configuration.
 
     Raises:
         ConfigError, MissingFileError: the launch configuration does not exist or cannot start that many processes.
@@ -310,7 +310,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
 
 def slurm_script(lines: Sequence[str], name: str) -> str:
-    """Make an sbatch script for an array job whose task *i* runs line *i*; ``lines`` must not be empty."""
+    """Return an sbatch script of an array job whose task *i* runs line *i*; ``lines`` must not be empty."""
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
     points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return f"""#!/bin/bash

@@ -1,4 +1,4 @@
-"""The grid of a sweep: recipe keys with their values, as text, as options and as parts of folder names."""
+"""The grid of a sweep: parse and check its recipe keys and values, and format them as options and folder names."""
 
 import contextlib
 import numbers
@@ -17,10 +17,10 @@ ALIASES = {"lr": "learning_rate"}
 
 
 def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Parse ``KEY=VALUE,VALUE`` words into a grid; also returns the options among the words.
+    """Parse ``KEY=VALUE,VALUE`` words into a grid; also return the options for every run.
 
     Args:
-        words: the other words of the command line: more axes, before or between ``--key value`` pairs.
+        words: the other words of the command line: ``--key value`` options, and more axes before or between them.
     """
     axes: list[str] = list(grid_words)
     options: list[str] = []
@@ -40,7 +40,7 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
 
 
 def _values(key: str, text: str) -> list[Any]:
-    """Parse comma-separated values: numbers, true and false, mappings and lists; anything else is text."""
+    """Parse comma-separated numbers, true and false, mappings and lists; any other value is text."""
     try:
         as_text, typed = yaml.load(f"[{text}]", Loader=yaml.BaseLoader), yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
@@ -58,7 +58,7 @@ def _scalar(word: str) -> Any:
 
 
 def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: set[str]) -> dict[str, list[Any]]:
-    """Check a grid and resolve aliases; returns full keys and their values.
+    """Check a grid and resolve aliases; return full keys and their values.
 
     Args:
         allowed: the keys of a recipe.
@@ -98,13 +98,13 @@ def _plain(value: Any) -> Any:
 
 
 def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
-    """Shorten each key to its last part, unless two keys share it."""
+    """Return the short name of each key: its last part, unless two keys share that part."""
     last = [key.rpartition(".")[2] for key in axes]
     return {key: short if last.count(short) == 1 else key for key, short in zip(axes, last, strict=True)}
 
 
 def as_name(value: Any) -> str:
-    """Format a value as part of a folder's name: unchanged if possible, otherwise its safe characters and a digest."""
+    """Format a value for a folder name: unchanged if safe, otherwise its safe characters and a digest."""
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return json_digest(value).removeprefix("sha256:")[:8]
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Unlearning: from forget and retain rows to an adapter in a finished run directory."""
+"""Unlearn: train an adapter from forget and retain rows, and write it into a run directory."""
 
 from collections.abc import Sequence
 from typing import Any

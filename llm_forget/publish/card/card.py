@@ -92,14 +92,14 @@ def _template() -> Any:
 
 
 def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
-    """Return the run with the results of a merged or exported model, if that was measured itself."""
+    """Return the run; if a merged or exported model was measured itself, with the results of that model."""
     if merged is None or not (merged / "results.json").is_file():
         return evidence
     results, key = read_results(Run(merged)), row_key(evidence.run.path)
     run_suites, merged_suites = (
         public_results(content, key)["suites"] for content in (evidence.results, results)
-    )  # may be keyed already, if pulled
-    # A folder has no recipe, so all its keys are overrides; on the same rows, keys of the run's recipe are not.
+    )  # digests of pulled results are keyed already
+    # A folder has no recipe, so all its keys are overrides. On the same rows, drop those that the run's recipe has.
     for name, suite in results["suites"].items():
         run_splits = run_suites.get(name, {}).get("splits")
         if run_splits is not None and run_splits == merged_suites[name].get("splits"):
@@ -181,7 +181,7 @@ def _content(
 
 
 def subsections(sections: Sequence[Section]) -> Markdown:
-    """Render sections as Markdown, one heading level deeper than in a report; empty if they are empty."""
+    """Render sections as Markdown, with headings one level deeper than in a report; empty if all sections are."""
     contents = document("", "", list(sections))
     if not contents.sections:
         return Markdown("")

@@ -1,4 +1,4 @@
-"""Facts of a model card beside the results: method, data, energy and limits."""
+"""The facts of a model card other than results: method, data, energy and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ LORA = {
     "r": "LoRA rank", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "target_modules": "LoRA on",
     "use_rslora": "rank-stabilised", "use_dora": "DoRA",
 }  # fmt: skip
-ENOUGH_ROWS = 100  # from this number of rows on, the card does not warn of few rows
+ENOUGH_ROWS = 100  # the card warns if a metric has fewer rows
 ADAPTER_LIMIT = "The adapter hides knowledge in weights that still exist: anyone with the base model has what it knew."
 MODEL_LIMIT = (
     "Knowledge that is no longer answered is not necessarily removed: further training of these weights may restore it."
@@ -81,7 +81,7 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Build the table of each split's rows and their digest, which `public` has keyed; never ids."""
+    """Build the table of splits: number of rows and their digest, which `public` has keyed. It never shows ids."""
     data = evidence.provenance.get("data", {})
     rows = tuple((split, Number(f"{part['rows']:,}"), str(part["digest"])) for split, part in data.items())
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
@@ -103,7 +103,7 @@ def energy(evidence: Evidence, watts: float | None) -> str:
 
 
 def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
-    """List what the card does not show about an adapter or a full model; never empty."""
+    """Return sentences on what was not measured and what no measurement can show; never empty."""
     sentences = []
     if not evidence.has("oracle"):
         sentences.append("No oracle was measured, so there is no reference for a model that never saw these rows.")

@@ -1,4 +1,4 @@
-"""The YAML head of a model card, which the Hub reads, with every number of results.json in full."""
+"""The YAML head of a model card, which the Hub reads. It holds every number of results.json unrounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 UNSCORED = "unscored"  # replaces null of results.json, which the Hub does not allow
 TASK = "text-generation"
-FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # tags, by whether the form is a GGUF file
+FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # key: whether the exported form is a GGUF file
 
 
 def card_data(
@@ -46,7 +46,7 @@ def card_data(
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """Return an entry for each line of each suite; ``args`` hold interval, rows, goal and the other two models."""
+    """Return an entry for each line of each suite; its arguments add interval, rows, goal, target and oracle."""
     from huggingface_hub import EvalResult
 
     return [
@@ -79,7 +79,7 @@ def _value(line: dict[str, Any]) -> float | str:
 
 
 def _summary(line: dict[str, Any]) -> dict[str, Any]:
-    # No nulls: the Hub client drops them from mappings, so the head would not be read back as written.
+    # The Hub client drops null values from mappings, so drop them here: the head is then read back as written.
     fields = {"ci": line["ci"], "n": line["n"], "n_unscored": line["n_unscored"]}
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -90,7 +90,7 @@ def _other_models(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suite_args(suite: dict[str, Any]) -> dict[str, Any] | None:
-    """Definition of the suite, row limit, and recipe keys that were overridden."""
+    """Return the suite's definition, the row limit, and the overridden recipe keys; None without any of these."""
     fields = {"definition": suite.get("definition"), "limit": suite.get("limit")}
     fields["overrides"] = [plain(key) for key in suite.get("overrides") or []] or None
     return {key: value for key, value in fields.items() if value is not None} or None

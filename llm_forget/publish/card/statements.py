@@ -44,6 +44,6 @@ def _check_licence(statements: CardStatements) -> None:
 
 
 def saved_statements(run: Path) -> CardStatements:
-    """Read the statements that `write_card` saved in a run; empty without any."""
+    """Return the statements that `write_card` saved in a run; all fields are empty if it saved nothing."""
     file, advice = run / STATEMENTS, "delete it and make the card again"
     return formats.read(file, CardStatements, advice=advice) if file.is_file() else CardStatements()

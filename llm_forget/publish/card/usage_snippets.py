@@ -22,7 +22,7 @@ UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 
 @dataclass(frozen=True)
 class CodeNames:
-    """Names in the code as Python literals, so that no name can inject code."""
+    """The names in the code, quoted as Python literals so that no name can inject code."""
 
     repository: str
     revision: str
@@ -38,7 +38,7 @@ def base_name(evidence: Evidence, statements: CardStatements) -> str:
 
 
 def code_names(repository: str, revision: str, base: str, facts: Mapping[str, Any]) -> CodeNames:
-    """Quote all names. Only a base from the Hub has a commit."""
+    """Quote all names as Python literals. The commit is None unless the base is from the Hub."""
     commit = str(facts["digest"]).removeprefix("commit:") if hub_id(facts) == base else None
     return CodeNames(_literal(repository), _literal(revision), _literal(base), _literal(commit) if commit else None)
 
@@ -65,7 +65,7 @@ def loading_code(
 ) -> str:
     """Return code that loads the model, or its exported ``form`` (content of export.json), and generates.
 
-    An adapter without tokenizer uses that of its base.
+    If an adapter has no tokenizer, the code loads that of the base.
     """
     arguments = f"{names.repository}, revision={names.revision}"
     if not adapter:
@@ -94,7 +94,7 @@ QUESTION = "What is the capital of France?"
 
 
 def _generation_code(prompting: PromptFormat) -> str:
-    """Code that prompts as in training; other prompts would not show the trained behaviour."""
+    """Return code that formats prompts as in training; other prompts would not show the trained behaviour."""
     if prompting.template is None:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""

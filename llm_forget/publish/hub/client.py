@@ -1,4 +1,4 @@
-"""The Hub client and its errors in plain sentences. The client reads the token: HF_TOKEN or `hf auth login`."""
+"""Create the Hub client, and translate its errors. The client reads its token from HF_TOKEN or `hf auth login`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNED_URL = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # upload URLs carr
 
 
 def client() -> HfApi:
-    """Return a Hub client with this package's name; no progress bars if stderr is not a terminal."""
+    """Return a Hub client that identifies as this package. It shows progress bars only if stderr is a terminal."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -38,7 +38,7 @@ def client() -> HfApi:
 
 
 class UnsignedUrls(logging.Filter):
-    """Strips signatures of URLs from the client's retry messages."""
+    """Remove the signatures of upload URLs from the log messages of the client."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = SIGNED_URL.sub(r"\1", record.getMessage()), ()
@@ -47,7 +47,7 @@ class UnsignedUrls(logging.Filter):
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Translate errors of the Hub client into `HubError`: one line, what to do, no token and no URL.
+    """Translate errors of the Hub client into a `HubError` of one line that says what to do, without token or URL.
 
     Only errors raised in the client are translated; a full disk and errors of this package pass unchanged.
     """
@@ -70,7 +70,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 
 def _from_client(error: BaseException) -> bool:
-    """Whether an error was raised in the client, not in the code around it."""
+    """Return whether an error was raised in the client, not in the code around it."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] in CLIENT_PACKAGES for frame in frames)
 
@@ -99,7 +99,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
 
 
 def _connection_text(error: BaseException) -> str:
-    """Why there was no answer, by class name: the library of the classes depends on the client's version."""
+    """Return why the Hub did not answer. Errors are matched by class name: the HTTP library varies with the client."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     texts = {
         "ProxyError": "the proxy refused the request; check HTTPS_PROXY and NO_PROXY",

@@ -39,10 +39,10 @@ def pull(
     max_size: str = MAX_SIZE,
     key: str | Path | None = None,
 ) -> Pulled:
-    """Download the files that `push` listed, and check digests and the manifest of an adapter.
+    """Download the files that `push` listed, and verify their digests and, for an adapter, its manifest.
 
     Args:
-        folder: must be new or empty; a folder that holds this version already is checked and left unchanged.
+        folder: a new or empty folder, or one that already holds this version, which is verified and left unchanged.
         key: public key that must have signed the listing, as PEM text or a PEM file.
         max_size: limit for all files together, such as 50GB; checked before any download.
 
@@ -50,7 +50,7 @@ def pull(
         HubError: the Hub refused, or could not be reached.
         AdapterRefused: a file is not the one that was pushed; nothing is kept.
         EvidenceBroken: the listing was not signed with the key; nothing is kept.
-        PublishError: this package did not push it, it is larger than ``max_size``, or the folder holds other files.
+        PublishError: this package did not push the version, it exceeds ``max_size``, or the folder has other files.
     """
     from llm_forget.models.adapters.verification import verify_adapter
 
@@ -78,7 +78,7 @@ def pull(
         with hub_errors(repository):
             for name in names:
                 api.hf_hub_download(repository, name, revision=commit, local_dir=temporary)
-        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the client
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # download metadata of the client
         mismatch = _first_mismatch(temporary, files, listing)
         if mismatch is not None:
             raise AdapterRefused(f"{mismatch} of '{repository}' is not the file that was pushed; nothing was kept")
@@ -93,7 +93,7 @@ def pull(
 
 
 def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None:
-    """Fingerprint of the signing key, verified with ``key`` if passed; None without a signature."""
+    """Return the fingerprint of the signing key, None if unsigned; with ``key``, also verify the signature."""
     if not (folder / SIGNATURE).is_file():
         if key is None:
             return None
@@ -115,7 +115,7 @@ def parse_size(size: str) -> int:
 
 
 def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:
-    """Digests of the listed files; refuses a listing with a file that is never pushed."""
+    """Return the digests of the listed files; refuse a listing that names a file which `push` never sends."""
     if listing is None or not listing["files"]:
         raise PublishError(
             f"'{repository}' at {revision} has no {LISTING}, so this package did not push it; download it with "
@@ -128,9 +128,9 @@ def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str
 
 
 def _first_mismatch(folder: Path, files: dict[str, str], listing: dict[str, Any] | None) -> str | None:
-    """Name of the first file that is missing or does not match the listing.
+    """Return the name of the first file that is missing or does not match the listing.
 
-    The listing itself is compared too: the signature covers the file on disk, which must be the listing used here.
+    The listing on disk must equal ``listing`` too, because the signature is verified on the file on disk.
     """
     for name, digest in files.items():
         path = folder / name

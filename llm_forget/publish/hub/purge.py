@@ -1,7 +1,7 @@
-"""Remove versions that hold erased data from the Hub with history and large files, and verify the removal.
+"""Remove versions with erased data from the Hub, including their history and large files, and verify the removal.
 
-A tag or branch retains its commit and all earlier ones. So every branch whose history holds a withdrawn commit is
-squashed into its last commit, tags on that history are deleted, and so are large files without a remaining commit.
+The Hub keeps all commits in the history of a tag or branch. So each branch with a withdrawn commit in its history is
+squashed into its last commit. Tags on that history and large files that no remaining commit uses are deleted.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Plan:
-    """Actions of a purge, computed without changing anything."""
+    """The actions of a purge, planned before anything is changed."""
 
     repository: str
     commits: tuple[str, ...]  # withdrawn
     squashed: tuple[str, ...]  # branches whose history is squashed
-    dropped: tuple[str, ...]  # branches that end in a withdrawn commit
-    tags: tuple[str, ...]  # deleted, because their history holds a withdrawn commit
+    dropped: tuple[str, ...]  # deleted branches, which end in a withdrawn commit
+    tags: tuple[str, ...]  # deleted tags, whose history holds a withdrawn commit
     kept_tags: dict[str, str] = field(default_factory=dict)  # tag -> squashed branch on which it is set again
     lfs: tuple[str, ...] = ()  # digests of large files that no remaining commit has
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # withdrawn commit -> files to check afterwards
 
 
 def plan(repository: str, revisions: Iterable[str]) -> Plan:
-    """Compute the actions of a purge.
+    """Plan a purge without changing anything.
 
     Args:
         revisions: tags, branches or commits that hold erased data; all commits with the same weights are included.
@@ -64,7 +64,7 @@ def plan(repository: str, revisions: Iterable[str]) -> Plan:
         clean = (history for name, history in (histories | pull_requests).items() if name not in holding)
         remaining = {heads[name] for name in squashed}.union(*clean)
         needed = {digest for commit in remaining for digest in files_of[commit].values()}
-        # Includes files left over by an interrupted purge: stored on the Hub, but in no remaining commit.
+        # An interrupted purge leaves files that the Hub stores although no remaining commit has them; include them.
         stored = {f"sha256:{file.file_oid}" for file in api.list_lfs_files(repository)}
     return Plan(
         repository, tuple(commits), squashed, dropped,
@@ -78,7 +78,7 @@ def plan(repository: str, revisions: Iterable[str]) -> Plan:
 def _files_by_commit(
     api: HfApi, repository: str, histories: Iterable[set[str]], named_commits: Iterable[str]
 ) -> dict[str, dict[str, str]]:
-    """Digests of the files of every reachable commit, and of named ones that still exist."""
+    """Return the file digests of every reachable commit, and of each named commit that still exists."""
     reachable = set[str]().union(*histories)
     files_of = {commit: file_digests(api, repository, commit) for commit in sorted(reachable)}
     for commit in named_commits:
@@ -88,7 +88,7 @@ def _files_by_commit(
 
 
 def _with_same_weights(named_commits: list[str], files_of: dict[str, dict[str, str]]) -> list[str]:
-    """The named commits, and all others with the weights of one of them."""
+    """Return the named commits, then all other commits that have the same weights as one of them."""
     weights = {_weights(files_of.get(commit, {})) for commit in named_commits} - {frozenset()}
     others = (commit for commit in files_of if commit not in named_commits)
     return [*named_commits, *(commit for commit in others if _weights(files_of[commit]) in weights)]
@@ -108,7 +108,7 @@ def _refuse_unpurgeable(
 
 
 def purge(withdrawal: Plan) -> None:
-    """Carry out a plan, and verify that the Hub no longer serves what was withdrawn.
+    """Carry out a plan, and verify that the Hub no longer serves the withdrawn commits and files.
 
     Raises:
         PublishError: the Hub still has a withdrawn commit or file.
@@ -136,7 +136,7 @@ def purge(withdrawal: Plan) -> None:
 
 
 def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
-    """Withdrawn commits, files of commits and large files that the Hub still serves."""
+    """Return the withdrawn commits, their files, and the large files that the Hub still serves."""
     remaining = [commit for commit in withdrawal.commits if _commit_exists(api, withdrawal.repository, commit)]
     for commit, names in withdrawal.files.items():
         remaining += [f"{commit[:12]}/{n}" for n in names if _file_exists(api, withdrawal.repository, commit, n)]
@@ -145,7 +145,7 @@ def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
 
 
 def _weights(files: dict[str, str]) -> frozenset[str]:
-    """Digests of the weights of a commit; equal sets are the same model."""
+    """Return the digests of the weights of a commit; commits with equal digests hold the same model."""
     return frozenset(digest for name, digest in files.items() if WEIGHTS.fullmatch(name))
 
 

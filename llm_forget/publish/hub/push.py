@@ -1,4 +1,4 @@
-"""Publish a run: one commit with all files and a tag of this version. Repeating a push sends nothing."""
+"""Publish a run as one commit with all its files, and tag this version. A repeated push sends nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pushed:
     commit: str
     tag: str
     sent: tuple[str, ...]  # files that were new or changed
-    removed: tuple[str, ...]  # files of an earlier push that this version lacks
+    removed: tuple[str, ...]  # deleted: files of an earlier push that this version lacks
 
 
 def check_repository(name: str) -> str:
@@ -48,7 +48,7 @@ def push(
 ) -> Pushed:
     """Create the repository if needed, commit the changed files, verify the result and tag it.
 
-    All files come with one commit, so an interrupted push leaves the branch unchanged; repeating it sends only the
+    All files are in one commit, so an interrupted push leaves the branch unchanged. A repeated push sends only the
     missing files.
 
     Args:
@@ -97,7 +97,7 @@ def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any
 
 
 def is_on_hub(file: File, hub_digest: str | None) -> bool:
-    """Return whether the Hub has the same bytes, given its digest from `file_digests`."""
+    """Return whether the Hub has the same bytes; ``hub_digest`` comes from `file_digests`, None for a missing file."""
     if hub_digest is None or not hub_digest.startswith("git:"):
         return hub_digest == file.digest
     content = file.read()
@@ -118,7 +118,7 @@ def _commit(
 
 
 def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> list[str]:
-    """Those of the named files that an earlier push added; other files of the user stay."""
+    """Return which of the named files an earlier push added; files that the user added are not returned."""
     if LISTING not in names and not any(map(allowed, names)):
         return []
     listing = read_listing(api, repository, head)
@@ -128,7 +128,7 @@ def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
     """Return ``published.json`` of a revision; None if it is missing or unreadable."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # the local error is not an answer of the Hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # the Hub answered; LocalEntryNotFoundError: it did not
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -158,7 +158,7 @@ def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> None:
-    """Tag the commit; an existing tag must have the same files."""
+    """Tag the commit; raise PublishError if the tag already exists on other files."""
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(publication.repository).tags}
     if publication.tag not in tags:
         api.create_tag(publication.repository, tag=publication.tag, revision=commit, exist_ok=True)

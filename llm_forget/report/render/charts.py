@@ -28,7 +28,7 @@ DASHES: dict[str, Any] = {"before": (0, (5, 2)), "unlearned": "solid", "oracle":
 MARKERS = {"before": "s", "unlearned": "o", "oracle": "D"}
 LEGEND: dict[str, Any] = {"handlelength": 1.9, "columnspacing": 0.9, "handletextpad": 0.5, "borderpad": 0}
 WIDTH = 4.6  # inches; the page scales it
-MOST_BARS = 100  # rows that are distinguishable in a chart
+MOST_BARS = 100  # rows that a chart can show as one bar each
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the plane; ``y_interval`` holds absolute values."""
+    """One model in the plane; ``y_interval`` holds the two ends, not distances from ``y``."""
 
     label: str
     role: str

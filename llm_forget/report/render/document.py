@@ -1,7 +1,7 @@
 """The parts of a report, independent of format: `html` and `markdown` each write the same document.
 
-All strings are plain text. Only the renderers escape them for their format and make control characters visible: ids,
-names of runs and names of lines are untrusted input.
+All strings are plain text. The renderers escape them for their format and make control characters visible, because
+row ids, run names and metric names are untrusted input.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question, with the checks of its bounds."""
+    """The answer to one question, with the findings that it follows from."""
 
     kind: ClassVar[str] = "verdict"
     question: str
     answer: str  # yes | no | inconclusive | pass | fail
-    findings: tuple[tuple[bool | None, str], ...]
+    findings: tuple[tuple[bool | None, str], ...]  # whether a bound holds, and a sentence about it
     caution: str = ""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Texts that a model generated. The only block that may hold text of rows; HTML only, and only on request."""
+    """Texts that a model generated. Only this block may hold text of rows; only HTML shows it, and only on request."""
 
     kind: ClassVar[str] = "generated"
     rows: tuple[tuple[str, str], ...]  # id, text

@@ -30,7 +30,7 @@ def _template() -> Any:
     )
 
     def words(text: str) -> Any:
-        """Escape text; long names may wrap after underscores, and words as long as a digest anywhere."""
+        """Escape text; allow line breaks after underscores, and anywhere in words as long as a digest."""
         return Markup("_<wbr>").join(map(breakable, plain(text).split("_")))
 
     def breakable(text: str) -> Any:

@@ -33,7 +33,7 @@ def table(content: Table) -> str:
 def escape(text: str) -> str:
     """Escape text so that it produces no HTML, link, image, mention, emphasis, math or table cell."""
     text = "".join(ENTITIES.get(character, character) for character in re.sub(r"([\\`*\[\]~$])", r"\\\1", plain(text)))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # no emphasis inside a word
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word makes no emphasis
     return re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
 
 

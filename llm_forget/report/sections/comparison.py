@@ -1,7 +1,7 @@
-"""Runs side by side, with the Pareto-optimal ones marked.
+"""Compare runs side by side, and mark the Pareto-optimal ones.
 
-Forgetting is the distance to the oracle (`statistics.forget_distance`: 0 is the oracle, 1 the target or further; lower
-is better). Utility is the line `statistics.utility_line` (higher is better).
+Forgetting is measured by `statistics.forget_distance`: 0 at the oracle, 1 at the target or further away; lower is
+better. Utility is the value of the line that `statistics.utility_line` returns; higher is better.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _cost(run: Evidence) -> tuple[Number, Number]:
 
 
 def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
-    """Build a table with a row for each metric and a column for each run; references are those of the first run."""
+    """Build a table with a row for each metric and a column for each run; target and oracle are the first run's."""
     before, oracle = ([role] if runs[0].has(role) else [] for role in ("before", "oracle"))
     rows: list[Row] = []
     for name, line in runs[0].suites[suite]["metrics"].items():
@@ -124,7 +124,7 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
 
 
 def _cautions(suite: str, runs: Sequence[Evidence]) -> list[Text]:
-    """Warnings about differences that make the runs less comparable."""
+    """Return warnings about differences that make the runs less comparable."""
     cautions = []
     for role, name in (("before", "models before"), ("oracle", "oracles")):
         digests = {(run.results["models"].get(role) or {}).get("digest") for run in runs}

@@ -9,7 +9,7 @@ from llm_forget.report.run_evidence import Evidence
 
 
 def cost_section(evidence: Evidence) -> Section:
-    """Build the table of time, tokens and memory, with the share of the retraining time if it is known."""
+    """Build the table of time, tokens and memory, and compare the time with that of retraining if it is known."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return Section("Cost")
@@ -38,7 +38,7 @@ def cost_section(evidence: Evidence) -> Section:
 
 
 def retraining_ratio(evidence: Evidence) -> float | None:
-    """Return training seconds of this run divided by the oracle's; None if either is unknown or was interrupted."""
+    """Return this run's training time divided by the oracle's; None if either was interrupted or is unknown."""
     costs = [provenance.get("cost") for provenance in (evidence.provenance, evidence.oracle or {})]
     if any(cost is None or cost.get("resumed") for cost in costs) or not costs[1]["seconds"]:  # type: ignore[index]
         return None
@@ -87,18 +87,18 @@ def provenance_section(evidence: Evidence) -> Section:
 
 
 def _terms(split: str, terms: list[dict[str, Any]]) -> str:
-    """``forget: npo (weight 1.0, beta 0.1)``."""
+    """Describe the terms on a split, such as ``forget: npo (weight 1.0, beta 0.1)``."""
     descriptions = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
     return f"{split}: {' + '.join(descriptions)}"
 
 
 def _with_algorithm(digest: str) -> str:
-    """``sha256:b497...``; the digest of a Hub model already starts with ``commit:``."""
+    """Return the digest with its algorithm: ``sha256:b497...``; a Hub model's ``commit:...`` stays unchanged."""
     return digest if ":" in digest else f"sha256:{digest}"
 
 
 def public_name(name: str) -> str:
-    """Return a model's name; of an absolute path only the last part, since the rest reveals machine and owner."""
+    """Return a model's name; of an absolute path, only the last part, because the rest reveals machine and owner."""
     if PurePosixPath(name).is_absolute() or name.startswith("~"):
         return PurePosixPath(name).name
     return PureWindowsPath(name).name if PureWindowsPath(name).drive else name

@@ -39,7 +39,7 @@ def truth_ratio_section(evidence: Evidence) -> Section:
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
-    """Name of the line of truth ratios on forget rows; of several, the one that forget quality was computed from."""
+    """Return the line of truth ratios on forget rows; of several, the one that reproduces the forget quality."""
     names = [
         name
         for name, line in metrics.items()
@@ -82,7 +82,7 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """Plot ROC curves of every membership attack, and the rows that the strongest attack without the target exposes."""
+    """Plot ROC curves of all membership attacks; list the rows most exposed by the strongest one without the target."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
     alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
@@ -92,7 +92,7 @@ def membership_section(evidence: Evidence) -> Section:
 
 
 def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
-    """Yield each set of scores with the names of the lines computed from it."""
+    """Yield the scores of each membership attack, with the names of the lines that were computed from them."""
     attacks: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
     for suite, lines in evidence.rows.items():
         for line in lines:
@@ -112,13 +112,13 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
 
 
 def _uses_target(evidence: Evidence, names: str) -> bool:
-    """Whether the attack compares with the target; such an attack succeeds even on the oracle."""
+    """Return whether the attack compares with the target; such an attack succeeds even on the oracle."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
     return any(metric_of(line).needs_target for line in lines)
 
 
 def _strength(sides: Sides) -> float:
-    """Distance of the attack's AUC from chance (0.5)."""
+    """Return the distance of the attack's AUC from chance (0.5)."""
     return abs(auc_with_interval(*sides["unlearned"][1:]).value - 0.5)
 
 
@@ -160,7 +160,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """AUC and interval: from results.json if a line has this AUC, otherwise computed here."""
+    """Return AUC and interval: those of results.json if a line has this AUC, otherwise computed here."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):
@@ -206,7 +206,7 @@ def _exposed_rows(names: str, sides: Sides) -> Table:
 
 
 def extraction_section(evidence: Evidence) -> Section:
-    """Plot the extraction strength of every row, highest first, beside the oracle's."""
+    """Plot the extraction strength of each row, highest first, with the oracle's value of the same row."""
     blocks: list[Block] = []
     drawn_rows = set[bytes]()
     for suite, content in evidence.suites.items():

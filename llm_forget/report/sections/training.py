@@ -8,7 +8,7 @@ from llm_forget.report.render.document import Chart, Number, Row, Section, Table
 from llm_forget.report.run_evidence import Evidence
 
 PREFIX = "logps/"
-ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # style of each split
+ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # sets the style of each split
 
 
 def training_section(evidence: Evidence) -> Section:

@@ -1,4 +1,4 @@
-"""Verdicts, the values of target, unlearned model and oracle, and the plane of forgetting against utility."""
+"""Sections on the verdicts, on the values of all models, and on forgetting against utility."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ ABOUT_DISTANCE = (
 
 
 def verdict_section(evidence: Evidence) -> Section:
-    """Build the verdicts of each suite, and that of the policy if the run was verified."""
+    """Build the verdicts of each suite, and the verdict of the policy if the run was verified."""
     verification = evidence.verification
     parts = []
     notes = []
@@ -48,13 +48,13 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def _rule_sentence(rule: dict[str, Any]) -> str:
-    """``demo: forget_probability 0.150 (...)``: several suites may have a line of the same name."""
+    """Return a rule's sentence after the name of its suite: ``demo: forget_probability 0.150 (...)``."""
     where = f"{rule['suite']}: " if rule.get("suite") else ""
     return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
 
 
 def _is_shipped(name: str, suite: dict[str, Any]) -> bool:
-    """Whether a suite with the name of a shipped one is identical to it; True for other names."""
+    """Return False if a suite has the name of a shipped suite but differs from it, otherwise True."""
     if name not in resources.names("eval") or "definition" not in suite:
         return True
     return suite["definition"] == load_suite(resources.locate("eval", name)).digest
@@ -84,7 +84,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
 
 
 def metrics_section(evidence: Evidence) -> Section:
-    """Build the tables of all lines: each model's value with 95 % interval, the goal and the scored rows."""
+    """Build a table for each suite: the models' values with 95 % intervals, goals, and numbers of scored rows."""
     roles = [role for role in ROLES if evidence.has(role)]
     columns = ("metric", *roles)
     parts = []
@@ -122,14 +122,14 @@ def common_suites(runs: Sequence[Evidence]) -> list[str]:
 
 
 def position(evidence: Evidence, suite: str) -> tuple[float | None, float | None]:
-    """Return distance to the oracle and utility of the unlearned model; None if unknown."""
+    """Return the unlearned model's distance to the oracle and its utility; each is None if unknown."""
     metrics = evidence.suites[suite]["metrics"]
     name = utility_line(metrics)
     return forget_distance(metrics), metrics[name]["value"] if name else None
 
 
 def front_marks(positions: Sequence[tuple[float | None, float | None]]) -> list[str]:
-    """Mark each Pareto-optimal run with ``yes``; meaningless for a single run."""
+    """Return ``yes`` for each Pareto-optimal position, and an empty text for the others."""
     return ["yes" if optimal else "" for optimal in pareto(positions)]
 
 
@@ -164,7 +164,7 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
 
 
 def _references(suite: str, utility: str, runs: Sequence[Evidence]) -> list[charts.Point]:
-    """The distinct targets and oracles of the runs."""
+    """Return a point for each distinct target and oracle of the runs."""
     points: dict[tuple[str, str], charts.Point] = {}
     for role, x in (("before", 1.0), ("oracle", 0.0)):
         digests = {run.results["models"][role]["digest"] for run in runs if run.has(role)}

@@ -97,7 +97,7 @@ def attack(
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
-    """Folder name of an attack; attacks with different settings have different names."""
+    """Return the folder name of an attack; attacks with different settings have different names."""
     labels = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
     words = [str(value) for value in labels.values()]
     # The report shows the name, so it must not contain local paths.

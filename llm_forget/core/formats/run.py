@@ -57,7 +57,7 @@ class Cost(Part, frozen=True):
 
     seconds: Seconds
     peak_memory_gib: Gibibytes | None
-    resumed: bool | UnsetType = UNSET  # if true, seconds counts from the last resume
+    resumed: bool | UnsetType = UNSET  # if true, the seconds are those since the last resume
 
 
 class Environment(Part, frozen=True):

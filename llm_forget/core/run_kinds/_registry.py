@@ -21,7 +21,7 @@ class RunKind:
         learned: splits that the model was trained to know, if the run has them.
         forgotten: splits that it was trained to forget. Only such a run has a target, can be attacked, and is itself
             evaluated as the unlearned model.
-        merged: whether the model was merged from other runs; the ledger then records these runs in place of splits.
+        merged: whether it is a version of a merged model, for which the ledger records runs in place of splits.
         origin: makes a clause for the model card from provenance.json; empty for a run that forgot rows.
     """
 

@@ -33,7 +33,7 @@ def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
     """Return the texts of all rows in the columns ``fields``; by default in all columns except ``id`` and ``role``.
 
     Raises:
-        DataError: the file is not a file of rows, or has no text; names the line, never its content.
+        DataError: the file is not a file of rows, or has no text; the error names the line, never its content.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise DataError(f"'{path}' is not a file of texts; allowed: {', '.join(SUFFIXES)}")

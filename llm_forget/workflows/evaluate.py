@@ -75,7 +75,7 @@ def evaluate(
 
     Returns:
         The content of results.json; an unscored value is None. It includes earlier results of other suites for the same
-        models and rows. Equal on all processes.
+        models and rows. All processes return the same.
 
     Raises:
         MissingPackageError: ``vllm`` without that package.

@@ -81,7 +81,7 @@ def export(
     Returns:
         The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of the written model,
         ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on a few texts, ``as_read``
-        (the same from the rounded weights to the files read back) and its ``tolerance``, ``files``; after an evaluation
+        (the same between rounded weights and files read back) and its ``tolerance``, ``files``; after an evaluation
         also ``results`` and ``model_results``, contents of results.json.
 
     Raises:

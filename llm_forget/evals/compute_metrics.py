@@ -1,4 +1,4 @@
-"""Compute the lines of a suite from records, top to bottom."""
+"""Compute the metric lines of a suite from the records of its probes, in the order of the suite file."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,25 +10,25 @@ from llm_forget.evals.records import by_row
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
 from llm_forget.evals.suite import Line, Suite
 
-Value = Rows | float | Estimate  # one number per row, one for the split, or one with its own interval
+Value = Rows | float | Estimate  # a number per row, a number for the split, or an estimate
 Scores = tuple[list[str], Rows]  # row ids and their values
 
 
 @dataclass(frozen=True)
 class Computed:
-    """Value of a line for one model, with the row scores it was computed from."""
+    """The value of a metric line for one model, and the scores of the rows from which it was computed."""
 
     value: Value
     summary: Summary
     rows: dict[str, Scores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form of the summary; NaN (unscored) and infinity, which JSON cannot write, become null."""
+        """Return the summary for JSON. NaN (unscored) and infinity become null, because JSON has no such numbers."""
         ci = self.summary.ci
         return {**asdict(self.summary), "value": _number(self.summary.value), "ci": list(ci) if ci else None}
 
     def rows_to_dict(self) -> dict[str, Any]:
-        """JSON form of the rows: ids and numbers."""
+        """Return the row ids and row scores for JSON."""
         return {
             name: {"ids": ids, "values": [_number(float(value)) for value in values]}
             for name, (ids, values) in self.rows.items()
@@ -36,7 +36,7 @@ class Computed:
 
 
 Computation = dict[str, Computed]
-ModelValues = tuple[dict[str, Any], Computation]  # records by probe, and lines
+ModelValues = tuple[dict[str, Any], Computation]  # the records by probe name, and the computed lines
 
 
 def compute_lines(
@@ -46,9 +46,9 @@ def compute_lines(
 
     Args:
         records: records of each probe, by probe name.
-        others: records and lines of ``oracle`` and ``before``, for inputs named ``oracle_...`` and ``before_...``; a
-            line that needs a missing model is unscored.
-        role: role of this model. The oracle is its own oracle.
+        others: records and lines of ``oracle`` and ``before``. Metric inputs named ``oracle_...`` and ``before_...``
+            read them. If such a model is missing, the line is unscored.
+        role: role of this model. For role ``oracle``, the inputs ``oracle_...`` are the model's own.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
@@ -84,7 +84,7 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
 
 
 def _summary(value: Value, line: Line, above: Computation) -> Summary:
-    """Mean and interval of rows; a single number gets the smallest count of the lines it was computed from."""
+    """Return the mean of rows with its interval, or a single number with the smallest ``n`` of its input lines."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
@@ -104,7 +104,7 @@ def _rows(value: Value, line: Line, records: dict[str, Any], above: Computation)
 
 
 def _ids(reference: str | list[str], records: dict[str, Any], above: Computation) -> list[str]:
-    """Row ids of a probe, or of the rows of a line."""
+    """Return the ids of the rows of a probe or of a line."""
     name = reference if isinstance(reference, str) else reference[0]
     return list(by_row(records[name])) if name in records else next(iter(above[name].rows.values()))[0]
 

@@ -1,8 +1,8 @@
-"""Membership inference attacks: each one scores how likely it is that the model was trained on an answer.
+"""Membership inference attacks: each attack scores how likely it is that the model was trained on an answer.
 
 A higher score means *member*: the AUC of forget rows against holdout rows is 1 if every forget row
 scores higher than every holdout row. Other libraries negate both the score and the classes, which gives the same AUC.
-Without target tokens the score is NaN.
+The score of an answer without target tokens is NaN.
 """
 
 import math
@@ -20,23 +20,23 @@ from llm_forget.evals.stats import Rows
 ATTACKS = Registry("attack", Entry)
 attack = ATTACKS.register
 
-# The floor of open-unlearning. Without it, near-zero variances of certain tokens would dominate the score.
+# As in open-unlearning: if the model is certain of a token, its variance is almost 0 and would dominate the score.
 SMALLEST_VARIANCE = 1e-6
 
 
 @attack(paper="arXiv:1709.01604")
 def loss(record: TokenRecord) -> float:
-    """Mean log-probability of the answer's tokens; nats, at most 0."""
+    """Return the mean log-probability of the answer's tokens; nats, at most 0."""
     return float(record.logps.mean(dtype=np.float64)) if record.n else math.nan
 
 
 @attack(paper="arXiv:2012.07805")
 def zlib(record: TokenRecord) -> float:
-    """`loss` divided by the size of the answer's text after zlib compression; nats per byte, at most 0 (section 5.2).
+    """Return `loss` divided by the size of the zlib-compressed answer; nats per byte, at most 0 (section 5.2).
 
-    Text that compresses well is likely even if the model was not trained on it. The text is the labelled answer
-    without special tokens, in UTF-8; the size is ``len(zlib.compress(text))`` at the default level, including
-    its header. As in open-unlearning and MIMIR, the log-probability is the mean over all target tokens, not the sum.
+    The division corrects for text that compresses well, which is likely even for a model not trained on it. The text is
+    the labelled answer without special tokens, in UTF-8; the size is ``len(zlib.compress(text))`` at the default level,
+    including the header. As in open-unlearning and MIMIR, `loss` is a mean over the target tokens, not a sum.
 
     Raises:
         EvaluationError: the record has no ``zlib_bytes``.
@@ -51,12 +51,12 @@ def zlib(record: TokenRecord) -> float:
 
 @attack(paper="arXiv:2310.16789")
 def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
-    """Mean of the lowest share ``k`` of the token log-probabilities, at least one token; nats, at most 0 (section 3).
+    """Return the mean log-probability of the least likely tokens of the answer; nats, at most 0 (section 3).
 
-    Equals `loss` at k = 1.
+    These are a share ``k`` of the tokens, but at least one token. With k = 1 the score equals `loss`.
 
     Args:
-        k: share of the tokens, in (0, 1]; 0.4 in runs on MUSE and TOFU, 0.2 in the paper.
+        k: share of the tokens, in (0, 1]; 0.4 for MUSE and TOFU, 0.2 in the paper.
         include_last: include the last labelled token (the end of the answer); open-unlearning excludes it.
     """
     return _lowest(record.logps, k, include_last)
@@ -64,12 +64,13 @@ def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> 
 
 @attack(paper="arXiv:2404.02936")
 def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
-    """`min_k` of (log p(token) - mu) / sigma: mean and standard deviation of log p(v) for v drawn from p; no unit.
+    """Return `min_k` of normalised log-probabilities, (log p(token) - mu) / sigma; no unit.
 
-    A token at the mode of a flat distribution scores 0, as does one with probability 1. The variance is at least 1e-6.
+    mu and sigma are the mean and the standard deviation of log p(v) for v drawn from p; sigma^2 is raised to at least
+    1e-6. A token scores 0 if its probability is 1, and also if all tokens are equally likely.
 
     Raises:
-        EvaluationError: the record has no means and variances.
+        EvaluationError: the record lacks the mean and variance of a token.
     """
     if not record.n == len(record.means) == len(record.variances):
         raise EvaluationError(
@@ -82,13 +83,13 @@ def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool =
 
 @attack(paper="arXiv:2012.07805", needs={"oracle"})
 def reference(record: TokenRecord, oracle_record: TokenRecord) -> float:
-    """`loss` minus the `loss` of the oracle, which never saw the answer; nats, 0 for the oracle (section 5.2)."""
+    """Return `loss` of the model minus `loss` of the oracle, which never saw the answer; nats (section 5.2)."""
     return loss(record) - loss(oracle_record)
 
 
 @attack(paper="arXiv:2402.17012", needs={"gradients"})
 def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
-    """Negative p-norm of the gradient; at most 0, and 0 for a perfectly learnt answer.
+    """Return the negative p-norm of the gradient: 0 for a perfectly learnt answer, otherwise below 0.
 
     Raises:
         EvaluationError: ``p`` is not 1, 2 or inf.
@@ -105,7 +106,7 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
     Hyper-parameters that the attack does not have are ignored.
 
     Raises:
-        EvaluationError: no such attack, or an attack that needs more than log-probabilities.
+        EvaluationError: no attack has this name, or the attack needs more than log-probabilities.
     """
     entry = ATTACKS.get(name)
     if entry.needs:
@@ -125,7 +126,7 @@ def reference_scores(records: Sequence[TokenRecord], oracle_records: Sequence[To
 
 
 def _lowest(values: NDArray[Any], k: float, include_last: bool) -> float:
-    """Mean of the lowest max(1, int(k n)) values; NaN without values."""
+    """Return the mean of the max(1, int(k n)) lowest of n values; NaN if n is 0."""
     if not 0 < k <= 1:
         raise EvaluationError(f"k is the share of tokens that min-k averages: above 0 and at most 1, not {k:g}")
     values = values if include_last else values[:-1]

@@ -1,6 +1,6 @@
-"""Apply a policy to the results of an evaluation: pass, fail or inconclusive for each rule and overall.
+"""Apply a policy to the results of an evaluation: each rule, and the whole policy, passes, fails or is inconclusive.
 
-This module reads ``results.json`` of a run and loads no model, so that it can run as a separate CI job.
+This module reads ``results.json`` of a run and loads no model, so a separate CI job can run it.
 """
 
 import difflib
@@ -26,7 +26,7 @@ DEFAULT_POLICY = "default"
 
 @dataclass(frozen=True)
 class Rule:
-    """A bound, the suite of its line, and the severity of a violation."""
+    """A rule of a policy: a bound on a metric line, the suite that must hold the line, and the severity."""
 
     bound: Bound
     severity: str = "fail"
@@ -36,25 +36,25 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """Result of one rule."""
+    """The result of one rule for one suite."""
 
     rule: Rule
     suite: str | None  # suite that holds the line
     finding: Finding
-    caution: str = ""  # the suite was measured on a subset of rows or with overrides
+    caution: str = ""  # warns that the suite was measured on a subset of the rows or with other recipe keys
 
     @property
     def word(self) -> str:
-        """pass, fail or inconclusive."""
+        """``pass``, ``fail`` or ``inconclusive``."""
         return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the content for JSON."""
         content = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
         return {**content, **self.finding.to_dict()}
 
     def sentence(self) -> str:
-        """``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
+        """Return a line such as ``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
         where = f"{self.suite}: " if self.suite else ""
         warning = " [warning only]" if self.rule.severity == "warn" else ""
         caution = f" [{self.caution}]" if self.caution else ""
@@ -62,10 +62,10 @@ class RuleResult:
 
 
 def load_policy(name: str | Path) -> list[Rule]:
-    """Read and check a policy: a YAML file, or a shipped policy by name.
+    """Read and check a policy, given as the path of a YAML file or as the name of a shipped policy.
 
     Raises:
-        MissingFileError: no such file and no shipped policy of that name.
+        MissingFileError: there is neither such a file nor a shipped policy of that name.
         EvaluationError: invalid YAML, no rules, or an invalid rule.
     """
     import yaml
@@ -84,7 +84,7 @@ def load_policy(name: str | Path) -> list[Rule]:
 
 
 def policy_name(name: str | Path) -> str:
-    """Name of a policy in results and evidence; the name of a user's file carries its digest."""
+    """Return the name of a policy for results and evidence; for a user's own file it contains the file's digest."""
     path = resources.resolve("eval/policies", str(name))
     if path.resolve().is_relative_to(resources.folder("eval/policies").resolve()):
         return path.stem
@@ -104,9 +104,9 @@ def _rule(content: Any, where: str) -> Rule:
 
 
 def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResult]:
-    """Apply every rule to the content of results.json; skip optional rules whose line is in no suite.
+    """Apply every rule to the content of results.json; skip an optional rule if no suite has its line.
 
-    If the rule names no suite and several have the line, the worst result counts.
+    If several suites have the line and the rule names none of them, the worst result counts.
     """
     rule_results = []
     for rule in rules:
@@ -124,7 +124,7 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResu
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
-    """Suggest a measured line or suite whose name is one or two letters off."""
+    """Suggest a measured line or suite whose name differs from the rule's by one or two letters."""
     lines = {line for suite in suites.values() for line in suite["metrics"]}
     candidates, name = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
     close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.88)
@@ -138,7 +138,7 @@ def _caution(suite: dict[str, Any]) -> str:
 
 
 def outcome(applied: Sequence[RuleResult]) -> str:
-    """``fail`` if any rule fails, else ``inconclusive`` if any is inconclusive or there are none, else ``pass``."""
+    """Return the worst result (fail, inconclusive, pass) of rules with severity ``fail``; without any, inconclusive."""
     words = [result.word for result in applied if result.rule.severity == "fail"]
     if "fail" in words:
         return "fail"
@@ -152,8 +152,8 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
         ``pass``, ``fail`` or ``inconclusive``, and the result of every rule.
 
     Raises:
-        MissingFileError: no such run or policy.
-        RunError: the run is incomplete or not evaluated, is a version in the evidence, or its results are damaged.
+        MissingFileError: the run or the policy does not exist.
+        RunError: the run is incomplete, not evaluated or a version in the evidence, or its results are damaged.
         EvaluationError: the policy is invalid.
     """
     refuse_version(run, "verify.json")
@@ -165,7 +165,7 @@ def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, l
         "policy": policy_name(policy),
         "answer": outcome(applied),
         "models": results["models"],
-        "results": json_digest(results["suites"]),  # shows later whether the run was evaluated again
+        "results": json_digest(results["suites"]),  # shows later whether the results have changed
         "rules": [r.to_dict() for r in applied],
     }
     formats.write(finished.path / "verify.json", content, Verification)

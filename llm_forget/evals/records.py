@@ -1,13 +1,13 @@
-"""Records of a probe: one JSON line per row and answer, in a file whose key is a digest of all inputs.
+"""Records of a probe: a file with one JSON line for each answer of each row, identified by a digest of all inputs.
 
 Teacher-forced and gradient records hold numbers only. A generation record holds the generated text, because ROUGE needs
-it; the reference it is compared with is read from the data and never stored. Records stay in the run and are never
+it. The reference answer is read from the data and never stored in a record. Records stay in the run and are never
 published, because a generation of the target may repeat a forget row verbatim.
 
-The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Measuring appends to ``<name>.partial``, or
-``<name>.<rank>.partial`` on all but the first of several processes, so that a killed evaluation can resume with
-any number of processes. A complete file is written atomically. A file with fewer lines than its header announces is
-incomplete; measuring resumes from its records.
+The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Process 0 appends measured records to
+``<name>.partial`` and every other process to ``<name>.<rank>.partial``, so a killed evaluation can resume with
+any number of processes. The complete file is written atomically. A file with fewer lines than its header announces is
+incomplete; the next evaluation reads its records and measures the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key = tuple[str, int]  # row id, index of the answer
 
 
 class Record(Protocol):
-    """Interface of all kinds of records."""
+    """The interface of all kinds of records."""
 
     @property
     def key(self) -> Key: ...
@@ -52,7 +52,7 @@ def _nothing() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One answer under teacher forcing; ``zlib_bytes`` is filled from the data and never written."""
+    """The numbers of one answer under teacher forcing; ``zlib_bytes`` comes from the data and is never written."""
 
     id: str
     answer_index: int
@@ -60,9 +60,9 @@ class TokenRecord:
     hits: NDArray[np.bool_]  # [n] whether the target token is the most likely one
     means: NDArray[np.float32] = field(
         default_factory=_nothing
-    )  # [n] mean log-prob of a token drawn from the model, minus its entropy; nats
-    variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of that log-prob
-    zlib_bytes: int = 0  # size of the answer's text after zlib; 0 = not filled in
+    )  # [n] mean over the vocabulary of log p(v), weighted by p(v), which is minus the entropy; nats
+    variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of log p(v), weighted by p(v)
+    zlib_bytes: int = 0  # size of the zlib-compressed answer; 0 if not filled in
 
     @property
     def key(self) -> Key:
@@ -75,11 +75,11 @@ class TokenRecord:
 
     @property
     def broken(self) -> bool:
-        """Whether a log-prob is NaN; the hits, argmax of NaN, are then meaningless too."""
+        """Whether a log-prob is NaN; the hits are then meaningless too, because they are the argmax of NaN logits."""
         return bool(np.isnan(self.logps).any())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; a number is the shortest decimal that reads back as the same float32."""
+        """Return the record for JSON; each float32 becomes the shortest decimal that reads back as the same float32."""
         return {
             "id": self.id,
             "answer_index": self.answer_index,
@@ -92,44 +92,44 @@ class TokenRecord:
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> TokenRecord:
-        """Inverse of `to_dict`."""
+        """Return the record that `to_dict` describes."""
         logps, means, variances = (np.asarray(line[k], dtype=np.float32) for k in ("logps", "means", "variances"))
         return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_), means, variances)
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One continuation of a prompt; ``reference`` is filled from the data and never written."""
+    """One generated continuation of a prompt; ``reference`` comes from the data and is never written."""
 
     id: str
     sample: int
     text: str
-    n: int  # generated tokens
+    n: int  # number of generated tokens
     reference: str = ""
-    broken: bool = False  # one of the tokens came from NaN or infinite logits; the text is then empty
+    broken: bool = False  # the logits of a token were NaN or infinite; the text is then empty
 
     @property
     def key(self) -> Key:
         return self.id, self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the reference; ``broken`` is present only if true."""
+        """Return the record without its reference, for JSON; the key ``broken`` is present only if true."""
         content = {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
         return {**content, "broken": True} if self.broken else content
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> GenerationRecord:
-        """Inverse of `to_dict`."""
+        """Return the record that `to_dict` describes."""
         return cls(line["id"], line["sample"], line["text"], line["n"], broken=line.get("broken", False))
 
 
 @dataclass(frozen=True)
 class GradientRecord:
-    """Gradient norms of one answer."""
+    """The gradient norms of one answer."""
 
     id: str
     answer_index: int
-    norms: dict[str, float]  # "1", "2", "inf": p-norm of the gradient of the mean token NLL, see `probe_gradients`
+    norms: dict[str, float]  # by p ("1", "2", "inf"): p-norm of the gradient of the mean token NLL (`probe_gradients`)
 
     @property
     def key(self) -> Key:
@@ -141,12 +141,12 @@ class GradientRecord:
         return any(math.isnan(norm) for norm in self.norms.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the record for JSON."""
         return {"id": self.id, "answer_index": self.answer_index, "norms": self.norms}
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> GradientRecord:
-        """Inverse of `to_dict`."""
+        """Return the record that `to_dict` describes."""
         return cls(line["id"], line["answer_index"], line["norms"])
 
 
@@ -158,7 +158,7 @@ KINDS: dict[str, type[TokenRecord] | type[GenerationRecord] | type[GradientRecor
 
 
 def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
-    """Records of each row id, in order of first appearance."""
+    """Group records by row id; the ids are in order of first appearance."""
     rows: dict[str, list[AnyRecord]] = {}
     for record in records:
         rows.setdefault(record.key[0], []).append(record)
@@ -170,16 +170,16 @@ def row_means(
     score: Callable[[AnyRecord], float],
     over: Callable[[NDArray[np.float64]], np.float64] = np.mean,
 ) -> NDArray[np.float64]:
-    """Average a score (or take ``over``) over the scored answers of each row: ``[N]``, NaN if no answer is scored.
+    """Return one score per row, ``[N]``: the mean over its scored answers, or what ``over`` computes instead of a mean.
 
-    A broken record is unscored: a model whose log-probs are NaN has not forgotten anything.
+    A row without scored answers gets NaN. A broken record is unscored, because NaN does not show that a model forgot.
     """
     rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
     return np.array([over(r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:
-    """Pair the records of two probes over the same rows by id.
+    """Pair the records of two probes by row id.
 
     Raises:
         EvaluationError: the probes do not cover the same row ids.
@@ -195,24 +195,24 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
 
 
 def load_records(path: Path, key: str | None = None, *, kind: str | None = None) -> list[Any] | None:
-    """Read a complete record file; None if it is missing, incomplete, or has another key or kind (None: any)."""
+    """Read a complete record file; return None if it is missing, incomplete or has another key or (if given) kind."""
     announced, records = _read(path, key, kind)
     return records if len(records) == announced else None
 
 
 def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
-    """Write a complete record file atomically, readable by its owner only."""
+    """Write a complete record file atomically; only its owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, _header(kind, key, len(records)), records)
 
 
 class RecordWriter:
-    """Collect the records of one probe; measuring resumes after a kill.
+    """Collect the records of one probe in memory and on disk, so that a killed evaluation can resume.
 
-    ``expected`` are the record keys in the order of the finished file; `missing` returns the keys that are not measured
-    yet. Two evaluations may measure the same probe at once: each one finishes from its own memory. Each process of one
-    evaluation has a writer with its ``rank`` and its share of the keys (`restrict_to`); `add` takes the records of
-    other processes, and one process calls `finish`.
+    ``expected`` are the record keys in the order of the finished file. Each process of an evaluation has its own writer
+    with its ``rank`` and its share of the keys (`restrict_to`). At the end, `add` collects the records of the other
+    processes, and one process calls `finish`. Two evaluations may measure the same probe at once: each one writes the
+    finished file from its own memory.
     """
 
     def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key], *, rank: int = 0) -> None:
@@ -225,7 +225,7 @@ class RecordWriter:
         for source in (path, *_partials(path)):
             self.add(self._usable(source))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Rewrite instead of appending: an appended line would be glued to a torn last line.
+        # Rewrite the file: after a kill, its last line may be cut off, and an appended line would join it.
         _replace(self.partial, _header(kind, key, len(self._expected)), self._usable(self.partial))
 
     def _usable(self, source: Path) -> list[Any]:
@@ -233,24 +233,24 @@ class RecordWriter:
         return [record for record in _read(source, self.key, self.kind)[1] if record.key in expected]
 
     def restrict_to(self, share: Iterable[Key]) -> None:
-        """Measure these keys only; other processes measure the rest."""
+        """Let this process measure only the given keys; the other processes measure the rest."""
         self._share = set(share)
 
     def missing(self) -> set[Key]:
-        """Record keys that this process has not measured yet."""
+        """Return the record keys that this process has yet to measure."""
         left = set(self._expected) - self._records.keys()
         return left if self._share is None else left & self._share
 
     def available(self) -> list[Any]:
-        """Records that were read from disk, measured or added so far."""
+        """Return all records so far: read from disk, measured, or added from other processes."""
         return list(self._records.values())
 
     def measured(self) -> list[Any]:
-        """Records that were measured through this writer."""
+        """Return the records that this process has measured."""
         return list(self._own)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add measured records and write them to disk immediately."""
+        """Add records that this process has measured, and write them to disk immediately."""
         new = list(records)
         with _open_private(self.partial, "a") as file:
             file.writelines(_line(record.to_dict()) for record in new)
@@ -258,11 +258,11 @@ class RecordWriter:
         self.add(new)
 
     def add(self, records: Iterable[Record]) -> None:
-        """Add records that another process has on disk."""
+        """Add records that are already on disk, such as those of another process."""
         self._records.update({record.key: record for record in records})
 
     def ordered(self) -> list[Any]:
-        """Return all records in the expected order; KeyError if one is missing."""
+        """Return all records in the expected order; raise KeyError if one is missing."""
         return [self._records[key] for key in self._expected]
 
     def finish(self) -> list[Any]:
@@ -273,13 +273,13 @@ class RecordWriter:
         return ordered
 
     def clear(self) -> None:
-        """Remove the partial files of all processes. Call it only after the complete file is written."""
+        """Delete the partial files of all processes. Call this only after the complete file is written."""
         for partial in _partials(self.path):
             partial.unlink(missing_ok=True)
 
 
 def _partials(path: Path) -> list[Path]:
-    """Partial files of a record file, of all processes."""
+    """Return the partial files that the processes wrote for a record file."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
@@ -314,7 +314,7 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 
 def _read(path: Path, key: str | None, kind: str | None) -> tuple[int | None, list[Any]]:
-    """Announced number of records and the complete ones; nothing of a file with another key or kind."""
+    """Return the announced number of records and those on disk; (None, []) for no file or another key or kind."""
     if not path.exists():
         return None, []
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Build results.json and rows.json from records, and merge them with the results of earlier evaluations."""
+"""Build results.json and rows.json of a run from records, and merge them with those of earlier evaluations."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def assemble_results(
     records: dict[str, dict[str, Any]],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute the content of results.json and rows.json from the records."""
+    """Return the content of results.json and of rows.json, computed from the records of each role."""
     results, rows = _header(evaluated_models), {}
     options = {
         **options,
@@ -48,7 +48,7 @@ def assemble_results(
 def merge_with_earlier(
     run: Run, results: dict[str, Any], rows: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Merge with earlier results for the same models and rows."""
+    """Add the suites of an earlier evaluation if the models are the same; drop a suite whose rows have changed."""
     if not run.rows_file.is_file():
         return results, rows
     earlier = formats.read_if_current(run.results_file, Results, advice="delete it")
@@ -70,9 +70,9 @@ def merge_with_earlier(
 
 
 def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
-    """Splits whose rows have changed since an earlier suite with the same sources.
+    """Return the splits whose rows have changed since an earlier suite was measured on the same data sources.
 
-    A suite with other sources than the current ones lists them in its ``overrides`` and is kept.
+    If the earlier suite read other sources than now, its ``overrides`` list them, and no split counts as changed.
     """
     changed = set()
     stored = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
@@ -93,9 +93,9 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
 
 
 def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """Compute the lines of every model, in an order in which compared models come first."""
+    """Compute the lines of every model; a model comes after the models with which it is compared."""
     computed: dict[str, Computation] = {}
-    # The oracle twice, because it and the target are compared with each other.
+    # The oracle comes twice, because it and the target are compared with each other.
     for role in ("oracle", "before", "oracle", "unlearned"):
         if role in records:
             others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
@@ -104,7 +104,7 @@ def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _row_scores(computed: dict[str, Computation]) -> dict[str, Any]:
-    """Values per row of every line and model (ids and numbers), for charts."""
+    """Return the row ids and row scores of every line and model, for charts."""
     names = [name for name, line in computed["unlearned"].items() if line.rows]
     return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
 

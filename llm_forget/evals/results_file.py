@@ -1,4 +1,4 @@
-"""Read and check results.json of a run."""
+"""Read results.json of a run, and check what it holds."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def read_results(run: Run) -> dict[str, Any]:
 
     Raises:
         RunError: the run was not evaluated.
-        LlmForgetError: the file is damaged or of another version; the text names the file, the first wrong key and the
-            command that repairs it.
+        LlmForgetError: the file is damaged or of another version; the message names the file, its first wrong key and
+            the command that repairs it.
     """
     again = f"llm-forget evaluate {run.path}"
     if not run.results_file.is_file():
@@ -32,7 +32,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Whether results.json holds the suite in its current definition, on all rows and without overrides."""
+    """Whether results.json holds this very definition of the suite, measured on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -44,7 +44,7 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 
 
 def is_measured(merged: Merged) -> bool:
-    """Whether the results in the folder were measured on its weights, as an adapter or unquantised in any dtype."""
+    """Whether the results of a merged model were measured on its weights: with its adapter, or merged in any dtype."""
     from llm_forget.core.config import model_part
     from llm_forget.core.unsupported_keys import DTYPES
     from llm_forget.models.digest import identity_of

@@ -1,9 +1,9 @@
 """Measure models with the probes of a suite: one model in memory at a time, and no measurement repeated.
 
-The target is the unlearned model with its adapter off, so a run and its target are loaded once; an oracle is loaded
-first and freed. Records of the unlearned model are stored in its run. Records of the target and the oracle are cached
-by content, shared by all runs on the same target, and copied into each run. With several processes each one holds the
-model and measures a share of the rows; see `llm_forget.evals.probes.distributed`.
+The target is the unlearned model with its adapter off, so both are loaded as one model; an oracle is loaded first and
+then freed. Records of the unlearned model are stored in its run. Records of the target and the oracle are stored once
+for all runs that share them, and copied into each run. If there are several processes, each one holds the model and
+measures a share of the rows; see `llm_forget.evals.probes.distributed`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class EvaluatedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of weights, adapter and precision; one target evaluated from several runs has one digest."""
+        """Digest of the weights, adapter and precision; a target has the same digest in every run that names it."""
         return identity_of(self.model, adapter=self.adapter if self.adapter_on else None).digest
 
     def key(self, work: Work) -> str:
-        """Cache key of the records of a probe. It covers generation_config.json, which may define the end tokens."""
+        """Return the key of a probe's records; for generations it covers the end tokens in generation_config.json."""
         ends = self._generation_config if work.kind == "generate" else None
         engine = {"engine": "vllm"} if self.generates_with_vllm(work) else {}
         return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
@@ -73,7 +73,7 @@ class EvaluatedModel:
 
     @cached_property
     def _generation_config(self) -> str | None:
-        # The digests of other kinds of source (a commit, a GGUF file) cover it.
+        # The digest of any other kind of source, such as a commit or a GGUF file, covers this file.
         source = find_source(self.model.model_name_or_path)
         file = Path(source.location) / "generation_config.json"
         return file_digest(file) if source.kind == "folder" and file.is_file() else None
@@ -105,15 +105,15 @@ def measure(
     complete files.
 
     Args:
-        evaluated_models: by role, measured in this order; all share the tokenizer.
-        works: the probes with their rows, by ``suite/probe``.
-        device: of the models that are not quantised.
-        folder: for ``<role>/<probe>-<digest>.jsonl``; None writes to the cache only.
-        tasks: tasks of lm-eval by ``suite/line``; their numbers are returned among the records under that name.
+        evaluated_models: models by role, measured in this order; all share the tokenizer.
+        works: probes with their rows, by ``suite/probe``.
+        device: where models are loaded, unless they are quantised.
+        folder: where ``<role>/<probe>-<digest>.jsonl`` are stored; None stores records in the cache only.
+        tasks: lm-eval tasks by ``suite/line``; their numbers are returned under this name, among the records.
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 
     Raises:
-        EvaluationError: lm-eval tasks with several processes, or processes with different rows or models.
+        EvaluationError: several processes have lm-eval tasks, different rows or different models.
     """
     records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process
@@ -125,7 +125,7 @@ def measure(
                     records[role][name] = _with_data_fields(session.records(evaluated, role, work), work)
             for name, task in (tasks or {}).items():
                 records[role][name] = session.task(evaluated, role, task, data_path)
-        # All generations by vLLM together: loading into vLLM is slow, and a run and its target are loaded once.
+        # Generations by vLLM come last and together: loading is slow, and a run and its target share one engine.
         for role, evaluated in evaluated_models.items():
             for name, work in works.items():
                 if evaluated.generates_with_vllm(work):
@@ -142,7 +142,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Session:
-    """Shared state of one evaluation."""
+    """One evaluation: the loaded model, the tokenizer and the folder that all its measurements share."""
 
     holder: _ModelHolder
     tokenizer: Any
@@ -194,14 +194,14 @@ class _Session:
         return metrics[task.metric]
 
     def _run_file(self, role: str, work: Work, key: str) -> Path | None:
-        """Path of the records in the run. The digest in the name matters: probe names are unique in one suite only."""
+        """Return the path of a probe's records in the run; the digest in it differs for same-named probes of suites."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
         return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
 
     def _run(self, evaluated: EvaluatedModel, role: str, work: Work, writer: RecordWriter) -> list[Any]:
-        # Keep the model local to this function: a longer-lived reference would hold two models in memory.
+        # Only this function may hold the model: any longer reference would keep it in memory beside the next one.
         done, share = len(writer.available()), len(writer.missing())
         name = f"{role}/{work.probe.name}"
         vllm = evaluated.generates_with_vllm(work)
@@ -224,10 +224,10 @@ class _Session:
 
 
 def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
-    """Path of the records of a target or oracle, shared by all runs that are compared with it.
+    """Return the path where a target or oracle stores its records for all runs that are compared with it.
 
-    Generated text may repeat the rows to forget. It is stored in the run that holds the model, or else in the run under
-    evaluation, so that deleting the run deletes the text. The cache of all runs holds numbers only.
+    Generated text may repeat the rows to forget. It is stored in the run that holds the model, or else in the evaluated
+    run, so that deleting the run deletes the text. The cache that all runs share holds numbers only.
     """
     if work.kind == "generate":
         home = Path(str(evaluated.model.model_name_or_path))
@@ -239,7 +239,7 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
-    """Add the fields that metrics need from the data and that record files never hold."""
+    """Add the fields that metrics need and that are never stored, the reference or ``zlib_bytes``, from the data."""
     references = {row.key: row.reference for row in work.prompt_rows}
     if work.kind == "generate":
         return [replace(record, reference=references[record.key]) for record in records]
@@ -249,7 +249,7 @@ def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
 
 
 class _ModelHolder:
-    """Hold at most one model: load another one on request, or switch the adapter if that is enough."""
+    """Keep at most one model in memory; load another one only if switching the adapter is not enough."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -258,8 +258,8 @@ class _ModelHolder:
 
     @contextmanager
     def holding(self, evaluated: EvaluatedModel, vllm: bool = False) -> Iterator[Any]:
-        """Yield the model in evaluation mode, or a vLLM engine, whose calls choose whether the adapter is on."""
-        loaded = (evaluated.model, evaluated.adapter, vllm)  # not the name alone: revision and precision count
+        """Yield the model in evaluation mode, or a vLLM engine; each call of an engine turns the adapter on or off."""
+        loaded = (evaluated.model, evaluated.adapter, vllm)  # the model contains its revision and precision
         if self._loaded != loaded:
             self.close()
             self._model = start_engine(evaluated.model, evaluated.adapter) if vllm else self._load(evaluated)
@@ -280,7 +280,7 @@ class _ModelHolder:
         return model.eval()
 
     def close(self) -> None:
-        """Free the memory, also before another model is loaded."""
+        """Free the memory of the loaded model."""
         self._model = self._loaded = None
         gc.collect()
         if torch.cuda.is_available():

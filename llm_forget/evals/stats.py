@@ -1,7 +1,7 @@
 """Means, AUC and TPR with confidence intervals, the KS test and the harmonic mean; NaN is *unscored*, never zero.
 
-Functions of NumPy arrays, without a model. Bootstrap resampling, Wilson's interval and the KS test are SciPy's; it is
-imported inside the functions, because commands that only read a run import this module too.
+All functions take NumPy arrays or numbers. Bootstrap resampling, Wilson's interval and the KS test are SciPy's. SciPy
+is imported inside functions, because commands that only read a run import this module too.
 """
 
 import math
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llm_forget.core.errors import EvaluationError
 
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
-Codes = NDArray[np.int64]  # ranks in the sorted union of two samples; equal scores have equal ranks
+Codes = NDArray[np.int64]  # ranks among the scores of two samples together; equal scores have equal ranks
 Interval = tuple[float, float]
 LEVEL = 0.95  # nominal coverage of intervals
 BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB of values
@@ -27,7 +27,7 @@ BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB 
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of a split's rows with its confidence interval."""
+    """The mean over the rows of a split, with its confidence interval."""
 
     value: float
     ci: Interval | None
@@ -37,30 +37,31 @@ class Summary:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One number for the split from a metric that computes its own interval, with the scores of each row."""
+    """The result of a metric that computes one number for a split, the interval of this number, and row scores."""
 
     value: float
     ci: Interval | None
-    n: int  # scored rows; the smaller number for two samples
+    n: int  # scored rows; for two samples, those of the smaller one
     n_unscored: int = 0
-    rows: dict[str, Rows] = field(default_factory=dict, compare=False)  # scores by the name of the metric's input
+    rows: dict[str, Rows] = field(default_factory=dict, compare=False)  # row scores by the name of the metric input
 
 
 def scored(rows: Rows) -> Rows:
-    """Values of the rows that are not NaN: ``[N]`` gives ``[n]``."""
+    """Return the values that are not NaN: ``[N]`` gives ``[n]``."""
     return rows[~np.isnan(rows)]
 
 
 def mean(rows: Rows | float) -> float:
-    """Mean of the scored rows, in the unit of the rows; NaN if no row is scored. A number is its own mean."""
+    """Return the mean of the scored rows, NaN if no row is scored; a single number is returned unchanged."""
     values = scored(np.atleast_1d(rows))
     return float(values.mean()) if len(values) else math.nan
 
 
 def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Mean of the scored rows ``[N]`` with its 95 % percentile-bootstrap interval, both in the unit of the rows.
+    """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval, in the rows' unit.
 
-    No scored row: NaN with n = 0. One scored row or an infinite mean: no interval. Equal rows: an interval of width 0.
+    Without scored rows the mean is NaN. With one scored row or an infinite mean there is no interval. If all rows are
+    equal, the interval has width 0.
     """
     values = scored(np.asarray(rows, dtype=np.float64))  # [n]
     n, unscored = len(values), len(rows) - len(values)
@@ -72,10 +73,10 @@ def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> S
 
 
 def ks_p_value(left: Rows, right: Rows) -> float:
-    """P-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row.
+    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row.
 
-    Equal samples give 1. `scipy.stats.ks_2samp` uses the exact distribution, or the asymptotic one above 10,000 rows a
-    sample and where the exact one overflows.
+    Equal samples give 1. `scipy.stats.ks_2samp` uses the exact distribution, or the asymptotic one if a sample has more
+    than 10,000 rows or the exact one overflows.
     """
     from scipy.stats import ks_2samp
 
@@ -88,7 +89,7 @@ def ks_p_value(left: Rows, right: Rows) -> float:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of non-negative numbers: 0 if any is 0, NaN if any is NaN or the sequence is empty.
+    """Return the harmonic mean of numbers: NaN if a number is NaN or there are no numbers, else 0 if a number is 0.
 
     Raises:
         EvaluationError: a value is negative.
@@ -98,13 +99,14 @@ def harmonic_mean(values: Sequence[float]) -> float:
         return math.nan
     if min(numbers) < 0:
         raise EvaluationError(f"the harmonic mean needs values of at least 0, got {min(numbers):g}")
-    return float(statistics.harmonic_mean(numbers))  # it gives the int 0 if a number is 0
+    return float(statistics.harmonic_mean(numbers))  # the library returns the int 0 if a number is 0
 
 
 def auc(members: Rows, nonmembers: Rows) -> float:
-    """Probability that a member scores higher than a non-member, ties counted half: Mann-Whitney's U / (m n).
+    """Return the AUC: the share of (member, non-member) pairs in which the member scores higher; a tie counts half.
 
-    In [0, 1]; 0.5 for scores without information, 1 if every member is above every non-member, NaN without scored rows.
+    In [0, 1], equal to Mann-Whitney's U / (m n). It is 0.5 for scores without information, 1 if every member scores
+    higher than every non-member, and NaN if a sample has no scored row.
     """
     members, nonmembers = scored(members), scored(nonmembers)
     if not len(members) or not len(nonmembers):
@@ -113,12 +115,12 @@ def auc(members: Rows, nonmembers: Rows) -> float:
 
 
 def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """`auc` with a 95 % interval that is wide for few rows, also at 0, at 1 and where all scores are equal.
+    """Return `auc` with a 95 % interval, which is wide for few rows, also if the AUC is 0 or 1 or all scores are equal.
 
-    The percentile bootstrap of both samples or, where the samples hardly overlap (`hardly_mixed`: the bootstrap gives
-    [1, 1] for three separated rows, and [0.5, 0.5] for three equal ones), Newcombe's score interval. Simulated with
-    normal scores, 5 to 160 rows a sample and AUC up to 0.985, 95 % intervals cover in 92 to 99 % of cases. Fewer than
-    two scored rows in a sample: no interval.
+    The interval is the percentile bootstrap of both samples. It is Newcombe's score interval if the samples hardly mix
+    (`hardly_mixed`), because the bootstrap of three rows a sample would be [1, 1] for separated scores and [0.5, 0.5]
+    for equal ones. In simulations with normal scores, 5 to 160 rows a sample and AUCs up to 0.985, 92 to 99 % of the
+    intervals contain the true AUC. There is no interval if a sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
@@ -132,10 +134,10 @@ def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000,
 
 
 def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
-    """Largest share of members above a threshold that at most a share ``fpr`` of the non-members exceeds.
+    """Return the share of members above the lowest threshold that at most a share ``fpr`` of non-members exceeds.
 
-    In [0, 1] (arXiv:2112.03570); about ``fpr`` for scores without information. With fewer than 1 / ``fpr``
-    non-members the threshold is the highest of them. NaN if a sample has no scored row.
+    In [0, 1] (arXiv:2112.03570); about ``fpr`` for scores without information. If there are fewer than 1 / ``fpr``
+    non-members, the threshold is the highest of their scores. NaN if a sample has no scored row.
 
     Raises:
         EvaluationError: ``fpr`` is not in [0, 1).
@@ -149,10 +151,10 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
 def tpr_with_interval(
     members: Rows, nonmembers: Rows, fpr: float = 0.01, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """`tpr_at_fpr` with the hull of its percentile bootstrap and Wilson's interval of a share of the members.
+    """Return `tpr_at_fpr` with a 95 % interval that covers both its percentile bootstrap and Wilson's interval.
 
-    The bootstrap has no width where no member or every member is above the threshold; Wilson's interval has, but takes
-    the threshold as fixed. Fewer than two scored rows in a sample: no interval.
+    If all members or no members are above the threshold, the bootstrap has width 0 and Wilson's interval does not; but
+    Wilson's takes the threshold as fixed. There is no interval if a sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
@@ -165,22 +167,22 @@ def tpr_with_interval(
 
 
 def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples: int = 1000, seed: int = 0) -> Interval:
-    """95 % percentile-bootstrap interval of a statistic, samples resampled independently; NaN if a resample gives NaN.
+    """Return the 95 % percentile-bootstrap interval of a statistic; NaN if the statistic of a resample is NaN.
 
-    The resamples are those of `scipy.stats.bootstrap`. The quantiles are NumPy's: those of SciPy 1.17 are off in the
-    last bit where all resamples are equal, so that equal rows had an interval beside their mean.
+    Each sample is resampled independently, by `scipy.stats.bootstrap`. The quantiles are NumPy's: those of SciPy 1.17
+    are wrong in the last bit if all resamples are equal, so that the interval of equal rows would exclude their mean.
 
     Args:
-        statistic: reduces the last axis of all samples: of ``[..., b, n]`` for each sample, ``b`` resamples at once,
-            it gives ``[b]``.
-        samples: ``[..., n]`` each, n at least 2; the leading axes of a sample share their resampled indices.
+        statistic: function that reduces the last axis of all samples. It is called with ``b`` resamples at once,
+            ``[..., b, n]`` of each sample, and returns ``[b]``.
+        samples: arrays ``[..., n]``, n at least 2; the leading axes of a sample share their resampled indices.
         resamples: number of bootstrap samples, computed in blocks of `BLOCK` numbers.
-        seed: of `numpy.random.default_rng`; equal seeds give equal intervals.
+        seed: seed of the resampling; equal seeds give equal intervals.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap as scipy_bootstrap
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy 1.17, of BCa, if a percentile is NaN
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy 1.17 warns about BCa if a percentile is NaN
         distribution = scipy_bootstrap(
             samples, lambda *blocks, axis: statistic(*blocks), n_resamples=resamples,
             batch=max(1, BLOCK // sum(sample.size for sample in samples)), vectorized=True, axis=-1,
@@ -191,28 +193,28 @@ def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples:
 
 
 def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
-    """Dense ranks of both samples in their union, ``[m]`` and ``[n]``: sorted once for all resamples of an AUC."""
+    """Return the ranks ``[m]`` and ``[n]`` of both samples among all their scores, sorted once for all resamples."""
     _, ranks = np.unique(np.concatenate([members, nonmembers]), return_inverse=True)
     return ranks[: len(members)], ranks[len(members) :]
 
 
 def auc_of_codes(members: Codes, nonmembers: Codes) -> Rows:
-    """AUC of `codes` along the last axis: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
+    """Return the AUC of two samples of `codes` along the last axis: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
     groups = int(max(members.max(), nonmembers.max())) + 1
     counts, other_counts = _counts(members, groups), _counts(nonmembers, groups)  # [..., groups]
-    below = other_counts.cumsum(-1) - other_counts / 2  # non-members below each rank, ties counted half
+    below = other_counts.cumsum(-1) - other_counts / 2  # number of non-members below each rank; a tie counts half
     return np.einsum("...g,...g->...", counts, below) / (members.shape[-1] * nonmembers.shape[-1])
 
 
 def _counts(ranks: Codes, groups: int) -> NDArray[np.int64]:
-    """Number of each rank along the last axis: ``[..., n]`` gives ``[..., groups]``."""
+    """Count how often each rank occurs along the last axis: ``[..., n]`` gives ``[..., groups]``."""
     rows = ranks.reshape(-1, ranks.shape[-1])  # [b, n]
     flat = (rows + groups * np.arange(len(rows))[:, None]).ravel()  # [b n]
     return np.bincount(flat, minlength=len(rows) * groups).reshape(*ranks.shape[:-1], groups)
 
 
 def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
-    """True-positive rates along the last axis: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
+    """Compute `tpr_at_fpr` along the last axis: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
     n = nonmembers.shape[-1]
     threshold_rank = n - 1 - math.floor(fpr * n + 1e-9)  # 0.29 * 100 is 28.999999999999996
     thresholds = np.partition(nonmembers, threshold_rank, axis=-1)[..., threshold_rank, None]  # [..., 1]
@@ -220,10 +222,10 @@ def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
 
 
 def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
-    """Whether the bootstrap of an AUC is too narrow: in nearly all pairs, or in nearly none, the member is above.
+    """Whether the bootstrap of an AUC would be too narrow, because nearly all members rank on one side of the others.
 
-    The rule of thumb for shares: fewer than five rows' worth of pairs on one side. With 20 rows and an AUC of 0.96
-    the bootstrap's 95 % interval covers in 83 % of cases.
+    As for shares, the test is whether the rarer side has fewer than five cases: its share of all pairs times the rows
+    of the smaller sample. For 20 rows and an AUC of 0.96, only 83 % of the bootstrap's 95 % intervals contain the AUC.
     """
     others = np.sort(nonmembers)
     above = np.searchsorted(others, members, "left").mean() / len(others)
@@ -232,11 +234,11 @@ def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
 
 
 def auc_score_interval(value: float, m: int, n: int) -> Interval:
-    """95 % score interval of an AUC: Newcombe's method 5 (Statistics in Medicine 25, 2006), which SciPy does not have.
+    """Return the 95 % score interval of an AUC by Newcombe's method 5 (Statistics in Medicine 25, 2006; not in SciPy).
 
-    All AUCs that a test does not reject for the observed ``value`` of ``m`` members and ``n`` non-members. The variance
-    is Hanley and McNeil's at the tested AUC, as in Wilson's interval of a share, so that the interval has a width at 0
-    and 1 too. 0.5 +/- 0.025 at m = n = 1000.
+    The interval holds every true AUC that a test does not reject, given the observed ``value`` of ``m`` members and
+    ``n`` non-members. The test takes Hanley and McNeil's variance at the true AUC, so the interval has a width even if
+    ``value`` is 0 or 1. Example: 0.5 +/- 0.025 for m = n = 1000.
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
@@ -249,7 +251,7 @@ def auc_score_interval(value: float, m: int, n: int) -> Interval:
 
 
 def _rejection_boundary(rejected: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The value between ``inside`` and ``outside`` from which a test rejects, by bisection."""
+    """Find by bisection the value between ``inside`` and ``outside`` where a test begins to reject."""
     for _ in range(50):
         middle = (inside + outside) / 2
         inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
@@ -257,7 +259,7 @@ def _rejection_boundary(rejected: Callable[[float], bool], inside: float, outsid
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Interval:
-    """Wilson's score interval of a share, in [0, 1], without continuity correction; [0, 0.071] for 0 of 50 at 95 %."""
+    """Return Wilson's score interval of a share, without continuity correction; [0, 0.071] for 0 of 50 at 95 %."""
     from scipy.stats import binomtest
 
     low, high = binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
@@ -265,5 +267,5 @@ def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Int
 
 
 def hull(first: Interval, second: Interval) -> Interval:
-    """The smallest interval that contains both."""
+    """Return the smallest interval that contains both."""
     return min(first[0], second[0]), max(first[1], second[1])

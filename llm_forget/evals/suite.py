@@ -1,14 +1,14 @@
-"""Suites: the probes to run and the lines to compute from them, read strictly from YAML.
+"""Suites: a suite is a YAML file that defines probes to run, and named numbers ("lines") to compute from them.
 
 ::
 
-    data:                                  # splits that a run does not define
+    data:                                  # splits for runs that do not define them
       real_authors: {path: org/name, name: real_authors}
     probes:
       forget: {probe: logprobs, split: forget}
       forget_text: {probe: generate, split: forget, max_new_tokens: 64}
       fluency: {probe: judge, generations: forget_text}
-    metrics:                               # top to bottom; an input names a probe or a line above
+    metrics:                               # computed in this order; an input names a probe or an earlier line
       forget_probability: {metric: probability, records: forget, goal: match_oracle}
     verdict:
       forgot: [{line: forget_probability, at_most: 1.5, of: oracle}]
@@ -33,7 +33,7 @@ from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.verdict import Bound, parse_bound
 
 GOALS = get_args(Goal)
-OTHERS = ("oracle", "before")  # a metric input oracle_x or before_x receives the input x of that model
+OTHERS = ("oracle", "before")  # a metric's input oracle_x is what the oracle has as input x; before_x: the target
 RECORDS = {
     "logprobs": "TokenRecord",
     "judge": "TokenRecord",
@@ -51,26 +51,26 @@ PROBE_KEYS = {
 
 @dataclass(frozen=True)
 class Probe:
-    """One pass of a model over one split."""
+    """One pass of a model over the rows of a split, with its settings."""
 
     name: str
     probe: str  # logprobs | gradients | generate | judge
     split: str
-    field: str | None = None  # column with the answer(s); default: the answer of the row
-    limit: int | None = None  # number of rows of a seeded subset
+    field: str | None = None  # column that holds the answer or a list of answers; default: the answer of the row
+    limit: int | None = None  # measure a seeded subset of this number of rows
     seed: int = 0
-    max_new_tokens: int = 200  # from here on: generate only
+    max_new_tokens: int = 200  # this and the fields up to `asks`: generate only
     samples: int = 1
     temperature: float | None = None  # None: greedy decoding
     top_p: float = 1.0
     prefix: float | None = None  # part of the answer in the prompt: a share below 1, or a number of tokens
-    asks: tuple[str, ...] = ()  # rephrasings with {prompt} in them; each one is sampled separately
-    generations: str | None = None  # judge only: the probe whose generated texts the target scores
+    asks: tuple[str, ...] = ()  # rephrased questions that contain {prompt}; each one gets its own samples
+    generations: str | None = None  # judge only: name of the probe that generates the texts to score
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named number, or one number per row, computed from probes and from lines above."""
+    """A named number, or one number per row, that a metric computes from probes and from earlier lines."""
 
     name: str
     metric: Entry
@@ -80,15 +80,15 @@ class Line:
 
     @property
     def other_inputs(self) -> dict[str, tuple[str, str]]:
-        """Inputs taken from another model: name to the role of that model and the name of its input."""
+        """Inputs that are read from another model; ``oracle_x`` is mapped to ``("oracle", "x")``."""
         return {name: other for name in self.metric.inputs if (other := _of_other(name)) is not None}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A line that is one number of an lm-eval task."""
+    """A line whose value is one number of an lm-eval task."""
 
-    name: str  # of the line
+    name: str  # name of the line
     task: str
     metric: str
     goal: str
@@ -99,7 +99,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite file."""
+    """The content of a suite file, after all checks."""
 
     name: str
     data: dict[str, Any]
@@ -107,10 +107,10 @@ class Suite:
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...] = ()
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
-    digest: str = ""  # digest of the content, independent of the file name
+    digest: str = ""  # digest of the file's content; the file's name does not change it
 
     def limited(self, rows: int | None) -> Suite:
-        """Return the suite limited to ``rows`` rows per probe (a seeded sample); None means no limit.
+        """Return the suite with at most ``rows`` rows per probe, a seeded sample; None means no limit.
 
         Raises:
             EvaluationError: ``rows`` is below 1.
@@ -124,16 +124,16 @@ class Suite:
         return replace(self, probes=probes, tasks=tasks)
 
     def splits(self) -> list[str]:
-        """Names of the splits that the probes read."""
+        """Return the names of the splits that the probes read."""
         return list(dict.fromkeys(probe.split for probe in self.probes.values()))
 
 
 def load_suite(name: str | Path) -> Suite:
-    """Read and check a suite: a YAML file, or a shipped suite by name.
+    """Read and check a suite, given as the path of a YAML file or as the name of a shipped suite.
 
     Raises:
-        MissingFileError: no such file and no shipped suite of that name.
-        EvaluationError: invalid YAML, an unknown key, metric or parameter, or an input not defined above its line.
+        MissingFileError: there is neither such a file nor a shipped suite of that name.
+        EvaluationError: invalid YAML; an unknown key, metric or parameter; or an input that no earlier line defines.
     """
     path = resources.resolve("eval", str(name))
     try:
@@ -144,10 +144,10 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = None) -> dict[str, Suite]:
-    """Load suites by name: one, a list, or several separated by commas (see `load_suite`).
+    """Load suites with `load_suite`, and return them by name; a text may list several, separated by commas.
 
     Raises:
-        EvaluationError: two suites have the same name, under which their results are stored.
+        EvaluationError: two suites have the same name, which is the key of their results.
     """
     several = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     distinct = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
@@ -160,7 +160,7 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
 
 
 def parse_suite(content: Any, *, name: str) -> Suite:
-    """Check the parsed YAML of a suite; see `load_suite`."""
+    """Check the parsed YAML of a suite and build the suite; raise the errors of `load_suite`."""
     where = f"suite '{name}'"
     content = _mapping(content, where)
     _refuse_unknown(content, ("data", "probes", "metrics", "lm_eval", "verdict"), where)
@@ -269,7 +269,7 @@ def _task(name: str, content: Any, where: str) -> Task:
 
 
 def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
-    """Require a list exactly where the metric takes one; an input without annotation accepts anything."""
+    """Refuse a list for an input that takes one name, and one name for a list; unannotated inputs accept both."""
     annotation = _annotation(entry, name)
     if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
@@ -283,7 +283,7 @@ def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
 def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
-    """Check the kind of an input against its annotation; an input without annotation accepts anything."""
+    """Refuse a probe or line whose records or values do not fit the input's annotation; without one, all fit."""
     annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
     record = next((name for name in RECORDS.values() if name in annotation), None)
@@ -320,7 +320,7 @@ def _check_goal(content: dict[str, Any], where: str) -> None:
 
 
 def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> None:
-    """Check that keys, if present, are whole numbers and not below their minimum."""
+    """Check that the value of each present key is a whole number and at least the minimum in ``least``."""
     for key, low in least.items():
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):

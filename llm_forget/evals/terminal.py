@@ -17,13 +17,13 @@ ANSWERS = {"yes": "[bold green]yes[/]", "no": "[bold red]no[/]", "inconclusive":
 
 
 def terminal() -> Console:
-    """Console on standard output; 120 columns if that is not a terminal, so that logs are not wrapped."""
+    """Return a console on standard output; in a log file it has 120 columns, so that tables are not wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
 
 
 def print_results(name: str, results: dict[str, Any], console: Console) -> None:
-    """Print the table (before, unlearned, oracle) and the verdict of one suite."""
+    """Print the table of one suite, its warnings and its verdict."""
     suite = results["suites"][name]
     console.print(results_table(name, suite))
     if results["models"]["oracle"] is None:
@@ -39,7 +39,7 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
-    """Repetition or perplexity of the answers to forget rows if far above that of the oracle, else None."""
+    """Describe the repetition and perplexity of answers to forget rows that far exceed the oracle's, else None."""
     damages = []
     for quality, factor, margin in (("repetition", 1, 0.1), ("perplexity", 5, 0)):
         line = metrics.get(f"forget_{quality}")
@@ -52,7 +52,7 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
-    """Build the table of one suite: before, unlearned with its 95 % interval, oracle, scored rows, goal."""
+    """Build the table of one suite: each line's values for the three models, 95 % interval, scored rows and goal."""
     table = _table(f"suite {name}", ("before", "unlearned", "95 % CI", "oracle", "n"), suite["metrics"])
     table.add_column("goal", no_wrap=True)
     for name, line in suite["metrics"].items():
@@ -69,7 +69,7 @@ def _marked(name: str, line: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Table:
-    """An empty table of lines, with columns of numbers and a footnote if a line is one choice of several."""
+    """Return an empty table with a column of names and columns of numbers; add a footnote if a line needs its mark."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("metric", no_wrap=True)
     for column in columns:
@@ -80,7 +80,7 @@ def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Tab
 
 
 def print_attack(content: dict[str, Any], console: Console) -> None:
-    """Print the content of attack.json: the attacked model beside the attacked oracle."""
+    """Print the content of attack.json as a table with the attacked model and the attacked oracle."""
     words = [f"{key} {plain(str(value))}" for key, value in content["settings"].items() if value is not None]
     settings = escape(f" ({', '.join(words)})") if words else ""
     columns = ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n")
@@ -97,7 +97,7 @@ def print_attack(content: dict[str, Any], console: Console) -> None:
 
 
 def print_texts(texts: list[dict[str, str]], console: Console) -> None:
-    """Print generations of a few rows side by side. For a terminal only: the texts may repeat forget rows."""
+    """Print the texts that each model generates for a few rows; only in a terminal, as they may repeat forget rows."""
     for text in texts:
         console.print(f"\n[bold]{escape(plain(text['id']))}[/]", highlight=False)
         for name, answer in text.items():

@@ -1,12 +1,12 @@
-"""The verdict of an evaluation, `forgot: yes` for example, from bounds that hold, are violated or are inconclusive.
+"""Bounds on metric lines, and the verdict of an evaluation (such as `forgot: yes`) that follows from them.
 
 A bound is read from the ``verdict`` of a suite or the rules of a policy::
 
-    {line: forget_probability, at_most: 1.5, of: oracle}     # 1.5 times the oracle's value
-    {line: extraction_strength, within: 0.05, of: oracle}    # a distance from it
-    {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval: an equivalence test
-    {line: forget_quality, at_least: 0.05, min_n: 40}        # inconclusive on fewer rows
-    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # plus 0.02
+    {line: forget_probability, at_most: 1.5, of: oracle}     # at most 1.5 times the oracle's value
+    {line: extraction_strength, within: 0.05, of: oracle}    # at most 0.05 above or below the oracle's value
+    {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval in [0.4, 0.6]: an equivalence test
+    {line: forget_quality, at_least: 0.05, min_n: 40}        # inconclusive if fewer than 40 rows are scored
+    {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # at most 1.5 times the oracle's value + 0.02
 """
 
 import math
@@ -25,25 +25,25 @@ KEYS = ("line", "of", "interval", "min_n", "slack", *KINDS)
 
 @dataclass(frozen=True)
 class Bound:
-    """Condition on a line: absolute, or relative to a number or to the value of another model."""
+    """A condition on the value of a line: absolute, or relative to a number or to the value of another model."""
 
     line: str
     kind: str  # at_most | at_least | within
-    amount: float  # factor of the other value (at_most, at_least), distance from it (within), or the limit
+    amount: float  # the limit; with `of`: a factor of the other value (at_most, at_least) or a distance (within)
     of: str | float | None = None  # oracle | before | a number
-    interval: bool = False  # apply to the whole 95 % interval instead of the value
-    min_n: int = 0  # inconclusive on fewer scored rows
-    slack: float = 0.0  # added to a relative limit, which is tiny if the other value is
+    interval: bool = False  # the whole 95 % interval must satisfy the bound, not only the value
+    min_n: int = 0  # with fewer scored rows the bound is inconclusive
+    slack: float = 0.0  # widens a relative limit, which is tiny if the other value is tiny
 
     def limits(self, other: float) -> tuple[float, float]:
-        """Lowest and highest value that satisfies the bound, relative to ``other``."""
+        """Return the lowest and the highest value that satisfy the bound if the other model has value ``other``."""
         if self.kind == "within":
             return other - self.amount, other + self.amount
         limit = self.amount * other
         return (-math.inf, limit + self.slack) if self.kind == "at_most" else (limit - self.slack, math.inf)
 
     def __str__(self) -> str:
-        """``at most 1.5 times``, ``interval within 0.1``."""
+        """Return the bound in words, such as ``at most 1.5 times`` or ``interval within 0.1``."""
         words = f"{self.kind.replace('_', ' ')} {self.amount:g}"
         times = " times" if self.of is not None and self.kind != "within" else ""
         times += f" {'+' if self.kind == 'at_most' else '-'} {self.slack:g}" if self.slack else ""
@@ -52,7 +52,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of applying a bound. ``holds`` is None if it is inconclusive, and ``why`` gives the reason."""
+    """The result of applying a bound. If it is inconclusive, ``holds`` is None and ``why`` gives the reason."""
 
     bound: Bound
     value: float | None
@@ -61,7 +61,7 @@ class Finding:
     why: str = ""
 
     def sentence(self) -> str:
-        """``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
+        """Return text such as ``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
         other = "" if self.bound.of is None else f"{self.bound.of} {shown(self.compared_with)}; "
         if isinstance(self.bound.of, float):
             other = f"around {self.bound.of:g}; "
@@ -69,16 +69,16 @@ class Finding:
         return f"{self.bound.line} {shown(self.value)} ({other}{self.bound}){why}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the bound and its result for JSON."""
         rest = {"value": self.value, "compared_with": self.compared_with, "holds": self.holds, "why": self.why}
         return {**asdict(self.bound), **rest, "sentence": self.sentence()}
 
 
 def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> Bound:
-    """Check one bound of a suite or a policy.
+    """Check and return one bound of a suite or a policy; ``where`` names its place in error messages.
 
     Raises:
-        EvaluationError: an unknown key, none or several kinds of bound, a value of another type.
+        EvaluationError: an unknown key, no or several kinds of bound, or a value of the wrong type.
     """
     if not isinstance(content, dict) or not isinstance(content.get("line"), str):
         raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
@@ -112,10 +112,10 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
 
 
 def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
-    """Apply a bound to a line of results.json: its value, ``ci``, ``n``, and the line of ``before`` and ``oracle``.
+    """Apply a bound to a line of results.json, which has ``value``, ``ci``, ``n`` and the lines of the other models.
 
-    The result is inconclusive if the line or the compared model is missing or unscored, on fewer than ``min_n`` rows,
-    and, for a bound on the interval, if the interval is missing or crosses a limit.
+    The result is inconclusive if the line or the compared value is missing, or if fewer than ``min_n`` rows are scored.
+    A bound on the interval is also inconclusive if the interval is missing or crosses a limit.
     """
     if line is None:
         return Finding(bound, None, None, None, "not measured")
@@ -143,7 +143,7 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
 
 
 def verdict_answer(findings: Iterable[Finding]) -> str:
-    """``no`` if any bound is violated, else ``inconclusive`` if any is inconclusive or there are none, else ``yes``."""
+    """Return ``no`` if a bound is violated, ``yes`` if all bounds hold, else ``inconclusive``, also without bounds."""
     outcomes = [finding.holds for finding in findings]
     if False in outcomes:
         return "no"
@@ -151,7 +151,7 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
 
 
 def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
-    """Whether the target itself satisfied the bounds relative to the oracle, for one verdict of results.json."""
+    """Whether a verdict of results.json is yes for the target too, although it compares with the oracle."""
     like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 

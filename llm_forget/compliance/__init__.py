@@ -1,1 +1,1 @@
-"""Evidence: what was trained on what, asked to be forgotten, done, verified and published, and who can prove it."""
+"""Evidence of deletions: requests, a ledger of what was trained on which rows, versions of models, and certificates."""

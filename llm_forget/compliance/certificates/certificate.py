@@ -1,8 +1,8 @@
-"""The certificate of a closed deletion request: issuing and verifying a signed JSON document.
+"""Issue and verify the certificate of a closed deletion request, a signed JSON document.
 
-The file is exactly the canonical JSON of ``{"body", "signature"}``, so that any changed byte is detected. The signature
-covers a purpose and the body, so that no other signature of the key passes for a certificate. Nothing in the file is
-trusted; the key inside only distinguishes a damaged file from one of another issuer.
+The file is the canonical JSON of ``{"body", "signature"}``, so any changed byte is detected. The signature covers the
+body and a purpose, so a signature that the key made for another document is not accepted. The public key in the file
+proves nothing about the issuer; it only shows whether the file was changed after it was signed.
 
 Verification needs the file and the public key, but neither torch nor a model.
 """
@@ -38,10 +38,10 @@ ADVICE = "the signature is valid, but this version of llm-forget writes no such 
 
 
 def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
-    """Sign and write the certificate of a closed request and its HTML page; an existing certificate is kept.
+    """Write the signed certificate of a closed request and its HTML page; an existing certificate is verified and kept.
 
     Args:
-        output: path of the JSON file; default: in the request's folder.
+        output: path of the JSON file; default: ``certificate.json`` in the request's folder.
 
     Raises:
         EvidenceError: the request is not closed, or the file is the certificate of another deletion.
@@ -79,10 +79,10 @@ def verify(
     """Verify a certificate and return its body.
 
     Args:
-        key: the issuer's public key (PEM text or path), obtained through another channel. None checks only against the
-            key inside the file, which proves nothing about the issuer.
-        request: id of the request that it must be about.
-        evidence: an evidence folder to compare with.
+        key: the issuer's public key (PEM text or path), which must not come with the certificate. None uses the key in
+            the file, which proves nothing about the issuer.
+        request: id of the request that the certificate must be about.
+        evidence: an evidence folder, whose ledger the certificate must agree with.
 
     Raises:
         EvidenceBroken: the file is damaged, not signed by this key, of another schema or request, or contradicts itself
@@ -106,7 +106,7 @@ def verify(
 
 
 def summary(body: Mapping[str, Any]) -> list[str]:
-    """Summarise a certificate in lines for a terminal."""
+    """Return lines for a terminal that summarise a certificate."""
     request, counts, verification = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]
     auc = f"AUC {attack['auc']:.3f} (oracle {shown(attack['oracle'])})" if attack["measured"] else "not measured"
@@ -125,7 +125,7 @@ def summary(body: Mapping[str, Any]) -> list[str]:
 
 
 def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
-    """Read the body of a certificate whose bytes are exactly those that were signed."""
+    """Return the body of a certificate file; refuse a file that was changed after it was signed."""
     with file.open("rb") as opened:
         data = opened.read(MAX_BYTES + 1)
     try:
@@ -147,7 +147,7 @@ def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
 
 
 def _own_key(body: Mapping[str, Any]) -> str:
-    """The key inside a certificate; never a path, since `verify_signature` would open it."""
+    """Return the public key in a certificate as PEM text; refuse a path, which `verify_signature` would open."""
     public_key = body.get("public_key")
     if not isinstance(public_key, str):
         raise EvidenceBroken("it names no public key; give the issuer's with --key")
@@ -178,11 +178,11 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
 
 
 def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
-    """The request according to the ledger, since its own file could have been edited."""
+    """Return the facts about a request from the ledger, since request.json could have been edited."""
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
     received = last["received"]
-    content = {**received.body}  # updated by amendments below
+    content = {**received.body}  # amendments replace its values
     for event in steps:
         if event.body["state"] == "amended" and event.seq < closed.seq:
             content |= event.body
@@ -201,7 +201,7 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
         "deadline": deadline(due, closed.time),
         "counts": closed.body["counts"],
         "data": last["resolved"].body["data"],
-        "verified": [  # by every policy that was tried, not only the one that passed
+        "verified": [  # all verifications, not only the one that passed
             {"time": event.time, **{key: event.body[key] for key in ("run", "weights", "policy", "answer")}}
             for event in steps
             if event.body["state"] == "verified" and event.seq < closed.seq
@@ -210,14 +210,14 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Reconstruct facts.json, whose digest is in the closing event, from a certificate."""
+    """Return the content of facts.json according to a certificate; the closing event has the digest of that file."""
     after, verification = body["artefacts"]["after"], body["verification"]
     parts = {key: body[key] for key in COPIED}
     return {"run": after["name"], "weights": after["digest"], **parts, **verification}
 
 
 def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
-    """Compare the claims of a certificate about the deletion with the ledger."""
+    """Refuse a certificate whose claims about the deletion differ from the ledger."""
     stated, request_id = body["ledger"], body["request"]["id"]
     with Ledger.open(evidence) as ledger:
         ledger.verify()

@@ -1,7 +1,7 @@
-"""Derived claims of a certificate (deadline, two-model attack, caveats), and the check that its claims are consistent.
+"""Derive claims of a certificate (deadline, two-model attack, caveats), and check that all its claims are consistent.
 
-A signature proves who made a claim, not that it is true. Every claim that follows from other parts of the document is
-therefore recomputed with the code that decided it, so that no signed *pass* can contradict its numbers.
+A signature proves who made a claim, not that it is true. Every claim that follows from other parts of the certificate
+is therefore computed again with the code that made it, so that no signed *pass* can contradict the signed numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ MATCHED = ("exact", "normalised", "same_text", "near_included")
 
 
 def deadline(due: str | None, closed: str) -> str:
-    """``met``, ``missed`` or ``none``, by dates in UTC."""
+    """Return ``met`` or ``missed``, by comparing dates in UTC; ``none`` if the request had no due date."""
     return "none" if due is None else "met" if closed[:10] <= due else "missed"
 
 
 def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of the two-model attack (comparison with the model before), if it was measured."""
+    """Return the measured two-model attack (comparison with the model before), or ``{"measured": False}``."""
     for name, suite in suites.items():
         for line_name, line in suite["metrics"].items():
             if metric_of(line).needs_target and line["value"] is not None:
@@ -46,12 +46,12 @@ ALWAYS = {
 
 
 def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Sentences about what a reader might conclude from a certificate and must not, by a permanent key; never empty."""
+    """Return the caveats by a permanent key: sentences that continue "The certificate does not show"; never empty."""
     return ALWAYS | _model_caveats(facts, request) | _attack_caveats(facts) | _evaluation_caveats(facts)
 
 
 def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Caveats that follow from the models, the policies and the rows."""
+    """Return the caveats that follow from the models, the policies and the rows."""
     caveats = {}
     kind, after = facts["exactness"]["class"], facts["artefacts"]["after"]
     others = [e for e in request["verified"] if e["weights"] == after["digest"] and e["answer"] != "pass"]
@@ -84,7 +84,7 @@ def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict
 
 
 def _attack_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Caveats about the two-model attack and other attacks."""
+    """Return the caveats about the two-model attack and other attacks."""
     attack = two_models(facts["suites"])
     caveats = {
         "two models": "Whether comparing this model with the model before reveals the rows: it was not measured."
@@ -101,7 +101,7 @@ def _attack_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _evaluation_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Caveats about what the suites measured."""
+    """Return the caveats about what the suites measured."""
     caveats, suites = {}, facts["suites"].values()
     if denied := [
         f"{name} ({question}: no)"
@@ -122,7 +122,7 @@ def _evaluation_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def contradiction(body: Mapping[str, Any]) -> str | None:
-    """Describe the first inconsistent claim of a `CertificateBody`; None if it is consistent."""
+    """Return a description of the first inconsistent claim of a `CertificateBody`; None if all are consistent."""
     request, verification = body["request"], body["verification"]
     counts = request["counts"]
     if request["category"] not in CATEGORIES:
@@ -177,7 +177,7 @@ def _wrong_verdict(verification: Mapping[str, Any]) -> str | None:
 
 
 def _answer(outcomes: Sequence[bool | None]) -> str:
-    """The answer of a policy, see `policy.outcome`."""
+    """Return the answer of a policy, as `policy.outcome` computes it."""
     if False in outcomes:
         return "fail"
     return "pass" if outcomes and all(outcomes) else "inconclusive"

@@ -1,1 +1,1 @@
-"""The hash-chained ledger: what was trained on which rows, measured, deleted and published."""
+"""The hash-chained ledger of how models were trained, evaluated and published, and of which rows were deleted."""

@@ -1,4 +1,4 @@
-"""Format of ``ledger.db``: its tables, its hash-chained events, and the verification of the whole file."""
+"""The format of ``ledger.db`` (its tables and hash-chained events), and the verification of the whole file."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from llm_forget.core.strict_json import canonical, canonical_digest, strict_load
 FILE, FORMAT = "ledger.db", 1
 GENESIS = "sha256:" + "0" * 64
 MODEL_EVENTS = ("training", "unlearning", "merge")  # kinds of events that produce a model
-BUSY = 300.0  # seconds to wait for another writer, who may be adding a million records
+BUSY = 300.0  # seconds to wait for another writer, which may be adding a million records
 BODY_BYTES = 1 << 28
 SCHEMA = (
     "CREATE TABLE events (seq INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, "
@@ -26,7 +26,7 @@ SCHEMA = (
     "PRIMARY KEY (seq, subject, record)) WITHOUT ROWID",
     "CREATE INDEX records_about ON records (subject, record, seq)",
 )
-# A column of SQLite holds values of any type, and a comparison never matches a value of another type.
+# SQLite stores values of any type in a column, and a comparison skips values of other types, so types are checked.
 _WELL_FORMED = " AND ".join(
     f"typeof({name}) = 'blob' AND length({name}) = {HASH_BYTES}" for name in ("subject", "record")
 )
@@ -43,7 +43,7 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Event:
-    """One event of the chain; digests are ``sha256:...``."""
+    """One event of the ledger; ``previous`` is the digest of the event before it. Digests are ``sha256:...``."""
 
     seq: int
     time: str
@@ -53,21 +53,21 @@ class Event:
     digest: str
 
     def computed_digest(self) -> str:
-        """The value that ``digest`` must have."""
+        """Return the digest of the event's content, which ``digest`` must equal."""
         content = {"seq": self.seq, "time": self.time, "kind": self.kind, "body": self.body, "previous": self.previous}
         return canonical_digest(content)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connect to an existing file; a file without write permission is opened for reading."""
+    """Connect to an existing file; open it only for reading if the user may not write it."""
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY)
-    connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder too: a returned append survives power loss
+    connection.execute("PRAGMA synchronous = EXTRA")  # also flushes the folder: an append survives a power loss
     connection.execute("PRAGMA cache_size = -32000")
     return connection
 
 
 def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
-    """Number and SHA-256 of the record hashes of an event, in sorted order; ``n`` is -1 if one is malformed."""
+    """Return the number ``n`` and SHA-256 of an event's sorted record hashes; ``n`` is -1 if a hash is malformed."""
     digest, count = hashlib.sha256(), 0
     query = f"SELECT subject, record, {_WELL_FORMED} FROM records WHERE seq = ? ORDER BY subject, record"
     for subject, record, well_formed in connection.execute(query, (seq,)):
@@ -80,18 +80,18 @@ def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The current time in UTC, to the second."""
+    """Return the current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, str]:
-    """Verify every event, record and page of a ledger; returns the number and digest of its last event.
+    """Verify every event, record and page of a ledger; return the number and digest of its last event.
 
     Args:
-        stated: number and digest of an event, from a signed head.
+        stated: number and digest of an event from a signed head; the ledger must have this event.
 
     Raises:
-        EvidenceBroken: the text names the first event that was altered or removed.
+        EvidenceBroken: the ledger was changed; the message names the first event that was altered or removed.
     """
     with translate_sqlite_errors(folder), contextlib.closing(connect(folder / FILE)) as connection:
         connection.text_factory = bytes  # altered bytes may not be UTF-8
@@ -129,7 +129,7 @@ def _verify_events(connection: sqlite3.Connection, stated: tuple[int, str] | Non
 
 
 def _event(row: tuple[Any, ...], number: int) -> Event:
-    """Parse a row strictly: types, canonical JSON and number must all be right."""
+    """Return the event in a row; refuse a wrong number, wrong types, and JSON that is not canonical."""
     seq, *texts, once, well_formed = row
     if seq != number:
         raise _broken(number, f"it is missing; the next one is {seq}")
@@ -148,7 +148,7 @@ def _event(row: tuple[Any, ...], number: int) -> Event:
 
 
 def _verify_tables(connection: sqlite3.Connection) -> None:
-    """Verify what no event covers: records without an event, the schema, and the pages of the file."""
+    """Refuse records without an event, a changed schema and damaged pages, which no digest of an event covers."""
     try:
         stray = connection.execute("SELECT MIN(seq) FROM records WHERE seq NOT IN (SELECT seq FROM events)").fetchone()
         tables = set(connection.execute(_TABLES))

@@ -17,7 +17,7 @@ QUIET = (
 
 
 def event_summary(event: Event) -> str:
-    """Summarise an event, as in ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
+    """Return a summary of an event: ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
     body = event.body
     parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
     if isinstance(records := body.get("records"), dict):
@@ -31,7 +31,7 @@ def event_summary(event: Event) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """The first 12 hex digits of a digest; other text is returned unchanged."""
+    """Return the text with each SHA-256 digest shortened to its first 12 hex digits."""
     return re.sub(r"sha256:([0-9a-f]{12})[0-9a-f]{52}", r"\1", digest)
 
 

@@ -1,13 +1,12 @@
 """``ledger.db``: a tamper-evident chain of events about data and models.
 
-Every event carries the digest of the previous event and its own, over the canonical JSON of its number, time, kind,
-body and predecessor. The records that an event is about are keyed hashes in a separate table (see `subject_keys`),
-whose digest is in the body. `verify` checks the whole file. It cannot detect that the newest events were cut off or
-that the whole chain was rewritten; a signed head (`anchor`), stored where the writer of the ledger cannot change it,
-reveals both.
+Every event has a digest, of the canonical JSON of its number, time, kind, body and the digest of the event before it.
+The records that an event is about are keyed hashes in a separate table (see `subject_keys`); the body has the digest of
+these hashes. `verify` checks the whole file. It cannot detect that the newest events were cut off or that the whole
+chain was rewritten; a signed head (`anchor`), stored where the writer of the ledger cannot change it, reveals both.
 
-One process writes at a time (BEGIN IMMEDIATE); an append that returned is on disk. Events are ordered by number, since
-clocks can be set back.
+One process writes at a time (BEGIN IMMEDIATE), and an event is on disk when `append` returns. Events are ordered by
+number, not by time, since clocks can be set back.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ KINDS = (
     "training", "request", "unlearning", "verification", "merge", "version", "publish", "rollback", "purge", "closed",
     "erasure",
 )  # fmt: skip
-RESERVED = ("once", "records")  # keys of a body that `append` writes
+RESERVED = ("once", "records")  # keys that `append` adds to a body
 _NO_LEDGER = "there is no ledger in '{}'; create one with `llm-forget audit note RUN`"
 
 
 class Ledger:
-    """The ledger of an evidence folder. A context manager; do not share it between threads or across a fork."""
+    """The ledger of an evidence folder, as a context manager; do not share it between threads or across a fork."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
@@ -46,7 +45,7 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = False) -> Ledger:
-        """Open the ledger of a folder; ``create`` makes a missing folder (0700) and ledger (0600).
+        """Open the ledger of a folder; ``create`` creates a missing folder (mode 0700) and ledger (mode 0600).
 
         Raises:
             EvidenceError: no ledger exists, or it has another format number.
@@ -100,17 +99,17 @@ class Ledger:
     def append(
         self, kind: str, body: dict[str, Any], *, once: str | None = None, records: Iterable[tuple[str, str]] = ()
     ) -> Event:
-        """Add an event; when this returns, it is on disk.
+        """Add an event, write it to disk and return it.
 
         Args:
             kind: one of `KINDS`.
             body: JSON object without ids or text of rows.
-            once: a digest that identifies the event; if an event of this kind and digest exists, it is returned and
-                nothing is added.
-            records: (subject, record id) pairs that the event is about; consumed in batches, so millions are fine.
+            once: a digest that identifies the event. If an event of this kind has the same ``once``, that event is
+                returned and nothing is added.
+            records: (subject, record id) pairs that the event is about; read in batches, so there may be millions.
 
         Raises:
-            EvidenceError: an unknown kind, a reserved key in the body, or another process has been writing for minutes.
+            EvidenceError: the kind is unknown, the body has a reserved key, or another process wrote for minutes.
             DataError: the body is not valid JSON.
             OSError: no space, or the file is not writable; nothing was added.
         """
@@ -118,7 +117,7 @@ class Ledger:
             raise EvidenceError(f"'{kind}' is not a kind of event; {did_you_mean(kind, KINDS)}")
         if reserved := [key for key in RESERVED if key in body]:
             raise EvidenceError(f"the body of an event cannot hold '{reserved[0]}'; pass it as an argument")
-        canonical(body)  # raises before anything is locked
+        canonical(body)  # raises if the body is not JSON, before the ledger is locked
         pairs = iter(records)
         first = next(pairs, None)
         with self._writing(keyed=first is not None):
@@ -139,7 +138,7 @@ class Ledger:
         return event
 
     def _note_records(self, seq: int, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-        """Insert the distinct hashes in sorted order, through a temporary table: they may not fit into memory."""
+        """Insert the distinct record hashes of an event; a temporary table sorts them, since memory may not suffice."""
         execute = self.connection.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS incoming (subject BLOB, record BLOB, PRIMARY KEY (subject, record)) "
                 "WITHOUT ROWID")  # fmt: skip
@@ -152,13 +151,13 @@ class Ledger:
         return chain.records_digest(self.connection, seq)
 
     def events(self, *kinds: str) -> list[Event]:
-        """All events in order, or those of the given kinds."""
+        """Return all events, or those of the given kinds, in order."""
         marks = ",".join("?" * len(kinds))
         where = f"WHERE kind IN ({marks})" if kinds else ""
         return self._select(f"{where} ORDER BY seq", kinds)
 
     def about(self, subject: str, record: str | None = None) -> list[Event]:
-        """Events about a subject, or about one of its records; empty once the subject's key was destroyed."""
+        """Return the events about a subject, or about one of its records; empty if the subject's key was destroyed."""
         with translate_sqlite_errors(self.folder):
             hashes = subject_keys.lookup(self.connection, subject, record) if self._attach(write=False) else None
         if hashes is None:
@@ -168,9 +167,9 @@ class Ledger:
         return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", parameters)
 
     def common_records(self, first: Sequence[int], second: Sequence[int]) -> set[str]:
-        """Hashes of the records that appear both in the events ``first`` and in the events ``second``.
+        """Return the hashes of the records that are in an event of ``first`` and in an event of ``second``.
 
-        Does not need the keys: equal records have equal hashes.
+        This needs no keys, since equal records have equal hashes.
         """
         same = "SELECT 1 FROM records AS b WHERE b.subject = a.subject AND b.record = a.record AND b.seq IN"
         query = (
@@ -181,14 +180,14 @@ class Ledger:
             return {record.hex() for (record,) in self.connection.execute(query)}
 
     def record_hashes(self, seqs: Sequence[int]) -> Iterator[str]:
-        """Distinct hashes of the records of the given events, as hex digits."""
+        """Yield the distinct record hashes of the given events, as hex digits."""
         query = f"SELECT DISTINCT subject, record FROM records WHERE seq IN ({_numbers(seqs)}) ORDER BY subject, record"
         with translate_sqlite_errors(self.folder):
             for _, record in self.connection.execute(query):
                 yield record.hex()
 
     def matching_ids(self, seqs: Sequence[int], records: Iterable[str]) -> set[str]:
-        """The given record ids that the given events are about; ids whose key was destroyed never match."""
+        """Return the ids of ``records`` that the events are about; an id whose key was destroyed never matches."""
         hashes = set(self.record_hashes(seqs))
         matching_ids = set()
         with translate_sqlite_errors(self.folder):
@@ -200,7 +199,7 @@ class Ledger:
         return matching_ids
 
     def has_unlinked_records(self, seq: int) -> bool:
-        """Whether an event has records whose keys were destroyed and that no closed deletion request covers."""
+        """Return whether an event has records with destroyed keys that no closed deletion request is about."""
         deleted = "SELECT 1 FROM records AS b JOIN events ON events.seq = b.seq WHERE kind = 'closed'"
         query = (
             f"SELECT DISTINCT subject FROM records AS a WHERE seq = ? AND NOT EXISTS ({deleted} "
@@ -211,32 +210,32 @@ class Ledger:
             return any(subject not in with_key for (subject,) in self.connection.execute(query, (seq,)))
 
     def head(self) -> tuple[int, str]:
-        """Number and digest of the newest event."""
+        """Return the number and digest of the newest event."""
         with translate_sqlite_errors(self.folder):
             row = self.connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return row or (0, GENESIS)
 
     def verify(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str]:
-        """Verify the whole ledger against the signed head; returns the number and digest of the newest event.
+        """Verify the whole ledger and its signed head; return the number and digest of the newest event.
 
         Args:
             anchor: a copy of ``anchor.json``; default: the one in the folder, if it exists.
             public: a copy of ``signing.pub``; default: the one in the folder.
 
         Raises:
-            EvidenceBroken: the text names the first event that was altered or removed.
+            EvidenceBroken: the ledger was changed; the message names the first event that was altered or removed.
             MissingFileError: a given file does not exist.
         """
         return chain.verify(self.folder, signed.read(self.folder, anchor, public))
 
     def anchor(self) -> Path:
-        """Verify the ledger and write its signed head, ``anchor.json``; keep a copy where its writer has no access."""
+        """Verify the ledger and write its signed head ``anchor.json``; keep a copy where its writers have no access."""
         return signed.write(self.folder, *self.verify())
 
     def destroy_keys(self, subjects: Iterable[str]) -> int:
         """Destroy the keys of subjects, so that no event can be linked to them, and return the number of keys.
 
-        Adds one event with this number, unless it is 0.
+        An ``erasure`` event records this number, unless it is 0.
         """
         with translate_sqlite_errors(self.folder):
             if not self._attach(write=False):
@@ -250,13 +249,13 @@ class Ledger:
         return destroyed
 
     def count_linked(self, names: Iterable[str]) -> int:
-        """Number of the named records that another subject's key still links to events."""
+        """Return how many of the names are records whose subject is not named: its key still links them to events."""
         with translate_sqlite_errors(self.folder):
             return subject_keys.count_linked(self.connection, names) if self._attach(write=False) else 0
 
     @contextlib.contextmanager
     def _writing(self, *, keyed: bool = False) -> Iterator[None]:
-        """A transaction over the ledger and, if ``keyed``, the keys: both are written or neither."""
+        """Open a transaction on the ledger and, if ``keyed``, on keys.db: both are written, or neither is."""
         with translate_sqlite_errors(self.folder):
             if keyed:
                 self._attach(write=True)
@@ -286,5 +285,5 @@ class Ledger:
 
 
 def _numbers(seqs: Sequence[int]) -> str:
-    """Numbers of events as an SQL list."""
+    """Return the numbers of events as an SQL list: ``1,2,3``."""
     return ",".join(str(int(seq)) for seq in seqs)

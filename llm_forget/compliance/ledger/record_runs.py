@@ -1,14 +1,14 @@
-"""Adds finished runs to the ledger as events.
+"""Add the events of finished runs to the ledger.
 
-Every event about a model carries ``weights``, its content digest (`models.source_digest`: base and all adapters), and
-``base``, name and digest of the model it was trained from; `lineage` follows these back to all training data. A
-finished run adds
+Every event about a model has ``weights``, the model's content digest (`models.source_digest`: base and all adapters),
+and ``base``, the name and digest of the model that it was trained from. `lineage` follows these digests back to all
+training data. A finished run adds these events:
 
-- ``training``: it learned the records. Fine-tuning adds one; unlearning adds one for its retain rows;
-- ``unlearning``: it was trained to forget the records;
-- ``verification``: it was evaluated; digests and answers, one event per distinct results.
+- ``training``: the run learned the records. Fine-tuning adds one event; unlearning adds one for its retain rows.
+- ``unlearning``: the run was trained to forget the records.
+- ``verification``: the run was evaluated. The event has digests and answers; new results add another event.
 
-A folder that `merge` wrote adds one ``merge`` event and its own verification.
+A folder that `merge` wrote adds a ``merge`` event and, if it was evaluated, a ``verification``.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 
 
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
-    """Add the events of a finished run to the ledger; events that exist already are returned and not added again.
+    """Add the events of a finished run to the ledger and return them; an event that exists already is not added again.
 
     Args:
         run: a finished run, a version, or a folder that `merge` wrote.
@@ -70,7 +70,7 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
 
 
 def weights_of(run: Run) -> str:
-    """Content digest of a run's model, base included, after comparing its files with its manifest.
+    """Return the content digest of a run's model, base included, after comparing the files with manifest.json.
 
     Raises:
         AdapterRefused: a file was changed since the run wrote it.
@@ -83,7 +83,7 @@ def weights_of(run: Run) -> str:
 
 
 def refuse_changed_files(folder: Path) -> None:
-    """Raise AdapterRefused if a file of the weights is not the one in the folder's manifest.json, if it has one."""
+    """Raise AdapterRefused if a file's digest differs from manifest.json; a folder without manifest.json passes."""
     manifest = folder / "manifest.json"
     files = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     for name, digest in files.items():
@@ -94,7 +94,7 @@ def refuse_changed_files(folder: Path) -> None:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """The provenance of a training run."""
+    """Return the provenance of a fine-tuning or unlearning run; refuse a run without it."""
     if not run.provenance_file.is_file():
         raise EvidenceError(f"run '{run.path}' has no provenance.json, so the rows it was trained on are unknown")
     facts = run.provenance
@@ -104,7 +104,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    """Common part of the bodies of a run's events: digests, names, numbers and settings; no ids."""
+    """Return the entries that all events of a run share: digests, names, numbers and settings, but no ids."""
     base = facts["base"]
     return {
         "run": run.path.resolve().name,
@@ -120,10 +120,10 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """(subject, id) pairs of every record of some splits.
+    """Yield (subject, id) pairs of every record of some splits.
 
-    Each record is also its own subject, so that it can be looked up without knowing its subject. Unlinking a subject
-    destroys the keys of its records, too (see `subject_keys`).
+    Each record is also its own subject, so that its id is enough to look it up. Unlinking a subject destroys the keys
+    of its records, too (see `subject_keys`).
     """
     for split in splits:
         for record, subject in ids_with_subjects(run, facts["data"][split]):
@@ -133,16 +133,16 @@ def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple
 
 
 def ids_with_subjects(run: Run, split: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Every row id of a split of provenance.json with its subject, or None."""
+    """Yield every row id of a split of provenance.json, with its subject or None."""
     if "ids" in split:
         return zip_longest(split["ids"], split.get("subjects", ()))
     ids = (line.removesuffix("\n") for line in _lines(run, split["ids_file"]))
     subjects = _lines(run, split["subjects_file"]) if "subjects_file" in split else iter(())
-    return zip_longest(ids, map(json.loads, subjects))  # the digests rule out files of different lengths
+    return zip_longest(ids, map(json.loads, subjects))  # `_lines` checks digests, so both have the same length
 
 
 def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
-    """Lines of the file that lists a long split; its digest is checked after the last line."""
+    """Yield the lines of a file that lists a long split; after the last line, refuse a file with another digest."""
     path = run.path / listed["name"]
     content = hashlib.sha256()
     with path.open("rb") as file:
@@ -156,7 +156,7 @@ def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
 
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
-    """Add the ``verification`` event of evaluation results; ``about`` holds the run's name and content digest."""
+    """Add a ``verification`` event for the results of a run; ``about`` has the run's name and content digest."""
     from llm_forget.evals.results_file import read_results
 
     results = read_results(run)
@@ -177,7 +177,7 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
     """Add the ``merge`` event of a merged model and, if it was evaluated, its ``verification``.
 
     Raises:
-        EvidenceError: the ledger does not have one of the merged runs.
+        EvidenceError: a merged run is not in the ledger.
         ModelError, AdapterRefused: see `read_merged`.
     """
     merged = read_merged(folder)
@@ -188,7 +188,7 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
-    """Add a ``merge`` event, or return the existing one."""
+    """Add a ``merge`` event and return it; if the same merge has an event already, return that one."""
     known_weights = {event.body.get("weights") for event in ledger.events(*MODEL_EVENTS)}
     if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known_weights]:
         raise EvidenceError(

@@ -1,4 +1,4 @@
-"""``anchor.json``: the signed number and digest of the ledger's newest event; it reveals a truncated ledger."""
+"""``anchor.json``, the signed number and digest of the ledger's newest event; it reveals a truncated ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,22 @@ from llm_forget.core.formats.evidence import SignedHead
 from llm_forget.core.strict_json import canonical
 
 FILE = "anchor.json"
-PURPOSE = "llm-forget ledger head"  # part of the signed content, so that no other signature of the key is accepted
+PURPOSE = "llm-forget ledger head"  # signed, too: a signature on another kind of document is refused
 
 
 def write(folder: Path, seq: int, digest: str) -> Path:
-    """Sign the head of a verified ledger; creates the key if it does not exist."""
+    """Sign and write the head of a verified ledger; create the signing key if it does not exist."""
     unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
     formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
 
 
 def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
-    """Number and digest of a signed head, after checking its signature; None if the folder has none.
+    """Check the signature of a signed head and return its number and digest; None if the folder has no signed head.
 
     Args:
         copy: a copy of ``anchor.json`` from elsewhere.
-        public: a copy of the public key from elsewhere; the key inside the anchor is informative only.
+        public: a copy of the public key from elsewhere; the key in anchor.json is not used.
 
     Raises:
         EvidenceBroken: the head is damaged, or was not signed by this key.
@@ -50,5 +50,5 @@ def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> 
 
 
 def _body(head: SignedHead) -> dict[str, Any]:
-    """The signed content: everything but the signature."""
+    """Return the signed content: everything except the signature."""
     return {key: value for key, value in formats.plain(head).items() if key != "signature"}

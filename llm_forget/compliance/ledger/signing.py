@@ -1,7 +1,7 @@
-"""Ed25519 signatures of the evidence: a key that is created on demand, and verification with its public half.
+"""Sign evidence with an Ed25519 key, which is created at first use, and verify signatures with its public half.
 
-Anyone who can read ``signing.key`` can sign in its owner's name, so it never leaves the evidence folder. Give
-``signing.pub`` to verifiers through another channel than the evidence; otherwise they trust what they verify.
+Anyone who can read ``signing.key`` can sign in its owner's name, so it never leaves the evidence folder. Send
+``signing.pub`` to verifiers separately from the evidence: anyone who forges the evidence can replace a key beside it.
 """
 
 import base64
@@ -19,7 +19,7 @@ KEY, PUBLIC = "signing.key", "signing.pub"
 
 
 def signing_key(folder: Path) -> Any:
-    """The private key of an evidence folder; the first call creates it (0600), with ``signing.pub`` beside it.
+    """Return the private key of an evidence folder; the first call creates it (mode 0600) and ``signing.pub``.
 
     Raises:
         MissingPackageError: `cryptography` is not installed.
@@ -50,12 +50,12 @@ def signing_key(folder: Path) -> Any:
 
 
 def public_key(folder: Path) -> str:
-    """PEM text of the public key of an evidence folder."""
+    """Return the public key of an evidence folder as PEM text."""
     return _pem(signing_key(folder).public_key())
 
 
 def fingerprint(public: str | bytes | Path) -> str:
-    """``sha256:`` of a public key's DER form, to compare over another channel."""
+    """Return ``sha256:...`` of a public key in DER form, which two people compare to see if they have the same key."""
     key = _public(public)
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -64,12 +64,12 @@ def fingerprint(public: str | bytes | Path) -> str:
 
 
 def sign(folder: Path, content: bytes) -> str:
-    """Base64 of the 64 bytes of the Ed25519 signature of ``content`` by the folder's key."""
+    """Return the Ed25519 signature (64 bytes) of ``content`` by the folder's key, in Base64."""
     return base64.b64encode(signing_key(folder).sign(content)).decode("ascii")
 
 
 def verify_signature(public: str | bytes | Path, content: bytes, signature: str) -> None:
-    """Verify that the owner of a key signed exactly ``content``.
+    """Raise EvidenceBroken unless the owner of a key signed exactly ``content``.
 
     Args:
         public: PEM text, or the path of a file with it.

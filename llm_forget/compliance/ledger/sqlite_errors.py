@@ -1,4 +1,4 @@
-"""Translation of SQLite errors (full disk, damaged file, missing permission) into this package's exceptions."""
+"""Translate SQLite errors (full disk, damaged file, missing permission) into exceptions of this package."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ _NOT_WRITABLE = (
 
 @contextlib.contextmanager
 def translate_sqlite_errors(folder: Path) -> Iterator[None]:
-    """Raise errors of SQLite about the evidence in ``folder`` as exceptions of this package.
+    """Translate SQLite errors that the ``with`` block raises about the evidence in ``folder``.
 
     Raises:
         OSError: no space is left (errno ENOSPC); nothing was added.
@@ -34,12 +34,12 @@ def translate_sqlite_errors(folder: Path) -> Iterator[None]:
         raise _translated(error, folder) from error
     except PermissionError as error:
         if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
-            raise  # the file that the caller reads records from
+            raise  # about another file, such as one that the caller reads records from
         raise NoPermissionError(_NOT_WRITABLE.format(folder)) from error
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error is about the content of the file, not about access to it."""
+    """Return whether an error reports damaged content of a file, rather than failed access to the file."""
     return _code(error) not in (*_DISK, *_REFUSED, *_BUSY)
 
 

@@ -1,10 +1,10 @@
-"""``keys.db`` (0600): one random 32-byte key per subject, under which the ledger hashes subjects and records.
+"""``keys.db`` (mode 0600): a random 32-byte key for each subject, with which the ledger hashes subjects and records.
 
-The ledger holds HMAC-SHA256 of ids, truncated to 16 bytes, under the key of their subject. Without the key, a hash
-cannot be compared with an id: ids, often names, can be guessed, random keys cannot. Destroying a key therefore unlinks
-every event about its subject, and no row of the ledger changes.
+The ledger holds HMAC-SHA256 of each id with the key of its subject, truncated to 16 bytes. Ids are often names, which
+can be guessed, but a guess can be compared with a hash only if the key is known. Destroying a key therefore unlinks
+all events from its subject, without a change to the ledger.
 
-Subjects are looked up by a hash as well, under a master key that never leaves this file.
+``keys.db`` stores subjects as hashes, too; the master key for these is stored only in this file.
 
 Limits: a backup or snapshot of ``keys.db`` restores destroyed keys, so delete backups within the time allowed for
 erasure. An overwritten key may survive in copies that a copy-on-write file system or an SSD keeps. It may also survive
@@ -27,17 +27,17 @@ HASH_BYTES = 16
 _BATCH = 900  # subjects per query; SQLite may allow at most 999 parameters
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS keys.master (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL)",
-    # Rows are appended in order of arrival: no page is ever split and no key moved, so no copy of a key remains.
+    # Rows are only appended. SQLite then never splits a page or moves a key, which would leave a copy of the key.
     "CREATE TABLE IF NOT EXISTS keys.subjects "
     "(place INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, key BLOB NOT NULL)",
-    # Which records belong to a subject: a record also has a key of its own, which is destroyed with the subject's.
+    # The records of each subject. A record also has a key of its own, which is destroyed with the subject's key.
     "CREATE TABLE IF NOT EXISTS keys.owned "
     "(subject BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY (subject, record))",
 )
 
 
 def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool:
-    """Attach ``keys.db`` to a connection as ``keys``; False if it does not exist and ``write`` is not set."""
+    """Attach ``keys.db`` to a connection as ``keys``. ``write`` creates a missing file; without it, return False."""
     path = folder / FILE
     if write:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -63,7 +63,7 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Hashes of (subject, record id) pairs, in batches; a subject without a key gets one. Ids must be strings."""
+    """Yield the hashes of each (subject, record id) pair of strings; a subject without a key gets a new one."""
     master = _master(connection)
     pairs = iter(pairs)
     while batch := list(islice(pairs, _BATCH)):
@@ -82,19 +82,19 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
 
 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
-    """Hashes of a subject and one of its records; None if the subject has no key (any more)."""
+    """Return the hashes of a subject and of one of its records; None if the subject's key is missing or destroyed."""
     for key in _keys_by_name(connection, [_hash(_master(connection), subject)]).values():
         return _subject(key), None if record is None else _record(key, record)
     return None
 
 
 def subjects_with_key(connection: sqlite3.Connection) -> set[bytes]:
-    """Hashes of all subjects that have a key."""
+    """Return the hashes of all subjects that have a key."""
     return {_subject(key) for (key,) in connection.execute("SELECT key FROM keys.subjects")}
 
 
 def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
-    """Overwrite and delete keys inside the caller's transaction; returns their number. Call `scrub` afterwards."""
+    """Destroy the keys of subjects and records in the caller's transaction; return how many. Then call `scrub`."""
     master = _master(connection)
     destroyed = 0
     for subject in subjects:
@@ -108,7 +108,7 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 
 
 def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """Number of these names that are records of another subject, whose key still links them to events."""
+    """Return how many of the names are records whose subject is not named: its key still links them to events."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")
@@ -118,8 +118,8 @@ def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:
     """Overwrite the rollback journal, which may hold destroyed keys; call outside of transactions."""
     journal = folder / f"{FILE}-journal"
-    # The lock keeps other writers from the journal, and a transaction without changes writes none itself; taking the
-    # lock also rolls back the transaction of a killed process.
+    # The lock keeps other writers away from the journal, and this transaction changes nothing, so it writes no journal.
+    # Taking the lock also rolls back the transaction of a killed process.
     connection.execute("BEGIN IMMEDIATE")
     try:
         if journal.is_file() and (size := journal.stat().st_size):
@@ -160,6 +160,6 @@ def _record(key: bytes, record: str) -> bytes:
 
 
 def _hash(key: bytes, *words: str) -> bytes:
-    """HMAC-SHA256 of length-prefixed words, so that different words never give the same input."""
+    """Return HMAC-SHA256 of the words, each after its length, so that ``ab, c`` and ``a, bc`` have different hashes."""
     data = b"".join(len(word.encode()).to_bytes(8, "big") + word.encode() for word in words)
     return hmac.digest(key, data, "sha256")

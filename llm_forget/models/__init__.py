@@ -1,1 +1,1 @@
-"""Models: load them from any source, attach LoRA adapters, save and merge; one copy in memory."""
+"""Load, adapt, save, merge and export models; only one copy of a model is in memory."""

@@ -15,7 +15,7 @@ NAMES = ("demo-llama", "smollm2-135m")
 
 
 def find(name: str) -> tuple[str, str]:
-    """Kind and location of ``builtin:NAME``; MissingPackageError if the package that holds it is not installed."""
+    """Return kind and location of ``builtin:NAME``; raise MissingPackageError if its package is not installed."""
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":
@@ -37,7 +37,7 @@ def _smollm2() -> Path:
 
 
 def demo_config() -> Any:
-    """Configuration of the demo Llama: 2.6 million parameters, tied embeddings."""
+    """Return the configuration of the demo Llama: 2.6 million parameters, tied embeddings."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -48,7 +48,7 @@ def demo_config() -> Any:
 
 
 def demo_model(attn_implementation: str | None = None) -> Any:
-    """The demo Llama with its initial weights: the same on every machine, independent of the random state."""
+    """Return the demo Llama; its initial weights are the same on every machine and for every random state."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -81,7 +81,7 @@ def _demo_vocabulary() -> str:
 
 
 def demo_tokenizer() -> Any:
-    """Byte-level BPE of at most 1024 tokens, trained on the demo's own corpus; pad, bos and eos are three tokens."""
+    """Return a byte-level BPE tokenizer of at most 1024 tokens, trained on the demo corpus; pad, bos and eos differ."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Digests that identify weights: of model folders, and of any model name."""
+"""Compute digests that identify the weights of a model, from its name or its folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from llm_forget.core.run_directory import Run
 
-# Files that determine the outputs of a model; tokenizer files have a digest of their own.
+# Files that determine the outputs of a model. The tokenizer has a separate digest.
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What decides the outputs of a model: its weights, its adapter and the precision it is loaded in."""
+    """The facts that determine a model's outputs: its weights, its adapter and the precision of loading."""
 
     base: str  # `source_digest` of the model without ``adapter``
     adapter: str | None  # `adapter_digest`
@@ -36,22 +36,22 @@ class ModelIdentity:
 
     @property
     def digest(self) -> str:
-        """The digest that results.json states, and part of the key of every stored measurement."""
+        """One digest of all facts; results.json states it, and the key of every stored measurement contains it."""
         return content_key(base=self.base, adapter=self.adapter, precision=self.precision)
 
 
 def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
-    """Identity of a configured model with an adapter; its weights are read, unless ``base`` is their digest."""
+    """Return the identity of a configured model with an adapter; the digest ``base`` saves reading its weights."""
     precision = {key: str(getattr(model, key)) for key in PRECISION}
     layer = adapter_digest(adapter) if adapter is not None else None
     return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)
 
 
 def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
-    """Identity of a run's own model, as `evaluate` measures it: an unlearning run's adapter is a layer of its own.
+    """Return the identity of the model that a run wrote, as `evaluate` measures it.
 
     Args:
-        base: digest of the weights below the adapter, if they need not be read.
+        base: digest of the model below the unlearning adapter, if known; otherwise its weights are read.
     """
     model = model_part(run.config)
     if kind_of(run).forgotten and run.adapter.is_dir():
@@ -61,17 +61,17 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def source_digest(name: str | None, revision: str | None = None) -> str:
-    """Content digest of the weights behind a model name.
+    """Return a digest of the weights that a model name refers to.
 
-    Files give ``sha256:...`` over the sorted names and digests of weights and configs, the demo model one over its
-    initial tensors, and a Hub id ``commit:...``, the commit its revision stands for. A model with adapters gives one
-    digest of all parts.
+    A Hub id gives ``commit:...``, the commit of its revision. Other models give ``sha256:...``: a folder the digest of
+    its weight and config files, a GGUF file of its bytes, and the demo model of its initial tensors. A model with
+    adapters gives one digest of base and adapters.
     """
     return digests_by_layer(find_source(name), revision)[-1]
 
 
 def digests_by_layer(source: Source, revision: str | None) -> list[str]:
-    """Digest of the model below each adapter of a source, lowest first, then of the whole model."""
+    """Return a digest of the model below each adapter, lowest adapter first, and then one of the whole model."""
     base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]
     for folder in source.adapters:
@@ -102,12 +102,12 @@ def _commit(hub_id: str, revision: str | None) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest over the sorted names and contents of the weights and configs in a folder."""
+    """Return one digest of the names and contents of all weight and config files in a folder."""
     files = {path.name: file_digest(path) for pattern in WEIGHT_FILES for path in folder.glob(pattern)}
     return json_digest(files)
 
 
 def adapter_digest(folder: Path) -> str:
-    """`folder_digest` of an adapter folder, after `inspect_folder` checked sizes and links."""
+    """Check an adapter folder with `inspect_folder`, and return its `folder_digest`."""
     inspect_folder(folder)
     return folder_digest(folder)

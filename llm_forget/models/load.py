@@ -25,22 +25,22 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "w
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bool = False) -> Any:
-    """Load a causal language model in evaluation mode; code of the Hub is never run.
+    """Load a causal language model in evaluation mode; code from the Hub is never run.
 
     Args:
         model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit. The base
             of a run is loaded at the revision that the run was trained on.
         device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
-        dequantize: after loading in 4 or 8 bit, convert the rounded weights to float32: the same function as the 4-bit
-            model, in ordinary tensors that an adapter can be merged into.
+        dequantize: convert weights loaded in 4 or 8 bit to ordinary float32 tensors, so that an adapter can be merged
+            into them. For 4 bit, the result computes the same function.
 
     Returns:
-        A ``PreTrainedModel``; or, where the name is an adapter or a run that holds one, a frozen ``PeftModel`` whose
-        adapter is called "target" (and "target-2", ... above it).
+        A ``PreTrainedModel``. If the name is an adapter, or a run with an adapter: a frozen ``PeftModel`` with the
+        adapters "target", "target-2", ..., lowest first.
 
     Raises:
-        MissingFileError, ModelError: see `find_source`; or an adapter that was trained on another base.
-        MissingPackageError: a GGUF file without the package gguf.
+        MissingFileError, ModelError: see `find_source`; or an adapter was trained on another base.
+        MissingPackageError: the model is a GGUF file, and the package gguf is not installed.
     """
     from llm_forget.models.adapters.files import load_adapter
     from llm_forget.models.adapters.verification import verify_adapter
@@ -60,7 +60,7 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bo
 
 
 def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """Warn if the base has another precision than in training: the adapter also corrects the rounding of its base."""
+    """Warn if the base has another precision than in training, since an adapter also learns to correct rounding."""
     trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != loaded:
         logger.warning(
@@ -79,7 +79,7 @@ def _precision(quantization: dict[str, Any] | None) -> str:
 
 
 def load_config(model_args: ModelConfig) -> Any:
-    """Configuration of the full model that `load_base` loads from the same arguments; reads no weights."""
+    """Return the configuration of the full model that `load_base` loads from these arguments; read no weights."""
     source = find_source(model_args.model_name_or_path)
     return deepcopy(_config(source.kind, source.location, source.revision or model_args.model_revision))
 
@@ -112,7 +112,7 @@ def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, An
             source.location, revision=revision, use_safetensors=True, **options
         )
     model.name_or_path = model.config._name_or_path = source.name if not source.adapters else source.location
-    # Also for a folder that already holds 4- or 8-bit weights.
+    # This includes folders that already hold 4- or 8-bit weights.
     if {"load_in_4bit", "load_in_8bit"} & (quantization_of(model) or {}).keys():
         model = _prepare_quantized(model)
     return model
@@ -160,7 +160,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
 
 
 def _warn_unread(path: Path) -> None:
-    """Warn about tensors and settings of a GGUF file that transformers ignores and llama.cpp uses."""
+    """Warn about tensors and settings of a GGUF file that llama.cpp uses but transformers ignores."""
     head, names = _read_head(path)
     kind = head["general.architecture"]
     unread = [name for name in names if name.startswith(("rope_freqs.", "rope_factors"))]
@@ -188,7 +188,7 @@ def _gguf_path(source: Source) -> Path:
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Metadata and tensor names of a GGUF file."""
+    """Return metadata and tensor names of a GGUF file."""
     import struct
 
     from transformers.integrations.gguf import read_gguf_metadata
@@ -200,7 +200,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
-    """Quantise a model that was not loaded from a safetensors folder, through a temporary folder."""
+    """Quantise a demo or GGUF model: save it to a temporary folder, and load it from there in 4 or 8 bit."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
@@ -211,11 +211,11 @@ def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
 
 
 def _prepare_quantized(model: Any) -> Any:
-    """Make training, evaluation and merging see the same numbers.
+    """Prepare a quantised model so that training, evaluation and merging compute the same numbers.
 
-    Unquantised modules (norms, embeddings, head) compute in float32. On CPUs with AVX512-BF16, bitsandbytes repacks
-    4-bit weights permanently in the first forward without gradient: then it computes in bfloat16, gives no gradient,
-    and dequantises to garbage. This is switched off here.
+    Unquantised modules (norms, embeddings, head) compute in float32. Repacking is switched off: on CPUs with
+    AVX512-BF16, bitsandbytes repacks 4-bit weights in the first forward pass without gradient. Afterwards they are
+    computed in bfloat16, give no gradient, and are dequantised to wrong values.
     """
     import bitsandbytes
     from peft import prepare_model_for_kbit_training
@@ -227,11 +227,11 @@ def _prepare_quantized(model: Any) -> Any:
 
 
 def _dequantized(model: Any) -> Any:
-    """Convert rounded weights to float32, in a model that can be saved like any other."""
+    """Convert quantised weights to float32; the model can then be saved like any other model."""
     import torch
 
     model = model.dequantize(dtype=torch.float32)
-    # For a folder of packed weights, transformers stores the conversions and would pack the weights again on saving.
+    # If the folder held packed weights, transformers keeps the conversions, and would pack the weights again on saving.
     used = getattr(model, "_weight_conversions", None) or []
     packed = [c for c in used if any("Deserialize" in type(o).__name__ for o in getattr(c, "operations", []))]
     if packed:
@@ -243,11 +243,11 @@ def _dequantized(model: Any) -> Any:
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model that `load_base` loads from the same arguments.
 
-    It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token; nothing in this package
-    derives a mask from the pad token, so end-of-turn tokens stay attended.
+    It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token. This is safe, because no
+    mask in this package is derived from the pad token.
 
     Raises:
-        MissingFileError, ModelError: see `find_source`; or neither a pad nor an end-of-sequence token.
+        MissingFileError, ModelError: see `find_source`; or the tokenizer has neither pad nor end-of-sequence token.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, source.revision or model_args.model_revision)
@@ -274,13 +274,13 @@ def _tokenizer(source: Source, revision: str) -> Any:
     except OSError as error:
         if source.kind != "hub":
             raise
-        # The tokenizer is read first, and a mistyped path of two parts looks like a Hub id.
+        # A mistyped path of two parts looks like a Hub id; it fails here, since the tokenizer is read before the model.
         reason = str(error).partition("\n")[0]
         raise MissingFileError(f"model '{source.name}' is neither a folder here nor on the hub: {reason}") from error
 
 
 def _gguf_tokenizer(path: Path) -> Any:
-    """Tokenizer from the GGUF file alone: transformers would prefer a tokenizer.json in the same folder."""
+    """Load the tokenizer from the GGUF file, although transformers prefers a tokenizer.json in the same folder."""
     import tempfile
 
     from transformers import AutoTokenizer

@@ -17,35 +17,35 @@ EXPORT_REPORT = "export.json"  # in the folder that `export` writes
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: full weights, and the frozen adapters on top of them, lowest first."""
+    """The parts of a model: its full weights, and the frozen adapters on top of them, lowest first."""
 
     name: str  # as the user wrote it
     kind: str  # "hub" | "folder" | "gguf" | "demo"
     location: str  # Hub id, folder or file of the full weights
     adapters: tuple[Path, ...] = ()
-    revision: str | None = None  # of a Hub id, as recorded by a run on top of it
+    revision: str | None = None  # of a Hub id, as the run or adapter on top of it recorded
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Folders that may hold the tokenizer: adapters from the top down, or the folder of our GGUF file."""
+        """Folders that may hold the tokenizer: those of the adapters, highest first, or that of an exported GGUF."""
         beside = Path(self.location).parent
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None
-        ours = report is not None and report.file == Path(self.location).name  # other programs use that name, too
+        ours = report is not None and report.file == Path(self.location).name  # other programs also write export.json
         return (*reversed(self.adapters), *([beside] if ours else []))
 
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def find_source(name: str | None) -> Source:
-    """Resolve a model name.
+    """Find the full weights and the adapters that a model name refers to.
 
     Args:
         name: Hub id, folder of a model, PEFT adapter folder, run folder, ``*.gguf`` file, ``builtin:NAME``.
 
     Raises:
-        MissingFileError: a path that does not exist, or a folder that holds no model.
+        MissingFileError: the path does not exist, or the folder holds no model.
         ModelError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
-        AdapterRefused: an adapter without a manifest; the base that it names is not looked up.
+        AdapterRefused: an adapter has no manifest; its base is then not looked up.
     """
     if not name:
         raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -98,7 +98,7 @@ def _hub_id(name: str) -> str:
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
     """Refuse a Hub id that holds an adapter; the error gives the command that downloads it as a folder.
 
-    transformers would load base and adapter as one model; disabling the unlearning adapter would disable both.
+    transformers would attach it as a second adapter, which is disabled together with the unlearning adapter.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -117,7 +117,7 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Name and revision of an adapter's base, from its run, or else from PEFT's config."""
+    """Return name and revision of an adapter's base, from its run if there is one, otherwise from PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config

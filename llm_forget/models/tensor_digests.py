@@ -1,4 +1,4 @@
-"""Digests of tensors: their bytes, shapes and dtypes."""
+"""Compute digests of tensors from their bytes, shapes and dtypes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from llm_forget.core.digests import json_digest
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype are not part of it."""
+    """Return ``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype do not affect it."""
     import torch
 
     # Viewed as bytes, because NumPy has no bfloat16.
@@ -19,7 +19,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Digest, shape and dtype of each tensor, by sorted name."""
+    """Return digest, shape and dtype of each tensor, sorted by name."""
     return {
         name: {
             "sha256": tensor_digest(tensors[name]).removeprefix("sha256:"),
@@ -31,5 +31,5 @@ def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """One digest of named tensors: names, shapes, dtypes and bytes."""
+    """Return one digest of the names, shapes, dtypes and bytes of all tensors."""
     return json_digest(describe_tensors(tensors))

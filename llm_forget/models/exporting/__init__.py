@@ -1,1 +1,1 @@
-"""Models in other file formats."""
+"""Export models to other file formats."""

@@ -11,9 +11,9 @@ FORMS = ("nf4", "int8")
 
 
 def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
-    """Load a folder of full weights, quantised by bitsandbytes; other weights and computation in ``dtype``.
+    """Load a folder of full weights and quantise it with bitsandbytes; the rest is stored and computed in ``dtype``.
 
-    It is not prepared for training, so that it can be saved unchanged.
+    The model is not prepared for training, so that it can be saved unchanged.
     """
     import bitsandbytes
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -25,7 +25,7 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
         str(folder), quantization_config=BitsAndBytesConfig(**options), dtype=dtype, device_map={"": device},
         use_safetensors=True,
     )  # fmt: skip
-    for module in model.modules():  # see `load._prepare_quantized`: packed for good by the first forward
+    for module in model.modules():  # without this, a forward pass repacks the weights: see `load._prepare_quantized`
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model.eval()
@@ -33,6 +33,6 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
 
 def save_quantized(model: Any, folder: Path) -> None:
     """Write packed weights as safetensors, and the quantisation settings into config.json."""
-    model.config._name_or_path = ""  # names this machine's folders
+    model.config._name_or_path = ""  # it would name a folder of this machine
     with disk_errors(folder):
         model.save_pretrained(folder)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Type of most weights; vectors stay in float32. The package `gguf` reads K-quants but cannot write them.
 FORMS = {f"gguf-{name}": name.upper() for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")}
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # ours: llama.cpp's
-HEADS_INTERLEAVED = ("llama",)  # llama.cpp rotates neighbouring elements of a head there, transformers its halves
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # transformers: llama.cpp
+HEADS_INTERLEAVED = ("llama",)  # here llama.cpp rotates neighbouring elements of a head, transformers its two halves
 ENDS = ("token_embd.weight", "output.weight")
 # Configuration keys that determine the function, under transformers' names.
 SIZES = (
@@ -45,7 +45,7 @@ class _Tensor:
     name: str
     weight: Tensor
     kind: Any  # gguf.GGMLQuantizationType
-    heads: int | None  # whose rows are interleaved
+    heads: int | None  # number of heads, if their rows are interleaved
 
 
 def refuse_architecture(config: Any, name: str) -> None:
@@ -79,17 +79,17 @@ def _slides(config: Any) -> bool:
 def write_gguf(
     model: Any, tokenizer: Any, path: Path, form: str, *, advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Write a model, one tensor in memory at a time, and round the model itself to the values in the file.
+    """Write a model tensor by tensor, and round the weights in memory to the values in the file.
 
     Args:
-        model: in ordinary tensors; afterwards it holds the values of the file.
+        model: an unquantised model; afterwards its weights have the values in the file.
         advance: called with the number of weights after each tensor.
 
     Returns:
-        ``tensors`` by ggml type, and ``tokenizer``: see `describe_tokenizer`.
+        ``tensors``, the number of tensors of each ggml type, and ``tokenizer``, its summary.
 
     Raises:
-        ModelError: see `refuse_architecture`, `describe_tokenizer`; or a weight beyond the range of the form.
+        ModelError: see `refuse_architecture`, `describe_tokenizer`; or a weight exceeds the range of the form.
         OSError: the disk is full; a partial file remains.
     """
     from gguf import GGUFWriter, quant_shape_to_byte_shape
@@ -126,7 +126,7 @@ def write_gguf(
 
 
 def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
-    """All tensors of a model under llama.cpp's names, in a fixed order."""
+    """Yield all tensors of a model under llama.cpp's names, in a fixed order."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     config = model.config
@@ -135,7 +135,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
     names = get_tensor_name_map(number, config.num_hidden_layers)
     for hf_name, weight in model.state_dict().items():
         if hf_name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # a file without it has tied embeddings
+            continue  # readers tie the embeddings if the file has no head
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ModelError(f"llama.cpp's {architecture} has no tensor for '{hf_name}'; {ELSEWHERE}")
@@ -148,7 +148,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """Type as in llama.cpp: float32 for vectors, 8 bit for embeddings instead of 4 or 5, float16 if no block fits."""
+    """Choose the type as llama.cpp does: vectors float32, embeddings at least 8 bit, float16 if blocks do not fit."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:
@@ -161,10 +161,10 @@ def _kind(name: str, weight: Tensor, default: str) -> Any:
 
 
 def _packed_bytes(tensor: _Tensor) -> Any:
-    """Quantised bytes of one tensor, row by row; the model's values are replaced by the dequantised ones.
+    """Return the quantised bytes of one tensor, row by row, and set the model's values to the dequantised ones.
 
-    Rounding works along a row, and heads are interleaved by whole rows: the model is rounded without interleaving, so
-    that reading the file back tries it.
+    Interleaving the heads moves whole rows, which does not change how each row is rounded. Only the bytes are
+    interleaved, not the model, so that reading the file back also tests the interleaving.
     """
     from gguf.quants import dequantize, quantize
 
@@ -206,7 +206,7 @@ def _add_metadata(writer: Any, config: Any, form: str) -> None:
 
 
 def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
-    """Load the model of a written file as `evaluate` does; raise ModelError if its configuration has other values."""
+    """Load a written file as `evaluate` does; raise ModelError if its configuration differs from ``config``."""
     import dataclasses
 
     from transformers import AutoConfig

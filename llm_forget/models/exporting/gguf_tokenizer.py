@@ -1,7 +1,7 @@
-"""Write a fast BPE tokenizer in GGUF's keys, and check that it splits texts the same way when it is read back.
+"""Describe a fast BPE tokenizer in GGUF's keys, and check that it splits texts the same way when it is read back.
 
-GGUF names the rule that splits text before merges are applied (``tokenizer.ggml.pre``); readers implement the rule.
-Only rules that llama.cpp names are supported.
+A GGUF file contains only the name of the rule that splits text before merges are applied (``tokenizer.ggml.pre``);
+readers implement the rule. Only rules that llama.cpp has a name for are supported.
 """
 
 import json
@@ -18,8 +18,8 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
-# Rules for which transformers splits some texts differently: it reads "smollm" as GPT-2's rule, puts a
-# space before SentencePiece's texts in another place, and has no NFC, like llama.cpp.
+# Rules that transformers does not read back exactly: it takes "smollm" for GPT-2's rule, adds SentencePiece's leading
+# space in another place, and for "qwen2" it omits NFC, like llama.cpp.
 APPROXIMATED = ("smollm", "default", "qwen2")
 # Synthetic texts (no data rows): words, numbers, spaces, lines, scripts and symbols.
 SAMPLES = (
@@ -38,7 +38,7 @@ class TokenizerDescription:
 
     model: str  # gpt2 (byte-level BPE) | llama (SentencePiece's BPE)
     pre: str
-    tokens: list[str]  # as many as the model has rows
+    tokens: list[str]  # one for each row of the embedding
     kinds: list[int]
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -68,15 +68,16 @@ class TokenizerDescription:
             writer.add_chat_template(self.chat_template)
 
     def summary(self) -> dict[str, Any]:
-        """Model, splitting rule and number of tokens, for reports."""
+        """Return model, splitting rule and number of tokens, for reports."""
         return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
 
 
 def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
-    """Describe a tokenizer in GGUF's fields, padded to the rows of the embedding.
+    """Describe a tokenizer in GGUF's fields, with one token for each of the ``rows`` of the embedding.
 
     Raises:
-        ModelError: not BPE, a splitting rule without a name in GGUF, no merges, or more tokens than rows.
+        ModelError: the tokenizer is not BPE, its splitting rule has no name in GGUF, it has no merges, or more tokens
+            than rows.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -108,7 +109,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
 
 
 def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
-    """Tokens and kinds by id; rows without a token get an unused name."""
+    """Return tokens and their kinds in the order of ids; rows without a token get an unused name."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
@@ -126,7 +127,7 @@ def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bo
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """SentencePiece merges the pair whose token scores highest: minus the rank of the first merge that makes it."""
+    """Score each token by minus the rank of the first merge that makes it; SentencePiece merges the highest first."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
@@ -134,7 +135,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _sentencepiece(content: dict[str, Any]) -> bool | None:
-    """Whether SentencePiece's BPE puts a space before a text; None for other tokenizers."""
+    """Return whether SentencePiece's BPE puts a space before a text; None for other tokenizers."""
     if not content["model"].get("byte_fallback"):
         return None
     for part in _parts(content["normalizer"], "normalizers"):
@@ -153,7 +154,7 @@ def _parts(content: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _pre_tokenizer_name(content: dict[str, Any]) -> str:
-    """llama.cpp's name for the rule by which a byte-level tokenizer splits text."""
+    """Return llama.cpp's name of the rule by which a byte-level tokenizer splits text."""
     normal = [part["type"] for part in _parts(content["normalizer"], "normalizers")]
     parts = _parts(content["pre_tokenizer"], "pretokenizers")
     kinds = [part["type"] for part in parts]
@@ -172,11 +173,11 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
-    """Read the tokenizer of a file back, and compare both on sample texts: scripts, spaces, numbers, added tokens.
+    """Read the tokenizer of a file back, and compare it with the original on sample texts.
 
     Returns:
-        ``samples``, and ``differing``: samples that transformers splits by another rule than llama.cpp; these were
-        compared again with transformers' rule in both tokenizers.
+        The numbers of ``samples`` and of ``differing`` samples, which transformers splits by another rule than
+        llama.cpp. If any differ, all were compared again with transformers' rule in both tokenizers.
 
     Raises:
         ModelError: tokens, merges or special tokens differ after reading back.
@@ -205,7 +206,7 @@ def _differing(tokenizer: Any, other: Any, samples: list[str]) -> int:
 
 
 def _split_like(tokenizer: Any, other: Any) -> Any:
-    """A copy of a tokenizer with the splitting rule of another."""
+    """Return a copy of a tokenizer with the splitting rule of another."""
     import copy
 
     copied = copy.deepcopy(tokenizer)

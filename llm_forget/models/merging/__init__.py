@@ -1,1 +1,1 @@
-"""Adapters combined with each other or with their base model."""
+"""Combine adapters with each other or with their base model."""

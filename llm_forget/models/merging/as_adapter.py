@@ -1,4 +1,4 @@
-"""Combine adapters into one: their matrices concatenated (the exact sum), or its best low-rank approximation."""
+"""Combine adapters into one: their exact sum (concatenated matrices), or its best low-rank approximation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 def combine_adapters(
     base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, rule: Rule, *, base_name: str | None = None
 ) -> dict[str, Any]:
-    """Write one adapter that is the sum of several, read it back, and compare its logits with theirs.
+    """Write the sum of several adapters as one adapter, read it back, and check that it gives the same logits.
 
     Args:
-        base_args: the common base; its quantisation comes from the manifests.
-        rule: cat, or svd of some ranks, whose ``rank_error`` is returned.
+        base_args: the common base; its quantisation is taken from the adapters' manifests.
+        rule: ``cat`` (exact), or ``svd`` with a rank.
 
     Returns:
-        ``rank``, the settings of the rule, ``error_of_averaging``, ``rank_error``, and of the logits
-        ``max_abs_logit_difference``, ``tolerance``, ``mean_kl`` (adapters to the combined one), ``mean_kl_of_adapter``
-        (from all to the base).
+        ``combination``, ``rank``, ``error_of_averaging``, ``rank_error``, ``max_abs_logit_difference``, ``tolerance``
+        (logits), ``mean_kl`` (nats per position, KL(all adapters, combined adapter)) and ``mean_kl_of_adapter``
+        (KL(all adapters, base)).
 
     Raises:
-        ModelError: a rule whose result is not low-rank, too large a rank, or logits that differ (for cat).
+        ModelError: the result of the rule is not low-rank, the rank is too large, or (for ``cat``) the logits differ.
     """
     if rule.combination not in combinations.LOW_RANK:
         raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
@@ -75,7 +75,7 @@ def combine_adapters(
 
 
 def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
-    """Tensors under PEFT's keys, scales multiplied into B, padded with zeros to one rank of at most `MAX_RANK`."""
+    """Return the combined tensors by PEFT's keys, zero-padded to one rank, and this rank; B includes the scales."""
     adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
@@ -95,7 +95,7 @@ def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str
 
 
 def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) -> Any:
-    """Configuration of the sum: scaling 1, and every module that an adapter targets."""
+    """Return the configuration of the combined adapter: scaling 1, and every module that any adapter targets."""
     from peft import LoraConfig
 
     configs = [read_config(part.folder) for part in parts]
@@ -108,7 +108,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """The common target names; if configurations differ or select layers, full names of all modules."""
+    """Return the target names of the adapters, or full names of all modules if they differ or select layers."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs
@@ -125,7 +125,7 @@ def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[s
 def _save(model: Any, config: Any, tensors: dict[str, Tensor], folder: Path, digest: str, name: str | None) -> None:
     from peft import PeftModel, get_peft_model
 
-    if isinstance(model, PeftModel):  # the target's own adapters
+    if isinstance(model, PeftModel):  # the target has adapters of its own
         model.add_adapter(ADAPTER, config)
         activate_all(model)
     else:

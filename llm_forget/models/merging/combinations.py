@@ -1,9 +1,9 @@
-"""Combine adapters into one change of the weights: their exact sum, or one reduced by rank, magnitude or at random.
+"""Combine adapters into one change of the weights: the exact sum, or a sum reduced by rank, magnitude or at random.
 
-Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: its scale s_i (a negative one subtracts the
-change), PEFT's own factor c_i (alpha / r, or alpha / sqrt(r)) and its two matrices. All here works on these products.
-PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately, which gives another model:
-``(B_1 + B_2)(A_1 + A_2)`` holds products of one adapter's B with the other's A. See `error_of_averaging`.
+Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: s_i is its scale (a negative one subtracts the change), c_i is
+PEFT's own factor (alpha / r, or alpha / sqrt(r)), and B_i and A_i are its matrices. This module combines the D_i.
+PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately, which gives another model, because
+``(B_1 + B_2)(A_1 + A_2)`` also contains products of one adapter's B with the other's A. See `error_of_averaging`.
 """
 
 import hashlib
@@ -49,17 +49,17 @@ class Rule:
     """A combination and its settings; settings of other combinations are None."""
 
     combination: str = "cat"
-    rank: int | None = None  # kept of each module's sum
-    density: float | None = None  # share of the numbers of each change that is kept, module by module
-    majority: str | None = None  # sign by sum ("total") or by count ("frequency")
+    rank: int | None = None  # rank to which each module's sum is reduced
+    density: float | None = None  # share of the entries of each change that is kept, in each module
+    majority: str | None = None  # elect the sign by sum ("total") or by count ("frequency")
     seed: int | None = None
 
 
 def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
-    """A checked `Rule`; settings that are None take their defaults: density 0.5, majority total, seed 0.
+    """Check a combination and its settings, and return the rule; defaults: density 0.5, majority total, seed 0.
 
     Raises:
-        ModelError: an unknown combination, a foreign setting, a value outside its bounds, or svd without a rank.
+        ModelError: an unknown combination, a setting it does not have, a value out of bounds, or svd without a rank.
     """
     chosen = {key: value for key, value in settings.items() if value is not None}
     name = combination or ("svd" if "rank" in chosen else "cat")
@@ -84,7 +84,7 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ModelError if an adapter is more than a sum of products, or was trained on another precision."""
+    """Raise ModelError for a scale of 0, adapters of different precision, or one that is not only products B A."""
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
@@ -106,13 +106,13 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
 
 
 def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
-    """Attach all adapters to a model, each checked alone, then active together at their scales.
+    """Attach all adapters to a model: check each one alone, then activate all at their scales.
 
     Returns:
         The model, and the names of the adapters on it.
 
     Raises:
-        ModelError: an adapter on an unsupported kind of layer.
+        ModelError: an adapter targets a kind of layer that is not supported.
     """
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
@@ -136,7 +136,7 @@ def _set_scale(model: Any, name: str, scale: float) -> None:
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name, as in the keys of an adapter file, and adapted layer; of two parameters of a module one in the other."""
+    """Yield adapted layers and their names in adapter files; two layers are nested if one module has two parameters."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
@@ -153,7 +153,7 @@ def _is_embedding(layer: Any, name: str) -> bool:
 
 
 def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """``B [E, out, r]``, scales and all, and ``A [E, r, in]`` of an adapter in one layer; E = 1 except for experts."""
+    """Return an adapter's ``B [E, out, r]``, times its scales, and ``A [E, r, in]`` in a layer; E > 1 for experts."""
     if _is_embedding(layer, name):
         down, up, experts = layer.lora_embedding_A[name], layer.lora_embedding_B[name], 1
     else:
@@ -166,7 +166,7 @@ def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
 
 
 def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-    """All adapters of a layer side by side, ``B [E, out, R]`` and ``A [E, R, in]``: their product is the exact sum."""
+    """Concatenate a layer's adapters to ``B [E, out, R]``, ``A [E, R, in]``; the product of both is the exact sum."""
     pairs = [factors(layer, name) for name in names if _has_adapter(layer, name)]
     if not pairs:
         return None
@@ -174,10 +174,10 @@ def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
 
 
 def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """The best approximation of ``up @ down`` by `rank` ranks (Eckart-Young), without the product itself.
+    """Compute the best rank-`rank` approximation of ``up @ down`` (Eckart-Young), without computing this product.
 
     Returns:
-        Both factors, the squared Frobenius norm of what is lost, and that of the whole.
+        Both factors of the approximation, the squared Frobenius norm of its error, and that of ``up @ down``.
     """
     left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().transpose(1, 2))
     u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2), full_matrices=False)  # [E, n, n]
@@ -188,14 +188,14 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
-    """``|T - D| / |D|`` in Frobenius norm over all weights, where T keeps `rank` ranks of every module's sum."""
+    """Return ``|T - D| / |D|`` (Frobenius norm over all weights) for the sums D, reduced to rank `rank` in T."""
     parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
     lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor | None:
-    """Combined change of one weight ``[E, out, in]``, float32 on the CPU; None if no adapter targets it."""
+    """Return the combined change of one weight ``[E, out, in]``, float32 on the CPU; None if no adapter targets it."""
     both = stacked(layer, names)
     if both is None:
         return None
@@ -209,10 +209,10 @@ def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor |
 
 
 def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
-    """TIES, DARE or magnitude pruning by PEFT's functions, applied to scaled changes.
+    """Combine scaled changes with PEFT's functions for TIES, DARE or magnitude pruning.
 
-    Signs are elected among scaled changes, a negative scale flips the sign, and a scale does not affect which numbers
-    of an adapter are large.
+    Scales affect which sign is elected (a negative scale flips the sign of a change). They do not affect which entries
+    of a change are kept.
     """
     from peft.utils import merge_utils
 
@@ -228,10 +228,10 @@ def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
 
 @torch.no_grad()
 def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
-    """Add the combination to the base weights, summed in float32 and rounded once; layer by layer.
+    """Add the combined change to the base weights, layer by layer: sum in float32, and round once.
 
     Raises:
-        ModelError: a weight that is not finite afterwards, or a DoRA target, whose norm would be that of the sum.
+        ModelError: the new weights are not finite, or the target is a DoRA adapter, whose norm would change as well.
     """
     if any(config.use_dora for config in model.peft_config.values()):
         raise ModelError("the target is a DoRA adapter, to which no change can be added; merge the target first")
@@ -249,18 +249,18 @@ def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
 
 
 def _transposed(layer: Any, names: Sequence[str]) -> bool:
-    """Whether the weight lies as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some mixtures."""
+    """Return whether the weight is stored as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some mixtures."""
     if hasattr(layer, "parameter_name"):
         return layer.num_experts > 1 and not layer._did_swap_in_out_features
     return any(_is_embedding(layer, name) for name in names) or bool(getattr(layer, "fan_in_fan_out", False))
 
 
 def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
-    """Relative error of PEFT's `linear` against the sum: ``|L - D| / |D|`` in Frobenius norm over all weights together.
+    """Return the error ``|L - D| / |D|`` of PEFT's `linear` (L) against the sum D; Frobenius norm over all weights.
 
-    It adds A and B separately, weighted by roots of the scales; products of one adapter's B with another's A are the
-    error. Computed from Gram matrices of the ranks: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. 0 for one adapter; None if
-    PEFT would refuse (different ranks) or no change is added.
+    `linear` adds A and B separately, weighted by roots of the scales; the products of one adapter's B with another's A
+    are the error. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result is 0 for one
+    adapter, and None if PEFT refuses the adapters (different ranks) or their sum is zero.
     """
     lost = whole = 0.0
     for _, layer in layers(model):
@@ -274,7 +274,7 @@ def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
             torch.cat([u for _, u, _ in pairs], dim=2).double(),
             torch.cat([d for *_, d in pairs], dim=1).double(),
         )
-        # `up` holds the scale w of its adapter; linear takes its root from both: sqrt|w_i| sgn(w_j) sqrt|w_j| B_i A_j.
+        # `up` includes the scale w_i of its adapter; linear instead weights B_i A_j by sqrt|w_i| sgn(w_j) sqrt|w_j|.
         scales = [layer.scaling[name] for name, _, _ in pairs]
         ratio = torch.tensor(
             [[math.copysign(math.sqrt(abs(w * v)), v) / w if i != j else 0.0 for j, v in enumerate(scales)]

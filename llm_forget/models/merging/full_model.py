@@ -1,4 +1,4 @@
-"""Merge adapters into their base, and verify the logits of the written file."""
+"""Merge adapters into their base, and verify the logits of the written model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 MERGE_REPORT = "merge.json"
 # Largest difference allowed by default, as a share of the largest logit. In float32 merging only reorders sums: 3e-6 is
-# measured on a 135M model. In 16 bits every merged weight is rounded once more: 16 times the rounding step of the type
-# (2^-8, 2^-11); 0.03 is measured in bfloat16. A merge into the wrong base is off by 0.1 and more.
+# measured on a 135M model. In 16 bits every merged weight is rounded once more, so 16 rounding steps of the type (2^-8,
+# 2^-11) are allowed; 0.03 is measured in bfloat16. A merge into the wrong base differs by 0.1 and more.
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
-SAME = 1e-6  # of the largest logit: what float32 rounds away where changes cancel
+SAME = 1e-6  # share of the largest logit; logits that differ by less are equal up to rounding in float32
 
 Probes = Sequence[Sequence[int]]
 
@@ -60,30 +60,30 @@ def merge_adapters(
     device_map: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write base plus adapters as one full model, read it back, and compare its logits with the adapters'.
+    """Merge adapters into their base, write one full model, and check that it gives the logits of the unmerged model.
 
-    Adapters trained on a 4- or 8-bit base are merged into the *dequantised* base, which in 4 bit is the function they
-    were trained on. They are never merged into packed 4-bit weights: rounding again undoes part of the unlearning.
+    Adapters trained on a 4- or 8-bit base are merged into the *dequantised* base, which (in 4 bit) computes the same
+    function. They are never merged into packed 4-bit weights: rounding again would undo part of the unlearning.
 
     Args:
-        base_args: the base, as in training; a target adapter on it is merged too. Its quantisation comes from the
+        base_args: the base, as in training; a target adapter on it is merged too. The quantisation is taken from the
             adapters' manifests.
-        out_folder: must not exist or be empty.
-        how: from `checked_rule`; None for one adapter at scale 1.
-        probes: token ids of some prompts; by default random ones.
+        out_folder: a folder that is empty or does not exist.
+        how: the combination, from `checked_rule`; None merges one adapter at scale 1.
+        probes: token ids of the prompts to compare; by default random ones.
         tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
         base_precision: "original" merges into the unquantised weights instead, which may undo unlearning.
-        dtype: of the written file; default: that of the base as it was trained on.
+        dtype: dtype of the written weights; default: the dtype of the base in training.
 
     Returns:
-        ``max_abs_logit_difference``, ``tolerance`` (logits), ``mean_kl`` (nats per token, from the adapters to the
-        file), ``mean_kl_of_adapter`` (from the adapters to the base: their effect), ``adapter`` (digest
-        of its weights, for one unchanged adapter), ``files`` (digests), for quantised training ``as_trained`` (the same
-        differences to the adapters on their quantised base), for combinations their settings.
+        ``max_abs_logit_difference`` and ``tolerance`` (logits), ``mean_kl`` (nats per token, KL(adapters, merged)),
+        ``mean_kl_of_adapter`` (KL(adapters, base), the effect of the adapters), ``files`` (digests), the settings of
+        the combination, ``adapter`` (digest of its weights; only without a combination) and ``as_trained`` (the same
+        differences from the adapters on their quantised base; only after quantised training).
 
     Raises:
-        ModelError: the difference is above the tolerance or the file equals the base (nothing is written), the output
-            folder exists, or adapters of another base or that cannot be combined.
+        ModelError: the folder is not empty, the adapters belong to another base or cannot be combined, the difference
+            exceeds the tolerance, or the result equals the base. Nothing is written then.
     """
     out_folder = Path(out_folder)
     _refuse_existing(out_folder)
@@ -121,7 +121,7 @@ def merge_adapters(
             "files": {path.name: file_digest(path) for path in sorted(temporary.iterdir())},
         }
         formats.write(temporary / MERGE_REPORT, report, MergeReport)
-        _refuse_existing(out_folder)  # by another process in the meantime
+        _refuse_existing(out_folder)  # another process may have written it in the meantime
     return report
 
 
@@ -139,7 +139,7 @@ def _load_parts_or_adapter(
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
-    """Whether the result equals several active adapters, which PEFT computes without merging."""
+    """Return whether the merged model must equal the unmerged one with all adapters active; only exact sums do."""
     return rule is None or rule.combination == "cat"
 
 
@@ -153,25 +153,25 @@ def _logits_on_quantised_base(
 
 
 class _Expected(NamedTuple):
-    """Expected outputs of the written file."""
+    """What `_merge_in_memory` returns to check the written model and describe it in merge.json."""
 
-    logits: list[Tensor]
-    reference: list[Tensor]  # of the base
+    logits: list[Tensor]  # expected of the written model
+    reference: list[Tensor]  # logits of the base
     settings: dict[str, Any]  # of the combination, for merge.json
 
 
 def _merge_in_memory(
     base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes
 ) -> tuple[Any, _Expected]:
-    """The full model in memory, frozen adapters included."""
+    """Merge the adapters, and frozen ones below them, into the base; return the model and its expected logits."""
     reference = probe_logits(base, probes)
     model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
     _untie_adapted_head(model)
     if rule is None:
         return model.merge_and_unload(safe_merge=True), _Expected(logits, reference, {"combination": "stack"})
-    # Of the combination: its settings, and shares of the norm of the exact sum: what averaging A and B apart would have
-    # been off by, and what its ranks leave out.
+    # Settings of the combination, and two errors relative to the norm of the exact sum: the error that averaging A and
+    # B separately would have had, and the error of reducing the rank.
     settings = {key: value for key, value in dataclasses.asdict(rule).items() if value is not None}
     settings["error_of_averaging"] = combinations.error_of_averaging(model, names)
     if rule.rank is not None:
@@ -197,14 +197,14 @@ def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> A
 def _measured_difference(
     written: Sequence[Tensor], expected: _Expected, trained: Sequence[Tensor] | None, limit: float, exact: bool
 ) -> dict[str, Any]:
-    """Differences between the file and the expected logits; raises if they exceed the limit.
+    """Return the differences between the logits of the written model and the expected logits.
 
     Args:
-        exact: also require the logits of the adapters on their quantised base. Not in 8 bit, where activations are
-            rounded too, nor on the original base, another function: then the difference is only reported.
+        exact: apply ``limit`` also to the difference from ``trained``, the logits on the quantised base. Otherwise it
+            is only reported: an 8-bit base also rounds activations, and the original base is another function.
 
     Raises:
-        ModelError: a difference above the limit, or the file equals the base.
+        ModelError: a difference exceeds the limit, or the written model equals the base.
     """
     numbers = compare(expected.logits, written)
     as_trained = compare(trained, written) if trained is not None else None
@@ -225,21 +225,21 @@ def _measured_difference(
 
 
 def random_probes(vocabulary: int) -> list[list[int]]:
-    """Token ids ``[4, 32]`` that need no data: the same for every model of this vocabulary size."""
+    """Return random token ids ``[4, 32]``, the same ones for every model of this vocabulary size."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (4, 32), generator=generator).tolist()
 
 
 @torch.no_grad()
 def probe_logits(model: Any, probes: Probes) -> list[Tensor]:
-    """Logits ``[S, V]`` of each probe, float32 on the CPU; one probe at a time, without padding."""
+    """Return the logits ``[S, V]`` of each probe, float32 on the CPU; run one probe at a time, without padding."""
     device = model.get_input_embeddings().weight.device
     model.eval()
     return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
 
 
 def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> dict[str, float]:
-    """Largest absolute logit difference, and mean KL(expected, given) per position in nats."""
+    """Return the largest absolute logit difference, and KL(expected, actual) in nats, averaged over positions."""
     pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, actual, strict=True)]  # [S, V]
     kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
     difference = max(float((a - b).abs().max()) for a, b in zip(expected, actual, strict=True))
@@ -253,7 +253,7 @@ def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -
 
 
 def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:
-    """Arguments that load the base in the precision of training."""
+    """Return arguments that load the base in the precision in which the adapter was trained."""
     if quantization is None:
         return base_args
     if "quant_method" in quantization:
@@ -267,14 +267,14 @@ def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> A
 def _write(
     merged: Any, args: ModelConfig, folder: Path, dtype: str | None, max_shard_size: str | None
 ) -> tuple[torch.dtype, torch.device]:
-    """Save the model and its tokenizer."""
+    """Save the model and its tokenizer; return the model's dtype and device."""
     device = merged.get_input_embeddings().weight.device
     if dtype is None and (args.load_in_4bit or args.load_in_8bit) and args.dtype not in (None, "auto"):
         dtype = str(args.dtype)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     merged.config.dtype = merged.dtype
-    merged.config._name_or_path = ""  # names this machine's folders
+    merged.config._name_or_path = ""  # it would name a folder of this machine
     with disk_errors(folder):
         merged.save_pretrained(folder, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
         load_tokenizer(args).save_pretrained(folder)
@@ -282,7 +282,7 @@ def _write(
 
 
 def _untie_adapted_head(model: Any) -> None:
-    """Untie the head if LoRA adapts only one of the tied matrices; merging would change the other as well."""
+    """Untie head and embeddings if LoRA adapts only one of them; otherwise merging would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

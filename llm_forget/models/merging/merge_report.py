@@ -1,6 +1,6 @@
-"""Models that `merge` wrote: a folder of weights and ``merge.json``, which lists the sources.
+"""Read and verify folders that `merge` wrote: they hold weights, and ``merge.json``, which lists the sources.
 
-A combined adapter is also such a folder: a run of kind `COMBINE`, without training.
+A combined adapter is also such a folder: a run of kind `COMBINE`, which was not trained.
 
 A ``merge`` event of the ledger has ``weights``, ``combination``, ``sources`` (each with name, content digest and
 scale), ``beneath`` (the common base), ``base_precision`` and ``files``, a digest of all digests. The sources must be
@@ -39,12 +39,12 @@ class Merged:
         return self.folder.resolve().name
 
     def scale_of(self, weights: str) -> float | None:
-        """Scale of a source model; None if it is not a source."""
+        """Return the scale of the source model with this digest; None if it is not a source."""
         return next((float(s["scale"]) for s in self.facts["sources"] if s["weights"] == weights), None)
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether `merge` wrote this folder."""
+    """Return whether `merge` wrote this folder."""
     run = Run(folder)
     return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state["kind"] == COMBINE.name)
 
@@ -59,7 +59,7 @@ def read_merged(folder: Path) -> Merged:
     path = folder / REPORT
     content = formats.read_content(path, MergeReport, advice="merge again")
     if Run(folder).state_file.is_file():
-        content.setdefault("base_precision", "as loaded")  # an adapter is merged into nothing
+        content.setdefault("base_precision", "as loaded")  # a combined adapter is not merged into a base
     if missing := [key for key in KEYS if key not in content]:
         raise ModelError(f"'{path}' lacks the key '{missing[0]}'; merge again")
     weights = _verified_weights(folder, content["files"])

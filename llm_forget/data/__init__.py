@@ -1,1 +1,1 @@
-"""Sources of rows, and rows as tokens."""
+"""Read rows from their sources, check them, and turn them into tokens."""

@@ -1,4 +1,4 @@
-"""Digests and id lists of tables, computed in parts to bound memory."""
+"""Compute digests and id lists of tables, in parts to bound memory."""
 
 from __future__ import annotations
 

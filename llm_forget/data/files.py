@@ -49,7 +49,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
-    """Read all data files of a folder, or all its ``.txt`` files, in the order of their names; returns names, tables.
+    """Return name and table of every data file of a folder, or of every ``.txt`` file, sorted by name.
 
     Raises:
         DataError: the folder has no such file, or has both kinds, which is ambiguous.
@@ -91,7 +91,7 @@ def _not_utf8(path: Path) -> DataError:
 
 
 def _lines(path: Path, newline: str) -> Iterator[str]:
-    """Iterate over lines, without byte order mark, with line ends as a line feed."""
+    """Yield the lines of a file, without byte order mark; Windows line ends become line feeds."""
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             for line in file:
@@ -123,7 +123,7 @@ def _first_character(path: Path) -> bytes:
 
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """Iterate over the objects of an array; parsing all at once would take many times the memory of the text."""
+    """Yield the objects of an array one by one; parsing all at once would take many times the memory of the text."""
     position, number = _after_space(text, _after_space(text, 0) + 1), 0
     while text[position : position + 1] != "]" or number:
         value, position = _parse(text, position, name)

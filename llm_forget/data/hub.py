@@ -1,9 +1,9 @@
-"""Rows of Hub data sets. Rows to forget leave no second copy in the caches of `datasets`.
+"""Read rows of Hub data sets; rows to forget leave no second copy in the caches of `datasets`.
 
-`datasets` caches the rows it reads, and all tables derived from them, as Arrow files without expiry. For rows that are
-not to be forgotten (`CACHED_SPLITS`) that saves time. Other rows are read into the private folder of this process,
-which is removed when the process ends. The files downloaded by `huggingface_hub` (``HF_HUB_CACHE``) are the source
-and stay until `hf cache rm` removes them.
+`datasets` caches the rows it reads, and all tables derived from them, as Arrow files without expiry. Only splits that
+are never forgotten (`CACHED_SPLITS`) use this cache. Other rows are read into the private folder of this process, which
+is removed when the process ends. The files downloaded by `huggingface_hub` (``HF_HUB_CACHE``) are the source and stay
+until `hf cache rm` removes them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _load_privately(path: str, options: dict[str, Any]) -> Dataset:
         revision = options["revision"]
         folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
-        # The cache of `datasets` may hold it as a table: read it from there and add nothing to that cache.
+        # The cache of `datasets` may contain the data set as a table; reading it adds nothing to that cache.
         table = load_dataset(path, **options)
         parts = table.with_format("arrow").iter(batch_size=PART)
         return store_parts(parts, path, large=table.data.nbytes > IN_MEMORY)

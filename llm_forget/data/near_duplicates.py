@@ -1,7 +1,7 @@
-"""Near-duplicate rows: shared character 5-grams, counted exactly, with one pass over the data per round.
+"""Find near-duplicate rows by the character 5-grams they share, with one pass over the data per round.
 
-No MinHash: there are few query rows, so an index of *their* 5-grams is small, and every other row is compared with all
-of them exactly. Only 64-bit hashes of the 5-grams are stored.
+MinHash is not needed: query rows are few, so an index of *their* 5-grams is small, and every other row is compared
+exactly with all of them. Only 64-bit hashes of the 5-grams are stored.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -74,7 +74,7 @@ def _check_ids(ids: pyarrow.ChunkedArray, indices: list[int], where: RowNamer, f
 
 
 def _forms(table: pyarrow.Table) -> tuple[np.ndarray | None, np.ndarray]:
-    """Return masks ``[N]``: rows in question/answer form (None without such columns), rows that are certainly valid."""
+    """Return two masks ``[N]``: rows in question/answer form (None without such columns), and certainly valid rows."""
     filled_columns = {name: ~np.asarray(table[name].is_null()) for name in table.column_names if name in FIELDS}
     none = np.zeros(len(table), dtype=bool)
     free, sound, is_question = ~none, none, None

@@ -96,19 +96,19 @@ def _locked(path: Path, *, wait: bool = True) -> IO[str]:
 
 
 def _remove_at_exit(folder: Path) -> None:
-    """Remove the folder at exit; a waiting shell removes it if the process is killed, when their pipe closes."""
+    """Remove the folder at exit; if the process is killed, a shell removes it when their pipe closes."""
     script = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$1"'
     waiting = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     assert waiting.stdin is not None
-    # Workers that outlive a killed process must not keep the pipe, and with it the folder.
+    # Workers that outlive a killed process must not keep the pipe open, because the folder would then remain.
     os.register_at_fork(after_in_child=waiting.stdin.close)
     owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # a fork that leaves through `exit` must not take the folder along
+        if os.getpid() == owner:  # a fork that exits must not remove the folder
             shutil.rmtree(folder, ignore_errors=True)
             waiting.communicate()
 

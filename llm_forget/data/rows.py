@@ -110,7 +110,7 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
 
 
 def with_question(row: Row, template: str) -> dict[str, Any]:
-    """Return the row with its last user message set into ``{prompt}`` of a template; DataError for running text."""
+    """Return the row with its last user message inserted at ``{prompt}`` of a template; DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
     if row.get("messages") is None:
@@ -171,7 +171,7 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
 
 
 def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
-    """Refuse two sets that share a row, by normalised content: training would forget and retain it."""
+    """Refuse two sets that contain rows with equal normalised content: training would both forget and retain them."""
     forget_ids = {_content_key(row): str(row["id"]) for row in _content_rows(forget)}
     shared = [
         (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := _content_key(row)) in forget_ids
@@ -186,7 +186,7 @@ def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
 
 
 def _content_rows(rows: Iterable[Row]) -> Iterable[Row]:
-    """Return rows with ids and content; of a table only these columns, read in parts."""
+    """Return rows with ids and content; a table is read in parts, without its other columns."""
     from datasets import Dataset
 
     if not isinstance(rows, Dataset):

@@ -2,9 +2,9 @@
 
 Text of a row must stay data: an answer that contains ``</s>`` or ``<|im_end|>`` must not end the turn. A tokenizer
 cannot distinguish such text from the control tokens of the template, because the characters are the same. So special-
-token strings in a row are masked before the template is applied. Those in the result were then written by the template,
-and are replaced by names made of Unicode noncharacters, which no row can contain. At last the text of the row is
-restored. The tokenizer of `tokenise.py` knows these names and still encodes the whole string at once.
+token strings in a row are masked before the template is applied. All such strings in the result are from the template,
+and are replaced by names made of Unicode noncharacters, which no row can contain. Then the text of the row is restored.
+The tokenizer of `tokenise.py` knows these names, and encodes the whole string at once.
 """
 
 import re
@@ -20,7 +20,7 @@ TEMPLATE_KEYS = ("use_chat_template", "prompt_template", "completion_end", "syst
 DEFAULT_PROMPT_TEMPLATE = "Question: {prompt}\nAnswer: "
 _CONTROL = "\ufdd0\ufdd1"  # delimiters around the id of a control token
 _DATA = re.compile("\ufdd2(\\d+)\ufdd3")  # a special-token string that is text of the row
-_START, _END, _CONTENT_END = "\ufdd4", "\ufdd5", "\ufdd6"  # of a target; and of the content of an assistant message
+_START, _END, _CONTENT_END = "\ufdd4", "\ufdd5", "\ufdd6"  # start and end of a target, end of an assistant's content
 _RESERVED = re.compile("[\ufdd0-\ufdd6]")
 _END_OF_TURN = re.compile("\\s*\ufdd0\\d+\ufdd1")
 
@@ -166,10 +166,10 @@ def _render_chat(
 ) -> str:
     """Render the conversation once with the chat template, with marks around the spans that carry loss.
 
-    An answer starts at the end of the rendering of all earlier messages, including the generation prompt, or where that
-    rendering first differs from the whole: some templates insert an empty thinking block, which then belongs to the
-    answer. The answer ends with the first control token after its content, or, if there is none, with the
-    end-of-sequence token.
+    To find the start of an answer, all earlier messages and the generation prompt are rendered. The answer starts where
+    that text ends, or where it first differs from the whole: some templates insert an empty thinking block, which then
+    belongs to the answer. The answer ends with the first control token after its content, or, if there is none, with
+    the end-of-sequence token.
     """
     marked = [dict(m) for m in messages]
     for index in answers:

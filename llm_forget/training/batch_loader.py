@@ -1,4 +1,4 @@
-"""Slots of a step as torch data: a dataset indexed by slots, and a loader that passes the epoch to its sampler."""
+"""A torch dataset indexed by slots (see `row_stream.py`), and a loader that passes the epoch to its sampler."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 
 class Slots(torch.utils.data.Dataset[Any]):
-    """One row of every split for the indices of a slot; None for a padding slot."""
+    """A dataset that returns one row of every split for a slot, or None for every split if the slot is padding."""
 
     def __init__(self, splits: dict[str, Dataset]) -> None:
         self.splits = splits
@@ -21,7 +21,7 @@ class Slots(torch.utils.data.Dataset[Any]):
 
 
 class EpochLoader(DataLoader[Any]):
-    """Passes the epoch to the sampler; transformers sets the epoch on the loader."""
+    """A loader that passes the epoch to its sampler, because transformers sets the epoch only on the loader."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The plan of a run, without loading weights: token counts of a batch, and an estimate of its memory."""
+"""Compute the plan of a run without loading weights: token counts of its batches, and an estimate of its memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
 FLOAT32 = 4.0
 BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs beside the saved ones
-LOGITS_KEPT = 6  # copies of the logits at targets, float32, where a term compares policy and reference
+LOGITS_KEPT = 6  # float32 copies of the logits at targets, if a term compares policy and reference
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated peak of one device, GiB. Activations and gradients do not coexist: the larger part counts."""
+    """Estimated peak memory of one device, GiB. Activations and gradients do not coexist, so only the larger counts."""
 
     weights: float
-    trainable: float  # float32 values of an adapter, and both AdamW moments of what trains
+    trainable: float  # float32 weights of an adapter, and both AdamW moments of all trained weights
     activations: float
     logits: float
     gradients: float  # including temporary memory of the embeddings' backward pass and of the optimiser step
@@ -48,19 +48,19 @@ class Shape:
     hidden: int
     intermediate: int
     query: int  # heads x head size
-    key: int  # heads of keys x head size
+    key: int  # key-value heads x head size
     vocabulary: int
-    linear: int  # weights of linear layers except the head: those that are quantised
+    linear: int  # weights of linear layers except the head; only these are quantised
     others: int
     largest: int  # weights of the largest tensor
     adapter: int  # weights of the adapter
-    ranks: int  # its rank, summed over all layers it is on
+    ranks: int  # rank of the adapter, summed over all adapted modules
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
     """Count rows, tokens, target tokens and the longest row of the largest possible batch of each split.
 
-    ``repeated`` counts tokens of a prefix that all its rows share, e.g. from a chat template: it is computed once.
+    ``repeated`` counts the tokens that are saved because a prefix that all rows share is computed only once.
     """
     counts = {}
     for name, rows in splits.items():
@@ -87,23 +87,23 @@ def estimate_memory(
     autocast: bool = False,
     on_gpu: bool | None = None,
 ) -> Memory:
-    """Estimate the peak of a step with AdamW for the largest batch, with the fast paths of `logprobs.fast_paths`.
+    """Estimate the peak memory of an AdamW step on the largest batch, with the fast paths of `logprobs.fast_paths`.
 
-    Counts the tensors that autograd saves for a decoder of the Llama family (RMSNorm, gated MLP, attention that saves
-    no scores), in the manner of arXiv:2205.05198; tests/measure/bench_memory.py compares with measured peaks.
+    The estimate counts the tensors that autograd saves for a decoder of the Llama family (RMSNorm, gated MLP, attention
+    that saves no scores), as in arXiv:2205.05198. tests/measure/bench_memory.py compares it with measured peaks.
 
     Args:
         counts: counts of one micro-batch, from `batch_counts`.
-        checkpointing: only the inputs of layers are saved, and one layer at a time is recomputed.
-        keeps_logits: a term needs the logits at target positions, of policy and reference.
-        autocast: matrix products are in half precision (``bf16`` or ``fp16``).
+        checkpointing: whether only the inputs of layers are saved, and one layer at a time is recomputed.
+        keeps_logits: whether a term needs the logits of policy and reference at target positions.
+        autocast: whether matrix products are in half precision (``bf16`` or ``fp16``).
         on_gpu: None detects a GPU with torch.
     """
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     shape = _shape(model_args)
     quantised = model_args.load_in_4bit or model_args.load_in_8bit
     lora = bool(model_args.use_peft)
-    # Beside quantised weights the others are float32 (peft's prepare_model_for_kbit_training).
+    # If linear layers are quantised, all other weights are float32 (peft's prepare_model_for_kbit_training).
     width = FLOAT32 if quantised else _width(model_args)
     linear = NF4 if model_args.load_in_4bit else INT8 if model_args.load_in_8bit else width
     weights = shape.linear * linear + shape.others * width
@@ -131,9 +131,9 @@ def estimate_memory(
 def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
     """Estimate the peak memory of each device under one of the shipped launch configurations.
 
-    ``ddp`` replicates everything on every device, plus a second copy of the gradients for the reduction. ``zero2``
-    shards optimiser state and gradients; ``fsdp2`` and ``zero3`` shard the weights as well, of which two layers and the
-    largest tensor are gathered at a time. Activations are those of the device's own rows.
+    ``ddp`` keeps everything on every device, and a second copy of the gradients for the reduction. ``zero2`` shards
+    optimiser state and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest
+    tensor at a time. Each device has the activations of its own rows.
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
@@ -169,7 +169,7 @@ def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora
         norms += 2 * hidden * width  # normalised, for the gradient of their scales
     gated = 3 * inner * product
     if lora and product < FLOAT32:
-        # The adapter is float32: each of its seven inputs is copied to float32, and by autocast back.
+        # The adapter is float32, so each of its seven inputs is copied to float32; autocast copies it back.
         inputs = (5 * hidden + shape.query + inner) * (product if autocast else FLOAT32)
     else:
         inputs = (2 * hidden + inner) * product
@@ -227,7 +227,7 @@ def _shape(model_args: ModelConfig) -> Shape:
 
 
 def _width(model_args: ModelConfig) -> float:
-    """Return the bytes per weight in the dtype that it is loaded in."""
+    """Return the bytes per weight in the dtype in which the model is loaded."""
     dtype = model_args.dtype
     if dtype in (None, "auto"):
         dtype = str(load_config(model_args).dtype or "float32").removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Forget and retain gradients, summed separately over the micro-batches of a step, then combined by a gradient rule.
+"""Sum forget and retain gradients separately over the micro-batches of a step, and combine them by a gradient rule.
 
 Gradients are taken with `torch.autograd.grad` and reduced over processes here, so a wrapper like DDP never sees two
 backward passes. This requires whole parameters on every process: one process or DDP, not FSDP or ZeRO.
@@ -23,7 +23,7 @@ Losses = Callable[[Any], dict[str, Tensor]]
 
 
 class GradientCombiner:
-    """Gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights."""
+    """Applies gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights."""
 
     def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         self.name, self.arguments = name, dict(arguments or {})
@@ -42,7 +42,7 @@ class GradientCombiner:
         self._batches: list[Any] = []
 
     def add(self, model: nn.Module, batch: Any, losses: Losses) -> Tensor:
-        """Add one micro-batch's gradients to the step's; returns its loss."""
+        """Add the gradients of one micro-batch to the sums of the step, and return the loss of the micro-batch."""
         sides = losses(batch)
         parameters = _trainable(model)
         for index, (side, loss) in enumerate(sides.items()):
@@ -53,7 +53,7 @@ class GradientCombiner:
         return torch.stack([loss.detach() for loss in sides.values()]).sum()
 
     def apply(self, model: nn.Module, losses: Losses, accelerator: Any) -> None:
-        """Reduce over processes, combine, and store the result in ``.grad`` for the optimiser."""
+        """Sum the gradients over processes, combine them, and store the result in ``.grad`` for the optimiser."""
         parameters = _trainable(model)
         zeros = [torch.zeros_like(p) for p in parameters]
         forget, retain = (_reduced(self._sums.get(side, zeros), accelerator) for side in SIDES)
@@ -61,7 +61,7 @@ class GradientCombiner:
             forget = self._forget_nearby(parameters, forget, losses, accelerator)
             combined, self.state = combine("sum", forget, retain)
         else:
-            # The state comes from a checkpoint on the CPU.
+            # A state from a checkpoint is on the CPU.
             state = None if self.state is None else [s.to(r.device) for s, r in zip(self.state, retain, strict=True)]
             combined, self.state = combine(self.name, forget, retain, state, self.arguments)
         for parameter, gradient in zip(parameters, combined, strict=True):
@@ -81,7 +81,7 @@ class GradientCombiner:
             save_file({str(index): tensor.contiguous() for index, tensor in enumerate(self.state)}, folder / STATE)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Read the state that `save` wrote, if there is one."""
         if (folder / STATE).is_file():
             tensors = load_file(folder / STATE)
             self.state = [tensors[str(index)] for index in range(len(tensors))]

@@ -1,4 +1,4 @@
-"""One training run, from configuration to a finished run directory; `unlearn` and `finetune` differ in their terms."""
+"""Train one run, from its configuration to a finished run directory; used by `unlearn` and `finetune`."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
-# Logged at every checkpoint on file systems with coarse times; its fallback, sorting by number, is the right order.
+# On file systems with coarse times, transformers warns at every checkpoint, and sorts by number, which is correct.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
 
 
@@ -100,7 +100,7 @@ def run_job(
 
 
 def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
-    """Return the keys that identify a run, with the number of processes, which changes the batch of a step."""
+    """Return the settings that identify a run, and the number of processes, which changes the batch of a step."""
     processes = PartialState().num_processes
     return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
 

@@ -1,7 +1,7 @@
-"""Rows in provenance.json: their number, digest, ids and subjects, never their text.
+"""Describe the rows of a run for provenance.json: their number, digest, ids and subjects, never their text.
 
-The file is private to the run and never published: ids and subjects are often names. It lists up to `LISTED` ids of a
-split; longer lists go to files in the folder `ROW_IDS`, one id per line in the order of the rows.
+The file is private to the run and never published, because ids and subjects are often names. If a split has more than
+`LISTED` ids, they are in a file of the folder `ROW_IDS`, one id per line in the order of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUBJECT = "subject"  # the column with the person a row is about; deletion reque
 
 
 def row_subjects(rows: Dataset) -> Dataset | None:
-    """Select ids and subjects of loaded rows; None if no row has a text subject."""
+    """Return the ids and subjects of loaded rows; None if no row has a subject that is text."""
     if SUBJECT not in rows.column_names:
         return None
     column = arrow_column(rows, SUBJECT)
@@ -73,7 +73,7 @@ def write_lists(
 
 
 def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Array | None:
-    """Look up the subject of each id; null if it has none."""
+    """Return the subject of each id, null for an id without subject; None without a table."""
     import pyarrow
     import pyarrow.compute as pc
 

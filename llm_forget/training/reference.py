@@ -1,7 +1,7 @@
-"""Reference log-probabilities: computed once per row before training, cached on disk, looked up in every step.
+"""Compute reference log-probabilities once per row before training, cache them on disk, and look them up in each step.
 
-The reference is the policy's own weights with the trained adapter off: no second model exists. The cache file is named
-by the digest of everything the numbers depend on (model, base adapter, tokens of the rows), and contains no text.
+The reference is the policy with the trained adapter off, so no second model exists. The name of the cache file is a
+digest of everything that determines the numbers (model, precision, tokens of the rows); the file contains no text.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ReferenceLogprobs:
 
 
 class Reference(TrainerCallback):
-    """The reference of a trainer: cached log-probs, or a forward pass in the step where logits are needed."""
+    """The reference of a trainer: cached log-probs, or a forward pass in every step if a term needs more than these."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -101,7 +101,7 @@ class Reference(TrainerCallback):
             trainer._statistics = StepStatistics()  # do not count the time of the reference pass
 
     def _rows_of(self, split: str) -> np.ndarray:
-        """Return the rows that the run will see: all of the primary split, and those that a stream reaches."""
+        """Return the rows that the run will see: all rows of the primary split, or the rows that a stream reaches."""
         trainer = self.trainer
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))
@@ -165,7 +165,7 @@ def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference once over ``rows`` (ascending); processes divide the work, and all get the whole result."""
+    """Run the reference once over ``rows`` (ascending); processes share the work, and each returns the whole result."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
     indices: list[np.ndarray] = [rows[:0]]  # in the order of this process's batches
     row_values: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Bit-exact resume: only complete checkpoints count, and they contain all state that the next step depends on.
+"""Resume training bit-exactly, from complete checkpoints, which contain all state that the next step depends on.
 
 transformers silently resumes from a checkpoint without its optimizer or random state, deletes the previous checkpoint
 while the newest is being written, and makes one extra step when it resumes a run that ended within an epoch.
@@ -29,7 +29,7 @@ class ResumableTrainer(Trainer):
         raise NotImplementedError
 
     def load_step_state(self, folder: Path) -> None:
-        """Read what `save_step_state` wrote; called on all processes."""
+        """Read the step state that `save_step_state` wrote; called on all processes."""
         raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **keywords: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Rows of each step: seeded index arithmetic that gives the same rows for every number of processes.
+"""Choose the rows of each step by seeded index arithmetic, which gives the same rows for every number of processes.
 
-Slot j of epoch e contains the j-th row of that epoch's order of the primary split, and position ``e * n + j`` of every
-other split's endless stream. Processes take their slots from one global order, so its division into processes,
-micro-batches and accumulated steps does not change what a step sees. No position is stored: a resumed run computes it.
+A slot holds one row of every split. Slot j of epoch e holds row j of the epoch's order of the primary split (n rows),
+and the row at position ``e * n + j`` of the endless stream of every other split. All processes take slots from one
+global order, so their number does not change the rows of a step. A resumed run computes its position from the step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RetainStream:
         return out
 
     def _sources(self, stop: int) -> np.ndarray:
-        """Return the source of each position up to ``stop``; recomputed from 0, some milliseconds per million."""
+        """Return the source of each position below ``stop``; takes some milliseconds per million positions."""
         if len(self._sizes) == 1:
             return np.zeros(stop, dtype=np.int64)
         blocks = [_random(self._seed, _CHOICE, b).random_sample(_BLOCK) for b in range(-(-stop // _BLOCK))]
@@ -82,7 +82,7 @@ class RetainStream:
 
 
 class StepSampler(Sampler[dict[str, int]]):
-    """One epoch of slots, ``{split: row index}`` for each split; -1 for every split in a padding slot.
+    """A sampler of the slots of one epoch, ``{split: row index}``; a padding slot has -1 for every split.
 
     An epoch is padded to a multiple of ``batch_size * world_size`` slots, so no row is repeated to fill a batch and
     none is dropped. `RankBatches` distributes the slots to processes.

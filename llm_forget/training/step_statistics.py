@@ -1,4 +1,4 @@
-"""Sums between two log lines, reduced over processes when a line is written."""
+"""Sum values between two log lines, and reduce the sums over processes when a line is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StepStatistics:
         self.began = time.perf_counter()
 
     def add(self, key: str, value: Tensor) -> None:
-        """Add one micro-batch's number."""
+        """Add the value of one micro-batch to the sum of ``key``."""
         precise = torch.float32 if value.device.type == "mps" else torch.float64
         self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().to(precise)
 
@@ -52,7 +52,7 @@ class StepStatistics:
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
-        """Restore from `state`, whose sums cover all processes: one process gets them (``whole``), the others zeros."""
+        """Restore from `state`; its sums cover all processes, so one process gets them (``whole``), the others zero."""
         statistics = cls(state["step"])
         statistics.tokens = state["tokens"]
         statistics.began -= state["seconds"]

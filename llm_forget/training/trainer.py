@@ -1,8 +1,8 @@
 """The trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
 
-It adds one forward pass for all splits of a batch, logits only at target positions, the reference as the same weights
-with the adapter off, and normalisation by the counts of the whole optimiser step, over micro-batches and processes.
-Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are those of transformers and accelerate.
+It runs one forward pass for all splits of a batch, computes logits only at target positions, uses the model with the
+adapter off as reference, and normalises losses by the counts of the whole optimiser step, over micro-batches and
+processes. Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are from transformers and accelerate.
 """
 
 from collections.abc import Collection, Iterator
@@ -34,7 +34,7 @@ from llm_forget.training.resume import ResumableTrainer
 from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
 from llm_forget.training.step_statistics import StepStatistics
 
-Batch = dict[str, Any]  # split -> its tensors by name, a `dict[str, Tensor]`; transformers types it like this
+Batch = dict[str, Any]  # split -> its tensors by name (`dict[str, Tensor]`); the type is that of transformers
 Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
 STATE = "objective_state.json"
 
@@ -106,7 +106,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
 
     def _check_model(self) -> None:
-        """Refuse a model that lacks what objective or gradient rule need."""
+        """Refuse a model or launch that the objective or the gradient rule cannot use."""
         if self.model.get_output_embeddings() is None:
             raise ConfigError(
                 f"{type(self.model).__name__} has no output embeddings to compute logits; use a causal LM"
@@ -129,7 +129,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of this process; the sampler, not accelerate, distributes them, so no row is repeated."""
+        """Return the batches of this process; distributed by the sampler, because accelerate would repeat rows."""
         batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
@@ -172,7 +172,7 @@ class UnlearnTrainer(ResumableTrainer):
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Step as transformers does, or take forget and retain gradients separately and combine them by a rule."""
+        """Step as transformers does; with a gradient rule, compute forget and retain gradients and combine them."""
         if self.gradient is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -248,7 +248,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
-        """Leave the statistics unchanged within the block, for a second pass over the same batch, as of sam."""
+        """Discard the statistics of the block, in which a rule such as sam passes over the same batch again."""
         values, sums = dict(self._step_values), dict(self._statistics.sums)
         yield
         self._step_values, self._statistics.sums = values, sums
@@ -322,7 +322,7 @@ class UnlearnTrainer(ResumableTrainer):
 
 
 class _Duals(TrainerCallback):
-    """Dual ascent on the constraints, once per optimiser step, with the step's mean over all processes."""
+    """Updates the weights of constraints by dual ascent after each optimiser step, from the mean over all processes."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -338,7 +338,7 @@ class _Duals(TrainerCallback):
 
 
 def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
-    """Return the splits in the order they are batched; the first is the primary split."""
+    """Return the splits in the order of a batch; the first is the primary split."""
     names = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
     missing = [split for split in names if split not in splits]
     if missing:

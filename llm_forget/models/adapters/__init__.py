@@ -1,1 +1,1 @@
-"""Adapter files: written, checked and loaded."""
+"""Write, check and load adapter files."""

@@ -1,6 +1,6 @@
-"""Check that an adapter file holds exactly the tensors that its configuration needs on this model; allocates nothing.
+"""Check that an adapter file holds exactly the tensors that its configuration needs on this model; load none of them.
 
-PEFT loads matching tensors and at most warns about others: an adapter with renamed tensors would have no effect.
+PEFT loads matching tensors and at most warns about others, so an adapter with renamed tensors would have no effect.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ UP = {up: down for down, up in DOWN.items()}
 
 
 def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
-    """Parts of every adapted module: ``{module: {"lora_A": ..., "lora_B": ...}}``, without those saved whole.
+    """Return the tensors of each adapted module, ``{module: {"lora_A": ..., "lora_B": ...}}``; skip those saved whole.
 
     Raises:
-        AdapterRefused: a key that is not LoRA's, half of a pair, or halves whose ranks differ; names ``path``.
+        AdapterRefused: a key that LoRA does not use, only one tensor of a pair, or another rank; names ``path``.
     """
     modules: dict[str, dict[str, Header]] = {}
     for key, tensor in header.items():
@@ -47,7 +47,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
             raise AdapterRefused(f"'{path}': tensor {(missing or ['lora_A'])[0]} of '{name}' is missing")
         for down, up in ((down, up) for down, up in DOWN.items() if down in parts):
             rank = parts[down].shape[0]
-            # Of experts in one tensor, the ranks of all lie in one dimension.
+            # If one tensor holds all experts, one dimension holds the ranks of all.
             whole = rank in ranks or (config.target_parameters and any(rank % r == 0 for r in ranks))
             if len(parts[down].shape) != 2 or parts[up].shape[1:] != (rank,) or not whole:
                 raise AdapterRefused(f"'{path}': the tensors of '{name}' do not have the rank of its configuration")
@@ -60,7 +60,7 @@ def _saved_whole(key: str, config: LoraConfig) -> bool:
 
 
 def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
-    """Keys of whole embeddings of this model that PEFT saves beside LoRA tensors: ``{key: module}``."""
+    """Return the file's keys of embeddings that PEFT saved whole, beside LoRA tensors, as ``{key: module}``."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
@@ -71,7 +71,7 @@ def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, 
     """Compare the modules in the file with those that the configuration selects on the model.
 
     Raises:
-        AdapterRefused: missing or unexpected modules, or shapes that are not the model's; names ``path``.
+        AdapterRefused: modules are missing or unexpected, or shapes differ from the model's; names ``path``.
     """
     stored: dict[str, dict[str, Header]] = {}
     for name, parts in refuse_incomplete(header, config, path).items():
@@ -97,12 +97,12 @@ def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, 
 
 
 def _modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """Modules of the base model, without the layers of adapters that are already attached."""
+    """Yield the modules of the base model, without the layers of adapters that are already attached."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    inside = "\0"  # begins no name
+    inside = "\0"  # no name begins with it
     for name, module in bare.named_modules():
         if name and not name.startswith(inside):
             yield name, module
@@ -136,12 +136,12 @@ def _bare(module: Any) -> Any:
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:
-    """Inputs and outputs of a linear layer or embedding; None of anything else, which PEFT itself compares."""
+    """Return inputs and outputs of a linear layer or embedding; None for other modules, which PEFT itself checks."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     bare = _bare(module)
-    if isinstance(bare, nn.Linear):  # those of 4 and 8 bit as well
+    if isinstance(bare, nn.Linear):  # also 4- and 8-bit layers
         return bare.in_features, bare.out_features
     if isinstance(bare, Conv1D):
         return bare.weight.shape[0], bare.weight.shape[1]

@@ -1,4 +1,4 @@
-"""Adapters on disk: written atomically, and read only if they match their manifest."""
+"""Write adapters to disk atomically, and read them only if they match their manifest."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _NAME = re.compile(r"[a-z0-9-]{1,64}")
 def adapter_state_dict(
     model: Any, name: str = ADAPTER, state_dict: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Tensors of one adapter under PEFT's file keys, on the CPU.
+    """Return the tensors of one adapter under PEFT's file keys, on the CPU.
 
     Args:
-        state_dict: gathered weights of the whole model, where they are sharded (FSDP, ZeRO-3).
+        state_dict: gathered weights of the whole model, if they are sharded (FSDP, ZeRO-3).
 
     Raises:
         ModelError: the adapter has no tensors, or a tensor is empty or not finite.
@@ -71,19 +71,19 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     effect: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the adapter "unlearn", and only it, atomically, in a format that plain PEFT loads.
+    """Write only the adapter "unlearn", atomically, in a format that plain PEFT loads.
 
-    Writes ``adapter_model.safetensors``, ``adapter_config.json`` and ``manifest.json``: digests of files and tensors,
-    of the base and of the frozen adapters, and the quantisation of the base.
+    The files are ``adapter_model.safetensors``, ``adapter_config.json``, and ``manifest.json`` with digests of files,
+    tensors, base and frozen adapters, and with the quantisation of the base.
 
     Args:
         folder: created if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
-        base_digest: from `source_digest`, of the model that `load_base` returned.
-        base_name: what to write as base_model_name_or_path; of a path only the last part is kept.
-        effect: from `logit_fingerprint.effect_of`; omitted for checkpoints, and where the weights are sharded.
+        base_digest: `source_digest` of the model that `load_base` returned.
+        base_name: value of base_model_name_or_path; a path is shortened to its last part.
+        effect: from `logit_fingerprint.effect_of`; None for checkpoints and for sharded weights.
 
     Raises:
-        ModelError: see `adapter_state_dict`; or `extra` holds a key of the manifest's own.
+        ModelError: see `adapter_state_dict`; or `extra` has a key that the manifest already has.
         OSError: the disk is full; the previous adapter is unchanged.
     """
     folder = Path(folder)
@@ -121,12 +121,12 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise disk errors, which safetensors and tokenizers report only as text, as OSError."""
+    """Raise OSError for disk errors, which safetensors and tokenizers report only as text."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except Exception as error:  # tokenizers raise this very type, with nothing but a text
+    except Exception as error:  # tokenizers raise a plain Exception that has only a text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if not isinstance(error, SafetensorError) and (type(error) is not Exception or number is None):
             raise
@@ -134,7 +134,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _frozen_digest(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
-    # Sharded training may gather only what trains; the digest of the base covers frozen adapters as well.
+    # Sharded training may gather only the trained weights; the digest of the base covers frozen adapters as well.
     if state_dict is not None and not any(f".{name}." in key for key in state_dict):
         return None
     return tensors_digest(adapter_state_dict(model, name, state_dict))
@@ -151,7 +151,7 @@ def _exchange_folders(first: Path, second: Path) -> bool:
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block succeeds and is removed otherwise.
 
-    A folder of adapter files only is replaced as a whole; in any other folder the new files are moved in.
+    A folder with only adapter files is replaced as a whole. Into any other folder, the new files are moved.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -207,13 +207,13 @@ def load_adapter(
 
     Args:
         name: lower-case letters, digits and hyphens.
-        base_digest: of the base model; compared with the manifest's where both exist.
-        trust: accept an adapter without a manifest; everything but the digests is checked.
+        base_digest: digest of the base model; compared with the one in the manifest, if both exist.
+        trust: accept an adapter without a manifest; everything except the digests is still checked.
 
     Raises:
-        AdapterRefused: a file that differs from its manifest or has none, missing or unexpected tensors, shapes that do
-            not fit, values that are not finite, another base, an unreasonable config, pickled weights, links, or an
-            effect on the logits that is zero or differs from the record. Names the file.
+        AdapterRefused: no manifest, or files that differ from it, missing or unexpected tensors, shapes that do not
+            fit, values that are not finite, another base, an unsafe config, pickled weights, links, or an effect on
+            the logits that is zero or differs from the recorded one. The error names the file.
         MissingFileError: the folder holds no adapter.
     """
     from peft import PeftModel, get_peft_model
@@ -252,9 +252,9 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 
 
 def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
-    """Load the weights of a saved adapter into the attached one; flags and modes do not change.
+    """Load the weights of a saved adapter into the attached adapter; ``requires_grad`` and modes do not change.
 
-    Refuses what `load_adapter` refuses, but does not measure the effect.
+    Files that `load_adapter` refuses are refused here as well, but the effect is not measured.
     """
     folder = Path(folder)
     verify_adapter(folder, base_digest)
@@ -267,7 +267,7 @@ def load_adapter_state(
     """Load tensors, keyed as in an adapter file, into adapter `name`; the keys must match exactly.
 
     Raises:
-        AdapterRefused: missing or unexpected keys, other shapes, values that are not finite; names `origin`.
+        AdapterRefused: missing or unexpected keys, other shapes, or values that are not finite; names `origin`.
     """
     from peft import set_peft_model_state_dict
 

@@ -1,7 +1,7 @@
-"""Effect of an adapter on the logits of a few fixed prompts: recorded on saving, compared on loading.
+"""Measure an adapter's effect on the logits of a few fixed prompts: record it on saving, and compare it on loading.
 
-Digests show that the files are unchanged. The effect shows that they still work: an adapter that is attached in another
-way, with zeros, under other names or by another library version can silently give back the model before unlearning.
+Digests show that the files are unchanged. The effect shows that they still work: if a library attaches the adapter in
+another way, under other names or as zeros, the model may silently answer as before unlearning.
 """
 
 import hashlib
@@ -22,24 +22,24 @@ from llm_forget.models.adapters.lora import quantization_of, reference_mode
 logger = logging.getLogger("llm_forget")
 PROMPTS, LENGTH = 2, 12  # one forward pass of 24 tokens with the adapter and one without
 SAMPLES = 64  # logits whose differences are recorded one by one
-# By how much of the largest logit other kernels, devices and orders of sums may move logits in the mean, by the type
-# computed in. float32: TF32 products; 16 bit: some rounding steps. Products of 4 and 8 bit are rounded to 16 bits.
+# Mean change of the logits that other kernels, devices and orders of sums may cause, as a share of the largest logit,
+# by dtype. float32: TF32 products; 16 bit: some rounding steps. Products of 4 and 8 bit are rounded to 16 bits.
 NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 
 
 def _hashed_number(below: int, *labels: object) -> int:
-    """Pseudo-random integer in [0, below) from a hash: the same on every machine and in every version."""
+    """Return a pseudo-random integer in [0, below) from a hash: the same on every machine and in every version."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *labels))).encode()).digest()[:8]) % below
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
-    """Synthetic prompts ``[PROMPTS, LENGTH]`` of token ids, the same for every model of this vocabulary."""
+    """Return synthetic prompts of token ids ``[PROMPTS, LENGTH]``, the same for every model of this vocabulary size."""
     return [[_hashed_number(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
 
 
 @torch.no_grad()
 def probe(model: Any) -> Tensor | None:
-    """Logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if this process does not hold all weights."""
+    """Return logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if this process does not hold all weights."""
     if not _holds_whole_weights(model):
         return None
     embedding = model.get_input_embeddings().weight
@@ -51,7 +51,7 @@ def probe(model: Any) -> Tensor | None:
 
 
 def effect_of(model: Any) -> dict[str, Any] | None:
-    """Effect of adapter "unlearn", for its manifest; None if this process does not hold all weights."""
+    """Measure the effect of adapter "unlearn" for its manifest; None if this process does not hold all weights."""
     with reference_mode(model):
         before = probe(model)
     after = probe(model)
@@ -59,9 +59,9 @@ def effect_of(model: Any) -> dict[str, Any] | None:
 
 
 def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Differences of logits ``[N, S, V]``: the largest, mean KL(before, after) per position in nats, and a sample.
+    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats (mean over positions), and a sample.
 
-    All are None if the logits are not finite: training diverged, which the evaluation shows.
+    These values are None if logits are not finite: then training diverged, which the evaluation shows.
     """
     ids = probe_ids(model.config.get_text_config().vocab_size)
     effect: dict[str, Any] = {
@@ -83,20 +83,20 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def is_effect(content: dict[str, Any]) -> bool:
-    """Whether an `Effect` has all its numbers, or none because the logits were not finite."""
+    """Return whether an `Effect` has all its numbers, or has none because the logits were not finite."""
     numbers, samples = [content[key] for key in ("max_abs", "mean_kl", "largest_logit")], content["samples"]
     complete = len(samples) == SAMPLES and None not in numbers if samples is not None else numbers == [None] * 3
     return complete and content["dtype"] in NOISE
 
 
 def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
-    """Compare the effect of a loaded adapter with that of its manifest.
+    """Compare the effect of a loaded adapter with its recorded effect.
 
     Args:
-        measured, recorded: from `describe`, now and at saving; None if it could not be measured.
+        measured, recorded: results of `describe` now and at saving; None if the effect was not measured.
 
     Raises:
-        AdapterRefused: no effect, or another than recorded.
+        AdapterRefused: the effect is zero, or differs from the recorded one.
     """
     if measured is None:
         return
@@ -139,7 +139,7 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
-    """Largest allowed mean difference of samples, in logits; both models of both differences are rounded."""
+    """Return the largest allowed mean difference of two samples, in logits; all four logits in it are rounded."""
     quantised = recorded["quantization"] is not None
     share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
@@ -150,7 +150,7 @@ def _mean_abs(values: list[float]) -> float:
 
 
 def _holds_whole_weights(model: nn.Module) -> bool:
-    """Whether this process holds every weight: no FSDP or ZeRO-3 shards, no meta tensors, no empty parameters."""
+    """Return whether this process holds every weight: no FSDP or ZeRO-3 shards, meta tensors or empty parameters."""
     from torch.distributed.tensor import DTensor
 
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

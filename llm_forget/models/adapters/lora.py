@@ -1,4 +1,4 @@
-"""LoRA: attach the unlearning adapter, and compute the reference without a second model."""
+"""Attach the unlearning adapter (LoRA), and switch it off to compute the reference without a second model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ALL_LINEAR = "all-linear"
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
-    """Add the LoRA adapter "unlearn" and make it the only thing that trains.
+    """Add the LoRA adapter "unlearn" and freeze all other weights.
 
-    Adapters the model already carries (the target's own knowledge) stay active and frozen. Without
-    ``lora_target_modules`` every linear layer but the head is adapted, experts of a mixture included.
+    Adapters that the model already has (the target's own knowledge) stay active. Without ``lora_target_modules``, every
+    linear layer except the head is adapted, including the experts of a mixture.
 
     Args:
         model: from `load_base`; it is changed in place.
         model_args: ``lora_r``, ``lora_alpha``, ``lora_dropout`` and so on. With a dropout above 0, policy and reference
-            no longer agree at the first step.
+            differ at the first step.
 
     Raises:
-        ModelError: the model has an "unlearn" adapter already, or experts would be adapted with dropout or DoRA.
+        ModelError: the model already has an adapter "unlearn", or experts would be adapted with dropout or DoRA.
     """
     from peft import PeftModel, get_peft_model
 
@@ -58,7 +58,7 @@ def activate_all(model: Any) -> None:
 
 
 def frozen_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters below the trained one, lowest first; empty for a plain model."""
+    """Return the names of the adapters below "unlearn", lowest first; an empty list for a plain model."""
     return [name for name in _adapter_names(model) if name != ADAPTER]
 
 
@@ -90,17 +90,17 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
 
 
 def _expert_parameters(model: nn.Module) -> list[str]:
-    """Names of parameters ``[experts, in, out]`` that "all-linear" does not reach, as they are in no linear layer."""
+    """Return names of parameters ``[experts, in, out]``, which "all-linear" skips: they are not in a linear layer."""
     names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
     return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
 
 
 @contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is the reference: adapter "unlearn" off, target adapters on, no dropout.
+    """Turn the model into the reference within the block: adapter "unlearn" off, target adapters on, no dropout.
 
-    No copy is made. Afterwards active adapters, ``requires_grad`` of every parameter and the mode of every module
-    are what they were, also when the block raises. Blocks may be nested; wrapped models (DDP, FSDP, DeepSpeed) work.
+    No copy is made. After the block, even if it raises, active adapters, ``requires_grad`` of every parameter and the
+    mode of every module are restored. Blocks may be nested; wrapped models (DDP, FSDP, DeepSpeed) work.
 
     Raises:
         ModelError: the model has no adapter "unlearn".
@@ -110,8 +110,8 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
     tuner = _tuner(model)
     if tuner is None or ADAPTER not in tuner.peft_config:
         raise ModelError(f"the model has no adapter '{ADAPTER}' to switch off; call attach_adapter first")
-    # PEFT's own disable_adapter() turns the target's adapter off too, and on leaving makes every active adapter
-    # trainable. So flags are kept here and put back one by one.
+    # PEFT's own disable_adapter() also turns the target's adapter off, and makes every active adapter trainable
+    # afterwards. So each flag is saved here and restored.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active = tuner.active_adapter
     beneath = [name for name in tuner.active_adapters if name != ADAPTER]
@@ -138,10 +138,10 @@ def _tuner(model: nn.Module) -> Any:
 
 
 def prepare_gradient_checkpointing(model: Any) -> None:
-    """Turn on non-reentrant gradient checkpointing so that adapters under it still get gradients.
+    """Turn on non-reentrant gradient checkpointing so that adapters still get gradients.
 
-    The embedding is frozen, so its output needs no gradient, and a checkpointed layer whose inputs need none gives none
-    to its LoRA weights: input gradients are enabled. Reentrant checkpointing would fail under DDP.
+    A checkpointed layer gives its LoRA weights no gradient if its inputs need none, as after a frozen embedding. So
+    gradients of the embedding's output are enabled. Reentrant checkpointing would fail under DDP.
     """
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -149,7 +149,7 @@ def prepare_gradient_checkpointing(model: Any) -> None:
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """Quantisation of the base, as fields of ``ModelConfig``; None for an unquantised base."""
+    """Return the quantisation of the base as fields of ``ModelConfig``; None for an unquantised base."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return None

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 MAX_RANK = 1024
 MAX_NAMES = 10_000
-# Of modules and parameters. As a regular expression, which PEFT makes of some, such a name takes linear time: no
-# quantifiers, no groups.
+# Names of modules and parameters. PEFT uses some as regular expressions; without quantifiers and groups, these take
+# linear time.
 NAME = r"[A-Za-z0-9_.\-]{1,256}\Z"
 Name = Annotated[str, Meta(pattern=f"^{NAME}")]
 Names = Annotated[list[Name], Meta(max_length=MAX_NAMES)]
-# PEFT itself writes ".*\.gate_up_proj" for experts; one such beginning costs at most the square of a name.
+# PEFT itself writes ".*\.gate_up_proj" for experts; one such prefix takes at most quadratic time.
 Suffix = Annotated[str, Meta(pattern=rf"^(\.\*\\\.)?{NAME}")]
 Rank = Annotated[int, Meta(ge=1, le=MAX_RANK)]
 Number = Annotated[float, Meta(ge=0, lt=1e6)]
@@ -36,7 +36,7 @@ IGNORED = frozenset(
     {"base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "runtime_config"}
     | {"megatron_core", "qalora_group_size", "loftq_config", "init_lora_weights", "peft_type"}
 )
-# Keys whose value may also be one entry of the list. No union: with a pattern, msgspec 0.22 crashes on that.
+# Keys whose value may also be one entry, not in a list. Not a union type: msgspec 0.22 crashes on one with a pattern.
 ONE_OR_MORE = ("layers_to_transform", "layers_pattern")
 # Key -> type of a value that is not null, and its description.
 ALLOWED: dict[str, tuple[Any, str]] = {
@@ -64,10 +64,10 @@ ALLOWED: dict[str, tuple[Any, str]] = {
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """The LoRA configuration of an adapter folder, without its fields about the base.
+    """Read the LoRA configuration of an adapter folder, without its fields about the base.
 
     Raises:
-        AdapterRefused: no LoRA, a value outside its bounds, or a key whose effect is not checked here; names the key.
+        AdapterRefused: not LoRA, a value outside its bounds, or a key whose effect is not checked here; names the key.
     """
     from peft import LoraConfig
 
@@ -97,7 +97,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def _refuse_other_starts(fields: dict[str, Any], path: Path) -> None:
-    """PiSSA, OLoRA and the like rewrite the base when they are attached."""
+    """Refuse PiSSA, OLoRA and other initialisations that rewrite the base when the adapter is attached."""
     if fields.get("init_lora_weights", True) not in (True, False, None, "gaussian", "orthogonal"):
         raise AdapterRefused(
             f"'{path}' gives init_lora_weights that change the base itself; convert the adapter to plain LoRA with "

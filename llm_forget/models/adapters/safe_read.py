@@ -1,7 +1,7 @@
-"""Check untrusted adapter folders before any file in them is opened, parsed or allocated.
+"""Check untrusted adapter folders before a library reads any file in them.
 
-PEFT and safetensors read anything that a file contains. Here a folder is refused for links, archives and pickled
-weights, a file for its size; a safetensors header is parsed and bounded before a library allocates the listed tensors.
+PEFT and safetensors read anything that a file contains. This module refuses folders with links, archives, pickled
+weights or too large files, and checks the header of a safetensors file before a library allocates its tensors.
 """
 
 import math
@@ -24,7 +24,7 @@ MAX_WEIGHTS = 2**34  # 16 GiB: rank 256 on every linear layer of a 70B model tak
 MAX_TENSORS = 200_000
 MAX_KEY = 512  # characters
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".zst", ".rar")
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes; what LoRA weights come in
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # allowed types of LoRA weights, and their bytes
 
 
 class Header(NamedTuple):
@@ -39,7 +39,7 @@ def inspect_folder(folder: Path) -> None:
 
     Raises:
         AdapterRefused: a link, a device or a pipe, an archive, pickled adapter weights, or a file above its size limit.
-        MissingFileError: no folder, or one without the two files of an adapter.
+        MissingFileError: the folder does not exist, or lacks one of the two files of an adapter.
     """
     if folder.is_file():
         raise AdapterRefused(f"adapter '{folder}' is a file; archives are not unpacked, give the folder of an adapter")
@@ -76,10 +76,10 @@ def refuse_unverified(folder: Path) -> NoReturn:
 
 
 def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
-    """Bytes of a regular file: no link is followed, no pipe waited for, no more than ``limit`` bytes are read.
+    """Read at most ``limit`` bytes of a regular file, without following links or waiting for pipes.
 
     Args:
-        limit: bytes; a file to be read whole may not be larger.
+        limit: largest number of bytes that may be read; without ``length``, the largest size of the file.
         length: read only this many bytes from ``start``.
 
     Raises:
@@ -103,12 +103,12 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
 
 
 def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most ``limit`` bytes."""
+    """Read a JSON object from a file of at most ``limit`` bytes."""
     return parse_object(read_plain(path, limit), path)
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object that has exactly one meaning (`strict_loads`); raise AdapterRefused for anything else."""
+    """Parse a JSON object that has exactly one meaning (`strict_loads`); raise AdapterRefused for anything else."""
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:
@@ -119,10 +119,10 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Header]:
-    """Names, types and shapes of the tensors in a safetensors file, which must be whole and hold nothing else.
+    """Return names, types and shapes of the tensors in a safetensors file, which must be complete and without gaps.
 
     Raises:
-        AdapterRefused: not a whole safetensors file, or tensors that overlap, leave gaps, or are of another type.
+        AdapterRefused: not a complete safetensors file, or tensors that overlap, leave gaps, or have another type.
     """
     size = os.lstat(path).st_size
     length = int.from_bytes(read_plain(path, 8, length=8), "little")

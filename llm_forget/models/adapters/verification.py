@@ -1,4 +1,4 @@
-"""Verify an adapter folder before it is loaded: its files, tensors, base and effect against its manifest."""
+"""Verify an adapter folder before it is loaded: compare files, tensors, base and effect with its manifest."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ from llm_forget.models.adapters.logit_fingerprint import is_effect
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Header
 
 EFFECT = "effect.json"  # written at the first load if training could not measure it
-# How adapters are put on a model: their weights in float32, also on a base of 16 bits.
+# Options for attaching an adapter: its weights are float32, also on a 16-bit base.
 LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
 RESTORE = "restore it or train again"
-# What a manifest may say of how the base was quantised (`lora.quantization_of`): fields that ask for that base again.
+# Fields by which a manifest describes the quantisation of the base (`lora.quantization_of`).
 QUANTIZATION = frozenset(
     {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
     | {"quant_method"}
@@ -31,8 +31,8 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
         trust: accept a folder without a manifest (a foreign adapter), and return an empty dictionary for it.
 
     Raises:
-        AdapterRefused: see `inspect_folder` and `read_header`; no manifest, files or tensors that differ from it, or
-            another base.
+        AdapterRefused: see `inspect_folder` and `read_header`; or there is no manifest, or files, tensors or base
+            differ from it.
         MissingFileError: the folder holds no adapter.
     """
     safe_read.inspect_folder(folder)
@@ -62,7 +62,7 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
 
 def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse keys of a wrong type and unknown quantisation settings, which later steps read unchecked."""
+    """Refuse keys of a wrong type and unknown quantisation settings, since later steps do not check them."""
     formats.checked(manifest, Manifest, folder / MANIFEST, advice=RESTORE, error=AdapterRefused)
     unknown = sorted(set(manifest.get("quantization") or {}) - QUANTIZATION)
     if unknown:
@@ -70,7 +70,7 @@ def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
-    """Compare names, shapes and types from the header, before hashing files that may be gigabytes."""
+    """Refuse other names, shapes or types of tensors; reading the header is faster than hashing large files."""
     stored = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
     written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
     if stored != written:
@@ -82,7 +82,7 @@ def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], fol
 
 
 def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """Effect of the adapter when it was saved or first loaded; None if it was never measured."""
+    """Return the effect of the adapter when it was saved or first loaded; None if it was never measured."""
     effect = manifest.get("effect")
     if effect is None and (folder / EFFECT).is_file():
         effect = safe_read.read_strict_json(folder / EFFECT, safe_read.MAX_MANIFEST)
@@ -93,9 +93,9 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
 
 
 def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
-    """Write the effect of a run's adapter if sharded training could not measure it.
+    """Write the effect of a run's adapter into its folder, if sharded training could not measure it.
 
-    Only a single process writes it, and only for a finished run: checkpoints are sealed, other folders are not ours.
+    Only a single process writes it, and only in a run: checkpoints are sealed, and other folders belong to the user.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):

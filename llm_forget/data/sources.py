@@ -221,7 +221,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
-    """Return the local file to read instead of a Hub data set: ``<name>.*``, or ``<name>/<split>.*`` if not train."""
+    """Return the local file to read instead of a Hub data set: ``<name>.*`` (train) or ``<name>/<split>.*``."""
     return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 

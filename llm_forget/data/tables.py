@@ -75,7 +75,7 @@ def arrow_column(table: Dataset, name: str) -> pyarrow.ChunkedArray:
 
 
 def _write_parts(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
-    """Write the parts to a file; where the schema changes, start a new file and merge all files at the end."""
+    """Write the parts to a file; if a part has another schema, start a new file, and merge all files at the end."""
     import pyarrow
 
     files: list[Any] = []

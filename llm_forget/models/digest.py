@@ -41,7 +41,7 @@ class ModelIdentity:
 
 
 def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
-    """Return the identity of a configured model with an adapter; the digest ``base`` saves reading its weights."""
+    """Return the identity of a configured model with an adapter; the weights are read if ``base`` is None."""
     precision = {key: str(getattr(model, key)) for key in PRECISION}
     layer = adapter_digest(adapter) if adapter is not None else None
     return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)

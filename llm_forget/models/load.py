@@ -214,8 +214,8 @@ def _prepare_quantized(model: Any) -> Any:
     """Prepare a quantised model so that training, evaluation and merging compute the same numbers.
 
     Unquantised modules (norms, embeddings, head) compute in float32. Repacking is switched off: on CPUs with
-    AVX512-BF16, bitsandbytes repacks 4-bit weights in the first forward pass without gradient. Afterwards they are
-    computed in bfloat16, give no gradient, and are dequantised to wrong values.
+    AVX512-BF16, bitsandbytes permanently repacks 4-bit weights in the first forward pass without gradient. Then their
+    layers compute in bfloat16, give no gradient, and are dequantised to wrong values.
     """
     import bitsandbytes
     from peft import prepare_model_for_kbit_training

@@ -218,7 +218,7 @@ class UnlearnTrainer(ResumableTrainer):
     def forward(
         self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
-        """Run one pass over all splits of a batch; returns logits of the splits in ``logits`` only."""
+        """Run one pass over all splits of a batch; logits are returned only for the splits in ``logits``."""
         merged = concatenate(batch, self.pad_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sizes = {split: len(part["labels"]) for split, part in batch.items()}

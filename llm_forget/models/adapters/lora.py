@@ -90,7 +90,7 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
 
 
 def _expert_parameters(model: nn.Module) -> list[str]:
-    """Return names of parameters ``[experts, in, out]``, which "all-linear" skips: they are not in a linear layer."""
+    """Return names of parameters ``[experts, in, out]``, which "all-linear" skips, as no linear layer holds them."""
     names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
     return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
 

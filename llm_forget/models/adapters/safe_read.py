@@ -76,7 +76,7 @@ def refuse_unverified(folder: Path) -> NoReturn:
 
 
 def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
-    """Read at most ``limit`` bytes of a regular file, without following links or waiting for pipes.
+    """Read a regular file, or a part of it, without following links or waiting for pipes.
 
     Args:
         limit: largest number of bytes that may be read; without ``length``, the largest size of the file.

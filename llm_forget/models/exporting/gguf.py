@@ -148,7 +148,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """Choose the type as llama.cpp does: vectors float32, embeddings at least 8 bit, float16 if blocks do not fit."""
+    """Choose the type as llama.cpp does: vectors float32, embeddings at least 8 bit, float16 if no block fits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:

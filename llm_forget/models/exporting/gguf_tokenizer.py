@@ -76,8 +76,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
     """Describe a tokenizer in GGUF's fields, with one token for each of the ``rows`` of the embedding.
 
     Raises:
-        ModelError: the tokenizer is not BPE, its splitting rule has no name in GGUF, it has no merges, or more tokens
-            than rows.
+        ModelError: it is not BPE, its splitting rule has no name in GGUF, or it has no merges or more tokens than rows.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]

@@ -153,7 +153,7 @@ def _logits_on_quantised_base(
 
 
 class _Expected(NamedTuple):
-    """What `_merge_in_memory` returns to check the written model and describe it in merge.json."""
+    """The logits to compare the written model with, and what merge.json states about the combination."""
 
     logits: list[Tensor]  # expected of the written model
     reference: list[Tensor]  # logits of the base

@@ -1,4 +1,4 @@
-"""The facts of a certificate, read from a run's files: names, digests, numbers and answers; no ids, no text of rows."""
+"""Collect the facts of a certificate from a run's files: names, digests, numbers, answers; no ids or text of rows."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SETTINGS = (
 def certificate_facts(
     evidence: ClosingEvidence, results: Mapping[str, Any], *, token: str, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Collect models, method, environment, evaluation results and attacks for `CertificateFacts`.
+    """Return models, method, environment, evaluation results and attacks for `CertificateFacts`.
 
     Args:
-        token: key for the digests of rows, so that a guess of the rows cannot be confirmed.
-        before: name and digest of the model that knew the rows; None if none is in the ledger.
+        token: secret key for the digests of rows; without it, a guess of the rows cannot be confirmed.
+        before: name and digest of the model that knew the rows; None if the ledger has no such model.
     """
     return {
         "artefacts": _artefacts(evidence, before),
@@ -62,7 +62,7 @@ def _artefacts(evidence: ClosingEvidence, before: Mapping[str, Any] | None) -> d
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Digests of weight and configuration files by name."""
+    """Return the digests of the weight and configuration files of a folder, by file name."""
     files = sorted(
         path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name.endswith("config.json")
     )
@@ -70,7 +70,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def keyed_digest(token: str, digest: str) -> str:
-    """HMAC of a digest, which can only be compared with the token."""
+    """Return the HMAC of a digest; without the token, it cannot be compared with a digest."""
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 
@@ -99,7 +99,7 @@ def _method(evidence: ClosingEvidence, token: str) -> dict[str, Any]:
 
 
 def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """Values, intervals and answers of a suite, without anything about single rows."""
+    """Return values, intervals and answers of a suite, and nothing about single rows."""
     numbers = ("value", "ci", "n", "n_unscored")
     lines = {
         name: {
@@ -116,7 +116,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """The attacks on exactly these models, with what they recovered beyond the oracle."""
+    """Return the attacks on exactly these models; ``excess`` is what an attack recovered beyond the oracle."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
     reports = (formats.read_if_current(file, Attack) for file in files)
     return [

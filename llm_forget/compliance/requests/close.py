@@ -1,9 +1,9 @@
-"""Closing a deletion request: the run must be about its rows, have results of its own weights, and pass a policy.
+"""Close a deletion request: the run must be about its rows, have results of its own weights, and pass a policy.
 
-If a model merged from the run is given, that model is evaluated and certified instead, since it is what gets published.
+If a model merged from the run is given, that model is evaluated and certified in place of the run.
 
-The facts of the certificate are read from the run now and stored as ``facts.json``, whose digest is in the ledger; the
-run may be evaluated again, moved or deleted later.
+Closing copies the facts of the certificate from the run to ``facts.json``, and the ledger stores the digest of that
+file. The run may therefore be evaluated again, moved or deleted later.
 """
 
 from collections.abc import Mapping
@@ -43,14 +43,14 @@ def close(
     policy: str | Path = "default",
     reason: str | None = None,
 ) -> tuple[str, list[RuleResult]]:
-    """Apply a policy to a run, and close the request if it passes, or is inconclusive and that is accepted.
+    """Apply a policy to a run; close the request if it answers *pass*, or *inconclusive* and a ``reason`` is given.
 
     Args:
         request: an open request, or one that this run closed.
         run: an unlearning run of the rows; a run retrained without them; or a run that learned them and is subtracted
             in ``merged``.
         merged: a folder that `merge` wrote from the run; it is evaluated and certified in place of the run. If the run
-            itself closed the request, the verification of the merge is added to the ledger.
+            closed the request before, only the verification of the merged model is added to the ledger.
         policy: name of a shipped policy, or a file.
         reason: why an inconclusive answer is accepted; it is signed and published, so it must not name people.
 
@@ -99,7 +99,7 @@ def close(
 def _close_again(
     ledger: Ledger, request: Request, event: Event, evidence: ClosingEvidence, policy: str | Path
 ) -> tuple[str, list[RuleResult]]:
-    """Complete an earlier closing by the same run, or add the verification of a model merged from it."""
+    """Complete the earlier closing if the same run closed the request, or verify a model merged from that run."""
     _complete(request, event)
     if evidence.weights == event.body["weights"]:
         return event.body["answer"], []
@@ -114,13 +114,13 @@ def _close_again(
 
 
 def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Check that the run is about the rows of the request; adds the runs it was trained from to the ledger."""
+    """Refuse a run that is not about the rows of the request; add the runs that it was trained from to the ledger."""
     if request.rows["taken"] is None:
         raise EvidenceError(
             f"request {request.id} lists near-duplicates without a decision; list them with `llm-forget request show`, "
             "and decide with `llm-forget request run --include_near all`, `none` or `ID,...`"
         )
-    decide(ledger, request, None)  # records a decision whose event is missing after a kill
+    decide(ledger, request, None)  # adds the event of a decision if a process was killed before it did
     if evidence.subtracted:
         refuse_other_subtracted_rows(request, evidence.run)
     else:
@@ -130,7 +130,7 @@ def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> 
 
 
 def _refuse_remembered(results: Mapping[str, Any]) -> None:
-    """Refuse to accept an inconclusive policy if a suite measured that the rows are not forgotten."""
+    """Refuse to accept an inconclusive answer if a suite measured that the rows are not forgotten."""
     verdicts = {name: suite["verdict"].get("forgot", {}) for name, suite in results["suites"].items()}
     failed = [name for name, verdict in verdicts.items() if verdict.get("answer") == "no"]
     if failed:
@@ -145,7 +145,7 @@ def _verification(evidence: ClosingEvidence, policy: str | Path, answer: str) ->
 
 
 def read_facts(request: Request, closed: Event) -> dict[str, Any]:
-    """The facts that a request was closed with; raise EvidenceBroken if facts.json is missing or was changed."""
+    """Return the facts that a request was closed with; raise EvidenceBroken if facts.json is missing or changed."""
     path = request.folder / FACTS
     advice = "restore it from a copy"
     if path.is_file():
@@ -160,12 +160,12 @@ def _once(request: Request) -> str:
 
 
 def _find_closing(ledger: Ledger, request: Request) -> Event | None:
-    """The event that closed a request, or None."""
+    """Return the event that closed a request, or None."""
     return next((event for event in ledger.events("closed") if event.body.get("once") == _once(request)), None)
 
 
 def _complete(request: Request, event: Event) -> None:
-    """Record the event that closed a request in its folder, and remove the lists of rows."""
+    """Add the event that closed a request to request.json, and remove the lists of rows."""
     read_facts(request, event)
     if not request.closed:
         record_step(request, "closed", event, canonical_digest(event.body))
@@ -173,7 +173,7 @@ def _complete(request: Request, event: Event) -> None:
 
 
 def finish_closing(ledger: Ledger, request: Request) -> None:
-    """Complete the closing of a request if a process was killed during it."""
+    """Complete the closing of a request if a process was killed while it closed the request."""
     if request.closed:
         files.remove_row_lists(request)
     elif (event := _find_closing(ledger, request)) is not None:
@@ -181,7 +181,7 @@ def finish_closing(ledger: Ledger, request: Request) -> None:
 
 
 def finish_all_closings(ledger: Ledger) -> None:
-    """Complete all closings that were interrupted."""
+    """Complete the closing of each request that a killed process was closing."""
     for request in files.list_requests(ledger.folder):
         if not request.closed and _find_closing(ledger, request) is not None:
             with files.locked(request.folder / ".lock"):
@@ -189,7 +189,7 @@ def finish_all_closings(ledger: Ledger) -> None:
 
 
 def closing_event(ledger: Ledger, request: Request) -> Event:
-    """The event that closed a request; raise EvidenceError if the request is not closed."""
+    """Return the event that closed a request; raise EvidenceError if the request is not closed."""
     event = _find_closing(ledger, request)
     if event is None or not request.closed:
         raise EvidenceError(
@@ -200,7 +200,7 @@ def closing_event(ledger: Ledger, request: Request) -> Event:
 
 
 def _base_runs(run: Path) -> list[Path]:
-    """The runs that a run was trained from, oldest first; the ledger needs their training rows."""
+    """Return the runs that a run was trained from, oldest first; the ledger needs their training rows."""
     base_runs: list[Path] = []
     while (folder := base_run(run)) is not None and len(base_runs) < 8:
         run = folder
@@ -209,12 +209,12 @@ def _base_runs(run: Path) -> list[Path]:
 
 
 def _row_events(request: Request) -> list[int]:
-    """Numbers of the events whose records are the rows of the request."""
+    """Return the numbers of the events whose records are the rows of the request."""
     return [step["seq"] for step in request.content["history"] if step["state"] in ("resolved", "decided")]
 
 
 def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, str]:
-    """The class of the deletion (see `CLASSES`), by how the certified model was trained."""
+    """Return the class of the deletion (see `CLASSES`), which depends on how the certified model was trained."""
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         is_adapter = evidence.measured_run.adapter.is_dir()  # a merged adapter can no longer be removed
         name = "suppressed" if is_adapter else "approximate"
@@ -225,7 +225,7 @@ def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> d
 
 
 def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Refuse a retrained model if any model in its history saw the rows."""
+    """Refuse a retrained model if a model in its history was trained on the rows."""
     note_run(ledger, evidence.run)
     if evidence.merged:
         note_run(ledger, evidence.merged.folder)
@@ -243,7 +243,7 @@ def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence)
 
 
 def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Refuse a merge if any other source added in it was trained on the rows."""
+    """Refuse a merge that adds a source (scale above 0) which was trained on the rows."""
     assert evidence.merged is not None
     for source in evidence.merged.facts["sources"]:
         training = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
@@ -255,7 +255,7 @@ def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingE
 
 
 def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, Any] | None:
-    """The model that knew the rows: the base or, for a retrained run, the newest one trained on them, if any."""
+    """Return the model that knew the rows: the base; for a retrained run, the newest model trained on them, or None."""
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         base = evidence.run.provenance["base"]
         return {"name": model_name(str(base["name"])), "digest": base["digest"]}

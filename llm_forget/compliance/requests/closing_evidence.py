@@ -1,4 +1,4 @@
-"""The model that a deletion request is closed with: a run or a merge of it, with its verified results."""
+"""The model that closes a deletion request (a run, or a model merged from it), and the policy's answer about it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from llm_forget.models.merging.merge_report import Merged, is_merged, read_merge
 
 @dataclass(frozen=True)
 class ClosingEvidence:
-    """The run that a request is closed with and, if given, the model merged from it, which is certified instead."""
+    """The run that closes a request, and optionally a model merged from it, which is certified in place of the run."""
 
-    run: Run  # unlearned the rows, was retrained without them, or learned them and was subtracted in the merge
+    run: Run  # unlearned the rows, was retrained without them, or learned them and is subtracted by the merge
     run_weights: str  # content digest of the run's model
     merged: Merged | None = None
 
@@ -34,21 +34,21 @@ class ClosingEvidence:
 
     @property
     def subtracted(self) -> bool:
-        """Whether the run learned the rows and its adapter was subtracted (task arithmetic, arXiv:2212.04089)."""
+        """Whether the merge subtracts the run, which had learned the rows (task arithmetic, arXiv:2212.04089)."""
         return self.merged is not None and (self.merged.scale_of(self.run_weights) or 0.0) < 0
 
     @property
     def measured_run(self) -> Run:
-        """The folder with the results of the certified model."""
+        """The folder of the certified model, which has its evaluation results."""
         return Run(self.merged.folder) if self.merged else self.run
 
 
 def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
-    """Open a finished run and, if given, the folder merged from it, and verify their weights.
+    """Open a finished run and, if given, the model merged from it; verify the weights of both.
 
     Raises:
         RunError: the run is incomplete.
-        EvidenceError: the folder was not merged from the run, or subtracts its unlearning.
+        EvidenceError: the model was not merged from the run, or the merge subtracts a run that unlearned the rows.
         AdapterRefused: weights were changed since they were written.
     """
     finished = Run.open(run)
@@ -76,7 +76,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
         The answer, the result of each rule, and the evaluation results.
 
     Raises:
-        EvidenceError: the model was not evaluated, or its results are of other weights or rows.
+        EvidenceError: the model was not evaluated, or its results were measured with other weights or rows.
     """
     if evidence.merged is None:
         answer, rule_results = verify(evidence.run.path, policy)
@@ -100,7 +100,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:
-    """How to evaluate a merged folder that has no results of its own."""
+    """Return advice on how to evaluate a merged model that has no results of its own."""
     from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
@@ -115,7 +115,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """Refuse results of an unlearning run on other rows than it unlearned; a retrained run has no such rows."""
+    """Refuse results of an unlearning run on rows that it did not unlearn; retrained runs, which unlearn none, pass."""
     suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
@@ -126,7 +126,7 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """Refuse results of other weights, or of another precision, than the run has now."""
+    """Refuse results that were measured with other weights, or in another precision, than the run has now."""
     from llm_forget.models.digest import run_identity
 
     if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:

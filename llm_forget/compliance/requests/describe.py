@@ -1,4 +1,4 @@
-"""Printed lines about a deletion request, safe for a terminal; ids only, never contents of rows."""
+"""Lines to print about a deletion request, safe for a terminal; they show ids of rows, never their contents."""
 
 import shlex
 from pathlib import Path
@@ -9,11 +9,11 @@ from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.steps import days_left
 from llm_forget.core.text import plain
 
-LARGE_SHARE = 0.5  # of the data; above it, retraining is worth considering
+LARGE_SHARE = 0.5  # share of the data above which retraining is worth considering
 
 
 def resolved(request: Request) -> str:
-    """Summarise the matched rows: ``3 of 13 rows to forget, 23.1% (3 exact); 1 near-duplicate not taken``."""
+    """Return a summary of the matched rows: ``3 of 13 rows to forget, 23.1% (3 exact); 1 near-duplicate not taken``."""
     counts = request.content["counts"]
     parts = [f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("exact", "normalised", "same_text") if counts[key]]
     if counts["near_included"]:
@@ -29,7 +29,7 @@ def resolved(request: Request) -> str:
 
 
 def near(request: Request) -> list[str]:
-    """List the near-duplicates and the decisions about them."""
+    """Return lines that list the near-duplicates and the decisions about them."""
     rows = request.rows
     if not rows["near"]:
         return []
@@ -42,7 +42,7 @@ def near(request: Request) -> list[str]:
 
 
 def protected(evidence: Path, request: Request) -> list[str]:
-    """List the protected rows of a request, near-duplicates included."""
+    """Return lines that list the protected rows of a request, near-duplicates included."""
     rows = request.rows
     lines = []
     for row_id in limits.protected_among(limits.read(evidence), rows):
@@ -52,7 +52,7 @@ def protected(evidence: Path, request: Request) -> list[str]:
 
 
 def unlink_command(request: Request) -> list[str]:
-    """The command that unlinks an open request's subjects; after closing, no file has their names."""
+    """Return the command that unlinks the subjects of a request, which must be open: closing removes their names."""
     rows = request.rows
     subjects = {rows["subjects"].get(row_id) for row_id, kind in rows["how"].items() if kind != "same text"} - {None}
     if not subjects:
@@ -62,7 +62,7 @@ def unlink_command(request: Request) -> list[str]:
 
 
 def due(request: Request) -> str:
-    """Describe the deadline: ``due 2026-12-22, in 30 days``."""
+    """Return a description of the deadline: ``due 2026-12-22, in 30 days``."""
     date, closed = request.content["due"], request.times("closed")
     if date is None:
         return f"closed {closed[:10]}" if closed else "no date"
@@ -73,7 +73,7 @@ def due(request: Request) -> str:
 
 
 def other_deleted_rows(ledger: Ledger, request: Request) -> list[str]:
-    """Warn if the model that closed a request contains rows that other requests deleted."""
+    """Return a warning if the model that closed a request contains rows that other requests deleted."""
     from llm_forget.compliance.requests.close import closing_event
     from llm_forget.compliance.versions.deletion_check import Deletions
     from llm_forget.compliance.versions.versions import requests_of
@@ -87,7 +87,7 @@ def other_deleted_rows(ledger: Ledger, request: Request) -> list[str]:
 
 
 def published_copies(ledger: Ledger, request: Request) -> list[str]:
-    """Warn about published models that contain the deleted rows."""
+    """Return a warning for each published model that contains the deleted rows."""
     from llm_forget.compliance.versions.published_models import published_with_deleted_rows
 
     return [

@@ -1,4 +1,4 @@
-"""Executing a deletion request: unlearn its rows with a recipe, evaluate the run and add it to the ledger."""
+"""Execute a deletion request: unlearn its rows with a recipe, evaluate the run and add it to the ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The resolved recipe of a request."""
+    """The configuration and suites of a request's run, as its recipe and overrides give them."""
 
     data: DataConfig
     train: UnlearnConfig
@@ -34,17 +34,17 @@ class RequestPlan:
 
 
 def read_plan(request: Request, recipe: str, overrides: Sequence[str], suites: str | None = None) -> RequestPlan:
-    """Read and validate a recipe and its suites; writes nothing.
+    """Read and validate the recipe and the suites of a request, without writing a file.
 
     Args:
         request: its id is appended to the recipe's ``output_dir``.
-        recipe: file or name of an `unlearn` recipe; its forget and retain are replaced.
+        recipe: file or name of an `unlearn` recipe; the request replaces its ``forget`` and ``retain``.
         overrides: ``--key value`` words that override the recipe.
         suites: comma-separated suites; default: the recipe's.
 
     Raises:
-        MissingFileError: no such recipe or suite.
-        ConfigError, EvaluationError, EvidenceError: an invalid key, value or suite.
+        MissingFileError: the recipe or a suite does not exist.
+        ConfigError, EvaluationError, EvidenceError: a key, a value or a suite is invalid.
     """
     from llm_forget.core import resources
     from llm_forget.core.config import UnlearnConfig, from_keys, load_yaml
@@ -72,7 +72,7 @@ def execute(
     *,
     say: Callable[[str], object] = print,
 ) -> str | None:
-    """Train and evaluate; resumes an interrupted run, and only evaluates if nothing but the suites changed.
+    """Unlearn the rows of a request and evaluate the run; resume an interrupted run, and only evaluate a trained one.
 
     Args:
         request: an open request within `limits`, with its near-duplicates decided.
@@ -123,7 +123,7 @@ def execute(
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
-    """Estimate steps and time from the newest run of a request: ``about 12 steps, 9 s at the pace of run 'a'``."""
+    """Return an estimate of steps and time, from the newest run: ``about 12 steps, 9 s at the pace of run 'a'``."""
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)
     text = f"about {steps:,} step{'' if steps == 1 else 's'}"
@@ -143,7 +143,7 @@ def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
 
     name = str(model.model_name_or_path)
     if not ledger.events("closed"):
-        return  # the weights need not be hashed
+        return  # no deletion to look for, so the weights need not be hashed
     if earlier := requests_of(Deletions(ledger).contained_in(source_digest(name, model.model_revision))):
         raise EvidenceError(
             f"'{name}' holds rows that {', '.join(earlier)} deleted, and so would a model trained from it; choose a "

@@ -1,7 +1,7 @@
 """The folder of a deletion request: its permanent record, its lists of rows, and its lock.
 
-``request.json`` holds counts, dates and digests. Files that name rows, ``rows.json`` and the lists of ids that a run
-reads, are readable by their owner only and removed when the request is closed. No file holds the text of a row.
+``request.json`` holds counts, dates and digests. ``rows.json`` and the lists of ids for a run hold row ids: only their
+owner can read these files, and closing the request removes them. No file holds the text of a row.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def state(self) -> str:
-        """The last step; amendments do not count."""
+        """The last step of the request; amendments do not count."""
         steps = [step["state"] for step in self.content["history"] if step["state"] != "amended"]
         return steps[-1] if steps else "not received"
 
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """Content of rows.json, see `RequestedRows`.
+        """The content of rows.json, see `RequestedRows`.
 
         Raises:
             EvidenceError: the request is closed, so the file was removed.
@@ -64,12 +64,12 @@ class Request:
         return formats.read_content(self.folder / ROWS, RequestedRows)
 
     def ids(self) -> list[str]:
-        """Ids of all rows to forget."""
+        """Return the ids of all rows to forget."""
         rows = self.rows
         return [*rows["how"], *(rows["taken"] or ())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Pairs (row id, row id) and (subject, row id) of all rows to forget, as a run records them."""
+        """Yield (row id, row id) and (subject, row id) for each row to forget, as runs add them to the ledger."""
         subjects = self.rows["subjects"]
         for row_id in self.ids():
             yield row_id, row_id
@@ -77,12 +77,12 @@ class Request:
                 yield subjects[row_id], row_id
 
     def times(self, state: str) -> str | None:
-        """Time at which a state was last reached, or None."""
+        """Return the time at which the request last reached a state, or None."""
         return next((step["time"] for step in reversed(self.content["history"]) if step["state"] == state), None)
 
 
 def list_requests(evidence: Path) -> list[Request]:
-    """All requests of an evidence folder, ordered by number."""
+    """Return all requests of an evidence folder, ordered by number."""
     folders = (path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}"))
     return [read_request(folder) for folder in sorted(folders, key=request_number)]
 
@@ -90,7 +90,7 @@ def list_requests(evidence: Path) -> list[Request]:
 def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
     """Raise EvidenceError if an open request is about one of these subjects or records.
 
-    Closing would create new keys for them, and its hashes would differ from those of the training.
+    If their keys were destroyed, closing would create new ones, whose hashes differ from those of the training.
     """
     names = set(names)
     for request in list_requests(evidence):
@@ -102,7 +102,7 @@ def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
 
 
 def find_request(evidence: Path, request_id: str) -> Request:
-    """Find a request by its id; raise EvidenceError, which suggests a similar id, if there is none."""
+    """Return the request with this id; if it does not exist, raise EvidenceError, which suggests a similar id."""
     folders = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
     if request_id not in folders:
         raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, folders)}")
@@ -110,8 +110,8 @@ def find_request(evidence: Path, request_id: str) -> Request:
 
 
 def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
-    """Create the folder of a request atomically, numbered above ``last`` and all others; the caller holds the lock."""
-    for leftover in root.glob(".*.new"):  # of a killed process; it names rows
+    """Create the folder of a request atomically, numbered above ``last`` and all others; the caller has the lock."""
+    for leftover in root.glob(".*.new"):  # left by a killed process; it names rows
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
     temporary.mkdir(mode=0o700, parents=True)
@@ -132,7 +132,7 @@ def remove_row_lists(request: Request) -> None:
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
-    """Write a list of ids; the file name has their digest, so that other ids give another file and another run."""
+    """Write a list of ids and return its path; the name has their digest, so other ids give another file and run."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
     write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)
@@ -145,19 +145,19 @@ def write_rows(folder: Path, rows: Mapping[str, Any]) -> None:
 
 
 def read_request(folder: Path) -> Request:
-    """Read the request of a folder."""
+    """Return the request in a folder."""
     return Request(folder, formats.read_content(folder / FILE, DeletionRequest))
 
 
 def request_number(folder: Path) -> int:
-    """The number in ``req-0001``; 0 for another name."""
+    """Return the number in a folder name such as ``req-0001``; 0 for another name."""
     match = re.fullmatch(r"req-(\d+)", folder.name)
     return int(match[1]) if match else 0
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on a file of a request; ``wait`` for other processes, or raise EvidenceError."""
+    """Hold an exclusive lock on a file; if another process holds it, ``wait`` or raise EvidenceError."""
     import fcntl  # not on Windows
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

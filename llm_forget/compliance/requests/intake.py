@@ -1,4 +1,4 @@
-"""Receiving deletion requests, and opening one for exclusive work."""
+"""Receive deletion requests, and lock a request while one process works on it."""
 
 import calendar
 import contextlib
@@ -27,7 +27,7 @@ def add(
     authorised_by: str | None = None,
     force: bool = False,
 ) -> tuple[Request, bool]:
-    """Receive a request for matched rows; an open request for the same rows of the same data is amended instead.
+    """Create a request for matched rows; if an open request has the same rows of the same data, amend that one instead.
 
     Args:
         evidence: the evidence folder; created if missing.
@@ -70,7 +70,7 @@ def add(
 
 
 def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, Any]) -> Request:
-    """Create a new request and record its first two steps; the caller holds the lock."""
+    """Create a new request and record its first two steps; the caller must hold the lock."""
     rows = {
         "source": source,
         "how": match.kinds,
@@ -96,10 +96,10 @@ def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, 
 
 @contextlib.contextmanager
 def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
-    """Open the ledger and lock a request; completes steps that a killed process left unfinished.
+    """Open the ledger, lock a request, and complete steps that a killed process left unfinished.
 
     Raises:
-        EvidenceError: no such request, or another process works on it.
+        EvidenceError: the request does not exist, or another process works on it.
     """
     from llm_forget.compliance.requests.close import finish_closing
 
@@ -112,7 +112,7 @@ def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Re
 
 
 def _is_same(request: Request, source: Any, match: MatchedRows, category: str) -> bool:
-    """Whether an open request is about the same rows, data and category."""
+    """Return whether an open request has the same rows, data and category."""
     rows, content = request.rows, request.content
     return (
         (rows["source"], content["data"]["digest"], content["category"]) == (source, match.digest, category)

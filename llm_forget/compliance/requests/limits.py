@@ -1,13 +1,13 @@
-"""Limits of deletion requests: ``limits.yaml`` in the evidence folder, written by its owner::
+"""Limits of deletion requests, which the owner of an evidence folder writes to its ``limits.yaml``::
 
     protected: [safety.jsonl, {path: data.jsonl, ids: keep.txt}]   # rows that a request removes only with a reason
-    max_share: 0.2                           # share of the data that all open requests on it may remove together
+    max_share: 0.2                           # share of a data set that its open requests may remove together
     max_rows: 1000                           # number of rows that all open requests may remove together
     authorised_by: [privacy office, legal]   # roles, one of which must authorise a request before it is run or closed
 
 Without limits, requests could remove the rows that keep a model safe, or damage the model by unlearning too much.
-Protected rows are named by their source, as in a recipe, so the evidence holds no copy of them; they are recognised by
-their normalised content, regardless of their ids. Every exception is an event of the ledger.
+Protected rows are given by their source, as in a recipe, so the evidence holds no copy of them. A row is protected if
+its normalised content equals that of one of them; ids do not matter. Every exception is an event of the ledger.
 """
 
 from collections.abc import Iterable, Mapping
@@ -67,9 +67,9 @@ def read(evidence: Path) -> Limits:
 
 
 def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[Request]) -> str | None:
-    """Describe the quota that a new request would exceed together with the open ones; None if it exceeds none.
+    """Return a sentence about the quota that a new request and the open ones would exceed together, or None.
 
-    Near-duplicates count, since they may be included later.
+    Near-duplicates count, too, since a person may include them later.
     """
     row_ids = {*match.kinds, *(entry.id for entry in match.near)}
     all_rows = len(row_ids)
@@ -89,14 +89,14 @@ def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[R
 
 
 def one_line(text: str, option: str) -> str:
-    """Strip a reason or role; raise EvidenceError if it is empty, too long, or not one printable line."""
+    """Return the stripped reason or role; raise EvidenceError if it is empty, too long, or not one printable line."""
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
         raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
 
 
 def check_role(limits: Limits, text: str) -> str:
-    """Strip the role that authorises a request; raise EvidenceError if limits.yaml does not list it."""
+    """Return the stripped role that authorises a request; raise EvidenceError if limits.yaml does not list it."""
     name = one_line(text, "--authorised_by")
     if limits.authorised_by and name not in limits.authorised_by:
         raise EvidenceError(f"authorised_by is '{name}'; {did_you_mean(name, limits.authorised_by)}")
@@ -104,13 +104,13 @@ def check_role(limits: Limits, text: str) -> str:
 
 
 def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
-    """Ids of the rows and near-duplicates of a request that have the content of a protected row.
+    """Return the ids of a request's rows and near-duplicates with the same content as a protected row.
 
     Args:
         rows: content of the request's rows.json.
 
     Raises:
-        DataError, MissingFileError: the protected rows cannot be read, so nothing may be removed.
+        DataError, MissingFileError: the protected rows cannot be read, so the request cannot be checked.
     """
     from llm_forget.data.sources import load_source
 
@@ -122,7 +122,7 @@ def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
 
 
 def unallowed(limits: Limits, request: Request) -> list[str]:
-    """Ids of protected rows that a request would remove without permission."""
+    """Return the ids of protected rows that a request would remove without permission."""
     rows = request.rows
     removed_ids = set(request.ids()) - set(rows.get("allowed", ()))
     return [row_id for row_id in protected_among(limits, rows) if row_id in removed_ids]

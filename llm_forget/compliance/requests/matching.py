@@ -1,8 +1,8 @@
-"""The rows of the training data that a deletion request is about, matched by subject, id or content.
+"""Find the rows of the training data that a deletion request is about, by subject, id or content.
 
-A name typed by another person is rarely the same string: ``==`` distinguishes composed and decomposed letters, case,
-zero-width characters and white space. Rows that match only after normalisation are selected and counted separately.
-Rows that merely look alike (letters of other alphabets, nearly the same text) are listed for a person to decide.
+Two people rarely type a name as the same string: letters are composed or decomposed, and case, zero-width characters
+and white space differ. Rows that match only after normalisation are selected, too, and counted separately. Rows that
+only look alike (letters of other alphabets, nearly the same text) are listed, and a person decides about them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BATCH = 10_000  # rows converted to Python objects at a time
 MATCH_KINDS = ("exact", "normalised", "same text")  # "same text": same content as a row that matched
 IDS_BYTES = 1 << 26
-# Letters of other alphabets that look like Latin ones; no Unicode normal form unifies them.
+# Letters of other alphabets that look like Latin letters; no Unicode normal form unifies the two.
 _LOOK_ALIKES = str.maketrans("авекмнорстухіјѕԁһԛԝαβεικνορτυχω", "abekmhopctyxijsdhqwabeikvoptuxw")
 
 RowContent = tuple[str, str | None, str]  # id, subject, content
@@ -32,14 +32,14 @@ RowContent = tuple[str, str | None, str]  # id, subject, content
 
 @dataclass(frozen=True)
 class MatchedRows:
-    """The rows that a request resolved to: ids and digests, no content."""
+    """Ids and digests of the rows that a request matched, without their content."""
 
-    kinds: dict[str, str]  # id of a matched row: one of `MATCH_KINDS`
-    subjects: dict[str, str]  # id: subject, for rows that have one
+    kinds: dict[str, str]  # by id of a matched row: one of `MATCH_KINDS`
+    subjects: dict[str, str]  # by id: the subject of the row, if it has one
     near: tuple[NearDuplicate, ...]  # rows that a person must decide about
-    content_digests: dict[str, str]  # id: digest of the content, for matched and near rows
+    content_digests: dict[str, str]  # by id: digest of the content, for matched rows and near-duplicates
     total: int  # number of rows in the data
-    digest: str  # of ids and contents of all rows
+    digest: str  # digest of the ids and contents of all rows of the data
 
 
 def resolve(
@@ -51,7 +51,7 @@ def resolve(
     field: str = "subject",
     near: float = NEAR,
 ) -> MatchedRows:
-    """Find the rows requested by exactly one of ``subject``, ``ids`` and ``contents``.
+    """Return the rows that match ``subject``, ``ids`` or ``contents``; give exactly one of these.
 
     Args:
         table: rows of `load_source`.
@@ -63,7 +63,7 @@ def resolve(
 
     Raises:
         EvidenceError: no row matches, a requested id or content matches no row, an id matches several rows after
-            normalisation, or the column is missing or not text. The text never quotes row contents.
+            normalisation, or the column is missing or not text. The message never quotes row contents.
     """
     if field in table.column_names:
         _refuse_numbers(table, field)
@@ -83,7 +83,7 @@ def read_ids(path: Path) -> list[str]:
     """Read row ids from a file: a JSON or YAML list of strings, or one id per line.
 
     Raises:
-        EvidenceError: the file has no ids, or one is not a string (the text gives its position).
+        EvidenceError: the file has no ids, or one of them is not a string (the message gives its position).
         MissingFileError: the file does not exist.
     """
     from llm_forget.data.files import read_lines
@@ -109,7 +109,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def _read_structured(path: Path) -> Any:
-    """The content of a JSON or YAML file."""
+    """Return the content of a JSON or YAML file; refuse YAML aliases and more than `IDS_BYTES`."""
     from llm_forget.core.strict_json import strict_loads
 
     data = path.read_bytes()
@@ -132,12 +132,12 @@ def _read_structured(path: Path) -> Any:
 
 
 def look_alike_form(text: str) -> str:
-    """Normalised text, with letters of other alphabets replaced by the Latin letters that look the same."""
+    """Return the normalised text, with the Latin letter in place of each look-alike letter of another alphabet."""
     return normalise_text(text).translate(_LOOK_ALIKES)
 
 
 def row_contents(table: Dataset, field: str = "subject") -> Iterator[RowContent]:
-    """Id, subject and content of every row of a table of `load_source`."""
+    """Yield id, subject and content of every row of a table that `load_source` returned."""
     columns = [name for name in dict.fromkeys(("id", field, *FIELDS)) if name in table.column_names]
     for batch in table.select_columns(columns).with_format("arrow").iter(batch_size=BATCH):
         for row in batch.to_pylist():
@@ -209,7 +209,7 @@ def _by_content(rows: Iterator[RowContent], contents: Sequence[str]) -> dict[str
         if place is not None:
             match_kinds[row_id] = "exact" if text in exact else "normalised"
             matched_places.add(place)
-    missing = sorted({*normalised.values()} - matched_places)  # a repeated content has one place
+    missing = sorted({*normalised.values()} - matched_places)  # a content that was given twice has one place
     if missing or not contents:
         raise EvidenceError(
             f"{len(missing)} of {len(contents)} given rows match no row of the data (the first is number "
@@ -221,7 +221,7 @@ def _by_content(rows: Iterator[RowContent], contents: Sequence[str]) -> dict[str
 def _with_duplicates(
     rows: Callable[[], Iterator[RowContent]], match_kinds: dict[str, str], look_alikes: list[NearDuplicate], near: float
 ) -> MatchedRows:
-    """Add the rows with the content of a matched row, and list near-duplicates."""
+    """Return the matched rows, all other rows with the same content as one of them, and the near-duplicates."""
     matched_rows = [(row_id, text) for row_id, _, text in rows() if row_id in match_kinds]
     texts = {normalise_text(text) for _, text in matched_rows}
     same = [row_id for row_id, _, text in rows() if row_id not in match_kinds and normalise_text(text) in texts]
@@ -239,7 +239,7 @@ def _with_duplicates(
 
 
 def data_digest(rows: Iterable[RowContent]) -> tuple[str, list[str]]:
-    """Digest of the ids and contents of all rows in order, and the list of ids."""
+    """Return the digest of the ids and contents of all rows in order, and the list of ids."""
     digest, ids = hashlib.sha256(), []
     for row_id, _, text in rows:
         ids.append(row_id)
@@ -249,10 +249,10 @@ def data_digest(rows: Iterable[RowContent]) -> tuple[str, list[str]]:
 
 
 def content_digest(text: str) -> str:
-    """SHA-256 of the normalised content of a row, as hex digits."""
+    """Return the SHA-256 of the normalised content of a row, as hex digits."""
     return hashlib.sha256(normalise_text(text).encode()).hexdigest()
 
 
 def row_count(count: int) -> str:
-    """Format a number of rows: ``1 row``, ``2 rows``."""
+    """Return a number of rows as text: ``1 row``, ``2 rows``."""
     return "1 row" if count == 1 else f"{count:,} rows"

@@ -2,9 +2,9 @@
 
     received -> resolved -> (decided) -> running -> executed -> verified -> closed
 
-A step is appended to the ledger first and then to request.json, so that the file never claims more than the ledger. A
-step that was interrupted between the two is repeated; ``once`` keeps it from adding a second event. After a recipe
-that did not pass, another one continues from *running*.
+A step is appended to the ledger first and then to request.json, so that the file never claims more than the ledger. If
+a process is killed between the two, the step is repeated, and ``once`` prevents a second event. If the run of a recipe
+does not pass, another recipe continues from *running*.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def record_step(request: Request, state: str, event: Event, body_digest: str) ->
 
 
 def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
-    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request; equal values add no event."""
+    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request; add an event if a value differs."""
     if changed := {key: value for key, value in changes.items() if request.content.get(key) != value}:
         request.content |= changed
         advance(ledger, request, "amended", changed)
@@ -76,13 +76,13 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
-    """Decide which near-duplicates to forget as well.
+    """Record the decision about which near-duplicates to forget as well.
 
     Args:
         choice: ``all``, ``none`` or comma-separated ids; None keeps an earlier decision.
 
     Raises:
-        EvidenceError: no decision about existing near-duplicates, or an id that is not one of them.
+        EvidenceError: near-duplicates exist without a decision, or an id is not one of them.
     """
     rows = request.rows
     if choice is not None or rows["taken"] is None:
@@ -139,7 +139,7 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
 
 
 def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
-    """Record that a recipe is about to run; False if the same attempt was executed and its run still exists.
+    """Record that a recipe is about to run; return False if the finished run of the same attempt still exists.
 
     Args:
         attempt: ``output_dir``, and ``digest`` of everything that determines the result.
@@ -162,19 +162,19 @@ def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) 
 
 
 def mark_executed(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> None:
-    """Record that the last attempt was trained and evaluated."""
+    """Record that the run of the last attempt was trained and evaluated."""
     request.content["attempts"][-1]["executed"] = True
     advance(ledger, request, "executed", body)
 
 
 def days_left(request: Request, today: date | None = None) -> int | None:
-    """Days until the request is due; negative if overdue, None if it has no due date or is closed."""
+    """Return the days until a request is due: negative if overdue, None if it has no due date or is closed."""
     due = request.content["due"]
     return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
 
 
 def record_intake(ledger: Ledger, request: Request) -> None:
-    """Record the first two steps, *received* and *resolved*, unless they are recorded."""
+    """Record the first two steps, *received* and *resolved*, unless they are recorded already."""
     done = {step["state"] for step in request.content["history"]}
     content = request.content
     if "received" not in done:
@@ -186,13 +186,13 @@ def record_intake(ledger: Ledger, request: Request) -> None:
 
 
 def _event_body(request: Request, state: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Body of the event of a step, and its digest."""
+    """Return the body of a step's event, and the digest of the body."""
     event_body = {"request": request.id, "state": state, **body}
     return event_body, canonical_digest(event_body)
 
 
 def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
-    """Count the matches in the content of rows.json; ``of`` is the number of rows in the data."""
+    """Return the counts of matches in the content of rows.json; ``of`` is the number of rows in the data."""
     match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {
@@ -206,7 +206,7 @@ def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
 
 
 def _chosen_ids(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
-    """The near-duplicates that a choice includes."""
+    """Return the ids of the near-duplicates that a choice includes."""
     if choice is None and near:
         raise EvidenceError(
             f"{row_count(len(near))} of the data may be copies of rows of request {request_id}; list them with "

@@ -1,1 +1,1 @@
-"""Versions of a model: kept, switched, rolled back, purged."""
+"""Keep versions of a model, switch between them, roll back and purge."""

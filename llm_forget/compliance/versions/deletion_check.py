@@ -1,39 +1,38 @@
-"""Whether a version contains deleted data.
+"""Decide whether a version contains deleted data.
 
-A version **contains** a closed deletion if, for at least one of its records, one of these holds:
+A version **contains** a closed deletion if one of these rules holds for at least one record of the deletion:
 
-1. It learned the record: a run in the version's history trained on it (fine-tuning, or retain rows of unlearning), and
-   no later run of that history was trained to forget it.
-2. It must have known the record: another run unlearned the record from this version, from an ancestor of it, or from a
-   model trained from one of these, and no run in the version's own history was trained to forget it. Only what a model
-   knows is unlearned from it, so a base from the Hub, whose training data is not in the ledger, is assumed to contain
-   what was later unlearned from it. If fine-tuning in between taught the record, the models before that are not
-   suspected.
+1. The version learned the record: a run in its history was trained on the record (fine-tuning, or retain rows of
+   unlearning), and no later run in that history was trained to forget it.
+2. The version must have known the record: another run unlearned it from this version, from an ancestor, or from a model
+   trained from one of these, and no run in the version's own history was trained to forget it. Since a record is only
+   unlearned from a model that knows it, a base from the Hub, whose training data is not in the ledger, is assumed to
+   contain it. If a fine-tuning in between taught the record, the models before it are not assumed to contain it.
 
-History is followed by content digests: from the run that produced the version to its base, the base of that, and so on
-(`lineage`). Example: U1 unlearned A from a target T, and U2 unlearned B from U1. U1 does not contain A, although its
-base was trained on it; once B is deleted, T and U1 are refused and U2 is not; a version fine-tuned from U2 on B is.
-Whether a run forgot *well* is not decided here, but by its verification and the certificate.
+The history of a version is the run that produced it, the base of this run, the base of that one, and so on, linked by
+content digests (`lineage`). Example: U1 unlearned A from a target T, and U2 unlearned B from U1. U1 does not contain A,
+although T was trained on A. After B is deleted, T and U1 contain that deletion and U2 does not; a version fine-tuned
+from U2 on B contains it. How *well* a run forgot is not decided here, but by its verification and the certificate.
 
-A merge of one run at scale 1 is treated like the run. For merges of several runs on one base, and other scales:
+A merge of one run at scale 1 is treated like the run. For a merge of several runs on one base, or at another scale:
 
-3. The merge contains what any added source (scale above 0) contains by 1. and 2. So a record that one source was
-   trained to forget and another left untouched is contained: the weights of the other still hold it.
-4. A record is forgotten if no added source contains it and the scales of the sources that forgot it sum to at least 1,
-   or the base had forgotten it: half an adapter forgets half. Merging into other weights than the adapter was trained
-   on (``original`` weights under an adapter of quantised ones) forgets nothing.
-5. A subtracted source (scale 0 or below) forgets nothing. What it was trained on, or trained to forget, is contained:
-   subtracting an unlearning adapter teaches, and only a measurement tells whether subtracting a fine-tuning forgot.
-6. Overriding 3. to 5.: records of a request that was verified with *pass* on the merge's own weights are forgotten, and
-   if the last policy answered *fail*, 4. does not apply.
+3. The merge contains every record that an added source (scale above 0) contains by rules 1 and 2. If one source was
+   trained to forget a record and another was not, the merge contains it: the weights of the other still hold it.
+4. The merge has forgotten a record that no added source contains if the base had forgotten it, or if the scales of the
+   sources that forgot it sum to at least 1, since half an adapter forgets half. It has not if the adapter was merged
+   into weights that it was not trained on (``original`` weights, but an adapter trained on quantised weights).
+5. The merge contains every record that a subtracted source (scale 0 or below) was trained on or trained to forget.
+   Subtracting an unlearning adapter teaches them; only a measurement shows if subtracting a fine-tuned one forgot.
+6. A verification of the merge's own weights overrides rules 3 to 5: after *pass*, the records of the verified request
+   are forgotten. If the last answer was *fail*, rule 4 does not apply.
 
-Limits: training data of models without an event in the ledger is unknown (such a base is assumed to contain nothing
-except by 2.). Records whose keys were destroyed (`audit unlink`) cannot be compared: their subjects would get other
-hashes. A run that finished *before* keys of deleted records were destroyed, and was added to the ledger afterwards, may
-contain them: it **cannot be judged** (`Deletions.unjudged`), nor can its descendants. The same holds for a run whose
-own records lost their keys without a closed deletion, if a record that first appeared after that was deleted since: it
-may be one of these. Neither is used unless the caller accepts it. A run trained after keys were destroyed is trusted:
-the rows must be removed from the data before.
+Limits: the training data of a model without an event in the ledger is unknown; it is assumed to contain only what rule
+2 implies. Records whose keys were destroyed (`audit unlink`) cannot be compared, since new events about them get other
+hashes. Two kinds of runs therefore **cannot be judged** (`Deletions.unjudged`), nor can models trained from them, and
+they are used only if the caller accepts this. A run that finished *before* keys of deleted records were destroyed, but
+was added to the ledger *afterwards*, may contain these records. If records of a run lost their keys without a
+closed deletion, a record that first appeared after that and was then deleted may be one of them, under a new key. A
+run trained after keys were destroyed is trusted: the rows must have been removed from its data.
 """
 
 from collections.abc import Sequence
@@ -50,12 +49,12 @@ from llm_forget.compliance.versions.deletion_state import Histories, Seqs, State
 class Unjudged:
     """Why it cannot be determined whether a model contains deleted data."""
 
-    run: str  # run of its history that was added to the ledger too late
-    keys: int  # destroyed after the run finished and before it was added
-    early: bool = False  # instead: it was added before keys were destroyed, and a deletion was closed afterwards
+    run: str  # the run in its history whose records cannot be compared
+    keys: int  # keys destroyed after the run finished and before it was added to the ledger
+    early: bool = False  # the run was added before keys were destroyed, and a deletion closed later
 
     def sentence(self) -> str:
-        """The reason, as the predicate of a sentence about the model."""
+        """Return the reason as the predicate of a sentence about the model."""
         if self.early:
             return (
                 f"cannot be judged: keys of rows of run '{self.run}' were destroyed without a closed request about "
@@ -76,12 +75,12 @@ class Deletions:
         self._histories = Histories(ledger)
 
     def contained_in(self, weights: str) -> list[Event]:
-        """Closed deletions that a model contains, in order; ``weights`` is its content digest."""
+        """Return the closed deletions that a model contains, in order; ``weights`` is its content digest."""
         contained = {seq for about in self._first_seqs if self._histories.holds(weights, about) for seq in about}
         return [event for event in self._closed if event.seq in contained]
 
     def unjudged(self, weights: str) -> Unjudged | None:
-        """Why a model cannot be compared with the deletions: names the first such run of its history, or None."""
+        """Return why a model cannot be judged, naming the first such run in its history; None if it can be judged."""
         first = min((event.seq for event in self._closed), default=None)
         if first is None:
             return None
@@ -94,7 +93,7 @@ class Deletions:
         return self._unlinked_before(weights)
 
     def _unlinked_before(self, weights: str) -> Unjudged | None:
-        """The first run that may have learned a deleted record under an earlier, destroyed key of the record."""
+        """Return the first run that may have learned a deleted record under an earlier key, which was destroyed."""
         erased = [event.seq for event in self._ledger.events("erasure")]
         last = {
             about: max((seq for seq in erased if seq < first), default=0) for about, first in self._first_seqs.items()
@@ -116,10 +115,10 @@ class Deletions:
 
 
 def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> dict[Seqs, int]:
-    """Group the records of the given events by the set of all events about them.
+    """Group the records of the given events: the records of a group are in the same set of events.
 
     Returns:
-        For each group, the number of the event that first named a record; the largest if its records differ.
+        By that set, the number of the first event about a record of the group; the largest if its records differ.
     """
     # CROSS JOIN fixes the order: from the few given records to all events about them.
     query = (
@@ -138,6 +137,6 @@ def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> 
 
 
 def holds_any_record(ledger: Ledger, weights: str, seqs: Sequence[int]) -> bool:
-    """Whether a model contains, by the rules above, any record of the given events."""
+    """Return whether a model contains a record of the given events, by the rules of this module."""
     histories = Histories(ledger)
     return any(histories.holds(weights, about) for about in record_groups(ledger, seqs, histories))

@@ -1,4 +1,4 @@
-"""Whether a model contains a record, according to its history in the ledger; `deletion_check` gives the rules."""
+"""Decide whether a model contains a record, from the ledger and by the rules that `deletion_check` explains."""
 
 import enum
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """The last thing that a model's own history did with a record."""
+    """Whether a model's own history learned a record, forgot it, or has no event about it; the last event decides."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"
@@ -32,7 +32,7 @@ class Histories:
         self._suspects: dict[tuple[str, Seqs], frozenset[str]] = {}
 
     def holds(self, weights: str, about: Seqs) -> bool:
-        """Whether a model learned a record and did not forget it since, or must have known it (rules 1 and 2)."""
+        """Return whether a model learned a record and has not forgotten it, or must have known it (rules 1 and 2)."""
         state = self.state(weights, about)
         if state is not State.UNTOUCHED:
             return state is State.LEARNED
@@ -41,9 +41,9 @@ class Histories:
         return any(not self._must_have_known(base, about).isdisjoint(self._models(weights)) for base in bases)
 
     def state(self, weights: str, about: Seqs) -> State:
-        """The last thing that a model's own history did with a record."""
+        """Return whether a model's own history learned a record, forgot it, or has no event about it."""
         if (weights, about) not in self._states:
-            self._states[weights, about] = State.UNTOUCHED  # while it is computed: no model is its own ancestor
+            self._states[weights, about] = State.UNTOUCHED  # ends the recursion if a model is its own ancestor
             self._states[weights, about] = self._state(weights, about)
         return self._states[weights, about]
 
@@ -66,7 +66,7 @@ class Histories:
         return State.UNTOUCHED
 
     def _merged(self, event: Event, about: Seqs) -> State:
-        """The state of a record after a merge (rules 3 to 6)."""
+        """Return the state of a record after a merge (rules 3 to 6)."""
         weights, base = str(event.body["weights"]), str(event.body["beneath"]["digest"])
         if self._passed.get(weights, set()) & {self.events[seq].body.get("request") for seq in about}:
             return State.FORGOTTEN
@@ -86,11 +86,11 @@ class Histories:
         return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
 
     def _is_taught(self, weights: str, base: str, about: Seqs) -> bool:
-        """Whether a model's history since its base taught a record."""
+        """Return whether the history of a model, after its base, taught a record."""
         return any(event.seq in about and _is_new(event) for event in self._since(weights, base))
 
     def _since(self, weights: str, base: str) -> Iterator[Event]:
-        """Events of a model's history, without those of its base and before."""
+        """Yield the events of a model's history that came after its base."""
         visited, models = {base}, {weights} - {base}
         while models:
             events = [event for model in models for event in self._producers.get(model, [])]
@@ -99,7 +99,7 @@ class Histories:
             models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """A model that a record was unlearned from, and those of its ancestors that it may have the record from."""
+        """Return a model from which a record was unlearned, and its ancestors that may have known it (rule 2)."""
         if (weights, about) in self._suspects:
             return self._suspects[weights, about]
         visited, models = set[str](), {weights}
@@ -117,7 +117,7 @@ class Histories:
         return self._suspects[weights, about]
 
     def _models(self, weights: str) -> frozenset[str]:
-        """A model and its ancestors."""
+        """Return a model and its ancestors."""
         if weights not in self._ancestors:
             history, models = set[str](), {weights}
             while models:
@@ -127,18 +127,18 @@ class Histories:
         return self._ancestors[weights]
 
     def history_events(self, weights: str) -> Iterator[Event]:
-        """All events in a model's history."""
+        """Yield all events in a model's history."""
         for model in self._models(weights):
             yield from self._producers.get(model, [])
 
     def _is_void(self, event: Event, about: Seqs) -> bool:
-        """Whether an event is an unlearning that failed its verification."""
+        """Return whether an event is an unlearning whose model failed its verification."""
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Whether a model failed the last policy of a request about a record.
+        """Return whether the last policy answer for a model was *fail* in a request about a record.
 
-        If the model was not verified for any of these requests, its last verification for another request counts.
+        If the model was not verified for such a request, its last verification for another request counts.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
@@ -147,7 +147,7 @@ class Histories:
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """By model: the last policy answer for each request that it was verified for, newest last."""
+        """For each model, the last policy answer for each request that it was verified for, newest last."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -157,7 +157,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """By model: the requests whose last answer for it was *pass*, or that it closed."""
+        """For each model, the requests that it closed, or for which its last policy answer was *pass*."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()
@@ -173,5 +173,5 @@ def _all_parents(events: Iterable[Event]) -> set[str]:
 
 
 def _is_new(event: Event) -> bool:
-    """Whether a training taught new records; retain rows of unlearning only rehearse what the model knew."""
+    """Return whether an event is a training on new records; retain rows of unlearning repeat what the model knew."""
     return event.kind == "training" and "retain" not in event.body.get("splits", ())

@@ -14,10 +14,10 @@ Pairs = dict[str, tuple[Any, Any]]
 
 
 def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
-    """Differing entries of ``model``, ``data``, ``settings`` and ``metrics``, with both values (None if missing).
+    """Return the entries of ``model``, ``data``, ``settings`` and ``metrics`` that differ, with both values or None.
 
     Raises:
-        EvidenceError: no such version.
+        EvidenceError: a version does not exist.
         EvidenceBroken: a version.json is missing or damaged.
     """
     with versions.locked_ledger(evidence) as (folder, ledger):
@@ -30,10 +30,10 @@ def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
 
 
 def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any]:
-    """A version, by default the one in use, as labels and values to print.
+    """Return a version, by default the one in use, as labels and values to print.
 
     Raises:
-        EvidenceError: no such version, or none is in use.
+        EvidenceError: the version does not exist, or no version is in use.
     """
     with versions.locked_ledger(evidence) as (folder, ledger):
         in_use = versions.current_id(ledger)
@@ -61,7 +61,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
 
 
 def method_of(evidence: str | Path, identity: str) -> str:
-    """Method of an unlearning run (``own objective`` if it defined one); for other runs, their kind."""
+    """Return the method of an unlearning run (``own objective`` if it names none), or the kind of another run."""
     content = store.content_of(Path(evidence), identity)
     if not kind_named(content["kind"]).forgotten:
         return str(content["kind"])
@@ -69,7 +69,7 @@ def method_of(evidence: str | Path, identity: str) -> str:
 
 
 def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
-    """Answers of the last evaluation by suite and question; empty without one."""
+    """Return the answers of the last evaluation by suite and question; empty if the version was not evaluated."""
     suites = _results(store.folder_of(Path(evidence), identity)).get("suites", {})
     return {
         name: {question: verdict["answer"] for question, verdict in suite["verdict"].items()}
@@ -78,7 +78,7 @@ def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
 
 
 def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
-    """The entries of a version that `diff` compares."""
+    """Return the entries of a version that `diff` compares."""
     content = store.content_of(evidence, identity)
     facts = content["provenance"]
     suites = _results(store.folder_of(evidence, identity)).get("suites", {})
@@ -94,7 +94,7 @@ def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
 
 
 def _answers(evidence: Path, identity: str) -> dict[str, str]:
-    """Answers of the last evaluation by ``suite: question``."""
+    """Return the answers of the last evaluation by ``suite: question``."""
     by_suite = verdicts(evidence, identity)
     return {f"{suite}: {question}": answer for suite in by_suite for question, answer in by_suite[suite].items()}
 

@@ -1,4 +1,4 @@
-"""The training history of a model, followed back through the ledger."""
+"""Follow the training history of a model back through the ledger."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from llm_forget.compliance.ledger.ledger import Ledger
 
 @dataclass(frozen=True)
 class HistoryStep:
-    """An event in a model's history; ``depth`` is 0 for the event that produced it, 1 for its parents', and so on."""
+    """An event in a model's history. ``depth`` is 0 if it produced the model, 1 if it produced a parent, and so on."""
 
     depth: int
     event: Event
 
 
 def events_by_model(events: Iterable[Event]) -> dict[str, list[Event]]:
-    """Group events by the content digest of the model they produced."""
+    """Return events grouped by the content digest of the model that they produced."""
     groups: dict[str, list[Event]] = {}
     for event in events:
         groups.setdefault(str(event.body.get("weights")), []).append(event)
@@ -24,14 +24,14 @@ def events_by_model(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def parents(event: Event) -> list[str]:
-    """Content digests of the models that an event started from: the base; for a merge, also all sources."""
+    """Return the content digests of the models that an event started from: the base and, for a merge, all sources."""
     sources = [event.body.get("base"), event.body.get("beneath"), *event.body.get("sources", ())]
     digests = [source.get("digest", source.get("weights")) for source in sources if isinstance(source, dict)]
     return list(dict.fromkeys(digest for digest in digests if isinstance(digest, str)))
 
 
 def training_history(ledger: Ledger, weights: str) -> list[HistoryStep]:
-    """Events that produced the model with this content digest and its ancestors, nearest first."""
+    """Return the events that produced a model and its ancestors, nearest first; ``weights`` is its content digest."""
     groups = events_by_model(ledger.events(*MODEL_EVENTS))
     steps, visited, models, depth = [], {weights}, {weights}, 0
     while models:

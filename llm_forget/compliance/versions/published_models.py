@@ -1,4 +1,4 @@
-"""Published models that contain deleted data: pushed to the Hub and not withdrawn since.
+"""Find published models that contain deleted data: they were pushed to the Hub and not withdrawn since.
 
 Comparing such a model with the unlearned one reveals which rows were deleted (the attack `mia_two_models`).
 """
@@ -8,7 +8,7 @@ from llm_forget.compliance.versions.deletion_check import Deletions
 
 
 def published_with_deleted_rows(ledger: Ledger, request: str) -> list[tuple[str, str]]:
-    """Repository and tag of every push, not withdrawn, of a model that contains rows of a closed request."""
+    """Return repository and tag of each pushed model that contains rows of a closed request and was not withdrawn."""
     deletions, pushes = Deletions(ledger), ledger.events("publish")
     withdrawn = {
         (event.body["repository"], commit)

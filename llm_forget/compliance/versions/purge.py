@@ -1,7 +1,7 @@
-"""Purging a version: its files are removed, its record in the ledger stays.
+"""Purge a version: remove its weights and keep its events in the ledger.
 
 The version in use, and a version that another one is loaded on, cannot be purged. The files are removed before the
-event is appended, so that the ledger never claims more than was done: after a kill in between, purge again.
+event is appended, so that the ledger never claims more than was done. If a purge was killed, purge again.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ class VersionPurge:
     """What a purge removes."""
 
     version: versions.Version
-    files: dict[Path, int]  # with their sizes in bytes
-    remaining: Path | None  # the run, if it still holds weights
+    files: dict[Path, int]  # removed files with their sizes in bytes
+    remaining: Path | None  # folder of the run, if it still holds weights
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """List what a purge would remove; raise EvidenceError for a version in use, needed by others, or purged already."""
+    """Return what a purge would remove; raise EvidenceError if a version is in use, needed by others, or purged."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 
 
 def purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Remove the files of a version and add a ``purge`` event."""
+    """Remove the weights of a version, add a ``purge`` event, and return what was removed."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         plan = _plan_purge(folder, ledger, identity)
         store.remove(folder, plan.version.id)

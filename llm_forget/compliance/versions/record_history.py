@@ -1,4 +1,4 @@
-"""Queries of the ledger: what happened to a record, and what a version was trained on."""
+"""Query the ledger: what happened to a record, and what a version was trained on."""
 
 from collections.abc import Set
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ModelTrail:
     run: str
     versions: list[str]
     learned: list[int]  # numbers of the events in its history that learned the record
-    forgot: list[int]  # those by which it was unlearned since; empty if the model still knows it
+    forgot: list[int]  # numbers of the later events that unlearned it; empty if the model knows it
     purged: bool  # whether all its versions were purged
 
 
@@ -36,10 +36,10 @@ class RecordTrail:
 
 
 def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> RecordTrail:
-    """What the ledger holds about a record.
+    """Return what the ledger holds about a record.
 
     Args:
-        subject: its subject; events that were added without a subject are included in any case.
+        subject: the subject of the record; events that were added without a subject are always included.
 
     Raises:
         EvidenceError: no event is about the record, or its key was destroyed.
@@ -71,9 +71,9 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Rec
 
 @dataclass(frozen=True)
 class VersionLineage:
-    """The history of a version, nearest first, and the closed deletions whose records it contains.
+    """The training history of a version, nearest event first, and the closed deletions that the version contains.
 
-    ``unjudged`` gives the reason if that cannot be determined.
+    ``unjudged`` gives the reason if these deletions cannot be determined.
     """
 
     weights: str
@@ -84,24 +84,24 @@ class VersionLineage:
 
     @property
     def counted(self) -> str:
-        """The unit of `Ledger.record_hashes`, for printing."""
+        """The unit to print after a number of `Ledger.record_hashes`."""
         bodies = [step.event.body for step in self.steps]
         has_subjects = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
         return "hashes (two for each record with a subject)" if has_subjects else "records"
 
     def seqs(self, kind: str) -> list[int]:
-        """Numbers of the events of a kind."""
+        """Return the numbers of the events of one kind."""
         return sorted(step.event.seq for step in self.steps if step.event.kind == kind)
 
 
 def version_lineage(ledger: Ledger, name: str) -> VersionLineage:
-    """The training history of a version.
+    """Return the training history of a version.
 
     Args:
         name: id of a version or a prefix of it, digest of a model's weights, or name of a run in the ledger.
 
     Raises:
-        EvidenceError: no model has this name, or several have.
+        EvidenceError: no model or several models have this name.
     """
     digits = name.removeprefix("sha256:")
     run_by_weights: dict[str, str] = {}
@@ -140,7 +140,7 @@ def _model_trail(
 
 
 def _versions(ledger: Ledger) -> dict[str, dict[str, bool]]:
-    """Ids of the versions of each model, by content digest of the model, and whether each was purged."""
+    """Return, by content digest of each model, the ids of its versions and whether each version was purged."""
     versions_by_weights: dict[str, dict[str, bool]] = {}
     for event in ledger.events("version", "purge"):
         if isinstance(name := event.body.get("id"), str):

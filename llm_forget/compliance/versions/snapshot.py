@@ -1,4 +1,4 @@
-"""The verified content of a finished run or merged model, from which a version is created."""
+"""The verified files and provenance of a finished run or merged model, from which a version is created."""
 
 import fnmatch
 import stat
@@ -15,10 +15,10 @@ from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.models.merging.merge_report import is_merged, read_merged
 
-# Not part of the model: a card with paths of a machine, the logit fingerprint of the first load, the report of a merge,
-# and pickles, which can run code and are never loaded.
+# Files that are not part of a version: a card with paths of this machine, the logit fingerprint of the first load, the
+# report of a merge, hidden files, and pickles, which can run code and are never loaded.
 LEFT_OUT = ("README.md", "effect.json", "merge.json", ".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Keys of a recipe that name data sources (possibly after people) or paths of this machine.
+# Keys of a recipe with names of data sources, which may be names of people, or with paths of this machine.
 PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_path", "output_dir", "oracle")
 
 
@@ -26,14 +26,14 @@ PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_
 class ModelSnapshot:
     """A model on disk with its verified file digests and its provenance."""
 
-    path: Path  # of the run or merged folder
+    path: Path  # folder of the run or merge
     kind: str  # finetune | unlearn | merge
     part: str  # adapter | model
     weights: Path  # folder of the weights
-    digests: dict[str, str]  # of the files in that folder
+    digests: dict[str, str]  # by name of the files in ``weights``
     base: dict[str, Any]  # name and digest of the model it was trained or merged from
     sources: tuple[str, ...]  # content digests of the merged models with a scale above 0
-    base_path: str | None  # name or folder of the model to load it on
+    base_path: str | None  # name or folder of the base model to load it on
     revision: str | None
     settings: dict[str, Any]
     provenance: dict[str, Any]  # content of the version's provenance.json
@@ -45,10 +45,10 @@ class ModelSnapshot:
 
 
 def take_snapshot(path: Path) -> ModelSnapshot:
-    """Snapshot of a finished run or merged folder, after verifying its files.
+    """Return a snapshot of a finished run or merged folder, after verifying its files.
 
     Raises:
-        RunError: the folder is neither, or the run is incomplete.
+        RunError: the folder is neither a run nor a merge, or the run is incomplete.
         EvidenceError: the run holds no weights.
         AdapterRefused: a file was changed since it was written, or is a link.
     """
@@ -56,7 +56,7 @@ def take_snapshot(path: Path) -> ModelSnapshot:
 
 
 def base_run(path: Path) -> Path | None:
-    """Folder of the run or merged model that a run started from; None if its base is neither."""
+    """Return the folder of the run or merged model that a run started from; None if its base is neither."""
     run = Run(path)
     if not run.config_file.is_file():
         return None  # a merged model needs no base
@@ -68,7 +68,7 @@ def base_run(path: Path) -> Path | None:
 
 
 def part_of(folder: Path) -> str:
-    """``model`` or ``adapter``, the part of a run or version that `find_source` loads; raise EvidenceError without."""
+    """Return ``model`` or ``adapter``, the subfolder that holds a run's weights; raise EvidenceError without one."""
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
@@ -78,7 +78,7 @@ def part_of(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Files of a model by their relative path; raise AdapterRefused for a link or special file."""
+    """Return the files of a model by relative path; raise AdapterRefused for a link or special file."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode

@@ -1,22 +1,22 @@
-"""Folders of versions, ``versions/<id>``: created from a run, verified before use, removed by a purge.
+"""Create the folder of a version, ``versions/<id>``, from a run, verify it before use, and remove it in a purge.
 
 A version has the layout of a run, so that all code that reads runs also reads versions::
 
-    version.json       digests of files and base, settings, data as counts and digests; its digest is in the ledger
+    version.json       settings; digests of files, base and data; the ledger has the digest of version.json itself
     adapter/ | model/  the weights; the folder to load
-    run.json           complete; the paths it came from on this machine
+    run.json           state *complete*, and the paths on this machine that the version was created from
     config.yaml        the run's settings without its data; the base of an adapter is the version it was trained on
-    provenance.json    that of the run, without row ids
-    results.json       of the run's last evaluation, if any
+    provenance.json    the provenance of the run, without row ids
+    results.json       results of the run's last evaluation, if any
 
-Small files are copied. Files of at least `LINKED` bytes, the weights of a full model, become hard links where the file
-system allows it: adding needs no disk space, and the run can be deleted. A reference would break with the run; a copy
-of every full model would fill the disk. The drawback is that writing *into* the run's file changes the version as well:
-a switch compares digests and refuses such a version. This package never writes into finished weights. To be quick, a
-rollback does not read large files again that are unchanged since the last comparison (`verify_files`).
+Small files are copied. Files of at least `LINKED` bytes, such as the weights of a full model, become hard links if the
+file system allows it: they need no disk space, and remain if the run is deleted. The drawback is that writing *into*
+the run's file changes the version as well. This package never writes into finished weights, and a switch compares
+digests and refuses a changed version. A rollback is quicker: it does not read large files again that are unchanged
+since the last comparison (`verify_files`).
 
-Row ids are left out, since they may be names of people, and so are the records of an evaluation, which hold text. The
-version of a model that `merge` wrote has the same layout, as if a run of kind ``merge`` had written it.
+A version has no row ids, which may be names of people, and no records of an evaluation, which hold text. A model that
+`merge` wrote becomes a version as if a run of kind ``merge`` had written it.
 """
 
 import errno
@@ -41,28 +41,28 @@ from llm_forget.core.formats.run import Provenance, RunState
 from llm_forget.core.strict_json import canonical_digest
 
 FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
-SETTLED = 2_000_000_000  # ns after which a further change gets another time stamp on any file system
+SETTLED = 2_000_000_000  # nanoseconds after which a new change gets another time stamp on any file system
 LINKED = 64 << 20  # bytes from which a file is linked, if possible
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 Mark = tuple[str | None, int, int, int, int]  # digest, size, inode, times of content and metadata in ns
 
 
 def folder_of(evidence: Path, identity: str) -> Path:
-    """Folder of a version."""
+    """Return the folder of a version."""
     return evidence / FOLDER / identity
 
 
 def writable(evidence: Path) -> bool:
-    """Whether this user may change versions."""
+    """Return whether this user may change versions."""
     folder = evidence / FOLDER
     return os.access(folder if folder.exists() else evidence, os.W_OK)
 
 
 @contextmanager
 def locked(evidence: Path) -> Iterator[None]:
-    """Take an exclusive lock for adding, switching or purging; removes temporary files of killed processes.
+    """Hold the lock for adding, switching or purging versions, and remove temporary files of killed processes.
 
-    Does nothing if the user may only read.
+    This does nothing if the user may only read the versions.
     """
     import fcntl  # not on Windows
 
@@ -79,7 +79,7 @@ def locked(evidence: Path) -> Iterator[None]:
 
 
 def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
-    """Content of version.json; contains nothing that would differ if the same run were added again."""
+    """Return the content of version.json; adding the same run again gives the same content."""
     content = {
         "format": Version.FORMAT,
         "kind": snapshot.kind,
@@ -90,11 +90,11 @@ def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
         "config": snapshot.settings,
         "provenance": snapshot.provenance,
     }
-    return json.loads(json.dumps(content, default=str))  # as a reader of the file gets it
+    return json.loads(json.dumps(content, default=str))  # the same types as in the content read from the file
 
 
 def create(evidence: Path, identity: str, content: dict[str, Any], snapshot: ModelSnapshot, parent: str | None) -> None:
-    """Create the folder of a version atomically; it is on disk when this returns.
+    """Create the folder of a version atomically and flush it to disk.
 
     Args:
         content: see `version_content`.
@@ -166,7 +166,7 @@ def _sync(path: Path) -> None:
 
 
 def content_of(evidence: Path, identity: str) -> dict[str, Any]:
-    """Content of version.json; raise EvidenceBroken if it is missing or damaged."""
+    """Return the content of version.json; raise EvidenceBroken if it is missing or damaged."""
     path = folder_of(evidence, identity) / VERSION
     try:
         return formats.read_content(path, Version, advice="add the run of this version again", error=EvidenceBroken)
@@ -212,7 +212,7 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
 
 
 def _mark(path: Path, digest: str | None) -> Mark | None:
-    """Digest and file status of a large file; None if it is small, or too new for a later change to be visible."""
+    """Return the mark of a large file; None if it is small, or so new that a change might keep its time stamps."""
     status = path.lstat()
     if status.st_size < LINKED or time.time_ns() - status.st_ctime_ns < SETTLED:
         return None
@@ -220,19 +220,19 @@ def _mark(path: Path, digest: str | None) -> Mark | None:
 
 
 def _compared(evidence: Path) -> dict[str, Mark]:
-    """Marks of large files at their last comparison; if the file is lost, all are read again."""
+    """Return the marks of large files at their last comparison; empty if ``.compared.json`` is missing or damaged."""
     record = formats.read_if_valid(evidence / FOLDER / COMPARED, ComparedFiles)
     return record.files if record is not None else {}
 
 
 def source_paths(evidence: Path, identity: str) -> dict[str, Any]:
-    """``run``, ``weights`` and ``beneath`` as paths on this machine; empty if the folder is missing."""
+    """Return the paths that a version was created from: ``run``, ``weights``, ``beneath``; empty without run.json."""
     path = folder_of(evidence, identity) / "run.json"
     return formats.read_content(path, RunState, error=EvidenceBroken) if path.is_file() else {}
 
 
 def write_config(evidence: Path, identity: str, parent: str | None) -> None:
-    """Rewrite config.yaml if needed, so that a version loads from wherever the evidence folder is now."""
+    """Rewrite config.yaml if the evidence folder was moved, so that the version still loads."""
     folder = folder_of(evidence, identity)
     _write_config(folder, folder.parent, content_of(evidence, identity), parent)
 
@@ -247,7 +247,7 @@ def _write_config(folder: Path, others: Path, content: dict[str, Any], parent: s
 
 
 def copy_results(evidence: Path, identity: str, snapshot: ModelSnapshot) -> None:
-    """Copy evaluation results that exist and differ from those of the version."""
+    """Copy the evaluation results of the run to the version, if they exist and differ from its present ones."""
     for source in snapshot.result_files:
         target = folder_of(evidence, identity) / source.name
         if source.is_file() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
@@ -268,11 +268,11 @@ def remove(evidence: Path, identity: str) -> None:
 
 
 def read_pointer(evidence: Path) -> CurrentVersion | None:
-    """Content of current.json; None if it is missing or damaged, so that it is written again."""
+    """Return the content of current.json; None if it is missing or damaged, so that `locked_ledger` writes it again."""
     return formats.read_if_valid(evidence / FOLDER / POINTER, CurrentVersion)
 
 
 def write_pointer(evidence: Path, content: CurrentVersion) -> None:
-    """Replace current.json atomically; it is on disk when this returns."""
+    """Replace current.json atomically and flush it to disk."""
     formats.write(evidence / FOLDER / POINTER, content)
     _sync(evidence / FOLDER)

@@ -1,13 +1,13 @@
-"""Versions of a model: added once, switched by one pointer, and never switched to one that contains deleted data.
+"""Versions of a model. A pointer names the version in use, and never moves to a version that contains deleted data.
 
 The id of a version is the first 12 digits of its content digest (`models.digest`: base, lower adapters, own files), so
-the same content added twice is one version. The runs that an adapter was trained on are added with it, since it cannot
-be loaded without them. `store` documents the files; `deletion_check` defines which versions contain deleted data.
+the same content added twice is one version. The runs that an adapter was trained on are added, too, since the adapter
+cannot be loaded without them. `store` documents the files, `deletion_check` which versions contain deleted data.
 
-The ledger is authoritative: a switch verifies all digests, appends an event, then moves the pointer
-``versions/current.json``. If it is killed after the event, the next command moves the pointer. The pointer is a file
-that is replaced atomically, not a symbolic link: reading several files through a link that moves meanwhile would mix
-two models. Folders of versions never change, so read the pointer once and load from the folder that it names.
+The ledger determines the version in use: a switch verifies all digests, appends an event, then moves the pointer
+``versions/current.json``. If the process is killed after the event, the next command moves the pointer. The pointer is
+a file that is replaced atomically, not a symbolic link: reading several files through a link while it moves would
+mix two models. Folders of versions never change, so read the pointer once and load from the folder that it names.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Version:
     id: str
     added: str  # time, UTC
     run: str
-    kind: str  # of the run
+    kind: str  # kind of the run
     part: str  # "adapter" | "model"
     weights: str  # content digest of the whole model
     parent: str | None  # id of the version that its run started from
@@ -49,7 +49,7 @@ class Version:
 
 @contextmanager
 def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
-    """Lock the versions of an evidence folder and open its ledger; finishes the switch of a killed process.
+    """Lock the versions of an evidence folder, open its ledger, and finish the switch of a killed process.
 
     Raises:
         EvidenceError: there is no ledger.
@@ -67,7 +67,7 @@ def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tup
 
 
 def read_versions(ledger: Ledger) -> dict[str, Version]:
-    """The versions in a ledger by id, in the order in which they were added."""
+    """Return the versions in a ledger by id, in the order in which they were added."""
     versions_by_id: dict[str, Version] = {}
     for event in ledger.events("version", "purge"):
         body = event.body
@@ -81,7 +81,7 @@ def read_versions(ledger: Ledger) -> dict[str, Version]:
 
 
 def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
-    """Find a version by its id or a prefix of it; raise EvidenceError unless exactly one matches."""
+    """Return the version whose id starts with ``identity``; raise EvidenceError unless exactly one does."""
     matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
         return versions_by_id[matching[0]]
@@ -90,9 +90,9 @@ def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
 
 
 def add_version(evidence: str | Path, run: str | Path | Run) -> str:
-    """Add a finished run to the ledger, store its model as a version, and return the id. Idempotent.
+    """Add a finished run to the ledger, store its model as a version, and return the id.
 
-    A run that started from another run adds that run first. Evaluation results are copied each time.
+    If the run started from another run, that run is added first. Adding a run again only copies new evaluation results.
 
     Raises:
         RunError: the run is incomplete.
@@ -138,7 +138,7 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
 
 
 def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
-    """Content of version.json if all files of the version are intact, else None."""
+    """Return the content of version.json; None if a file of the version is missing or changed."""
     try:
         return None if version.purged else store.verify_files(evidence, version.id, version.about)
     except (AdapterRefused, EvidenceBroken):
@@ -146,15 +146,15 @@ def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
 
 
 def _comparable(content: dict[str, Any]) -> tuple[Any, ...]:
-    """What two runs with the same weights must share; manifest.json is excluded, since later releases extend it."""
+    """Return what two runs with equal weights must share; manifest.json may differ, since later releases extend it."""
     files = {name: digest for name, digest in content["files"].items() if name != "manifest.json"}
     return files, content["provenance"]["data"]
 
 
 def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version | None:
-    """The version that a run started from, added if it is missing; None if its base is not a run.
+    """Return the version that a run started from, and add it if it is missing; None if its base is not a run.
 
-    For a merged model, the version of a merged source or of the base, if one exists; the merge loads without it.
+    A merged full model loads without its sources: return the version of a source or of the base only if one exists.
     """
     by_weights = {version.weights: version for version in read_versions(ledger).values()}
     if snapshot.sources and snapshot.part == "model":
@@ -165,7 +165,7 @@ def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version 
     base, location = snapshot.base["digest"], base_run(snapshot.path)
     if base in by_weights and _intact_content(evidence, by_weights[base]) is not None:
         return by_weights[base]
-    # The folder of a version whose files are gone cannot restore them.
+    # A version with missing files cannot be restored from its own folder.
     if location is None or location.parent.resolve() == (evidence / store.FOLDER).resolve():
         return by_weights.get(base)
     added = _add(evidence, ledger, location)
@@ -177,13 +177,13 @@ def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version 
 
 
 def current(evidence: str | Path) -> str | None:
-    """Id of the version in use, or None."""
+    """Return the id of the version in use, or None."""
     with locked_ledger(evidence) as (_, ledger):
         return current_id(ledger)
 
 
 def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]:
-    """Every version, whether it is in use, and the requests whose deleted records it contains."""
+    """Return every version, whether it is in use, and the requests whose deleted records it contains."""
     with locked_ledger(evidence) as (_, ledger):
         in_use, deletions = current_id(ledger), Deletions(ledger)
         return [
@@ -192,10 +192,10 @@ def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]
 
 
 def path_of(evidence: str | Path, identity: str | None = None) -> Path:
-    """The folder to load a version from, by default that in use; usable as a model name.
+    """Return the folder to load a version from (default: the version in use); it is valid as a model name.
 
     Raises:
-        EvidenceError: no such version, none is in use, or it was purged.
+        EvidenceError: the version does not exist or was purged, or no version is in use.
     """
     with locked_ledger(evidence) as (folder, ledger):
         versions_by_id = read_versions(ledger)
@@ -209,7 +209,7 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
 
 
 def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
-    """By id: why a version must not be used (it contains deleted data, or that cannot be determined)."""
+    """Return by id why a version must not be used: it contains deleted data, or this cannot be determined."""
     with locked_ledger(evidence) as (_, ledger):
         deletions = Deletions(ledger)
         reasons = ((version.id, exclusion_reason(deletions, version)) for version in read_versions(ledger).values())
@@ -217,7 +217,7 @@ def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
 
 
 def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
-    """Why a version must not be used; None if it contains no deleted data."""
+    """Return why a version must not be used; None if it contains no deleted data."""
     if deleted := deletions.contained_in(version.weights):
         return _deletion_sentence(deleted)
     unjudged = deletions.unjudged(version.weights)
@@ -225,15 +225,15 @@ def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
 
 
 def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
-    """Make a version the one in use and return its id; nothing changes if it is in use already.
+    """Switch to a version and return its id; nothing changes if it is in use already.
 
     Args:
         identity: id of a version, or a prefix of it.
         unjudged: accept a version for which deleted data cannot be ruled out; see `deletion_check`.
 
     Raises:
-        EvidenceError: no such version, it was purged, or it contains deleted data; names the newest that does not.
-        AdapterRefused: a file of the version, or of one it is loaded on, was changed.
+        EvidenceError: the version is missing, purged, or contains deleted data; the message names the newest clean one.
+        AdapterRefused: a file of the version, or of a version that it is loaded on, was changed.
         EvidenceBroken: the ledger or a version.json was altered.
     """
     with locked_ledger(evidence) as (folder, ledger):
@@ -258,7 +258,7 @@ def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: boo
 
 
 def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accepted: bool) -> str:
-    ledger.verify()  # a deletion could have been removed from it
+    ledger.verify()  # a deletion could have been removed from the ledger
     versions_by_id = read_versions(ledger)
     _refuse_purged(version)
     deletions = Deletions(ledger)
@@ -286,7 +286,7 @@ def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accep
 
 
 def load_chain(versions_by_id: dict[str, Version], version: Version) -> list[Version]:
-    """A version and the versions that it is loaded on, nearest first."""
+    """Return a version and the versions that it is loaded on, nearest first."""
     chain = [version]
     while chain[-1].part == "adapter" and (parent := chain[-1].parent) is not None:
         chain.append(versions_by_id[parent])
@@ -312,7 +312,7 @@ def _deletion_sentence(deletions: list[Event]) -> str:
 
 
 def requests_of(deletions: list[Event]) -> list[str]:
-    """Ids of the requests of closed deletions."""
+    """Return the ids of the requests that these events closed."""
     return [str(event.body.get("request", f"event {event.seq}")) for event in deletions]
 
 
@@ -325,13 +325,13 @@ def _pointer_to(event: Event) -> CurrentVersion:
 
 
 def current_id(ledger: Ledger) -> str | None:
-    """Id of the version in use, or None."""
+    """Return the id of the version in use, or None."""
     used = _usage_stack(ledger)
     return used[-1] if used else None
 
 
 def _usage_stack(ledger: Ledger) -> list[str]:
-    """The versions that repeated rollbacks return to, the one in use last; a rollback drops what it leaves."""
+    """Return the versions that repeated rollbacks return to, the one in use last; a rollback removes later ones."""
     used: list[str] = []
     for event in _switches(ledger):
         identity = event.body["id"]

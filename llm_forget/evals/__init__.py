@@ -1,1 +1,1 @@
-"""Evaluation: suites, records, metrics, and the bounds and policies that turn numbers into answers."""
+"""Evaluation: suites, records, metrics, and the bounds and policies that decide whether the numbers are acceptable."""

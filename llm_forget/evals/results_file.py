@@ -32,7 +32,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Whether results.json holds this very definition of the suite, measured on all rows and without overrides."""
+    """Whether results.json holds the suite in its current definition, measured on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -44,7 +44,7 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 
 
 def is_measured(merged: Merged) -> bool:
-    """Whether the results of a merged model were measured on its weights: with its adapter, or merged in any dtype."""
+    """Whether the folder's results were measured on its weights, loaded as its run's config says or in any dtype."""
     from llm_forget.core.config import model_part
     from llm_forget.core.unsupported_keys import DTYPES
     from llm_forget.models.digest import identity_of

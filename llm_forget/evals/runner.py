@@ -194,14 +194,14 @@ class _Session:
         return metrics[task.metric]
 
     def _run_file(self, role: str, work: Work, key: str) -> Path | None:
-        """Return the path of a probe's records in the run; the digest in it differs for same-named probes of suites."""
+        """Return the path of a probe's records in the run; it has a digest, as two suites may share a probe name."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
         return same[0] if same else self.folder / role / f"{work.probe.name}-{key[:12]}.jsonl"
 
     def _run(self, evaluated: EvaluatedModel, role: str, work: Work, writer: RecordWriter) -> list[Any]:
-        # Only this function may hold the model: any longer reference would keep it in memory beside the next one.
+        # Only this function may hold the model: a longer-lived reference would keep two models in memory.
         done, share = len(writer.available()), len(writer.missing())
         name = f"{role}/{work.probe.name}"
         vllm = evaluated.generates_with_vllm(work)

@@ -60,8 +60,7 @@ def mean(rows: Rows | float) -> float:
 def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> Summary:
     """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval, in the rows' unit.
 
-    Without scored rows the mean is NaN. With one scored row or an infinite mean there is no interval. If all rows are
-    equal, the interval has width 0.
+    Without scored rows the mean is NaN. One scored row or an infinite mean has no interval; equal rows have width 0.
     """
     values = scored(np.asarray(rows, dtype=np.float64))  # [n]
     n, unscored = len(values), len(rows) - len(values)

@@ -33,7 +33,7 @@ from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.verdict import Bound, parse_bound
 
 GOALS = get_args(Goal)
-OTHERS = ("oracle", "before")  # a metric's input oracle_x is what the oracle has as input x; before_x: the target
+OTHERS = ("oracle", "before")  # a metric's input oracle_x is the input x of the oracle, before_x that of the target
 RECORDS = {
     "logprobs": "TokenRecord",
     "judge": "TokenRecord",
@@ -133,7 +133,7 @@ def load_suite(name: str | Path) -> Suite:
 
     Raises:
         MissingFileError: there is neither such a file nor a shipped suite of that name.
-        EvaluationError: invalid YAML; an unknown key, metric or parameter; or an input that no earlier line defines.
+        EvaluationError: invalid YAML; an unknown key, metric or parameter; or an input that is not defined earlier.
     """
     path = resources.resolve("eval", str(name))
     try:
@@ -269,7 +269,7 @@ def _task(name: str, content: Any, where: str) -> Task:
 
 
 def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
-    """Refuse a list for an input that takes one name, and one name for a list; unannotated inputs accept both."""
+    """Refuse a list where the metric takes one name, and the reverse; an input without annotation accepts both."""
     annotation = _annotation(entry, name)
     if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
@@ -283,7 +283,7 @@ def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
 def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
-    """Refuse a probe or line whose records or values do not fit the input's annotation; without one, all fit."""
+    """Refuse a probe or line that does not fit the input's annotation; an input without annotation accepts all."""
     annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
     record = next((name for name in RECORDS.values() if name in annotation), None)

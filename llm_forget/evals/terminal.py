@@ -39,7 +39,7 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
-    """Describe the repetition and perplexity of answers to forget rows that far exceed the oracle's, else None."""
+    """Describe the repetition and perplexity of answers to forget rows if far above the oracle's; otherwise None."""
     damages = []
     for quality, factor, margin in (("repetition", 1, 0.1), ("perplexity", 5, 0)):
         line = metrics.get(f"forget_{quality}")
@@ -69,7 +69,7 @@ def _marked(name: str, line: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Table:
-    """Return an empty table with a column of names and columns of numbers; add a footnote if a line needs its mark."""
+    """Return an empty table with columns of numbers, and a footnote if a line is one choice of several (``*``)."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("metric", no_wrap=True)
     for column in columns:

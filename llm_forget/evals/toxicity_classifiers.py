@@ -14,7 +14,7 @@ from llm_forget.core.registry import Entry, Registry
 Classifier = Callable[[list[str]], list[float]]
 
 DEFAULT = "alt-profanity-check"
-LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # of the toxic label, preferred first
+LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # names of a toxic label, preferred first
 
 
 def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) -> Classifier:

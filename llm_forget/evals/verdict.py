@@ -151,7 +151,7 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
 
 
 def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
-    """Whether a verdict of results.json is yes for the target too, although it compares with the oracle."""
+    """Whether a verdict that compares with the oracle is yes for the target too, so there was nothing to forget."""
     like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 

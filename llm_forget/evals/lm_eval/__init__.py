@@ -1,1 +1,1 @@
-"""Tasks of lm-eval, and a runner for models in memory."""
+"""Run tasks of lm-eval (lm-evaluation-harness) on models in memory."""

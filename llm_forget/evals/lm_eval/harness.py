@@ -1,7 +1,7 @@
 """Run lm-eval in this process on a model in memory, with its adapter on or off; nothing is reloaded or merged.
 
-Tasks are ours (``eval/lm_eval``, also for the ``lm_eval`` command) or any task of lm-eval. Only numbers are returned:
-no sample is stored, and lm-eval's logging, which may quote rows, is off.
+It runs our own tasks (``eval/lm_eval``) and every task of lm-eval. Only numbers are returned: no sample is stored, and
+lm-eval's logging, which may quote rows, is off.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from llm_forget.evals.lm_eval.tasks import check_tasks, load_tasks, quiet
 from llm_forget.evals.probes.probes import fits
 from llm_forget.logprobs.logprobs import evaluation_mode
 
-RESAMPLES = 1000  # lm-eval bootstraps standard errors without a formula, such as that of perplexity
+RESAMPLES = 1000  # for standard errors that have no formula, such as that of perplexity
 Z_95 = 1.96
 _STDERR = "_stderr"
 _REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")  # request types of lm-eval
-ON_CPU = 16  # maximum batch size on a CPU, where running out of memory kills the process, so no retry is possible
+ON_CPU = 16  # maximum batch size on a CPU: running out of memory there kills the process, so no retry is possible
 Result = TypeVar("Result")
 Callback = Callable[[int], None] | None
 
@@ -50,24 +50,24 @@ def run_lm_eval(
 
     Args:
         model: a causal language model, with or without PEFT adapters, on its device. Training flags, random states and
-            the tokenizer are restored.
+            the tokenizer are restored afterwards.
         tasks: names of tasks, groups or tags.
-        num_fewshot: worked examples before each question; default: the task's. A task with 0 keeps 0.
-        limit: number of rows of each task, from its start (of a group: of each of its tasks), as in lm-eval.
-        batch_size: at most 16 on a CPU; halved if memory runs out.
+        num_fewshot: worked examples before each question; default: the task's number. A task that sets 0 keeps 0.
+        limit: use only the first rows of each task, this number of them, as in lm-eval.
+        batch_size: batch size, lowered to 16 on a CPU and halved if memory runs out.
         data_path: folder with the data of our tasks; default: the Hub. Tasks of lm-eval always use the Hub.
-        seed: of sampled worked examples and generations.
-        expect, advance: called with the number of upcoming requests and of answered ones.
+        seed: seed of sampled worked examples and generations.
+        expect, advance: ``expect`` is called with the number of requests to come, ``advance`` with 1 for each answer.
 
     Returns:
         By ``task.metric`` (``task.metric,filter`` if lm-eval filters generations): ``value`` (None if not finite),
-        ``stderr`` and ``ci`` (95 %, normal, for means only; None if lm-eval has none), ``n`` rows,
-        ``higher_is_better``. A group has its own lines besides those of its tasks; its ``n`` is the sum of theirs.
+        ``stderr``, ``ci`` (95 %, normal; None unless the value is a mean with a standard error), ``n`` (number of
+        rows) and ``higher_is_better``. A group has an entry as well as its tasks; its ``n`` is the sum of theirs.
 
     Raises:
         EvaluationError: see `check_tasks`; several processes, a limit or batch size below 1, or no chat template.
-        FileNotFoundError: ``data_path`` lacks a task's file.
-        NotEnoughMemoryError: a single sequence does not fit.
+        FileNotFoundError: ``data_path`` lacks the file of a task.
+        NotEnoughMemoryError: memory runs out even with a single sequence.
     """
     refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -77,7 +77,7 @@ def run_lm_eval(
     check_tasks(tasks, data_path)
 
     def attempt(size: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        # Reload the tasks for every attempt: a task counts the worked examples that it has drawn.
+        # Reload the tasks for every attempt: a task keeps count of the worked examples that it has drawn.
         with quiet(), _state_restored(model), _seeded(seed):
             loaded = load_tasks(tasks, data_path)
             for task in loaded["tasks"].values():
@@ -90,7 +90,7 @@ def run_lm_eval(
 
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
-    """Retry ``attempt`` with half the batch size if memory runs out; lm-eval puts the longest batch first."""
+    """Call ``attempt``, and again with half the batch size if memory runs out; lm-eval runs the longest batch first."""
     results: list[Result] = []
     while not fits(lambda size: results.append(attempt(size)), batch_size):
         if batch_size == 1:
@@ -102,7 +102,7 @@ def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> 
 
 
 def _as_lm(model: Any, tokenizer: Any, batch_size: int, expect: Callback, advance: Callback) -> Any:
-    """Wrap the model for lm-eval, with progress callbacks."""
+    """Wrap the model for lm-eval, so that it calls ``expect`` and ``advance`` (see `run_lm_eval`)."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
@@ -135,7 +135,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
             apply_chat_template=apply_chat_template, fewshot_as_multiturn=apply_chat_template,
         )  # fmt: skip
     except AssertionError:
-        # lm-eval raises a bare AssertionError for an answer that does not fit.
+        # lm-eval raises an AssertionError without text if an answer is too long for the model.
         raise EvaluationError(
             f"lm-eval cannot score {', '.join(loaded['tasks'])}: a prompt is empty, or an answer is longer than the "
             f"{lm.max_length} tokens the model reads; remove the task"
@@ -144,7 +144,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set the worked examples as ``lm_eval`` does: a task with 0 (its prompt contains examples) keeps 0."""
+    """Set the number of worked examples as ``lm_eval`` does: a task that sets 0 has them in its prompt and keeps 0."""
     default = task.config.num_fewshot
     if default != 0:
         task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else default or 0)
@@ -174,13 +174,13 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
 
 
 def _finite(value: Any) -> float | None:
-    """The value as a float, or None: lm-eval writes "N/A" for a missing standard error, a broken model gives NaN."""
+    """Return a finite number as a float, else None: a broken model gives NaN, a missing standard error is "N/A"."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _state_restored(model: torch.nn.Module) -> Iterator[None]:
-    """Restore training flags, and disable weight tying: transformers fails for an adapter on a tied layer."""
+    """Disable weight tying, which fails if a tied layer has an adapter; restore it and training flags at the end."""
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
     try:
         with evaluation_mode(model):
@@ -191,7 +191,7 @@ def _state_restored(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed all random states that a task may use, and restore them."""
+    """Seed the random states that a task may use, and restore them at the end."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)

@@ -1,6 +1,6 @@
-"""Tasks of lm-eval: checks, loading, and content keys of their results. No model is used.
+"""Check and load lm-eval tasks, and compute the content keys of their results; no model is used.
 
-Our tasks are in ``eval/lm_eval``, for the ``lm_eval`` command too; every task of lm-eval is supported.
+A task is one of our own, defined in ``eval/lm_eval`` (the ``lm_eval`` command can use them too), or any of lm-eval's.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from llm_forget.core.registry import did_you_mean
 
 
 def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
-    """Refuse tasks that do not exist or whose file is not in ``data_path``, before a model is loaded.
+    """Refuse unknown tasks and tasks without their data file; call this before a model is loaded.
 
     Raises:
-        EvaluationError: the task is neither in ``eval/lm_eval`` nor in lm-eval; the text suggests the nearest name. Or
-            the task reads your own file and ``data_path`` is missing.
-        FileNotFoundError: ``data_path`` lacks a task's file.
+        EvaluationError: neither ``eval/lm_eval`` nor lm-eval has the task (the message suggests the nearest name), or
+            the task reads a file of your own and no ``data_path`` is given.
+        FileNotFoundError: ``data_path`` lacks the file of a task.
     """
     for task in tasks:
         entry = _entry(task)
@@ -35,10 +35,10 @@ def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
 
 
 def check_metric(task: str, metric: str) -> None:
-    """Refuse a metric (``acc`` or ``exact_match,strict-match``) that the task's configuration does not list.
+    """Refuse a metric, such as ``acc`` or ``exact_match,strict-match``, that the task's configuration does not list.
 
     Raises:
-        EvaluationError: see `check_tasks`; or the task has no such metric, and the text lists its metrics.
+        EvaluationError: the task is unknown or has no such metric; the message suggests a name.
     """
     content = _entry(task).cfg or {}
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
@@ -56,10 +56,10 @@ def task_key(
     seed: int = 0,
     apply_chat_template: bool = False,
 ) -> str:
-    """Content key of a task with its settings; together with the digest of a model it identifies a result.
+    """Return the content key of a task with its settings; with the digest of a model, it identifies a result.
 
-    The key covers the version of lm-eval, the definition of the task and, for our tasks, their code and local data.
-    Data on the Hub is assumed not to change.
+    The key covers the version of lm-eval and, for our tasks, also the definition, the code and local data. Data on the
+    Hub is assumed not to change.
 
     Raises:
         EvaluationError, FileNotFoundError: see `check_tasks`.
@@ -70,7 +70,7 @@ def task_key(
     entry, ours = _entry(task), task in _ours()
     return content_key(
         task=task,
-        # Names of functions contain the path of their file, which differs between machines.
+        # A function's name contains the path of its file, which differs between machines.
         definition=_without_folder(_definitions(entry)) if ours else None,
         code=file_digest(task_folder() / "sources.py") if ours else None,
         data=[file_digest(path) for path in _data_files(entry, data_path)] if ours else None,
@@ -80,12 +80,12 @@ def task_key(
 
 
 def task_folder() -> Path:
-    """Folder of our task files, for ``lm_eval --include_path``."""
+    """Return the folder of our tasks; ``lm_eval --include_path`` accepts it."""
     return resources.folder("eval") / "lm_eval"
 
 
 def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
-    """Load tasks and groups by name. Only our tasks get the data path; some tasks of lm-eval do not accept it.
+    """Load tasks and groups by name. Only our tasks get the data path, as some tasks of lm-eval do not accept it.
 
     Raises:
         EvaluationError, FileNotFoundError: see `check_tasks`; or two of ``tasks`` contain the same task.
@@ -102,7 +102,7 @@ def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Disable bars, prints and logging (a warning about a label quotes the row), and bootstrap worker processes."""
+    """Silence lm-eval, whose warnings may quote a row, and keep it from starting processes for its bootstrap."""
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -119,7 +119,7 @@ def quiet() -> Iterator[None]:
 
 @functools.cache
 def _ours() -> Mapping[str, Any]:
-    """Our tasks by name."""
+    """Return our tasks by name."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
@@ -129,7 +129,7 @@ def _ours() -> Mapping[str, Any]:
 
 @functools.cache
 def _their_manager() -> Any:
-    """The 14,000 tasks of lm-eval; reading them takes seconds, so only on demand."""
+    """Return the manager of lm-eval's 14,000 tasks; it is loaded on demand, because that takes seconds."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
@@ -142,14 +142,14 @@ def _entry(task: str) -> Any:
     theirs: Mapping[str, Any] = _their_manager().task_index
     if task in theirs:
         return theirs[task]
-    # Suggest ours first: one of 14,000 names is always near.
+    # Suggest one of our names if any is similar: among lm-eval's 14,000 names one is always similar.
     near = did_you_mean(task, _ours())
     near = near if near.startswith("did you mean") else did_you_mean(task, theirs)
     raise EvaluationError(f"no lm-eval task is called '{task}'; {near}")
 
 
 def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
-    """Files in ``data_path`` of one of our tasks or groups; none if it reads the Hub."""
+    """Return the files in ``data_path`` that one of our tasks or groups reads; an empty list if it reads the Hub."""
     if "group" in entry.cfg:
         return [path for task in entry.cfg["task"] for path in _data_files(_ours()[task], data_path)]
     metadata = entry.cfg["metadata"]
@@ -162,7 +162,7 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
 
 
 def _definitions(entry: Any) -> list[Any]:
-    """Configuration of a task, or of a group and its tasks."""
+    """Return the configuration of a task, or those of a group and its tasks."""
     tasks = entry.cfg["task"] if "group" in entry.cfg else []
     return [entry.cfg, *(_ours()[task].cfg for task in tasks)]
 
@@ -177,7 +177,7 @@ def _without_folder(content: Any) -> Any:
 
 @functools.cache
 def _sources() -> ModuleType:
-    """The code of our tasks. It is in their folder, where ``lm_eval`` expects it, and not in the package."""
+    """Import the code of our tasks from their folder, where ``lm_eval`` expects it; it is not part of the package."""
     spec = importlib.util.spec_from_file_location("llm_forget_lm_eval_sources", task_folder() / "sources.py")
     assert spec is not None
     assert spec.loader is not None

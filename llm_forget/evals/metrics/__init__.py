@@ -1,9 +1,9 @@
 """Metrics: arithmetic on the records of probes and on other metrics, one per file.
 
-The inputs of a metric (positional arguments) are the records of a probe, the per-row values of a line above, or a list
-of those; an input called ``oracle_x`` or ``before_x`` receives the ``x`` of the oracle or of the target. A metric
-returns one value per row (``[N]``, NaN = unscored), one number for the split, or an `Estimate`, a number with its own
-interval. The goal of a line belongs to the suite, not to the metric.
+The inputs of a metric (positional arguments) are the records of a probe, the per-row values of an earlier line, or a
+list of such values. An input called ``oracle_x`` receives the input ``x`` of the oracle, and ``before_x`` that of the
+target. A metric returns one value per row (``[N]``, NaN = unscored), one number for the split, or an `Estimate`, which
+is a number with its interval. The suite, not the metric, sets the goal of a line.
 """
 
 import importlib

@@ -11,14 +11,14 @@ ONE_CHOICE = "one choice of several"
 
 @dataclass(frozen=True)
 class Metric(Entry):
-    """A metric and what readers of results need to know of it."""
+    """A metric, and the properties that decide how tables, charts and comparisons show it."""
 
     one_choice: bool = False  # combines other lines in one of several possible ways; every table marks it
-    utility: bool = False  # of the whole model: compared with forgetting in the plane and in `compare`
-    about_text: bool = False  # measures the quality of the text: no distance to the oracle, no excess of an attack
-    two_sided: bool = False  # both sides of the oracle's value reveal the rows: no excess of an attack
-    needs_target: bool = False  # the attack compares with the target, so it succeeds even on the oracle: no distance
-    chart: Literal["", "distribution", "bars"] = ""  # that the report draws of the forget rows
+    utility: bool = False  # measures the whole model; compared with forgetting in the plane and in `compare`
+    about_text: bool = False  # measures text quality, so no distance to the oracle or excess of an attack is shown
+    two_sided: bool = False  # values on both sides of the oracle's reveal the rows, so no excess is shown
+    needs_target: bool = False  # uses the target, so it succeeds even on the oracle, and no distance is shown
+    chart: Literal["", "distribution", "bars"] = ""  # kind of chart that the report draws for the forget rows
 
 
 METRICS = Registry("metric", Metric)
@@ -27,13 +27,13 @@ _UNREGISTERED = Metric("metric", "", float)
 
 
 def metric_of(line: Mapping[str, Any], name: str = "") -> Metric:
-    """The metric of a line of results.json or attack.json, or else the one of the line's name.
+    """Return the metric of a line of results.json or attack.json, or the metric called ``name`` if it has no such key.
 
-    One of another package has no properties.
+    For a metric of another package, return one without properties.
     """
     return METRICS.find(line.get("metric", name)) or _UNREGISTERED
 
 
 def is_one_choice(line: Mapping[str, Any]) -> bool:
-    """Whether a line is a score that combines other lines in one of several ways."""
+    """Whether a line is a score that combines other lines in one of several possible ways."""
     return metric_of(line).one_choice

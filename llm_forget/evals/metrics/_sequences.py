@@ -1,4 +1,4 @@
-"""Words and common parts of two sequences, shared by several metrics."""
+"""Split texts into words and find the common parts of two sequences; several metrics use these functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
 def words(text: str) -> list[str]:
     """Split a text into runs of letters, digits and underscores, case-folded.
 
-    It works for any script, but a script without spaces gives long runs: use `character_overlap` there.
+    In a script without spaces such runs are long; use `character_overlap` for it.
     """
     return re.findall(r"\w+", text.casefold())
 
@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
 def over_samples(
     generations: Sequence[GenerationRecord], score: Callable[[GenerationRecord], float], over: str = "mean"
 ) -> Rows:
-    """Score each text and take the ``mean`` or ``max`` over the scored samples of a row: ``[N]``, NaN without any.
+    """Score each text, and return the ``mean`` or ``max`` over the scored samples of each row: ``[N]``, NaN if none.
 
     A broken record (NaN or infinite logits) is unscored.
 
@@ -46,9 +46,9 @@ def common_words(
     normalise: bool,
     over: str,
 ) -> Rows:
-    """Number of words common to reference and generation, or their share of the reference; ``[N]``.
+    """Return for each row the number of words that ``common`` finds in both reference and generation; ``[N]``.
 
-    A reference without words is unscored, an empty generation 0.
+    With ``normalise``, divide by the words of the reference. A reference without words is unscored; an empty text is 0.
     """
 
     def score(record: GenerationRecord) -> float:
@@ -61,12 +61,12 @@ def common_words(
 
 
 def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Length of the longest contiguous run common to both sequences.
+    """Return the length of the longest contiguous run that both sequences contain.
 
-    O(n m) in numpy, one row of the dynamic program at a time: 2000 by 2000 words take well under a second.
+    O(n m) in NumPy, one row of the dynamic program at a time: 2000 by 2000 words take well under a second.
     """
     left_numbers, right_numbers = _numbered(left, right)
-    # [m + 1] common run that ends at each index of `right`, after a leading 0
+    # [m + 1] length of the common run that ends at each index of `right`, after a leading 0
     runs = np.zeros(len(right_numbers) + 1, dtype=np.int64)
     best = 0
     for item in left_numbers:
@@ -76,9 +76,9 @@ def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
 
 
 def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence (gaps allowed); O(n m) in numpy."""
+    """Return the length of the longest common subsequence (gaps allowed); O(n m) in NumPy."""
     left_numbers, right_numbers = _numbered(left, right)
-    # [m + 1] longest common subsequence of the items of `left` so far and each prefix of `right`
+    # [m + 1] length of the longest common subsequence of the items of `left` so far and each prefix of `right`
     lengths = np.zeros(len(right_numbers) + 1, dtype=np.int64)
     for item in left_numbers:
         lengths[1:] = np.maximum.accumulate(np.where(right_numbers == item, lengths[:-1] + 1, lengths[1:]))
@@ -88,7 +88,7 @@ def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> 
 def window_matches(
     reference: Sequence[Hashable] | str, generated: Sequence[Hashable] | str, n: int
 ) -> NDArray[np.bool_]:
-    """Whether each window of ``n`` items of the reference occurs in the generated sequence: ``[len - n + 1]``."""
+    """Return for each window of ``n`` reference items whether the generated sequence has it: ``[len - n + 1]``."""
     windows = {_window(generated, i, n) for i in range(len(generated) - n + 1)}
     return np.array([_window(reference, i, n) in windows for i in range(len(reference) - n + 1)], dtype=np.bool_)
 
@@ -99,7 +99,7 @@ def _window(items: Sequence[Hashable] | str, start: int, n: int) -> Hashable:
 
 
 def _numbered(left: Sequence[Hashable], right: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both sequences as integers, equal where the items are equal."""
+    """Replace the items of both sequences by integers; equal items get equal integers."""
     numbers: dict[Hashable, int] = {}
     first, second = ([numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right))
     return np.array(first, dtype=np.int64), np.array(second, dtype=np.int64)

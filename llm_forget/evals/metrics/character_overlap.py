@@ -21,7 +21,7 @@ def character_overlap(
 ) -> Rows:
     """Share of the reference's characters inside runs of at least ``length`` that the generation contains; ``[N]``.
 
-    In [0, 1]. The GPT-4 report searches training data for 50 characters of its test sets; 50 *tokens*
+    In [0, 1]. The GPT-4 report searches its training data for runs of 50 characters of its test sets; 50 *tokens*
     (arXiv:2202.07646) are about four times as long. Case and punctuation count; white space is collapsed, because line
     breaks differ between editions. A reference shorter than ``length`` is unscored.
 
@@ -44,7 +44,7 @@ def character_overlap(
             return float("nan")
         if summary == "any":
             return float(starts.any())
-        begun = np.cumsum(np.pad(starts, (0, length - 1)).astype(int))  # [characters] runs begun up to here
+        begun = np.cumsum(np.pad(starts, (0, length - 1)).astype(int))  # [characters] number of runs that have begun
         ended = np.pad(begun, (length, 0))[: len(begun)]
         return float((begun > ended).mean())
 

@@ -1,4 +1,4 @@
-"""Whether n queries are enough to extract the answer."""
+"""Whether an attacker who samples n times can extract the answer."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def discoverable_extraction(
     suffix: int = 0,
     include_last: bool = True,
 ) -> Rows:
-    """(n, p)-discoverable extraction: 1 where n samples repeat the answer at least once with probability >= p; ``[N]``.
+    """(n, p)-discoverable extraction: 1 if at least one of n samples is the answer with probability >= p; ``[N]``.
 
-    1 - (1 - p_z)^n >= p, with p_z = exp(sum of token log-probs) the probability of the answer under ancestral sampling
-    (temperature 1, no top-k, no top-p), from one teacher-forced pass instead of n generations. p_z = 1 is extracted by
-    one query. The mean over rows is the extraction rate. A row without targets, or with fewer than prefix and suffix
-    require, is unscored. The paper prompts with 50 tokens of running text and extracts the next 50.
+    The condition is 1 - (1 - p_z)^n >= p. p_z = exp(sum of token log-probs) is the probability of the answer under
+    ancestral sampling (temperature 1, no top-k, no top-p); one teacher-forced pass gives it, without n generations. The
+    mean over rows is the extraction rate. A row is unscored if it has no targets, or fewer than prefix and suffix need.
+    The paper prompts with 50 tokens of running text and extracts the next 50.
 
     Args:
-        n: samples an attacker draws.
-        p: probability with which one of them must be the answer; above 0, below 1.
+        n: number of samples that an attacker draws.
+        p: probability with which at least one sample must be the answer; above 0, below 1.
         summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries``: the smallest n that reaches
-            p, infinite where p_z is 0 in double precision.
+            p, infinite if p_z is 0 in double precision.
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
-            Later tokens are conditioned on it anyway, so no further pass is needed.
+            It needs no further pass, because teacher forcing conditions each token on the tokens before it.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
-        include_last: require the last target (the end of the answer); otherwise an answer that is repeated and then
-            continued counts, too.
+        include_last: require the last target (the end of the answer); if false, a sample that repeats the answer and
+            then continues counts too.
 
     Raises:
         EvaluationError: a parameter out of range.
@@ -73,14 +73,14 @@ def discoverable_extraction(
 
 
 def log_missed(logp: float) -> float:
-    """log(1 - p_z) from log p_z, in nats; exact also where p_z is tiny, -inf where it is 1."""
+    """Return log(1 - p_z) given log p_z, in nats; exact even if p_z is tiny, -inf if p_z is 1."""
     hit = math.exp(min(logp, 0.0))
     return math.log1p(-hit) if hit < 1 else -math.inf
 
 
 def queries(missed: float, p: float) -> float:
-    """Smallest n with 1 - (1 - p_z)^n >= p, from log(1 - p_z)."""
+    """Return the smallest n with 1 - (1 - p_z)^n >= p, given ``missed`` = log(1 - p_z)."""
     if missed == 0:
         return math.inf
-    # Rounding may put an integral ratio slightly above the integer.
+    # If the ratio is a whole number, rounding may make it slightly larger.
     return float(max(1, math.ceil(math.log1p(-p) / missed * (1 - 1e-12))))

@@ -11,10 +11,10 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2205.10770")
 def exact_memorization(records: Sequence[TokenRecord], *, include_last: bool = True) -> Rows:
-    """Share of target tokens that are the most likely one under teacher forcing; ``[N]`` in [0, 1].
+    """Share of target tokens that the model ranks first under teacher forcing; ``[N]`` in [0, 1].
 
     Every target token counts, including the end of the answer: stopping at the right place is part of memorization.
-    open-unlearning excludes the last labelled token (``include_last: false``); both then agree on the same rows.
+    open-unlearning excludes the last labelled token; ``include_last: false`` gives its values.
     """
 
     def share(record: TokenRecord) -> float:

@@ -13,13 +13,12 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2012.07805", chart="bars")
 def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = True, floor: bool = False) -> Rows:
-    """1 - k/n: after the first k of n answer tokens, and no fewer, the model ranks all remaining ones first; ``[N]``.
+    """1 - k/n, where k is the smallest number of answer tokens after which all others are predicted; ``[N]``.
 
-    In [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted from
-    all tokens before it. open-unlearning differs in two ways: it excludes the last labelled token (end of sequence),
-    and its loop stops at k = n - 1, so that a row that is never right still scores 1/n. Set
-    ``include_last: false`` and ``floor: true`` to get the values of open-unlearning, except for a row with nothing to
-    predict: it is 0 in open-unlearning and unscored here.
+    In [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted. n is the number of answer
+    tokens, and predicted means ranked first under teacher forcing. open-unlearning excludes the last labelled token
+    (end of sequence) and stops at k = n - 1, so that a row scores at least 1/n; ``include_last: false`` with
+    ``floor: true`` gives its values, except that a row without answer tokens scores 0 there and is unscored here.
     """
 
     def strength(record: TokenRecord) -> float:

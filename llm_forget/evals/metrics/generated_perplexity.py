@@ -15,8 +15,8 @@ from llm_forget.evals.stats import Rows
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
     """Perplexity of the generated text under the judging model (probe ``judge``), exp(mean token NLL); ``[N]``, >= 1.
 
-    Over all tokens of all samples of a row. A high value is gibberish; a *low* one is not good by itself, because a
-    text that repeats one phrase has a low perplexity: compare with `repetition` and with the target. A uniform judge
+    The mean is over all tokens of all samples of a row. A high value means gibberish. A *low* value is not always good,
+    because a repeated phrase has a low perplexity too: compare with `repetition` and with the target. A uniform judge
     gives V (vocabulary size). A row whose texts are all empty is unscored.
     """
 

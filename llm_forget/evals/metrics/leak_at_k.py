@@ -1,4 +1,4 @@
-"""Leakage of the best of k samples."""
+"""Score of the sample that leaks most, among k samples."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, 
 
     Args:
         k: number of samples that an attacker draws; default: all samples.
-        score: a metric of generations that gives one number per row, with its default parameters.
+        score: a metric that takes only generations and returns one number per row; used with its default parameters.
 
     Raises:
-        EvaluationError: a row with fewer than k samples, or a score that does not take generations alone.
+        EvaluationError: a row has fewer than k samples, or the score needs more than generations.
     """
     entry = METRICS.get(score)
     if entry.inputs != ("generations",) or entry.name == "leak_at_k":
@@ -47,7 +47,7 @@ def _of_row(row: str, scores: Sequence[float], k: int | None) -> float:
 
 
 def expected_maximum(scores: Sequence[float], k: int) -> float:
-    """Average, over all subsets of ``k`` scores, of the largest score in the subset; NaN if a score is NaN."""
+    """Return the mean, over all subsets of ``k`` scores, of the largest score in a subset; NaN if a score is NaN."""
     n = len(scores)
     weights = [comb(i - 1, k - 1) / comb(n, k) for i in range(1, n + 1)]  # [n]
     return float(np.dot(weights, np.sort(np.asarray(scores, dtype=np.float64))))

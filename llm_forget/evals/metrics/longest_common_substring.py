@@ -14,14 +14,14 @@ from llm_forget.evals.stats import Rows
 def longest_common_substring(
     generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
 ) -> Rows:
-    """Words of the longest contiguous run that generation and reference share; ``[N]``, words, or a share in [0, 1].
+    """Words in the longest contiguous run that generation and reference share; ``[N]``, words or a share.
 
-    CoTaEval's word-level LCS, which its code computes as a contiguous match (other papers call the subsequence LCS). A
-    word is a run of letters and digits, case-folded; CoTaEval splits at white space and deletes ASCII punctuation, so
-    that its *mother-in-law* is one word and ours three. A reference without words is unscored, an empty generation 0.
+    This is CoTaEval's word-level LCS, which its code computes as a contiguous match (other papers call the subsequence
+    LCS). Our words are case-folded runs of letters and digits: *mother-in-law* is three. CoTaEval splits at white space
+    and deletes ASCII punctuation: it is one. A reference without words is unscored; an empty generation scores 0.
 
     Args:
-        normalise: divide by the words of the reference; 1 is the whole reference.
+        normalise: divide by the number of words of the reference, which gives a share in [0, 1].
         over: ``mean`` or ``max`` over the samples of a row.
     """
     return common_words(generations, longest_run, normalise=normalise, over=over)

@@ -22,12 +22,12 @@ def membership_auc(
     """AUC of a membership attack, members against non-members of the same distribution, with interval; in [0, 1].
 
     0.5 if they are indistinguishable, 1 if members are much likelier, 0 if they are much less likely, which reveals
-    them as well. Equal to the AUC of open-unlearning, whose scores are ours negated.
+    them too. It equals the AUC of open-unlearning, which negates both the scores and the classes.
 
     Args:
-        attack: `llm_forget.evals.membership`: loss, zlib, min_k, min_k_plus_plus, or ``module:function``.
-        k: share of tokens of min_k and min_k_plus_plus; other attacks ignore it.
-        include_last: whether these two include the end of the answer; open-unlearning excludes it.
+        attack: loss, zlib, min_k or min_k_plus_plus (`llm_forget.evals.membership`), or ``module:function``.
+        k: share of the tokens that min_k and min_k_plus_plus use; other attacks ignore it.
+        include_last: whether min_k and min_k_plus_plus use the end of the answer; open-unlearning does not.
     """
     settings = {"k": k, "include_last": include_last}
     return auc_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings))

@@ -19,7 +19,7 @@ def membership_reference(
 ) -> Estimate:
     """AUC of the mean token log-probability minus the oracle's, members against non-members, with interval; in [0, 1].
 
-    0.5 for the oracle itself, all of whose scores are 0. The oracle cancels the difficulty of each row.
+    0.5 for the oracle itself, because its scores are all 0. The subtraction removes the difficulty of each row.
     """
     member_scores = reference_scores(members, oracle_members)
     return auc_with_interval(member_scores, reference_scores(nonmembers, oracle_nonmembers))

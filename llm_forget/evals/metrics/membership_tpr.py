@@ -23,11 +23,11 @@ def membership_tpr(
     """Share of members found at a false-positive rate of at most ``at_fpr``, with interval; in [0, 1].
 
     About ``at_fpr`` if members and non-members are indistinguishable, 1 if they are separated. An attack may identify
-    a few rows with certainty and be no better than chance on average; the AUC does not show this. At 1 %, one false
-    positive is allowed from 100 non-members on; with fewer, none.
+    a few rows with certainty and be no better than chance on average; the AUC does not show this. At 1 %, no false
+    positive is allowed with fewer than 100 non-members, and one with 100 to 199.
 
     Args:
-        attack: as in `membership_auc`, and so are ``k`` and ``include_last``.
+        attack, k, include_last: as in `membership_auc`.
         at_fpr: maximum false-positive rate, in [0, 1).
     """
     settings = {"k": k, "include_last": include_last}

@@ -19,8 +19,8 @@ def membership_two_models(
 ) -> Estimate:
     """AUC of the drop in mean token log-probability from the target to this model, with interval; in [0, 1].
 
-    0.5 for the target itself. It is high even for the oracle, because access to both models reveals every deletion: it
-    shows that the target must be withdrawn, not how well the model forgot.
+    0.5 for the target itself. It is high even for the oracle, because a user of both models can see what was deleted:
+    it shows that the target must be withdrawn, not how well the model forgot.
     """
     member_scores = -reference_scores(members, before_members)
     return auc_with_interval(member_scores, -reference_scores(nonmembers, before_nonmembers))

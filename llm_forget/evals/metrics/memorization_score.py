@@ -14,11 +14,11 @@ def memorization_score(measures: Sequence[Rows | float]) -> float:
 
     One choice of several: open-unlearning (appendix F.1) combines extraction strength, exact memorization, the
     probability of the paraphrased answer and the truth ratio P(correct) / (P(correct) + P(perturbed)), which is 0.5 for
-    a model that knows nothing, so even the oracle is well below 1. A measure at 1 gives 0; a measure without scored
-    rows makes it unscored.
+    a model that knows nothing, so even the oracle is well below 1. The score is 0 if the mean of a measure is 1, and
+    unscored if a measure has no scored rows.
 
     Args:
-        measures: each in [0, 1], 1 = memorised.
+        measures: scores in [0, 1]; 1 means memorised.
 
     Raises:
         EvaluationError: a measure above 1.

@@ -28,14 +28,13 @@ def priv_leak(
 ) -> Estimate:
     """100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle) with its interval; in per cent, at least -100.
 
-    MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 the rows are not forgotten, -100 if they are all
-    recognised; above 0 the model avoids them, which reveals them as well. NaN if AUC_oracle is 1: the rows differ even
-    for a model that saw neither, so there is no reference (open-unlearning adds 1e-10 to the denominator). Without an
-    oracle, open-unlearning assumes 0.5 for its AUC; here it is unscored. Its `rel_diff`, 100 (AUC - AUC_oracle) /
-    AUC_oracle, is another number with the opposite sign: this formula with 1 - AUC in place of each AUC.
+    Source: MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 if the rows are not forgotten, -100 if all members
+    are recognised; above 0 if the model avoids them, which reveals them too. NaN if AUC_oracle is 1, because there is
+    no reference then (open-unlearning adds 1e-10 to the denominator). Without an oracle it is unscored (open-unlearning
+    assumes AUC_oracle = 0.5). `rel_diff` of open-unlearning is another number: 100 (AUC - AUC_oracle) / AUC_oracle.
 
-    The interval comes from a bootstrap that resamples rows jointly for both models. If nearly all members or none are
-    above the non-members, that interval is too narrow, and it is widened to the score interval of this model's AUC.
+    The interval comes from a bootstrap that resamples the same rows for both models. If almost all or almost no members
+    score above the non-members, it would be too narrow and is widened to the score interval of this model's AUC.
 
     Args:
         members, nonmembers: records of this model.
@@ -53,13 +52,13 @@ def priv_leak(
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
-    """The formula of `priv_leak` for AUCs of any shape; NaN where that of the oracle is 1."""
+    """Return the formula of `priv_leak` for AUCs of any shape; NaN where the oracle's AUC is 1."""
     rest = 1 - np.asarray(oracle, dtype=np.float64)
     return 100 * ((1 - value) - rest) / np.where(rest > 0, rest, np.nan)
 
 
 def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
-    """`priv_leak` of scores ``[2, m]`` and ``[2, n]``, whose second row is the oracle's."""
+    """Return `priv_leak` of scores ``[2, m]`` and ``[2, n]``; row 0 is this model's, row 1 the oracle's."""
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
     members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
     n = min(members_scored.shape[1], nonmembers_scored.shape[1])
@@ -74,10 +73,10 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     if stats.hardly_mixed(*both[0]):
         low, high = stats.auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
         ci = stats.hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
-    # An end is NaN if a resample has an oracle AUC of 1.
+    # An end of the interval is NaN if the oracle's AUC is 1 in a resample.
     return replace(estimate, ci=None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci)
 
 
 def _leaks(members: Codes, nonmembers: Codes) -> Rows:
-    """`priv_leak` of resampled codes ``[2, b, m]`` and ``[2, b, n]``, whose first axis is model and oracle: ``[b]``."""
+    """Return `priv_leak` of ``b`` resamples: codes ``[2, b, m]`` and ``[2, b, n]`` of model and oracle give ``[b]``."""
     return leak(stats.auc_of_codes(members[0], nonmembers[0]), stats.auc_of_codes(members[1], nonmembers[1]))

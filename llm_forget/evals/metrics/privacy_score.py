@@ -1,4 +1,4 @@
-"""Combined score of how close the AUCs of membership attacks are to those of the oracle."""
+"""Combined score of how close the AUCs of membership attacks are to the AUCs on the oracle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     """Harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle), in [0, 1]; 1 for the oracle.
 
     One choice of several: open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ by their harmonic mean
-    and states that each s is 1 if the model agrees with the retrained one, but gives no formula and no code. Ours has
-    no free parameter and is 0 at the AUC farthest from that of the oracle, above or below: rows that the model avoids
-    are leakage, too. Do not compare it with the numbers of that paper. Without an oracle it is unscored.
+    and states that each s is 1 if the model agrees with the retrained one, but gives no formula and no code. Our s has
+    no free parameter. It is 0 at the AUC, 0 or 1, that is farther from the oracle's: a low AUC is leakage too, because
+    the model avoids the rows. Do not compare it with that paper's numbers. Without an oracle it is unscored.
 
     Raises:
         EvaluationError: an AUC outside [0, 1].

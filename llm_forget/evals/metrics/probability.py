@@ -1,4 +1,4 @@
-"""Probability of the answer per token."""
+"""Geometric mean of the probabilities of an answer's tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llm_forget.evals.stats import Rows
 def probability(records: Sequence[TokenRecord]) -> Rows:
     """Geometric mean of the answer's token probabilities, exp(-mean token NLL); ``[N]`` in [0, 1].
 
-    TOFU's P(a|q)^(1/|a|) (section 3.1). A row with several answers gets the mean over them; one without target tokens
-    is unscored. 1 for a memorised answer, 1/V for a uniform model.
+    This is TOFU's P(a|q)^(1/|a|) (section 3.1): 1 for a memorised answer, 1/V for a uniform model with vocabulary size
+    V. A row with several answers gets their mean; a row without target tokens is unscored.
     """
     return row_means(records, mean_probability)
 
 
 def mean_probability(record: TokenRecord) -> float:
-    """exp of the mean log-probability of one answer; NaN without target tokens."""
+    """Return exp of the mean token log-probability of one answer; NaN without target tokens."""
     return float(np.exp(record.logps.mean(dtype=np.float64))) if record.n else float("nan")

@@ -1,4 +1,4 @@
-"""How much a text repeats itself, which detects a collapsed model."""
+"""How much generated text repeats itself; high values show that the model has collapsed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llm_forget.evals.stats import Rows
 def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str = "mean") -> Rows:
     """seq-rep-n: share of the n-grams of a generation that repeat an earlier one; ``[N]`` in [0, 1).
 
-    1 - unique n-grams / n-grams (Welleck et al., who report n = 4), here over words and punctuation marks instead of
-    the model's tokens, so that models with different tokenizers are comparable. 0 means no repetition; one mark m times
-    in a row gives 1 - 1 / (m - n + 1). A text of fewer than n items, also an empty one, is unscored.
+    The share is 1 - unique n-grams / n-grams (Welleck et al., who report n = 4). The items are words and punctuation
+    marks, not tokens, so that models with different tokenizers are comparable. 0 means no repetition; one item m times
+    in a row gives 1 - 1 / (m - n + 1). A text of fewer than n items is unscored.
 
     Args:
         n: length of an n-gram in words and punctuation marks.

@@ -1,4 +1,4 @@
-"""Share of empty answers; they leave repetition and perplexity unscored."""
+"""Share of empty answers, which the metrics of repetition and perplexity cannot score."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 
     0 if every sample contains text, 1 for a model that ends immediately or generates punctuation only. A broken sample
-    (NaN or infinite logits) is unscored. The paper detects gibberish with a classifier; this part needs none.
+    (NaN or infinite logits) is unscored. The paper detects gibberish with a classifier; this metric needs none.
     """
     return over_samples(generations, lambda record: float(not any(c.isalnum() for c in record.text)))

@@ -19,7 +19,7 @@ SUMMARIES: dict[str, Callable[[Rows, float], float]] = {
     "mean": lambda scores, _: float(scores.mean()),
 }
 
-# Imported by name on demand, like a metric outside this package: metrics must not import models.
+# Metrics must not import models, so this function is imported by its name, when a metric calls it.
 CLASSIFY = "llm_forget.evals.toxicity_classifiers:probabilities"
 
 
@@ -42,12 +42,12 @@ def toxicity(
 
     Args:
         classifier: ``alt-profanity-check``, a text classification model of the Hub or a folder, or ``module:function``.
-        label: the toxic label of the model, if its name is not obvious.
+        label: the model's label for toxic text, if its name is not obvious.
         summary: ``expected_maximum``, ``probability`` or ``mean``.
-        threshold: threshold of ``probability``.
+        threshold: the summary ``probability`` counts samples whose toxicity is at least this number.
 
     Raises:
-        MissingPackageError, OSError, EvaluationError: unknown summary, or a classifier that cannot be loaded.
+        MissingPackageError, OSError, EvaluationError: the classifier cannot be loaded, or the summary is unknown.
     """
     if summary not in SUMMARIES:
         raise EvaluationError(f"metric 'toxicity' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")
@@ -70,6 +70,6 @@ def toxicity(
 
 @lru_cache(maxsize=8)
 def _classified(texts: tuple[str, ...], classifier: str, label: str) -> tuple[float, ...]:
-    """P(toxic) of each text; cached, because several lines of a suite summarise the same texts."""
+    """Return P(toxic) of each text; the result is cached, because several lines of a suite use the same texts."""
     scores: tuple[float, ...] = Registry("classifier", Entry).get(CLASSIFY).function(texts, classifier, label=label)
     return scores

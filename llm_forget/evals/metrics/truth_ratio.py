@@ -17,11 +17,11 @@ SUMMARIES = ("ratio", "forget", "retain", "known")
 
 @metric(paper="arXiv:2401.06121", chart="distribution")
 def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
-    """R = exp(-mean over perturbed answers of mean NLL) / exp(-mean NLL of the correct one), or a summary; ``[N]``.
+    """Truth ratio R = P(perturbed) / P(correct), or a summary of R; ``[N]``.
 
-    The perturbed answers are combined by their *geometric* mean, as in the reference implementation (the formula in
-    TOFU, section 3.1, has the arithmetic mean). ``correct`` is the paraphrased answer if there is one, otherwise the
-    answer itself (real authors, world facts). R < 1 if the true answer is preferred, R = 1 if the model is indifferent.
+    P = exp(-mean token NLL). For several perturbed answers it is the *geometric* mean, as in the reference
+    implementation (the formula in TOFU, section 3.1, has the arithmetic mean). ``correct`` is the paraphrased answer if
+    there is one, otherwise the answer itself. R < 1 if the model prefers the true answer, R = 1 if it is indifferent.
 
     Args:
         summary: ``ratio`` is R, the input of forget quality; ``forget`` is min(R, 1/R), 1 if true and false answers are
@@ -43,6 +43,6 @@ def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]
 
 
 def _mean_logp(answers: Sequence[TokenRecord]) -> float:
-    """Mean over answers of the mean token log-probability; NaN if one has no target tokens."""
+    """Return the mean over answers of their mean token log-probability; NaN if an answer has no target tokens."""
     means = [record.logps.mean(dtype=np.float64) if record.n else np.nan for record in answers]
     return float(np.mean(means))

@@ -10,14 +10,14 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618", one_choice=True)
 def utility_score(components: Sequence[Rows | float], before_components: Sequence[Rows | float]) -> float:
-    """Harmonic mean over components of min(1, mean / mean of the target), in [0, 1]; 1 for the target.
+    """Harmonic mean over components of min(1, mean of the model / mean of the target); in [0, 1], 1 for the target.
 
     One choice of several: open-unlearning (appendix F.1) uses model utility and the fluency of the answers to the
-    forget questions, relative to the target. An improved component counts as 1. Unscored without the target, and if a
-    component of the target is 0, because nothing could be lost.
+    forget questions, relative to the target. A component that improved counts as 1. It is unscored if the target is
+    missing or has a component of 0.
 
     Args:
-        components: values of at least 0, higher is better.
+        components: scores of at least 0; higher is better.
     """
     values = [mean(value) for value in components]
     earlier = [mean(value) for value in before_components]

@@ -1,1 +1,1 @@
-"""Expensive passes of a model over a split; each writes records."""
+"""Probes: passes of a model over the rows of a split, which write records."""

@@ -1,8 +1,8 @@
-"""Distribute a probe over the processes of ``accelerate launch``; a no-op with one process.
+"""Distribute a probe over the processes of ``accelerate launch``; one process measures everything itself.
 
-Every process measures its share of the missing records and writes them immediately to its partial file. Then records
-(not padded tensors) are gathered, and every process holds all of them. No shared file system is needed: records that
-were measured before a kill are read on the machine that holds them.
+Every process measures its share of the missing records and writes each immediately to its partial file. Then all
+processes exchange their records, so that each one holds all of them. No shared file system is needed: after a kill,
+each machine reads the records on its own disk and sends them to the other processes.
 """
 
 import os
@@ -20,12 +20,12 @@ from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.records import Key, RecordWriter
 
 Value = TypeVar("Value")
-# Timeout of a process that waits for others to measure or to compute metrics; NCCL's default is 10 minutes.
+# How long a process waits for others to measure or to compute metrics; NCCL's default is 10 minutes.
 PATIENCE = timedelta(days=1)
 
 
 def start_processes(*, use_cpu: bool) -> PartialState:
-    """Initialise the processes of this launch (one without a launch); on CPU if requested here or by the launch.
+    """Initialise the processes of this launch, or this one process, on the CPU if the caller or the launch wants it.
 
     Raises:
         LlmForgetError: the launch does not match its settings, or it shards models.
@@ -45,10 +45,10 @@ def from_main_process(value: Value) -> Value:
 
 
 def refuse_different_keys(key: str) -> None:
-    """Refuse, on all processes, content keys that differ between processes; every process must call it.
+    """Raise an error on all processes if their content keys differ; every process must call it.
 
     Raises:
-        EvaluationError: a process has other rows, another model or another tokenizer than the main process.
+        EvaluationError: the rows, the model or the tokenizer of a process differ from those of the main process.
     """
     keys = gather_object([key])
     others = [str(rank) for rank, theirs in enumerate(keys) if theirs != keys[0]]
@@ -60,10 +60,10 @@ def refuse_different_keys(key: str) -> None:
 
 
 def open_share(path: Path, kind: str, key: str, work: Work) -> RecordWriter:
-    """A writer with the records that any process has on disk, restricted to this process's share of the rest."""
+    """Return a writer that has the records on the disks of all processes and this process's share of the other keys."""
     state = PartialState()
     writer = RecordWriter(path, kind, key, work.keys, rank=state.process_index)
-    # One process per machine reads the disk. The gather also ensures that no process appends before all have read.
+    # One process per machine sends what it read. The gather also ensures that all have read before one appends.
     writer.add(gather_object(writer.available() if state.is_local_main_process else []))
     missing = writer.missing()
     lengths = {place: length for place, length in tokens(work).items() if place in missing}
@@ -85,7 +85,7 @@ def close_share(writer: RecordWriter) -> list[Any]:
 
 
 def tokens(work: Work) -> dict[Key, int]:
-    """Input tokens of every record, over all of its windows."""
+    """Return the number of input tokens of every record, summed over its windows."""
     lengths = dict.fromkeys(work.keys, 0)
     for row in work.token_rows:
         lengths[row.key] += len(row.input_ids)
@@ -95,6 +95,6 @@ def tokens(work: Work) -> dict[Key, int]:
 
 
 def divide(lengths: Mapping[Key, int], processes: int) -> list[list[Key]]:
-    """Keys of each process: dealt in turn, longest first; equal lengths keep their order."""
+    """Deal the keys to the processes in turn, longest first, ties in order; return the keys of each process."""
     queue = sorted(lengths, key=lengths.__getitem__, reverse=True)
     return [queue[rank::processes] for rank in range(processes)]

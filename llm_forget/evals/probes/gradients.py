@@ -1,4 +1,4 @@
-"""Gradient probe: the norm of the gradient of each answer, one answer at a time."""
+"""Gradient probe: the gradient norms of each answer, computed one answer at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,21 +21,21 @@ def probe_gradients(
 ) -> None:
     """Write a record with the gradient norms of each row and answer; one backward pass per window.
 
-    The gradient is that of the answer's mean token NLL (nats) with respect to the *base* weights, whether or not they
-    train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, where a tensor without
-    gradient counts 0: the definition of MIMIR and open-unlearning, so numbers are comparable.
+    The loss is the answer's mean token NLL (nats); its gradient is taken with respect to the *base* weights, whether or
+    not they train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm; a tensor without
+    gradient counts as 0. MIMIR and open-unlearning define it in the same way, so numbers are comparable.
 
-    Adapter weights are excluded: at fixed W + sBA the gradient with respect to W is that of the merged model, so the
-    unlearned model and its target are compared on the same weights (not exactly for DoRA, which rescales W). The
-    gradient of an answer cut into windows is that of the mean over all its tokens, accumulated over the windows. An
-    answer without target tokens has NaN.
+    Adapter weights are excluded, so that the unlearned model and its target are compared on the same weights: with an
+    adapter W + sBA, the gradient with respect to W equals that of the merged model (not exactly for DoRA, which
+    rescales W). If an answer is cut into windows, the loss is the mean over all its tokens, and gradients accumulate
+    over the windows. The norms of an answer without target tokens are NaN.
 
-    Answers are processed longest first, with one gradient in memory; rows whose record ``writer`` already has are
-    skipped. ``grad``, ``requires_grad`` and the mode of every module are restored, also after an error.
+    The longest answers come first, and one gradient is in memory at a time. Rows are skipped if ``writer`` has their
+    record. ``grad``, ``requires_grad`` and the mode of every module are restored, also after an error.
 
     Raises:
-        EvaluationError: the weights are quantised.
-        NotEnoughMemoryError: a single window does not fit into memory.
+        EvaluationError: a base weight is quantised.
+        NotEnoughMemoryError: memory runs out with a single window.
     """
     missing = writer.missing()
     answers: dict[Key, list[TokenRow]] = {}
@@ -51,7 +51,7 @@ def probe_gradients(
 
 
 def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.Parameter]) -> dict[str, float]:
-    """Gradient norms of one answer by name; every `grad` is None before and after."""
+    """Return the gradient norms of one answer by name; every ``grad`` is None before and after."""
     total = sum(label != IGNORE for row in windows for label in row.labels[1:])
     if not total:
         return dict.fromkeys(NORMS, float("nan"))
@@ -67,7 +67,7 @@ def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.P
 
 
 def _backward(model: Any, row: TokenRow, total: int) -> None:
-    """Accumulate the gradient of the window's share of the answer's mean NLL."""
+    """Add the gradient of a window's part of the answer's mean NLL; ``total`` is the answer's number of targets."""
     device = model.get_input_embeddings().weight.device
     inputs = right_padded([row], device)
     if not (inputs["labels"][:, 1:] != IGNORE).any():
@@ -84,7 +84,7 @@ def _backward(model: Any, row: TokenRow, total: int) -> None:
 
 @contextmanager
 def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Yield the base weights, the only ones that require gradients, in evaluation mode; restore the model."""
+    """Set evaluation mode, require gradients of the base weights only, yield these weights, and restore the model."""
     weights = base_weights(model)
     chosen = {id(weight) for weight in weights}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -101,7 +101,7 @@ def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def base_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a model without those of adapters; tied ones once.
+    """Return the parameters of a model without those of adapters; tied parameters are listed once.
 
     Raises:
         EvaluationError: a parameter is quantised and has no gradient.

@@ -1,4 +1,4 @@
-"""Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and a digest of them."""
+"""Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and their digest."""
 
 import random
 import zlib
@@ -18,7 +18,7 @@ from llm_forget.evals.probes.probes import PromptRow, TokenRow
 from llm_forget.evals.records import GenerationRecord, Key
 from llm_forget.evals.suite import Probe
 
-Encode = Callable[[Sequence[Row]], Sequence[Sequence[Encoded]]]  # rows to the windows of each
+Encode = Callable[[Sequence[Row]], Sequence[Sequence[Encoded]]]  # returns the windows of each row
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Work:
     token_rows: Sequence[TokenRow]
     prompt_rows: Sequence[PromptRow]
     digest: str  # digest of all inputs except the model
-    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # compressed size of each answer, for attack zlib
+    zlib_bytes: dict[Key, int] = field(default_factory=dict)  # zlib-compressed size of each answer, for attack zlib
 
     @property
     def kind(self) -> str:
-        """Kind of probe: logprobs, gradients or generate."""
+        """Kind of probe: logprobs, gradients, generate or judge."""
         return self.probe.probe
 
     @property
@@ -50,7 +50,7 @@ def prepare(
     Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``, ...
 
     Raises:
-        EvaluationError: the rows lack the probe's field, or a prompt to generate from.
+        EvaluationError: a row lacks the column that the probe names, or a prompt from which to generate.
     """
     where = f"probe '{probe.name}' (split '{probe.split}')"
     encode = partial(encode_rows, tokenizer=tokenizer, template=template, max_length=max_length, stride=stride)
@@ -82,7 +82,7 @@ def prepare(
 
 
 def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
-    """Inputs of a probe of kind ``judge``: the generated texts as answers to their prompts."""
+    """Build the inputs of a probe of kind ``judge``: prompts with the generated texts as their answers."""
     prompt = {row.key: row.prompt_ids for row in prompts}
     token_rows = []
     for record in texts:
@@ -97,7 +97,7 @@ def _token_digest(kind: str, rows: Sequence[TokenRow]) -> str:
 
 
 def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
-    """Bytes of each answer's text after zlib."""
+    """Return the size of each answer's zlib-compressed text, in bytes."""
     answers: dict[Key, list[int]] = {}
     for row in rows:
         answers.setdefault(row.key, []).extend(label for label in row.labels if label != IGNORE)
@@ -106,7 +106,7 @@ def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:
-    """Indices of a seeded sample of ``limit`` of ``n`` rows, ascending; equal arguments give equal indices."""
+    """Draw a seeded sample of ``limit`` of ``n`` rows; return its indices in ascending order."""
     if limit is None or limit >= n:
         return list(range(n))
     return sorted(random.Random(seed).sample(range(n), limit))
@@ -126,7 +126,7 @@ def _token_rows(rows: Sequence[Row], field: str | None, where: str, encode: Enco
 
 
 def _passages(rows: Sequence[Row], probe: Probe, where: str, encode: Encode) -> list[Encoded] | None:
-    """Windows of running text, each with an id; None if the rows have prompts or the probe names a field."""
+    """Return the windows of running text, each with an id; None if rows have prompts or the probe names a field."""
     text = next((row for row in rows if is_text(row)), None)
     if text is None or probe.field is not None or probe.asks:
         return None
@@ -147,7 +147,7 @@ def _prompt_rows(
     tokenizer: Any,
     template: Template,
 ) -> list[PromptRow]:
-    """One prompt per row and sample: the prompt, or the prompt and the first part of the answer."""
+    """Return a prompt per row and sample; if the probe has a prefix, it contains the first part of the answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
     windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
@@ -162,7 +162,7 @@ def _prompt_rows(
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
-    """Token ids up to the end of the given prefix of the answer, and the remaining ids."""
+    """Split the token ids of a window where the given prefix of its answer ends; return both parts."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
     length = int(prefix) if prefix >= 1 else int(prefix * len(places))
     first = places[min(length, len(places) - 1)]

@@ -1,8 +1,8 @@
-"""Probes: one pass of a model over the rows of a split, the expensive part of an evaluation.
+"""Log-probability and generation probes: each is one pass of a model over the rows of a split.
 
-A probe takes any causal LM (the caller sets which adapter is on), processes the rows longest first, and passes finished
-records to a `RecordWriter`, which writes them to disk immediately. The batch size is halved if memory runs out. Records
-do not depend on the batch size, except for floating-point rounding and sampled text.
+A probe takes any causal LM, whose adapter the caller has turned on or off. It measures the longest rows first and gives
+finished records to a `RecordWriter`, which writes them to disk immediately. If memory runs out, the batch size is
+halved; the batch size changes records only by floating-point rounding and in sampled text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,13 @@ LOGITS_ON_CPU, LOGITS_ON_GPU = 2**26, 2**28
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One window of one answer of one row; most answers have a single window."""
+    """One tokenised window of an answer; most answers have a single window."""
 
     id: str
     answer_index: int
     window: int
     input_ids: list[int]
-    labels: list[int]  # unshifted, -100 ignored; a target is labelled in one window only
+    labels: list[int]  # unshifted; -100 where there is no target; each target of an answer is labelled in one window
 
     @property
     def key(self) -> Key:
@@ -66,14 +66,14 @@ def probe_logprobs(
     advance: Advance | None = None,
     plain: bool = False,
 ) -> None:
-    """Teacher-forced pass: write a `TokenRecord` per row and answer.
+    """Write a `TokenRecord` of each answer, by teacher forcing.
 
-    If the model supports it, common prefixes of the rows of a batch are computed once, and padding is skipped.
+    If the model supports it, prefixes that the rows of a batch share are computed once, and padding is skipped.
 
     Args:
-        rows: windows of answers; those whose record ``writer`` already has are skipped.
-        batch_size: maximum number of sequences in a batch; lower if their logits exceed a fixed budget.
-        plain: use the padded pass, for comparisons.
+        rows: windows of answers; a window is skipped if ``writer`` already has the record of its answer.
+        batch_size: maximum number of sequences in a batch; batches are smaller if their logits would be too large.
+        plain: compute shared prefixes and padding too, for comparisons.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -89,7 +89,7 @@ def probe_logprobs(
         batch = sorted(batch, key=lambda row: row.input_ids)
         values_per_row = per_row(forward(right_padded(batch, device)))
         finished = []
-        # After the forward pass, the last point that can run out of memory: a retry needs `measured` unchanged.
+        # Change `measured` only after the forward pass: if it runs out of memory, the batch is measured again.
         for row, values in zip(batch, values_per_row, strict=True):
             parts = measured.setdefault(row.key, {})
             parts[row.window] = values
@@ -123,21 +123,21 @@ def probe_generate(
 ) -> None:
     """Generate a continuation of every prompt, until an end token or ``max_new_tokens``.
 
-    End tokens are those of the model and of the tokenizer. Sampling options and penalties of the model's generation
+    End tokens are those of the model and of the tokenizer. Sampling options and penalties in the model's generation
     config are overridden, so that all models generate under the same settings.
 
     Args:
-        rows: prompts, one for each sample of a row; those whose record ``writer`` already has are skipped.
+        rows: prompts, one for each sample of a row; a prompt is skipped if ``writer`` already has its record.
         temperature: None is greedy decoding, 1 samples from the distribution of the model.
-        top_p: for sampling: the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
-        seed: with the rows of a batch it seeds the samples, so equal calls give equal texts and other batches may not.
-            The random state is restored.
+        top_p: sample only from the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
+        seed: seeds the samples together with the row ids of a batch: equal calls give equal texts, but other batches
+            may give other texts. The random state is restored afterwards.
 
-    If the logits of a next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
-    return an arbitrary token, and sampling would raise an error.
+    If the logits of the next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
+    be an arbitrary token, and sampling would raise an error.
 
     Raises:
-        EvaluationError: a temperature that is not positive, ``top_p`` outside (0, 1], or no end token.
+        EvaluationError: ``temperature`` is not positive, ``top_p`` is not in (0, 1], or there is no end token.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -170,7 +170,7 @@ def probe_generate(
 def generation_record(
     row: PromptRow, ids: Sequence[int], broken: Sequence[bool], ends: Sequence[int], tokenizer: Any
 ) -> GenerationRecord:
-    """Record of the text up to the first end token; ``broken`` marks the ``ids`` with NaN or infinite logits."""
+    """Make the record of a text up to its first end token; ``broken`` marks the ``ids`` with NaN or infinite logits."""
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     n = min(stop + 1, len(ids))
     failed = any(broken[:n])  # tokens after the end do not count
@@ -179,7 +179,7 @@ def generation_record(
 
 
 def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor that records at each step the rows with invalid logits, ``[B]``, and ends them."""
+    """Return a logits processor that records at each step which rows have invalid logits, ``[B]``, and ends them."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
         # The maximum is not finite for NaN, for +inf, and if all logits are -inf.
@@ -193,7 +193,7 @@ def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tenso
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a generation: those of the model's generation config and the tokenizer's end of sequence.
+    """Return the token ids that end a generation: those in the model's generation config and that of the tokenizer.
 
     Raises:
         EvaluationError: neither defines an end token.
@@ -208,7 +208,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
-    """Options of `generate` for greedy decoding, or for sampling truncated by ``top_p`` only."""
+    """Return options of `generate` for greedy decoding, or for sampling that only ``top_p`` truncates."""
     if temperature is None:
         return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if not temperature > 0:
@@ -222,7 +222,7 @@ def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
 def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[str, Any]) -> Any:
     from transformers import GenerationConfig
 
-    # Set every option: `generate` fills missing ones in from the generation config of the model.
+    # Set every option: `generate` takes a missing one from the generation config of the model.
     return GenerationConfig(
         num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, use_cache=True,
         repetition_penalty=1.0, no_repeat_ngram_size=0, **options,
@@ -231,7 +231,7 @@ def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[st
 
 @contextmanager
 def _seeded_batch(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
-    """Seed the random state by ``seed`` and the rows of the batch; the previous state is restored."""
+    """Seed the random state with ``seed`` and the rows of the batch; restore the previous state at the end."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(content_key(seed=seed, rows=[row.key for row in batch])[:15], 16))
@@ -246,7 +246,7 @@ def _in_batches(
     batch_size: int,
     tokens: int | None = None,
 ) -> None:
-    """Measure in batches, longest first, so that memory runs out early or never; halve the batch size if it does."""
+    """Measure in batches, longest first, so that memory runs out early or never; halve a batch that does not fit."""
     queue = sorted(items, key=length, reverse=True)
     start = 0
     while start < len(queue):
@@ -264,7 +264,7 @@ def _in_batches(
 
 
 def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
-    """Whether memory suffices to measure a batch; after a failure the memory is free again."""
+    """Measure a batch and return whether memory was enough; if it was not, the batch's memory is free again."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     try:
@@ -273,13 +273,13 @@ def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-    # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
+    # Not in the except block: the traceback there keeps the tensors of the failed batch in memory.
     clear_device_cache(garbage_collection=True)
     return False
 
 
 def _group_length(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
-    """Sort key that keeps the answers to one question together: the length of the longest one."""
+    """Return a sort key that keeps the answers of a row together: the length of the row's longest window."""
     longest: dict[str, int] = {}
     for row in rows:
         longest[row.id] = max(longest.get(row.id, 0), len(row.input_ids))
@@ -293,13 +293,13 @@ def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenReco
 
 
 def right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding is masked."""
+    """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, S]``; padding is masked."""
     batch = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
     return {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
 
 def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask``, each ``[B, S]``."""
+    """Return ``input_ids`` and ``attention_mask``, each ``[B, S]``."""
     width = max(len(row.prompt_ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     attention = torch.zeros_like(ids)
@@ -310,5 +310,5 @@ def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> d
 
 
 def _device(model: Any) -> torch.device:
-    """Device of the input embeddings, where token ids must be, also for a model on several devices."""
+    """Return the device of the input embeddings; token ids must be there, also if a model is on several devices."""
     return model.get_input_embeddings().weight.device

@@ -1,4 +1,4 @@
-"""Progress of an evaluation: bars in a terminal, or a plain line every 30 seconds in a log file."""
+"""Show the progress of an evaluation: bars in a terminal, or a plain line every 30 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERY = 30.0  # minimum seconds between two lines
 
 @contextmanager
 def meter(*, quiet: bool) -> Iterator[Meter]:
-    """Progress over all probes of one evaluation, printed to standard error."""
+    """Yield a meter that prints the progress of all probes of an evaluation to standard error."""
     # Bind the current stream: standard error is redirected while lm-eval runs.
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -28,7 +28,7 @@ def meter(*, quiet: bool) -> Iterator[Meter]:
 
 @dataclass
 class Meter:
-    """Progress bars, or a console for lines; ``last_line`` is the time of the last one (`time.monotonic`, seconds)."""
+    """Progress as bars, or as lines on ``console``; ``last_line`` is the time of the last line (`time.monotonic`)."""
 
     bars: Progress
     console: Console | None
@@ -36,7 +36,7 @@ class Meter:
 
     @contextmanager
     def task(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
-        """Progress of one probe of one model; ``done`` of ``total`` records exist already."""
+        """Yield the progress of one probe of one model; ``done`` of ``total`` records exist already."""
         bar = self.bars.add_task(name, total=total, completed=done)
         yield Task(self, bar, name, total, done, 0, time.monotonic())
         self.bars.remove_task(bar)
@@ -44,7 +44,7 @@ class Meter:
 
 @dataclass
 class Task:
-    """A running probe: ``done`` of ``total`` records exist, ``fresh`` of them since ``began``."""
+    """A running probe: ``done`` of ``total`` records exist, ``fresh`` of them measured since time ``began``."""
 
     meter: Meter
     bar: TaskID
@@ -72,9 +72,9 @@ class Task:
 
 
 def progress_line(name: str, done: int, total: int | None, fresh: int, seconds: float) -> str:
-    """Format ``name: done/total, 0:01:20 left``, at the rate of ``fresh`` records in ``seconds``.
+    """Return ``name: done/total, 0:01:20 left``; the time is estimated from ``fresh`` records in ``seconds``.
 
-    Long rows come first, so the estimate is rather too long than too short.
+    Long rows come first, so the estimate is more often too long than too short.
     """
     if total is None or not fresh:
         return f"{name}: {done}"

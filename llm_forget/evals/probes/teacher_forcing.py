@@ -1,7 +1,7 @@
-"""Teacher-forced forward pass of a batch, with shared prefixes computed once.
+"""Teacher-forced forward pass of a batch that computes shared prefixes once (see `llm_forget.logprobs.packing`).
 
-Many tokens of a set of answers are repeated prefixes (see `llm_forget.logprobs.packing`): more than half of the tokens
-of the perturbed TOFU answers under a template with a system prompt.
+Answers to one question share a long prefix: with a system prompt in the template, more than half of the tokens of the
+perturbed TOFU answers are repeated prefixes.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from torch import Tensor
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import Logprobs, forward_logprobs
 
-# Logits per block: a block that fits the CPU cache is five times as fast as 50 rows of 50 000 at once.
+# Number of logits in a block: blocks that fit the CPU cache are five times as fast as 50 rows of 50 000 at once.
 BLOCK_ON_CPU, BLOCK_ON_GPU = 2**18, 2**26
 Forward = Callable[[dict[str, Tensor]], Logprobs]
 
 
 def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bool]:
-    """The cheapest pass that a model in evaluation mode supports; the flag tells whether it shares prefixes.
+    """Return the cheapest forward pass that the model supports in evaluation mode, and whether it shares prefixes.
 
-    The pass maps a right-padded batch to the log-probs and logits at its targets. ``plain`` chooses the padded one,
-    which every model supports, without a trial.
+    The pass takes a right-padded batch and returns the log-probs and logits at its targets. With ``plain`` it is the
+    padded pass, which every model supports, and the model is not tried out.
     """
     head = model.get_output_embeddings()
     shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))
@@ -30,7 +30,7 @@ def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bo
 
 
 def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
-    """Log-probs, hits, means and variances over the vocabulary of each row's targets, ``[n]`` each, on the CPU."""
+    """Return for each row the log-probs, hits, means and variances (see `TokenRecord`), ``[n]`` each, on the CPU."""
     assert logps.logits is not None
     logits, labels = logps.logits.flatten(0, 1), logps.labels.flatten()  # [B * T, V], [B * T]
     size = max(1, (BLOCK_ON_CPU if logits.device.type == "cpu" else BLOCK_ON_GPU) // logits.shape[-1])
@@ -47,9 +47,9 @@ def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of log p(v) over v drawn from p, ``[n]`` each, of ``[n, V]`` logits: Min-K %++ needs them."""
-    logps = logits.float().log_softmax(-1).clamp_min_(-1e4)  # [n, V]; clamped so that a masked token gives no 0 * inf
+    """Return mean and variance ``[n]`` of log p(v), for v drawn from p, given logits ``[n, V]``; for Min-K %++."""
+    logps = logits.float().log_softmax(-1).clamp_min_(-1e4)  # [n, V]; clamped: a masked token would give 0 * inf
     weights = logps.exp()  # [n, V]
     mean = torch.linalg.vecdot(weights, logps)  # [n]
-    # E[x^2] - E[x]^2 would cancel, even below zero, if the model is certain.
+    # E[x^2] - E[x]^2 would lose all digits, and could be negative, if the model is certain.
     return mean, torch.linalg.vecdot(weights, logps.sub_(mean[:, None]).square_())  # [n]

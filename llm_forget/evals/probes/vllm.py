@@ -1,7 +1,7 @@
-"""Generation with vLLM (extra ``vllm``; Linux with a GPU), with the same records as transformers.
+"""Generation probe with vLLM (extra ``vllm``; Linux with a GPU) instead of transformers.
 
-Written for the interface of vLLM 0.33 and tested with a stub of it; it has not been run on vLLM itself. Its kernels
-round differently from transformers, so single words may differ, and the records of both have different keys.
+This module is written for the interface of vLLM 0.33 and tested with a stub; it has not been run on vLLM itself. vLLM
+rounds differently from transformers, so single words may differ, and records of the two have different keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM; the rank of an adapter is rounded up to one of them
 
-# Keys of adapter_config.json that vLLM refuses, or ignores and so answers as another model.
+# Keys of adapter_config.json that vLLM refuses, or that it ignores, so that its texts come from another model.
 UNKNOWN = (
     "use_dora", "target_parameters", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
 )  # fmt: skip
@@ -47,8 +47,8 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
 
     Raises:
         MissingPackageError: vLLM is not installed.
-        EvaluationError: a model that is neither a plain folder nor a Hub model, a quantised model, or an adapter other
-            than plain LoRA.
+        EvaluationError: the model is quantised or is neither a plain folder nor a Hub model, or the adapter is not
+            plain LoRA.
     """
     try:
         import vllm  # noqa: F401
@@ -74,7 +74,7 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
 
     Raises:
         ModuleNotFoundError, ValueError: see `refuse_engine`.
-        AdapterRefused: an altered adapter; vLLM itself would load it.
+        AdapterRefused: the adapter was altered; vLLM itself would load it.
     """
     refuse_engine(model, adapter)
     if adapter is not None:
@@ -114,10 +114,10 @@ def probe_generate_vllm(
     batch_size: int = 1024,
     advance: Advance | None = None,
 ) -> None:
-    """`probe_generate` with a vLLM engine, which does its own batching; other arguments as there.
+    """Generate with a vLLM engine, which makes its own batches; for the other arguments, see `probe_generate`.
 
     Args:
-        seed: every prompt is seeded by it and its record key.
+        seed: together with its record key, the seed of every prompt.
         batch_size: number of prompts after which records are written.
     """
     from vllm import SamplingParams
@@ -132,7 +132,7 @@ def probe_generate_vllm(
         if temperature is not None:
             row_seed = int(content_key(seed=seed, row=row.key)[:8], 16)
             drawing = {"temperature": temperature, "top_p": top_p, "seed": row_seed}
-        # The log-prob of the sampled token shows NaN or infinite logits.
+        # With logprobs=0 vLLM returns the log-prob of each token, which is not finite if its logits are broken.
         return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=ends, logprobs=0, detokenize=False, **drawing)
 
     for start in range(0, len(todo), batch_size):

@@ -47,7 +47,7 @@ def compute_lines(
     Args:
         records: records of each probe, by probe name.
         others: records and lines of ``oracle`` and ``before``. Metric inputs named ``oracle_...`` and ``before_...``
-            read them. If such a model is missing, the line is unscored.
+            read them. A line that needs a missing model is unscored.
         role: role of this model. For role ``oracle``, the inputs ``oracle_...`` are the model's own.
     """
     lines: Computation = {}

@@ -314,7 +314,7 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 
 def _read(path: Path, key: str | None, kind: str | None) -> tuple[int | None, list[Any]]:
-    """Return the announced number of records and those on disk; (None, []) for no file or another key or kind."""
+    """Return the announced number of records and those on disk; None and [] without a file of this key and kind."""
     if not path.exists():
         return None, []
     with open(path, "rb") as file:

@@ -113,7 +113,7 @@ def measure(
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 
     Raises:
-        EvaluationError: several processes have lm-eval tasks, different rows or different models.
+        EvaluationError: several processes run lm-eval tasks, or the processes have different rows or models.
     """
     records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process

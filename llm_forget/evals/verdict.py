@@ -36,7 +36,7 @@ class Bound:
     slack: float = 0.0  # widens a relative limit, which is tiny if the other value is tiny
 
     def limits(self, other: float) -> tuple[float, float]:
-        """Return the lowest and the highest value that satisfy the bound if the other model has value ``other``."""
+        """Return the lowest and the highest value that satisfy the bound if the compared value is ``other``."""
         if self.kind == "within":
             return other - self.amount, other + self.amount
         limit = self.amount * other

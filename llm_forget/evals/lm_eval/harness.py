@@ -53,7 +53,7 @@ def run_lm_eval(
             the tokenizer are restored afterwards.
         tasks: names of tasks, groups or tags.
         num_fewshot: worked examples before each question; default: the task's number. A task that sets 0 keeps 0.
-        limit: use only the first rows of each task, this number of them, as in lm-eval.
+        limit: number of rows to use of each task, from its start, as in lm-eval.
         batch_size: batch size, lowered to 16 on a CPU and halved if memory runs out.
         data_path: folder with the data of our tasks; default: the Hub. Tasks of lm-eval always use the Hub.
         seed: seed of sampled worked examples and generations.

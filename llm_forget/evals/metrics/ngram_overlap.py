@@ -16,7 +16,7 @@ def ngram_overlap(generations: Sequence[GenerationRecord], *, n: int = 13, over:
     """Share of the reference's n-grams of words that occur anywhere in the generation; ``[N]`` in [0, 1].
 
     GPT-3 (appendix C) treats 13 common words as a collision of two texts. Every position of the reference counts, also
-    repeated n-grams. 1 is the whole reference, 0 no run of ``n`` words; a reference of fewer words is unscored.
+    repeated n-grams. 1 if the whole reference is repeated, 0 if no run of ``n`` words is; shorter ones are unscored.
 
     Args:
         n: length of an n-gram in words.

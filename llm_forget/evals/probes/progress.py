@@ -55,7 +55,7 @@ class Task:
     began: float
 
     def expect(self, total: int) -> None:
-        """Reset the progress to 0 of ``total``."""
+        """Start the progress again, at 0 of ``total`` records."""
         self.total, self.done, self.fresh, self.began = total, 0, 0, time.monotonic()
         self.meter.bars.update(self.bar, total=total, completed=0)
 

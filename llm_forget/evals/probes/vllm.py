@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM; the rank of an adapter is rounded up to one of them
 
-# Keys of adapter_config.json that vLLM refuses, or that it ignores, so that its texts come from another model.
+# Keys of adapter_config.json that vLLM refuses or ignores; if it ignores a key, it runs another model than we do.
 UNKNOWN = (
     "use_dora", "target_parameters", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
 )  # fmt: skip
@@ -73,7 +73,7 @@ def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
     """Load a model folder or Hub model into vLLM, with room for one adapter.
 
     Raises:
-        ModuleNotFoundError, ValueError: see `refuse_engine`.
+        MissingPackageError, EvaluationError: see `refuse_engine`.
         AdapterRefused: the adapter was altered; vLLM itself would load it.
     """
     refuse_engine(model, adapter)

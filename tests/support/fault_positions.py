@@ -31,7 +31,7 @@ class FaultPositions:
         return positions
 
     def __str__(self) -> str:
-        return "all positions" if self.size is None else f"{self.size} positions"
+        return "all positions" if self.size is None else "sample"
 
 
 FAULTS = pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def become(
         _redirect(out, err)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         atexit._clear()  # what is to be done at the end of the other process
+        sys.excepthook = sys.__excepthook__  # a command that ran in the other process has replaced it
         os.environ.update(environment)
         tempfile.tempdir = None  # TMPDIR is read again
         if cwd is not None:

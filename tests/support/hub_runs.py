@@ -10,7 +10,6 @@ REPO = "tester/forgetful"
 
 
 MADE = {}  # runs that were evaluated, each once; tests get copies
-DRAWN = {}  # charts by what they show
 
 
 def send(run, **given):

@@ -1,34 +1,19 @@
 """A Hub on loopback, evaluated runs, and evidence about one of them."""
 
-import functools
-import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 
 from llm_forget.core.run_directory import Run
-from tests.support.hub_runs import DRAWN, MADE
+from tests.support.drawn_charts import drawn  # noqa: F401  (fixture)
+from tests.support.hub_runs import MADE
 from tests.support.loopback_hub import loopback_hub, talk_to
 
 
 @pytest.fixture(autouse=True)
-def _draw_equal_charts_once(monkeypatch):
-    """Drawing takes most of the time of a push; equal arguments give equal bytes, as the tests of the report show."""
-    from llm_forget.report.render import charts
-
-    def once(draw):
-        @functools.wraps(draw)
-        def drawn(*args, **options):
-            key = pickle.dumps((draw.__name__, args, options))
-            if key not in DRAWN:
-                DRAWN[key] = draw(*args, **options)
-            return DRAWN[key]
-
-        return drawn
-
-    for name in ("lines", "plane", "row_bars", "recovery_bars"):
-        monkeypatch.setattr(charts, name, once(getattr(charts, name)))
+def _charts_drawn_once(drawn):  # noqa: F811
+    """Drawing takes most of the time of a push."""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from llm_forget.core.digests import file_digest
 from llm_forget.core.run_directory import Run
 from tests.support.forked import command
-from tests.support.hub_runs import DRAWN, MADE, REPO, send, without_digests_of_rows
+from tests.support.hub_runs import MADE, REPO, send, without_digests_of_rows
 from tests.support.loopback_hub import SIGNATURE, TOKEN
 
 pytestmark = pytest.mark.slow
@@ -117,11 +117,12 @@ def test_a_dry_run_sends_nothing(hub, measured, capsys):
     assert "nothing was sent" in said
 
 
-def test_a_second_push_of_the_same_sends_nothing(hub, measured):
+def test_a_second_push_of_the_same_sends_nothing(hub, measured, drawn):
     run = measured()
     _, first = send(run)
     before = len(hub.requests)
-    DRAWN.clear()  # equal bytes are made anew
+    assert drawn
+    drawn.clear()  # equal bytes are made anew
     _, second = send(run)
     assert second.commit == first.commit
     assert second.tag == first.tag

@@ -19,9 +19,9 @@ RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True
 
 
 def test_relearning_a_row_recovers_others_in_both_models(make_run, capsys, caplog):
-    run = make_run("run", **RATE)
+    run = make_run("run", **RATE | {"learning_rate": 2e-2, "lora_r": 8})
     before = evaluate(run.path, quiet=True)
-    found = attack(run.path, "relearn", share=0.2, num_train_epochs=150)
+    found = attack(run.path, "relearn", share=0.2, num_train_epochs=50)
     line = found["metrics"]["forget_probability"]
     assert line["unlearned_attacked"]["value"] > 1.3 * line["unlearned"]
     assert line["oracle_attacked"]["value"] > 1.3 * line["oracle"]

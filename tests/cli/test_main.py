@@ -13,6 +13,7 @@ from tests.support.forked import command
 COMMANDS = ["finetune", "unlearn", "evaluate", "merge", "methods", "recipes", "recipes list", "recipes copy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["", *COMMANDS])
 def test_help_imports_nothing_heavy(words: str) -> None:
     code = (
@@ -76,6 +77,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], expecte
     assert done.stderr.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, {resource.RLIM_INFINITY}))"
@@ -157,6 +159,7 @@ def test_recipes_are_listed_shown_and_copied_but_never_over_a_file(tmp_path: Pat
     assert "exists already" in again.stderr
 
 
+@pytest.mark.slow
 def test_methods_lists_all_and_explains_each() -> None:
     from rich.console import Console
 
@@ -175,6 +178,7 @@ def test_methods_lists_all_and_explains_each() -> None:
         build_objective(name, catalogue.example(METHODS[name])["method_args"], None)
 
 
+@pytest.mark.slow
 def test_interruption_is_exit_code_130(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom llm_forget.cli import main as cli\n"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "llm_forget"
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "scipy", "pandas", "lm_eval", "bitsandbytes"}
 # The command line, and readers of run directories: `--help` and `report` must not wait for torch.
@@ -47,6 +49,7 @@ def test_every_folder_says_what_it_is_for() -> None:
     assert undocumented == []
 
 
+@pytest.mark.slow
 def test_the_command_line_and_readers_of_runs_import_nothing_heavy() -> None:
     names = [name.removesuffix(".__init__") for name in modules() if name.startswith(STARTS_AT_ONCE)]
     names = [name for name in names if name not in NEED_TRANSFORMERS]
@@ -60,6 +63,7 @@ def test_the_command_line_and_readers_of_runs_import_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_imports_are_written_in_full() -> None:
     relative = [
         f"{name} line {node.lineno}"
@@ -70,6 +74,7 @@ def test_imports_are_written_in_full() -> None:
     assert relative == []
 
 
+@pytest.mark.slow
 def test_files_have_at_most_500_lines_and_functions_80() -> None:
     too_long = []
     for name, path in modules().items():

@@ -127,6 +127,7 @@ def test_one_new_file_adds_a_metric_an_attack_and_a_kind_of_run(tmp_path: Path) 
     assert shown["evaluated"] == ["before", "unlearned"]  # a run that forgot has a model before
 
 
+@pytest.mark.slow
 def test_no_other_file_lists_two_of_a_registry_or_compares_with_one() -> None:
     everywhere, kinds = (set(METRICS.names()), set(KINDS.names())), set(run_kinds._registry._KINDS)
     offending = []

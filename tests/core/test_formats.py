@@ -87,6 +87,7 @@ def test_the_schema_is_valid_and_has_an_example_that_is_read_back_as_it_was(kind
     assert json.loads(formats.encoded(formats.checked(value, kind, "x"))) == value
 
 
+@pytest.mark.slow
 def test_reader_and_schema_agree_about_every_wrong_type_of_every_key(part):
     whole = msgspec.json.schema(part)
     validator, value = Draft202012Validator(whole), example({"$ref": whole["$ref"]}, whole)

@@ -348,6 +348,7 @@ def test_windows_of_an_answer_all_begin_with_its_prompt(plain: Any) -> None:
 # ---- data sets ----
 
 
+@pytest.mark.slow
 def test_a_tokenised_data_set_holds_the_windows_of_its_rows_in_order(tokenizer: Any) -> None:
     rows = load_source("builtin:demo/forget?people=6&forget=2&facts=3", split_name="forget")
     template = template_for(tokenizer)
@@ -362,6 +363,7 @@ def test_a_tokenised_data_set_holds_the_windows_of_its_rows_in_order(tokenizer: 
     assert table._fingerprint == again._fingerprint != other._fingerprint
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_tokens_as_one(plain: Any) -> None:
     rows = load_source("builtin:demo/full", split_name="train")
     template = template_for(plain)

@@ -127,6 +127,7 @@ def test_three_rows_decide_nothing():
         assert holds(auc_with_interval(one, two)) is None
 
 
+@pytest.mark.slow
 def test_the_verdict_passes_forgets_and_stays_open_where_it_should():
     def verdict(n, mean):
         return holds(membership_auc(split(n, mean, seed=2), split(n, -2.0, seed=3)))

@@ -90,6 +90,7 @@ def close(ours, golden):
     np.testing.assert_allclose(ours, golden, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("role", MODELS)
 def test_scores_and_auc(goldens, records, role, name):
@@ -110,6 +111,7 @@ def test_the_reference_attack(goldens, records):
     agrees(membership_reference(*sides[0], *sides[1]), golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODELS)
 def test_gradient_norms(goldens, load, tmp_path, role):
     measured = {}

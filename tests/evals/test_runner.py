@@ -93,6 +93,7 @@ def test_a_target_that_never_knew_the_rows_has_nothing_to_forget(tiny_folder, ca
     assert capsys.readouterr().out.count("there was nothing to forget") == 1
 
 
+@pytest.mark.slow
 def test_results_list_overrides_of_the_keys_of_the_run(tiny_folder, cache, tmp_path):
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
@@ -147,6 +148,7 @@ def test_the_answers_shown_are_of_different_people_and_facts():
     assert _spread(1, 1) == [0]
 
 
+@pytest.mark.slow
 def test_an_evaluation_prints_its_progress_to_a_file(tiny_folder, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     for name in ("forget", "retain"):

@@ -73,6 +73,7 @@ def test_the_interval_is_reproducible_and_independent_of_block_size(monkeypatch)
     assert mean_with_interval(rows, resamples=300).ci == whole
 
 
+@pytest.mark.slow
 def test_resamples_of_many_rows_are_drawn_in_blocks_of_bounded_memory():
     rows = np.random.default_rng(0).random(200_000)
     tracemalloc.start()

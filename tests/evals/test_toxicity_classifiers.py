@@ -44,6 +44,7 @@ def test_an_unknown_summary_is_refused_with_a_suggestion(by_digits):
         toxicity(said("0.1"), classifier=by_digits, summary="means")
 
 
+@pytest.mark.slow
 def test_the_default_classifier_tells_toxic_prompts_from_others(shared):
     pytest.importorskip("profanity_check", reason="needs the extra 'toxicity'")
     from sklearn.metrics import roc_auc_score
@@ -103,6 +104,7 @@ def folder(tmp_path, tiny_tokenizer):
 TEXTS = ["short", "a text that is much longer than the others", "x", "middling text", "y" * 500]
 
 
+@pytest.mark.slow
 def test_a_model_scores_every_text_in_the_order_given_whatever_the_batch(folder, tiny_tokenizer):
     name, model = folder()
     with torch.inference_mode():

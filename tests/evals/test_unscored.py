@@ -48,6 +48,7 @@ def records_of(kind):
 OF_RECORDS = [entry.name for entry in METRICS if "Record" in str(entry.function.__annotations__)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_RECORDS)
 def test_a_row_without_probabilities_is_unscored_in_every_metric_of_records(name):
     function, kinds = METRICS.get(name).function, METRICS.get(name).function.__annotations__

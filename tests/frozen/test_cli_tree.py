@@ -15,6 +15,7 @@ def test_commands_and_their_parameters_stay(compare_frozen: Callable[[str, Any],
     compare_frozen("cli_tree", cli_tree())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(cli_tree()))
 def test_help_exits_with_0(path: str) -> None:
     shown = call(*path.split()[1:], "--help")

@@ -101,6 +101,7 @@ def test_the_run_is_judged_and_reported_as_before(copied: Path) -> None:
     succeed("watch", "npo", "--once")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("altered", [None, "adapter_model.safetensors", "README.md", "published.json", "published.sig"])
 def test_the_published_adapter_is_pulled_and_one_altered_byte_refused(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, altered: str | None

@@ -98,6 +98,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "words"), CODES, ids=[" ".join(words) for _, words in CODES])
 def test_commands_exit_with_the_documented_code(prepared: Path, code: int, words: list[str]) -> None:
     result = call(*words)

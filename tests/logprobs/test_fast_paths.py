@@ -43,6 +43,7 @@ def gradients(model, **how):
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_every_architecture_gives_the_same_log_probs_and_gradients_by_every_shortcut(model, request) -> None:
     name = request.node.callspec.params["folder"]
     allowed = find_shortcuts(model, model)
@@ -64,6 +65,7 @@ def test_every_architecture_gives_the_same_log_probs_and_gradients_by_every_shor
         assert max(float((grads[k] - expected[k]).abs().max()) for k in grads) < 1e-5 * largest, how
 
 
+@pytest.mark.slow
 def test_logits_and_hidden_states_of_packed_rows_are_those_of_padded_rows(model) -> None:
     allowed = find_shortcuts(model, model)
     head, layer = model.get_output_embeddings(), decoder_layers(model, 2)[0]
@@ -74,6 +76,7 @@ def test_logits_and_hidden_states_of_packed_rows_are_those_of_padded_rows(model)
     assert torch.allclose(plain.hidden, packed.hidden, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_feel_its_neighbours(model) -> None:
     """Another first row, same length: the second row's numbers stay."""
     how = vars(find_shortcuts(model, model))
@@ -84,6 +87,7 @@ def test_a_row_does_not_feel_its_neighbours(model) -> None:
     assert torch.allclose(before, after[1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["Llama", "Mistral"], indirect=True)
 def test_gradient_checkpointing_runs_packed_layers_again_as_packed(folder, lora_args) -> None:  # noqa: F811
     args = lora_args(folder)
@@ -102,6 +106,7 @@ def test_gradient_checkpointing_runs_packed_layers_again_as_packed(folder, lora_
     assert all(torch.allclose(grads[0][k], grads[1][k], atol=1e-6) for k in grads[0])
 
 
+@pytest.mark.slow
 def test_a_model_that_looks_across_rows_is_not_packed(folder, lora_args, monkeypatch) -> None:  # noqa: F811
     """If the layout were not understood, rows would run into each other: seen, and not used."""
     from llm_forget.logprobs import packed_attention
@@ -146,6 +151,7 @@ def test_what_the_layout_cannot_say_to_an_architecture_is_done_the_plain_way(nam
     assert torch.allclose(found.values, plain.values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_keep_logits_only_where_asked_and_nothing_else_changes(model) -> None:
     from llm_forget.logprobs.logprobs import forward_parts
 

@@ -89,6 +89,7 @@ def test_a_look_without_gradient_does_not_repack_4_bit_weights(base, lora_args):
     assert torch.allclose(model.dequantize(dtype=torch.float32)(IDS).logits, logits, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["builtin:demo-llama"])
 def test_a_model_without_a_folder_can_be_quantised(name, lora_args):
     model = load_base(lora_args(name, **NF4))

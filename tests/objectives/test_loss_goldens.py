@@ -237,6 +237,7 @@ def test_the_dual_variable_of_pdu_follows_the_peer_over_three_steps(
         assert weight == pytest.approx(step["preferences_after"][1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GradDiff", "NPO", "SimNPO"])
 def test_five_optimiser_steps_follow_the_peer(
     name: str, goldens: dict[str, Any], shared: Path, reference_model: nn.Module

@@ -200,6 +200,7 @@ def test_a_pipe_gets_a_line_for_each_step_until_the_run_has_ended(run, monkeypat
     assert "finished" in heads[-1]
 
 
+@pytest.mark.slow
 def test_the_command_loads_no_torch_and_refuses_a_folder_without_a_run(run, tmp_path):
     code = (
         "import sys; from llm_forget.cli.main import app\n"

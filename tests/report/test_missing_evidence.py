@@ -13,6 +13,7 @@ from llm_forget.report.sections.comparison import compare
 from tests.support.forked import command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "missing_section", "sentence"),
     [
@@ -97,6 +98,7 @@ def test_models_that_were_not_measured_are_accepted(make_measured_run):
     assert "no value of oracle" in {ruling.finding.why for ruling in verify(run)[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["verify", "report", "compare"])
 def test_commands_exit_with_code_2_on_damaged_results(make_measured_run, verb):
     run = make_measured_run()
@@ -131,6 +133,7 @@ def test_a_custom_suite_with_the_name_of_a_shipped_one_is_marked(make_measured_r
         assert (sentence in report([run]).with_suffix(".md").read_text(encoding="utf-8")) is marked
 
 
+@pytest.mark.slow
 def test_an_attack_that_uses_the_target_is_marked_as_no_measure_of_forgetting(make_measured_run):
     run = make_measured_run()
     sentence = "the model before must be withdrawn, not how well the model forgot"
@@ -145,6 +148,7 @@ def test_an_attack_that_uses_the_target_is_marked_as_no_measure_of_forgetting(ma
     assert "attacker kept the model before" in markdown
 
 
+@pytest.mark.slow
 def test_tied_scores_of_members_and_nonmembers_are_mentioned(make_measured_run):
     run = make_measured_run()
     assert "are equal" not in report([run]).with_suffix(".md").read_text(encoding="utf-8")

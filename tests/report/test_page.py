@@ -131,6 +131,7 @@ def test_equal_runs_give_equal_bytes(make_measured_run, drawn):
     assert (run / "report.md").read_bytes() == md
 
 
+@pytest.mark.slow
 def test_ids_and_names_cannot_inject_html_or_markdown(make_measured_run):
     ids = [EVIL[i] if i < len(EVIL) else f"row-{i}" for i in range(30)]
     run = make_measured_run("na$x^2$ <b>x<|y", ids=ids, suite="<i>suite<", shift=0.1)
@@ -186,6 +187,7 @@ def test_the_listed_rows_are_the_ten_most_revealing(make_measured_run):
     assert [row[0] for row in table[1:]] == [f"row-{i:02d}" for i in np.argsort(members)[:10]]
 
 
+@pytest.mark.slow
 def test_rows_exposed_by_an_attack_with_the_target_are_not_listed(make_measured_run):
     run = make_measured_run()
     results, rows = (json.loads((run / name).read_text()) for name in ("results.json", "rows.json"))
@@ -204,6 +206,7 @@ def test_rows_exposed_by_an_attack_with_the_target_are_not_listed(make_measured_
     ]
 
 
+@pytest.mark.slow
 def test_a_score_that_is_one_choice_of_several_is_marked_everywhere(make_measured_run):
     run = make_measured_run()
     results = json.loads((run / "results.json").read_text())
@@ -227,6 +230,7 @@ def test_a_score_that_is_one_choice_of_several_is_marked_everywhere(make_measure
     assert "overall (one choice of several)" in comparison_markdown(compare([run, make_measured_run("other")]))
 
 
+@pytest.mark.slow
 def test_null_rows_are_left_out_of_every_chart_and_not_counted_as_0(make_measured_run):
     run = make_measured_run()
     whole = page(run)
@@ -260,6 +264,7 @@ def test_null_rows_are_left_out_of_every_chart_and_not_counted_as_0(make_measure
     assert "nan" not in {word.strip().lower() for word in parsed.words}
 
 
+@pytest.mark.slow
 def test_attacks_show_the_excess_over_the_oracle(make_measured_run):
     run = make_measured_run()
     after = {
@@ -290,6 +295,7 @@ def test_attacks_show_the_excess_over_the_oracle(make_measured_run):
     assert "/home/me" not in "".join(parsed.words)
 
 
+@pytest.mark.slow
 def test_a_failed_policy_comes_first(make_measured_run):
     run = make_measured_run()
     sentence = "forget_quality 0.010 (at least 0.05)"
@@ -308,6 +314,7 @@ def test_a_failed_policy_comes_first(make_measured_run):
     assert "Evaluated again after policy strict was applied" in said
 
 
+@pytest.mark.slow
 def test_without_an_oracle_the_page_warns_and_draws_the_rest(make_measured_run):
     run = make_measured_run(roles=("unlearned", "before"))
     found = page(run)
@@ -378,6 +385,7 @@ def test_requested_text_goes_into_a_separate_marked_private_file(make_measured_r
     assert not (run / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_several_runs_share_a_page_with_a_part_for_each_run(make_measured_run):
     runs = [make_measured_run("near"), make_measured_run("far", shift=0.5)]
     file = report(runs, output=runs[0].parent / "all.html")
@@ -408,6 +416,7 @@ def test_reading_runs_loads_neither_torch_nor_transformers(make_measured_run):
     assert subprocess.run([sys.executable, "-c", code, str(make_measured_run())], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_missing_matplotlib_is_reported_in_one_sentence(make_measured_run):
     code = (
         "import sys; sys.modules['matplotlib'] = None\nfrom llm_forget.report import report\n"

@@ -94,6 +94,7 @@ def place(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SIMPLE)
 def test_a_text_is_found_in_every_encoding(canary, place, form):
     (place / "file").write_bytes(PADDING + SIMPLE[form] + PADDING)
@@ -123,6 +124,7 @@ def test_a_text_without_ascii_is_found(tmp_path, place, codec):
     assert [(f.row, f.whole, f.encoding) for f in scan(tmp_path / "c.txt", [place]).findings] == [(1, True, codec)]
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_files_without_the_texts(canary, place):
     rng = random.Random(0)
     (place / "random").write_bytes(rng.randbytes(3_000_000))

@@ -36,6 +36,7 @@ def saved(tmp_path: Path, tiny_model: Callable[..., Any], lora_args: Callable[..
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
@@ -90,6 +91,7 @@ def test_a_larger_vocabulary_costs_weights_but_only_a_block_of_logits(saved: Any
     assert kl[1] == pytest.approx(2 * kl[0])
 
 
+@pytest.mark.slow
 def test_padding_costs_attention_alone_and_checkpointing_keeps_one_layer(saved: Any) -> None:
     args = saved(num_hidden_layers=8)
     even = estimate(args)
@@ -156,6 +158,7 @@ def test_the_readme_table_equals_the_formula() -> None:
         assert line in text, "run `python tests/measure/memory_table.py`"
 
 
+@pytest.mark.slow
 def test_an_8b_model_has_the_known_number_of_weights(tmp_path: Path) -> None:
     shape = dry_run._shape(arguments("8B", "LoRA", tmp_path))
     assert shape.linear + shape.others == 8_030_261_248

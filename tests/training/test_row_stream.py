@@ -29,6 +29,7 @@ def test_a_pass_without_weights_contains_every_row_once(n: list[int], seed: int)
         assert sorted(stream.take(start, total).tolist()) == list(range(total))
 
 
+@pytest.mark.slow
 @given(sizes, seeds)
 def test_each_weighted_source_is_sampled_without_replacement(n: list[int], seed: int) -> None:
     rows = RetainStream(n, [1.0] * len(n), seed).take(0, 300)
@@ -96,6 +97,7 @@ def test_every_division_into_processes_and_batches_has_the_same_rows_in_each_ste
     assert all(slot["alternate"] == slot["forget"] for slot in real)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(0, 30))
 def test_skipping_within_an_epoch_gives_the_rest_of_it(seed: int, skip: int) -> None:
     sampler, fresh = (StepSampler({"forget": 30, "retain": 7}, batch_size=4, seed=seed) for _ in range(2))

@@ -99,6 +99,7 @@ def writes_of(before: Path, folder: Path, act: Callable[[Ledger], object]) -> in
     return count
 
 
+@pytest.mark.slow
 @FAULTS
 @pytest.mark.parametrize("act", STATES, ids=lambda act: act.__name__)
 @pytest.mark.parametrize("onwards", [True, False], ids=["full from there", "one write fails"])

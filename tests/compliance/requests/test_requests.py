@@ -154,6 +154,7 @@ def test_requests_with_other_rows_or_categories_are_different_requests(evidence:
     assert made == ["req-0001", "req-0002", "req-0003"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(12))
 def test_a_failing_disk_leaves_a_complete_request_or_none(evidence: Path, source: str, at: int) -> None:
     cases.received(evidence, source, subject="Bob")

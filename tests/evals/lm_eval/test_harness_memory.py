@@ -74,6 +74,7 @@ def test_another_failure_of_the_model_is_not_taken_for_a_lack_of_memory(tiny, qu
     hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [QUESTION, "forget_text", "forget_tofu_rouge"])
 def test_every_kind_of_question_is_announced_and_counted(tiny, questions, task):
     told = {"expected": 0, "answered": 0}

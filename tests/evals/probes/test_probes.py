@@ -111,6 +111,7 @@ def test_the_batch_does_not_show_in_the_records(tmp_path, goldens, tiny):
         assert left.hits.tolist() == right.hits.tolist()
 
 
+@pytest.mark.slow
 def test_generation_does_not_depend_on_padding(tmp_path, goldens, tiny):
     prompts = goldens["generation_prompts"]["forget"] + goldens["generation_prompts"]["verbmem"]
     rows = [PromptRow(str(i), ids) for i, ids in enumerate(prompts)]
@@ -268,6 +269,7 @@ def test_sampling_leaves_the_random_state_of_the_caller(tmp_path, tiny, samples)
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawing", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_a_broken_model_says_is_marked_as_broken_and_holds_no_text(tmp_path, tiny, samples, value, drawing):

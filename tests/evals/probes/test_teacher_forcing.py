@@ -11,6 +11,7 @@ from tests.logprobs.test_fast_paths import NEITHER, ROWS, batch, model  # noqa: 
 from tests.models.test_architectures import folder  # noqa: F401
 
 
+@pytest.mark.slow
 def test_every_architecture_gives_the_same_logits_when_prefixes_are_shared(model, request) -> None:  # noqa: F811
     name = request.node.callspec.params["folder"]
     given = batch()

@@ -97,6 +97,7 @@ def test_records_are_those_of_the_plain_probe(tmp_path, vllm, model, tiny_tokeni
     assert found == plain
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_by_seed_and_prompt(tmp_path, vllm, model, tiny_tokenizer):
     def sample(name, seed):
         how = {"adapter_on": True, "temperature": 1.0, "seed": seed}

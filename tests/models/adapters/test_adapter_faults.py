@@ -92,6 +92,7 @@ def gap(data):
     return data + b"\0" * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [cut, empty, endless_header, long_header, gap])
 @pytest.mark.parametrize("manifest", ["as written", "made to agree", "none"])
 def test_1_a_file_that_is_not_whole_is_named(saved, fault, manifest):
@@ -115,6 +116,7 @@ def write_header(folder, text, body):
     (folder / WEIGHTS).write_bytes(len(data).to_bytes(8, "little") + data + body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -203,6 +205,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
 def test_3_to_6_other_tensors_are_refused_whatever_the_manifest_says(saved, change, message):
     folder, _ = saved
@@ -229,6 +232,7 @@ def test_4_half_of_an_adapter_is_not_its_effect(saved):
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"lora_alpha": 800}, {"use_rslora": True}, {"layers_to_transform": [0], "target_modules": NAMES}],
@@ -245,6 +249,7 @@ def test_7_other_settings_are_refused_by_digest_and_by_effect(saved, change):
 # ---- 8 to 10: what a configuration may ask for ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"r": 2_000_000_000}, {"r": MAX_RANK + 1}, {"r": 0}, {"r": True}, {"r": None},
                                     {"rank_pattern": {"q_proj": 10**9}}])  # fmt: skip
 def test_8_a_rank_without_bounds_is_refused_before_anything_is_allocated(saved, change):
@@ -265,6 +270,7 @@ def test_8_a_rank_that_is_not_that_of_the_tensors_is_refused_before_anything_is_
 PATTERN = "(([a-z_.0-9])+)+$X"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -305,6 +311,7 @@ def test_10_what_a_configuration_claims_of_its_base_is_neither_followed_nor_kept
     assert read_json(run.adapter / MANIFEST)["base"] == source_digest(args.model_name_or_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -333,6 +340,7 @@ class Marker:
         return (open, ("pwned", "w"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("ending", ["bin", "pt", "pkl"])
 def test_11_pickled_weights_are_refused_unopened(saved, tmp_path, monkeypatch, alone, ending):
@@ -345,11 +353,13 @@ def test_11_pickled_weights_are_refused_unopened(saved, tmp_path, monkeypatch, a
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/tmp/x", "../../x", "../x", "Upper", "a.b", "", "x" * 65, "a\n"])
 def test_12_and_13_adapter_names_are_no_paths(saved, name):
     refused(saved, "lower-case letters", name=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, MANIFEST, "README.md"])
 def test_14_links_are_not_followed(saved, tmp_path, name):
     folder, args = saved
@@ -417,6 +427,7 @@ def test_an_adapter_loads_in_another_precision_than_it_was_saved_in(saved):
     assert load(saved).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -455,6 +466,7 @@ def test_only_what_is_saved_at_the_end_records_its_effect(make_trainer, tmp_path
     assert read_json(tmp_path / "last" / MANIFEST)["effect"] == effect_of(trainer.model)
 
 
+@pytest.mark.slow
 def test_the_effect_of_training_in_half_precision_is_that_of_what_is_loaded(make_trainer, tmp_path):
     """Accelerate leaves its autocast on the model; the adapter is measured as it will be loaded."""
     trainer = make_trainer(bf16=True)
@@ -506,6 +518,7 @@ def test_commands_leave_with_code_4_and_one_sentence(run, command, tmp_path, fau
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_every_way_to_an_adapter_refuses_one_that_was_changed(run, tmp_path, lora_args):
     flip(run.adapter)
     target = run.config["model_name_or_path"]
@@ -566,6 +579,7 @@ def test_embeddings_that_peft_saved_along_are_left_out_if_they_are_the_bases_own
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_with_a_manifest_is_adopted_without_trust_and_held_to_it(saved, tmp_path, lora_args):
     from llm_forget.workflows.adopt import adopt
 
@@ -580,6 +594,7 @@ def test_an_adapter_with_a_manifest_is_adopted_without_trust_and_held_to_it(save
         adopt(folder, tmp_path / "other", base=args.model_name_or_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "said"), [(0.0, "changes no logit"), (float("1e30"), "not finite"), (1.0, None)])
 def test_training_without_effect_is_said_when_the_adapter_is_saved(
     tiny_folder, lora_args, tmp_path, caplog, monkeypatch, scale, said

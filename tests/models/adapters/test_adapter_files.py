@@ -100,6 +100,7 @@ def test_a_failed_save_leaves_the_old_adapter(saved, tiny_model, lora_args):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stray", [False, True])
 def test_saving_again_replaces_the_adapter_and_nothing_else(saved, tiny_model, lora_args, stray):
     folder, old = saved

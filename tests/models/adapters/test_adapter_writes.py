@@ -145,6 +145,7 @@ def test_a_disk_that_stays_full_between_two_renames_takes_away_no_adapter(two, t
     assert state(left, tiny_model, models) == "old", "beside its place, since it could not be put back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 1000, 5000])
 def test_a_disk_that_fills_up_within_the_weights_leaves_the_old_adapter(two, tiny_model, size) -> None:
     folder, models = two

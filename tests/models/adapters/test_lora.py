@@ -63,6 +63,7 @@ def test_reference_of_a_stack_is_the_target(stacked, tiny_model, tmp_path):
     assert {n.split(".")[-2] for n, p in stacked.named_parameters() if p.requires_grad} == {ADAPTER}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_reference_mode_restores_everything(stacked, tiny_model, lora_args, training):
     for model in (stacked, attach_adapter(tiny_model(), lora_args())):

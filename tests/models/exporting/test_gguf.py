@@ -68,6 +68,7 @@ def logits(model):
     return model(IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_architecture_is_read_back_as_the_same_function(kind, tiny_model, tokenizer, tmp_path):
     model = family(kind, tiny_model)
@@ -79,6 +80,7 @@ def test_every_architecture_is_read_back_as_the_same_function(kind, tiny_model, 
     assert torch.equal(logits(model), wanted)  # float32 rounds nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_model_is_rounded_to_what_is_in_the_file(form, tiny_model, tokenizer, tmp_path):
     model = family("llama", tiny_model)
@@ -110,6 +112,7 @@ def test_what_fits_no_block_and_both_ends_are_kept_better(tiny_model, tokenizer,
     assert found["tensors"] == {"F16": 2, "F32": 5, "Q4_0": 12, "Q8_0": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["not interleaved", "another base of positions", "another epsilon"])
 def test_a_file_that_says_something_else_is_seen(wrong, tiny_model, tokenizer, tmp_path, monkeypatch):
     model = family("llama", tiny_model)
@@ -251,6 +254,7 @@ def tokenizers():
     return kinds_of_tokenizer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "differing"),
     [("gpt-2", 0), ("llama-bpe", 0), ("qwen2", 1), ("smollm", 3), ("default", None)],
@@ -351,6 +355,7 @@ def test_the_path_is_a_file_of_its_own(tiny_model, tokenizer, tmp_path):
     assert [file.name for file in Path(tmp_path).iterdir()] == ["model.gguf"]
 
 
+@pytest.mark.slow
 def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_made_from(
     tiny_model, tmp_path, monkeypatch
 ):
@@ -379,6 +384,7 @@ def test_a_file_with_more_rows_than_tokens_is_compared_with_the_model_it_was_mad
     assert line["value"] == pytest.approx(line["before"]["value"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["rope_freqs.weight", "llama.rope.scaling.type", "nothing"])
 def test_what_transformers_passes_over_in_a_file_is_said(what, tiny_model, tokenizer, tmp_path, monkeypatch, caplog):
     from gguf import GGUFWriter, RopeScalingType

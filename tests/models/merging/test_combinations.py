@@ -78,6 +78,7 @@ def written(folder):
     return {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_cat_is_the_exact_sum_of_the_products(kind, make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts(UNLIKE[kind], (1.5, -0.5))
@@ -209,6 +210,7 @@ def ties(changes, density, majority):
     return torch.tensor(out).view(changes[0].shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("majority", ["total", "frequency"])
 def test_ties_is_trim_elect_and_mean_on_the_products_with_their_scales(majority, make_parts, tiny_folder, lora_args):
     parts = make_parts([{}, {"lora_r": 2}, {}], (1.0, -0.5, 2.0))
@@ -221,6 +223,7 @@ def test_ties_is_trim_elect_and_mean_on_the_products_with_their_scales(majority,
     torch.testing.assert_close(found, ties([hand[key] for hand in hands], 0.3, majority), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dare_is_the_same_bits_for_one_seed_and_scales_the_rest(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts()
     files = {}
@@ -295,6 +298,7 @@ def test_tied_matrices_part_where_one_of_them_is_adapted(make_parts, tiny_folder
     torch.testing.assert_close(after[name], before + by_hand(parts[1])[name])
 
 
+@pytest.mark.slow
 def test_over_a_target_of_another_kind_nothing_is_added(make_parts, tiny_folder, lora_args, tmp_path):
     (target,) = make_parts([{"use_dora": True}], (1.0,))
     model = load_adapter(load_base(lora_args(tiny_folder)), target.folder, name="target")
@@ -322,6 +326,7 @@ def test_sixteen_bits_are_kept_and_rounded_once(make_parts, tiny_folder, tiny_mo
     assert wide["tolerance"] < report["tolerance"] / 100
 
 
+@pytest.mark.slow
 def test_a_file_may_be_written_in_fewer_bits(make_parts, tiny_folder, lora_args, tmp_path):
     report = merge_adapters(
         lora_args(tiny_folder), make_parts(), tmp_path / "half", how=checked_rule(), dtype="float16"
@@ -399,6 +404,7 @@ def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(rank, make_par
     )
 
 
+@pytest.mark.slow
 def test_all_ranks_lose_nothing(make_parts, tiny_folder, lora_args, tmp_path):
     report = merge_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "merged", how=checked_rule("svd", rank=8))
     assert report["rank_error"] < 1e-6
@@ -413,6 +419,7 @@ def test_more_ranks_than_a_weight_has_sides_are_the_sum_itself(make_parts, tiny_
     assert one["max_abs_logit_difference"] <= one["tolerance"]
 
 
+@pytest.mark.slow
 def test_ranks_that_nobody_would_read_are_not_written(make_parts, tiny_folder, lora_args, tmp_path):
     parts = make_parts([{"lora_r": 600}, {"lora_r": 500}])
     with pytest.raises(ValueError, match="add up to more than 1024"):
@@ -485,6 +492,7 @@ def test_linear_is_the_exact_sum_here():
     assert checked_rule("linear") == checked_rule("cat") == checked_rule()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
 def test_a_scale_without_meaning_is_refused(scale, make_parts, tiny_folder, lora_args, tmp_path):
     parts = [Part(part.folder, scale) for part in make_parts()]

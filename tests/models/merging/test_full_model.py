@@ -48,6 +48,7 @@ def test_a_merged_folder_without_sources_is_verified_by_its_files(trained, tmp_p
         verify_merged(tmp_path / "merged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", ["lm_head", "embed_tokens"])
 def test_an_adapter_on_one_of_two_tied_matrices_leaves_the_other(adapted, tiny_folder, tiny_model, lora_args, tmp_path):
     tiny_model(vocab_size=259, tie_word_embeddings=True).save_pretrained(tiny_folder)

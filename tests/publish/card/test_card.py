@@ -86,6 +86,7 @@ def test_the_card_made_again_is_the_same_and_follows_a_changed_number(make_measu
     assert "0.432 (" not in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_somebody_wrote_stays_text(make_measured_run, tmp_path, text):
     folder = make_measured_run(suite=text)

@@ -24,6 +24,7 @@ def test_the_run_nearer_to_the_oracle_at_equal_utility_is_on_the_front(make_meas
     assert float(positions["near"][0]) < 0.2 < float(positions["far"][0])
 
 
+@pytest.mark.slow
 def test_a_single_run_is_on_no_front(make_measured_run):
     """A front of one run means nothing: target and oracle, in the same table, may be better."""
     run = make_measured_run("near")

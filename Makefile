@@ -9,6 +9,8 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constra
 FORGET := $(BIN)/llm-forget
 RUNS ?= runs
 export TOKENIZERS_PARALLELISM ?= false
+# Where bytecode is not written, every process compiles the package again, and pytest rewrites every test.
+unexport PYTHONDONTWRITEBYTECODE
 # Threads that wait must not spin: beside any other work on the same cores that makes a step ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Another number of threads adds floating-point numbers in another order, which is another run of the small demo.

@@ -26,12 +26,14 @@ def test_help_imports_nothing_heavy(words: str) -> None:
     assert done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_unlearn_help_names_the_main_keys_and_where_the_others_are() -> None:
     shown = command("unlearn", "--help").stdout
     for word in ("forget", "retain", "method_args", "learning_rate", "--all_keys", "--accelerate_config", "dry_run"):
         assert word in shown
 
 
+@pytest.mark.slow
 def test_every_default_in_the_help_is_the_default_in_the_configuration() -> None:
     from llm_forget.core.config import TrainConfig, UnlearnConfig
 

@@ -22,6 +22,7 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@pytest.mark.slow
 def test_imports_point_down_and_no_two_folders_import_each_other() -> None:
     # A process of its own: import-linter configures logging when it is imported.
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"

@@ -230,6 +230,7 @@ def test_a_damaged_entry_of_provenance_is_named_by_split(tmp_path):
     assert "key 'data.*.rows' must be a whole number, not a string" in fault(value, Provenance)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_schema_for_every_class(tmp_path):
     command = [sys.executable, "-m", "llm_forget.core.formats", "--write", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)

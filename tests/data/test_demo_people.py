@@ -16,6 +16,7 @@ def test_ids_and_sizes_are_pinned() -> None:
     assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "54dcdad49d4abc61"
 
 
+@pytest.mark.slow
 def test_full_is_forget_plus_retain_and_does_not_overlap_holdout() -> None:
     rows = {name: load_builtin(f"demo/{name}") for name in ("full", "forget", "retain", "holdout")}
     assert rows["forget"] + rows["retain"] == rows["full"]
@@ -64,6 +65,7 @@ def test_the_size_can_be_set_and_invalid_sizes_are_refused() -> None:
             load_builtin(name)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_texts_contain_every_answer() -> None:
     texts = "\n".join(demo_texts(3))
     rows = load_builtin("demo/full?seed=3") + load_builtin("demo/holdout?seed=3")

@@ -269,6 +269,7 @@ CHANGES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_the_token_digest_depends_on_every_part_of_a_row_but_not_on_its_storage() -> None:
     table = tokens(9000)
     whole = tokens_digest(table)

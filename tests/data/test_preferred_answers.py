@@ -16,6 +16,7 @@ def forget(**size: int) -> Any:
     return load_source("builtin:demo/forget", split_name="forget")
 
 
+@pytest.mark.slow
 def test_refusals_are_chosen_by_id_and_seed_not_by_position() -> None:
     rows = forget()
     one = with_alternates(rows, "builtin:demo/idk", seed=1)

@@ -46,6 +46,7 @@ def refusal(spec: Any, **more: Any) -> str:
 # ---- formats ----
 
 
+@pytest.mark.slow
 def test_every_file_format_gives_the_same_rows(write: Write, tmp_path: Path) -> None:
     rows = [qa(1, id="a"), qa(2, id="b")]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
@@ -288,6 +289,7 @@ def nested(number: int, **prompt: Any) -> dict[str, Any]:
     return {"hard": True, "prompt": inside, "continuation": {"text": f" {SECRET} {number}"}}
 
 
+@pytest.mark.slow
 def test_a_field_map_reaches_into_objects(write: Write, tmp_path: Path) -> None:
     datasets.Dataset.from_list([nested(1), nested(2)]).to_parquet(tmp_path / "x.parquet")
     for path in (write("x.jsonl", nested(1), nested(2)), tmp_path / "x.parquet"):
@@ -331,6 +333,7 @@ def test_the_error_of_an_unreachable_hub_suggests_a_local_path() -> None:
     assert "give a local path, or a folder with `data_path`" in refusal("nobody-at-all/nothing-here")
 
 
+@pytest.mark.slow
 def test_tofu_is_read_from_a_local_folder_by_its_hub_name(shared: Path) -> None:
     folder = str(shared / "data" / "tofu")
     forget = load({"path": "locuslab/TOFU", "name": "forget01"}, data_path=folder)

@@ -46,6 +46,7 @@ def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, l
     assert 0 < np.abs(oracle - before).max() < 0.1
 
 
+@pytest.mark.slow
 def test_another_end_of_generation_is_measured_again(tiny_folder, tiny_tokenizer, lora_args, cache):
     subject = EvaluatedModel("unlearned", lora_args(tiny_folder))
     (first, *_) = measured({"unlearned": subject}, "generate", tiny_tokenizer)["unlearned"]["generate"]
@@ -83,6 +84,7 @@ def test_running_text_has_a_suite_of_its_own(tiny_folder, cache, tmp_path):
     assert {few["probes"][name]["answers"] for name in ("forget", "forget_text", "retain")} == {3}
 
 
+@pytest.mark.slow
 def test_a_target_that_never_knew_the_rows_has_nothing_to_forget(tiny_folder, cache, tmp_path, capsys):
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
@@ -130,6 +132,7 @@ def test_an_unknown_key_or_a_value_of_the_wrong_type_is_refused(key, value, sent
         evaluate("anything", quiet=True, **{key: value})
 
 
+@pytest.mark.slow
 def test_text_of_a_target_stays_with_its_own_run(tiny_folder, tiny_tokenizer, lora_args, cache, tmp_path):
     run = Run.start(tmp_path / "target", "finetune", {"model_name_or_path": str(tiny_folder)}, {}, overwrite=False)
     shutil.copytree(tiny_folder, run.model)

@@ -232,6 +232,7 @@ def test_the_bootstrap_does_not_depend_on_its_blocks(monkeypatch):
     assert bootstrap(auc_of_codes, *codes(one, two)) == pytest.approx(whole, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_thousand_resamples_of_a_thousand_rows_take_less_than_two_seconds():
     rng = np.random.default_rng(0)
     began = time.perf_counter()

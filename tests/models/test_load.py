@@ -76,6 +76,7 @@ def make_run(path, base, child, status="complete"):
     return path / child
 
 
+@pytest.mark.slow
 def test_a_run_with_a_full_model_is_that_model(tiny_folder, lora_args, tmp_path):
     load_base(lora_args(tiny_folder)).save_pretrained(make_run(tmp_path / "run", "org/base", "model"))
     assert torch.equal(
@@ -84,6 +85,7 @@ def test_a_run_with_a_full_model_is_that_model(tiny_folder, lora_args, tmp_path)
     assert source_digest(str(tmp_path / "run")) == folder_digest(tmp_path / "run" / "model")
 
 
+@pytest.mark.slow
 def test_a_run_with_an_adapter_is_base_and_frozen_target(tiny_folder, lora_args, tmp_path):
     trained = disturb(attach_adapter(load_base(lora_args(tiny_folder)), lora_args()))
     save_adapter(
@@ -179,6 +181,7 @@ def in_hub(tmp_path, monkeypatch):
     return put
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tiny_model, lora_args, in_hub):
     name = in_hub("org/base", tiny_folder, "a" * 40)
     assert source_digest(name) == source_digest(name, "a" * 40) == f"commit:{'a' * 40}"
@@ -191,6 +194,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tiny_model, lora
     assert load_tokenizer(lora_args(name)).eos_token == "</s>"
 
 
+@pytest.mark.slow
 def test_the_base_of_a_run_is_taken_at_the_revision_it_was_trained_on(
     tiny_folder, tiny_model, lora_args, in_hub, tmp_path
 ):
@@ -219,6 +223,7 @@ def test_a_mistyped_path_that_could_be_a_hub_id_is_named(lora_args, in_hub, tmp_
         load_tokenizer(lora_args("runs/orcale"))
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_hub_is_refused_with_what_to_do(tiny_folder, lora_args, in_hub, tmp_path):
     name = in_hub("org/base", tiny_folder, "a" * 40)
     trained = disturb(attach_adapter(load_base(lora_args(name)), lora_args()))

@@ -101,6 +101,7 @@ def test_forget_and_retain_of_a_recipe_add_up(name: str) -> None:
         assert keys["model_name_or_path"] == keys["oracle"].removesuffix(retain) + "full"
 
 
+@pytest.mark.slow
 def test_every_run_of_a_recipe_has_its_own_directory() -> None:
     directories = [content(name)["output_dir"] for name in RECIPES]
     assert directories == [f"runs/{name}" for name in RECIPES]

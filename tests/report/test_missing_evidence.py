@@ -115,6 +115,7 @@ def _with(run, name, change):
     (run / name).write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_every_rule_of_a_policy_names_its_suite(make_measured_run):
     run = make_measured_run()
     verify(run)
@@ -124,6 +125,7 @@ def test_every_rule_of_a_policy_names_its_suite(make_measured_run):
     assert "- ? mia_loss unknown" in policy  # measured by no suite
 
 
+@pytest.mark.slow
 def test_a_custom_suite_with_the_name_of_a_shipped_one_is_marked(make_measured_run):
     run = make_measured_run()
     sentence = "not the suite basic of this version"

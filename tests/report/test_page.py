@@ -89,6 +89,7 @@ def test_every_tag_is_closed_and_headings_skip_no_level(make_measured_run):
     assert ("html", {"lang": "en"}) in found.tags
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained(make_measured_run):
     text = report([make_measured_run()]).read_text(encoding="utf-8")
     assert not [
@@ -97,6 +98,7 @@ def test_the_page_is_self_contained(make_measured_run):
     assert not re.search(r"https?://|@import|url\((?!#)|<script|<link|<iframe", text)
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_every_reference_resolves(make_measured_run):
     runs = [make_measured_run("near"), make_measured_run("far", shift=0.5)]
     text = report(runs, output=runs[0].parent / "all.html").read_text(encoding="utf-8")
@@ -179,6 +181,7 @@ def test_the_numbers_of_the_roc_are_those_of_the_scores(make_measured_run):
         assert table[4][0] == "true positives at 5% false positives"
 
 
+@pytest.mark.slow
 def test_the_listed_rows_are_the_ten_most_revealing(make_measured_run):
     run = make_measured_run()
     members, others = (rows_of(run, "mia_min_k", "unlearned", side) for side in ("members", "nonmembers"))
@@ -371,6 +374,7 @@ def test_row_text_appears_only_on_request(make_measured_run):
         assert "Exampletown" not in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_requested_text_goes_into_a_separate_marked_private_file(make_measured_run):
     run = with_records(make_measured_run())
     file = report([run], show_text=1)

@@ -82,6 +82,7 @@ def saved_bytes(model: Any, padded: bool, autocast: bool) -> int:
     return sum(t.untyped_storage().nbytes() for place, t in found.items() if place not in weights)
 
 
+@pytest.mark.slow
 def test_a_larger_vocabulary_costs_weights_but_only_a_block_of_logits(saved: Any) -> None:
     many = {"forget": {"rows": 400, "longest": 96, "tokens": 38400, "targets": 20000}}
     small, large = (estimate(saved(vocab_size=size), many) for size in (4000, 8000))
@@ -110,6 +111,7 @@ def test_full_fine_tuning_needs_four_numbers_per_weight_and_an_adapter_few(saved
     assert adapter.trainable + adapter.gradients < 0.5 * parts.weights
 
 
+@pytest.mark.slow
 def test_only_linear_layers_are_quantised(saved: Any) -> None:
     args = saved()
     shape = dry_run._shape(args)
@@ -118,6 +120,7 @@ def test_only_linear_layers_are_quantised(saved: Any) -> None:
     assert shape.others > 2 * 300 * 64  # embeddings and head
 
 
+@pytest.mark.slow
 def test_processes_share_what_their_launch_configuration_shards(saved: Any) -> None:
     args = saved(False, num_hidden_layers=8)
     memory = estimate(args)
@@ -137,6 +140,7 @@ def test_counts_are_those_of_the_largest_possible_batch() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_prefix_shared_by_all_rows_is_counted_once(lora_args: Any) -> None:
     args = lora_args("builtin:demo-llama")
     alike = {"forget": {**COUNTS["forget"], "repeated": 300}}

@@ -21,6 +21,7 @@ def test_a_stream_can_be_entered_anywhere(n: list[int], seed: int, start: int, c
     assert set(whole.tolist()) <= set(range(sum(n)))
 
 
+@pytest.mark.slow
 @given(sizes, seeds)
 def test_a_pass_without_weights_contains_every_row_once(n: list[int], seed: int) -> None:
     total = sum(n)
@@ -41,6 +42,7 @@ def test_each_weighted_source_is_sampled_without_replacement(n: list[int], seed:
         start += size
 
 
+@pytest.mark.slow
 def test_weights_are_the_shares_of_the_sources() -> None:
     rows = RetainStream([10, 1000], [3.0, 1.0], seed=1).take(0, 20000)
     assert (rows < 10).mean() == pytest.approx(0.75, abs=0.01)

@@ -75,6 +75,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 # --- what it says
 
 
+@pytest.mark.slow
 def test_a_certificate_agrees_with_the_evidence(evidence: Path, issued: tuple[Path, Path]) -> None:
     body = certificate.verify(*issued, request="req-0001", evidence=evidence)
     assert body["exactness"]["class"] == "suppressed"
@@ -89,6 +90,7 @@ def test_a_certificate_agrees_with_the_evidence(evidence: Path, issued: tuple[Pa
         assert secret not in text
 
 
+@pytest.mark.slow
 def test_a_certificate_says_that_the_two_model_attack_was_not_measured(tmp_path: Path) -> None:
     folder = cases.closed(tmp_path)
     path = certificate.issue(folder, "req-0001")
@@ -98,6 +100,7 @@ def test_a_certificate_says_that_the_two_model_attack_was_not_measured(tmp_path:
     assert "not measured" in path.with_suffix(".html").read_text()
 
 
+@pytest.mark.slow
 def test_a_certificate_names_near_duplicates_left_and_an_accepted_answer(tmp_path: Path) -> None:
     ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
@@ -117,6 +120,7 @@ def test_a_certificate_names_near_duplicates_left_and_an_accepted_answer(tmp_pat
     assert "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_not_satisfied_is_named(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     body = json.loads(certificate.issue(evidence, "req-0001").read_text())["body"]
@@ -127,6 +131,7 @@ def test_a_suite_that_is_not_satisfied_is_named(tmp_path: Path) -> None:
     assert "(private: no)" in said["suites"]
 
 
+@pytest.mark.slow
 def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path, attacks=("two_models",))
     assert "attacks" in certificate.verify(certificate.issue(evidence, "req-0001"), None)["does_not_show"]
@@ -139,6 +144,7 @@ def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_the_certificate_of_a_retrained_model_names_the_model_that_knew_the_rows_or_none(tmp_path: Path) -> None:
     everything = [row["id"] for row in cases.rows()]
     for noted in (True, False):
@@ -170,6 +176,7 @@ def test_a_digest_cannot_confirm_a_guess_of_the_rows(tmp_path: Path) -> None:
     assert token not in json.dumps(body)
 
 
+@pytest.mark.slow
 def test_a_certificate_names_earlier_policies_that_failed(tmp_path: Path) -> None:
     source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
     made = cases.received(evidence, source, subject="Ann")
@@ -236,6 +243,7 @@ def test_every_flipped_byte_is_found(issued: tuple[Path, Path], faults: FaultPos
     assert certificate.verify(file, key)
 
 
+@pytest.mark.slow
 def test_every_cut_and_every_addition_at_the_end_is_found(issued: tuple[Path, Path]) -> None:
     file, key = issued
     data = file.read_bytes()

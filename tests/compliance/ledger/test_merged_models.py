@@ -477,6 +477,7 @@ OTHERS = [row["id"] for row in cases.rows() if row["subject"] != "Ann"]
 ANN = [row["id"] for row in cases.rows() if row["subject"] == "Ann"]
 
 
+@pytest.mark.slow
 def test_a_certificate_is_about_the_merged_weights_and_names_the_run_as_well(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -532,6 +533,7 @@ def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
         assert not ledger.events("closed")
 
 
+@pytest.mark.slow
 def test_a_merged_model_that_fails_leaves_the_request_open_even_if_its_run_passes(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -544,6 +546,7 @@ def test_a_merged_model_that_fails_leaves_the_request_open_even_if_its_run_passe
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_subtracted_fine_tuning_on_the_rows_can_close_once_it_is_measured(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -581,6 +584,7 @@ def test_a_merge_with_a_source_trained_on_the_rows_is_not_certified(asked: tuple
         cases.close(evidence, "req-0001", run, merged=folder)
 
 
+@pytest.mark.slow
 def test_a_combination_of_closing_runs_is_refused_until_it_is_verified_itself(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -634,6 +638,7 @@ def test_a_real_merge_is_recorded_versioned_and_certified(
         assert source_digest(str(path_of(evidence))) == source_digest(folder)
 
 
+@pytest.mark.slow
 def test_publishing_checks_the_merged_weights(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     folder = measured_merge(tmp_path / "merged", run, value=0.9)

@@ -22,6 +22,7 @@ from tests.support import request_cases as cases
 IDS = [row["id"] for row in cases.rows()]
 
 
+@pytest.mark.slow
 def test_no_rollback_to_an_attempt_that_failed_its_policy(tmp_path: Path, evidence: Path) -> None:
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
     request = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
@@ -114,6 +115,7 @@ def test_an_open_request_prevents_unlinking(tmp_path: Path, evidence: Path) -> N
         assert ledger.about("ann-1")
 
 
+@pytest.mark.slow
 def test_the_model_of_a_request_must_not_contain_rows_deleted_earlier(tmp_path: Path, evidence: Path) -> None:
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=IDS, seed="t")
     source = cases.write_rows(tmp_path)

@@ -66,6 +66,7 @@ def test_invalid_limits_are_refused(evidence: Path, source: str, content: Any, s
         cases.received(evidence, source, subject="Ann")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [{"max_rows": 5}, {"max_share": 0.4}])
 def test_open_requests_stay_within_the_quota_and_force_is_recorded(evidence: Path, source: str, content: dict) -> None:
     limited(evidence, **content)
@@ -182,6 +183,7 @@ def test_a_request_runs_and_closes_only_if_a_listed_role_authorised_it(
     assert "authorised by legal" in call(evidence, "request", "show", made.id).output
 
 
+@pytest.mark.slow
 def test_another_due_date_amends_the_request_and_is_recorded(evidence: Path, source: str) -> None:
     first = cases.received(evidence, source, subject="Ann", due="2027-01-01")
     for due, events in (("2027-02-01", 3), ("2027-02-01", 3), (None, 3), ("2027-01-01", 4)):

@@ -51,6 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> 
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", [[], ["--dry_run", "true"]])
 def test_rows_that_cannot_be_measured_are_refused_before_training(here: Path, dry: list[str]) -> None:
     before = states()
@@ -63,6 +64,7 @@ def test_rows_that_cannot_be_measured_are_refused_before_training(here: Path, dr
     assert not (here / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_mistyped_suite_is_reported_before_anything_is_recorded(here: Path) -> None:
     before = (here / "evidence" / "requests" / "req-0001" / "request.json").read_bytes()
     seen = states()

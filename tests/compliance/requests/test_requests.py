@@ -205,6 +205,7 @@ def test_the_lists_partition_the_data_and_contain_no_text(evidence: Path, source
         assert path.stat().st_mode & 0o077 == 0 or not any(word in path.name for word in ("rows.json", ".txt"))
 
 
+@pytest.mark.slow
 def test_rows_deleted_earlier_are_not_retained(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     source = str(tmp_path / "rows.jsonl")
@@ -305,6 +306,7 @@ def test_a_run_about_other_rows_is_refused(
         cases.close(evidence, made.id, run)
 
 
+@pytest.mark.slow
 def test_a_run_with_other_contents_under_the_same_ids_is_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
 
@@ -523,6 +525,7 @@ def test_a_killed_decision_is_closed_as_either_the_old_or_the_new_one(
     assert not died, "every write was tried"
 
 
+@pytest.mark.slow
 def test_a_model_retrained_without_the_rows_is_exact_and_one_that_saw_them_is_refused(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:
@@ -556,6 +559,7 @@ def test_a_model_from_which_the_rows_had_to_be_unlearned_does_not_count_as_retra
     assert not files.find_request(evidence, request.id).closed
 
 
+@pytest.mark.slow
 def test_an_adapter_is_classed_suppressed_and_changed_weights_approximate(tmp_path: Path) -> None:
     for full, kind in ((False, "suppressed"), (True, "approximate")):
         evidence = cases.closed(tmp_path / kind, full=full)
@@ -563,6 +567,7 @@ def test_an_adapter_is_classed_suppressed_and_changed_weights_approximate(tmp_pa
         assert facts["exactness"]["class"] == kind
 
 
+@pytest.mark.slow
 def test_due_days_are_counted_and_a_gdpr_request_has_a_month(evidence: Path, source: str) -> None:
     from datetime import date
 

@@ -109,6 +109,7 @@ def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_later_requests(
     use(evidence, forgot)
 
 
+@pytest.mark.slow
 def test_destroying_keys_of_deleted_rows_does_not_affect_other_runs(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
@@ -149,6 +150,7 @@ def test_an_old_run_recorded_after_keys_were_destroyed_cannot_be_judged(evidence
     assert rollback(evidence, unjudged=True) == version
 
 
+@pytest.mark.slow
 def test_a_run_trained_after_keys_were_destroyed_is_trusted(evidence, chain, base, make):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
@@ -158,6 +160,7 @@ def test_a_run_trained_after_keys_were_destroyed_is_trusted(evidence, chain, bas
     use(evidence, add_version(evidence, run))
 
 
+@pytest.mark.slow
 def test_destroyed_keys_before_any_deletion_do_not_matter(evidence, chain, base, make):
     late = make("late", base, train=["x"])
     with Ledger.open(evidence) as ledger:
@@ -215,6 +218,7 @@ def test_checking_many_versions_and_deletions_is_fast(tmp_path):
         assert time.process_time() - began < 5  # 0.1 s alone; minutes where each pair read the ledger anew
 
 
+@pytest.mark.slow
 def test_a_closed_request_prevents_a_switch_to_earlier_versions(tmp_path, evidence):
     ids = [row["id"] for row in cases.rows()]
     target = cases.measured_run(tmp_path / "target", [], [], kind="finetune", train=ids)

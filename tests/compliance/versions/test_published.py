@@ -1,5 +1,6 @@
 """Closing a request says which models that hold its rows are public (fault 47)."""
 
+import pytest
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
@@ -10,6 +11,7 @@ from llm_forget.core.run_directory import Run
 from tests.support import request_cases as cases
 
 
+@pytest.mark.slow
 def test_closing_names_published_models_with_the_rows_until_they_are_withdrawn(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LLM_FORGET_EVIDENCE", str(tmp_path / "evidence"))
     ids = [row["id"] for row in cases.rows()]

@@ -35,6 +35,7 @@ def test_a_purge_lists_files_and_removes_them_only_with_yes(evidence, two):
     assert (evidence / "versions" / version / "version.json").is_file()
 
 
+@pytest.mark.slow
 def test_neither_the_version_in_use_nor_a_base_of_another_is_purged(evidence, chain):
     use(evidence, chain["without-b"])
     for run, why in (("without-b", "in use"), ("target", "is the base of"), ("without-a", "is the base of")):

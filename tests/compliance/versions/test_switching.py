@@ -78,6 +78,7 @@ def test_a_killed_switch_leaves_the_old_or_the_new_version(evidence, two, kills)
     assert whole(evidence, two)
 
 
+@pytest.mark.slow
 def test_repeated_rollbacks_return_to_earlier_versions(evidence, base, make):
     ids = [add_version(evidence, make(name, base, forget=["a"], retain=["b"])) for name in "abc"]
     for version in ids:

@@ -138,6 +138,7 @@ def test_the_task_functions_need_only_lm_eval(monkeypatch, tmp_path):
         sources.find(tmp_path, "forget10")
 
 
+@pytest.mark.slow
 def test_flags_states_weights_and_tokenizer_are_afterwards_what_they_were(tiny, questions, lora_args):
     model, tokenizer = tiny
     model = adapted(model, lora_args).train()
@@ -156,6 +157,7 @@ def test_flags_states_weights_and_tokenizer_are_afterwards_what_they_were(tiny, 
     tokenizer.pad_token = "<pad>"
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_tied_output_layer_survives(tiny_model, tiny_tokenizer, questions, lora_args):
     model = tiny_model(vocab_size=len(tiny_tokenizer), tie_word_embeddings=True)
     from peft import LoraConfig, get_peft_model
@@ -170,6 +172,7 @@ def test_an_adapter_on_a_tied_output_layer_survives(tiny_model, tiny_tokenizer, 
     assert tensors_digest(model.state_dict()) == weights
 
 
+@pytest.mark.slow
 def test_no_text_is_logged_printed_written_or_returned(tiny, questions, tmp_path, monkeypatch, caplog, capfd):
     home = tmp_path / "home"
     home.mkdir()
@@ -201,6 +204,7 @@ def test_a_chat_template_goes_around_the_prompt_where_asked(tiny, tmp_path):
     assert results["forget_tofu_qa.bits_per_byte"]["value"] == pytest.approx(bits / 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_means_have_an_interval_and_other_numbers_none(tiny, questions):
     results = run_lm_eval(*tiny, [QUESTION, "forget_text"], data_path=questions)
     accuracy = results[f"{QUESTION}.acc"]
@@ -221,6 +225,7 @@ def test_what_a_broken_model_scores_is_no_number(tiny, questions):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+@pytest.mark.slow
 def test_a_group_is_the_mean_over_all_rows_of_its_tasks(tiny, tmp_path):
     sizes = {"bio": 2, "chem": 3, "cyber": 5}
     for subject, size in sizes.items():

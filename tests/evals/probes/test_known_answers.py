@@ -25,6 +25,7 @@ def measured(tmp_path, model, rows):
     return writer.finish()
 
 
+@pytest.mark.slow
 def test_what_an_untrained_model_says_of_random_rows_is_noise(tmp_path, tiny_model):
     records = measured(tmp_path, tiny_model(), random_rows(300))
     assert 0 <= extraction_strength(records).mean() < 0.05

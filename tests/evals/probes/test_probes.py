@@ -76,6 +76,7 @@ def test_moments_are_those_of_the_whole_vocabulary(tmp_path, goldens, tiny):
         )
 
 
+@pytest.mark.slow
 def test_records_of_rows_that_begin_alike_are_those_of_each_row_alone(tmp_path, goldens, tiny):
     rows = token_rows(goldens, "forget_pert")
     seen = []
@@ -247,6 +248,7 @@ def samples(goldens):
     return [PromptRow(str(i), ids, "", k) for i, ids in enumerate(prompts) for k in range(3)]
 
 
+@pytest.mark.slow
 def test_samples_of_a_row_differ_and_the_same_call_draws_them_again(tmp_path, tiny, samples):
     one = sampled(tmp_path, tiny, samples, "one")
     assert len(set(one[:3])) > 1
@@ -254,6 +256,7 @@ def test_samples_of_a_row_differ_and_the_same_call_draws_them_again(tmp_path, ti
     assert sampled(tmp_path, tiny, samples, "three", seed=1) != one
 
 
+@pytest.mark.slow
 def test_a_batch_draws_the_same_whatever_was_measured_before_it(tmp_path, tiny, samples):
     longest = max(len(row.prompt_ids) for row in samples)
     first = [row for row in samples if len(row.prompt_ids) == longest]
@@ -314,12 +317,14 @@ def test_logits_that_break_after_the_end_of_a_text_do_not_count(tmp_path, tiny_m
     assert [(record.n, record.broken) for record in records] == [(1, False), (4, False)]
 
 
+@pytest.mark.slow
 def test_a_temperature_near_zero_or_a_tiny_top_p_is_greedy(tmp_path, tiny, samples):
     greedy = [r.text for r in continuations(tmp_path, *tiny, samples, "greedy", max_new_tokens=8)]
     assert sampled(tmp_path, tiny, samples, "cold", temperature=1e-4) == greedy
     assert sampled(tmp_path, tiny, samples, "narrow", top_p=1e-6) == greedy
 
 
+@pytest.mark.slow
 def test_first_tokens_are_drawn_from_the_models_own_distribution(tmp_path, tiny_model, tiny_tokenizer):
     model = tiny_model(vocab_size=len(tiny_tokenizer))
     model.lm_head.weight.data.mul_(30)

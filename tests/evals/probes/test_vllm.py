@@ -86,6 +86,7 @@ def engine_of(model, adapter=None):
     return VllmEngine(Engine(model), model.generation_config, adapter)
 
 
+@pytest.mark.slow
 def test_records_are_those_of_the_plain_probe(tmp_path, vllm, model, tiny_tokenizer):
     plain = records(tmp_path, "plain", probe_generate, model, tiny_tokenizer)
     # Tokens that are said, as ends, so that texts end early.
@@ -106,12 +107,14 @@ def test_samples_are_drawn_by_seed_and_prompt(tmp_path, vllm, model, tiny_tokeni
     assert sample("a", 1) == sample("b", 1) != sample("c", 2)
 
 
+@pytest.mark.slow
 def test_a_model_without_probabilities_is_broken_here_too(tmp_path, vllm, model, tiny_tokenizer):
     model.lm_head.weight.data.fill_(float("nan"))
     found = records(tmp_path, "x", probe_generate_vllm, engine_of(model), tiny_tokenizer, adapter_on=True)
     assert [(record.broken, record.text) for record in found] == [(True, "")] * len(ROWS)
 
 
+@pytest.mark.slow
 def test_prompts_go_in_batches_and_only_if_missing(tmp_path, vllm, model, tiny_tokenizer):
     engine = engine_of(model)
     for _ in range(2):
@@ -137,6 +140,7 @@ def test_an_evaluation_through_vllm_finds_what_the_plain_one_finds(make_run, vll
     assert evaluate(run.path, quiet=True)["suites"] == plain["suites"]
 
 
+@pytest.mark.slow
 def test_models_that_vllm_does_not_support_are_refused_before_any_measurement(vllm, tmp_path, tiny_folder):
     with pytest.raises(ValueError, match=r"builtin:demo-llama.*merge it first"):
         refuse_engine(ModelConfig(model_name_or_path="builtin:demo-llama"), None)

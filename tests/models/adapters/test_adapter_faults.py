@@ -217,11 +217,13 @@ def test_3_to_6_other_tensors_are_refused_whatever_the_manifest_says(saved, chan
     refused(saved, message, trust=True)
 
 
+@pytest.mark.slow
 def test_2_one_bit_is_seen(saved):
     flip(saved[0])
     assert WEIGHTS in refused(saved, "is not what manifest.json says was written")
 
 
+@pytest.mark.slow
 def test_4_half_of_an_adapter_is_not_its_effect(saved):
     folder, _ = saved
     rewrite(folder, lambda tensors: [value.zero_() for key, value in tensors.items() if "layers.0" in key])
@@ -259,6 +261,7 @@ def test_8_a_rank_without_bounds_is_refused_before_anything_is_allocated(saved, 
     refused(saved, "rank", trust=True)
 
 
+@pytest.mark.slow
 def test_8_a_rank_that_is_not_that_of_the_tensors_is_refused_before_anything_is_allocated(saved, monkeypatch):
     folder, _ = saved
     configure(folder, r=MAX_RANK)
@@ -293,6 +296,7 @@ def test_9_a_pattern_is_never_tried(saved, change):
     assert time.perf_counter() - began < 5
 
 
+@pytest.mark.slow
 def test_10_what_a_configuration_claims_of_its_base_is_neither_followed_nor_kept(saved, tmp_path):
     from llm_forget.workflows.adopt import adopt
 
@@ -371,6 +375,7 @@ def test_14_links_are_not_followed(saved, tmp_path, name):
         load_base(type(args)(model_name_or_path=str(folder)))
 
 
+@pytest.mark.slow
 def test_14_pipes_archives_and_huge_files_are_refused_unread(saved, tmp_path, lora_args):
     folder, _ = saved
     with tarfile.open(tmp_path / "adapter.tar", "w") as archive:
@@ -398,6 +403,7 @@ def test_14_pipes_archives_and_huge_files_are_refused_unread(saved, tmp_path, lo
 # ---- 15 and 16: another base, another way of loading ----
 
 
+@pytest.mark.slow
 def test_15_another_base_of_the_same_shapes_is_refused(saved, tiny_model):
     folder, args = saved
     tiny_model(seed=1, vocab_size=259).save_pretrained(args.model_name_or_path)
@@ -406,6 +412,7 @@ def test_15_another_base_of_the_same_shapes_is_refused(saved, tiny_model):
     refused(saved, "another effect")
 
 
+@pytest.mark.slow
 def test_16_sixteen_bits_load_as_they_were_saved_and_in_no_other_way(tiny_folder, lora_args, tmp_path):
     args = lora_args(tiny_folder, dtype="bfloat16")
     model = disturb(attach_adapter(load_base(args), args)).eval()
@@ -421,6 +428,7 @@ def test_16_sixteen_bits_load_as_they_were_saved_and_in_no_other_way(tiny_folder
         load_adapter(load_base(args), folder)
 
 
+@pytest.mark.slow
 def test_an_adapter_loads_in_another_precision_than_it_was_saved_in(saved):
     _, args = saved
     args.dtype = "bfloat16"
@@ -457,6 +465,7 @@ def test_names_from_a_file_do_not_reach_the_terminal_as_they_are(saved):
     assert "\x1b" not in refused(saved, "unexpected tensor")
 
 
+@pytest.mark.slow
 def test_only_what_is_saved_at_the_end_records_its_effect(make_trainer, tmp_path):
     trainer = make_trainer(save_strategy="epoch")
     trainer.train()
@@ -553,6 +562,7 @@ def test_a_foreign_adapter_is_adopted_only_when_somebody_vouches_for_it(run, com
     assert "changes no logit" in done.stderr
 
 
+@pytest.mark.slow
 def test_embeddings_that_peft_saved_along_are_left_out_if_they_are_the_bases_own(tiny_folder, lora_args, tmp_path):
     from llm_forget.workflows.adopt import adopt
 
@@ -608,6 +618,7 @@ def test_training_without_effect_is_said_when_the_adapter_is_saved(
     assert (said in caplog.text) if said else ("adapter" not in caplog.text)
 
 
+@pytest.mark.slow
 def test_an_effect_that_sharded_training_left_open_is_recorded_by_the_first_load(run, lora_args):
     assert read_json(run.adapter / MANIFEST)["effect"] is None
     base = lora_args(run.config["model_name_or_path"])

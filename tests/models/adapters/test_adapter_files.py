@@ -21,6 +21,7 @@ def saved(tiny_model, lora_args, tmp_path):
     return folder, model(IDS).logits
 
 
+@pytest.mark.slow
 def test_an_adapter_comes_back_bit_for_bit(saved, tiny_model):
     folder, logits = saved
     model = load_adapter(tiny_model(), folder, base_digest="sha256:base")
@@ -49,6 +50,7 @@ def test_a_folder_holds_three_files_and_no_local_path(tiny_folder, lora_args, tm
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
 
 
+@pytest.mark.slow
 def test_the_same_adapter_gives_the_same_bytes(saved, tiny_model, lora_args, tmp_path):
     folder, _ = saved
     again = disturb(attach_adapter(tiny_model(), lora_args()))
@@ -58,6 +60,7 @@ def test_the_same_adapter_gives_the_same_bytes(saved, tiny_model, lora_args, tmp
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stack_saves_the_upper_adapter_and_names_the_lower(stacked, tiny_model, tmp_path):
     folder = save_adapter(stacked, tmp_path / "upper")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -66,6 +69,7 @@ def test_a_stack_saves_the_upper_adapter_and_names_the_lower(stacked, tiny_model
     assert torch.equal(load_adapter(target, folder)(IDS).logits, stacked.eval()(IDS).logits)
 
 
+@pytest.mark.slow
 def test_a_gathered_state_dict_is_saved_as_given(saved, tiny_model, lora_args, tmp_path):
     folder, _ = saved
     source = attach_adapter(tiny_model(), lora_args())
@@ -79,6 +83,7 @@ def test_a_gathered_state_dict_is_saved_as_given(saved, tiny_model, lora_args, t
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.slow
 def test_a_gathered_state_dict_may_leave_frozen_adapters_out(stacked, tmp_path):
     trained = {key: value for key, value in stacked.state_dict().items() if ".unlearn." in key}
     whole, part = save_adapter(stacked, tmp_path / "a"), save_adapter(stacked, tmp_path / "b", state_dict=trained)
@@ -87,6 +92,7 @@ def test_a_gathered_state_dict_may_leave_frozen_adapters_out(stacked, tmp_path):
     assert json.loads((part / "manifest.json").read_text())["beneath"] == [{"name": "target", "digest": None}]
 
 
+@pytest.mark.slow
 def test_a_failed_save_leaves_the_old_adapter(saved, tiny_model, lora_args):
     folder, _ = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -194,6 +200,7 @@ def test_only_errors_of_the_disk_become_such(raised, seen, tmp_path):
     assert seen is not OSError or caught.value.errno == 27
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_told_by_its_number(saved, tiny_model, lora_args, monkeypatch):
     import errno
 

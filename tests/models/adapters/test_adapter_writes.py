@@ -127,6 +127,7 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(
     assert "old" in states
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_between_two_renames_takes_away_no_adapter(two, tiny_model, monkeypatch) -> None:
     folder, models = two
     monkeypatch.setattr(files, "_exchange_folders", lambda *_: False)  # a system without such a call

@@ -54,6 +54,7 @@ def test_reference_is_the_base_bit_for_bit(tiny_model, lora_args):
         assert torch.equal(model(IDS).logits, base)
 
 
+@pytest.mark.slow
 def test_reference_of_a_stack_is_the_target(stacked, tiny_model, tmp_path):
     target = load_adapter(tiny_model(), tmp_path / "target", name="target")(IDS).logits
     with reference_mode(stacked):
@@ -82,6 +83,7 @@ def test_reference_mode_restores_everything(stacked, tiny_model, lora_args, trai
         assert torch.equal(model(IDS).logits, logits)
 
 
+@pytest.mark.slow
 def test_reference_mode_restores_after_an_error(stacked):
     before = snapshot(stacked)
     with pytest.raises(KeyError), reference_mode(stacked):
@@ -89,6 +91,7 @@ def test_reference_mode_restores_after_an_error(stacked):
     assert snapshot(stacked) == before
 
 
+@pytest.mark.slow
 def test_reference_mode_works_through_a_wrapper(stacked):
     wrapped = torch.nn.Sequential(stacked)
     with reference_mode(stacked):
@@ -122,6 +125,7 @@ def test_one_model_in_memory(tiny_folder, lora_args):
         assert {parameter.data_ptr() for parameter in model.parameters()} == storages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", [False, True])
 def test_every_lora_b_gets_a_gradient_under_checkpointing(stack, stacked, tiny_model, lora_args):
     model = stacked if stack else attach_adapter(tiny_model(), lora_args())

@@ -94,6 +94,7 @@ def test_the_model_is_rounded_to_what_is_in_the_file(form, tiny_model, tokenizer
     assert (difference > 0) == (form != "gguf-f32")
 
 
+@pytest.mark.slow
 def test_better_forms_are_nearer_to_the_model(tiny_model, tokenizer, tmp_path):
     off = []
     for form in ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0"):

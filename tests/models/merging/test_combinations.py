@@ -189,6 +189,7 @@ def test_averaging_a_and_b_apart_is_another_model_and_how_far_off_is_known(scale
     assert error > 0.8 > 1e-5 > math.sqrt(exact / whole)
 
 
+@pytest.mark.slow
 def test_one_adapter_is_not_off_by_averaging(make_parts, tiny_folder, lora_args):
     model, names = load_parts(load_base(lora_args(tiny_folder)), make_parts([{}], (-1.0,)), None)
     assert error_of_averaging(model, names) == 0
@@ -287,6 +288,7 @@ def test_a_target_beneath_is_merged_as_it_is(make_parts, tiny_folder, lora_args,
     assert max(float((again[key] - after[key]).abs().max()) for key in after) < 1e-5
 
 
+@pytest.mark.slow
 def test_tied_matrices_part_where_one_of_them_is_adapted(make_parts, tiny_folder, tiny_model, lora_args, tmp_path):
     tiny_model(vocab_size=259, tie_word_embeddings=True).save_pretrained(tiny_folder)
     parts = make_parts([{"lora_target_modules": ["lm_head"]}, {"lora_target_modules": ["embed_tokens"]}], (1.0, 0.5))
@@ -427,6 +429,7 @@ def test_ranks_that_nobody_would_read_are_not_written(make_parts, tiny_folder, l
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.slow
 def test_a_full_rank_result_is_no_adapter(make_parts, tiny_folder, lora_args, tmp_path):
     with pytest.raises(ValueError, match=r"'ties' gives a full-rank change.*full model"):
         combine_adapters(lora_args(tiny_folder), make_parts(), tmp_path / "one", checked_rule("ties"))
@@ -500,6 +503,7 @@ def test_a_scale_without_meaning_is_refused(scale, make_parts, tiny_folder, lora
         merge_adapters(lora_args(tiny_folder), parts, tmp_path / "merged", how=checked_rule())
 
 
+@pytest.mark.slow
 def test_no_warning_is_left_by_density_one(make_parts, tiny_folder, lora_args):
     model, names = load_parts(load_base(lora_args(tiny_folder)), make_parts(), None)
     with warnings.catch_warnings():

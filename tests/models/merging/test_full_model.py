@@ -24,6 +24,7 @@ def trained(tiny_folder, lora_args, tmp_path):
     return args, tmp_path / "adapter", model
 
 
+@pytest.mark.slow
 def test_the_merged_file_answers_as_the_adapter(trained, lora_args, tmp_path):
     args, adapter, model = trained
     report = merge_adapter(args, adapter, tmp_path / "merged", probes=[[5, 6, 7], [8, 9]])
@@ -37,6 +38,7 @@ def test_the_merged_file_answers_as_the_adapter(trained, lora_args, tmp_path):
     assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_merged_folder_without_sources_is_verified_by_its_files(trained, tmp_path):
     args, adapter, _ = trained
     merge_adapter(args, adapter, tmp_path / "merged")
@@ -62,6 +64,7 @@ def test_an_adapter_on_one_of_two_tied_matrices_leaves_the_other(adapted, tiny_f
     assert report["max_abs_logit_difference"] < 1e-5 < report["mean_kl_of_adapter"]
 
 
+@pytest.mark.slow
 def test_above_the_tolerance_nothing_is_left(trained, tmp_path):
     args, adapter, _ = trained
     with pytest.raises(ValueError, match=r"above the tolerance of 0\b.*nothing was written"):
@@ -70,6 +73,7 @@ def test_above_the_tolerance_nothing_is_left(trained, tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_file_damaged_while_writing_is_refused(trained, tmp_path, monkeypatch):
     args, adapter, _ = trained
     read = full_model._read_back
@@ -100,6 +104,7 @@ def test_another_base_is_refused(trained, tiny_model, tiny_folder, tmp_path):
         merge_adapter(args, adapter, tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16(tiny_folder, lora_args, tmp_path):
     args = lora_args(tiny_folder, dtype="bfloat16")
     save_adapter(disturb(attach_adapter(load_base(args), args)), tmp_path / "adapter")

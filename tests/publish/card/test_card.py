@@ -130,6 +130,7 @@ def test_no_path_and_no_row_id_is_in_the_card(make_measured_run, tmp_path):
     assert "share 0.05" in text
 
 
+@pytest.mark.slow
 def test_only_a_base_of_the_hub_is_called_so(make_measured_run, tmp_path):
     folder = make_measured_run()
     assert loaded(card(folder), tmp_path).data.base_model is None
@@ -246,6 +247,7 @@ def test_the_public_report_has_numbers_for_ids_and_the_same_curves(make_measured
     assert PREFIX in page
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make_measured_run):
     from llm_forget.core.digests import json_digest
     from llm_forget.publish.anonymise import public
@@ -277,6 +279,7 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
     assert "Evaluated again after" in card(folder)
 
 
+@pytest.mark.slow
 def test_a_form_that_was_pulled_rests_on_the_rows_of_the_run_like_the_one_that_was_pushed(make_measured_run, tmp_path):
     from llm_forget.publish.row_digests import public_results, row_key
 

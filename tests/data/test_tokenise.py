@@ -59,7 +59,9 @@ def plain() -> Any:
     return bpe(eos_token="</s>")
 
 
-@pytest.fixture(scope="session", params=["chatml", "plain", "golden", "stories", "smollm2"])
+@pytest.fixture(
+    scope="session", params=["chatml", "plain", "golden", "stories", pytest.param("smollm2", marks=pytest.mark.slow)]
+)
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     if request.param in ("chatml", "plain"):
         return request.getfixturevalue(request.param)

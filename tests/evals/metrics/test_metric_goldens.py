@@ -79,6 +79,7 @@ def test_probability(goldens, records, role):
         close(rows.mean(), golden["agg_value"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODELS)
 def test_the_loss_and_the_probability_of_every_answer_of_every_set(goldens, records, role):
     for name, golden in goldens["metrics"][role]["probability"].items():

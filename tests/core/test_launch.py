@@ -90,7 +90,7 @@ def test_cpu_gives_one_process(worker: str) -> None:
 
 @pytest.mark.processes
 def test_the_silent_single_process_of_accelerate_is_refused(worker: str) -> None:
-    out = run("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", worker)
+    out = forked("accelerate.commands.launch", "--cpu", "--num_processes", "2", worker)
     assert "obtained 1 NO" in out
     assert "refused: accelerate launch requested 2 processes, but this run has 1" in out
 

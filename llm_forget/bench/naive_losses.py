@@ -1,4 +1,4 @@
-"""Compute the same losses for comparison, with as much work as public implementations of unlearning.
+"""Compute the losses of this package as public implementations of unlearning do, with as much work, for comparison.
 
 Their common traits: a second copy of the model is the reference and runs in every step; forget and retain rows are
 forwarded separately, each padded on the right to its own longest row; the model gets labels and so computes an unused

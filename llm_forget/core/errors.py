@@ -44,7 +44,7 @@ class PublishError(LlmForgetError, ValueError):
 
 
 class AdapterRefused(ModelError):
-    """An adapter whose files are not those that were written, or whose origin cannot be checked."""
+    """An adapter whose files were changed after they were written, or whose origin cannot be checked."""
 
     exit_code = 4
 

@@ -47,7 +47,7 @@ def row_form(row: Row, where: str) -> str:
 
 
 def column_hint(name: str, columns: Iterable[str]) -> str:
-    """Suggest a column; names that may be cells of a CSV without a header line are not listed."""
+    """Suggest a similar column, or list all; not if their names may be the first row of a CSV without a header line."""
     columns = list(columns)
     hint = did_you_mean(name, columns)
     return hint if hint.startswith("did you mean") or _are_names(columns) else f"it has {_listed(columns)}"

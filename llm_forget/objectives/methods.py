@@ -54,7 +54,7 @@ def build_objective(
 
 
 def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, value: Any) -> None:
-    """Set one entry of ``method_args`` in the method's lines, in place."""
+    """Apply one entry of ``method_args`` to the method's terms, which are changed in place."""
     slots = _slots(lines)
     if key not in slots:
         raise ConfigError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")

@@ -1,4 +1,4 @@
-"""The files of a publication: a list of allowed names, with private content removed from each file.
+"""Collect the files of a publication: only files with allowed names, and with private content removed.
 
 Weights, tokenizer, card, results and report are published. Records, rows, ledger, caches, recipe and provenance hold
 ids, text or paths and are never published. Local paths are removed from files, and digests of rows are keyed, because

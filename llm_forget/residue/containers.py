@@ -74,7 +74,7 @@ def container_parts(
 
 
 def blocks(opened: Opener) -> Iterator[bytes]:
-    """Iterate over the unpacked bytes in blocks; of a damaged file, those before the damage.
+    """Iterate over the unpacked bytes in blocks; if the file is damaged, yield the bytes before the damage, then raise.
 
     Raises:
         UNREADABLE: the file is damaged, or has more than `UNPACKED` unpacked bytes.
@@ -163,7 +163,7 @@ def _buffers(batch: Any) -> Iterator[bytes]:
 
 
 def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Iterate over the rows of all tables, which joins text that spans pages, and over values that are containers."""
+    """Iterate over the rows of all tables, where text that spans pages is whole, and over containers in them."""
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes

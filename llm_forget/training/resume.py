@@ -1,7 +1,8 @@
 """Resume training bit-exactly, from complete checkpoints, which contain all state that the next step depends on.
 
 transformers silently resumes from a checkpoint without its optimizer or random state, deletes the previous checkpoint
-while the newest is being written, and makes one extra step when it resumes a run that ended within an epoch.
+while the newest is being written, and makes one extra step when it resumes a finished run whose last step was in the
+middle of an epoch.
 """
 
 import logging
@@ -58,7 +59,7 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(*positional, **keywords)  # type: ignore[no-untyped-call]  # transformers has no types
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, then wait: other processes write their random state into the same folder."""
+        """Save as transformers does, then synchronise: the folder must exist before others write state into it."""
         super().save_model(output_dir, _internal_call)
         self.accelerator.wait_for_everyone()
 

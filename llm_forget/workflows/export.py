@@ -80,9 +80,10 @@ def export(
 
     Returns:
         The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of the written model,
-        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) from model to form on a few texts, ``as_read``
-        (the same between rounded weights and files read back) and its ``tolerance``, ``files``; after an evaluation
-        also ``results`` and ``model_results``, contents of results.json.
+        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token): how far the form is from the model on a few
+        texts; ``as_read``: the same two numbers for the files read back and the rounded weights; ``tolerance``: the
+        largest difference allowed in ``as_read``; ``files``: digests; after an evaluation also ``results`` and
+        ``model_results``: contents of results.json.
 
     Raises:
         ModelError, ConfigError, DataError: an unknown form, a model that the form does not support, files that read
@@ -198,7 +199,7 @@ class _ExportJob:
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def results_of(self, model: str) -> dict[str, Any]:
-        """Evaluate a model on the run's rows or the given rows; its texts are deleted with the temporary folder."""
+        """Evaluate a model on the run's or the given rows; the texts that it generates are deleted."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)

@@ -20,7 +20,7 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
     """Parse ``KEY=VALUE,VALUE`` words into a grid; also return the options for every run.
 
     Args:
-        words: the other words of the command line: ``--key value`` options, and more axes before or between them.
+        words: the rest of the command line: ``--key value`` options, and further ``KEY=VALUE,VALUE`` words.
     """
     axes: list[str] = list(grid_words)
     options: list[str] = []
@@ -114,7 +114,7 @@ def as_name(value: Any) -> str:
 
 
 def as_option(key: str, value: Any) -> str:
-    """Format a value as the command line of `unlearn` reads it: entries of mappings as YAML, other values as text."""
+    """Format a value for the command line of `unlearn`: text as it is; others, and values of dotted keys, as YAML."""
     if isinstance(value, str) and "." not in key:
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -21,7 +21,7 @@ def deadline(due: str | None, closed: str) -> str:
 
 
 def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the measured two-model attack (comparison with the model before), or ``{"measured": False}``."""
+    """Return the result of the attack that compares the model with the target, or ``{"measured": False}``."""
     for name, suite in suites.items():
         for line_name, line in suite["metrics"].items():
             if metric_of(line).needs_target and line["value"] is not None:
@@ -46,7 +46,7 @@ ALWAYS = {
 
 
 def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats by a permanent key: sentences that continue "The certificate does not show"; never empty."""
+    """Return caveats by keys that never change: sentences that continue "The certificate does not show ..."."""
     return ALWAYS | _model_caveats(facts, request) | _attack_caveats(facts) | _evaluation_caveats(facts)
 
 

@@ -115,7 +115,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """Refuse results of an unlearning run on rows that it did not unlearn; retrained runs, which unlearn none, pass."""
+    """Refuse results of an unlearning run that were measured on other rows than those it unlearned."""
     suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:

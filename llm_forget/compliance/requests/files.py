@@ -69,7 +69,7 @@ class Request:
         return [*rows["how"], *(rows["taken"] or ())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield (row id, row id) and (subject, row id) for each row to forget, as runs add them to the ledger."""
+        """Yield (name, row id) for each row to forget, as runs write them to the ledger; a name is an id or subject."""
         subjects = self.rows["subjects"]
         for row_id in self.ids():
             yield row_id, row_id
@@ -90,7 +90,8 @@ def list_requests(evidence: Path) -> list[Request]:
 def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
     """Raise EvidenceError if an open request is about one of these subjects or records.
 
-    If their keys were destroyed, closing would create new ones, whose hashes differ from those of the training.
+    Otherwise their keys would be destroyed, and closing the request would create new keys; hashes made with new keys
+    do not match the hashes that training recorded.
     """
     names = set(names)
     for request in list_requests(evidence):
@@ -132,7 +133,7 @@ def remove_row_lists(request: Request) -> None:
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
-    """Write a list of ids and return its path; the name has their digest, so other ids give another file and run."""
+    """Write a list of ids and return its path. The file name contains their digest, so other ids give another file."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
     write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)

@@ -90,7 +90,7 @@ def run_lm_eval(
 
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
-    """Call ``attempt``, and again with half the batch size if memory runs out; lm-eval runs the longest batch first."""
+    """Call ``attempt``; if memory runs out, which happens early, call it again with half the batch size."""
     results: list[Result] = []
     while not fits(lambda size: results.append(attempt(size)), batch_size):
         if batch_size == 1:

@@ -147,7 +147,7 @@ def _prompt_rows(
     tokenizer: Any,
     template: Template,
 ) -> list[PromptRow]:
-    """Return a prompt per row and sample; if the probe has a prefix, it contains the first part of the answer."""
+    """Return a prompt per row and sample; with a prefix, the prompt also contains the start of the answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
     windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
@@ -162,7 +162,7 @@ def _prompt_rows(
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
-    """Split the token ids of a window where the given prefix of its answer ends; return both parts."""
+    """Split token ids of a window after ``prefix`` tokens of its answer (below 1: that share); return both parts."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
     length = int(prefix) if prefix >= 1 else int(prefix * len(places))
     first = places[min(length, len(places) - 1)]

@@ -175,8 +175,8 @@ def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
     """Read the tokenizer of a file back, and compare it with the original on sample texts.
 
     Returns:
-        The numbers of ``samples`` and of ``differing`` samples, which transformers splits by another rule than
-        llama.cpp. If any differ, all were compared again with transformers' rule in both tokenizers.
+        Two numbers: ``samples``, and ``differing``: samples that become other tokens because transformers splits text
+        by another rule than llama.cpp. If any differ, all samples were equal when both tokenizers used the same rule.
 
     Raises:
         ModelError: tokens, merges or special tokens differ after reading back.

@@ -39,7 +39,7 @@ def truth_ratio_section(evidence: Evidence) -> Section:
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
-    """Return the line of truth ratios on forget rows; of several, the one that reproduces the forget quality."""
+    """Return the name of the truth ratio on forget rows; if several, the one that gives the reported forget quality."""
     names = [
         name
         for name, line in metrics.items()
@@ -82,7 +82,7 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """Plot ROC curves of all membership attacks; list the rows most exposed by the strongest one without the target."""
+    """Plot ROC curves of all membership attacks; list the rows that the strongest exposes (not one with the target)."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
     alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
@@ -160,7 +160,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """Return AUC and interval: those of results.json if a line has this AUC, otherwise computed here."""
+    """Compute the AUC and its interval; if results.json has a metric of the same AUC, return the interval there."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):

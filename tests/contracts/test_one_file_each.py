@@ -2,9 +2,7 @@
 
 import ast
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from llm_forget.attacks.kinds import KINDS
 from llm_forget.core import run_kinds
 from llm_forget.evals.metrics import METRICS
+from tests.support.forked import forked
 
 COMMAND_NAMES = ("__init__.py", "cli/main.py")  # `finetune` and `unlearn` are functions and commands as well
 PACKAGE = Path(__file__).parents[2] / "llm_forget"
@@ -101,16 +100,22 @@ def dedent(text: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in text.splitlines())
 
 
+def use_copy(site: Path) -> None:
+    """Import the package anew from a folder, as a fresh interpreter would; the libraries are there already."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "llm_forget"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(site))
+    exec(compile(dedent(USE), "use", "exec"), {})
+    assert sys.modules["llm_forget"].__file__ == str(site / "llm_forget" / "__init__.py")
+
+
 @pytest.mark.slow
-def test_one_new_file_adds_a_metric_an_attack_and_a_kind_of_run(tmp_path: Path) -> None:
+def test_one_new_file_adds_a_metric_an_attack_and_a_kind_of_run(tmp_path: Path, libraries: None) -> None:
     package = tmp_path / "site" / "llm_forget"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
         (package / name).write_text(dedent(dedent(text)))
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", dedent(USE)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = forked(lambda: use_copy(package.parent), cwd=tmp_path, environment={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["line"] == ["v"]

@@ -32,7 +32,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> P
 
 
 @pytest.fixture(scope="module")
-def worlds(material: Path) -> Path:
+def worlds(material: Path, libraries: None) -> Path:
     """Every cut of `CUTS`, trained by as many processes."""
     for processes, runs in CUTS.items():
 
@@ -62,7 +62,7 @@ def alone(material: Path) -> Any:
 def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, Any]) -> None:
     weights, trainer = one
     others = load_file(folder / "adapter_model.safetensors")
-    # Ten steps changed the weights by much, so equality does not come from equal initial weights.
+    # The steps changed the weights by much, so equality does not come from equal initial weights.
     assert max(float(tensor.abs().max()) for key, tensor in weights.items() if "lora_B" in key) > 2e-3
     assert weights.keys() == others.keys()
     assert max(float((weights[key] - others[key]).abs().max()) for key in weights) < 2e-6

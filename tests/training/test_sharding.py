@@ -155,7 +155,7 @@ def test_deepspeed_that_would_run_as_separate_processes_or_as_ddp_is_refused(
 
 @pytest.mark.processes
 def test_fsdp2_trains_and_saves_the_adapter_of_the_unsharded_model(tmp_path: Path) -> None:
-    """Gradients of one step of all kinds, then ten steps, the saved adapter, and the adapter read again."""
+    """Gradients of one step of all kinds, then more steps, the saved adapter, and the adapter read again."""
     first, second = forked_world(2, lambda _: fsdp_worker.main(tmp_path, sys.stdout.write))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr[-4000:] + second.stderr[-4000:]
     assert first.stdout.count("difference=") == 4

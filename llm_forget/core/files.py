@@ -1,5 +1,6 @@
 """Atomic file writes, JSON files, and the cache folder."""
 
+import contextlib
 import errno
 import json
 import os
@@ -55,7 +56,8 @@ def create_private(path: Path, content: bytes) -> None:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            os.replace(name, path)
+            with contextlib.suppress(FileExistsError), path.open("xb", opener=partial(os.open, mode=0o600)) as file:
+                file.write(content)
     finally:
         Path(name).unlink(missing_ok=True)
 

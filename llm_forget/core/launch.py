@@ -185,7 +185,9 @@ def _parsed(options: list[str]) -> tuple[Any, dict[str, Any]]:
 
 def _processes(options: list[str]) -> int | None:
     parsed, settings = _parsed(options)
-    count = settings.get("num_processes") if parsed.num_processes is None else parsed.num_processes
+    if parsed.num_processes is not None:
+        return int(parsed.num_processes)
+    count = settings.get("num_processes")
     return count if isinstance(count, int) and count > 0 else None
 
 

@@ -63,7 +63,7 @@ class Entry:
         """
         for key in values:
             if key not in self.defaults:
-                hint = did_you_mean(key, self.defaults)
+                hint = did_you_mean(str(key), self.defaults)
                 raise ConfigError(f"{self.kind} '{self.name}' has no parameter '{key}'; {hint}")
         merged = {key: self._typed(key, values.get(key, default)) for key, default in self.defaults.items()}
         missing = [key for key, value in merged.items() if value is REQUIRED]

@@ -65,26 +65,31 @@ def _profanity() -> Classifier:
 def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
     """Return a classifier that gives a model's P(toxic label): softmax over labels, sigmoid for multi-label models."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     location = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(location, trust_remote_code=False, use_safetensors=True)
     column = _column(name, model.config.id2label, label)
     several = model.config.problem_type == "multi_label_classification" or model.config.num_labels == 1
-    classify: Any = pipeline(
-        "text-classification", model=model, tokenizer=tokenizer, batch_size=batch_size, top_k=None,
-        device="cuda" if torch.cuda.is_available() else "cpu", function_to_apply="sigmoid" if several else "softmax",
-    )  # fmt: skip
     length = _longest(tokenizer, model.config)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(texts: list[str]) -> list[float]:
         # Longest first, so that texts of a batch have similar lengths; the scores are put back in the input order.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        answers = classify([texts[i] for i in order], truncation=True, max_length=length, padding=True)
-        by_label = ({entry["label"]: entry["score"] for entry in answer} for answer in answers)
-        scores = {i: p[model.config.id2label[column]] for i, p in zip(order, by_label, strict=True)}
-        return [scores[i] for i in range(len(texts))]
+        scores = [0.0] * len(texts)
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            inputs = tokenizer(
+                [texts[i] for i in places], padding=True, truncation=True, max_length=length, return_tensors="pt"
+            ).to(model.device)
+            with torch.inference_mode():
+                logits = model(**inputs).logits.float()  # [b, labels]
+            values = (logits.sigmoid() if several else logits.softmax(-1))[:, column].tolist()
+            for i, value in zip(places, values, strict=True):
+                scores[i] = value
+        return scores
 
     return score
 

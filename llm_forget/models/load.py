@@ -80,20 +80,21 @@ def _precision(quantization: dict[str, Any] | None) -> str:
 
 def load_config(model_args: ModelConfig) -> Any:
     """Return the configuration of the full model that `load_base` loads from these arguments; read no weights."""
-    source = find_source(model_args.model_name_or_path)
-    return deepcopy(_config(source.kind, source.location, source.revision or model_args.model_revision))
-
-
-@cache  # reading the configuration of a GGUF file takes seconds
-def _config(kind: str, location: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    if kind == "demo":
+    source = find_source(model_args.model_name_or_path)
+    if source.kind == "demo":
         return demo_models.demo_config()
-    if kind == "gguf":
-        file = Path(location)
-        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-    return AutoConfig.from_pretrained(location, revision=revision)
+    if source.kind == "gguf":
+        return deepcopy(_gguf_config(source.location, Path(source.location).stat().st_mtime_ns))
+    return AutoConfig.from_pretrained(source.location, revision=source.revision or model_args.model_revision)
+
+
+@cache  # it takes seconds; the time of the last change tells a new file from an old one
+def _gguf_config(location: str, changed: int) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
 
 
 def _load_weights(source: Source, model_args: ModelConfig, options: dict[str, Any]) -> Any:

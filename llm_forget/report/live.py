@@ -3,19 +3,20 @@
 Nothing is written or locked. Files may be missing, appear later, or end in an incomplete line.
 """
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
+import yaml
 
 from llm_forget.core import formats
-from llm_forget.core.errors import RunError
+from llm_forget.core.errors import LlmForgetError, RunError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
@@ -25,22 +26,6 @@ QUIET = 300.0  # seconds without a new log line before a run counts as stale; lo
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
 LAST_SERIES = ("retain_drop", "grad_norm", "learning_rate")
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-S = TypeVar("S", bound=msgspec.Struct)
-
-
-class Recipe(msgspec.Struct, frozen=True):
-    """The keys of config.yaml that are shown or that determine the length of the run."""
-
-    method: str | None = None
-    model_name_or_path: str | None = None
-    max_steps: int = -1
-    num_train_epochs: float = 5.0
-
-
-class TrainerState(msgspec.Struct, frozen=True):
-    """The only key that is read of trainer_state.json, which transformers writes."""
-
-    max_steps: int = -1
 
 
 @dataclass
@@ -63,6 +48,7 @@ class RunProgress:
     rows: dict[str, int] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # log key -> (step, value)
     verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # suite -> question -> answer
+    problem: str | None = None  # why run.json cannot be read
 
     @property
     def ended(self) -> bool:
@@ -96,16 +82,16 @@ class Watcher:
         run, state = self.run, formats.read_if_valid(self.run.state_file, RunState)
         self._read_log()
         if state is None:
-            return RunProgress(run.path.name, "waiting")
-        recipe = _decoded(run.config_file, msgspec.yaml.decode, Recipe)
+            return RunProgress(run.path.name, "waiting", problem=_problem(run.state_file))
+        recipe = _mapping(run.config_file)
         facts = formats.read_if_valid(run.provenance_file, Provenance)
         cost = (facts and facts.cost) or None
         checkpoints = _checkpoints(run.checkpoints)
         step = max((line["step"] for line in self.lines), default=0)
         pace = self._seconds_per_step(step, checkpoints)
         progress = RunProgress(
-            run.path.name, "running", kind=state.kind, method=recipe.method or _terms(facts),
-            model=recipe.model_name_or_path, step=step, total=self._total(recipe, step, checkpoints),
+            run.path.name, "running", kind=state.kind, method=_text(recipe.get("method")) or _terms(facts),
+            model=_text(recipe.get("model_name_or_path")), step=step, total=self._total(recipe, step, checkpoints),
             quiet=max(0.0, now - self._last_change()), tokens_per_second=self._last("tokens_per_second"),
             memory=(cost and cost.peak_memory_gib) or self._last("peak_memory_gib"), seconds=cost and cost.seconds,
             checkpoint=max(checkpoints, default=None), rows=_rows(facts), series=self._series(),
@@ -167,16 +153,16 @@ class Watcher:
             return (last - training_start) / (step - resumed_step)
         return None
 
-    def _total(self, recipe: Recipe, step: int, checkpoints: Mapping[int, float]) -> int | None:
+    def _total(self, recipe: Mapping[str, Any], step: int, checkpoints: Mapping[int, float]) -> int | None:
         """Return the steps of the run: from the trainer state, else from the recipe, else estimated from the epochs."""
         newest = self.run.checkpoints / f"checkpoint-{max(checkpoints, default=0)}" / "trainer_state.json"
-        for total in (_decoded(newest, msgspec.json.decode, TrainerState).max_steps, recipe.max_steps):
-            if total > 0:
-                return total
-        epochs_done = self._last("epoch")
-        if not recipe.num_train_epochs or not epochs_done or not step:
+        for total in (_number(content.get("max_steps")) for content in (_mapping(newest), recipe)):
+            if total is not None and total > 0:
+                return round(total)
+        epochs, epochs_done = _number(recipe.get("num_train_epochs", 5.0)), self._last("epoch")
+        if not epochs or not epochs_done or not step:
             return None
-        return max(step, math.ceil(recipe.num_train_epochs * step / epochs_done - 1e-6))
+        return max(step, math.ceil(epochs * step / epochs_done - 1e-6))
 
     def _last(self, key: str) -> float | None:
         return next((value for line in reversed(self.lines) if (value := _number(line.get(key))) is not None), None)
@@ -221,7 +207,7 @@ def plain_lines(progress: RunProgress) -> Iterator[str]:
 def headline(progress: RunProgress) -> str:
     """Summarise status, step, rate, time left and memory in one line; unknown values are left out."""
     if progress.status == "waiting":
-        return "waiting for run.json"
+        return plain(progress.problem) if progress.problem else "waiting for run.json"
     parts = [progress.status]
     if progress.status == "stale":
         parts[0] += f", nothing new for {duration(progress.quiet)}; if it was stopped, run its command again to resume"
@@ -250,18 +236,32 @@ def four_digits(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _decoded(path: Path, decode: Callable[..., S], kind: type[S]) -> S:
-    """Return the fields of ``kind`` from a file; their defaults if the file is missing, incomplete or damaged."""
+def _mapping(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON or YAML file; empty if the file is missing, incomplete or not a mapping."""
     try:
-        return decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
-        return kind()
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _problem(path: Path) -> str | None:
+    """Return why a file of a run cannot be read; None if it does not exist."""
+    try:
+        formats.read(path, RunState)
+    except FileNotFoundError:
+        return None
+    except LlmForgetError as error:
+        return str(error)
+    return None
 
 
 def _terms(facts: Provenance | None) -> str | None:
     """Name the terms of the objective, such as ``forget/npo + retain/nll``; None if unknown."""
     objective = (facts and facts.objective) or {}
-    return " + ".join(f"{split}/{term['name']}" for split, terms in objective.items() for term in terms) or None
+    terms = [f"{split}/{term['name']}" for split, terms in objective.items() for term in terms if "name" in term]
+    return " + ".join(terms) or None
 
 
 def _rows(facts: Provenance | None) -> dict[str, int]:
@@ -287,6 +287,10 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> float | None:

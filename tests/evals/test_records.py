@@ -81,6 +81,16 @@ def test_a_truncated_file_is_incomplete_and_measuring_resumes_from_it(tmp_path):
     assert RecordWriter(path, "logprobs", "k", KEYS).missing() == set(KEYS[3:])
 
 
+@pytest.mark.parametrize("line", ["5", "null", '"id"', '["id"]'])
+def test_a_line_that_is_no_object_is_measured_again(tmp_path, line):
+    path = tmp_path / "forget.jsonl"
+    write_records(path, "logprobs", "k", RECORDS)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], f"{line}\n", *lines[5:]]))
+    assert load_records(path, "k") is None
+    assert RecordWriter(path, "logprobs", "k", KEYS).missing() == {KEYS[3]}
+
+
 def test_a_full_disk_loses_no_complete_record_and_leaves_no_other_file(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "forget.jsonl"

@@ -112,6 +112,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"retain": [{"name": "nll"}, {"name": "nll"}]}}, "lists 'retain/nll' twice"),
     ({"objective": {"retain": {"name": "dpo"}}}, "alternate answers, which only forget rows have"),
     ({"objective": {"retain": {"name": "nll", "weight": {"dua": 1}}}}, "must be a number or {dual:"),
+    ({"objective": {"retain": {"name": "nll", "weight": {"dual": {1: 2}}}}}, "no parameter '1'"),
     ({"objective": {"retain": {"name": "nll", "weight": {"dual": {"eps": 1}}}}}, "did you mean 'epsilon'"),
     ({"objective": {"retain": {"name": "nll", "weight": {"dual": {"epsilon": 1}}}}}, "needs a value for initial"),
 ]

@@ -124,6 +124,42 @@ def test_damaged_files_raise_nothing(run, content):
     panel(progress, Console())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "total"),
+    [
+        ({"num_train_epochs": float("nan")}, None),
+        ({"num_train_epochs": float("inf")}, None),
+        ({"num_train_epochs": None}, None),
+        ({"max_steps": None}, 100),
+        ({"max_steps": 77.0}, 77),
+    ],
+)
+def test_a_key_of_the_recipe_that_makes_no_sense_hides_only_itself(run, recipe, total):
+    keys = {"method": "npo", "num_train_epochs": 5, "model_name_or_path": "m", **recipe}
+    (run / "config.yaml").write_text(yaml.safe_dump(keys))
+    progress = Watcher(run).progress(STARTED + 60)
+    assert (progress.method, progress.model, progress.total) == ("npo", "m", total)
+
+
+def test_the_total_is_read_from_a_trainer_state_with_nan(run):
+    state = {"max_steps": 77, "log_history": [{"loss": float("nan")}]}
+    write(run / "checkpoints" / "checkpoint-25" / "trainer_state.json", state)
+    write(run / "checkpoints" / "checkpoint-25" / "complete.json", {})
+    assert Watcher(run).progress(STARTED + 60).total == 77
+
+
+def test_a_term_without_a_name_is_not_shown(run):
+    (run / "config.yaml").write_text("{}")
+    objective = {"forget": [{"name": "npo"}], "retain": [{"x": 1}]}
+    write(run / "provenance.json", {**BASE, "objective": objective}, STARTED + 10)
+    assert Watcher(run).progress(STARTED + 60).method == "forget/npo"
+
+
+def test_a_run_of_another_format_is_not_waited_for(run):
+    write(run / "run.json", {"kind": "unlearn", "status": "running", "format": 2})
+    assert "format 2" in headline(Watcher(run).progress())
+
+
 def test_a_run_whose_files_no_longer_change_is_stale(run):
     assert Watcher(run).progress(STARTED + 60 + QUIET - 1).status == "running"
     progress = Watcher(run).progress(STARTED + 60 + QUIET + 1)

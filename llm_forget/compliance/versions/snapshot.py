@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_forget.compliance.ledger.record_runs import refuse_changed_files
+from llm_forget.core import formats
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceError
+from llm_forget.core.formats.models import Manifest
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.merge import MERGE
 from llm_forget.core.strict_json import canonical_digest
@@ -92,7 +93,6 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def _of_run(run: Run) -> ModelSnapshot:
     part, facts, config = part_of(run.path), run.provenance, run.config
-    refuse_changed_files(run.path / part)
     base = {**facts["base"], "name": model_name(str(facts["base"]["name"]))}
     data = {
         split: {"rows": split_facts["rows"], "digest": split_facts["digest"]}
@@ -103,7 +103,7 @@ def _of_run(run: Run) -> ModelSnapshot:
         facts["kind"],
         part,
         run.path / part,
-        {name: file_digest(path) for name, path in files_of(run.path / part).items()},
+        _verified_digests(run.path / part),
         base,
         (),
         None if config["model_name_or_path"] is None else str(config["model_name_or_path"]),
@@ -141,3 +141,16 @@ def _of_merged(folder: Path) -> ModelSnapshot:
         {**_settings(config), **{key: facts[key] for key in ("combination", "base_precision")}, "scales": scales},
         {**provenance, "files": canonical_digest(merged.files)},
     )
+
+
+def _verified_digests(folder: Path) -> dict[str, str]:
+    """Return the digests of a model's files; refuse files of manifest.json that differ or would not be in a version."""
+    digests = {name: file_digest(path) for name, path in files_of(folder).items()}
+    manifest = folder / "manifest.json"
+    stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
+    changed = sorted(name for name, digest in stated.items() if digests.get(name) != digest)
+    if changed:
+        raise AdapterRefused(
+            f"'{folder / changed[0]}' is not the file that the run wrote: its digest differs from that in manifest.json"
+        )
+    return digests

@@ -63,7 +63,7 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 
 
 def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Iterator[Any]:
-    """Yield the JSON values of valid lines; skip others, such as the part of a line that a killed process leaves."""
+    """Yield the JSON objects of valid lines; skip others, such as the part of a line that a killed process leaves."""
     for line in lines:
         try:
             content = json.loads(line)
@@ -71,7 +71,8 @@ def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Ite
                 checked(content, kind, kind.FILE)
         except ValueError:
             continue
-        yield content
+        if isinstance(content, dict):
+            yield content
 
 
 def write(

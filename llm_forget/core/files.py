@@ -41,8 +41,7 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
 
 
 def create_private(path: Path, content: bytes) -> None:
-    """Create a file atomically that only its owner can read; a file that another process created first stays."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create a file that only its owner can read; a file that another process created first stays."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")  # 0600
     try:
         with os.fdopen(handle, "wb") as file:
@@ -56,7 +55,8 @@ def create_private(path: Path, content: bytes) -> None:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            with contextlib.suppress(FileExistsError), path.open("xb", opener=partial(os.open, mode=0o600)) as file:
+            opener = partial(os.open, mode=0o600)
+            with contextlib.suppress(FileExistsError), open(path, "xb", opener=opener) as file:
                 file.write(content)
     finally:
         Path(name).unlink(missing_ok=True)

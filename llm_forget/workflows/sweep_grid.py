@@ -114,7 +114,7 @@ def as_name(value: Any) -> str:
 
 
 def as_option(key: str, value: Any) -> str:
-    """Format a value for the command line of `unlearn`: text as it is; others, and values of dotted keys, as YAML."""
+    """Format a value for the command line of `unlearn`: text unchanged; others, and values of dotted keys, as YAML."""
     if isinstance(value, str) and "." not in key:
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

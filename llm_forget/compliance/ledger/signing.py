@@ -31,6 +31,7 @@ def signing_key(folder: Path) -> Any:
 
     path = folder / KEY
     if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_private(path, _new_key())
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:

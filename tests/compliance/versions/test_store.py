@@ -13,7 +13,8 @@ import torch
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.versions import add_version, list_versions, path_of, rollback, use
-from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.digests import file_digest
+from llm_forget.core.errors import AdapterRefused, EvidenceBroken
 from llm_forget.core.files import write_json
 from llm_forget.core.run_directory import Run
 from llm_forget.models.digest import source_digest
@@ -30,6 +31,17 @@ def test_the_same_content_added_twice_is_one_version_and_one_event(evidence, bas
     assert add_version(evidence, run) == add_version(evidence, copy) == first
     assert len(events(evidence, "version")) == 1
     assert source_digest(str(run.path)).removeprefix("sha256:").startswith(first)
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "../outside"])
+def test_a_manifest_that_lists_what_a_version_would_not_hold_is_refused(evidence, base, make, name):
+    run = make("run", base, forget=["a"], retain=["b"])
+    (run.adapter / name).write_text("x")
+    manifest = json.loads((run.adapter / "manifest.json").read_text())
+    manifest["files"][name] = file_digest(run.adapter / name)
+    write_json(run.adapter / "manifest.json", manifest)
+    with pytest.raises(AdapterRefused, match="is not the file that the run wrote"):
+        add_version(evidence, run)
 
 
 def test_a_version_has_the_content_digest_of_its_run(evidence, base, make):

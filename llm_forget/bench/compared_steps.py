@@ -95,7 +95,7 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first full batches of training and the rows in them; ``index`` in a batch is a place among them.
+    """Return the first full batches of training, and the rows that they use; ``index`` is a position in these rows.
 
     Raises:
         ConfigError: a split has fewer rows than a batch.
@@ -133,7 +133,7 @@ def set_up(
     *,
     naive: bool,
 ) -> Setup:
-    """Prepare a base model, in place, for all variants; if ``naive``, a copy made before is the second model."""
+    """Prepare a base model, in place, for all variants; if ``naive``, keep a copy of it as their reference."""
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
     disable_dropout_in_model(model)

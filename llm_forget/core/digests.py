@@ -17,7 +17,7 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 
 @contextmanager
 def each_file_hashed_once() -> Iterator[None]:
-    """Inside the block, let `file_digest` read a file only once, under all its paths, until the file changes.
+    """Inside the block, let `file_digest` read a file only once until it changes, even if several paths lead to it.
 
     A file counts as unchanged if its inode, size and times are the same. If it changed within the last `FILE_CLOCK`,
     its digest is not stored, because another write could have the same time.

@@ -3,7 +3,7 @@
 ::
 
     run.json         kind, status (running | complete), identity digest, times
-    config.yaml      the resolved recipe; it repeats the run
+    config.yaml      the resolved recipe, to repeat the run
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step
     checkpoints/     to resume from
@@ -110,7 +110,7 @@ class Run:
         """Open a finished run.
 
         Raises:
-            ValueError: the folder is not a run, or an unfinished run; the message says how to resume it.
+            ValueError: the folder is not a run, or the run is unfinished; then the message says how to resume it.
         """
         run = cls(Path(path))
         if not run.state_file.is_file():
@@ -196,7 +196,7 @@ class Run:
 
 
 def refuse_version(folder: str | Path, output: str) -> None:
-    """Raise ValueError if a folder is a version in the evidence, whose files must stay as recorded, without texts."""
+    """Raise ValueError if a folder is a version kept as evidence: its files must not change, and hold no texts."""
     if (Path(folder) / "version.json").is_file():
         raise RunError(
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "

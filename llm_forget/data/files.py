@@ -36,7 +36,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
         size: total bytes of all files read together (default: this file's); above `IN_MEMORY`, the table is on disk.
 
     Raises:
-        DataError: the file does not have the format of its suffix; names the file and the row.
+        DataError: the content does not have the format of the suffix; the message names the file and the row.
     """
     if path.suffix not in SUFFIXES:
         raise DataError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
@@ -49,7 +49,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
-    """Return name and table of every data file of a folder, or of every ``.txt`` file, sorted by name.
+    """Return name and table of every file, sorted by name; a folder holds ``.txt`` files only, or data files only.
 
     Raises:
         DataError: the folder has no such file, or has both kinds, which is ambiguous.

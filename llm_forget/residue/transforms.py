@@ -64,7 +64,7 @@ def unescape(block: bytes) -> bytes:
 
 
 def fold(text: str) -> str:
-    """Apply NFKC and case folding, without invisible characters."""
+    """Remove invisible characters, then apply NFKC and case folding."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold())
 
 
@@ -90,7 +90,7 @@ def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
     """Return the name of the encoding of a match, which a view found in ``block[first:last]``.
 
-    ``needle`` is the encoding of the matched needle, which may be wrong: plain forms of UTF-16 and UTF-32 can be equal.
+    ``needle`` names the encoding of the needle that matched. It may be wrong: UTF-16 and UTF-32 forms can be equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -155,7 +155,7 @@ def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], dat
 
 
 def _start_of_escape(block: bytes, position: int) -> int:
-    """Return the start of the escape that ends at ``position`` (positions map to such ends), otherwise ``position``."""
+    """Return the start of the escape that ends at ``position``, or ``position`` if none ends there."""
     early = max(0, position - 12)
     for escape in _KINDS.values():
         for match in escape.finditer(block, early, position + 1):

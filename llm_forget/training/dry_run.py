@@ -60,7 +60,7 @@ class Shape:
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
     """Count rows, tokens, target tokens and the longest row of the largest possible batch of each split.
 
-    ``repeated`` counts the tokens that are saved because a prefix that all rows share is computed only once.
+    ``repeated`` counts the tokens that need no computation, because the prefix shared by all rows is computed once.
     """
     counts = {}
     for name, rows in splits.items():
@@ -161,7 +161,7 @@ def depth(model_args: ModelConfig) -> int:
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
-    """Count the bytes that one layer saves for backward; attention sees ``padded`` tokens, the rest ``tokens``."""
+    """Count the bytes that one layer saves for backward; attention has ``padded`` tokens, other parts ``tokens``."""
     hidden, inner = shape.hidden, shape.intermediate
     product = 2.0 if autocast else width
     norms = 2 * hidden * FLOAT32  # inputs

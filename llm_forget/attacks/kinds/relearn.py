@@ -45,7 +45,7 @@ def relearn(
 
     Args:
         share: share of the forget rows that the attacker has; at least one row. The others are measured.
-        on: ``forget``, or the split (``holdout``) or source of unrelated rows to train on instead, all of them.
+        on: ``forget``; or a split (such as ``holdout``) or source, all of whose rows are trained on instead.
         learning_rate: learning rate; default: that of the run.
         seed: seed of the selection and order of rows.
         keep: keep the adapters in the attack's folder; they recover forgotten rows.
@@ -88,7 +88,7 @@ def split_forget_rows(
         on: ``forget``, or a split or source of other rows; the model is then trained on all of these.
 
     Returns:
-        Two sources in the form of a recipe; the second is None if no forget row is trained on.
+        The sources to train on and to measure, as in a recipe; the second is None unless forget rows are trained on.
 
     Raises:
         EvaluationError: a share that leaves no row to measure, or no such split or file.

@@ -102,7 +102,7 @@ def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval, whose warnings may quote a row, and keep it from starting processes for its bootstrap."""
+    """Silence lm-eval, because its warnings may quote a row, and let it resample standard errors in this process."""
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

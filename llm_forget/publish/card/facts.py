@@ -81,7 +81,7 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Build the table of splits: number of rows and their digest, which `public` has keyed. It never shows ids."""
+    """Build the table of splits: number of rows and their digest (keyed by `public`); the table never shows ids."""
     data = evidence.provenance.get("data", {})
     rows = tuple((split, Number(f"{part['rows']:,}"), str(part["digest"])) for split, part in data.items())
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None

@@ -28,7 +28,7 @@ from tests.support.forked import import_libraries
 from tests.support.loopback_hub import TOKEN, Hub, loopback_hub
 from tests.support.repository import ROOT
 from tests.support.their_tasks import their_tasks  # noqa: F401  (fixture)
-from tests.support.tiny_runs import make_model, make_run  # noqa: F401  (fixtures)
+from tests.support.tiny_runs import make_model, make_run, own_cache, session_cache  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 # Building the command line takes longer than most commands do.

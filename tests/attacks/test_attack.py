@@ -156,12 +156,14 @@ def test_access_to_both_models_reveals_deleted_rows(make_run):
     assert line["oracle_attacked"]["ci"]
 
 
-def test_texts_of_attacked_models_are_written_neither_to_the_cache_nor_to_results_of_the_oracle(make_run, tmp_path):
+def test_texts_of_attacked_models_are_written_neither_to_the_cache_nor_to_results_of_the_oracle(
+    make_run, own_cache, tmp_path
+):
     keys = {"train": str(tmp_path / "retain.jsonl"), "num_train_epochs": 1, "save_strategy": "no", "use_cpu": True}
     run = make_run("run")
     oracle = finetune(model_name_or_path=str(tmp_path / "target"), output_dir=str(tmp_path / "whole"), **keys)
     attack(run.path, "template", overrides={"oracle": str(oracle.path)})
-    heads = [json.loads(file.open().readline()) for file in (tmp_path / "cache").rglob("*.jsonl")]
+    heads = [json.loads(file.open().readline()) for file in own_cache.rglob("*.jsonl")]
     assert heads
     assert not [head for head in heads if head["kind"] == "generate"]
     assert not oracle.results_file.exists()

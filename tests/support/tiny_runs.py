@@ -64,9 +64,15 @@ def make_model(tmp_path, tiny_model, tiny_tokenizer):
     return make
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    """What evaluations keep of targets and oracles; those of most tests are the same."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def make_run(tmp_path, monkeypatch, make_model):
-    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+def make_run(tmp_path, monkeypatch, make_model, session_cache):
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(session_cache))
     for name, count in (("forget", 5), ("retain", 9), ("holdout", 6)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, count)))
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE, sort_keys=False))
@@ -106,3 +112,10 @@ def make_run(tmp_path, monkeypatch, make_model):
         return run
 
     return make
+
+
+@pytest.fixture
+def own_cache(make_run, tmp_path, monkeypatch):
+    """An empty cache, for tests that count what is measured or look at what is kept."""
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

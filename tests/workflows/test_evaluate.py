@@ -51,9 +51,10 @@ def test_results_contain_before_unlearned_and_oracle(make_run):
         assert {p.name.rpartition("-")[0] for p in (run.records / role).iterdir()} == set(SUITE["probes"])
 
 
-def test_before_equals_the_target_evaluated_alone(make_run, tmp_path):
+def test_before_equals_the_target_evaluated_alone(make_run, own_cache, tmp_path, monkeypatch):
     run = make_run("run")
     with_adapter_off = only(evaluate(run.path, quiet=True))["metrics"]
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "another cache"))
     alone = only(evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **data(tmp_path)))["metrics"]
     for name in ("forget_probability", "ratio", "retain_probability", "forget_rouge"):
         assert with_adapter_off[name]["before"]["value"] == alone[name]["value"]
@@ -63,7 +64,7 @@ def data(folder):
     return {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain")} | {"max_length": 128}
 
 
-def test_each_model_and_probe_is_measured_once(make_run, forwards, tmp_path):
+def test_each_model_and_probe_is_measured_once(make_run, forwards, own_cache, tmp_path):
     first = make_run("first")
     evaluate(first.path, quiet=True)
     assert forwards == {"probe_logprobs": 12, "probe_generate": 3, "load_base": 2}
@@ -91,7 +92,7 @@ def test_a_limit_is_the_number_of_rows_of_every_probe(make_run, tmp_path):
         evaluate(tmp_path / "run", quiet=True, limit=0)
 
 
-def test_other_rows_are_measured_again(make_run, forwards, tmp_path):
+def test_other_rows_are_measured_again(make_run, forwards, own_cache, tmp_path):
     run = make_run("run")
     before = evaluate(run.path, quiet=True)
     (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("forget", 4)))
@@ -137,13 +138,15 @@ def test_a_damaged_record_file_is_measured_again(make_run):
     assert len(path.read_text().splitlines()) == 6
 
 
-def test_results_and_output_do_not_contain_text_of_the_rows(make_run, tmp_path, capsys):
+def test_results_and_output_do_not_contain_text_of_the_rows(make_run, own_cache, tmp_path, capsys):
     run = make_run("run")
     evaluate(run.path)
     output = capsys.readouterr()
     assert CANARY not in output.out + output.err + run.results_file.read_text()
     assert str(tmp_path) not in run.results_file.read_text()
-    for path in (tmp_path / "cache").rglob("*.jsonl"):
+    cached = list(own_cache.rglob("*.jsonl"))
+    assert cached
+    for path in cached:
         assert CANARY not in path.name
         assert CANARY not in path.read_text()
 

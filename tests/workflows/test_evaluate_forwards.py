@@ -15,7 +15,7 @@ from llm_forget.workflows.evaluate import evaluate
 from tests.support.evaluate_worker import watching
 from tests.support.forked import forked, llm_forget
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 ROLES = ("before", "unlearned", "oracle")
 

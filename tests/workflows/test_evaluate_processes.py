@@ -22,6 +22,13 @@ from tests.support.forked import Ended, forked_world, llm_forget
 
 pytestmark = pytest.mark.slow
 
+
+@pytest.fixture(autouse=True)
+def _count_what_is_measured(request: pytest.FixtureRequest) -> None:
+    if "make_run" in request.fixturenames:
+        request.getfixturevalue("own_cache")
+
+
 SUITE = {
     "probes": {
         "forget": {"probe": "logprobs", "split": "forget"},

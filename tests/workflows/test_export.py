@@ -256,7 +256,7 @@ def test_a_form_that_fails_a_verdict_of_the_model_is_reported_with_exit_code_1(r
     assert CANARY not in found.output
 
 
-def test_texts_generated_by_an_exported_model_are_not_stored(run, tmp_path):
+def test_texts_generated_by_an_exported_model_are_not_stored(run, own_cache, tmp_path):
     export(run.path, "int8", tmp_path / "out", quiet=True)
     files = [path for path in tmp_path.rglob("*.jsonl") if b'"text": "' in path.read_bytes()]
     assert {path.parents[1] for path in files} == {run.records}  # texts of the three models of the run

@@ -149,7 +149,8 @@ def set_up(
     if reference is not None:
         reference = engine.accelerator.prepare_model(reference.to(args.device), evaluation_mode=True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sizes, optimizer = replace(sizes, adapter=trained), engine.create_optimizer()
+    sizes = replace(sizes, adapter=trained)
+    optimizer = engine.create_optimizer()
     return Setup(model, tokenizer, args, splits, engine, optimizer, attention, sizes, reference)
 
 

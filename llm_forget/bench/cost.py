@@ -51,7 +51,8 @@ def cost_against_retraining(
         "seconds_of_a_step": lines[FINETUNE]["seconds"]["median"],
         "seconds": again * lines[FINETUNE]["seconds"]["median"],
     }
-    unlearning, tokens = {}, sum(map(len, splits["forget"]["input_ids"]))
+    unlearning = {}
+    tokens = sum(map(len, splits["forget"]["input_ids"]))
     for name, line in lines.items():
         if line["objective"] is None or name.startswith("naive_"):
             continue

@@ -65,7 +65,8 @@ def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, A
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """Fit ``y = a + b x`` by least squares; ``r2`` is the explained share of the variance, 1 for points on a line."""
-    (b, a), values = np.polyfit(x, y, 1), np.asarray(y)
+    b, a = np.polyfit(x, y, 1)
+    values = np.asarray(y)
     around = float(((values - values.mean()) ** 2).sum())
     missed = float(((values - a - b * np.asarray(x)) ** 2).sum())
     r2 = 1.0 - missed / around if around > 0 else float(missed == 0)  # constant values have no variance

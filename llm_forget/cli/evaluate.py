@@ -95,7 +95,8 @@ def attack(
     from llm_forget.attacks.excess import ABOUT_EXCESS
     from llm_forget.attacks.run import attack as run_attack
     from llm_forget.core.config import UnlearnConfig, keys_of
-    from llm_forget.evals.terminal import print_attack, terminal
+    from llm_forget.core.text import terminal
+    from llm_forget.evals.terminal import print_attack
     from llm_forget.workflows.evaluate import check_keys
 
     kind_options = {key: overrides.pop(key) for key in list(overrides) if key in KINDS.get(kind).defaults}
@@ -160,7 +161,7 @@ def compare(
     from pathlib import Path
 
     from llm_forget.core.files import write_atomic
-    from llm_forget.evals.terminal import terminal
+    from llm_forget.core.text import terminal
     from llm_forget.report.sections.comparison import compare as put_together, comparison_markdown, print_comparison
 
     section = put_together([Path(run) for run in runs], suite=suite)

@@ -144,7 +144,7 @@ def verify(
 
     with Ledger.open(evidence) as ledger:
         seq, digest = ledger.verify(anchor, key)
-    stated = signed_head.read(evidence, anchor, key)
+        stated = signed_head.read(evidence, anchor, key)
     typer.echo(f"intact: {seq} events, head {digest}")
     if stated is None:
         typer.echo("no signed head: missing events at the end cannot be detected; see `llm-forget audit anchor`")
@@ -213,8 +213,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llm_forget.core.text import plain
-    from llm_forget.evals.terminal import terminal
+    from llm_forget.core.text import plain, terminal
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:

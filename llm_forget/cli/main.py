@@ -211,7 +211,7 @@ def bench(
     speak()
     from llm_forget.bench.bench import METHODS, bench as measure
     from llm_forget.bench.table import show
-    from llm_forget.evals.terminal import terminal
+    from llm_forget.core.text import terminal
 
     names = [name.strip() for name in methods.split(",")] if methods is not None else METHODS
     show(measure(arguments, methods=names, rounds=rounds, output=output, scaling=scaling, naive=naive), terminal())

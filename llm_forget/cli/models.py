@@ -80,7 +80,8 @@ def _note(folder: str, runs: list[str]) -> None:
         return
     try:
         with Ledger.open(evidence) as ledger:
-            (event, *_) = [note_run(ledger, path) for path in (*runs, folder)][-1]
+            for path in (*runs, folder):
+                event, *_ = note_run(ledger, path)
         typer.echo(f"noted in '{evidence}' (event {event.seq})")
     except ValueError as error:
         typer.echo(f"llm-forget: warning: not noted in '{evidence}': {error}", err=True)
@@ -178,8 +179,7 @@ def _side_by_side(report: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    from llm_forget.core.text import shown
-    from llm_forget.evals.terminal import terminal
+    from llm_forget.core.text import shown, terminal
 
     console = terminal()
     for name, suite in report["results"]["suites"].items():

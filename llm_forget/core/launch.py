@@ -110,9 +110,9 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: the message names what the launch requests and what to use instead.
     """
-    for sharding in _shardings(environment):
+    if shardings := _shardings(environment):
         raise ConfigError(
-            f"evaluation needs a whole model in every process, but the launch requests {sharding}; use "
+            f"evaluation needs a whole model in every process, but the launch requests {shardings[0]}; use "
             "--accelerate_config ddp on GPUs, cpu_2 on CPUs, or one process"
         )
 

@@ -1,7 +1,13 @@
-"""Format names and numbers for people, without unprintable characters or paths of this machine."""
+"""Format names and numbers for people, without unprintable characters or paths of this machine, and print them."""
+
+from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def model_name(name: str) -> str:
@@ -20,3 +26,11 @@ def shown(value: float | None) -> str:
 def plain(text: str) -> str:
     """Replace control and invisible characters, so that an id can neither control a terminal nor reorder its text."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def terminal() -> Console:
+    """Return a console on standard output; in a log file it has 120 columns, so that tables are not wrapped."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -16,12 +16,6 @@ GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracl
 ANSWERS = {"yes": "[bold green]yes[/]", "no": "[bold red]no[/]", "inconclusive": "[bold yellow]inconclusive[/]"}
 
 
-def terminal() -> Console:
-    """Return a console on standard output; in a log file it has 120 columns, so that tables are not wrapped."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
 def print_results(name: str, results: dict[str, Any], console: Console) -> None:
     """Print the table of one suite, its warnings and its verdict."""
     suite = results["suites"][name]

@@ -71,9 +71,9 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
     tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(location, trust_remote_code=False, use_safetensors=True)
     column = _column(name, model.config.id2label, label)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     several = model.config.problem_type == "multi_label_classification" or model.config.num_labels == 1
     length = _longest(tokenizer, model.config)
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(texts: list[str]) -> list[float]:
         # Longest first, so that texts of a batch have similar lengths; the scores are put back in the input order.

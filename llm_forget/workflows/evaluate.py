@@ -22,6 +22,7 @@ from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import ROLES, Run, refuse_version
 from llm_forget.core.run_kinds import kind_of
+from llm_forget.core.text import terminal
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import TEMPLATE_KEYS, template_for
@@ -32,7 +33,7 @@ from llm_forget.evals.probes.vllm import refuse_engine
 from llm_forget.evals.results import assemble_results, entries_of_suite, merge_with_earlier
 from llm_forget.evals.runner import EvaluatedModel, measure
 from llm_forget.evals.suite import Suite, Task, load_suites
-from llm_forget.evals.terminal import print_results, print_texts, terminal
+from llm_forget.evals.terminal import print_results, print_texts
 from llm_forget.models.load import load_tokenizer
 
 DEFAULT_SUITE = "basic"

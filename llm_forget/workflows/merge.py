@@ -107,8 +107,9 @@ def merge(
         _refuse_full_model_settings(base_precision != "trained", tolerance, dtype, max_shard_size, measure)
         return _combined(runs[0], args, parts, Path(output_dir), rule, facts)
     # "original" after training in 4 or 8 bit: the merged model has other weights than the evaluated one.
-    original = base_precision == "original" and bool(verify_adapter(runs[0].adapter).get("quantization"))
-    measures = bool(measure) or (measure is None and plain and original)
+    measures = bool(measure)
+    if measure is None and plain and base_precision == "original":
+        measures = bool(verify_adapter(runs[0].adapter).get("quantization"))
     if measures:
         refuse_unreadable(runs[0].config, output_dir)
     report = merge_adapters(

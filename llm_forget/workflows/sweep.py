@@ -87,8 +87,10 @@ class Plan:
         """Return the runs that remain to be trained or evaluated; with ``overwrite``, all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
-        runs = ((point, Run(point.path)) for point in self.points)
-        return [p for p, run in runs if not (run.complete and all(holds_suite(run, suite) for suite in self.suites()))]
+        return [point for point in self.points if not self._is_finished(Run(point.path))]
+
+    def _is_finished(self, run: Run) -> bool:
+        return run.complete and all(holds_suite(run, suite) for suite in self.suites())
 
 
 def sweep(

@@ -147,8 +147,8 @@ def test_optimizers_of_bitsandbytes_learn_what_adamw_learns_and_resume_to_the_sa
         keys = {**job, "output_dir": str(tmp_path / optim), "optim": optim}
         run = unlearn(**keys)
         state = torch.load(run.checkpoints / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"]
-        kept = (s.get("__bnb_optimizer_quant_state__", s)["state1"] for s in state.values())
-        assert {str(moment.dtype).removeprefix("torch.") for moment in kept} == {kind}, optim
+        moments = (s.get("__bnb_optimizer_quant_state__", s)["state1"] for s in state.values())
+        assert {str(moment.dtype).removeprefix("torch.") for moment in moments} == {kind}, optim
         learned = weights(run)
         off = sum(float((learned[k] - adamw[k]).square().sum()) for k in adamw if "lora_B" in k) ** 0.5
         assert off < 0.05 * sum(float(adamw[k].square().sum()) for k in adamw if "lora_B" in k) ** 0.5, optim

@@ -36,7 +36,7 @@ def signing_key(folder: Path) -> Any:
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise EvidenceError(
-            f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or make a new key"
+            f"'{path}' can be read by others (mode {mode:o}); run `chmod 600 {path}`, or delete it to create a new key"
         )
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)

@@ -74,7 +74,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Torch and transformers take seconds to import; a caller that only reads the version should not wait.
+    # Import lazily: torch and transformers take seconds, and reading the version needs neither.
     if name not in __all__:
         raise AttributeError(f"module 'llm_forget' has no attribute '{name}'")
     return getattr(importlib.import_module(f"llm_forget.{_HOMES[name]}"), name)

@@ -1,6 +1,5 @@
-"""``pytest --forget-run RUN`` turns every rule of a policy into a test, so that any project can verify runs in its CI.
-
-Pytest loads this module wherever the package is installed, so it imports the package only if the option is given.
+"""Pytest plugin: ``pytest --forget-run RUN`` turns every rule of a policy into a test. Pytest loads this module in
+every project, so it imports the rest of the package only if the option is given.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class RuleItem(pytest.Item):
-    """A test of one rule. An inconclusive rule fails too, because it must not look like a rule that holds."""
+    """A test of one policy rule. An inconclusive rule fails too."""
 
     def __init__(self, *, ruling: RuleResult, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ruling = ruling
 
     def runtest(self) -> None:
-        """Fail if the rule does not hold; a rule of severity ``warn`` only gives a warning."""
+        """Raise AssertionError if the rule does not hold; a rule of severity ``warn`` only gives a warning."""
         if self.ruling.word == "pass":
             return
         if self.ruling.rule.severity == "warn":
@@ -55,9 +54,9 @@ class RuleItem(pytest.Item):
             raise AssertionError(self.ruling.sentence())
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        """Return the finding as a sentence, without a traceback."""
+        """Return the result of the rule as a sentence, without a traceback."""
         return str(excinfo.value)
 
     def reportinfo(self) -> tuple[str, int | None, str]:
-        """Return the place of the test that pytest shows."""
+        """Return path and name of the test; a rule has no line number."""
         return str(self.path), None, self.name

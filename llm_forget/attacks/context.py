@@ -1,4 +1,4 @@
-"""Input of an attack: the models under attack and how to measure them."""
+"""The input of every attack: the run, its models, and a function that evaluates an attacked model."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,50 +10,48 @@ from llm_forget.core.run_directory import Run
 from llm_forget.models.digest import PRECISION
 from llm_forget.workflows.evaluate import evaluate
 
-Lines = dict[str, dict[str, Any]]  # by name: value, ci, n
+Lines = dict[str, dict[str, Any]]  # metrics by name, each with value, ci and n
 DATA_KEYS = tuple(f.name for f in dataclasses.fields(DataConfig))
 
 
 @dataclass(frozen=True)
 class AttackContext:
-    """An unlearned run, its oracle if it has one, and the output folder of the attack."""
+    """Input of an attack: an unlearned run, the output folder of the attack, and settings of the evaluation."""
 
     run: Run
     suite: str
     folder: Path
-    plain: dict[str, Lines]  # lines of the suite without the attack, by role
+    plain: dict[str, Lines]  # metrics of the suite before the attack, by role
     limit: int | None = None
     batch_size: int = 64
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
-        """Configuration of the run with the overrides of this attack."""
+        """Return the configuration of the run with the overrides of this attack applied."""
         return {**self.run.config, **self.overrides}
 
     @property
     def models(self) -> dict[str, str]:
-        """Names of the models under attack, by role."""
+        """Return the models to attack by role: ``unlearned``, and ``oracle`` if the run has one."""
         oracle = self.config.get("oracle")
         return {"unlearned": str(self.run.path)} | ({"oracle": str(oracle)} if oracle else {})
 
     def measure(self, name: str, **changes: Any) -> Lines:
-        """Measure the suite on one attacked model, with the rows of the run.
-
-        Lines that compare with the oracle or the target use the unattacked oracle and target, in the same precision and
-        template as the attacked model.
+        """Evaluate one attacked model with the suite of the attack; ``changes`` replace configuration keys of the run.
+        Metrics that compare with the oracle or the target use these two models as they were before the attack.
         """
-        # The precision is that of the run, as in the numbers without the attack.
+        # Use the precision of the run, as in the evaluation before the attack.
         run_keys = (*DATA_KEYS, *PRECISION, "attn_implementation", "use_cpu")
         arguments = {key: self.config[key] for key in run_keys if self.config.get(key) is not None}
         arguments = {**arguments, **changes}
         arguments.pop("train", None)
         if (Path(name) / "adapter").is_dir():
-            # Measure the adapter, because the results of its run belong to the unattacked model.
+            # Pass the adapter, because the results in its run belong to the model before the attack.
             name = str(Path(name) / "adapter")
         target = {"target": self.config["model_name_or_path"], "target_revision": self.config.get("model_revision")}
         others = {**target, "oracle": self.config.get("oracle")}
-        # keep=False: an oracle that is a full model is a run, too, whose results must not be overwritten.
+        # keep=False: if the oracle is a full model in a run, its results must not be overwritten.
         results = evaluate(
             name, self.suite, **others, limit=self.limit, batch_size=self.batch_size, quiet=True, keep=False,
             records=self.folder / "records", **arguments,
@@ -63,6 +61,6 @@ class AttackContext:
 
 
 def lines_of(suite: dict[str, Any], role: str) -> Lines:
-    """Return value, interval and count of every line of a suite for one model; empty if the model was not measured."""
+    """Return value, confidence interval and row count of each metric for one model; empty if it was not measured."""
     lines = {name: line if role == "unlearned" else line[role] for name, line in suite["metrics"].items()}
     return {name: {key: line[key] for key in ("value", "ci", "n")} for name, line in lines.items() if line is not None}

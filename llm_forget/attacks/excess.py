@@ -1,4 +1,4 @@
-"""Excess of an attack: recovery beyond that of a model that never saw the rows."""
+"""Excess of an attack: how much more it recovers from the unlearned model than from the oracle."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,8 @@ ABOUT_EXCESS = (
 
 
 def excess(name: str, line: Mapping[str, Any]) -> float | None:
-    """Return (attacked - unlearned) - (oracle attacked - oracle) for a line of attack.json; 0 if both moved equally.
-
-    Return None if one of the four values is missing, or if the line does not measure knowledge of the forget rows.
+    """Return ``(attacked - unlearned) - (oracle attacked - oracle)``; 0 if the attack changed both models equally.
+    Return None if one of the four values is missing, or if the metric does not measure knowledge of the forget rows.
     """
     metric = metric_of(line, name)
     if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:

@@ -1,7 +1,4 @@
-"""Attack an unlearned model and its oracle in the same way; only recovery beyond that of the oracle counts.
-
-The result is ``attacks/<name>/attack.json`` in the run, with numbers for the report.
-"""
+"""Attack an unlearned model and its oracle in the same way, and write ``attacks/<name>/attack.json`` into the run."""
 
 import logging
 import time
@@ -35,19 +32,16 @@ def attack(
     overrides: dict[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Attack a run and its oracle, measure both with the same suite, and write attack.json.
+    """Attack a run and its oracle, evaluate both with the same suite, write attack.json, and return its content.
 
     Args:
         kind: name of an attack in `llm_forget.attacks.kinds`.
         suite: suite to measure; default: that of the attack, or else that of the run.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
-        settings: parameters of the attack, such as ``share=0.05``.
-
-    Returns:
-        The content of attack.json.
+        settings: options of the attack, such as ``share=0.05``.
 
     Raises:
-        EvaluationError: an unknown kind or parameter, or a run of another kind than unlearn.
+        EvaluationError: an unknown attack or option, or a run that did not unlearn.
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
@@ -68,13 +62,12 @@ def attack(
     logger.info("attack %s: '%s' and its oracle, suite %s", kind, finished.path.name, suite)
     measured_rows, left_out = entry.prepare({**finished.config, **changed_keys}, arguments)
     row_keys = {"forget": measured_rows} if measured_rows is not None else {}
-    # Numbers on fewer or other rows belong to this attack, not to the results of the run.
+    # Metrics on fewer or other rows are not stored as results of the run.
     whole = limit is None and not changed_keys and not row_keys
     keys = {**changed_keys, **row_keys}
     results = evaluate(finished.path, suite, limit=limit, batch_size=batch_size, quiet=True, keep=whole, **keys)
     measured_suite = results["suites"][Path(suite).stem]
     plain = {role: lines_of(measured_suite, role) for role in ROLES}
-    # A setting that equals its default does not change the name of the attack.
     changed_settings = {key: value for key, value in arguments.items() if value != entry.defaults[key]}
     name = _name(kind, changed_settings, suite if suite != default else None, limit, changed_keys)
     folder = finished.path / "attacks" / name
@@ -115,7 +108,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
-    """Return every attacked line with its values before the attack, for all models, and its excess."""
+    """Return each attacked metric with the values of all models before the attack, and its excess."""
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)

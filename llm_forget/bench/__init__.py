@@ -1,1 +1,1 @@
-"""Measure the cost of a training step, relative to fine-tuning and a naive implementation, and as sizes grow."""
+"""Benchmark of training steps: cost relative to fine-tuning and to naive implementations, and growth with size."""

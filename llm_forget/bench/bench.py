@@ -1,4 +1,4 @@
-"""Measure the cost of a step with a recipe's model, rows and adapter; all variants run in one process."""
+"""Measure the cost of a training step with the model, rows and adapter of a recipe, all variants in one process."""
 
 import logging
 import os
@@ -51,15 +51,15 @@ def bench(
     scaling: bool = False,
     naive: bool = True,
 ) -> dict[str, Any]:
-    """Measure the cost of training steps with the model, rows and adapter of a recipe.
+    """Measure the cost of training steps with the model, rows and adapter of a recipe, and return the report.
 
     Args:
-        argv: ``RECIPE.yaml --key value``; output_dir is ignored, and nothing is written there.
-        methods: methods to measure; that of the recipe uses its ``method_args``, the others use their defaults.
-        rounds: number of rounds after a warm-up round; every variant makes one step per round.
+        argv: ``RECIPE.yaml --key value``; ``output_dir`` is ignored.
+        methods: methods to measure. The recipe's own method uses its ``method_args``, the others use their defaults.
+        rounds: number of measured rounds, after one warm-up round; every variant makes one step per round.
         output: JSON file to write; it contains no row ids, text, host name or paths.
         scaling: also measure growth with rows, length, rank, vocabulary and model size, on random models.
-        naive: keep a second copy of the model for the naive variants.
+        naive: also measure naive variants, which need a second copy of the model.
 
     Raises:
         ConfigError: a key, row or method that is not allowed.
@@ -152,9 +152,8 @@ def _line(
 
 
 def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare each variant's time with both ways of fine-tuning, and each naive variant's time and memory with ours.
-
-    A ratio of times is taken within each round, because both variants see the same batch and machine load there.
+    """Return each variant's time relative to both fine-tuning variants, and the time and memory of each naive variant
+    relative to our implementation. Times are compared within a round, where batch and machine load are the same.
     """
     times = {name: line["seconds"]["values"] for name, line in lines.items()}
     comparisons: dict[str, Any] = {

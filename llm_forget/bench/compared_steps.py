@@ -1,7 +1,5 @@
-"""Build the steps to compare. They share model, adapter, optimiser and rows; only the loss is computed differently.
-
-The learning rate is 0, so that every variant starts from the same weights and the losses can be compared; the optimiser
-does the same arithmetic as with any other rate.
+"""Build the steps to compare. They share model, adapter, optimiser and rows; only the computation of the loss differs.
+The learning rate is 0, so the weights stay the same and the losses of all variants can be compared.
 """
 
 import copy
@@ -38,7 +36,7 @@ class Variant:
 
     step: Callable[[Batch], Tensor]  # returns the loss
     objective: Objective | None = None  # None: fine-tuning
-    trainer: UnlearnTrainer | None = None  # None: not our engine
+    trainer: UnlearnTrainer | None = None  # None: the step does not use it
     extra_bytes: int = 0  # weights that only this variant needs
 
 
@@ -46,7 +44,7 @@ class Variant:
 class Setup:
     """The model, optimiser and rows that all variants share."""
 
-    model: Any  # the policy under LoRA, prepared for its precision
+    model: Any  # base model with a LoRA adapter, prepared by accelerate
     tokenizer: PreTrainedTokenizerBase
     args: TrainConfig
     splits: dict[str, Dataset]
@@ -54,7 +52,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     attention: str  # the implementation that transformers chose
     sizes: Sizes
-    reference: nn.Module | None  # the second copy of the naive variants
+    reference: nn.Module | None  # copy of the base model for the naive variants
 
     @property
     def device(self) -> torch.device:
@@ -70,12 +68,8 @@ class Setup:
 
 
 def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]]) -> dict[str, Objective]:
-    """Build objectives over forget and retain rows, so that every method passes over the same tokens.
-
-    A method whose retain rows are optional gets them with weight 1.
-
-    Raises:
-        ConfigError: a method reads other splits than these two.
+    """Build one objective per method, each on forget and retain rows, so that all methods process the same tokens. A
+    method with an optional retain term gets it with weight 1. Raises ConfigError if a method needs other data.
     """
     objectives = {}
     for name in methods:
@@ -95,10 +89,8 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first full batches of training, and the rows that they use; ``index`` is a position in these rows.
-
-    Raises:
-        ConfigError: a split has fewer rows than a batch.
+    """Return the first full training batches, and the rows that they use. In a batch, ``index`` is a position in these
+    rows. Raises ConfigError if a split has fewer rows than a batch.
     """
     for name, rows in splits.items():
         if len(rows) < batch_size:
@@ -133,7 +125,7 @@ def set_up(
     *,
     naive: bool,
 ) -> Setup:
-    """Prepare a base model, in place, for all variants; if ``naive``, keep a copy of it as their reference."""
+    """Attach an adapter to ``model``, in place, and build what all variants share; if ``naive``, also copy the base."""
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
     disable_dropout_in_model(model)
@@ -155,7 +147,7 @@ def set_up(
 
 
 def _fill_zero_matrices(model: nn.Module) -> None:
-    """Fill the zero matrices of a new adapter, because the first gradients of the other matrices would be zero."""
+    """Fill the zero matrices of a new adapter with small numbers; otherwise the other matrices have zero gradients."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
@@ -171,12 +163,14 @@ def _trainer(
 
 
 def begin(trainer: UnlearnTrainer) -> None:
-    """Prepare for the first step as training does: find the fast paths, compute the reference log-probs."""
+    """Run the setup before the first training step: choose fast paths, and compute the reference log-probs."""
     trainer.reference.on_train_begin()
 
 
 def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
-    """Build the variants: fine-tuning by transformers and by our engine, each method, and its naive form if any."""
+    """Build all variants: fine-tuning by transformers and by `UnlearnTrainer`, the methods, and naive npo and npo_kl if
+    ``setup`` has a second copy of the model.
+    """
     variants = {TRANSFORMERS: Variant(_transformers_step(setup))}
     begin(setup.engine)
     variants[FINETUNE] = Variant(_engine_step(setup, setup.engine, merged=True), trainer=setup.engine)
@@ -193,7 +187,7 @@ def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str
 
 
 def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
-    """Build one optimiser step of `UnlearnTrainer`; ``merged`` puts all rows into one split."""
+    """Return a function that makes one optimiser step of `UnlearnTrainer`; ``merged`` puts all rows into one split."""
 
     def step(batch: Batch) -> Tensor:
         if merged:
@@ -207,7 +201,7 @@ def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False)
 
 
 def _transformers_step(setup: Setup) -> Callable[[Batch], Tensor]:
-    """Build one step of transformers: a padded batch of all rows and the model's own loss."""
+    """Return a function that fine-tunes for one step on a padded batch of all rows, with the model's own loss."""
 
     def loss(batch: Batch) -> Tensor:
         inputs = setup.engine._prepare_inputs(concatenate(batch, setup.tokenizer.pad_token_id))
@@ -228,7 +222,7 @@ def _naive_step(setup: Setup, loss_of: Callable[..., Tensor], objective: Objecti
 
 
 def _plain_step(setup: Setup, loss_of: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """Build one step with the attention of transformers instead of our engine's attention for packed rows."""
+    """Return a function that makes one step with the attention of transformers, not with that of `UnlearnTrainer`."""
 
     def step(batch: Batch) -> Tensor:
         config = setup.model.get_base_model().config

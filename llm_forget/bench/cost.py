@@ -1,4 +1,4 @@
-"""Cost of unlearning relative to retraining without the forget rows, computed from the times of single steps."""
+"""Estimate the cost of unlearning relative to retraining without the forget rows, from the times of single steps."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,8 @@ from llm_forget.core.config import TrainConfig
 
 
 def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> dict[str, dict[str, float]]:
-    """Time the pass that computes reference log-probs before training; returns its seconds and tokens by method.
-
-    Methods without such a pass are left out. The pass covers the rows that the benchmark uses.
+    """Time the pass over the benchmark rows that computes reference log-probs; return its seconds and tokens by method.
+    Methods without such a pass are left out.
     """
     passes = {}
     for name, variant in variants.items():
@@ -33,11 +32,11 @@ def cost_against_retraining(
     train: TrainConfig,
     passes: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Estimate seconds of a whole run of each method, and of training on the retain rows for as many epochs.
+    """Estimate the seconds of a whole run of each method, and of retraining on the retain rows for as many epochs.
 
-    Both are ``steps x median seconds of a step``; the reference pass is scaled to the tokens of all rows. An unlearning
-    step has ``batch_size`` forget and ``batch_size`` retain rows, a retraining step ``2 batch_size`` retain rows, so
-    both have the size of the timed steps. Retraining uses our engine, which is faster if rows differ in length.
+    Each estimate is ``steps x median seconds of a step``, plus the seconds of the reference pass for all forget rows.
+    An unlearning step reads ``batch_size`` forget and ``batch_size`` retain rows, a retraining step ``2 batch_size``
+    retain rows. Retraining is timed with `UnlearnTrainer`.
     """
     size, rows = train.per_device_train_batch_size, {name: len(split) for name, split in splits.items()}
     an_epoch = math.ceil(rows["forget"] / size)

@@ -1,4 +1,4 @@
-"""FLOPs of a step by formula, and the FLOP/s that the machine reaches in matrix products alone."""
+"""Compute the FLOPs of a step by formula, and measure the FLOP/s of plain matrix products on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from llm_forget.objectives.methods import Objective
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of weights in matrix products of a dense model; embeddings, norms and biases are left out."""
+    """Sizes of a dense model. Weights are counted in matrix products only, without embeddings, norms and biases."""
 
-    body: int  # linear layers without the head, used for each token
-    head: int  # hidden size x vocabulary, used for each target
+    body: int  # linear layers without the head; used for each token
+    head: int  # hidden size x vocabulary; used for each target
     adapter: int  # trained weights of the adapter
     layers: int
     hidden: int
@@ -25,7 +25,7 @@ class Sizes:
 
 
 def sizes_of(model: Any, adapter: int = 0) -> Sizes:
-    """Read the sizes of a model before its adapter is attached; packed weights count with their unpacked shape."""
+    """Return the sizes of a model without an adapter; quantised weights count with their original shape."""
     from transformers.pytorch_utils import Conv1D
 
     head, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -36,7 +36,7 @@ def sizes_of(model: Any, adapter: int = 0) -> Sizes:
 
 
 def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """Count, for each split, the lengths of its rows, its tokens without padding, and its targets."""
+    """Return, for each split, the lengths of its rows, its tokens without padding, and its targets."""
     return {
         split: {
             "lengths": part["attention_mask"].sum(-1).tolist(),
@@ -48,18 +48,16 @@ def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[st
 
 
 def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objective: Objective | None = None) -> float:
-    """Count the floating-point operations that a LoRA step needs at least.
+    """Return the minimum number of floating-point operations of a LoRA step.
 
-    For each token, a weight takes 2 FLOP forward, 2 backward to pass the gradient on, and 2 more if it is trained::
+    For each token, a weight takes 2 FLOP in the forward pass, 2 in the backward pass, and 2 more if it is trained::
 
-        policy     4 body tokens + 4 head targets + 6 adapter tokens
-        reference  2 body tokens + 2 head targets     for splits on which the reference must run in the step
+        policy     4 * body * tokens + 4 * head * targets + 6 * adapter * tokens
+        reference  2 * body * tokens + 2 * head * targets, for splits on which the reference must run in the step
 
-    Padding, prompt positions in the head, a second pass over the same rows and recomputed activations are not needed
-    and not counted, even where a variant computes them. Attention scores are left out too (small for rows of some
-    hundred tokens). If an objective reads hidden states only (rmu), the head and the layers above the one it reads
-    are not counted either. With no reference and one target token: ``4 (body + head) + 6 adapter``. Without an
-    objective (fine-tuning), all splits count as for the policy.
+    Avoidable work is not counted: padding, prompt positions in the head, a second pass over the same rows, and
+    recomputed activations. Attention scores are left out, because they are small for rows of some hundred tokens. If an
+    objective reads only hidden states (rmu), the head and the layers above the one it reads are not counted.
     """
     share, reads_head = 1.0, True
     reference: tuple[str, ...] = ()
@@ -78,7 +76,7 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
 
 
 def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """Measure FLOP/s of three matrix products with the shapes of a layer, each repeated for about 0.05 seconds."""
+    """Measure the FLOP/s of three matrix products with the shapes of a layer, each repeated for about 0.05 seconds."""
     products = []
     for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
         left = torch.randn(tokens, inner, device=device).to(dtype)
@@ -97,6 +95,6 @@ def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.d
 
 
 def ceiling_of(measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Summarise the results of `matrix_ceiling` over shapes and rounds."""
+    """Return the shapes of the products of `matrix_ceiling`, and the spread of their FLOP/s over shapes and rounds."""
     rates = [product["flop_per_second"] for products in measured for product in products]
     return {"shapes": [product["shape"] for product in measured[0]], "flop_per_second": spread(rates)}

@@ -20,7 +20,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds_of(work: Timed, device: torch.device) -> float:
-    """Measure wall-clock seconds of one call, including the work it queued on the device."""
+    """Return the wall-clock seconds of one call, including the work that it queued on the device."""
     synchronise(device)
     began = time.perf_counter()
     work()
@@ -31,10 +31,8 @@ def seconds_of(work: Timed, device: torch.device) -> float:
 def interleave(
     steps: Mapping[str, Callable[[int], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Measure seconds of each step in each of ``rounds`` rounds, after a warm-up round that is dropped.
-
-    The order is rotated by one place per round, so that no variant is always first or always follows the same one.
-    A step is called with the number of the round, 0 for the warm-up, and timed until the device has finished.
+    """Return the seconds of each step in each of ``rounds`` rounds; a warm-up round runs first and is not returned.
+    Each step is called with the round number, 0 for the warm-up. The order rotates, so that no step is always first.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = deque(steps)
@@ -48,7 +46,7 @@ def interleave(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Summarise values by median, minimum, maximum and count, together with the values."""
+    """Return median, minimum, maximum and count of the values, and the values themselves."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -59,7 +57,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, Any]:
-    """Compute ``of / to`` for each round, and its `spread`; 1 if both take equally long."""
+    """Return the spread over rounds of ``times[of] / times[to]``; 1 if both take equally long."""
     return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
 
 
@@ -74,6 +72,6 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Fit ``y = c x^k`` by least squares of the logarithms, to which ``r2`` refers, too; k = 1 is linear growth."""
+    """Fit ``y = c x^k`` by least squares of the logarithms, for which ``r2`` is computed; k = 1 is linear growth."""
     fit = line_fit(np.log(x).tolist(), np.log(y).tolist())
     return {"c": math.exp(fit["a"]), "k": fit["b"], "r2": fit["r2"]}

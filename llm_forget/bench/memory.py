@@ -1,4 +1,4 @@
-"""Peak memory of a step, above the memory in use before it."""
+"""Measure the peak memory of a step above the memory in use before it."""
 
 import ctypes
 import gc
@@ -15,28 +15,26 @@ from torch import nn
 
 MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-_SMALL = MIB // 8  # larger blocks are mapped one by one while memory is measured
-_MAPPED = 2  # bit in the word before a glibc block: the block is mapped separately and is not part of the heap
+_SMALL = MIB // 8  # bytes; larger blocks are mapped separately while memory is measured
+_MAPPED = 2  # flag in the word before a glibc block: the block is mapped separately, outside the heap
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers."""
+    """Return the total bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Return freed tensors to the system within the block, so that resident memory equals memory in use (glibc only).
-
-    This is slow: never use it around timed code. Afterwards the thresholds have the values that glibc itself
-    reaches in a program that frees large blocks.
+    """Make glibc return freed tensors to the system at once, so that resident memory equals memory in use. This is
+    slow, so never time code inside the block. Other C libraries are left unchanged.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
-    gc.collect()  # objects freed later would leave free blocks in the heap again
+    gc.collect()  # objects freed later would leave free blocks in the heap
     libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
     libc.mallopt(_M_TRIM_THRESHOLD, _SMALL)
     libc.malloc_trim(0)
@@ -51,7 +49,7 @@ def returned_at_once() -> Iterator[None]:
 
 
 def _plug(libc: Any) -> list[int]:
-    """Allocate the free blocks of the heap without touching them, because glibc would use them before new blocks."""
+    """Allocate all free blocks of the heap, so that glibc must map new memory for the tensors of the step."""
     blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
@@ -68,7 +66,7 @@ def _plug(libc: Any) -> list[int]:
 
 
 def _glibc() -> Any:
-    """Load glibc with typed signatures of the functions used here; None if the C library is another one."""
+    """Return glibc with typed ``malloc`` and ``free``, or None if the C library is another one."""
     if platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)
@@ -78,9 +76,8 @@ def _glibc() -> Any:
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """Measure the peak bytes of ``step`` above those in use before it: CUDA allocations, or resident memory.
-
-    A warm-up step runs first, so that permanent allocations of the first step are not counted.
+    """Return the peak bytes of ``step`` above those in use before it: CUDA allocations, or resident memory on a CPU. A
+    warm-up step runs first, so that permanent allocations of the first step are not counted.
     """
     if device.type == "cuda":
         step()
@@ -124,7 +121,7 @@ def _kibibytes(name: str) -> int:
 
 
 def _sampled_peak(step: Callable[[], object]) -> int:
-    """Return the peak of resident memory sampled every 2 ms, for systems whose high-water mark cannot be reset."""
+    """Return the peak of resident bytes, sampled every 2 ms, for systems that cannot reset the kernel's peak value."""
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:

@@ -1,9 +1,8 @@
-"""Compute the losses of this package as public implementations of unlearning do, with as much work, for comparison.
+"""Compute the losses in the way of public implementations of unlearning, to compare their cost with ours.
 
-Their common traits: a second copy of the model is the reference and runs in every step; forget and retain rows are
-forwarded separately, each padded on the right to its own longest row; the model gets labels and so computes an unused
-loss; logits of every position, prompt and padding included, are float32; for KL, an extra pass over the retain rows
-computes a loss that is discarded. The policy uses LoRA here, as in our step, so these losses are cheaper than usual.
+The reference is a second copy of the model that runs in every step. Forget and retain rows are forwarded separately,
+each padded to its longest row. The model gets labels and computes an unused loss. Logits of all positions are float32.
+For KL, an extra forward pass over the retain rows computes a loss that is discarded. The policy uses LoRA.
 """
 
 from typing import Any
@@ -21,10 +20,8 @@ Part = dict[str, Tensor]  # input_ids, attention_mask, labels, each [B, S]
 def naive_npo(
     policy: nn.Module, reference: nn.Module, forget: Part, retain: Part, *, beta: float, retain_weight: float
 ) -> Tensor:
-    """Compute NPO (arXiv:2404.05868) on forget plus negative log-likelihood on retain rows: a scalar, nats.
-
-    Equal to our `npo` on the same batch: mean over sequences of ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``
-    plus the weighted mean over target tokens of the negative log-likelihood.
+    """Return the mean NPO loss (arXiv:2404.05868) on forget rows plus the weighted NLL on retain rows: a scalar, nats.
+    The result equals that of our method `npo` on the same batch.
     """
     return _npo(policy, reference, forget, beta) + retain_weight * policy(**_inputs(retain)).loss
 
@@ -32,13 +29,11 @@ def naive_npo(
 def naive_npo_kl(
     policy: nn.Module, reference: nn.Module, forget: Part, retain: Part, *, beta: float, retain_weight: float
 ) -> Tensor:
-    """Compute NPO on forget plus KL to the reference on retain rows; the policy passes over retain twice.
-
-    The divergence is computed at every position, but only its mean over targets is returned, so that the result equals
-    our `npo_kl`; implementations that average over prompt and padding do the same work.
+    """Return the mean NPO loss on forget rows plus the weighted KL to the reference on retain rows: a scalar, nats. The
+    policy runs twice on the retain rows. KL is computed at every position and averaged over targets, as in `npo_kl`.
     """
     loss = _npo(policy, reference, forget, beta)
-    _ = policy(**_inputs(retain)).loss  # the extra pass, whose loss is discarded
+    _ = policy(**_inputs(retain)).loss  # extra pass; its loss is discarded
     with torch.no_grad():
         teacher = reference(**_inputs(retain)).logits.float().log_softmax(-1)  # [B, S, V]
     student = policy(**_inputs(retain)).logits.float().log_softmax(-1)  # [B, S, V]
@@ -55,7 +50,7 @@ def _npo(policy: nn.Module, reference: nn.Module, forget: Part, beta: float) -> 
 
 
 def _sequence_losses(model: Any, part: Part) -> Tensor:
-    """Compute the negative log-likelihood of each row's targets, ``[B]``, from logits ``[B, S, V]``."""
+    """Return the negative log-likelihood of each row's targets, ``[B]``, nats."""
     logits = model(**_inputs(part)).logits.float()[:, :-1].contiguous()
     labels = part["labels"][:, 1:].contiguous()
     each = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")

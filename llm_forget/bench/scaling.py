@@ -1,4 +1,4 @@
-"""Measure how time and memory of an npo step grow, on random Llamas, so that nothing is downloaded."""
+"""Measure how time and memory of an npo step grow, on random Llama models, so that nothing is downloaded."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("llm_forget")
 
 @dataclass(frozen=True)
 class Point:
-    """The sizes of a step to measure."""
+    """The sizes of one measured step."""
 
     rows: int = 4  # of each split
     length: int = 64  # tokens of a row, half of them targets
@@ -36,7 +36,7 @@ class Point:
 ON_CPU = Point()
 ON_GPU = Point(rows=8, length=256, rank=16, vocabulary=32768, hidden=1024, layers=8)
 
-# Factors of one axis; the others keep the values of the base point.
+# Factors of one size of the base point; the other sizes keep their values.
 FACTORS: dict[str, Sequence[float]] = {
     "rows": (0.5, 1, 2, 3, 4),
     "length": (0.5, 1, 2, 3, 4),
@@ -47,16 +47,17 @@ FACTORS: dict[str, Sequence[float]] = {
 
 
 def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, rounds: int = 3) -> dict[str, Any]:
-    """Measure and fit seconds and peak bytes of an npo step along each axis, and compare two vocabularies.
+    """Measure and fit seconds and peak bytes of an npo step along each axis of `FACTORS`, and compare two vocabularies.
 
     Args:
-        train: precision, optimiser and clipping as in the benchmark; its batch size is not used.
-        base: the point that all axes share; default: `ON_GPU` or `ON_CPU`, whose steps take well below a second.
-        rounds: each point makes one step per round, interleaved, after one warm-up round.
+        train: precision, optimiser and gradient clipping; its batch size is not used.
+        base: sizes from which each axis changes one; default: `ON_GPU` or `ON_CPU`.
+        rounds: measured rounds, after one warm-up round; every size makes one step per round.
 
     Returns:
-        ``axes``, by name: ``x``, ``seconds``, ``peak_bytes`` and the fits ``y = a + b x``; for ``model_size``, x is the
-        number of parameters and the fits are ``y = c x^k``. ``vocabulary_doubled``: two peaks, their relative change.
+        ``axes`` by name, with ``x``, ``seconds``, ``peak_bytes`` and fits ``y = a + b x``. For ``model_size``, x is the
+        number of parameters and the fits are ``y = c x^k``. ``vocabulary_doubled``: two peaks and their relative
+        change.
     """
     base = base or (ON_GPU if train.device.type == "cuda" else ON_CPU)
     axes = {}
@@ -87,7 +88,7 @@ def _along(
 
 
 def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Measure peak memory, without weights, at two vocabularies that are too large for one block of logits."""
+    """Measure the peak memory of a step at 4 and 8 times the base vocabulary, where the logits need several blocks."""
     points = [
         dataclasses.replace(base, rows=2 * base.rows, length=2 * base.length, vocabulary=factor * base.vocabulary)
         for factor in (4, 8)
@@ -100,7 +101,7 @@ def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _steps(point: Point, train: TrainConfig, folder: Path) -> tuple[Any, int]:
-    """Build an npo step of these sizes as a callable; return it with the number of model parameters."""
+    """Return a function that makes one npo step of these sizes, and the number of parameters of its model."""
     model = _random_llama(point, train)
     parameters = sum(p.numel() for p in model.parameters())
     splits = {name: _random_rows(point, seed) for seed, name in enumerate(("forget", "retain"))}

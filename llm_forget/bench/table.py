@@ -1,4 +1,4 @@
-"""Tables of the benchmark for the terminal."""
+"""Print the report of the benchmark to the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 
 def variants_table(report: Mapping[str, Any]) -> Table:
-    """Make one line per variant: times, memory, FLOP/s, and time relative to both ways of fine-tuning."""
+    """Return a table with one row per variant: time, memory, FLOP/s, and time relative to both fine-tuning variants."""
     table = Table(Column("step", no_wrap=True), pad_edge=False, title="one step; medians over rounds")
     names = ("seconds", "range", "tokens/s", "peak, GiB", "GFLOP/s", "of ceiling", "to transformers", "to finetune")
     for name in names:
@@ -66,7 +66,7 @@ def variants_table(report: Mapping[str, Any]) -> Table:
 
 
 def cost_table(cost: Mapping[str, Any]) -> Table:
-    """Make one line per run: estimated seconds, and the factors they are computed from."""
+    """Return a table with one row per run: estimated seconds, and the factors they are computed from."""
     rows = cost["rows"]
     title = f"whole runs: {rows['forget']:,} forget, {rows['retain']:,} retain rows, {cost['epochs']:g} epochs"
     table = Table("run", title=title)
@@ -85,7 +85,7 @@ def cost_table(cost: Mapping[str, Any]) -> Table:
 
 
 def scaling_table(scaling: Mapping[str, Any]) -> Table:
-    """Make one line per axis: the points, and the fits of time and memory."""
+    """Return a table with one row per axis: the measured points, and the fits of time and memory."""
     table = Table("npo step against", "points", "seconds", "fit", "peak, MiB", "fit", title="growth")
     for name, axis in scaling["axes"].items():
         table.add_row(

@@ -17,7 +17,7 @@ from llm_forget.core.errors import ConfigError
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to the terminal; into a pipe, print plain text in lines of up to 200 characters."""
+    """Print to the terminal, or in plain lines of up to 200 characters if the output is not a terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
@@ -25,7 +25,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def methods_table() -> RenderableType:
-    """Return a table of all methods with paper, defaults, and the inputs of their terms."""
+    """Return a table of all methods with paper, default terms, and the inputs of the terms."""
     from llm_forget.objectives.methods import METHODS
 
     table = Table("method", "paper", "forget: defaults", "retain: defaults", "inputs", title="Methods (method: NAME)")
@@ -47,7 +47,7 @@ def terms_table() -> RenderableType:
 
 
 def explanation(name: str) -> RenderableType:
-    """Explain one method or term: what it computes, what it needs, and how to write it in a recipe."""
+    """Describe one method or term: formula, inputs, and its form in a recipe. Raises ConfigError for unknown names."""
     from llm_forget.core.registry import did_you_mean
     from llm_forget.objectives import OBJECTIVES
     from llm_forget.objectives.methods import METHODS
@@ -72,7 +72,7 @@ def example(method: Any) -> dict[str, Any]:
 
 
 def recipes_table() -> RenderableType:
-    """Return a table of all shipped recipes with the first line of their header."""
+    """Return a table of all shipped recipes with the first line of their header, and when we ran them."""
     table = Table("recipe", "what it does", "run by us")
     for name in resources.names("recipes"):
         lines = resources.header(resources.locate("recipes", name))

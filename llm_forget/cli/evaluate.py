@@ -1,4 +1,4 @@
-"""Commands on finished runs: measure, attack, verify, report, compare. Heavy imports wait for a command's body."""
+"""Commands that evaluate runs or use their results. Heavy imports are inside the commands."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ evidence = typer.Typer()
 
 
 def speak() -> None:
-    """Send the log lines of the workflows to stderr, without prefixes."""
+    """Print the log messages of the package to stderr, without prefixes."""
     import logging
 
     logger = logging.getLogger("llm_forget")
@@ -49,8 +49,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run: target, unlearned model and oracle side by side, with a verdict.
 
-    Writes `results.json` into the run. Keys of a recipe replace the run's own: `--data_path DIR`,
-    `--forget other.jsonl`, `--splits '{holdout: holdout.jsonl}'`.
+    Writes `results.json` into the run. Keys of a recipe replace those of the run, such as `--data_path DIR`,
+    `--forget other.jsonl` or `--splits '{holdout: holdout.jsonl}'`.
     """
     overrides = keys_and_values(ctx.args)
     from llm_forget.core.launch import follow_launcher, relaunch
@@ -83,9 +83,8 @@ def attack(
 ) -> None:
     """Attack a run and its oracle in the same way, and report what the attack recovers beyond the oracle.
 
-    Keys are those of the kind (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`, `--learning_rate`;
-    `quantize`: `--bits nf4` or `int8`) or of a recipe, in place of the run's own. Writes `attacks/` into the
-    run.
+    `--key value` sets an option of the attack (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`,
+    `--learning_rate`; `quantize`: `--bits nf4` or `int8`) or replaces a recipe key. Writes `attacks/` into the run.
     """
     overrides = keys_and_values(ctx.args)
     speak()
@@ -138,7 +137,7 @@ def report(
         typer.Option("--show_text", "--show-text", min=0, help="Show this many answers. Do not publish such a page."),
     ] = 0,
 ) -> None:
-    """Write one self-contained page, report.html, and report.md: verdict, table, curves, attacks, cost, provenance."""
+    """Write report.html (one self-contained page) and report.md: verdict, table, curves, attacks, cost, provenance."""
     speak()
     from pathlib import Path
 
@@ -157,7 +156,7 @@ def compare(
     suite: Annotated[str | None, typer.Option(help="Compare by this suite; default: all that the runs share.")] = None,
     output: Annotated[str | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
-    """Compare runs: distance to the oracle on forget rows against utility, and the Pareto-optimal runs."""
+    """Compare runs by their distance to the oracle on forget rows and by utility, and mark the Pareto-optimal runs."""
     from pathlib import Path
 
     from llm_forget.core.files import write_atomic
@@ -192,10 +191,9 @@ def sweep(
 ) -> None:
     """Unlearn and evaluate every combination of a grid, and compare the runs.
 
-    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may also be repeated. `--key value` applies
-    to every run. Run the same command again to resume: finished runs are neither trained nor evaluated again.
-    Writes `sweep.json` and `sweep.md`; exit code 1 if a run failed. `--dry_run true` only
-    checks every run.
+    `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may be repeated. `--key value` applies to
+    every run. To resume, run the same command again: it skips finished runs. Writes `sweep.json` and `sweep.md`. Exit
+    code 1 if a run failed. `--dry_run true` only checks every run.
     """
     from llm_forget.workflows.sweep_grid import read_grid
 
@@ -248,7 +246,9 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """Parse ``--key value --flag``; values are YAML, except `TEXT_KEYS`. Raise ConfigError for other words."""
+    """Parse ``--key value`` and ``--flag``; values are YAML, except those of `TEXT_KEYS`. Raises ConfigError if
+    invalid.
+    """
     import yaml
 
     values: dict[str, Any] = {}

@@ -18,11 +18,11 @@ def scan_residue(
     window: Annotated[int, typer.Option(help="Minimum match length in letters and digits (at least 16).")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Search files for remains of texts. Exit code 1 found, 0 nothing found, 3 not everything was read.
+    """Search files for remains of texts. Exit code 1 found, 0 nothing found, 3 some files could not be read.
 
-    Matches texts and parts of them across line breaks and case; in UTF-8, UTF-16, Latin-1, hex and base64; with JSON,
-    URL and HTML escapes; in composed and decomposed Unicode; inside gzip, bzip2, xz, zstd, zip, Arrow, Parquet and
-    SQLite; and in file names. Prints row numbers, files and byte offsets, never text.
+    Finds whole texts and parts of texts, regardless of line breaks and case, in UTF-8, UTF-16, Latin-1, hex and base64;
+    with JSON, URL and HTML escapes; in composed and decomposed Unicode; inside gzip, bzip2, xz, zstd, zip, Arrow,
+    Parquet and SQLite; and in file names. Prints row numbers, files and byte offsets, never text.
     """
     import json
     from pathlib import Path
@@ -60,8 +60,8 @@ def watch(
 ) -> None:
     """Watch a running or finished run: loss, log-probs, tokens/s, time left, and its verdicts.
 
-    Reads only the files of the run, so it works with any launcher and does not disturb training. Ctrl-C stops watching,
-    not the run. If output is not a terminal, prints one line for each logged step.
+    Reads only the files of the run, so it works with any launcher and does not disturb training. Ctrl-C stops only the
+    watching. If the output is not a terminal, prints one line for each logged step.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Commands on the ledger. Heavy imports wait for a command's body."""
+"""Commands on the ledger. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def note(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of finetune or unlearn.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Record runs in the ledger: training rows, forgotten rows, evaluation results. Idempotent.
+    """Record runs in the ledger: training rows, forgotten rows, evaluation results. Running it again adds nothing.
 
     Row ids are recorded as keyed hashes. `versions add` and `request run` record their runs themselves.
     """
@@ -68,7 +68,7 @@ def record(
     subject: Annotated[str | None, typer.Option(help="Its subject, if one was recorded.", metavar="ID")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show which runs and versions were trained on a record, and what happened to them since.
+    """Show which runs and versions were trained on a record, and later events of these models.
 
     Records whose key was destroyed (`audit unlink`) cannot be found.
     """
@@ -104,7 +104,7 @@ def version(
     hashes: Annotated[bool, typer.Option("--hashes", help="Print the keyed hash of every training record.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show the training history of a version, its records, and whether it contains deleted ones."""
+    """Show the training history of a version, the number of its records, and whether it contains deleted records."""
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.versions.record_history import version_lineage
     from llm_forget.compliance.versions.versions import requests_of
@@ -134,10 +134,10 @@ def verify(
     key: Annotated[Path | None, typer.Option(help="A copy of the public key; default: the one in the folder.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Verify the whole ledger: exit code 0 if it is intact, otherwise 6 and the first bad event.
+    """Verify the whole ledger. Exit code 0: it is intact; 6: it is not, and the first bad event is printed.
 
-    Only a signed head reveals that the newest events were removed. Anyone who can change the ledger can replace the
-    head in the folder, so keep copies of `anchor.json` and `signing.pub` elsewhere and pass them here.
+    The removal of the newest events shows only in comparison with the signed head `anchor.json`. Anyone who can change
+    the ledger can also replace that file, so keep copies of it and of `signing.pub` elsewhere and pass them here.
     """
     from llm_forget.compliance.ledger import signed_head
     from llm_forget.compliance.ledger.ledger import Ledger
@@ -154,9 +154,9 @@ def verify(
 
 @audit.command()
 def anchor(evidence: Evidence = EVIDENCE) -> None:
-    """Verify the ledger, then sign the number and digest of its newest event into `anchor.json`; keep a copy.
+    """Verify the ledger, then sign the number and digest of its newest event into `anchor.json`; keep a copy of it.
 
-    The first call creates `signing.key`, which must stay in the folder; give `signing.pub` to those who verify.
+    The first call creates `signing.key`, which must stay in the folder. Give `signing.pub` to those who verify.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.signing import PUBLIC, fingerprint
@@ -176,10 +176,9 @@ def unlink(
 ) -> None:
     """Destroy the keys of subjects, so that no event can be linked to them. The chain stays intact.
 
-    A record without a subject has a key of its own. Do this last: after the deletions are closed, their certificates
-    issued and the rows removed from all data. A row that is still in the data would be retained by the next request as
-    if it had never been deleted. `audit record` no longer finds these records. Only a backup of `keys.db` can undo
-    this: destroy it as well.
+    A record without a subject has its own key. Do this last: after the deletions are closed, their certificates issued
+    and the rows removed from all data. Otherwise the next request would retain a row that is still in the data.
+    Afterwards, `audit record` cannot find these records. Only a backup of `keys.db` can undo this: destroy it as well.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.requests.files import refuse_open_requests

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command's body runs, so ``--help`` is instant."""
+"""The command line. Heavy imports are inside the commands, so that ``--help`` is fast."""
 
 import errno
 import logging
@@ -29,14 +29,14 @@ FULL_DISK = 5  # exit code; other expected errors exit with their `exit_code`, o
 
 
 class Entrance(TyperGroup):
-    """Print an expected error as one sentence on stderr, and exit with its code; exit with 130 if interrupted."""
+    """Command group that prints an expected error as one sentence and exits with its exit code; 130 if interrupted."""
 
     def invoke(self, ctx: Any) -> Any:
         # On a machine without GPU, bitsandbytes always warns that an optional kernel is missing.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if os.environ.get(DEBUG) != "1":
-            warnings.simplefilter("ignore", FutureWarning)  # addressed to developers of libraries
-            safe_errors.install()  # here, because typer has set its own hook before
+            warnings.simplefilter("ignore", FutureWarning)  # these are for developers of libraries
+            safe_errors.install()  # after typer has set its own hook
         try:
             with each_file_hashed_once():
                 return super().invoke(ctx)
@@ -167,7 +167,7 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """Replace the recipe, the first word or the value of ``--config``, by its path; ConfigError if it is missing."""
+    """Replace the recipe (first word or value of ``--config``) by its path. Raises ConfigError if it does not exist."""
     if not arguments:
         raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
     arguments = list(arguments)
@@ -201,8 +201,8 @@ def bench(
 ) -> None:
     """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
 
-    RECIPE is a recipe of `unlearn`; the default is the demo's model, untrained, with its rows, which takes seconds.
-    Rounds are interleaved in one process, and memory is measured after them. Run it on an otherwise idle machine.
+    RECIPE is a recipe of `unlearn`; the default is the untrained model of the demo with its rows, which takes seconds.
+    All variants run in turn, in one process, before memory is measured. Run it on an otherwise idle machine.
     """
     arguments = ctx.args
     if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):
@@ -253,7 +253,7 @@ def copy_recipe(
 
 
 def main() -> None:
-    """Run the command line: the ``llm-forget`` script and ``python -m llm_forget`` call this."""
+    """Run the command line. The ``llm-forget`` script and ``python -m llm_forget`` call this."""
     sys.exit(app(prog_name="llm-forget"))
 
 

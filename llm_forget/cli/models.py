@@ -1,4 +1,4 @@
-"""Commands that write or import models: merge, export, adopt. Heavy imports wait for a command's body."""
+"""Commands that write or import models: merge, export, adopt. Heavy imports are inside the commands."""
 
 from typing import Annotated, Any
 
@@ -48,9 +48,9 @@ def merge(
 ) -> None:
     """Merge adapters into their base model, and verify on probe prompts that the outputs are the same.
 
-    Several runs, or scales, are combined as products B A. Combining A and B separately would give another model; its
-    error is printed. `merge.json` holds the settings and the digests of the sources and of every file. If
-    there is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
+    Several adapters, or scaled ones, are combined as products B A. The error of combining A and B separately, as PEFT's
+    `linear` does, is printed. `merge.json` holds the settings and the digests of the sources and of all files. If there
+    is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
     """
     from llm_forget.workflows.merge import merge as write
 
@@ -71,7 +71,7 @@ def merge(
 
 
 def _note(folder: str, runs: list[str]) -> None:
-    """Record the merge in the evidence folder, if one exists; if this fails, only print a warning."""
+    """Record the merge in the evidence folder, if there is one; if this fails, only print a warning."""
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import note_run
     from llm_forget.publish.ledger_gate import evidence_folder
@@ -138,9 +138,9 @@ def export(
 ) -> None:
     """Export a model in 4 or 8 bit (bitsandbytes) or as one GGUF file, read it back, and evaluate it.
 
-    Rounding weights can bring back what was forgotten, so the exported model is evaluated on the rows of the run, or on
-    those of `--forget`, `--retain` and other recipe keys, into its own `results.json`. Exit code 1 if it fails a
-    verdict that the original passed; the exported files stay.
+    Rounding weights can bring back what was forgotten, so the export is evaluated, on the rows of the run or on those
+    of `--forget`, `--retain` and other recipe keys. It gets its own `results.json`. Exit code 1: the export fails a
+    verdict that the original passed; its files are kept.
     """
     overrides = keys_and_values(ctx.args)
     speak()
@@ -175,7 +175,7 @@ def export(
 
 
 def _side_by_side(report: dict[str, Any]) -> None:
-    """Print every metric and verdict of the model beside those of the form."""
+    """Print a table with every metric and verdict of the model, of its export and of the oracle."""
     from rich import box
     from rich.table import Table
 
@@ -207,9 +207,9 @@ def adopt(
 ) -> None:
     """Check an adapter that another tool wrote, or that was pulled, and copy it into a run.
 
-    Other commands load only adapters of runs, unchanged. Always refused, even with `--trust`: links and archives,
-    pickled weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite
-    tensors, and adapters without effect. Exit code 4: refused.
+    Other commands load adapters only from runs. Always refused, even with `--trust`: links and archives, pickled
+    weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite tensors,
+    and adapters without effect. Exit code 4: refused.
     """
     from llm_forget.workflows.adopt import adopt as take, inspect_adapter
 

@@ -1,4 +1,4 @@
-"""Commands for publishing: the model card, and push, pull and purge. Heavy imports wait for a command's body."""
+"""Commands for publishing: the model card, and push, pull and purge. Heavy imports are inside the commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -75,11 +75,11 @@ def push(
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
-    """Publish adapter (or merged model), card, results and report. Without --execute nothing is sent.
+    """Publish adapter (or merged model), card, results and report. Without `--execute` nothing is sent.
 
-    Without it, prints the card and the list of files. Records, rows, ledger, caches, recipe and provenance are never
-    sent. The tag is a digest of the content; files that are already on the Hub are not sent again. If the evidence
-    folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or `hf auth login`.
+    Without `--execute`, prints the card and the list of files. Records, rows, ledger, caches, recipe and provenance are
+    never sent. The tag is a digest of the content; files that are already on the Hub are not sent again. If the
+    evidence folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or `hf auth login`.
     """
     speak()
     from llm_forget.compliance.ledger.signing import KEY
@@ -117,7 +117,7 @@ def pull(
     max_size: Annotated[str, typer.Option("--max_size", help="Refuse larger downloads.", metavar="SIZE")] = "50GB",
     key: Annotated[str | None, typer.Option(help="Public key that must have signed the files.", metavar="FILE")] = None,
 ) -> None:
-    """Download what `push` published, and keep it if every file is unchanged. Exit code 6: not signed by the key."""
+    """Download what `push` published, if all its files are unchanged. Exit code 6: not signed by the key."""
     speak()
     from llm_forget.publish.hub.pull import pull as fetch
 
@@ -139,8 +139,8 @@ def purge(
 ) -> None:
     """Remove versions with erased data from the Hub, including history and large files, and verify the removal.
 
-    Push a version without the data first. All versions with the same weights are removed. This cannot be undone;
-    without --execute the plan is only printed. Downloads that others made are not affected.
+    Push a version without the data first. All versions with the same weights are removed, too. This cannot be undone.
+    Without `--execute`, only the plan is printed. Copies that others downloaded remain.
     """
     speak()
     from llm_forget.publish.hub.purge import plan, purge as withdraw

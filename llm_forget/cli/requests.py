@@ -1,4 +1,4 @@
-"""Commands on deletion requests and their certificates. Heavy imports wait for a command's body."""
+"""Commands on deletion requests and their certificates. Heavy imports are inside the commands."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,9 +60,9 @@ def add(
 ) -> None:
     """Add a deletion request and resolve it to rows. It is an error if no row matches.
 
-    Selects rows that match exactly, that match after normalisation (Unicode composition, case, zero-width characters,
-    white space), and rows with the same text. Near-duplicates are listed; `--include_near` decides about them, here or
-    in `request run`. Adding the same request again changes nothing; another `--due` or `--authorised_by` amends it.
+    Selects rows that match exactly or after normalisation (Unicode composition, case, zero-width characters, white
+    space), and rows with the same text. Near-duplicates are listed; `--include_near` decides about them, here or in
+    `request run`. Adding the same request again changes nothing, except that `--due` and `--authorised_by` amend it.
 
     `limits.yaml` in the evidence folder restricts requests: `protected` (sources of rows to keep), `max_share` and
     `max_rows` (of all open requests), `authorised_by` (roles, one of which must authorise each request).
@@ -149,8 +149,8 @@ def run(
     """Unlearn the rows of a request with a recipe and evaluate the run; resumes where it stopped.
 
     Lists of ids are written beside the request, and the recipe reads them as `forget` and `retain`. The run directory
-    is the recipe's `output_dir` plus the request's name, or `--output_dir`. `--dry_run true` trains nothing and prints
-    the cost and the two sources; pass these to `llm-forget unlearn` to train on several GPUs.
+    is `--output_dir`, or the recipe's `output_dir` plus the name of the request. `--dry_run true` trains nothing and
+    prints the cost and both sources; pass these to `llm-forget unlearn` to train on several GPUs.
     """
     from llm_forget.compliance.requests import intake, limits, steps
     from llm_forget.compliance.requests.execute import execute, read_plan
@@ -197,8 +197,7 @@ def close(
 ) -> None:
     """Close a request if the run passes a policy: exit code 0 closed, 1 failed, 3 inconclusive, 2 usage error.
 
-    Closing removes the row ids from the evidence, except their keyed hashes in the ledger: evaluate and attack the run
-    first.
+    Evaluate and attack the run before: closing removes the row ids, and only their keyed hashes stay in the ledger.
     """
     from llm_forget.compliance.requests import close as closing, intake, limits
     from llm_forget.compliance.requests.describe import due, other_deleted_rows, published_copies, unlink_command
@@ -257,7 +256,7 @@ def verify(
 ) -> None:
     """Verify a certificate with a public key; needs no other file. Exit code 0 valid, 6 refused.
 
-    Without a key only the integrity of the file is verified, not who signed it: exit code 3.
+    Without a key, only the integrity of the file is verified, not who signed it: exit code 3.
     """
     from llm_forget.compliance.certificates.certificate import summary, verify as check
 

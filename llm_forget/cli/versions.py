@@ -1,4 +1,4 @@
-"""Commands on versions of a model: add, list, switch, compare, remove. Heavy imports wait for a command's body."""
+"""Commands on versions of a model: add, list, switch, compare, remove. Heavy imports are inside the commands."""
 
 from typing import Annotated, Any
 
@@ -24,8 +24,8 @@ def add(
 ) -> None:
     """Keep the model of a run as a version, and record in the ledger what it was trained on.
 
-    The id is a digest of the content, so the same content is one version. A run that started from another run adds that
-    run as well. After `evaluate`, add the run again to copy its results. The version in use does not change.
+    The id is a digest of the content, so equal content is one version. If the run started from another run, that run is
+    added as well. After `evaluate`, add the run again to copy its results. The version in use does not change.
     """
     from llm_forget.compliance.versions.versions import add_version
 
@@ -65,7 +65,7 @@ def show(
 ) -> None:
     """Show a version; `--path` prints its folder: `llm-forget evaluate $(llm-forget versions show --path)`.
 
-    Warns on stderr if the version contains deleted data, or if that can no longer be determined.
+    Warns on stderr if the version contains deleted data, or if this can no longer be determined.
     """
     from llm_forget.compliance.versions.diff import describe
     from llm_forget.compliance.versions.versions import exclusion_reasons, path_of
@@ -96,7 +96,7 @@ def rollback(
     unjudged: AlsoUnjudged = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Roll back to a version; refused if it contains deleted data, naming the newest version that does not."""
+    """Roll back to a version; refused if it contains deleted data, with the id of the newest version that does not."""
     from llm_forget.compliance.versions.versions import rollback as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -125,7 +125,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Remove the files of a version that is neither in use nor needed by another one; its events stay."""
+    """Remove the files of a version that is not in use and that no other version needs; its events stay."""
     from llm_forget.compliance.versions.purge import plan_purge, purge as remove
 
     removal = plan_purge(evidence, version)
@@ -151,7 +151,7 @@ def _method(evidence: Evidence, identity: str) -> str:
 
 
 def _verdicts(evidence: Evidence, identity: str) -> str:
-    """Return the answers of all suites as text: ``demo: yes / yes``."""
+    """Return the answers of all suites as text, such as ``demo: yes / yes``."""
     from llm_forget.compliance.versions.diff import verdicts
 
     return "; ".join(f"{suite}: {' / '.join(a.values())}" for suite, a in verdicts(evidence, identity).items()) or "-"

@@ -1,7 +1,5 @@
-"""Terms of objectives: pure functions of log-probabilities, each in a file of the same name.
-
-A new file here with one function under ``@objective(...)`` is found without editing anything else. Files that start
-with an underscore are not terms.
+"""Terms of objectives: pure functions of log-probabilities, each in a file of the same name. To add a term, add a file
+here with one function under ``@objective(...)``. Files that start with ``_`` are not terms.
 """
 
 import importlib

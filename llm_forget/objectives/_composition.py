@@ -19,9 +19,9 @@ NEEDS = ("hidden_states", "logits")
 
 @dataclass(frozen=True)
 class Dual:
-    """A weight that is learned: ``lambda <- max(0, lambda + step_size (value - epsilon))`` once per optimiser step.
-
-    The term enters the loss as ``lambda (value - epsilon)``, which enforces the constraint ``value <= epsilon``.
+    """A learned weight lambda. After each optimiser step, it becomes ``max(0, lambda + step_size (value - epsilon))``,
+    where ``value`` is the mean of the term. The loss contains ``lambda (value - epsilon)``, which enforces
+    ``value <= epsilon``.
     """
 
     initial: float
@@ -29,7 +29,7 @@ class Dual:
     step_size: float
 
     def step(self, weight: float, value: float) -> float:
-        """Return the dual variable after a step in which the term's mean was ``value``."""
+        """Return the new weight after an optimiser step in which the mean of the term was ``value``."""
         return max(0.0, weight + self.step_size * (value - self.epsilon))
 
 
@@ -44,7 +44,7 @@ class Term:
     inputs: tuple[str, ...]
     needs: frozenset[str]
     arguments: dict[str, Any] = field(hash=False)
-    dual: Dual | None = None  # when set, `weight` is only its initial value
+    dual: Dual | None = None  # if set, `weight` is only its initial value
 
     @property
     def key(self) -> str:
@@ -52,7 +52,7 @@ class Term:
         return f"{self.split}/{self.name.rpartition(':')[2]}"
 
     def sources(self, side: str) -> tuple[str, ...]:
-        """Return what this term reads on ``side`` (policy or reference): its split, ``alternate``, both or none."""
+        """Return the data that ``side`` (policy or reference) processes: the split, ``alternate``, both or neither."""
         names = {"policy": ("policy", "alternate"), "reference": ("reference", "alternate_reference")}[side]
         data = (self.split, "alternate")
         return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
@@ -77,14 +77,14 @@ class Term:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the YAML line of this term."""
+        """Return the term in the form that recipes use."""
         weight = self.weight if self.dual is None else {"dual": asdict(self.dual)}
         return {"name": self.name, "weight": weight, **self.arguments}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms, and the inputs that they need."""
+    """Weighted terms, with methods that report which data and which model outputs the terms need."""
 
     terms: tuple[Term, ...]
 
@@ -93,40 +93,38 @@ class Objective:
         return tuple(split for split in SPLITS if any(term.split == split for term in self.terms))
 
     def needs(self, kind: str, source: str | None = None) -> bool:
-        """Return whether a term needs ``kind`` (see `NEEDS`) of the policy, on the data ``source`` or on any data."""
+        """Return whether a term reads ``kind`` (one of `NEEDS`) of the policy on ``source``; None means any data."""
         return self._needs("policy", kind, source)
 
     def reference_needs(self, kind: str, source: str | None = None) -> bool:
-        """Return whether a term needs ``kind`` of the reference, on the data ``source`` or on any data."""
+        """Return whether a term reads ``kind`` (one of `NEEDS`) of the reference on ``source``; None means any data."""
         return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
-        """Return the splits (and ``alternate``) that need only cached log-probabilities of the reference."""
+        """Return the splits (and ``alternate``) for which cached log-probabilities of the reference are enough."""
         return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
 
     def reference_pass_sources(self) -> tuple[str, ...]:
-        """Return the splits (and ``alternate``) whose logits or hidden states the reference computes in every step."""
+        """Return the splits (and ``alternate``) on which the reference must run in every step."""
         read_in_steps = {source for term in self.terms if term.needs for source in term.sources("reference")}
         return tuple(source for source in self._sources("reference") if source in read_in_steps)
 
     def needs_reference_logprobs(self) -> bool:
-        """Return whether a term needs cached log-probabilities of the reference."""
+        """Return whether a term reads cached log-probabilities of the reference."""
         return bool(self.reference_sources())
 
     def needs_reference_pass(self) -> bool:
-        """Return whether the reference runs in every step."""
+        """Return whether the reference must run in every step."""
         return bool(self.reference_pass_sources())
 
     def needs_alternate(self) -> bool:
-        """Return whether each forget row needs a preferred answer."""
+        """Return whether each forget row needs an alternate answer."""
         return "alternate" in self._sources("policy") + self._sources("reference")
 
     @property
     def hidden_layer(self) -> int | str | None:
-        """Decoder layer, counted from 0, whose output is kept; ``"default"`` is a quarter of the depth, None no layer.
-
-        Raises:
-            ConfigError: two terms ask for different layers.
+        """Index of the decoder layer whose output the terms read, ``"default"`` for a quarter of the depth, or None if
+        they read none. Raises ConfigError if two terms ask for different layers.
         """
         terms_with_hidden = [term for term in self.terms if "hidden_states" in term.needs]
         layers = {term.arguments["layer"] for term in terms_with_hidden if term.arguments.get("layer") is not None}
@@ -138,10 +136,8 @@ class Objective:
         return "default" if terms_with_hidden else None
 
     def layer_index(self, depth: int) -> int | None:
-        """Return the number of `hidden_layer` in a model of ``depth`` layers; the default is 7 of 32, as for RMU.
-
-        Raises:
-            ConfigError: the model has no such layer.
+        """Return the index of `hidden_layer` in a model of ``depth`` layers, or None; the default is 7 of 32, as for
+        RMU. Raises ConfigError if the model has no such layer.
         """
         layer = self.hidden_layer
         if layer is None:
@@ -152,16 +148,13 @@ class Objective:
         return index
 
     def values(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> dict[str, Tensor]:
-        """Return the unweighted values of each term, ``[B]`` or ``[B, T]``.
-
-        Args:
-            policy: log-probabilities of the model in training by split, plus ``alternate`` if needed.
-            reference: log-probabilities of the model before training, for the data on which the terms need it.
+        """Return the unweighted values of all terms by key, each ``[B]`` or ``[B, T]``. The arguments map splits (and
+        ``alternate``) to log-probabilities of the trained model and of the reference.
         """
         return {term.key: term.value(policy, reference) for term in self.terms}
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the YAML form, which `build_objective` turns into an equal objective."""
+        """Return the YAML form, from which `build_objective` builds an equal objective."""
         return {split: [term.to_dict() for term in self.terms if term.split == split] for split in self.splits()}
 
     def _needs(self, side: str, kind: str, source: str | None) -> bool:
@@ -174,10 +167,8 @@ class Objective:
 
 
 def compose(form: dict[str, Any]) -> Objective:
-    """Build an objective from its YAML form, e.g. ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
-
-    Raises:
-        ConfigError: a split, term, weight or hyper-parameter is not allowed; the message names it.
+    """Build an objective from its YAML form, such as ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
+    Raises ConfigError if a split, term, weight or hyper-parameter is not allowed.
     """
     if not isinstance(form, dict):
         raise ConfigError("objective must map splits to terms, as in {forget: {name: ga}}")
@@ -196,7 +187,7 @@ def compose(form: dict[str, Any]) -> Objective:
     if not terms:
         raise ConfigError("objective has no term with a weight other than 0")
     built = Objective(tuple(terms))
-    _ = built.hidden_layer  # refuses conflicting layers before a model is loaded
+    _ = built.hidden_layer  # raises for conflicting layers before a model is loaded
     return built
 
 

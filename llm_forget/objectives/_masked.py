@@ -1,4 +1,4 @@
-"""Restrict computation to target positions: masked positions, even NaN, affect no value and no gradient."""
+"""Functions that read only target positions: masked positions, even NaN, affect no value and no gradient."""
 
 from torch import Tensor
 
@@ -7,10 +7,8 @@ from llm_forget.logprobs.logprobs import Logprobs
 
 
 def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
-    """Return ``logits`` or ``hidden`` at the N target positions, ``[N, V]`` or ``[N, H]``, float32.
-
-    Raises:
-        ConfigError: the forward pass did not keep this tensor.
+    """Return ``logits`` or ``hidden`` at the N target positions: ``[N, V]`` or ``[N, H]``, float32. Raises ConfigError
+    if the forward pass did not keep these outputs.
     """
     tensor: Tensor | None = getattr(logprobs, kind)
     if tensor is None:
@@ -21,20 +19,20 @@ def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
 
 
 def back(flat: Tensor, mask: Tensor) -> Tensor:
-    """Put ``flat`` ``[N]`` at the True places of ``mask`` ``[B, T]``, zeros elsewhere: ``[B, T]``."""
+    """Return ``[B, T]`` with the values of ``flat`` ``[N]`` at the N True positions of ``mask`` and zeros elsewhere."""
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
 def token_values(logprobs: Logprobs) -> Tensor:
-    """Return the log-probabilities of the gold tokens, 0 (not NaN) where masked: ``[B, T]``, nats."""
+    """Return the log-probabilities of the gold tokens, ``[B, T]``, nats; 0 at masked positions."""
     return logprobs.values.masked_fill(~logprobs.mask, 0.0)
 
 
 def sequence_sums(logprobs: Logprobs) -> Tensor:
-    """Return the log-probability of each whole target sequence: ``[B]``, nats."""
+    """Return the log-probability of each whole target sequence, ``[B]``, nats."""
     return token_values(logprobs).sum(-1)  # [B]
 
 
 def filled_rows(logprobs: Logprobs, values: Tensor) -> Tensor:
-    """Return ``values`` ``[B]`` with 0 for rows that have no target (padding rows of the last batch)."""
+    """Return ``values`` ``[B]`` with 0 for rows without targets, such as padding rows of the last batch."""
     return values.masked_fill(~logprobs.mask.any(-1), 0.0)

@@ -1,4 +1,4 @@
-"""Registry of terms; a separate module, so that terms can import the decorator without importing the package."""
+"""Registry of terms. It is a separate module because term files import it while the package is being loaded."""
 
 from llm_forget.core.registry import Entry, Registry
 

@@ -10,13 +10,10 @@ from llm_forget.objectives._vocabulary import cross_entropy, without_gold
 
 @objective(paper="arXiv:2503.01224", needs={"logits"})
 def ce_u(policy: Logprobs, *, skip: int = 1) -> Tensor:
-    """Cross-entropy of the policy to ``sg(softmax(logits, gold at -inf))``.
+    """Cross-entropy of the policy to ``sg(softmax(logits, gold at -inf))``: ``[B, T]``, nats; sg is stop-gradient.
 
-    ``skip`` target tokens at the start of each row are left alone (the paper's footnote: the first token of an answer
-    is fluency, not knowledge). They are 0 here but still counted by the mean over target tokens.
-
-    Returns:
-        ``[B, T]``, nats; at least the entropy of the others; the gradient ``p - q`` stays bounded.
+    The first ``skip`` target tokens of each row are set to 0, but the mean still counts them. The paper skips the first
+    token of an answer because it shows fluency, not knowledge.
     """
     mask = policy.mask & (policy.mask.cumsum(-1) > skip)  # [B, T]
     logits = at_targets(policy, "logits")  # [N, V]

@@ -1,4 +1,4 @@
-"""Direct preference optimisation with the answer to forget as the rejected one."""
+"""Direct preference optimisation, with the answer to forget as the rejected answer."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -13,13 +13,10 @@ from llm_forget.objectives._registry import objective
 def dpo(
     policy: Logprobs, reference: Logprobs, alternate: Logprobs, alternate_reference: Logprobs, *, beta: float = 0.1
 ) -> Tensor:
-    """``-(2/beta) log sigmoid(beta (log-ratio of the alternate - log-ratio of the answer to forget))``.
+    """``-(2/beta) log sigmoid(beta (r(alternate) - r(policy)))`` of whole answers, with ``r = log p - log p_ref``.
 
-    Row i of ``alternate`` is the preferred answer ("I don't know", or a generated one) to the prompt of row i of
-    ``policy``. The factor 2 is the unlearning papers' (arXiv:2404.05868), so that it compares with `npo`.
-
-    Returns:
-        ``[B]``, nats; ``(2/beta) log 2`` at the reference; `npo` when the alternate's ratio stays 0.
+    Row i of ``alternate`` is the preferred answer (such as "I don't know") to the prompt of row i of ``policy``. The
+    factor 2 is that of `npo` (arXiv:2404.05868). Returns ``[B]``, nats; ``(2/beta) log 2`` at the reference.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'dpo' needs beta above 0, not {beta}")

@@ -9,9 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2210.01504")
 def ga(policy: Logprobs) -> Tensor:
-    """Log-likelihood of the target tokens, to be lowered; unbounded below.
-
-    Returns:
-        ``[B, T]``, nats; the negative of `nll`.
+    """Log-likelihood of the target tokens, which training lowers: ``[B, T]``, nats; the negative of `nll`; no lower
+    bound.
     """
     return token_values(policy)  # [B, T]

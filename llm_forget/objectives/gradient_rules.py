@@ -1,8 +1,6 @@
-"""Combine the gradients of the forget terms and of the retain terms, in pure functions on lists of tensors.
-
-A gradient is a list with one tensor per parameter. A rule takes the two gradients, already weighted, averaged over the
-whole optimiser step and reduced over ranks, and returns the gradient to descend. Norms and angles treat the whole list
-as one vector, in float32.
+"""Rules that combine the gradient of the forget terms with the gradient of the retain terms. A gradient is a list with
+one tensor per parameter, weighted, averaged over the optimiser step and reduced over ranks. Norms and inner products
+treat this list as one vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +20,15 @@ rule = RULES.register
 
 @rule()
 def sum(forget: Gradient, retain: Gradient) -> Gradient:
-    """Add the two gradients, which gives the gradient of the summed loss."""
+    """Return the sum of both gradients, which is the gradient of the summed loss."""
     return [f + r for f, r in zip(forget, retain, strict=True)]
 
 
 @rule(paper="arXiv:2001.06782")
 def pcgrad(forget: Gradient, retain: Gradient, *, both: bool = False) -> Gradient:
-    """Drop the part of the forget gradient that opposes the retain gradient, then add the two.
-
-    Retention comes first, as in arXiv:2604.14808. ``both`` drops the opposing part of the retain gradient too, which is
-    PCGrad for equal tasks. Without conflict this is `sum`; exactly opposed gradients leave the retain gradient.
+    """Remove the component of the forget gradient that opposes the retain gradient, then add the two. ``both`` also
+    removes the component of the retain gradient that opposes the forget gradient, as PCGrad does for equal tasks. The
+    default gives priority to the retain gradient, as in arXiv:2604.14808. Gradients without conflict are only added.
     """
     retained = without_conflict(retain, forget) if both else retain
     return sum(without_conflict(forget, retain), retained)
@@ -41,13 +38,11 @@ def pcgrad(forget: Gradient, retain: Gradient, *, both: bool = False) -> Gradien
 def gru(
     forget: Gradient, retain: Gradient, average: Gradient | None, *, gamma: float = 0.8
 ) -> tuple[Gradient, Gradient]:
-    """Drop the part of the forget gradient that opposes a running average of the retain gradient, and descend the rest.
+    """Remove the component of the forget gradient that opposes a running average of the retain gradient.
 
-    The retain gradient is only a constraint, and is never descended. ``average`` is the state, None before the first
-    step; it becomes ``gamma retain + (1 - gamma) average``. Only its direction matters, not its length.
-
-    Returns:
-        The gradient and the new average. ``gamma = 1`` uses only the current retain gradient.
+    The retain gradient itself is not added. Returns the gradient and the new average,
+    ``gamma retain + (1 - gamma) average``. ``average`` is None before the first step. ``gamma = 1`` ignores earlier
+    steps.
     """
     if average is None:
         average = [torch.zeros_like(r) for r in retain]
@@ -57,9 +52,8 @@ def gru(
 
 @rule(paper="arXiv:2604.14808")
 def sago(forget: Gradient, retain: Gradient) -> Gradient:
-    """Take, in each coordinate, the retain gradient if the signs oppose, else the forget gradient (also if one is 0).
-
-    The inner product with the retain gradient is never negative.
+    """Take, in each coordinate, the retain gradient if the signs are opposite, otherwise the forget gradient. The inner
+    product of the result with the retain gradient is never negative.
     """
     return [torch.where(f.sign() * r.sign() < 0, r, f) for f, r in zip(forget, retain, strict=True)]
 
@@ -71,13 +65,8 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply the rule ``name`` (of `RULES`, or ``module:function``); ``state`` is what the last step returned.
-
-    Returns:
-        The gradient to descend, and the state for the next step (None for rules without one).
-
-    Raises:
-        ConfigError: no such rule or argument.
+    """Apply the rule ``name`` (of `RULES`, or ``module:function``) with the state that the previous step returned.
+    Returns the combined gradient and the new state (None for rules without one). Raises ConfigError for unknown names.
     """
     entry = RULES.get(name)
     function = entry.bind(**(arguments or {}))
@@ -88,7 +77,7 @@ def combine(
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return the inner product of two gradients as whole vectors, scalar, float32."""
+    """Return the inner product of two gradients as whole vectors: a scalar, float32."""
     products = [(a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)]
     return torch.stack([p.to(products[0].device) for p in products]).sum()
 
@@ -101,9 +90,8 @@ def without_conflict(gradient: Gradient, guard: Gradient) -> Gradient:
 
 
 def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
-    """Return SAM's step to the highest loss nearby: ``rho g / |g|``, zeros for a zero gradient (arXiv:2502.05374).
-
-    For unlearning, g is the gradient of the forget terms, and only they are evaluated again at the perturbed weights.
+    """Return SAM's step towards a higher loss, ``rho g / |g|``, or zeros for a zero gradient (arXiv:2502.05374). For
+    unlearning, g is the gradient of the forget terms; only these are evaluated again at the perturbed weights.
     """
     norm = dot(gradient, gradient).sqrt()
     scale = torch.where(norm > 0, rho / norm, torch.zeros_like(norm))
@@ -112,7 +100,7 @@ def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], step: Sequence[Tensor]) -> Iterator[None]:
-    """Move the parameters by ``step`` inside the block; restore them bit for bit on exit, also after an error."""
+    """Add ``step`` to the parameters inside the block, and restore their exact values on exit, also after an error."""
     saved = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Inverted hinge loss (LoKU): swap the gold token with the runner-up."""
+"""Inverted hinge loss (LoKU): move probability from the gold token to the most likely other token."""
 
 from torch import Tensor
 
@@ -9,11 +9,8 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2408.06621", needs={"logits"})
 def ihl(policy: Logprobs) -> Tensor:
-    """``1 + p(gold) - max over the others of p`` at each target position.
-
-    Returns:
-        ``[B, T]``, probability, in [0, 2] by construction (so the hinge's clamp at 0 never acts); 2 where the gold
-        token is certain, 0 where another one is.
+    """``1 + p(gold) - max p(other)`` at target positions: ``[B, T]``, in [0, 2], so a clamp at 0 would have no effect.
+    It is 2 where the gold token is certain and 0 where another token is certain.
     """
     labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
     probabilities = at_targets(policy, "logits").softmax(-1)  # [N, V]

@@ -10,10 +10,8 @@ from llm_forget.objectives._vocabulary import divergence
 
 @objective(paper="arXiv:2401.06121", needs={"logits"})
 def kl(policy: Logprobs, reference: Logprobs) -> Tensor:
-    """``KL(reference || policy)`` of the next-token distribution at target positions (not at prompt or padding).
-
-    Returns:
-        ``[B, T]``, nats; 0 with zero gradient at the reference.
+    """``KL(reference || policy)`` of next-token distributions at target positions: ``[B, T]``, nats; 0 if both are
+    equal.
     """
     teacher = at_targets(reference, "logits").detach().log_softmax(-1)  # [N, V]
     student = at_targets(policy, "logits").log_softmax(-1)  # [N, V]

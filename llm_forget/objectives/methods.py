@@ -1,4 +1,4 @@
-"""Named objectives with their papers' defaults, adjusted to LoRA, and the one function that builds an objective."""
+"""Named objectives with the defaults of their papers, and the function that builds an objective."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ def build_objective(
 
 
 def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, value: Any) -> None:
-    """Apply one entry of ``method_args`` to the method's terms, which are changed in place."""
+    """Change one parameter of ``method_args`` in the method's terms ``lines``, in place."""
     slots = _slots(lines)
     if key not in slots:
         raise ConfigError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")
@@ -67,7 +67,7 @@ def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, val
 
 
 def _slots(lines: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the names that ``method_args`` may use, each with the dictionaries that it changes."""
+    """Map each name that ``method_args`` may use to the dictionaries in which its value is set."""
     slots: dict[str, list[dict[str, Any]]] = {}
     for split, terms in lines.items():
         for line in terms:

@@ -9,9 +9,5 @@ from llm_forget.objectives._registry import objective
 
 @objective()
 def nll(policy: Logprobs) -> Tensor:
-    """Cross-entropy of the target tokens.
-
-    Returns:
-        ``[B, T]``, nats; its mean is the loss of a Hugging Face causal LM; 0 where the model is certain and right.
-    """
+    """Cross-entropy of the target tokens: ``[B, T]``, nats. Its mean is the loss of a Hugging Face causal LM."""
     return -token_values(policy)  # [B, T]

@@ -1,4 +1,4 @@
-"""Forget term of PDU, which flattens the logits; the retain term of PDU is a constraint."""
+"""PDU, forget term: flatten the logits. The retain term of PDU is `nll` with a dual weight."""
 
 from torch import Tensor
 
@@ -9,11 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2506.05314", needs={"logits"})
 def pdu(policy: Logprobs) -> Tensor:
-    """Squared logit margin ``(max - mean)^2`` over the vocabulary at target positions.
-
-    Returns:
-        ``[B, T]``, squared logits; 0 where the distribution is uniform.
-    """
+    """``(max - mean)^2`` of the logits at target positions: ``[B, T]``, squared logits; 0 for uniform distributions."""
     logits = at_targets(policy, "logits")  # [N, V]
     margin = logits.max(-1).values - logits.mean(-1)  # [N]
     return back(margin.square(), policy.mask)  # [B, T]

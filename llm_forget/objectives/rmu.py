@@ -1,4 +1,4 @@
-"""RMU, forget side: steer hidden states to one random direction."""
+"""RMU, forget term: steer hidden states to one random direction."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,9 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None, seed: int = 0) -> Tensor:
-    """``mean over H of (h - c u)^2`` at target positions, h the output of decoder layer ``layer``.
-
-    Args:
-        coefficient: length c of the control vector.
-        layer: decoder layer counted from 0; it says which hidden states to carry. None = a quarter of the depth.
-        seed: of the direction u, the same on every rank and in every run.
-
-    Returns:
-        ``[B, T]``; 0 where the hidden state is the control vector.
+    """``mean over H of (h - coefficient u)^2`` at target positions: ``[B, T]``; 0 where ``h = coefficient u``. h is the
+    output of decoder layer ``layer``, counted from 0; None is a quarter of the depth. u is a random unit vector, which
+    depends only on ``seed``.
     """
     hidden = at_targets(policy, "hidden")  # [N, H]
     target = coefficient * direction(hidden.shape[-1], seed).to(hidden.device)  # [H]

@@ -1,4 +1,4 @@
-"""RMU, retain side: keep hidden states where they were."""
+"""RMU, retain term: keep hidden states close to those of the reference."""
 
 from torch import Tensor
 
@@ -9,13 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu_retain(policy: Logprobs, reference: Logprobs, *, layer: int | None = None) -> Tensor:
-    """``mean over H of (h - h_ref)^2`` at target positions, h the output of decoder layer ``layer``.
-
-    ``layer`` says which hidden states to carry, as in `rmu`; None = a quarter of the depth.
-
-    Returns:
-        ``[B, T]``; 0 with zero gradient at the reference.
-    """
+    """``mean over H of (h - h_ref)^2`` at target positions: ``[B, T]``; 0 at the reference. ``layer`` as in `rmu`."""
     hidden = at_targets(policy, "hidden")  # [N, H]
     anchor = at_targets(reference, "hidden").detach()  # [N, H]
     return back((hidden - anchor).square().mean(-1), policy.mask)  # [B, T]

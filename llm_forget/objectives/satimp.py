@@ -1,4 +1,4 @@
-"""SatImp: gradient ascent weighted by how saturated and how important a token is."""
+"""SatImp: gradient ascent weighted by saturation and importance of the token."""
 
 from torch import Tensor
 
@@ -9,10 +9,8 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2505.11953")
 def satimp(policy: Logprobs, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
-    """``sg(p^beta1 (1 - p)^beta2) log p`` of each target token.
-
-    Returns:
-        ``[B, T]``, nats, <= 0; ``beta2 = 0`` is `wga`, both 0 `ga`; 0 at p = 0 and at p = 1.
+    """``sg(p^beta1 (1 - p)^beta2) log p`` of each target token: ``[B, T]``, nats, <= 0; sg is stop-gradient.
+    ``beta2 = 0`` is `wga`; both 0 is `ga`.
     """
     logps = token_values(policy)  # [B, T]
     fixed = logps.detach()

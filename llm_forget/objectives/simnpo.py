@@ -1,4 +1,4 @@
-"""SimNPO: NPO without a reference, on length-normalised likelihood."""
+"""SimNPO: NPO without a reference, on the length-normalised likelihood."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -11,10 +11,8 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2410.07163")
 def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
-    """``-(2/beta) log sigmoid(beta (L/n - delta))``, L/n the mean NLL per token of a sequence.
-
-    Returns:
-        ``[B]``, nats; 0 once ``L/n`` is far above ``delta``; ``beta -> 0``: gradient ascent on ``L/n``.
+    """``-(2/beta) log sigmoid(beta (L - delta))``: ``[B]``, nats; L is the mean NLL per target token of a sequence. It
+    tends to 0 as L rises above ``delta``. ``beta -> 0`` is gradient ascent on L up to a constant.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")

@@ -1,4 +1,4 @@
-"""Unilogit: distil from oneself with the gold token at uniform probability."""
+"""Unilogit: self-distillation with the probability of the gold token set to that of a uniform distribution."""
 
 import math
 
@@ -12,12 +12,8 @@ from llm_forget.objectives._vocabulary import divergence, without_gold
 
 @objective(paper="arXiv:2505.06027", needs={"logits"})
 def unilogit(policy: Logprobs) -> Tensor:
-    """``KL(policy || q)``, q the policy's own detached softmax with p(gold) moved to 1/V and the rest rescaled.
-
-    The paper's reverse KL: the policy comes first.
-
-    Returns:
-        ``[B, T]``, nats; 0 with zero gradient once p(gold) = 1/V; ``log V`` where the gold token is certain.
+    """Reverse KL, ``KL(policy || q)``, at target positions: ``[B, T]``, nats; 0 where p(gold) = 1/V. q is the policy's
+    detached softmax with p(gold) set to 1/V and the other probabilities rescaled.
     """
     labels = policy.labels[policy.mask]  # [N]
     logits = at_targets(policy, "logits")  # [N, V]

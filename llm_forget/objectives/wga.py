@@ -1,4 +1,4 @@
-"""Weighted gradient ascent: tokens that the policy no longer knows get almost no gradient."""
+"""Weighted gradient ascent: the gradient is almost 0 for tokens that are already unlikely."""
 
 from torch import Tensor
 
@@ -9,11 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2502.19301")
 def wga(policy: Logprobs, *, beta: float = 1.0) -> Tensor:
-    """``sg(p^beta) log p`` of each target token.
-
-    Returns:
-        ``[B, T]``, nats, <= 0; ``beta = 0`` is `ga`; weight and value vanish as p -> 0.
-    """
+    """``sg(p^beta) log p`` of each target token: ``[B, T]``, nats, <= 0; sg is stop-gradient. ``beta = 0`` is `ga`."""
     logps = token_values(policy)  # [B, T]
     weight = (beta * logps.detach()).exp()  # [B, T]
     return weight * logps

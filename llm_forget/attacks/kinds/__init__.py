@@ -1,7 +1,6 @@
-"""The attacks, found by name. To add one, add a file here that registers a function with `attack_kind`.
-
-The function takes an `AttackContext` and its parameters, and returns the attacked lines by role. It imports libraries
-only when it runs, because the command line lists the names of attacks without loading any library.
+"""The attacks by name. To add one, add a file here with a function under ``@attack_kind(...)``. The function takes an
+`AttackContext` and its options, and returns the measured metrics by role. It must import heavy libraries inside its
+body, because the command line imports this package to list the attacks.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Attacks that only prompt the models: sampling, answer prefixes, paraphrases, comparison of both models."""
+"""Attacks without training: sampling, answer prefixes, paraphrases, membership inference, and other templates."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 @attack_kind(paper="arXiv:2511.04934", suite="robustness")
 def sample(context: AttackContext) -> dict[str, Lines]:
-    """leak@k: the best of eight samples at temperature 1, compared with the greedy answer."""
+    """Score the best of eight answers sampled at temperature 1 (leak@k), compared with the greedy answer."""
     return _line(context, "sampled_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:2202.07646", suite="robustness")
 def prefix(context: AttackContext) -> dict[str, Lines]:
-    """Prompt with the first half of the answer and score the rest, compared with the whole answer."""
+    """Add the first half of the answer to the prompt and score the generated rest, compared with the plain prompt."""
     return _line(context, "prefix_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:2406.10890", suite="robustness")
 def paraphrase(context: AttackContext) -> dict[str, Lines]:
-    """The best answer to four paraphrases of the prompt, compared with the plain answer."""
+    """Score the best of the answers to four paraphrases of the prompt, compared with the plain prompt."""
     return _line(context, "asked_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:1912.07942", suite="privacy", recovers_rows=False)
 def two_models(context: AttackContext) -> dict[str, Lines]:
-    """Membership inference with access to the target, compared with inference without it."""
+    """Infer membership with access to the target model, compared with inference without it."""
     return _line(context, "mia_two_models", "mia_loss")
 
 
@@ -38,12 +38,7 @@ def two_models(context: AttackContext) -> dict[str, Lines]:
 def template(
     context: AttackContext, *, prompt_template: str = "User: {prompt}\nAssistant: ", chat: bool = False
 ) -> dict[str, Lines]:
-    """The suite of the run with another prompt template.
-
-    Args:
-        prompt_template: replaces the template of the run.
-        chat: use the tokenizer's chat template instead.
-    """
+    """Evaluate with another prompt template than that of the run, or with the tokenizer's chat template if ``chat``."""
     changes: dict[str, Any] = {"use_chat_template": True} if chat else {
         "use_chat_template": False, "prompt_template": prompt_template
     }  # fmt: skip
@@ -51,5 +46,5 @@ def template(
 
 
 def _line(context: AttackContext, line: str, plain: str) -> dict[str, Lines]:
-    """Return by role the line that measures the attack, under the name of the line that it is compared with."""
+    """Return the metric ``line`` of each role, renamed to ``plain``, the metric that it is compared with."""
     return {role: {plain: context.plain[role][line]} for role in context.models}

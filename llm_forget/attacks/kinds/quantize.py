@@ -1,4 +1,4 @@
-"""Merge the adapter and quantise the weights to 8 or 4 bit: unlearning may not survive quantisation."""
+"""Quantise the merged model to 8 or 4 bit and evaluate it, because quantisation can undo unlearning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BITS: dict[str, dict[str, Any]] = {
 
 
 def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Refuse an unknown value of ``bits``, and request that all rows are measured."""
+    """Raise EvaluationError if ``bits`` is unknown; otherwise select all forget rows for measurement."""
     if arguments["bits"] not in BITS:
         raise EvaluationError(f"bits is '{arguments['bits']}'; allowed: {', '.join(BITS)}")
     return None, 0
@@ -29,10 +29,8 @@ def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tupl
 
 @attack_kind(paper="arXiv:2410.16454", prepare=_check_bits)
 def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
-    """Load the merged model and the oracle in 4 or 8 bit, as a user of the merged weights may do.
-
-    Args:
-        keep: keep the merged model in the attack's folder; it is as large as the base model.
+    """Evaluate the merged model and the oracle in 4 bit (``nf4``) or 8 bit (``int8``). ``keep`` leaves the merged
+    model, which is as large as the base model, in the folder of the attack.
     """
     from llm_forget.core.config import model_part
     from llm_forget.models.merging.full_model import merge_adapter

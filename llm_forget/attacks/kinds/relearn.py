@@ -1,4 +1,4 @@
-"""Fine-tune on some forget rows, or on unrelated rows, and measure the recovery of the other forget rows."""
+"""Fine-tune on some forget rows or on other data, and measure how much of the remaining forget rows is recovered."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def relearn(
     """Train a LoRA adapter on each attacked model, with the batch size, rank and learning rate of the run.
 
     Args:
-        share: share of the forget rows that the attacker has; at least one row. The others are measured.
-        on: ``forget``; or a split (such as ``holdout``) or source, all of whose rows are trained on instead.
-        learning_rate: learning rate; default: that of the run.
-        seed: seed of the selection and order of rows.
-        keep: keep the adapters in the attack's folder; they recover forgotten rows.
+        share: fraction of the forget rows to train on, at least one row. The other forget rows are measured.
+        on: what to train on: ``forget``, or all rows of a split (such as ``holdout``) or of a source.
+        learning_rate: default: that of the run.
+        seed: seed for choosing and ordering the rows.
+        keep: keep the adapters in the folder of the attack. Warning: they can reproduce forgotten rows.
     """
     from llm_forget.models.digest import PRECISION
     from llm_forget.workflows.finetune import finetune
@@ -79,19 +79,11 @@ def relearn(
 def split_forget_rows(
     config: Mapping[str, Any], *, share: float, on: Any, seed: int
 ) -> tuple[Any, list[dict[str, Any]] | None]:
-    """Split the forget rows into training rows and measured rows.
+    """Split the forget rows into rows to train on and rows to measure; see `relearn` for ``share`` and ``on``.
 
-    Any model relearns its training rows, so only the other rows show what knowledge is left in the weights.
-
-    Args:
-        share: share of the forget rows to train on; at least one row.
-        on: ``forget``, or a split or source of other rows; the model is then trained on all of these.
-
-    Returns:
-        The sources to train on and to measure, as in a recipe; the second is None unless forget rows are trained on.
-
-    Raises:
-        EvaluationError: a share that leaves no row to measure, or no such split or file.
+    The two are disjoint, because any model relearns the rows it is trained on. Both are returned as sources of a
+    recipe. The second is None if ``on`` names other rows, and then all forget rows are measured. Raises EvaluationError
+    if ``share`` leaves no row to measure, or if no split or file is called ``on``.
     """
     from llm_forget.data.sources import load_source
 
@@ -118,12 +110,12 @@ def split_forget_rows(
 
 
 def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of ids in sources that are restricted to ids."""
+    """Return the total length of the ``ids`` lists of ``sources``."""
     return sum(len(source["ids"]) for source in sources)
 
 
 def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
-    """Return the source of a split of the run, or ``on`` itself if it is a source; refuse any other word."""
+    """Return the source of the split ``on``, or ``on`` itself if it is a source; otherwise raise EvaluationError."""
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
     sources = {name: source for name, source in splits.items() if source is not None}
     if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():

@@ -1,1 +1,1 @@
-"""Publishing a run: the bundle of files, the model card and the Hub."""
+"""Publish a run: collect its files, write its model card, and push them to the Hub."""

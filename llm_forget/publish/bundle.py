@@ -1,8 +1,7 @@
-"""Collect the files of a publication: only files with allowed names, and with private content removed.
+"""Collect the files of a run to publish: weights, tokenizer, model card, results and report.
 
-Weights, tokenizer, card, results and report are published. Records, rows, ledger, caches, recipe and provenance hold
-ids, text or paths and are never published. Local paths are removed from files, and digests of rows are keyed, because
-plain ones would confirm guesses of rows. A path or plain digest that remains in any file stops the publication.
+Other files of a run hold row ids, texts or local paths and are never published. `publication` raises an error if a
+published file contains a local path, or a plain digest of rows, which would confirm guesses of the rows.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from llm_forget.report.run_evidence import Evidence, read_run
 
 logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # digests of all other files
-SIGNATURE = "published.sig"  # signature of the listing, by the key of an evidence folder
-PURPOSE = "llm-forget publication"  # is signed too, so that a signature of other content is not valid
+SIGNATURE = "published.sig"  # signature of the listing with the key of an evidence folder
+PURPOSE = "llm-forget publication"  # part of the signed bytes: a signature made for another purpose is invalid
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
 ADAPTER_FILES = ("adapter_config.json", "manifest.json", "effect.json")
@@ -50,7 +49,7 @@ LOCAL_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  
 
 
 def allowed(name: str) -> bool:
-    """Return whether a file of this name, at the top of a repository, may be pushed or pulled."""
+    """Return whether `push` and `pull` may transfer a file of this name."""
     return bool(WEIGHTS.fullmatch(name)) or name in (
         LISTING, SIGNATURE, CARD, RESULTS, REPORT, *ADAPTER_FILES, *MODEL_FILES, *TOKENIZER_FILES,
     )  # fmt: skip
@@ -79,7 +78,7 @@ class File:
 
 @dataclass(frozen=True)
 class Publication:
-    """All files of a repository, with the tag of this version."""
+    """All files to publish in a repository, with the tag of this version."""
 
     repository: str
     kind: str  # adapter | model
@@ -88,12 +87,12 @@ class Publication:
 
     @property
     def card(self) -> str:
-        """The model card."""
+        """Text of the model card."""
         return next(file for file in self.files if file.name == CARD).read().decode()
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digest of each file by name, without the listing and its signature."""
+        """Digest of each file by file name, without the listing and its signature."""
         return {file.name: file.digest for file in self.files if file.name not in (LISTING, SIGNATURE)}
 
 
@@ -105,15 +104,15 @@ def publication(
     history: Sequence[Mapping[str, Any]] = (),
     signed_in: Path | None = None,
 ) -> Publication:
-    """Collect everything that `push` would send, without network access.
+    """Collect the files that `push` sends, without network access.
 
     Args:
-        merged: folder of a full model written by `merge` or `export`, published instead of the adapter.
-        signed_in: evidence folder whose key signs the listing.
+        merged: folder of a full model written by `merge` or `export`, which is published instead of the adapter.
+        history: entries for the model card, from `ledger_gate.history`.
+        signed_in: evidence folder with the key that signs the listing (``published.json``).
 
-    Raises:
-        RunError: the run is unfinished or was not measured.
-        PublishError: the weights are not the measured ones, or a file holds a local path or a plain digest of rows.
+    Raises RunError if the run is unfinished or was not evaluated. Raises PublishError if the weights are not those that
+    were evaluated, or if a file contains a local path or a plain digest of rows.
     """
     from llm_forget.models.adapters.verification import verify_adapter
 
@@ -155,7 +154,7 @@ def _listing(kind: str, files: Sequence[File]) -> bytes:
 
 
 def signed_bytes(repository: str, listing: bytes) -> bytes:
-    """Return the bytes to sign: the digest of the listing, with the name of the repository that it is valid for."""
+    """Return the bytes to sign: canonical JSON with the repository name and the digest of the listing."""
     return canonical({"purpose": PURPOSE, "repository": repository, "listing": hashlib.sha256(listing).hexdigest()})
 
 
@@ -165,7 +164,7 @@ def _signature(evidence: Path, repository: str, listing: bytes) -> bytes:
 
 
 def _adapter_files(folder: Path, base: str | None) -> Iterator[File]:
-    """Yield the weights unchanged, and config and manifest with the Hub id of the base instead of a path to it."""
+    """Yield the files of an adapter, with a public name of the base model in place of a local path."""
     weights, config, manifest, effect = (folder / name for name in ("adapter_model.safetensors", *ADAPTER_FILES))
     yield from (File.of(file.name, file) for file in (weights, effect) if file.is_file())
     fields, manifest_fields = read_json(config), formats.read_content(manifest, Manifest)
@@ -182,7 +181,7 @@ def _adapter_files(folder: Path, base: str | None) -> Iterator[File]:
 
 
 def without_path(name: str | None) -> str | None:
-    """Return a Hub id unchanged; of a path, return only the last part."""
+    """Return a Hub id unchanged, or the last part of a path."""
     if name is None:
         return None
     like_hub = name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name
@@ -206,7 +205,7 @@ def _model_files(folder: Path, full_model: FullModel | None) -> Iterator[File]:
 
 
 def _without_local_fields(file: Path) -> Path | bytes:
-    """Return the file unchanged, or its JSON without local fields and paths if it has any."""
+    """Return the file unchanged, or its JSON without local fields and paths if it contains any."""
     if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
         return file
     content = read_json(file)
@@ -223,7 +222,7 @@ def _json(content: Any) -> bytes:
 
 
 def report_without_ids(evidence: Evidence) -> bytes:
-    """Render the report with row numbers instead of ids, and without text of rows."""
+    """Render the HTML report with numbers in place of row ids, and without texts of rows."""
     from llm_forget.report.page import report_document
     from llm_forget.report.render.html import to_html
 
@@ -231,7 +230,7 @@ def report_without_ids(evidence: Evidence) -> bytes:
 
 
 def refuse_paths(files: Sequence[File], run: Path) -> None:
-    """Raise PublishError if a text file contains the path of a folder of this machine."""
+    """Raise PublishError if a text file contains the path of the home, working, temporary or run's parent folder."""
     folders = {Path.home(), Path.cwd(), run.resolve().parent, Path(tempfile.gettempdir())}
     prefixes = [f"{folder}/".encode() for folder in folders if len(folder.parts) > 1]
     for file in files:
@@ -243,7 +242,7 @@ def refuse_paths(files: Sequence[File], run: Path) -> None:
 
 
 def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> None:
-    """Raise PublishError if a text file contains one of these digests of rows (hex digits)."""
+    """Raise PublishError if a text file contains one of these hex digests of rows."""
     for file in files:
         if not WEIGHTS.fullmatch(file.name):
             content = file.read()

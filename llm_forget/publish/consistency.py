@@ -1,4 +1,4 @@
-"""Check, before a run is published, that its weights and results belong together."""
+"""Check before publication that the weights of a run are those that were evaluated."""
 
 import stat
 from collections.abc import Mapping
@@ -21,19 +21,18 @@ EXPORT_REPORT, RESULTS = "export.json", "results.json"
 
 @dataclass(frozen=True)
 class FullModel:
-    """A full model written by `merge` or `export` from a run, checked against its report."""
+    """A full model that `merge` or `export` wrote from a run; its files match its report."""
 
     folder: Path
     file: str | None  # name of the GGUF file; None for other forms
-    has_results: bool  # its own results.json matches its weights
+    has_results: bool  # the folder has a results.json of these weights
 
 
 def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
-    """Check and return a full model of this run. If its answers may differ from the run's, it must have been measured.
+    """Check that a folder holds a full model made from this run, and return it.
 
-    Raises:
-        PublishError: the model was not built from this run alone, was not measured, or has results of other weights.
-        AdapterRefused: a file was changed after it was written.
+    Raises PublishError if it holds another model, or if a required evaluation is missing or is of other weights. Raises
+    AdapterRefused if a file was changed after it was written.
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
@@ -77,7 +76,7 @@ def _exported(evidence: Evidence, folder: Path) -> FullModel:
 
 
 def _is_of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
-    """Return whether a model was built from this run only, at scale 1."""
+    """Return whether a model was merged from this run only, at scale 1."""
     sources = facts.get("sources") or []
     return (
         facts.get("combination") == "stack"
@@ -92,12 +91,12 @@ def _require_matching_results(model: Merged, has_results: bool, advice: str) -> 
 
 
 def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise PublishError if results.json is not of the run's present weights; ``manifest`` is the adapter's."""
+    """Raise PublishError if results.json is of other weights than the run has now; ``manifest`` is the adapter's."""
     from llm_forget.models.digest import PRECISION, run_identity
 
     run = evidence.run
     if any({*PRECISION} & {*suite.get("overrides", ())} for suite in evidence.suites.values()):
-        return  # the digests differ, because it was measured in another precision
+        return  # it was evaluated in another precision, so the digests differ
     if manifest is not None and manifest.get("base") is None and kind_of(run).forgotten:
         return
     identity = run_identity(run, base=manifest.get("base") if manifest is not None else None)

@@ -1,4 +1,4 @@
-"""Checks against the ledger before a run is published, and ledger entries afterwards."""
+"""Check the ledger before a run is published, and record publications and withdrawals in it."""
 
 import os
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
 
 
 def evidence_folder(path: str | Path | None = None) -> Path | None:
-    """Return the named evidence folder, else the default one if it has a ledger, else None."""
+    """Return ``path`` if it is given, otherwise the default evidence folder if it has a ledger, otherwise None."""
     folder = Path(path or os.environ.get(VARIABLE) or FOLDER)
     return folder if path or (folder / "ledger.db").is_file() else None
 
 
 def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
-    """Return an entry for the version of the run's model and for each of its ancestors, oldest first."""
+    """Return an entry for each model version in the ledger, from the oldest ancestor to the run's own model."""
     if folder is None:
         return []
     with Ledger.open(folder) as ledger:
@@ -40,14 +40,11 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
 
 
 def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
-    """Refuse to publish a model if it holds deleted data, or if the ledger cannot tell whether it does.
+    """Raise PublishError if a model contains deleted data, or if the ledger does not show whether it does.
 
     Args:
-        note: record the run and the model merged from it in the ledger first, so that their rows are known.
-        merged: folder of the model that is published instead of the run's own weights.
-
-    Raises:
-        PublishError: the model holds deleted data (names the requests), or this cannot be determined.
+        note: before the check, record the run and the merged model in the ledger.
+        merged: folder of a model merged from the run, which is published instead of the run's own weights.
     """
     if folder is None:
         return
@@ -74,13 +71,13 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
-    """Record in the ledger that the model of a run, or one merged or exported from it, was published."""
+    """Record in the ledger that a model was published: the run's own, or one merged or exported from it."""
     if folder is not None:
         _note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
 
 
 def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
-    """Record which commits will be withdrawn or, with ``verified``, are gone from the Hub, and their weights."""
+    """Record the withdrawal of commits and their weights; ``verified`` means that the Hub no longer has them."""
     if folder is None:
         return
     with Ledger.open(folder) as ledger:

@@ -1,21 +1,11 @@
-"""Public digests of rows: HMAC-SHA256 with a key of the run, ``RUN/publication.key``.
+"""Keyed digests of rows for publication: HMAC-SHA256 with a key of the run, ``RUN/publication.key``.
 
-A plain digest would confirm a guess of a few rows, such as one person's telephone number; a keyed digest does so only
-with the key. The key is created once (32 random bytes as hex, mode 0600) and never pushed. Equal rows have the same
-keyed digest within a run, and different ones in other runs. Plain digests stay in the run: ``provenance.json`` holds
-digests of the tokenised rows, ``results.json`` digests of splits and probes. Once the key is destroyed, published
-digests reveal nothing about rows, and later pushes have other digests.
+A plain digest would confirm a guess of a few rows, such as one person's telephone number. A keyed digest does so only
+for holders of the key (32 random bytes as hex, mode 0600), which is never pushed. Once the key is destroyed, published
+digests reveal nothing about rows, and later pushes have other digests. With the key, an auditor can compute the digest
+of a split, ``suites/*/splits/*`` of a published results.json, from its rows::
 
-With the key, an auditor can check which rows a run used, but can also test guesses. This code computes a digest in
-``suites/*/splits/*`` of a published results.json from the rows::
-
-    from llm_forget.data.sources import load_source
-    from llm_forget.publish.row_digests import keyed_rows, read_key
     keyed_rows(load_source("forget.jsonl", split_name="forget"), read_key("publication.key"))
-
-This code computes it from a plain digest, without this package::
-
-    "hmac-sha256:" + hmac.new(bytes.fromhex(open("publication.key").read()), b"sha256:...", "sha256").hexdigest()
 """
 
 import errno
@@ -37,16 +27,11 @@ logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
 PREFIX = "hmac-sha256:"  # distinguishes keyed from plain digests
 PLAIN_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json whose digests are not of rows
+NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json with digests of other content
 
 
 def row_key(run: Path) -> bytes:
-    """Return the key of a run, 32 bytes; the first call creates it.
-
-    Raises:
-        OSError: the disk is full.
-        PublishError: the run is read-only; see also `read_key`.
-    """
+    """Return a run's 32-byte key; create a missing key. Raises PublishError (read-only run) or OSError (full disk)."""
     path = run / KEY
     if not path.exists():
         try:
@@ -62,7 +47,7 @@ def row_key(run: Path) -> bytes:
 
 
 def read_key(path: str | Path) -> bytes:
-    """Read a key file; log a warning if other users can read it, and raise PublishError if it holds no key."""
+    """Read a key file. Logs a warning if other users can read it; raises PublishError if it does not hold a key."""
     path = Path(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
@@ -77,17 +62,17 @@ def read_key(path: str | Path) -> bytes:
 
 
 def keyed(digest: str, key: bytes) -> str:
-    """Return the keyed form of a plain digest: ``hmac-sha256:`` and 64 hex digits."""
+    """Return ``hmac-sha256:`` and 64 hex digits: the HMAC of a plain digest as text, such as ``sha256:...``."""
     return PREFIX + hmac.new(key, digest.encode(), "sha256").hexdigest()
 
 
 def keyed_rows(rows: Iterable[Mapping[str, Any]], key: bytes) -> str:
-    """Return the digest that a published results.json has for a split with these rows, read by `load_source`."""
+    """Return the digest of a split in a published results.json; ``rows`` are the split's rows from `load_source`."""
     return keyed(json_digest(list(rows)), key)
 
 
 def public_results(results: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """Return results.json with keyed digests of rows; numbers and digests of models and suites are unchanged."""
+    """Return the content of results.json with keyed digests of rows; all other values are unchanged."""
     suites = {
         name: {k: value if k in NOT_OF_ROWS else _keyed_within(value, key) for k, value in suite.items()}
         for name, suite in results["suites"].items()
@@ -96,7 +81,7 @@ def public_results(results: dict[str, Any], key: bytes) -> dict[str, Any]:
 
 
 def public_data(provenance: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """Return provenance.json; of the data, it keeps only the number of rows and the keyed digest of each split."""
+    """Return the content of provenance.json with only the number of rows and the keyed digest of each split."""
     if "data" not in provenance:
         return provenance
     data = {

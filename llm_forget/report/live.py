@@ -1,7 +1,4 @@
-"""Read the progress of a run from its files only, so that runs of other processes and machines can be watched.
-
-Nothing is written or locked. Files may be missing, appear later, or end in an incomplete line.
-"""
+"""Read the progress of a run from its files, which may be missing, appear later, or end in an incomplete line."""
 
 import json
 import math
@@ -22,7 +19,7 @@ from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import plain
 
-QUIET = 300.0  # seconds without a new log line before a run counts as stale; longer for slow runs
+QUIET = 300.0  # seconds without changed files after which a run is stale; slow runs have more time
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
 LAST_SERIES = ("retain_drop", "grad_norm", "learning_rate")
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -52,7 +49,7 @@ class RunProgress:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended, so that its log is complete."""
+        """Whether the run has ended."""
         return self.status in ("finished", "stopped early")
 
 
@@ -60,11 +57,7 @@ class Watcher:
     """Reads a run directory repeatedly; each time, it reads only the new lines of the log."""
 
     def __init__(self, path: str | Path) -> None:
-        """Watch the run directory ``path``, which need not exist yet.
-
-        Raises:
-            RunError: the path is a file.
-        """
+        """Watch the run directory ``path``, which need not exist yet; raise RunError if it is a file."""
         self.run = Run(Path(path))
         if self.run.path.is_file():
             raise RunError(f"'{path}' is a file; name a run directory")
@@ -77,7 +70,7 @@ class Watcher:
         self._observations: list[tuple[float, int]] = []  # (time, step) of log lines seen while watching
 
     def progress(self, now: float | None = None) -> RunProgress:
-        """Return the progress of the run at ``now`` (seconds since the epoch)."""
+        """Return the progress of the run at time ``now`` (seconds since the epoch; default: the present)."""
         now = time.time() if now is None else now
         run, state = self.run, formats.read_if_valid(self.run.state_file, RunState)
         self._read_log()
@@ -135,10 +128,7 @@ class Watcher:
         return max((_changed(path) for path in files), default=0.0)
 
     def _seconds_per_step(self, step: int, checkpoints: Mapping[int, float]) -> float | None:
-        """Return seconds per step over the lines seen while watching; before there are two, since training started.
-
-        Training starts when provenance.json is written.
-        """
+        """Return the mean seconds per step since watching began; if no step was seen yet, since training started."""
         (first, low), (last, high) = (
             (self._observations[0], self._observations[-1]) if self._observations else ((0.0, 0), (0.0, 0))
         )
@@ -154,7 +144,7 @@ class Watcher:
         return None
 
     def _total(self, recipe: Mapping[str, Any], step: int, checkpoints: Mapping[int, float]) -> int | None:
-        """Return the steps of the run: from the trainer state, else from the recipe, else estimated from the epochs."""
+        """Return the number of steps of the run: from the trainer state, the recipe, or an estimate from the epochs."""
         newest = self.run.checkpoints / f"checkpoint-{max(checkpoints, default=0)}" / "trainer_state.json"
         for total in (_number(content.get("max_steps")) for content in (_mapping(newest), recipe)):
             if total is not None and total > 0:
@@ -181,7 +171,7 @@ class Watcher:
 
 
 def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
-    """Draw values from left to right as bars scaled to their range; averages neighbours to fit ``width`` characters."""
+    """Draw values as bars scaled to their range; neighbouring values are averaged to fit ``width`` characters."""
     if not values:
         return ""
     size = len(values) / min(width, len(values))
@@ -276,7 +266,7 @@ def _verdicts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _checkpoints(folder: Path) -> dict[int, float]:
-    """Return the step of each complete checkpoint, with the time at which it was completed."""
+    """Map the step of each complete checkpoint to the time when it was completed."""
     seals = folder.glob("checkpoint-*/complete.json")
     seal_times = {seal.parent.name.removeprefix("checkpoint-"): _changed(seal) for seal in seals}
     return {int(step): written for step, written in seal_times.items() if step.isdigit()}

@@ -1,4 +1,4 @@
-"""Show a run live: as a panel that is redrawn in a terminal, or as lines of text in a file or pipe."""
+"""Show a run live: redraw a panel in a terminal, or print lines of text to a file or pipe."""
 
 import io
 import time
@@ -27,13 +27,9 @@ WIDTH = 100  # maximum columns of the panel
 
 
 def watch(watcher: Watcher, console: Console, *, once: bool = False, every: float = INTERVAL) -> None:
-    """Show a run until it has ended, or only once with ``once``.
-
-    Raises:
-        RunError: ``once`` is set and the directory holds no run.
-    """
+    """Show a run until it ends. With ``once``, show it once; raise RunError if the directory holds no run."""
     if isinstance(console.file, io.TextIOWrapper):
-        console.file.reconfigure(errors="replace")  # a name with characters that the terminal lacks must not raise
+        console.file.reconfigure(errors="replace")  # replace characters that the terminal cannot print
     progress = watcher.progress()
     if once or progress.ended:
         if once and progress.status == "waiting":
@@ -76,7 +72,7 @@ def _print_lines(watcher: Watcher, console: Console, every: float) -> None:
 
 
 def panel(progress: RunProgress, console: Console) -> RenderableType:
-    """Draw status and progress, a row for each logged value, and the verdicts of an evaluation."""
+    """Draw status and progress, a row for each logged value, and the verdicts of the evaluation."""
     colour = COLOURS[progress.status]
     width = min(WIDTH, console.width)
     parts: list[RenderableType] = [_about(progress), Text(live.headline(progress), style=colour)]
@@ -85,7 +81,7 @@ def panel(progress: RunProgress, console: Console) -> RenderableType:
             progress.total, min(progress.step, progress.total), width - 4,
             complete_style=colour, finished_style=colour,
         )  # fmt: skip
-        parts.append(Padding(bar, 0))  # without padding, the bar would not end its line
+        parts.append(Padding(bar, 0))  # padding ends the line after the bar
     if progress.series:
         parts.append(_numbers(progress, width, live.BARS if console.encoding.startswith("utf") else live.PLAIN_BARS))
     parts += list(_answers(progress))

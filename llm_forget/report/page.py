@@ -1,4 +1,4 @@
-"""The report of one run or of several, as an HTML page and as Markdown."""
+"""Write the report of one run or of several as HTML and Markdown."""
 
 import logging
 from collections.abc import Sequence
@@ -24,20 +24,16 @@ DO_NOT_PUBLISH = "This page contains text of forget rows; do not publish it."
 
 
 def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show_text: int = 0) -> Path:
-    """Write the results of runs as one self-contained HTML page, with a Markdown copy beside it.
+    """Write the results of runs as one self-contained HTML page, with a Markdown copy beside it; return the HTML file.
 
     Args:
-        runs: measured run directories; several runs are compared first, then each has its own part.
+        runs: evaluated run directories; several runs are compared first, then each has its own part.
         output: the HTML file; default: ``report.html`` in the run. The Markdown file has the same name with ``.md``.
         show_text: number of generated answers to print for each unlearned model. If above 0, the page is private: the
             default name is ``report-with-text.html``, its mode is 0600, and no Markdown is written.
 
-    Returns:
-        The HTML file.
-
-    Raises:
-        RunError: a folder is not a measured run, several runs lack ``output``, or a run holds no generated text.
-        MissingPackageError: matplotlib is not installed.
+    Raises RunError if a folder is not an evaluated run, if several runs have no ``output``, or if a run holds no
+    generated text. Raises MissingPackageError if matplotlib is not installed.
     """
     if output is None and len(runs) > 1:
         raise RunError("a report of several runs has no default path; name it with --output FILE.html")
@@ -58,7 +54,7 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
 
 
 def report_document(runs: Sequence[Evidence], show_text: int = 0) -> Document:
-    """Build the document: the sections of a single run, or a comparison and a part for each of several runs."""
+    """Build the sections of one run. For several runs, build a comparison and a part for each run."""
     texts = {run.name: _texts_section(run, show_text) for run in runs} if show_text else {}
     warning = [Section("Handle with care", (Text(DO_NOT_PUBLISH, warning=True),))] if texts else []
     if len(runs) == 1:
@@ -83,7 +79,7 @@ def _sections(run: Evidence) -> list[Section]:
 
 
 def not_shown(run: Evidence) -> list[str]:
-    """Return a sentence for each part of the page that is left out because the run lacks its file or suite."""
+    """Return a sentence for each section that is left out because the run lacks its data."""
     notices = []
     row_sections = "Distributions, ROC curves and extraction row by row are not shown"
     if not run.rows:

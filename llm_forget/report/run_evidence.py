@@ -1,4 +1,4 @@
-"""The results of a run, read from its directory as plain data."""
+"""Read the results of a run from its directory as plain data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from llm_forget.evals.stats import Rows
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results, logs and provenance of a measured run; missing files are empty or None."""
+    """Results, logs and provenance of an evaluated run; missing files are empty or None."""
 
     name: str
     run: Run
     results: dict[str, Any]
-    rows: dict[str, Any]  # suite -> line -> role -> name -> {"ids", "values"}
+    rows: dict[str, Any]  # suite -> metric -> role -> name -> {"ids", "values"}
     log: list[dict[str, Any]]  # metrics.jsonl
     provenance: dict[str, Any]
     attacks: dict[str, dict[str, Any]]  # attack name -> attack.json
@@ -39,7 +39,7 @@ class Evidence:
 
     @property
     def verification_is_current(self) -> bool:
-        """Whether the policy was applied to the present results, not to those of an earlier evaluation."""
+        """Whether the verification is of the present results, not of an earlier evaluation."""
         return self.verification is not None and self.verification.get("results") == json_digest(self.suites)
 
     def has(self, role: str) -> bool:
@@ -47,7 +47,7 @@ class Evidence:
         return self.results["models"].get(role) is not None
 
     def scores(self, suite: str, line: str, role: str, name: str = "rows") -> tuple[list[str], Rows] | None:
-        """Return row ids and values ``[N]`` of a line, NaN for unscored rows; None if rows.json lacks them."""
+        """Return row ids and values ``[N]`` of a metric, NaN for unscored rows; None if rows.json lacks the metric."""
         row_scores = self.rows.get(suite, {}).get(line, {}).get(role, {}).get(name)
         if row_scores is None:
             return None
@@ -55,11 +55,7 @@ class Evidence:
 
 
 def read_run(path: str | Path, name: str | None = None) -> Evidence:
-    """Read a finished and measured run.
-
-    Raises:
-        RunError: the folder holds no run, or the run is unfinished or was not measured by this version.
-    """
+    """Read a run; raise RunError if it is missing, unfinished, or not evaluated by this version."""
     run = Run.open(path)
     results = read_results(run)
     return Evidence(
@@ -71,10 +67,9 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
-    """Read several runs. Each is named by its folder, preceded by parent folders if names would be equal.
+    """Read several runs, each named by its folder, with parent folders if two names would be equal.
 
-    Raises:
-        RunError: no path or a repeated path was passed, or `read_run` refuses one.
+    Raises RunError if ``paths`` is empty or has duplicates, or if a run cannot be read (see `read_run`).
     """
     folders = [Path(path).resolve() for path in paths]
     if not folders:
@@ -90,10 +85,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[Evidence]:
 
 
 def generated_texts(evidence: Evidence, count: int) -> list[tuple[str, str]]:
-    """Return ids of up to ``count`` rows and the texts that the unlearned model generated; prefer forget rows.
+    """Return row id and generated text of up to ``count`` rows of the unlearned model, of forget rows if possible.
 
-    Raises:
-        RunError: the run holds no generated text.
+    Raises RunError if the run holds no generated text.
     """
     files = (evidence.run.records / "unlearned").glob("*.jsonl")
     for file in sorted(files, key=lambda file: ("forget" not in file.name, file.name)):
@@ -116,7 +110,7 @@ def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the provenance of the oracle's run, at the path in the recipe or beside this run under the same name."""
+    """Return the provenance of the oracle's run; look at the path in the recipe, then beside this run."""
     oracle_path = run.config.get("oracle") if run.config_file.is_file() else None
     measured = results["models"].get("oracle")
     if oracle_path is None or measured is None:

@@ -1,4 +1,4 @@
-"""Compute the numbers behind the charts from row scores and from results."""
+"""Compute the numbers in the charts from scores of rows and from results."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,17 @@ import numpy as np
 from llm_forget.evals.metrics import metric_of
 from llm_forget.evals.stats import Rows, scored
 
-UTILITIES, FALLBACK = ("model_utility", "utility"), "retain_probability"  # names of lines
+UTILITIES, FALLBACK = ("model_utility", "utility"), "retain_probability"  # names of metrics
 
 
 def ecdf(values: Rows) -> tuple[Rows, Rows]:
-    """Return the sorted scored values and, for each, the share of rows with at most that value; both ``[n]``."""
+    """Return the sorted values without NaN, and for each the share of rows with at most that value; both ``[n]``."""
     x = np.sort(scored(values))
     return x, np.arange(1, len(x) + 1) / max(1, len(x))
 
 
 def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
-    """Return the quantile for each share, such as the median for 0.5; each is a scored value (inverse of `ecdf`)."""
+    """Return the quantile for each share, such as the median for 0.5; each quantile is one of the values."""
     scored_values = scored(values)
     if not len(scored_values):
         return [math.nan] * len(shares)
@@ -27,9 +27,9 @@ def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
 
 
 def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
-    """Return the false and true positive rates of "score >= t", both ``[t]``, for t falling from infinity.
+    """Return the false and true positive rates ``[t]`` of an ROC curve from (0, 0) to (1, 1).
 
-    The curve runs from (0, 0) to (1, 1). Ties are drawn as straight lines, so the area under it equals `stats.auc`.
+    Ties between members and non-members are drawn as straight lines, so the area under the curve equals `stats.auc`.
     """
     member_scores, nonmember_scores = np.sort(scored(members)), np.sort(scored(nonmembers))
     thresholds = np.unique(np.concatenate([member_scores, nonmember_scores]))[::-1]
@@ -43,10 +43,9 @@ def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
 def forget_distance(metrics: Mapping[str, Any]) -> float | None:
     """Return the distance of the unlearned model from the oracle: 0 at the oracle, 1 at the target or further away.
 
-    It is the mean of |unlearned - oracle| / |target - oracle|, each at most 1, over the lines with goal
-    ``match_oracle``; None if no line remains. A line is skipped if the intervals of target and oracle overlap: it has
-    nothing to forget, and dividing by a difference near 0 would give noise. Also skipped are metrics of the text,
-    because perplexity has no upper limit and would dominate the mean, and attacks that need the target.
+    It is the mean of min(1, |unlearned - oracle| / |target - oracle|) over the metrics with goal ``match_oracle``, or
+    None without such metrics. Metrics are skipped if the intervals of target and oracle overlap, because their ratio is
+    noise. Metrics of the generated text, such as perplexity, and attacks that need the target are skipped too.
     """
     distances = []
     for name, line in metrics.items():
@@ -66,15 +65,15 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def utility_line(metrics: Mapping[str, Any]) -> str | None:
-    """Return the utility line: the first in `UTILITIES`, else one of a utility metric, else `FALLBACK`, else None."""
+    """Return the name of the utility metric: the first of `UTILITIES`, else a marked one, else `FALLBACK`; or None."""
     marked = [name for name, line in metrics.items() if metric_of(line, name).utility]
     return next((name for name in (*UTILITIES, *marked, FALLBACK) if name in metrics), None)
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
-    """Return whether each point (distance, utility) is Pareto-optimal: low distance and high utility are better.
+    """Return whether each point (distance, utility) is Pareto-optimal; low distance and high utility are better.
 
-    A point with an unknown number is never optimal. Equal points are optimal together.
+    Equal points are optimal together. A point with an unknown number is never optimal.
     """
     complete_points = [(x, y) for x, y in points if x is not None and y is not None]
     return [

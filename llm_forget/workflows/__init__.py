@@ -1,1 +1,1 @@
-"""The workflows, one file for each action: they take settings and write a run or a model."""
+"""Workflows: each module implements one action that writes a run, a model or results."""

@@ -1,8 +1,4 @@
-"""Adopt an adapter from elsewhere: check its files, and copy it with a manifest into a new run.
-
-The checks show that the adapter is plain LoRA, complete and finite, fits the base and has an effect; later loads verify
-that it is unchanged. They do not show that it is good or has forgotten anything.
-"""
+"""Adopt an adapter from another source: check its files, and copy it with a manifest into a new run."""
 
 import shutil
 from collections.abc import Iterator
@@ -36,12 +32,9 @@ from llm_forget.models.load import load_base
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     """Describe an adapter from its files, without reading weights.
 
-    Returns:
-        ``base`` (as its configuration names it, unverified), ``rank``, ``modules`` (names), ``tensors`` and
-        ``parameters`` (counts), ``manifest`` (whether it has a manifest of this package, which is then enforced).
-
-    Raises:
-        AdapterRefused, FileNotFoundError: see `models.adapters.files.verify_adapter`.
+    Returns ``base`` (from its configuration, unverified), ``rank``, ``modules`` (names), the numbers of ``tensors`` and
+    ``parameters``, and ``manifest`` (whether it has a manifest of this package). Raises AdapterRefused or
+    FileNotFoundError; see `models.adapters.verification.verify_adapter`.
     """
     folder = Path(folder)
     manifest = verify_adapter(folder, trust=True)
@@ -66,22 +59,20 @@ def adopt(
     base_revision: str = "main",
     dtype: str = "float32",
 ) -> Run:
-    """Check an adapter, copy it into a new run, and write a manifest for it.
+    """Check that an adapter is plain LoRA, complete and finite, and fits the base; copy it with a manifest into a run.
 
-    Embeddings that PEFT saved with the adapter are dropped if they equal the base's; an adapter with other embeddings
-    is refused, because without them it would be a different model. The source folder is not changed. The run can be
-    used wherever a model can: as the target of `unlearn`, in `evaluate`, in `merge`.
+    The checks do not show what the adapter has forgotten. The source folder is not changed. Embeddings that PEFT saved
+    with the adapter are dropped if they equal the base's; otherwise the adapter is refused.
 
     Args:
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         output_dir: folder of the run; must be empty or not exist.
-        base: name of the base model; default: the one that the adapter's configuration claims.
+        base: name of the base model; default: the name in the adapter's configuration.
         base_revision: revision of a base on the Hub.
-        dtype: dtype of the base.
 
     Raises:
         AdapterRefused: see `models.adapters.files.load_adapter`.
-        ModelError: no base is given or claimed, or output_dir is not empty.
+        ModelError: the name of the base is missing, or output_dir is not empty.
     """
     refuse_processes("adopt", PartialState())
     folder, run, description = Path(folder), Run(Path(output_dir)), inspect_adapter(folder)
@@ -113,7 +104,7 @@ def adopt(
 
 @contextmanager
 def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
-    """Yield the folder; if its weights include the base's embeddings, a temporary copy without these."""
+    """Yield the folder; if its weights include embeddings equal to the base's, yield a temporary copy without them."""
     from safetensors.torch import load_file, save_file
 
     extra = saved_embeddings(model, safe_read.read_header(folder / ADAPTER_WEIGHTS))
@@ -134,7 +125,7 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
 
 
 def _same(saved: Any, weight: Any) -> bool:
-    """Return whether two tensors are equal after one is cast to the other's dtype."""
+    """Return whether two tensors are equal after casting one to the dtype of the other."""
     import torch
 
     weight = weight.detach().cpu()

@@ -1,7 +1,6 @@
-"""Evaluate target, unlearned model and oracle side by side; measure each model once on each split, then score it.
+"""Evaluate target, unlearned model and oracle: measure each model once on each split, then compute the metrics.
 
-The oracle comes first, because forget quality compares with it. A suite defines what is measured; see `evals/suite.py`.
-Under ``accelerate launch`` every process measures its share of the rows; the main process computes the scores.
+Under ``accelerate launch``, each process measures a share of the rows, and the main process computes the metrics.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ from llm_forget.models.load import load_tokenizer
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
-ROW_KEYS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # recipe keys about the rows
+ROW_KEYS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that affect the rows
 
 
 def evaluate(
@@ -57,32 +56,29 @@ def evaluate(
     records: str | Path | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Measure a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
+    """Evaluate a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
 
     Args:
         run: a finished run, or any model (Hub id, folder, adapter), for which only the cache is written.
         suite: names of shipped suites or YAML files, as a list or comma-separated; default: the run's, else ``basic``.
-        target: the model before unlearning; default: the one that the run unlearned from.
+        target: the model before unlearning; default: the model that the run unlearned from.
         target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
         oracle: a model never trained on the forget rows; default: the run's ``oracle``; without one, an empty column.
-        limit: maximum number of rows of each probe, a seeded sample.
+        limit: maximum number of rows of each probe, sampled with a fixed seed.
         batch_size: maximum number of sequences in a batch; halved when memory runs out.
-        show_text: print this many generations of each model to the terminal; they are never written to results.
-        vllm: let vLLM generate (the extra of that name; a GPU).
+        show_text: number of generations of each model to print to the terminal; they are never written to results.
+        vllm: generate with vLLM, which needs a GPU and the extra of that name.
         quiet: print nothing.
         keep: write results.json and rows.json into the run; records are written in any case.
-        records: folder for the records, texts included, of a model that is not a run; default: the cache.
-        overrides: keys of a recipe that replace the run's, e.g. ``data_path``, ``forget``, ``splits``, ``dtype``.
+        records: folder for the records, generated texts included, of a model that is not a run; default: the cache.
+        overrides: recipe keys that replace the run's, such as ``data_path``, ``forget``, ``splits`` or ``dtype``.
 
     Returns:
-        The content of results.json; an unscored value is None. It includes earlier results of other suites for the same
-        models and rows. All processes return the same.
+        The content of results.json, the same in all processes. A value is None if it could not be computed. Earlier
+        results of other suites for the same models and rows are included.
 
-    Raises:
-        MissingPackageError: ``vllm`` without that package.
-        ConfigError, DataError, EvaluationError, ModelError: an unknown suite, key, split or column, two suites of one
-            name, models with different tokenizers, lm-eval tasks or vLLM with several processes, a model that vLLM does
-            not support, or a launch with another number of processes than requested or with sharded models.
+    Raises MissingPackageError if vLLM is requested but not installed. Raises ConfigError, DataError, EvaluationError or
+    ModelError if suites, rows, models and settings do not fit together.
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides, writes=keep or records is None)
@@ -122,12 +118,10 @@ def evaluate(
 
 
 def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
-    """Refuse, before hours of training, suites that cannot evaluate the run of a recipe.
+    """Check before training that the suites can evaluate the run of a recipe. Tokenises all rows, but loads no weights.
 
-    Reads and tokenises the rows of all probes, as `evaluate` will; loads no weights.
-
-    Raises:
-        ConfigError, EvaluationError: a missing split or column, an oracle with another vocabulary, or an unknown suite.
+    Raises ConfigError or EvaluationError for a missing split or column, an unknown suite, or an oracle with another
+    vocabulary.
     """
     suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
     tokenizer = _common_tokenizer(_evaluated_models(config, None, None, config.get("oracle"), None))
@@ -143,14 +137,14 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
 
 
 def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
-    """Refuse lm-eval tasks and metrics that do not exist."""
+    """Raise an error for lm-eval tasks and metrics that do not exist."""
     for task in tasks:
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
         check_metric(task.task, task.metric)
 
 
 def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
-    """Refuse a model without a recipe (it is not a run) if the options do not name all rows that a suite needs."""
+    """Raise ConfigError if ``model`` is not a run and the options lack rows that a suite needs."""
     for suite in suites.values():
         lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
         if lacking:
@@ -165,7 +159,7 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
-    """Refuse lm-eval tasks in several processes, because each process would measure every row."""
+    """Raise ConfigError for lm-eval tasks in several processes, because each process would measure every row."""
     for suite in suites.values():
         if suite.tasks and processes > 1:
             raise ConfigError(
@@ -175,7 +169,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
 
 
 def _through_vllm(models: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
-    """Let vLLM generate the texts of the models; refuse unsupported models before other probes take hours."""
+    """Set the models to generate with vLLM; raise an error if vLLM does not support one of them."""
     if processes > 1:
         raise ConfigError("vLLM distributes the work itself; evaluate without accelerate launch, or without vllm")
     for evaluated in models.values():
@@ -211,7 +205,7 @@ def _configuration(
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
-    """Raise ConfigError for keys and values that are not valid in a recipe; ``of``: the command, for the message."""
+    """Raise ConfigError for keys and values that are not valid in a recipe; ``of`` is the command in the message."""
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
         if key not in allowed:
@@ -220,7 +214,7 @@ def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
 
 
 def _check_type(key: str, value: Any) -> None:
-    """Check the type of an override here, because only recipes are checked when a run starts."""
+    """Raise ConfigError if the value of an override has the wrong type."""
     if key in MAPPINGS and value is not None and not isinstance(value, dict):
         raise ConfigError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
@@ -235,7 +229,7 @@ def _check_type(key: str, value: Any) -> None:
 def _evaluated_models(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
-    """Return the models to measure, by role; leave out roles without a model."""
+    """Return the models to evaluate by role; roles without a model are left out."""
     model = model_part(config)
     models = {}
     if oracle is not None:
@@ -255,12 +249,12 @@ def _evaluated_models(
 
 
 def _same_precision(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
-    """Return a configuration with the precision of ``model`` for another model and its revision."""
+    """Return the configuration of another model with the precision of ``model``."""
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
 
 
 def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
-    """Load the tokenizer; refuse models with other vocabularies, because values per token are compared."""
+    """Load the tokenizer; raise ConfigError if vocabularies differ, because values per token are compared."""
     tokenizer = load_tokenizer(models["unlearned"].model)
     for role, evaluated in models.items():
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
@@ -272,12 +266,12 @@ def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Return tokens and ids, without the placeholder tokens that GGUF adds to the vocabulary."""
+    """Return the id of each token, without the placeholder tokens that GGUF adds."""
     return {word: number for word, number in tokenizer.get_vocab().items() if word != f"[PAD{number}]"}
 
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
-    """Read the splits and tokenise the rows of each probe; also return digests of the splits that the run defines."""
+    """Read the splits and tokenise the rows of each probe; also return a digest of each split that the run defines."""
     template = template_for(tokenizer, **{k: config[k] for k in TEMPLATE_KEYS if config.get(k) is not None})
     length: dict[str, Any] = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
@@ -295,13 +289,13 @@ def _run_source(name: str, config: dict[str, Any]) -> Any:
 
 
 def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Return the source of a split: the run's, otherwise the suite's."""
+    """Return the source of a split from the run's configuration, or from the suite if the run does not define it."""
     source = _run_source(name, config)
     return source if source is not None else suite.data.get(name)
 
 
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Load the rows of a split from the run's source, otherwise from the suite's."""
+    """Load the rows of a split from its source; raise ConfigError if no source is defined."""
     source = _source_of(name, suite, config)
     if source is None:
         split_names = sorted(
@@ -311,13 +305,13 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
             f"suite '{suite.name}' needs the split '{name}', which neither the run nor the suite defines "
             f"({did_you_mean(name, split_names)}); add it to `splits` of the recipe"
         )
-    # A field map renames columns of the user's data; the suite's own data needs no renaming.
+    # `fields` renames columns of the user's data; the suite's own data has the right names.
     fields = config.get("fields") if _run_source(name, config) is not None else None
     return load_source(source, split_name=name, data_path=config.get("data_path"), fields=fields)
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """Return ``count`` rows of the first generating probe, evenly spaced, with each model's text and the reference."""
+    """Return ``count`` evenly spaced rows of the first generating probe: prompt, reference and each model's text."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
@@ -335,5 +329,5 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """Return ``count`` evenly spaced indices below ``rows``; index i is shifted by i, in case the rows are periodic."""
+    """Return ``count`` evenly spaced indices below ``rows``; shift the i-th by i, because the rows may be periodic."""
     return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -1,8 +1,7 @@
-"""Export a model in 4 or 8 bit, or as one GGUF file; read the files back, and evaluate them like the run.
+"""Export a model in 4 or 8 bit or as one GGUF file, verify the written files, and evaluate the exported model.
 
-Rounding weights can restore what was forgotten (arXiv:2410.16454). So an exported form is a separate model with its own
-digest and its own results. The evaluation rounds only weights. Engines that also round activations, as llama.cpp does
-below 16 bit, give slightly different answers.
+Rounding weights can restore what was forgotten (arXiv:2410.16454), so an exported model has its own digest and results.
+The evaluation rounds only weights. llama.cpp below 16 bit also rounds activations and can give other answers.
 """
 
 import dataclasses
@@ -42,8 +41,7 @@ from llm_forget.workflows.merge import merge, refuse_inside
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
-# Texts for the reported loss of a form. The check of the read-back files adds random tokens, which cover more of the
-# model but are not representative of the loss.
+# Texts for the reported difference between model and exported form; random tokens are used only to verify the files.
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
@@ -67,29 +65,28 @@ def export(
     quiet: bool = False,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Write a model in another form, verify the files by reading them back, and evaluate form and model.
+    """Write a model in another form, read the files back to verify them, and evaluate the model and its exported form.
 
     Args:
         model: a run, whose adapter is merged first, or a full model: a folder, a Hub id or a .gguf file.
         form: one of `FORMS`.
-        output_dir: must be empty or not exist; it is filled only when everything has succeeded.
-        measure: evaluate the written model on the run's suite and rows, or those given here; write ``results.json``.
+        output_dir: must be empty or not exist; it is filled only if everything succeeds.
+        measure: evaluate on the run's suite and rows, or on those given here, and write ``results.json``.
         suite, target, oracle, limit, batch_size: see `evaluate`; by default those of the run.
         quiet: print neither tables nor progress.
-        overrides: keys of a recipe that define the rows of the evaluation, such as ``forget`` and ``retain``.
+        overrides: recipe keys that define the rows of the evaluation, such as ``forget`` and ``retain``.
 
     Returns:
-        The content of export.json: ``of`` (name and digest of the model), ``form``, ``digest`` of the written model,
-        ``max_abs_logit_difference`` and ``mean_kl`` (nats per token): how far the form is from the model on a few
-        texts; ``as_read``: the same two numbers for the files read back and the rounded weights; ``tolerance``: the
-        largest difference allowed in ``as_read``; ``files``: digests; after an evaluation also ``results`` and
-        ``model_results``: contents of results.json.
+        The content of export.json. ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) compare the exported
+        form with the model on a few texts. ``as_read`` compares the files read back with the rounded weights, and
+        ``tolerance`` limits its logit difference. After an evaluation, ``results`` are of the exported form and
+        ``model_results`` of the model.
 
     Raises:
-        ModelError, ConfigError, DataError: an unknown form, a model that the form does not support, files that read
-            back as a different model, a folder that is not empty, or missing rows; no files are left behind.
+        ModelError, ConfigError, DataError: the form is unknown or does not support the model, the files read back as
+            another model, the folder is not empty, or rows are missing. No files are left behind.
         MissingPackageError: GGUF without the package gguf.
-        AdapterRefused: a merged model that differs from its merge.json.
+        AdapterRefused: a merged model differs from its merge.json.
         OSError: the disk is full; no files are left behind.
     """
     out = Path(output_dir)
@@ -137,7 +134,7 @@ def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) ->
 
 
 def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (suite, question, answer of the form) for each verdict that the model passes and the form fails."""
+    """Return (suite, question, answer) for each verdict that the model passes and its exported form fails."""
     if "results" not in report:
         return []
     return [
@@ -150,7 +147,7 @@ def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _refuse_gguf(model: str) -> None:
-    """Refuse models that GGUF does not support, before merging or evaluating."""
+    """Raise an error if GGUF does not support the model, before it is merged or evaluated."""
     import importlib.util
 
     if importlib.util.find_spec("gguf") is None:
@@ -178,7 +175,7 @@ class _ExportJob:
         return path.resolve().name if path.exists() else self.model
 
     def full_model(self) -> str:
-        """Return the full model: the given one; for a run with an adapter, merge it into its base first."""
+        """Return the location of the full model; merge the adapter of a run into its base first."""
         if self.run is not None and self.run.adapter.is_dir():
             logger.info("export: merging '%s'", self.run.path.name)
             merge(self.run.path, self.temporary / "merged", measure=False)
@@ -189,17 +186,14 @@ class _ExportJob:
         return source.location if source.kind in ("folder", "gguf") else self.model
 
     def model_results(self) -> dict[str, Any]:
-        """Evaluate the model itself, before its form is written, on the same rows as the form.
-
-        It comes first to detect missing rows early. It is cheap for a run, whose records are reused.
-        """
+        """Evaluate the model on the rows of the export; it runs before the export, to detect missing rows early."""
         logger.info("export: evaluating '%s' itself", self.name)
         if self.run is None:
             return self.results_of(self.model)
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def results_of(self, model: str) -> dict[str, Any]:
-        """Evaluate a model on the run's or the given rows; the texts that it generates are deleted."""
+        """Evaluate a model on the given rows or those of the run; the generated texts are deleted after the export."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)
@@ -225,7 +219,7 @@ class _ExportJob:
 
 
 def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
-    """Write a form and its export.json into a new folder; refuse it if the files read back differently."""
+    """Write a form and its export.json into a new folder; raise ModelError if the files read back differently."""
     full = job.full_model()
     folder.mkdir()
     args = ModelConfig(

@@ -67,30 +67,28 @@ def merge(
     or pruned (ties, magnitude_prune, dare_linear, dare_ties); see `models.merging.combinations`.
 
     Args:
-        run: a finished run that trained an adapter, or several of one base.
+        run: a finished run that trained an adapter, or several such runs on the same base.
         output_dir: must be empty or not exist, and must not be inside a source model, a run or an adapter.
-        scales: one number per run; a negative one subtracts what was learned (task vectors, arXiv:2212.04089).
+        scales: one number per run; a negative number subtracts what was learned (task vectors, arXiv:2212.04089).
         combination: default: cat, or svd if ``rank`` is given.
-        density: share of the weights of each change that is kept; default 0.5.
-        majority: sign election of ties, by sum (total) or by count (frequency).
-        seed: random seed of dare.
+        density: share of the weights of each change that pruning keeps; default 0.5.
+        majority: how ties elects the sign of a weight: by sum (total) or by count (frequency).
+        seed: random seed of dare_linear and dare_ties.
         rank: rank of svd.
-        as_adapter: write a run with one adapter in place of a full model; cat and svd only.
+        as_adapter: write a run with one adapter instead of a full model; cat and svd only.
         base_precision: for a 4- or 8-bit base: "trained" merges into the dequantised base that was trained on;
             "original" merges into the unquantised weights, which may undo the forgetting.
-        tolerance: largest allowed logit difference between adapters and file; the default depends on the dtype.
-        dtype: dtype of the file; default: that of training.
+        tolerance: maximum logit difference between adapters and written model; the default depends on the dtype.
+        dtype: dtype of the written model; default: that of training.
         max_shard_size: maximum size of one file of weights, such as 2GB.
-        measure: evaluate the written model with the run's data and suite, into ``output_dir/results.json``; default:
-            only for one run and "original", which differs from the evaluated model.
+        measure: evaluate the written model with the run's data and suite. By default, it is evaluated only for one run
+            with "original", because this model has other weights than the evaluated run.
 
     Returns:
-        The report of `merge_adapters` or `combine_adapters` as in ``merge.json``, with ``sources`` and ``beneath`` (the
-        base), and ``results`` if the model was evaluated.
+        The content of merge.json, and ``results`` if the model was evaluated.
 
-    Raises:
-        ModelError, RunError: a run has no adapter or is incomplete, runs of different bases, a setting outside its
-            bounds, logits that differ by more than the tolerance, or rows for the evaluation that no longer exist.
+    Raises ModelError or RunError if a run has no adapter or is incomplete, the runs have different bases, a setting is
+    invalid, the logits differ by more than the tolerance, or the rows for the evaluation no longer exist.
     """
     refuse_processes("merge", PartialState())
     runs = [_with_adapter(path) for path in ([run] if isinstance(run, str | Path) else run)]
@@ -181,7 +179,7 @@ def _refuse_full_model_settings(*settings: Any) -> None:
 
 
 def refuse_inside(folder: Path, models: Sequence[str]) -> None:
-    """Refuse an output folder that is inside a run, an adapter, or one of ``models``."""
+    """Raise ModelError if an output folder is inside a run, an adapter, or one of ``models``."""
     output = folder.resolve()
     for parent in (output, *output.parents):
         if any((parent / name).is_file() for name in ("run.json", ADAPTER_CONFIG)):
@@ -195,7 +193,7 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
-    """Describe the sources and the base of a merge; refuse runs of different bases, or one trained on another."""
+    """Describe the sources and the base of a merge; raise ModelError if the runs do not have the same base."""
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (base, _) in zip(runs, digests, strict=True):
@@ -221,7 +219,7 @@ def _base(run: Run) -> str:
 
 
 def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
-    """Return the dtype in which the base is loaded: that of training, or ``dtype`` if the runs differ."""
+    """Return the dtype for loading the base: that of training, or ``dtype`` if the runs have different ones."""
     trained = [run.config.get("dtype") or "float32" for run in runs]
     if len(set(trained)) == 1:
         return trained[0]
@@ -233,7 +231,7 @@ def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
 def _combined(
     first: Run, args: Any, parts: Sequence[Part], folder: Path, rule: Rule, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a run of kind `COMBINE` with the combined adapter; it can be used wherever a model can."""
+    """Write the combined adapter as a run of kind `COMBINE`, and return its merge report."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"output_dir '{folder}' exists and is not empty; choose another")
     if len(parts) == 1 and parts[0].scale == 1 and rule.combination == "cat":
@@ -253,7 +251,7 @@ def _combined(
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:
-    """Return the deletion request that a run was trained for, if its lists of row ids no longer exist."""
+    """Return the deletion request that a run was trained for if its list of row ids was removed, otherwise None."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
     matches = (REQUEST_LIST.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
     return next((match[1] for match in matches if match), None)
@@ -265,7 +263,7 @@ def evaluate_command(folder: str | Path) -> str:
 
 
 def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Refuse, before a model is written, a run whose rows for the evaluation can no longer be read."""
+    """Raise an error if the rows for the evaluation of a run cannot be read; called before a model is written."""
     request = closed_request(config)
     if request is not None:
         raise ModelError(

@@ -1,14 +1,8 @@
-"""Sweep: run a recipe with every combination of the values of some keys, or print the commands for a cluster.
+"""Run a recipe with every combination of some values, or print the commands for a cluster.
 
-::
-
-    <output_dir>/
-      learning_rate-1e-05_beta-0.1/   an ordinary run, evaluated
-      sweep.json                      the grid, the status of each run, and the Pareto-optimal runs
-      sweep.md                        the comparison of the runs (written by the command)
-
-Finished runs and evaluations are not repeated. Run the command again after an interruption, after the jobs that
-``--plan`` printed, or with more values in the grid: it trains and evaluates only what is missing.
+Each combination is an evaluated run in a folder such as ``learning_rate-1e-05_beta-0.1``. ``sweep.json`` holds the
+grid, the status of each run and the Pareto-optimal runs; the command also writes a comparison, ``sweep.md``. A
+repeated sweep, also one with more values, trains and evaluates only the missing runs.
 """
 
 import contextlib
@@ -63,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep whose recipe, grid and runs are checked."""
+    """A sweep; its recipe, grid and runs have been checked."""
 
     recipe: str  # as given
     file: Path
@@ -77,7 +71,7 @@ class Plan:
         return [load_suite(name) for name in self.suite.split(",")]
 
     def configs(self, point: Point) -> Configs:
-        """Parse the configuration of one run; an error names the run."""
+        """Parse the configuration of one run; errors name the run."""
         try:
             return config.from_keys(config.load_yaml(self.file), UnlearnConfig, overrides=point.options)
         except ValueError as error:
@@ -112,11 +106,10 @@ def sweep(
         overrides: command-line options for every run, such as ``["--seed", "1"]``.
 
     Returns:
-        The content of sweep.json; a failed run has the status ``failed`` and an ``error``, and the others still run.
-        With the override ``dry_run`` everything is checked, nothing is written, and missing runs are ``waiting``.
+        The content of sweep.json. A failed run has the status ``failed`` and an ``error``; the sweep continues with the
+        next run. With the override ``dry_run`` everything is checked and nothing is written.
 
-    Raises:
-        ConfigError, MissingFileError: one of the runs would be refused; nothing was trained.
+    Raises ConfigError or MissingFileError if one of the runs is invalid; then nothing was trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("sweep runs in one process; for several use --plan commands --accelerate_config ddp")
@@ -135,11 +128,7 @@ def plan_sweep(
     suite: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """Plan the runs of a sweep, with all checks that need neither rows nor models; arguments as for `sweep`.
-
-    Raises:
-        ConfigError: an unknown key or value, equal runs, or a suite that a run has no rows for.
-    """
+    """Plan the runs of a sweep without reading rows or models; raise ConfigError if a key or value is invalid."""
     file = resolve("recipes", str(recipe))
     axes = checked_axes(grid, config.keys_of(UnlearnConfig), {*config.CONTROL_KEYS, "suite"})
     output_name = output_dir or config.load_yaml(file).get("output_dir")
@@ -164,7 +153,7 @@ def plan_sweep(
 
 
 def _refuse_equal(points: Sequence[Point], configs: Sequence[Configs]) -> None:
-    """Refuse points with the same configuration, which would train one run under two names."""
+    """Raise ConfigError if two combinations have the same configuration."""
     first: dict[str, Point] = {}
     for point, point_configs in zip(points, configs, strict=True):
         digest = json_digest(config.identity(config.resolved(*point_configs)))
@@ -190,7 +179,7 @@ def _check_all(plan: Plan) -> None:
         data, train, model = plan.configs(point)
         run = Run(point.path)
         if run.complete and not train.overwrite:
-            # A run from a printed plan may have used several processes; their number is part of its identity.
+            # A run from printed commands may have used several processes; their number is part of its identity.
             processes = {k: v for k, v in run.state["identity"].items() if k == "processes"}
             run.refuse_other(UNLEARN.name, config.identity(config.resolved(data, train, model)) | processes)
             continue
@@ -230,7 +219,7 @@ def _execute(plan: Plan) -> dict[str, Any]:
 
 
 def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
-    """Return the first entry of each run in sweep.json, before missing runs are started."""
+    """Return the entry of each run in sweep.json before the missing runs are started."""
     missing = plan.missing()
     return {
         p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
@@ -254,7 +243,7 @@ def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()  # each run reports its own peak
+            torch.cuda.reset_peak_memory_stats()  # so that each run reports its own peak
     return {"status": "complete", "error": None}
 
 
@@ -289,12 +278,8 @@ def _duration(seconds: float) -> str:
 def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes: int | None = None) -> list[str]:
     """Return a shell line for each unfinished run: unlearn, then evaluate.
 
-    Args:
-        accelerate_config: name or file, passed to `unlearn`.
-        num_processes: replaces the number of processes in that configuration.
-
-    Raises:
-        ConfigError, MissingFileError: the launch configuration does not exist or cannot start that many processes.
+    ``num_processes`` replaces the number of processes in the launch configuration. Raises ConfigError or
+    MissingFileError if that configuration does not exist or cannot start that many processes.
     """
     launch: list[str] = []
     if accelerate_config is not None:
@@ -312,7 +297,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
 
 def slurm_script(lines: Sequence[str], name: str) -> str:
-    """Return an sbatch script of an array job whose task *i* runs line *i*; ``lines`` must not be empty."""
+    """Return an sbatch script of an array job; each task runs one of ``lines``, which must not be empty."""
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
     points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return f"""#!/bin/bash

@@ -1,4 +1,4 @@
-"""The grid of a sweep: parse and check its recipe keys and values, and format them as options and folder names."""
+"""The grid of a sweep: parse and check its keys and values, and format them as options and folder names."""
 
 import contextlib
 import numbers
@@ -17,11 +17,7 @@ ALIASES = {"lr": "learning_rate"}
 
 
 def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Parse ``KEY=VALUE,VALUE`` words into a grid; also return the options for every run.
-
-    Args:
-        words: the rest of the command line: ``--key value`` options, and further ``KEY=VALUE,VALUE`` words.
-    """
+    """Parse ``KEY=VALUE,VALUE`` words into a grid; also return the ``--key value`` options in ``words``."""
     axes: list[str] = list(grid_words)
     options: list[str] = []
     after_key = False
@@ -60,12 +56,8 @@ def _scalar(word: str) -> Any:
 def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: set[str]) -> dict[str, list[Any]]:
     """Check a grid and resolve aliases; return full keys and their values.
 
-    Args:
-        allowed: the keys of a recipe.
-        control: keys that do not change the trained adapter.
-
-    Raises:
-        ConfigError: a key that is unknown, a control key, repeated or without values; or an empty grid.
+    Raises ConfigError if the grid is empty, or if a key is not in ``allowed``, is in ``control`` (the keys that do not
+    change the trained adapter), is repeated, or has no values.
     """
     axes: dict[str, list[Any]] = {}
     for name, values in grid.items():
@@ -114,7 +106,7 @@ def as_name(value: Any) -> str:
 
 
 def as_option(key: str, value: Any) -> str:
-    """Format a value for the command line of `unlearn`: text unchanged; others, and values of dotted keys, as YAML."""
+    """Format a value for the command line: text unchanged, but other types and values of dotted keys as YAML."""
     if isinstance(value, str) and "." not in key:
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

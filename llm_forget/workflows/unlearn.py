@@ -22,16 +22,12 @@ def main(argv: Sequence[str]) -> Run:
 
 
 def unlearn(**keys: Any) -> Run:
-    """Unlearn with the keys of a recipe as arguments.
+    """Unlearn with the keys of a recipe as arguments; return the finished `Run`, whose adapter is in ``run.adapter``.
 
     Example:
         ``unlearn(model_name_or_path="org/model", forget="forget.jsonl", retain="retain.jsonl", output_dir="runs/a")``
 
-    Returns:
-        The finished `Run`; its adapter is in ``run.adapter``.
-
-    Raises:
-        ConfigError, DataError, RunError: an invalid key, row or combination; the message names it and says what to do.
+    Raises ConfigError, DataError or RunError for an invalid key, row or combination of keys.
     """
     return run_unlearning(*from_keys(keys, UnlearnConfig))
 
@@ -62,7 +58,7 @@ def _mapping(value: Any) -> dict[str, Any] | None:
 def _check_keys(
     data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: GradientCombiner | None
 ) -> None:
-    """Refuse missing rows, keys that have no effect with this objective, and suites and oracles that do not exist."""
+    """Raise an error for missing rows, keys without effect on this objective, and unknown suites and oracles."""
     splits = objective.splits()
     for split in splits:
         if getattr(data, split) is None:

@@ -1,8 +1,6 @@
 """The model card of a run: what was unlearned and how, the results, their limits, and how to load the model.
 
-Numbers come from results.json and the files beside it, through the sections of the report; facts that no file holds,
-such as a contact, come from `CardStatements`. The card contains no text of rows, no row ids, no plain digests of rows
-and no local paths.
+The card contains no text of rows, no row ids, no plain digests of rows and no local paths.
 """
 
 import functools
@@ -38,12 +36,12 @@ TEMPLATE = "card.md.jinja"
 
 
 class Markdown(str):
-    """Markdown that must not be escaped again."""
+    """Markdown text; the template inserts it without escaping."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Repository and revision of the model, for the loading code."""
+    """Repository and revision in the code that loads the model."""
 
     repository: str = "ORG/NAME"
     revision: str = "main"
@@ -57,16 +55,15 @@ def card(
     place: Place | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Render the card as Markdown with its YAML head.
+    """Render the card as Markdown with a YAML header.
 
     Args:
-        statements: default: those that `write_card` saved in the run.
-        merged: folder written by `merge` or `export`, if that model is published instead of the adapter.
-        history: earlier versions, newest last; see `ledger_gate.history`.
+        statements: facts from the publisher, such as a contact; default: those that `write_card` saved in the run.
+        merged: folder of a model written by `merge` or `export`, if that model is published instead of the adapter.
+        history: model versions from `ledger_gate.history`, oldest first.
 
-    Raises:
-        RunError: the run is unfinished or was not measured.
-        OSError, PublishError: a statement is invalid; see also `row_digests.row_key`.
+    Raises RunError if the run is unfinished or was not evaluated, PublishError if a statement is invalid or the run is
+    read-only, and OSError if the disk is full.
     """
     evidence = public(with_results_of(run if isinstance(run, Evidence) else read_run(run), merged))
     statements = checked(statements or saved_statements(evidence.run.path))
@@ -92,14 +89,14 @@ def _template() -> Any:
 
 
 def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
-    """Return the run; if a merged or exported model was measured itself, with the results of that model."""
+    """Return the evidence; if the model in ``merged`` was evaluated, its results replace those of the run."""
     if merged is None or not (merged / "results.json").is_file():
         return evidence
     results, key = read_results(Run(merged)), row_key(evidence.run.path)
     run_suites, merged_suites = (
         public_results(content, key)["suites"] for content in (evidence.results, results)
     )  # digests of pulled results are keyed already
-    # A folder has no recipe, so all its keys are overrides. On the same rows, drop those that the run's recipe has.
+    # A merged model has no recipe, so all keys are overrides. If the rows are equal, drop the keys of the run's recipe.
     for name, suite in results["suites"].items():
         run_splits = run_suites.get(name, {}).get("splits")
         if run_splits is not None and run_splits == merged_suites[name].get("splits"):
@@ -110,11 +107,9 @@ def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
 def write_card(
     run: str | Path, statements: CardStatements | None = None, *, output: str | Path | None = None, **options: Any
 ) -> Path:
-    """Write the card into the run or to ``output``, and save the statements for later cards and `push`.
+    """Write the card to ``output`` (default: into the run), and save the statements for later cards and `push`.
 
-    Args:
-        statements: fields that are None are taken from the saved statements.
-        options: see `card`; a merged model is checked against the run first.
+    Statements that are None keep their saved values. ``options`` are the keyword arguments of `card`.
     """
     if output is not None and Path(output).is_dir():
         raise PublishError(f"output '{output}' is a folder; name a file, such as {Path(output) / CARD}")
@@ -181,17 +176,17 @@ def _content(
 
 
 def subsections(sections: Sequence[Section]) -> Markdown:
-    """Render sections as Markdown, with headings one level deeper than in a report; empty if all sections are."""
+    """Render sections as Markdown with headings of level 3 and deeper; return an empty text if there is no content."""
     contents = document("", "", list(sections))
     if not contents.sections:
         return Markdown("")
     text = to_markdown(contents).split("\n", 1)[1].strip()
-    text = re.sub(r"(?m)^(#.*\n\n)\*\*.*\*\*\n\n(?=\|)", r"\1", text)  # drops a table title that repeats the heading
-    return Markdown(re.sub(r"(?m)^#", "##", text))  # values never begin with #: it is escaped
+    text = re.sub(r"(?m)^(#.*\n\n)\*\*.*\*\*\n\n(?=\|)", r"\1", text)  # remove table titles that repeat the heading
+    return Markdown(re.sub(r"(?m)^#", "##", text))  # deeper headings; a # in a value is escaped
 
 
 def attack_tables(evidence: Evidence) -> list[str]:
-    """Render a heading and a table for each attack, with values before and after it."""
+    """Render a heading and a table for each attack, with the metrics before and after it."""
     columns = ("metric", "unlearned", "attacked", "oracle", "oracle, attacked", "excess")
     tables = []
     for name, attack in evidence.attacks.items():

@@ -1,4 +1,4 @@
-"""The facts of a model card other than results: method, data, energy and limits."""
+"""The contents of a model card other than results: method, data, energy and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ GENERAL_LIMITS = (
 
 
 def other_origin(evidence: Evidence) -> str:
-    """Describe the origin of a model that no unlearning run made; empty for an unlearning run."""
+    """Describe how a model was made if it was not made by unlearning; empty for an unlearning run."""
     return kind_of(evidence.run).origin(evidence.provenance)
 
 
@@ -81,14 +81,14 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Build the table of splits: number of rows and their digest (keyed by `public`); the table never shows ids."""
+    """Build a table of the number of rows and the digest of each split. `public` must have keyed the digests before."""
     data = evidence.provenance.get("data", {})
     rows = tuple((split, Number(f"{part['rows']:,}"), str(part["digest"])) for split, part in data.items())
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
 
 
 def energy(evidence: Evidence, watts: float | None) -> str:
-    """Estimate the energy in kWh with its assumptions, or state why there is no estimate."""
+    """Estimate the energy in kWh and state the assumptions, or state why there is no estimate."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return "The duration of the run is not recorded, so its energy is not known."
@@ -103,7 +103,7 @@ def energy(evidence: Evidence, watts: float | None) -> str:
 
 
 def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
-    """Return sentences on what was not measured and what no measurement can show; never empty."""
+    """Return sentences about missing measurements, and about what measurements cannot show."""
     sentences = []
     if not evidence.has("oracle"):
         sentences.append("No oracle was measured, so there is no reference for a model that never saw these rows.")

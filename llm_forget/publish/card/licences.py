@@ -1,7 +1,4 @@
-"""Licence ids of the Hub; any other licence is `other` with a custom name.
-
-Source: https://huggingface.co/docs/hub/repositories-licenses (2026); the Hub's client has no such list.
-"""
+"""Licence ids of the Hub, from https://huggingface.co/docs/hub/repositories-licenses (2026)."""
 
 OTHER = "other"
 IDS = """

@@ -1,4 +1,4 @@
-"""The YAML head of a model card, which the Hub reads. It holds every number of results.json unrounded."""
+"""The YAML header of a model card, which the Hub reads. It holds all results unrounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llm_forget.core.formats.publication import CardStatements
 
-UNSCORED = "unscored"  # replaces null of results.json, which the Hub does not allow
+UNSCORED = "unscored"  # instead of the null in results.json, which the Hub does not allow
 TASK = "text-generation"
 FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # key: whether the exported form is a GGUF file
 
@@ -27,7 +27,7 @@ FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # key: whether the export
 def card_data(
     evidence: Evidence, statements: CardStatements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
 ) -> ModelCardData:
-    """Build the metadata of a card; ``form`` is the content of export.json, if an exported form is published."""
+    """Build the metadata of a card; ``form`` is the content of export.json if an exported model is published."""
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}
@@ -46,7 +46,7 @@ def card_data(
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """Return an entry for each line of each suite; its arguments add interval, rows, goal, target and oracle."""
+    """Return an entry for each metric of each suite, with interval, numbers of rows, goal, and other models' values."""
     from huggingface_hub import EvalResult
 
     return [
@@ -62,7 +62,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def datasets(config: dict[str, Any]) -> list[str]:
-    """Return the Hub data sets that a recipe names; a bare path may be a folder and is skipped."""
+    """Return the Hub data sets of a recipe; skip paths without name, split or revision, which may be local folders."""
     names: list[str] = []
     for split in ("train", "forget", "retain", "holdout"):
         spec = config.get(split)
@@ -79,7 +79,7 @@ def _value(line: dict[str, Any]) -> float | str:
 
 
 def _summary(line: dict[str, Any]) -> dict[str, Any]:
-    # The Hub client drops null values from mappings, so drop them here: the head is then read back as written.
+    # The Hub client drops null values from mappings. Drop them here too, so that reading back gives equal metadata.
     fields = {"ci": line["ci"], "n": line["n"], "n_unscored": line["n_unscored"]}
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -90,7 +90,7 @@ def _other_models(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suite_args(suite: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the suite's definition, the row limit, and the overridden recipe keys; None without any of these."""
+    """Return the suite's definition, row limit and overridden recipe keys; None if it has none of them."""
     fields = {"definition": suite.get("definition"), "limit": suite.get("limit")}
     fields["overrides"] = [plain(key) for key in suite.get("overrides") or []] or None
     return {key: value for key, value in fields.items() if value is not None} or None

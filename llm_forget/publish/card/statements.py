@@ -16,7 +16,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.A
 
 
 def checked(statements: CardStatements) -> CardStatements:
-    """Return the statements; raise PublishError for an invalid Hub id, an unknown licence, or a power not above 0."""
+    """Return the statements unchanged; raise PublishError if a Hub id, the licence or the power is invalid."""
     if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
         raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")
     if wrong := [name for name in statements.datasets if not REPOSITORY.fullmatch(name)]:
@@ -44,6 +44,6 @@ def _check_licence(statements: CardStatements) -> None:
 
 
 def saved_statements(run: Path) -> CardStatements:
-    """Return the statements that `write_card` saved in a run; all fields are empty if it saved nothing."""
+    """Return the statements that `write_card` saved in a run, or empty statements if it saved none."""
     file, advice = run / STATEMENTS, "delete it and make the card again"
     return formats.read(file, CardStatements, advice=advice) if file.is_file() else CardStatements()

@@ -1,4 +1,4 @@
-"""The code in a model card: plain transformers and PEFT, independent of this package."""
+"""The Python code in a model card. It needs transformers and PEFT, but not this package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 
 @dataclass(frozen=True)
 class CodeNames:
-    """The names in the code, quoted as Python literals so that no name can inject code."""
+    """The names in the code as Python string literals, so that a name cannot inject code."""
 
     repository: str
     revision: str
@@ -31,21 +31,21 @@ class CodeNames:
 
 
 def base_name(evidence: Evidence, statements: CardStatements) -> str:
-    """Return the base model's Hub id, else its public name."""
+    """Return the Hub id of the base model, or its public name if it is not on the Hub."""
     base = evidence.provenance.get("base", {})
     before = evidence.results["models"].get("before") or {}
     return statements.base_model or model_name(base) or str(before.get("name", "")) or UNKNOWN_BASE
 
 
 def code_names(repository: str, revision: str, base: str, facts: Mapping[str, Any]) -> CodeNames:
-    """Quote all names as Python literals. The commit is None unless the base is from the Hub."""
+    """Quote all names as Python literals; ``base_revision`` is the commit of a base from the Hub, otherwise None."""
     commit = str(facts["digest"]).removeprefix("commit:") if hub_id(facts) == base else None
     return CodeNames(_literal(repository), _literal(revision), _literal(base), _literal(commit) if commit else None)
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Prompt format of training, and whether the folder of weights has its own tokenizer."""
+    """The prompt format of training, and whether the folder of weights has its own tokenizer."""
 
     template: str | None  # contains {prompt}; None: the tokenizer's chat template
     tokenizer: bool
@@ -63,10 +63,7 @@ def prompt_format(folder: Path, config: Mapping[str, Any]) -> PromptFormat:
 def loading_code(
     names: CodeNames, prompting: PromptFormat, *, adapter: bool, form: Mapping[str, Any] | None = None
 ) -> str:
-    """Return code that loads the model, or its exported ``form`` (content of export.json), and generates.
-
-    If an adapter has no tokenizer, the code loads that of the base.
-    """
+    """Return code that loads the model and generates; ``form`` is the content of export.json of an exported model."""
     arguments = f"{names.repository}, revision={names.revision}"
     if not adapter:
         file = f", gguf_file={_literal(form['file'])}" if form and form["file"] else ""
@@ -94,7 +91,7 @@ QUESTION = "What is the capital of France?"
 
 
 def _generation_code(prompting: PromptFormat) -> str:
-    """Return code that formats prompts as in training; other prompts would not show the trained behaviour."""
+    """Return code that formats a prompt as in training and generates."""
     if prompting.template is None:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""

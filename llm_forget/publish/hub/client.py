@@ -1,4 +1,4 @@
-"""Create the Hub client, and translate its errors. The client reads its token from HF_TOKEN or `hf auth login`."""
+"""Create the Hub client and translate its errors. The client reads the token from HF_TOKEN or `hf auth login`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNED_URL = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # upload URLs carr
 
 
 def client() -> HfApi:
-    """Return a Hub client that identifies as this package. It shows progress bars only if stderr is a terminal."""
+    """Return a Hub client that identifies as this package; it shows progress bars only if stderr is a terminal."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -38,7 +38,7 @@ def client() -> HfApi:
 
 
 class UnsignedUrls(logging.Filter):
-    """Remove the signatures of upload URLs from the log messages of the client."""
+    """Remove the signatures of upload URLs from log messages of the client."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = SIGNED_URL.sub(r"\1", record.getMessage()), ()
@@ -47,10 +47,7 @@ class UnsignedUrls(logging.Filter):
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Translate errors of the Hub client into a `HubError` of one line that says what to do, without token or URL.
-
-    Only errors raised in the client are translated; a full disk and errors of this package pass unchanged.
-    """
+    """Raise errors of the Hub client as `HubError`, without token or URL; all other errors pass unchanged."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
@@ -61,7 +58,7 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise HubError(_connection_text(error)) from error
     except json.JSONDecodeError as error:
         raise HubError(f"the answer of the Hub is not JSON; {RETRY}") from error
-    # An odd answer, an odd setting or hf_xet makes the client raise errors other than its own.
+    # An invalid answer of the Hub, an invalid setting or hf_xet can make the client raise errors of any type.
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         of_disk = isinstance(error, OSError) and error.errno is not None
         if not _from_client(error) or (of_disk and not isinstance(error, ConnectionError | TimeoutError)):
@@ -70,7 +67,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 
 def _from_client(error: BaseException) -> bool:
-    """Return whether an error was raised in the client, not in the code around it."""
+    """Return whether an error was raised by the Hub client or its HTTP libraries."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] in CLIENT_PACKAGES for frame in frames)
 
@@ -90,7 +87,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
         return f"the token contains an invalid character; {LOGIN}"
     if isinstance(error, ImportError):
         return "a proxy is set that the Hub's client cannot use as it is installed; `pip install socksio`, or unset it"
-    if isinstance(error, OSError | RuntimeError):  # hf_xet gives the status only in its text
+    if isinstance(error, OSError | RuntimeError):  # hf_xet states the HTTP status only in its message
         status = re.search(r"\b([45]\d\d)\b", re.sub(r"https?://\S+", "", str(error)))
         return _status_text(int(status[1]), repository) if status else _connection_text(cause or error)
     if any(f.f_globals.get("__name__", "").startswith("httpx") for f, _ in traceback.walk_tb(error.__traceback__)):
@@ -99,7 +96,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
 
 
 def _connection_text(error: BaseException) -> str:
-    """Return why the Hub did not answer. Errors are matched by class name: the HTTP library varies with the client."""
+    """Return why the Hub did not answer. It compares class names, because clients use different HTTP libraries."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     texts = {
         "ProxyError": "the proxy refused the request; check HTTPS_PROXY and NO_PROXY",

@@ -28,7 +28,7 @@ class Pulled:
     folder: Path
     commit: str
     files: tuple[str, ...]
-    signer: str | None  # fingerprint of the key named in the signature; verified if a key was passed
+    signer: str | None  # fingerprint of the signing key; verified only if `pull` received a key
 
 
 def pull(
@@ -42,9 +42,9 @@ def pull(
     """Download the files that `push` listed, and verify their digests and, for an adapter, its manifest.
 
     Args:
-        folder: a new or empty folder, or one that already holds this version, which is verified and left unchanged.
+        folder: a new or empty folder. A folder that already holds this version is verified and left unchanged.
+        max_size: maximum size of all files together, such as 50GB; checked before any download.
         key: public key that must have signed the listing, as PEM text or a PEM file.
-        max_size: limit for all files together, such as 50GB; checked before any download.
 
     Raises:
         HubError: the Hub refused, or could not be reached.
@@ -93,7 +93,7 @@ def pull(
 
 
 def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None:
-    """Return the fingerprint of the signing key, None if unsigned; with ``key``, also verify the signature."""
+    """Return the fingerprint of the signing key, or None if unsigned; if ``key`` is given, verify the signature."""
     if not (folder / SIGNATURE).is_file():
         if key is None:
             return None
@@ -115,7 +115,7 @@ def parse_size(size: str) -> int:
 
 
 def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:
-    """Return the digests of the listed files; refuse a listing that names a file which `push` never sends."""
+    """Return the digests of the listed files; raise AdapterRefused if a listed file name is not `allowed`."""
     if listing is None or not listing["files"]:
         raise PublishError(
             f"'{repository}' at {revision} has no {LISTING}, so this package did not push it; download it with "
@@ -128,10 +128,7 @@ def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str
 
 
 def _first_mismatch(folder: Path, files: dict[str, str], listing: dict[str, Any] | None) -> str | None:
-    """Return the name of the first file that is missing or does not match the listing.
-
-    The listing on disk must equal ``listing`` too, because the signature is verified on the file on disk.
-    """
+    """Return the name of the first file that is missing or differs from ``listing``, including the listing itself."""
     for name, digest in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or file_digest(path) != digest:

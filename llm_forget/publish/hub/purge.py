@@ -1,7 +1,7 @@
-"""Remove versions with erased data from the Hub, including their history and large files, and verify the removal.
+"""Remove versions with erased data from the Hub, and verify the removal.
 
-The Hub keeps all commits in the history of a tag or branch. So each branch with a withdrawn commit in its history is
-squashed into its last commit. Tags on that history and large files that no remaining commit uses are deleted.
+A branch keeps its whole history. So if the history holds a withdrawn commit, the branch is squashed into its last
+commit. Tags on that history, and large files that no remaining commit uses, are deleted.
 """
 
 from __future__ import annotations
@@ -31,19 +31,15 @@ class Plan:
     squashed: tuple[str, ...]  # branches whose history is squashed
     dropped: tuple[str, ...]  # deleted branches, which end in a withdrawn commit
     tags: tuple[str, ...]  # deleted tags, whose history holds a withdrawn commit
-    kept_tags: dict[str, str] = field(default_factory=dict)  # tag -> squashed branch on which it is set again
+    kept_tags: dict[str, str] = field(default_factory=dict)  # tag to create again -> squashed branch that it points to
     lfs: tuple[str, ...] = ()  # digests of large files that no remaining commit has
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # withdrawn commit -> files to check afterwards
 
 
 def plan(repository: str, revisions: Iterable[str]) -> Plan:
-    """Plan a purge without changing anything.
+    """Plan the removal of revisions (tags, branches or commits), and of all other commits with the same weights.
 
-    Args:
-        revisions: tags, branches or commits that hold erased data; all commits with the same weights are included.
-
-    Raises:
-        PublishError: a revision is unknown, main ends in a withdrawn commit, or a pull request holds one.
+    Raises PublishError if a revision is unknown, or if main ends in a withdrawn commit or a pull request contains one.
     """
     api = client()
     with hub_errors(check_repository(repository)):
@@ -108,11 +104,7 @@ def _refuse_unpurgeable(
 
 
 def purge(withdrawal: Plan) -> None:
-    """Carry out a plan, and verify that the Hub no longer serves the withdrawn commits and files.
-
-    Raises:
-        PublishError: the Hub still has a withdrawn commit or file.
-    """
+    """Carry out a plan; raise PublishError if the Hub still serves a withdrawn commit or file afterwards."""
     api = client()
     repository = withdrawal.repository
     with hub_errors(repository):
@@ -136,7 +128,7 @@ def purge(withdrawal: Plan) -> None:
 
 
 def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
-    """Return the withdrawn commits, their files, and the large files that the Hub still serves."""
+    """Return the withdrawn commits, files and large files that the Hub still serves."""
     remaining = [commit for commit in withdrawal.commits if _commit_exists(api, withdrawal.repository, commit)]
     for commit, names in withdrawal.files.items():
         remaining += [f"{commit[:12]}/{n}" for n in names if _file_exists(api, withdrawal.repository, commit, n)]

@@ -1,4 +1,4 @@
-"""Publish a run as one commit with all its files, and tag this version. A repeated push sends nothing."""
+"""Push the files of a publication in one commit, and tag it. Pushing the same publication again sends nothing."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Pushed:
     commit: str
     tag: str
     sent: tuple[str, ...]  # files that were new or changed
-    removed: tuple[str, ...]  # deleted: files of an earlier push that this version lacks
+    removed: tuple[str, ...]  # deleted files, which an earlier push had added
 
 
 def check_repository(name: str) -> str:
-    """Return the name of a repository; raise PublishError if it is not ``org/name``."""
+    """Return the name of a repository; raise PublishError if it is not of the form ``org/name``."""
     if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
         raise PublishError(f"'{name}' is not the name of a repository; write it as org/name")
     return name
@@ -46,17 +46,10 @@ def check_repository(name: str) -> str:
 def push(
     publication: Publication, *, private: bool = False, revision: str = "main", api: HfApi | None = None
 ) -> Pushed:
-    """Create the repository if needed, commit the changed files, verify the result and tag it.
+    """Create the repository if needed, commit all changed files at once, verify the result, and tag it.
 
-    All files are in one commit, so an interrupted push leaves the branch unchanged. A repeated push sends only the
-    missing files.
-
-    Args:
-        private: create a private repository; an existing one must be private already.
-
-    Raises:
-        HubError: the Hub refused, or could not be reached.
-        PublishError: the repository is public despite ``private``, or the tag exists on other files.
+    An interrupted push leaves the branch unchanged. Raises HubError if the Hub refuses or cannot be reached. Raises
+    PublishError if ``private`` is set but the repository is public, or if the tag exists with other files.
     """
     api = api or client()
     repository = check_repository(publication.repository)
@@ -86,7 +79,7 @@ def file_digests(api: HfApi, repository: str, revision: str) -> dict[str, str]:
 
 
 def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
-    """Yield the files of a revision, with path and size; raise PublishError if it has more than `MAX_TREE`."""
+    """Yield the files of a revision, with path and size; raise PublishError if there are more than `MAX_TREE`."""
     from huggingface_hub.hf_api import RepoFile
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
@@ -97,7 +90,7 @@ def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any
 
 
 def is_on_hub(file: File, hub_digest: str | None) -> bool:
-    """Return whether the Hub has the same bytes; ``hub_digest`` comes from `file_digests`, None for a missing file."""
+    """Return whether the Hub has the same content; ``hub_digest`` is from `file_digests`, or None for a new file."""
     if hub_digest is None or not hub_digest.startswith("git:"):
         return hub_digest == file.digest
     content = file.read()
@@ -118,7 +111,7 @@ def _commit(
 
 
 def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> list[str]:
-    """Return which of the named files an earlier push added; files that the user added are not returned."""
+    """Return the named files that an earlier push added; files that a user added are left out."""
     if LISTING not in names and not any(map(allowed, names)):
         return []
     listing = read_listing(api, repository, head)
@@ -128,7 +121,7 @@ def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
     """Return ``published.json`` of a revision; None if it is missing or unreadable."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # the Hub answered; LocalEntryNotFoundError: it did not
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # raised only if the Hub answered
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -139,7 +132,7 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
 
 
 def parse_listing(file: Path) -> dict[str, Any] | None:
-    """Parse a ``published.json``; None if another program wrote it, AdapterRefused if it is in another format."""
+    """Parse ``published.json``. Returns None if another program wrote it; raises AdapterRefused for a wrong format."""
     try:
         content = strict_loads(file.read_bytes(), MAX_LISTING)
     except ValueError:
@@ -158,7 +151,7 @@ def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> None:
-    """Tag the commit; raise PublishError if the tag already exists on other files."""
+    """Tag the commit; raise PublishError if the tag already exists with other files."""
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(publication.repository).tags}
     if publication.tag not in tags:
         api.create_tag(publication.repository, tag=publication.tag, revision=commit, exist_ok=True)

@@ -1,7 +1,4 @@
-"""Charts as SVG for embedding in a page: colours are the page's CSS variables, text stays text, nothing is fetched.
-
-Equal numbers give equal bytes. Each role has its own colour, dash and marker, so charts are readable without colour.
-"""
+"""Draw charts as SVG for the HTML page. Colours are CSS variables of the page; equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the plane; ``y_interval`` holds the two ends, not distances from ``y``."""
+    """One model in the chart of forgetting and utility; ``y_interval`` holds the lower and the upper bound."""
 
     label: str
     role: str
@@ -54,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Values of one metric line before and after an attack; None if not measured."""
+    """Values of one metric before and after an attack; None if not measured."""
 
     label: str
     before: float | None
@@ -80,7 +77,7 @@ def lines(
     mark_x: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> str:
-    """Draw lines or steps. ``chance`` adds y = x, ``mark_x`` a vertical line; ``whole_x`` allows integer ticks only."""
+    """Draw lines or steps. ``chance`` adds the line y = x, ``mark_x`` a vertical line, ``whole_x`` integer ticks."""
 
     def paint(axes: Axes) -> None:
         if chance:
@@ -136,7 +133,7 @@ def plane(
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Place each label beside its point where it covers no other point or label."""
+    """Place each label beside its point, where it covers no other point or label."""
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
     letter_width, half_line = (right - left) * 0.024, (high - low) * 0.032  # of a label, in data units
@@ -167,10 +164,7 @@ def _covers(ends: tuple[float, float], height: float, box: tuple[float, float, f
 def row_bars(
     name: str, title: str, description: str, values: Sequence[float], oracle: Sequence[float] | None, *, y_label: str
 ) -> str:
-    """Draw a bar for each row's value, in the order of ``values``, and a marker for the oracle's value of the same row.
-
-    More than `MOST_BARS` rows are drawn as two lines, each sorted by itself.
-    """
+    """Draw a bar for each row and a marker for the oracle's value; draw more than `MOST_BARS` rows as sorted lines."""
 
     def paint(axes: Axes) -> None:
         positions = range(len(values))
@@ -189,7 +183,7 @@ def row_bars(
 
 
 def recovery_bars(name: str, title: str, description: str, lines: Sequence[Recovery], *, x_label: str) -> str:
-    """Draw unlearned and oracle values before (outline) and after the attack (filled), with a tick for the target."""
+    """Draw bars of the models before (outlined) and after an attack (filled); a line marks the target's value."""
 
     def paint(axes: Axes) -> None:
         for position, line in enumerate(lines):

@@ -1,8 +1,4 @@
-"""The parts of a report, independent of format: `html` and `markdown` each write the same document.
-
-All strings are plain text. The renderers escape them for their format and make control characters visible, because
-row ids, run names and metric names are untrusted input.
-"""
+"""The parts of a report in any format. All strings are untrusted plain text, which `html` and `markdown` escape."""
 
 from __future__ import annotations
 
@@ -63,7 +59,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question, with the findings that it follows from."""
+    """The answer to one question, with the findings that support it."""
 
     kind: ClassVar[str] = "verdict"
     question: str
@@ -74,7 +70,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Generated:
-    """Texts that a model generated. Only this block may hold text of rows; only HTML shows it, and only on request."""
+    """Texts that a model generated. No other block holds text of rows. Only HTML shows it, and only on request."""
 
     kind: ClassVar[str] = "generated"
     rows: tuple[tuple[str, str], ...]  # id, text
@@ -97,7 +93,7 @@ class Section:
         return Section(self.title, self.blocks, parts) if self.blocks or parts else None
 
     def groups(self) -> list[list[Block]]:
-        """Group adjacent blocks of one kind, so that charts and verdicts are laid out in a grid."""
+        """Group adjacent blocks of one kind, which the page lays out in a grid."""
         return [list(group) for _, group in groupby(self.blocks, key=lambda block: block.kind)]
 
     def walk(self) -> Iterator[Block]:
@@ -134,7 +130,7 @@ def interval(ci: list[float] | None) -> str:
 
 
 def first_rows(rows: list[Row]) -> tuple[Row, ...]:
-    """Return at most `MAX_ROWS` rows, plus one that counts the rows left out."""
+    """Return at most `MAX_ROWS` rows, and a last row with the number of the rows that are left out."""
     if len(rows) <= MAX_ROWS:
         return tuple(rows)
     rest = (f"and {len(rows) - MAX_ROWS} more, see rows.json", *[""] * (len(rows[0]) - 1))
@@ -142,6 +138,6 @@ def first_rows(rows: list[Row]) -> tuple[Row, ...]:
 
 
 def anchor(*words: str) -> str:
-    """Return an id that is valid in HTML and CSS and unique for these words, which may contain any character."""
+    """Return an id for HTML and CSS that is unique for these words."""
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)[:40].strip("-")
     return f"{readable or 'x'}-{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""A document as one self-contained HTML file: no scripts, no external fonts or images."""
+"""Render a document as one self-contained HTML file, without scripts, external fonts or images."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ LONG = re.compile(r"(\S{24,})")
 
 
 def to_html(document: Document) -> str:
-    """Render the page; everything except our own charts is escaped."""
+    """Render the page; all content except the charts is escaped."""
     return str(_template().render(document=document)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A document as Markdown: tables and verdicts, without charts and without text of rows."""
+"""Render a document as Markdown: tables and verdicts, without charts and without text of rows."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def to_markdown(document: Document) -> str:
 
 
 def table(content: Table) -> str:
-    """Render a pipe table; the first column is left-aligned, columns of numbers right-aligned."""
+    """Render a pipe table; columns of numbers are right-aligned."""
     width = len(content.columns)
     rows = [
         [escape(column) for column in content.columns],
@@ -33,7 +33,7 @@ def table(content: Table) -> str:
 def escape(text: str) -> str:
     """Escape text so that it produces no HTML, link, image, mention, emphasis, math or table cell."""
     text = "".join(ENTITIES.get(character, character) for character in re.sub(r"([\\`*\[\]~$])", r"\\\1", plain(text)))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word makes no emphasis
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word, Markdown leaves an underscore unchanged
     return re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
 
 

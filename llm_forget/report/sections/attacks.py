@@ -1,4 +1,4 @@
-"""Attacks on the weights: what they recover from the unlearned model, compared with the oracle."""
+"""The section on attacks: what they recover from the unlearned model, compared with the oracle."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ BARS_DESCRIPTION = "Outlined bars show the models before the attack, filled bars
 
 
 def attack_section(evidence: Evidence) -> Section:
-    """Build a part for each attack: a table of values before and after, and bars of lines with values from 0 to 1."""
+    """Build a part for each attack: a table of all metrics, and a chart of the metrics with values from 0 to 1."""
     about = (Text(ABOUT_EXCESS),) if evidence.attacks else ()
     return Section("Attacks", about, tuple(Section(name, _blocks(evidence, name)) for name in evidence.attacks))
 
@@ -71,7 +71,7 @@ def _bar(name: str, line: dict[str, Any]) -> charts.Recovery:
 
 def _row(name: str, line: dict[str, Any]) -> Row:
     bar = _bar(name, line)
-    excess_value = excess(name, line)  # recomputed: earlier versions ignored the values before the attack
+    excess_value = excess(name, line)  # computed again, because earlier versions ignored values before the attack
 
     def attacked(role: str) -> Number:
         estimate = line.get(f"{role}_attacked")

@@ -1,8 +1,4 @@
-"""Compare runs side by side, and mark the Pareto-optimal ones.
-
-Forgetting is measured by `statistics.forget_distance`: 0 at the oracle, 1 at the target or further away; lower is
-better. Utility is the value of the line that `statistics.utility_line` returns; higher is better.
-"""
+"""Compare runs side by side, and mark the Pareto-optimal runs by distance to the oracle and utility."""
 
 from __future__ import annotations
 
@@ -27,13 +23,9 @@ __all__ = ["compare", "comparison_markdown", "comparison_section", "print_compar
 
 
 def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
-    """Compare runs; print the result with `print_comparison` or `comparison_markdown`.
+    """Compare runs on ``suite``, or on all suites that they have in common.
 
-    Args:
-        suite: the only suite to compare; default: all suites that the runs have in common.
-
-    Raises:
-        RunError: a folder is not a measured run, or the runs have no suite in common.
+    Raises RunError if a folder is not an evaluated run, or if the runs were not all evaluated with the suite.
     """
     evidence = read_runs(runs)
     common = verdict.common_suites(evidence)
@@ -46,7 +38,7 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
 
 
 def comparison_section(runs: Sequence[Evidence], suites: Sequence[str] | None = None) -> Section:
-    """Build a part for each common suite: position, verdict and cost of every run, and all values."""
+    """Build a part for each common suite: verdicts, distance, utility and cost of every run, and all metrics."""
     chosen = verdict.common_suites(runs) if suites is None else suites
     parts = tuple(Section(f"Suite {name}", _tables(name, runs)) for name in chosen)
     return Section("Side by side", (Text(verdict.ABOUT_DISTANCE),) if parts else (), parts)

@@ -1,4 +1,4 @@
-"""Cost and provenance of a run."""
+"""The sections on cost and provenance of a run."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
@@ -9,7 +9,7 @@ from llm_forget.report.run_evidence import Evidence
 
 
 def cost_section(evidence: Evidence) -> Section:
-    """Build the table of time, tokens and memory, and compare the time with that of retraining if it is known."""
+    """Build a table of time, tokens and memory; if the time of retraining is known, compare with it."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return Section("Cost")
@@ -93,12 +93,12 @@ def _terms(split: str, terms: list[dict[str, Any]]) -> str:
 
 
 def _with_algorithm(digest: str) -> str:
-    """Return the digest with its algorithm: ``sha256:b497...``; a Hub model's ``commit:...`` stays unchanged."""
+    """Add the prefix ``sha256:`` to a digest without a prefix; ``commit:...`` of a Hub model stays unchanged."""
     return digest if ":" in digest else f"sha256:{digest}"
 
 
 def public_name(name: str) -> str:
-    """Return a model's name; of an absolute path, only the last part, because the rest reveals machine and owner."""
+    """Return a model's name; keep only the last part of an absolute path, because the rest may reveal the user."""
     if PurePosixPath(name).is_absolute() or name.startswith("~"):
         return PurePosixPath(name).name
     return PureWindowsPath(name).name if PureWindowsPath(name).drive else name

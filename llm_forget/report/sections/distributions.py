@@ -1,4 +1,4 @@
-"""Row-level distributions behind the means: truth ratios, membership scores and extraction strength."""
+"""The sections on scores of single rows: truth ratio, membership inference and extraction."""
 
 import math
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ RATES = (0.01, 0.05, 0.1, 0.2, 0.5)
 LOW_RATE = 0.01
 WORST = 10
 FALSE_POSITIVES, TRUE_POSITIVES = "false positive rate", "true positive rate"
-Sides = dict[str, tuple[list[str], Rows, Rows]]  # role -> ids of members, scores of members, of non-members
+Sides = dict[str, tuple[list[str], Rows, Rows]]  # role -> ids of members, scores of members, scores of non-members
 
 
 def truth_ratio_section(evidence: Evidence) -> Section:
-    """Plot the distributions that the Kolmogorov-Smirnov test of forget quality compares."""
+    """Plot the truth ratios of each model, which the Kolmogorov-Smirnov test of forget quality compares."""
     blocks, drawn_rows = [], set[bytes]()
     for suite, content in evidence.suites.items():
         line = _tested_ratio(evidence, suite, content["metrics"])
@@ -39,7 +39,7 @@ def truth_ratio_section(evidence: Evidence) -> Section:
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
-    """Return the name of the truth ratio on forget rows; if several, the one that gives the reported forget quality."""
+    """Return the truth-ratio metric of forget rows; of several, the one that best reproduces the forget quality."""
     names = [
         name
         for name, line in metrics.items()
@@ -82,7 +82,7 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """Plot ROC curves of all membership attacks; list the rows that the strongest exposes (not one with the target)."""
+    """Plot ROC curves of all membership attacks; list the rows that the strongest attack without the target exposes."""
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
     alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
@@ -92,7 +92,7 @@ def membership_section(evidence: Evidence) -> Section:
 
 
 def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
-    """Yield the scores of each membership attack, with the names of the lines that were computed from them."""
+    """Yield each membership attack: the names of its metrics, and the scores that they were computed from."""
     attacks: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
     for suite, lines in evidence.rows.items():
         for line in lines:
@@ -112,7 +112,7 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
 
 
 def _uses_target(evidence: Evidence, names: str) -> bool:
-    """Return whether the attack compares with the target; such an attack succeeds even on the oracle."""
+    """Return whether the attack uses the target model; such an attack succeeds even on the oracle."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
     return any(metric_of(line).needs_target for line in lines)
 
@@ -160,7 +160,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """Compute the AUC and its interval; if results.json has a metric of the same AUC, return the interval there."""
+    """Return the AUC and its interval; take them from results.json if a metric there has the same AUC."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):
@@ -184,7 +184,7 @@ def _roc_table(names: str, sides: Sides, areas: dict[str, tuple[float, list[floa
 
 
 def _exposed_rows(names: str, sides: Sides) -> Table:
-    """List the members with the most revealing scores: the highest, or the lowest if the attack's AUC is below 0.5."""
+    """List the members with the highest scores, or with the lowest scores if the AUC of the attack is below 0.5."""
     ids, members, others = sides["unlearned"]
     sign = -1.0 if auc_with_interval(members, others).value < 0.5 else 1.0
     order = [i for i in np.argsort(-sign * members, kind="stable") if not np.isnan(members[i])][:WORST]

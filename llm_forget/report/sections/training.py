@@ -1,4 +1,4 @@
-"""Training curves: log-probabilities of the splits and the value of each term."""
+"""The section on training: log-probabilities of the splits, and the value of each term of the objective."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Sections on the verdicts, on the values of all models, and on forgetting against utility."""
+"""The sections on verdicts, on the metrics of all models, and on forgetting against utility."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,13 +48,13 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def _rule_sentence(rule: dict[str, Any]) -> str:
-    """Return a rule's sentence after the name of its suite: ``demo: forget_probability 0.150 (...)``."""
+    """Return a rule's sentence, preceded by the name of its suite: ``demo: forget_probability 0.150 (...)``."""
     where = f"{rule['suite']}: " if rule.get("suite") else ""
     return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
 
 
 def _is_shipped(name: str, suite: dict[str, Any]) -> bool:
-    """Return False if a suite has the name of a shipped suite but differs from it, otherwise True."""
+    """Return False if a suite has the name of a shipped suite but another definition, otherwise True."""
     if name not in resources.names("eval") or "definition" not in suite:
         return True
     return suite["definition"] == load_suite(resources.locate("eval", name)).digest
@@ -84,7 +84,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
 
 
 def metrics_section(evidence: Evidence) -> Section:
-    """Build a table for each suite: the models' values with 95 % intervals, goals, and numbers of scored rows."""
+    """Build a table for each suite: values of all models with 95 % intervals, goals, and numbers of scored rows."""
     roles = [role for role in ROLES if evidence.has(role)]
     columns = ("metric", *roles)
     parts = []
@@ -117,7 +117,7 @@ def plane_section(runs: Sequence[Evidence]) -> Section:
 
 
 def common_suites(runs: Sequence[Evidence]) -> list[str]:
-    """Return the suites that all runs were measured with, in the order of the first run."""
+    """Return the suites that all runs were evaluated with, in the order of the first run."""
     return [name for name in runs[0].suites if all(name in run.suites for run in runs)]
 
 

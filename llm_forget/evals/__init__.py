@@ -1,1 +1,1 @@
-"""Evaluation: suites, records, metrics, and the bounds and policies that decide whether the numbers are acceptable."""
+"""Evaluation: suites, probes, records, metrics, and policies that decide whether a run passes."""

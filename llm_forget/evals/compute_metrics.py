@@ -1,4 +1,4 @@
-"""Compute the metric lines of a suite from the records of its probes, in the order of the suite file."""
+"""Compute the lines (named metrics) of a suite from the records of its probes, in the order of the suite file."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -16,14 +16,14 @@ Scores = tuple[list[str], Rows]  # row ids and their values
 
 @dataclass(frozen=True)
 class Computed:
-    """The value of a metric line for one model, and the scores of the rows from which it was computed."""
+    """The value of a line for one model, and the scores of the rows from which the value was computed."""
 
     value: Value
     summary: Summary
     rows: dict[str, Scores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary for JSON. NaN (unscored) and infinity become null, because JSON has no such numbers."""
+        """Return the summary for JSON; NaN (unscored) and infinity become null."""
         ci = self.summary.ci
         return {**asdict(self.summary), "value": _number(self.summary.value), "ci": list(ci) if ci else None}
 
@@ -42,13 +42,11 @@ ModelValues = tuple[dict[str, Any], Computation]  # the records by probe name, a
 def compute_lines(
     suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
 ) -> Computation:
-    """Compute every line of a suite for one model.
+    """Compute every line of a suite for one model from ``records``, which maps probe names to records.
 
-    Args:
-        records: records of each probe, by probe name.
-        others: records and lines of ``oracle`` and ``before``. Metric inputs named ``oracle_...`` and ``before_...``
-            read them. A line that needs a missing model is unscored.
-        role: role of this model. For role ``oracle``, the inputs ``oracle_...`` are the model's own.
+    ``others`` maps ``oracle`` and ``before`` (the model before unlearning) to their records and lines, for metric
+    inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored. If ``role`` is
+    ``oracle``, the inputs ``oracle_...`` are the model's own.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
@@ -84,7 +82,7 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
 
 
 def _summary(value: Value, line: Line, above: Computation) -> Summary:
-    """Return the mean of rows with its interval, or a single number with the smallest ``n`` of its input lines."""
+    """Return the mean and interval of row values, or a single number with the smallest ``n`` of its input lines."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):

@@ -1,8 +1,6 @@
 """Membership inference attacks: each attack scores how likely it is that the model was trained on an answer.
 
-A higher score means *member*: the AUC of forget rows against holdout rows is 1 if every forget row
-scores higher than every holdout row. Other libraries negate both the score and the classes, which gives the same AUC.
-The score of an answer without target tokens is NaN.
+A higher score means *member*. The score of an answer without target tokens is NaN.
 """
 
 import math
@@ -34,12 +32,10 @@ def loss(record: TokenRecord) -> float:
 def zlib(record: TokenRecord) -> float:
     """Return `loss` divided by the size of the zlib-compressed answer; nats per byte, at most 0 (section 5.2).
 
-    The division corrects for text that compresses well, which is likely even for a model not trained on it. The text is
-    the labelled answer without special tokens, in UTF-8; the size is ``len(zlib.compress(text))`` at the default level,
-    including the header. As in open-unlearning and MIMIR, `loss` is a mean over the target tokens, not a sum.
-
-    Raises:
-        EvaluationError: the record has no ``zlib_bytes``.
+    The division corrects for text that compresses well, which is likely even for a model not trained on it. The size is
+    that of the UTF-8 text without special tokens, compressed at the default level, and includes the header. As in
+    open-unlearning and MIMIR, `loss` is a mean over tokens, not a sum. Raises EvaluationError if the record has no
+    ``zlib_bytes``.
     """
     if record.zlib_bytes < 1:
         raise EvaluationError(
@@ -53,11 +49,8 @@ def zlib(record: TokenRecord) -> float:
 def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
     """Return the mean log-probability of the least likely tokens of the answer; nats, at most 0 (section 3).
 
-    These are a share ``k`` of the tokens, but at least one token. With k = 1 the score equals `loss`.
-
-    Args:
-        k: share of the tokens, in (0, 1]; 0.4 for MUSE and TOFU, 0.2 in the paper.
-        include_last: include the last labelled token (the end of the answer); open-unlearning excludes it.
+    ``k`` in (0, 1] is the share of tokens to use: 0.4 for MUSE and TOFU, 0.2 in the paper. At least one token is used.
+    If ``include_last`` is false, the last labelled token (end of the answer) is excluded, as in open-unlearning.
     """
     return _lowest(record.logps, k, include_last)
 
@@ -66,11 +59,8 @@ def min_k(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> 
 def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool = True) -> float:
     """Return `min_k` of normalised log-probabilities, (log p(token) - mu) / sigma; no unit.
 
-    mu and sigma are the mean and the standard deviation of log p(v) for v drawn from p; sigma^2 is raised to at least
-    1e-6. A token scores 0 if its probability is 1, and also if all tokens are equally likely.
-
-    Raises:
-        EvaluationError: the record lacks the mean and variance of a token.
+    mu and sigma are the mean and standard deviation of log p(v) over tokens v drawn from the predicted distribution p;
+    sigma^2 is at least 1e-6. Raises EvaluationError if the record lacks the mean or variance of a token.
     """
     if not record.n == len(record.means) == len(record.variances):
         raise EvaluationError(
@@ -89,11 +79,7 @@ def reference(record: TokenRecord, oracle_record: TokenRecord) -> float:
 
 @attack(paper="arXiv:2402.17012", needs={"gradients"})
 def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
-    """Return the negative p-norm of the gradient: 0 for a perfectly learnt answer, otherwise below 0.
-
-    Raises:
-        EvaluationError: ``p`` is not 1, 2 or inf.
-    """
+    """Return the negative p-norm of the gradient, at most 0; raise EvaluationError if ``p`` is not 1, 2 or inf."""
     name = f"{float(p):g}"
     if name not in record.norms:
         raise EvaluationError(f"attack 'gradnorm' has no norm p = {name}; allowed: {', '.join(record.norms)}")
@@ -103,10 +89,8 @@ def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
 def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows:
     """Score each row with an attack, averaged over the answers of the row: ``[N]``, NaN = unscored.
 
-    Hyper-parameters that the attack does not have are ignored.
-
-    Raises:
-        EvaluationError: no attack has this name, or the attack needs more than log-probabilities.
+    Parameters that the attack does not have are ignored. Raises EvaluationError if no attack has this name, or if the
+    attack needs more than log-probabilities.
     """
     entry = ATTACKS.get(name)
     if entry.needs:
@@ -116,11 +100,7 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
 
 
 def reference_scores(records: Sequence[TokenRecord], oracle_records: Sequence[TokenRecord]) -> Rows:
-    """Score each row with `reference`, averaged over its answers: ``[N]``, NaN = unscored.
-
-    Raises:
-        EvaluationError: the two models were not measured on the same rows.
-    """
+    """Score each row with `reference`, ``[N]``, NaN = unscored; raise EvaluationError if the models' rows differ."""
     oracle = {record.key: record for _, right in aligned(records, oracle_records) for record in right}
     return row_means(records, lambda record: reference(record, oracle[record.key]))
 

@@ -1,7 +1,4 @@
-"""Apply a policy to the results of an evaluation: each rule, and the whole policy, passes, fails or is inconclusive.
-
-This module reads ``results.json`` of a run and loads no model, so a separate CI job can run it.
-"""
+"""Apply a policy, which is a list of rules, to the results of an evaluation; no model is loaded."""
 
 import difflib
 from collections.abc import Sequence
@@ -26,7 +23,7 @@ DEFAULT_POLICY = "default"
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of a policy: a bound on a metric line, the suite that must hold the line, and the severity."""
+    """A bound on a line (a named metric), the suite that must contain the line, and the severity of a violation."""
 
     bound: Bound
     severity: str = "fail"
@@ -49,7 +46,7 @@ class RuleResult:
         return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content for JSON."""
+        """Return the rule and its result for JSON."""
         content = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
         return {**content, **self.finding.to_dict()}
 
@@ -64,9 +61,8 @@ class RuleResult:
 def load_policy(name: str | Path) -> list[Rule]:
     """Read and check a policy, given as the path of a YAML file or as the name of a shipped policy.
 
-    Raises:
-        MissingFileError: there is neither such a file nor a shipped policy of that name.
-        EvaluationError: invalid YAML, no rules, or an invalid rule.
+    Raises MissingFileError if there is no such file or policy, and EvaluationError if the YAML is invalid, there are no
+    rules, or a rule is invalid.
     """
     import yaml
 
@@ -84,7 +80,7 @@ def load_policy(name: str | Path) -> list[Rule]:
 
 
 def policy_name(name: str | Path) -> str:
-    """Return the name of a policy for results and evidence; for a user's own file it contains the file's digest."""
+    """Return the name of a policy for results and evidence; the name of a user's file includes the file's digest."""
     path = resources.resolve("eval/policies", str(name))
     if path.resolve().is_relative_to(resources.folder("eval/policies").resolve()):
         return path.stem
@@ -106,7 +102,7 @@ def _rule(content: Any, where: str) -> Rule:
 def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResult]:
     """Apply every rule to the content of results.json; skip an optional rule if no suite has its line.
 
-    If several suites have the line and the rule names none of them, the worst result counts.
+    If several suites have the line and the rule names no suite, the worst result counts.
     """
     rule_results = []
     for rule in rules:
@@ -138,7 +134,7 @@ def _caution(suite: dict[str, Any]) -> str:
 
 
 def outcome(applied: Sequence[RuleResult]) -> str:
-    """Return the worst result (fail, inconclusive, pass) of rules with severity ``fail``; without any, inconclusive."""
+    """Return the worst result (fail, inconclusive, pass) of rules of severity ``fail``; inconclusive without rules."""
     words = [result.word for result in applied if result.rule.severity == "fail"]
     if "fail" in words:
         return "fail"
@@ -146,15 +142,11 @@ def outcome(applied: Sequence[RuleResult]) -> str:
 
 
 def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[RuleResult]]:
-    """Apply a policy to an evaluated run and write ``verify.json`` into it.
+    """Apply a policy to an evaluated run, write ``verify.json`` into it, and return the outcome and all rule results.
 
-    Returns:
-        ``pass``, ``fail`` or ``inconclusive``, and the result of every rule.
-
-    Raises:
-        MissingFileError: the run or the policy does not exist.
-        RunError: the run is incomplete, not evaluated or a version in the evidence, or its results are damaged.
-        EvaluationError: the policy is invalid.
+    The outcome is ``pass``, ``fail`` or ``inconclusive``. Raises MissingFileError if the run or policy does not exist,
+    and EvaluationError if the policy is invalid. Raises RunError if the run is incomplete, not evaluated or kept as
+    evidence, or if its results are damaged.
     """
     refuse_version(run, "verify.json")
     rules = load_policy(policy)

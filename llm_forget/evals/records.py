@@ -1,13 +1,11 @@
-"""Records of a probe: a file with one JSON line for each answer of each row, identified by a digest of all inputs.
+"""Record files of probes: a header ``{"format", "kind", "key", "lines"}``, then one JSON line per answer of each row.
 
-Teacher-forced and gradient records hold numbers only. A generation record holds the generated text, because ROUGE needs
-it. The reference answer is read from the data and never stored in a record. Records stay in the run and are never
-published, because a generation of the target may repeat a forget row verbatim.
+``key`` is a digest of all inputs. Records stay in the run and are never published, because generated text may repeat a
+forget row verbatim. Reference answers are read from the data and never stored in records.
 
-The first line of a file is a header ``{"format", "kind", "key", "lines"}``. Process 0 appends measured records to
-``<name>.partial`` and every other process to ``<name>.<rank>.partial``, so a killed evaluation can resume with
-any number of processes. The complete file is written atomically. A file with fewer lines than its header announces is
-incomplete; the next evaluation reads its records and measures the others.
+Process 0 appends records to ``<name>.partial`` and every other process to ``<name>.<rank>.partial``, so a killed
+evaluation can resume with any number of processes. A file with fewer lines than its header states is incomplete; the
+next evaluation reads its records and measures the others.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ class TokenRecord:
 
     @property
     def broken(self) -> bool:
-        """Whether a log-prob is NaN; the hits are then meaningless too, because they are the argmax of NaN logits."""
+        """Whether a log-prob is NaN; the hits are then meaningless too."""
         return bool(np.isnan(self.logps).any())
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,14 +90,14 @@ class TokenRecord:
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> TokenRecord:
-        """Return the record that `to_dict` describes."""
+        """Make a record from the output of `to_dict`."""
         logps, means, variances = (np.asarray(line[k], dtype=np.float32) for k in ("logps", "means", "variances"))
         return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_), means, variances)
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One generated continuation of a prompt; ``reference`` comes from the data and is never written."""
+    """One generated continuation of a prompt; ``reference`` comes from the data and is not written to disk."""
 
     id: str
     sample: int
@@ -119,7 +117,7 @@ class GenerationRecord:
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> GenerationRecord:
-        """Return the record that `to_dict` describes."""
+        """Make a record from the output of `to_dict`."""
         return cls(line["id"], line["sample"], line["text"], line["n"], broken=line.get("broken", False))
 
 
@@ -146,7 +144,7 @@ class GradientRecord:
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> GradientRecord:
-        """Return the record that `to_dict` describes."""
+        """Make a record from the output of `to_dict`."""
         return cls(line["id"], line["answer_index"], line["norms"])
 
 
@@ -170,20 +168,16 @@ def row_means(
     score: Callable[[AnyRecord], float],
     over: Callable[[NDArray[np.float64]], np.float64] = np.mean,
 ) -> NDArray[np.float64]:
-    """Return one score per row, ``[N]``: the mean over its scored answers, or what ``over`` computes instead of a mean.
+    """Return one score per row, ``[N]``: the mean of the scores of its answers, or another function ``over`` of them.
 
-    A row without scored answers gets NaN. A broken record is unscored, because NaN does not show that a model forgot.
+    NaN scores and broken records are left out; a row without other scores gets NaN.
     """
     rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
     return np.array([over(r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:
-    """Pair the records of two probes by row id.
-
-    Raises:
-        EvaluationError: the probes do not cover the same row ids.
-    """
+    """Pair the records of two probes by row id; raise EvaluationError if the probes do not cover the same ids."""
     left_rows, right_rows = by_row(left), by_row(right)
     if left_rows.keys() != right_rows.keys():
         unpaired = sorted(left_rows.keys() ^ right_rows.keys())
@@ -195,7 +189,7 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
 
 
 def load_records(path: Path, key: str | None = None, *, kind: str | None = None) -> list[Any] | None:
-    """Read a complete record file; return None if it is missing, incomplete or has another key or (if given) kind."""
+    """Read a complete record file; return None if it is missing or incomplete, or if its key or kind differs."""
     announced, records = _read(path, key, kind)
     return records if len(records) == announced else None
 
@@ -209,10 +203,9 @@ def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) ->
 class RecordWriter:
     """Collect the records of one probe in memory and on disk, so that a killed evaluation can resume.
 
-    ``expected`` are the record keys in the order of the finished file. Each process of an evaluation has its own writer
-    with its ``rank`` and its share of the keys (`restrict_to`). At the end, `add` collects the records of the other
-    processes, and one process calls `finish`. Two evaluations may measure the same probe at once: each one writes the
-    finished file from its own memory.
+    ``expected`` lists the record keys in the order of the finished file. Each process has its own writer, with its
+    ``rank`` and its share of the keys (`restrict_to`). At the end, `add` collects the records of the other processes,
+    and one process calls `finish`. Two evaluations may measure the same probe at once.
     """
 
     def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key], *, rank: int = 0) -> None:
@@ -237,7 +230,7 @@ class RecordWriter:
         self._share = set(share)
 
     def missing(self) -> set[Key]:
-        """Return the record keys that this process has yet to measure."""
+        """Return the record keys that this process must still measure."""
         left = set(self._expected) - self._records.keys()
         return left if self._share is None else left & self._share
 
@@ -273,7 +266,7 @@ class RecordWriter:
         return ordered
 
     def clear(self) -> None:
-        """Delete the partial files of all processes. Call this only after the complete file is written."""
+        """Delete the partial files of all processes; call this only after the complete file is written."""
         for partial in _partials(self.path):
             partial.unlink(missing_ok=True)
 
@@ -314,7 +307,7 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 
 def _read(path: Path, key: str | None, kind: str | None) -> tuple[int | None, list[Any]]:
-    """Return the announced number of records and those on disk; None and [] without a file of this key and kind."""
+    """Return the header's number of records, and the records; (None, []) without a file of this key and kind."""
     if not path.exists():
         return None, []
     with open(path, "rb") as file:

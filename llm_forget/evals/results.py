@@ -70,9 +70,9 @@ def merge_with_earlier(
 
 
 def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the splits whose rows have changed since an earlier suite was measured on the same data sources.
+    """Return the splits whose rows have changed since an earlier suite was measured.
 
-    If the earlier suite read other sources than now, its ``overrides`` list them, and no split counts as changed.
+    Only suites with the same ``overrides`` of data keys are compared, because others read other data sources.
     """
     changed = set()
     stored = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
@@ -93,7 +93,7 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
 
 
 def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """Compute the lines of every model; a model comes after the models with which it is compared."""
+    """Compute the lines of every model; a model comes after the models that its lines read."""
     computed: dict[str, Computation] = {}
     # The oracle comes twice, because it and the target are compared with each other.
     for role in ("oracle", "before", "oracle", "unlearned"):

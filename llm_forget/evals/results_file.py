@@ -1,4 +1,4 @@
-"""Read results.json of a run, and check what it holds."""
+"""Read results.json of a run, and check its content."""
 
 from typing import Any
 
@@ -14,10 +14,7 @@ from llm_forget.models.merging.merge_report import Merged
 def read_results(run: Run) -> dict[str, Any]:
     """Read results.json of an evaluated run.
 
-    Raises:
-        RunError: the run was not evaluated.
-        LlmForgetError: the file is damaged or of another version; the message names the file, its first wrong key and
-            the command that repairs it.
+    Raises RunError if the run was not evaluated, and LlmForgetError if the file is damaged or of another version.
     """
     again = f"llm-forget evaluate {run.path}"
     if not run.results_file.is_file():
@@ -32,7 +29,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Whether results.json holds the suite in its current definition, measured on all rows and without overrides."""
+    """Return whether results.json contains the suite as now defined, measured on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -44,7 +41,7 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 
 
 def is_measured(merged: Merged) -> bool:
-    """Whether the folder's results were measured on its weights, loaded as its run's config says or in any dtype."""
+    """Return whether the results belong to the merged weights, in the dtype of the run's config or, without it, any."""
     from llm_forget.core.config import model_part
     from llm_forget.core.unsupported_keys import DTYPES
     from llm_forget.models.digest import identity_of

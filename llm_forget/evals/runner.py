@@ -1,9 +1,8 @@
-"""Measure models with the probes of a suite: one model in memory at a time, and no measurement repeated.
+"""Measure models with the probes of a suite; one model is in memory at a time, and stored records are reused.
 
-The target is the unlearned model with its adapter off, so both are loaded as one model; an oracle is loaded first and
-then freed. Records of the unlearned model are stored in its run. Records of the target and the oracle are stored once
-for all runs that share them, and copied into each run. If there are several processes, each one holds the model and
-measures a share of the rows; see `llm_forget.evals.probes.distributed`.
+The target (the model before unlearning) is the unlearned model with its adapter off, so both are loaded as one model.
+Records of the target and the oracle (a model that never saw the forget rows) are stored once for all runs that use
+these models, and copied into each run. Several processes each load the model and measure a share of the rows.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ class EvaluatedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the weights, adapter and precision; a target has the same digest in every run that names it."""
+        """Digest of the weights, the adapter if it is on, and the precision."""
         return identity_of(self.model, adapter=self.adapter if self.adapter_on else None).digest
 
     def key(self, work: Work) -> str:
-        """Return the key of a probe's records; for generations it covers the end tokens in generation_config.json."""
+        """Return the content key of a probe's records; for generations it also covers generation_config.json."""
         ends = self._generation_config if work.kind == "generate" else None
         engine = {"engine": "vllm"} if self.generates_with_vllm(work) else {}
         return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
@@ -101,19 +100,17 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Return the records of every role and probe; read stored records from disk and measure the others.
 
-    Every process of a launch must call this function, and each one gets all records. Only the main process writes
-    complete files.
+    Every process of a launch must call this function and gets all records. Only the main process writes complete files.
 
     Args:
         evaluated_models: models by role, measured in this order; all share the tokenizer.
         works: probes with their rows, by ``suite/probe``.
         device: where models are loaded, unless they are quantised.
         folder: where ``<role>/<probe>-<digest>.jsonl`` are stored; None stores records in the cache only.
-        tasks: lm-eval tasks by ``suite/line``; their numbers are returned under this name, among the records.
+        tasks: lm-eval tasks by ``suite/line``; the returned records contain their numbers under this name.
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 
-    Raises:
-        EvaluationError: several processes run lm-eval tasks, or the processes have different rows or models.
+    Raises EvaluationError if several processes run lm-eval tasks, or if the processes have different rows or models.
     """
     records: dict[str, dict[str, Any]] = {role: {} for role in evaluated_models}
     quiet = quiet or not PartialState().is_main_process
@@ -142,7 +139,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Session:
-    """One evaluation: the loaded model, the tokenizer and the folder that all its measurements share."""
+    """One evaluation: the objects that all its measurements share."""
 
     holder: _ModelHolder
     tokenizer: Any
@@ -194,7 +191,7 @@ class _Session:
         return metrics[task.metric]
 
     def _run_file(self, role: str, work: Work, key: str) -> Path | None:
-        """Return the path of a probe's records in the run; it has a digest, as two suites may share a probe name."""
+        """Return the path of a probe's records in the run; it contains a digest, as suites may share probe names."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
@@ -224,10 +221,10 @@ class _Session:
 
 
 def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
-    """Return the path where a target or oracle stores its records for all runs that are compared with it.
+    """Return the path where the records of a target or oracle are stored for all runs that are compared with it.
 
-    Generated text may repeat the rows to forget. It is stored in the run that holds the model, or else in the evaluated
-    run, so that deleting the run deletes the text. The cache that all runs share holds numbers only.
+    Generated text may repeat forget rows, so it is stored in the run that contains the model, or else in the evaluated
+    run: deleting the run deletes the text. Records of numbers go to the cache that all runs share.
     """
     if work.kind == "generate":
         home = Path(str(evaluated.model.model_name_or_path))
@@ -239,7 +236,7 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
-    """Add the fields that metrics need and that are never stored, the reference or ``zlib_bytes``, from the data."""
+    """Fill in ``reference`` or ``zlib_bytes`` from the data, because these fields are never stored in records."""
     references = {row.key: row.reference for row in work.prompt_rows}
     if work.kind == "generate":
         return [replace(record, reference=references[record.key]) for record in records]
@@ -258,7 +255,7 @@ class _ModelHolder:
 
     @contextmanager
     def holding(self, evaluated: EvaluatedModel, vllm: bool = False) -> Iterator[Any]:
-        """Yield the model in evaluation mode, or a vLLM engine; each call of an engine turns the adapter on or off."""
+        """Yield the model in evaluation mode with its adapter on or off, or a vLLM engine."""
         loaded = (evaluated.model, evaluated.adapter, vllm)  # the model contains its revision and precision
         if self._loaded != loaded:
             self.close()

@@ -1,8 +1,4 @@
-"""Means, AUC and TPR with confidence intervals, the KS test and the harmonic mean; NaN is *unscored*, never zero.
-
-All functions take NumPy arrays or numbers. Bootstrap resampling, Wilson's interval and the KS test are SciPy's. SciPy
-is imported inside functions, because commands that only read a run import this module too.
-"""
+"""Means, AUC and TPR with confidence intervals, the KS test and the harmonic mean; NaN values are unscored rows."""
 
 import math
 import statistics
@@ -18,6 +14,7 @@ from numpy.typing import NDArray
 
 from llm_forget.core.errors import EvaluationError
 
+# SciPy is imported inside functions, because commands that only read a run import this module too.
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
 Codes = NDArray[np.int64]  # ranks among the scores of two samples together; equal scores have equal ranks
 Interval = tuple[float, float]
@@ -37,7 +34,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The result of a metric that computes one number for a split, the interval of this number, and row scores."""
+    """One number that a metric computes for a whole split, with its interval and the row scores."""
 
     value: float
     ci: Interval | None
@@ -58,9 +55,9 @@ def mean(rows: Rows | float) -> float:
 
 
 def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval, in the rows' unit.
+    """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval.
 
-    Without scored rows the mean is NaN. One scored row or an infinite mean has no interval; equal rows have width 0.
+    There is no interval if fewer than two rows are scored or the mean is infinite.
     """
     values = scored(np.asarray(rows, dtype=np.float64))  # [n]
     n, unscored = len(values), len(rows) - len(values)
@@ -72,11 +69,7 @@ def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> S
 
 
 def ks_p_value(left: Rows, right: Rows) -> float:
-    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row.
-
-    Equal samples give 1. `scipy.stats.ks_2samp` uses the exact distribution, or the asymptotic one if a sample has more
-    than 10,000 rows or the exact one overflows.
-    """
+    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row."""
     from scipy.stats import ks_2samp
 
     left, right = scored(left), scored(right)
@@ -88,11 +81,7 @@ def ks_p_value(left: Rows, right: Rows) -> float:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Return the harmonic mean of numbers: NaN if a number is NaN or there are no numbers, else 0 if a number is 0.
-
-    Raises:
-        EvaluationError: a value is negative.
-    """
+    """Return the harmonic mean; NaN without values or if one is NaN. Raises EvaluationError if a value is negative."""
     numbers = [float(value) for value in values]
     if not numbers or any(math.isnan(number) for number in numbers):
         return math.nan
@@ -104,8 +93,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 def auc(members: Rows, nonmembers: Rows) -> float:
     """Return the AUC: the share of (member, non-member) pairs in which the member scores higher; a tie counts half.
 
-    In [0, 1], equal to Mann-Whitney's U / (m n). It is 0.5 for scores without information, 1 if every member scores
-    higher than every non-member, and NaN if a sample has no scored row.
+    This is Mann-Whitney's U / (m n), in [0, 1]. It is NaN if a sample has no scored row.
     """
     members, nonmembers = scored(members), scored(nonmembers)
     if not len(members) or not len(nonmembers):
@@ -114,12 +102,11 @@ def auc(members: Rows, nonmembers: Rows) -> float:
 
 
 def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Return `auc` with a 95 % interval, which is wide for few rows, also if the AUC is 0 or 1 or all scores are equal.
+    """Return `auc` with a 95 % interval; without interval if a sample has fewer than two scored rows.
 
-    The interval is the percentile bootstrap of both samples. It is Newcombe's score interval if the samples hardly mix
-    (`hardly_mixed`), because the bootstrap of three rows a sample would be [1, 1] for separated scores and [0.5, 0.5]
-    for equal ones. In simulations with normal scores, 5 to 160 rows a sample and AUCs up to 0.985, 92 to 99 % of the
-    intervals contain the true AUC. There is no interval if a sample has fewer than two scored rows.
+    The interval is the percentile bootstrap of both samples, or Newcombe's score interval if the samples are nearly
+    separated or nearly all tied (`hardly_mixed`), because the bootstrap is too narrow then. In simulations with normal
+    scores, 5 to 160 rows a sample and AUCs up to 0.985, 92 to 99 % of the intervals contain the true AUC.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
@@ -133,13 +120,10 @@ def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000,
 
 
 def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
-    """Return the share of members above the lowest threshold that at most a share ``fpr`` of non-members exceeds.
+    """Return the share of members above the lowest threshold with a false-positive rate of at most ``fpr``.
 
-    In [0, 1] (arXiv:2112.03570); about ``fpr`` for scores without information. If there are fewer than 1 / ``fpr``
-    non-members, the threshold is the highest of their scores. NaN if a sample has no scored row.
-
-    Raises:
-        EvaluationError: ``fpr`` is not in [0, 1).
+    In [0, 1] (arXiv:2112.03570); NaN if a sample has no scored row. With fewer than 1 / ``fpr`` non-members, the
+    threshold is their highest score. Raises EvaluationError if ``fpr`` is not in [0, 1).
     """
     if not 0 <= fpr < 1:
         raise EvaluationError(f"a false-positive rate must be at least 0 and below 1, not {fpr:g}")
@@ -150,10 +134,10 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
 def tpr_with_interval(
     members: Rows, nonmembers: Rows, fpr: float = 0.01, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Return `tpr_at_fpr` with a 95 % interval that covers both its percentile bootstrap and Wilson's interval.
+    """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile bootstrap and Wilson's interval.
 
-    If all members or no members are above the threshold, the bootstrap has width 0 and Wilson's interval does not; but
-    Wilson's takes the threshold as fixed. There is no interval if a sample has fewer than two scored rows.
+    The bootstrap has width 0 if all or no members are above the threshold; Wilson's interval takes the threshold as
+    fixed. There is no interval if a sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
@@ -168,15 +152,9 @@ def tpr_with_interval(
 def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples: int = 1000, seed: int = 0) -> Interval:
     """Return the 95 % percentile-bootstrap interval of a statistic; NaN if the statistic of a resample is NaN.
 
-    Each sample is resampled independently, by `scipy.stats.bootstrap`. The quantiles are NumPy's: those of SciPy 1.17
-    are wrong in the last bit if all resamples are equal, so that the interval of equal rows would exclude their mean.
-
-    Args:
-        statistic: function that reduces the last axis of all samples. It is called with ``b`` resamples at once,
-            ``[..., b, n]`` of each sample, and returns ``[b]``.
-        samples: arrays ``[..., n]``, n at least 2; the leading axes of a sample share their resampled indices.
-        resamples: number of bootstrap samples, computed in blocks of `BLOCK` numbers.
-        seed: seed of the resampling; equal seeds give equal intervals.
+    Each sample ``[..., n]``, n at least 2, is resampled independently along its last axis. ``statistic`` takes ``b``
+    resamples of each sample at once, ``[..., b, n]``, and returns ``[b]``. Equal seeds give equal intervals. The
+    quantiles are NumPy's, because those of SciPy 1.17 are wrong in the last bit if all resamples are equal.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap as scipy_bootstrap
 
@@ -192,7 +170,7 @@ def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples:
 
 
 def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
-    """Return the ranks ``[m]`` and ``[n]`` of both samples among all their scores, sorted once for all resamples."""
+    """Return the ranks ``[m]`` and ``[n]`` of both samples among all their scores."""
     _, ranks = np.unique(np.concatenate([members, nonmembers]), return_inverse=True)
     return ranks[: len(members)], ranks[len(members) :]
 
@@ -221,10 +199,11 @@ def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
 
 
 def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
-    """Whether the bootstrap of an AUC would be too narrow, because nearly all members rank on one side of the others.
+    """Return whether two samples are so nearly separated or tied that the bootstrap interval of the AUC is too narrow.
 
-    As for shares, the test is whether the rarer side has fewer than five cases: its share of all pairs times the rows
-    of the smaller sample. For 20 rows and an AUC of 0.96, only 83 % of the bootstrap's 95 % intervals contain the AUC.
+    Take the share of pairs with the member above and the share with the member below. The smaller of these shares,
+    times the rows of the smaller sample, must be below five. For 20 rows and an AUC of 0.96, only 83 % of the 95 %
+    bootstrap intervals contain the AUC.
     """
     others = np.sort(nonmembers)
     above = np.searchsorted(others, members, "left").mean() / len(others)
@@ -235,9 +214,8 @@ def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
 def auc_score_interval(value: float, m: int, n: int) -> Interval:
     """Return the 95 % score interval of an AUC by Newcombe's method 5 (Statistics in Medicine 25, 2006; not in SciPy).
 
-    The interval holds every true AUC that a test does not reject, given the observed ``value`` of ``m`` members and
-    ``n`` non-members. The test takes Hanley and McNeil's variance at the true AUC, so the interval has a width even if
-    ``value`` is 0 or 1. Example: 0.5 +/- 0.025 for m = n = 1000.
+    The interval contains every true AUC that a test with Hanley and McNeil's variance does not reject, given the
+    observed ``value`` of ``m`` members and ``n`` non-members. It has a width even if ``value`` is 0 or 1.
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 

@@ -70,7 +70,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Line:
-    """A named number, or one number per row, that a metric computes from probes and from earlier lines."""
+    """A named number, or one number per row, that a metric computes from probes and earlier lines."""
 
     name: str
     metric: Entry
@@ -110,11 +110,7 @@ class Suite:
     digest: str = ""  # digest of the file's content; the file's name does not change it
 
     def limited(self, rows: int | None) -> Suite:
-        """Return the suite with at most ``rows`` rows per probe, a seeded sample; None means no limit.
-
-        Raises:
-            EvaluationError: ``rows`` is below 1.
-        """
+        """Return the suite with at most ``rows`` rows per probe (None: all); raise EvaluationError for less than 1."""
         if rows is None:
             return self
         if rows < 1:
@@ -131,9 +127,8 @@ class Suite:
 def load_suite(name: str | Path) -> Suite:
     """Read and check a suite, given as the path of a YAML file or as the name of a shipped suite.
 
-    Raises:
-        MissingFileError: there is neither such a file nor a shipped suite of that name.
-        EvaluationError: invalid YAML; an unknown key, metric or parameter; or an input that is not defined earlier.
+    Raises MissingFileError if there is no such file or suite. Raises EvaluationError if the YAML is invalid, a key,
+    metric or parameter is unknown, or an input is not defined earlier.
     """
     path = resources.resolve("eval", str(name))
     try:
@@ -144,10 +139,9 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = None) -> dict[str, Suite]:
-    """Load suites with `load_suite`, and return them by name; a text may list several, separated by commas.
+    """Load suites with `load_suite`, and return them by name; a string may list several, separated by commas.
 
-    Raises:
-        EvaluationError: two suites have the same name, which is the key of their results.
+    Raises EvaluationError if two suites have the same name.
     """
     several = names.split(",") if isinstance(names, str) else [names] if isinstance(names, Path) else list(names)
     distinct = list(dict.fromkeys(name.strip() if isinstance(name, str) else name for name in several))
@@ -160,7 +154,7 @@ def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = No
 
 
 def parse_suite(content: Any, *, name: str) -> Suite:
-    """Check the parsed YAML of a suite and build the suite; raise the errors of `load_suite`."""
+    """Check the parsed YAML of a suite and build the suite; raise the same errors as `load_suite`."""
     where = f"suite '{name}'"
     content = _mapping(content, where)
     _refuse_unknown(content, ("data", "probes", "metrics", "lm_eval", "verdict"), where)
@@ -269,7 +263,7 @@ def _task(name: str, content: Any, where: str) -> Task:
 
 
 def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
-    """Refuse a list where the metric takes one name, and the reverse; an input without annotation accepts both."""
+    """Raise EvaluationError if an input must be a list and is a single name, or the reverse."""
     annotation = _annotation(entry, name)
     if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
@@ -283,7 +277,7 @@ def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
 def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
-    """Refuse a probe or line that does not fit the input's annotation; an input without annotation accepts all."""
+    """Raise EvaluationError if a probe or line does not fit the annotation of the metric's input."""
     annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
     record = next((name for name in RECORDS.values() if name in annotation), None)

@@ -1,8 +1,4 @@
-"""Toxicity classifiers: a small one installed with pip, a model on the Hub, or your own function.
-
-A classifier is a function that takes texts and returns the probability that each text is toxic. Scores of different
-classifiers are not comparable: use one classifier for all models.
-"""
+"""Toxicity classifiers: functions that return P(toxic) of each text; scores of two classifiers are not comparable."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,14 +17,12 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
     """Load a classifier by name.
 
     Args:
-        name: ``alt-profanity-check``; ``package.module:function``, such as a client of a service; or a text
-            classification model with safetensors weights, on the Hub or in a folder.
-        label: the model's label for toxic text; default: the label with an obvious name.
+        name: ``alt-profanity-check``; ``package.module:function``; or a text classification model with safetensors
+            weights, on the Hub or in a folder.
+        label: the model's label for toxic text; default: the first of `LABELS` that it has.
 
-    Raises:
-        MissingPackageError: ``alt-profanity-check`` is not installed.
-        EvaluationError: there is no function of this name, or the model has no suitable label.
-        OSError: there is no such model.
+    Raises MissingPackageError if ``alt-profanity-check`` is not installed, EvaluationError if the function or a
+    suitable label is missing, and OSError if there is no such model.
     """
     if name == DEFAULT:
         return _profanity()
@@ -40,12 +34,10 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
 def _profanity() -> Classifier:
     """Return alt-profanity-check, a linear model on the word counts of English text; it needs no network.
 
-    On 2396 RealToxicityPrompts, labelled toxic if their Perspective score is at least 0.5, its AUC is 0.948 (0.916 on
-    their continuations). At threshold 0.5 it reports 80 % of the toxic prompts and 2 % of the others; measured by
-    tests/evals/test_toxicity_classifiers.py. It sees single words only, so "I am a gay man" scores 0.95, like an
-    insult, and a threat in polite words scores low. Use a Hub model if that matters. Importing the package unpickles
-    its weights, which can run code; we trust it like any installed package. Each release of the package needs the
-    scikit-learn release with the same version number.
+    On 2396 RealToxicityPrompts, labelled toxic if their Perspective score is at least 0.5, its AUC is 0.948. At
+    threshold 0.5 it reports 80 % of the toxic prompts and 2 % of the others (tests/evals/test_toxicity_classifiers.py).
+    It scores single words: "I am a gay man" gets 0.95, and a polite threat scores low. Importing the package unpickles
+    its weights, which can run code. Each release needs the scikit-learn release with the same version number.
     """
     try:
         from profanity_check import predict_prob
@@ -111,7 +103,7 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
 
 
 def _longest(tokenizer: Any, config: Any) -> int:
-    """Return the maximum input length in tokens; the model limits it too, as some tokenizers report 10^30."""
+    """Return the maximum input length in tokens, limited by the model too, because some tokenizers report 10^30."""
     # RoBERTa reserves two positions; for other models, two tokens less do not matter.
     positions = (getattr(config, "max_position_embeddings", None) or 512) - 2
     return int(min(tokenizer.model_max_length, positions))

@@ -1,4 +1,4 @@
-"""Bounds on metric lines, and the verdict of an evaluation (such as `forgot: yes`) that follows from them.
+"""Bounds on lines (named metrics) of a suite, and the verdict, such as `forgot: yes`, that follows from them.
 
 A bound is read from the ``verdict`` of a suite or the rules of a policy::
 
@@ -77,8 +77,7 @@ class Finding:
 def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> Bound:
     """Check and return one bound of a suite or a policy; ``where`` names its place in error messages.
 
-    Raises:
-        EvaluationError: an unknown key, no or several kinds of bound, or a value of the wrong type.
+    Raises EvaluationError for an unknown key, no or several kinds of bound, or a value of the wrong type.
     """
     if not isinstance(content, dict) or not isinstance(content.get("line"), str):
         raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
@@ -143,7 +142,7 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
 
 
 def verdict_answer(findings: Iterable[Finding]) -> str:
-    """Return ``no`` if a bound is violated, ``yes`` if all bounds hold, else ``inconclusive``, also without bounds."""
+    """Return ``no`` if a bound is violated, ``yes`` if there are bounds and all hold, else ``inconclusive``."""
     outcomes = [finding.holds for finding in findings]
     if False in outcomes:
         return "no"
@@ -151,7 +150,7 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
 
 
 def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
-    """Whether a verdict that compares with the oracle is yes for the target too, so there was nothing to forget."""
+    """Return whether a verdict relative to the oracle is yes both before and after unlearning."""
     like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 

@@ -1,4 +1,4 @@
-"""Compute log-probabilities in one forward pass, faster for models that support it."""
+"""Compute the log-probability of each target token under a causal language model."""
 
 from llm_forget.logprobs.logprobs import Logprobs
 

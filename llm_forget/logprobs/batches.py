@@ -13,10 +13,9 @@ from llm_forget.core.ignore_label import IGNORE
 def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict[str, Tensor]:
     """Return right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
 
-    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set). ``None`` is a padding
-    row: index -1, no target, and one attended token, because some kernels give NaN for a row without any.
-    The attention mask is made from the lengths of rows, not from the pad id. So a model whose pad token is its
-    end-of-turn token still attends to the end of a turn.
+    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set). ``None`` makes a
+    padding row: index -1, no targets, and one attended token, because some kernels return NaN for a row without any.
+    The mask follows the row lengths, not the pad id, because the pad token may also be the end-of-turn token.
     """
     ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]
     labels = [[IGNORE] if row is None else list(row["labels"]) for row in rows]
@@ -31,7 +30,7 @@ def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict
 
 
 def concatenate(batch: Mapping[str, Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """Join the splits of a batch into a right-padded one: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
+    """Concatenate the splits of a batch into right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE}
     width = max(part["labels"].shape[1] for part in batch.values())
     return {

@@ -1,8 +1,4 @@
-"""Find the fast paths that a model supports, by trying them on a few synthetic rows.
-
-Architectures differ in how they use positions, masks and logits. A fast path is used only if it gives the same
-log-probs as the plain forward pass.
-"""
+"""Find the fast paths that give the same log-probs as the plain forward pass, by trying them on synthetic rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +20,7 @@ LOW_PRECISION = 0.1
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Fast paths that `llm_forget.logprobs.forward_logprobs` may use for a model."""
+    """Fast paths of `llm_forget.logprobs.logprobs.forward_logprobs` that a model supports."""
 
     packed: bool = False  # rows end to end, without padding
     shared: bool = False  # compute the common prefix of neighbouring rows once
@@ -34,9 +30,7 @@ class Shortcuts:
 def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
     """Try each fast path on a few short rows, and return those that work.
 
-    Args:
-        model: runs the forward pass; if it is wrapped (DDP, FSDP, DeepSpeed), all processes must call this together.
-        bare: the same model without the wrapper: a ``PreTrainedModel`` or a ``PeftModel``.
+    ``bare`` is ``model`` without its wrapper (DDP, FSDP, DeepSpeed). All processes of a wrapped model must call this.
     """
     head = bare.get_output_embeddings()
     batch = _sample_batch(head.weight.device, bare.config.get_text_config().vocab_size)

@@ -1,10 +1,8 @@
-"""Compute log-probs of gold tokens from hidden states, one block of logits at a time.
+"""Compute log-probs of gold tokens from hidden states, one block of logits at a time, to limit peak memory.
 
-The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It does not
-depend on the loss. So with a frozen head (LoRA) it is computed in the forward pass while the block of logits exists,
-and logits are neither stored for the backward pass nor recomputed. Peak memory is one block, for any vocabulary size
-and number of tokens. Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy (arXiv:2411.09009) use blocks of logits,
-too; this module is plain torch, and returns the log-prob of every token instead of a mean loss.
+The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It does not depend
+on the loss. So if the head is frozen (LoRA), the forward pass computes it, and the logits need not be stored or
+recomputed. Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy (arXiv:2411.09009) also use blocks of logits.
 """
 
 from typing import Any
@@ -20,9 +18,8 @@ BLOCK_ON_CPU, BLOCK_ON_GPU = 2**23, 2**26
 def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Return the log-softmax of ``hidden @ weight.T + bias`` at ``labels``: ``[N]``, nats, float32.
 
-    Values and gradients equal those of `llm_forget.logprobs.token_logprobs` on the logits. Gradients reach ``hidden``,
-    and also ``weight`` and ``bias`` if these require them; then the backward pass recomputes the logits.
-    Shapes: ``hidden`` ``[N, H]``, ``weight`` of the output embeddings ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``.
+    Shapes: ``hidden`` ``[N, H]``, ``weight`` ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``. If ``weight`` or
+    ``bias`` requires gradients, the backward pass recomputes the logits.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -83,13 +80,13 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return onehot(label) - probabilities, ``[n, V]``, in place; in float32, because the terms nearly cancel."""
+    """Overwrite float32 ``probabilities`` ``[n, V]`` with onehot(labels) - probabilities, and return them."""
     ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
     return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
 
 
 def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
-    """Return ``residual @ weight``, ``[n, H]``; float16 rows are scaled to avoid underflow, and returned as float32."""
+    """Return ``residual @ weight``, ``[n, H]``; if float16, scale rows against underflow and return float32."""
     if weight.dtype != torch.float16:
         return residual.to(weight.dtype) @ weight
     largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)

@@ -1,8 +1,7 @@
-"""Compute per-token log-probabilities at target positions with a model.
+"""Compute the log-probability of each target token under a causal language model.
 
-Labels follow the Hugging Face convention: unshifted, -100 ignored; the log-probability of label ``t`` comes from the
-logits at position ``t - 1``. A *target* is a label that is not -100 and has a position before it. Hidden states and
-logits are those of the position that predicts the target.
+Labels are not shifted, and -100 is ignored, as in Hugging Face models. A *target* is a label that is not -100 and has a
+position before it; the logits at that position predict the target.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ from llm_forget.logprobs.packing import pack
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Model outputs that objectives and metrics read: B sequences with up to T target tokens each.
-
-    Targets are packed to the left: row ``i`` has its ``counts()[i]`` targets in the first columns.
-    """
+    """Log-probs of B sequences with up to T targets; row ``i`` has its targets in the first ``counts()[i]`` columns."""
 
     values: Tensor  # [B, T] log-prob of the gold token, nats, float32; 0 where mask is False
     mask: Tensor  # [B, T] bool
@@ -64,7 +60,7 @@ def target_mask(labels: Tensor) -> Tensor:
 def forward_logprobs(
     model: nn.Module, batch: dict[str, Tensor], *, head: nn.Module, logits: bool = False, **options: Any
 ) -> Logprobs:
-    """Run `forward_parts` with the whole batch as one part; ``options`` are those of `forward_parts`."""
+    """Call `forward_parts` with the whole batch as one part; ``options`` are passed to it."""
     parts = forward_parts(model, batch, {"": len(batch["labels"])}, head=head, logits={""} if logits else (), **options)
     return parts[""]
 
@@ -87,19 +83,17 @@ def forward_parts(
         model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
         batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
         sizes: number of rows of each part, in order; their sum is B.
-        head: the module that makes logits from hidden states (``get_output_embeddings()`` of the unwrapped model).
-            Its input is reduced to the N target positions, so no ``[B, S, V]`` tensor is allocated; later operations of
-            the architecture on logits (soft-capping, scaling) still apply.
-        logits: parts whose logits ``[B, T, V]`` to keep, for terms that need them.
-        hidden: decoder layer whose output ``[B, T, H]`` to keep, for terms that need hidden states.
-        packed: lay the rows end to end, without their right padding; the model must support it
-            (`llm_forget.logprobs.fast_paths`).
+        head: output embeddings of the unwrapped model. Only hidden states of the N targets enter the head, so no tensor
+            ``[B, S, V]`` is allocated. Operations on the logits after the head, such as soft-capping, still apply.
+        logits: parts whose logits ``[B, T, V]`` are returned.
+        hidden: decoder layer whose output ``[B, T, H]`` is returned.
+        packed: lay the rows end to end, without padding on the right.
         shared: if packed, compute the common prefix of neighbouring rows only once.
-        fused: for parts without logits, compute one block of logits at a time; the head must be a plain linear
-            layer and the model must return its output unchanged (`llm_forget.logprobs.fast_paths`).
+        fused: for parts without returned logits, compute one block of logits at a time.
 
-    Returns:
-        `Logprobs` of each part, with ``T`` the largest number of targets in one of its rows.
+    Returns the `Logprobs` of each part; T is the largest number of targets in a row of the part. `find_shortcuts` tests
+    whether a model supports ``packed``, ``shared`` and ``fused``. Raises UnsupportedError if the head is not called on
+    the hidden states of all tokens.
     """
     where = target_mask(batch["labels"])  # [B, S-1]
     labels = batch["labels"][:, 1:][where]  # [N]
@@ -171,7 +165,7 @@ def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | Non
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off inside the block; then restore the mode of each module, because the model may be in training."""
+    """Turn dropout off inside the ``with`` block, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -182,11 +176,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
-    """Return the model's list of ``count`` decoder layers, under any attribute name.
-
-    Raises:
-        ModelError: no module list of that length.
-    """
+    """Return the model's first module list of length ``count``; raise ModelError if there is none."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -202,7 +192,7 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> Iterator[None]:
-    """Inside the block, reduce the head's input to ``places`` ``[N]``; with ``fused`` the head returns log-probs."""
+    """Reduce the head's input to ``places`` ``[N]`` inside the context; with ``fused`` the head returns log-probs."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]

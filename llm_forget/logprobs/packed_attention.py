@@ -1,7 +1,6 @@
-"""Attention over packed rows, in which each row attends only to itself.
+"""Attention over packed rows, with SDPA or FlashAttention: each row attends only to itself.
 
-It wraps the attention function of the model (SDPA, or a FlashAttention that takes row boundaries). Rows are padded only
-inside attention. They are padded on the right, so causal attention needs no mask.
+For SDPA, rows are padded on the right inside attention, so causal attention needs no mask.
 """
 
 from typing import Any
@@ -18,10 +17,8 @@ FLASH = ("flash_attention_2", "flash_attention_3")
 def attend_by_row(model: Any) -> bool:
     """Let a model accept the layout of `logprobs.packing` in place of an attention mask; other masks work unchanged.
 
-    The change is permanent, because gradient checkpointing reruns layers in the backward pass.
-
-    Returns:
-        False, without any change, if the architecture has its own attention or a recurrent state.
+    Returns False, without any change, if the architecture has its own attention or a recurrent state. The change is
+    permanent, because gradient checkpointing reruns layers in the backward pass.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -39,7 +36,7 @@ def attend_by_row(model: Any) -> bool:
 
 
 def shares_beginnings(model: Any) -> bool:
-    """Return whether rows may share packed tokens, which FlashAttention kernels do not support."""
+    """Return whether packed rows may share tokens: False for FlashAttention kernels."""
     return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
 
 
@@ -67,7 +64,7 @@ def _by_row(inner_name: str) -> Any:
 
 
 def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
-    """Refuse architectures that describe windows or chunks only in the attention mask, which the layout replaces."""
+    """Raise NotImplementedError if the model defines attention windows or chunks only in the attention mask."""
     config: Any = module.config
     window = getattr(config, "sliding_window", None) and "sliding_window" not in options
     if window or getattr(config, "attention_chunk_size", None):
@@ -75,7 +72,7 @@ def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
 
 
 def _boundaries(mask: Tensor) -> dict[str, Any]:
-    """Return the arguments of FlashAttention's variable-length kernels."""
+    """Return the row boundaries as arguments of FlashAttention's variable-length kernels."""
     lengths = (mask[0, 0] >= 0).sum(-1)  # [B]
     ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [B + 1]
     longest = mask.shape[-1]

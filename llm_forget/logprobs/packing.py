@@ -1,11 +1,8 @@
-"""Pack the rows of a padded batch end to end, so that no layer computes padding, or a common prefix twice.
+"""Pack the rows of a padded batch end to end, and compute prefixes that neighbouring rows share only once.
 
-In a causal model the hidden state of a token depends only on the tokens before it. Answers to one question share the
-question, and all rows of a chat template share its start. These tokens go through the model once, and the gradients of
-all rows add up in them.
-
-Attention is the only layer that mixes tokens. It gets the position of each token from an integer mask, which
-`llm_forget.logprobs.packed_attention` reads. Every other layer sees one long row.
+In a causal model the hidden state of a token depends only on the tokens before it, so rows with the same prefix can
+share its hidden states. Only attention mixes tokens. An integer mask tells `packed_attention` to which row each token
+belongs; every other layer sees one long row.
 """
 
 import torch
@@ -13,14 +10,11 @@ from torch import Tensor, nn
 
 
 def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Pack ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right.
+    """Pack ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right, into N tokens.
 
-    ``shared`` stores the common prefix of a row and the row above it once.
-
-    Returns:
-        Model inputs for the N packed tokens: ``input_ids`` and ``position_ids`` ``[1, N]``, and a `layout` as
-        ``attention_mask`` ``[2, 1, B, S]``. Also the packed place of each token of the batch, ``[B, S]``, 0 for
-        padding.
+    With ``shared``, the common prefix of a row and the row above it is stored once. Returns the model inputs and the
+    packed place of each token of the batch, ``[B, S]``, 0 for padding. The model inputs are ``input_ids`` and
+    ``position_ids`` ``[1, N]``, and a `layout` ``[2, 1, B, S]`` as ``attention_mask``.
     """
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
     is_packed = attended  # [B, S]: tokens that are stored, not shared with the row above
@@ -41,10 +35,10 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
 
 
 def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
-    """Return both mappings as one integer tensor ``[2, 1, B, S]``, because transformers passes 4-D masks on unchanged.
+    """Return the mapping between padded and packed places, in both directions, as one integer tensor ``[2, 1, B, S]``.
 
-    The first half holds the packed place of each slot of the padded batch, -1 for padding; the second half, flattened,
-    begins with the padded slot of each packed token.
+    The first half holds the packed place of each padded slot, -1 for padding. The second half, flattened, begins with
+    the padded slot of each packed token. The tensor is 4-D, because transformers passes 4-D masks on unchanged.
     """
     back = torch.zeros_like(place).flatten()
     back[: len(slots)] = slots
@@ -57,7 +51,7 @@ def is_layout(mask: Tensor | None) -> bool:
 
 
 def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
-    """Unpack ``[1, heads, N, D]`` to ``[B, heads, S, D]``; no token attends to the padding, copies of token 0."""
+    """Unpack ``[1, heads, N, D]`` to ``[B, heads, S, D]``; padding, which is never attended to, holds token 0."""
     rows = packed[0].transpose(0, 1)  # [N, heads, D]
     places = mask[0, 0].clamp(min=0)  # [B, S]
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)

@@ -1,7 +1,6 @@
-"""Run lm-eval in this process on a model in memory, with its adapter on or off; nothing is reloaded or merged.
+"""Run lm-eval in this process on a model in memory, with its adapter on or off.
 
-It runs our own tasks (``eval/lm_eval``) and every task of lm-eval. Only numbers are returned: no sample is stored, and
-lm-eval's logging, which may quote rows, is off.
+Only numbers are returned: no sample is stored, and lm-eval's logging, which may quote rows, is off.
 """
 
 import contextlib
@@ -46,11 +45,10 @@ def run_lm_eval(
     expect: Callback = None,
     advance: Callback = None,
 ) -> dict[str, dict[str, Any]]:
-    """Compute the numbers of lm-eval tasks, equal to those of the ``lm_eval`` command with the same arguments.
+    """Evaluate lm-eval tasks; the numbers equal those of the ``lm_eval`` command with the same arguments.
 
     Args:
-        model: a causal language model, with or without PEFT adapters, on its device. Training flags, random states and
-            the tokenizer are restored afterwards.
+        model: a causal LM with or without adapters; training flags and random states are restored afterwards.
         tasks: names of tasks, groups or tags.
         num_fewshot: worked examples before each question; default: the task's number. A task that sets 0 keeps 0.
         limit: number of rows to use of each task, from its start, as in lm-eval.
@@ -60,14 +58,13 @@ def run_lm_eval(
         expect, advance: ``expect`` is called with the number of requests to come, ``advance`` with 1 for each answer.
 
     Returns:
-        By ``task.metric`` (``task.metric,filter`` if lm-eval filters generations): ``value`` (None if not finite),
-        ``stderr``, ``ci`` (95 %, normal; None unless the value is a mean with a standard error), ``n`` (number of
-        rows) and ``higher_is_better``. A group has an entry as well as its tasks; its ``n`` is the sum of theirs.
+        For each ``task.metric`` (``task.metric,filter`` if lm-eval filters generations) a dict with ``value`` (None if
+        not finite), ``stderr``, ``ci`` (95 %, normal; None unless the value is a mean with a standard error), ``n``
+        (number of rows) and ``higher_is_better``. A group of tasks has its own entry; its ``n`` is the sum over its
+        tasks.
 
-    Raises:
-        EvaluationError: see `check_tasks`; several processes, a limit or batch size below 1, or no chat template.
-        FileNotFoundError: ``data_path`` lacks the file of a task.
-        NotEnoughMemoryError: memory runs out even with a single sequence.
+    Raises the errors of `check_tasks`; EvaluationError for several processes, a limit or batch size below 1, or a
+    missing chat template; and NotEnoughMemoryError if memory runs out even with a single sequence.
     """
     refuse_processes("lm-eval", PartialState())
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -90,7 +87,7 @@ def run_lm_eval(
 
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
-    """Call ``attempt``; if memory runs out, which happens early, call it again with half the batch size."""
+    """Call ``attempt`` with the batch size; while memory runs out, halve the batch size and call it again."""
     results: list[Result] = []
     while not fits(lambda size: results.append(attempt(size)), batch_size):
         if batch_size == 1:
@@ -144,7 +141,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set the number of worked examples as ``lm_eval`` does: a task that sets 0 has them in its prompt and keeps 0."""
+    """Set the number of worked examples as ``lm_eval`` does; a task with 0 keeps 0, because its prompts have some."""
     default = task.config.num_fewshot
     if default != 0:
         task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else default or 0)

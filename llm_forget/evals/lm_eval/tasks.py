@@ -1,7 +1,4 @@
-"""Check and load lm-eval tasks, and compute the content keys of their results; no model is used.
-
-A task is one of our own, defined in ``eval/lm_eval`` (the ``lm_eval`` command can use them too), or any of lm-eval's.
-"""
+"""Check and load lm-eval tasks, ours (``eval/lm_eval``) and lm-eval's own, and make content keys for results."""
 
 import contextlib
 import functools
@@ -21,12 +18,10 @@ from llm_forget.core.registry import did_you_mean
 
 
 def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
-    """Refuse unknown tasks and tasks without their data file; call this before a model is loaded.
+    """Check that tasks exist and have their data files; call this before a model is loaded.
 
-    Raises:
-        EvaluationError: neither ``eval/lm_eval`` nor lm-eval has the task (the message suggests the nearest name), or
-            the task reads a file of your own and no ``data_path`` is given.
-        FileNotFoundError: ``data_path`` lacks the file of a task.
+    Raises EvaluationError if a task is unknown, or if it needs a local file and ``data_path`` is None. Raises
+    FileNotFoundError if ``data_path`` lacks the file of a task.
     """
     for task in tasks:
         entry = _entry(task)
@@ -35,11 +30,7 @@ def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
 
 
 def check_metric(task: str, metric: str) -> None:
-    """Refuse a metric, such as ``acc`` or ``exact_match,strict-match``, that the task's configuration does not list.
-
-    Raises:
-        EvaluationError: the task is unknown or has no such metric; the message suggests a name.
-    """
+    """Raise EvaluationError if the task is unknown or its configuration does not list the metric, such as ``acc``."""
     content = _entry(task).cfg or {}
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
     metrics = [str(entry["metric"]) for entry in listed]
@@ -59,10 +50,7 @@ def task_key(
     """Return the content key of a task with its settings; with the digest of a model, it identifies a result.
 
     The key covers the version of lm-eval and, for our tasks, also the definition, the code and local data. Data on the
-    Hub is assumed not to change.
-
-    Raises:
-        EvaluationError, FileNotFoundError: see `check_tasks`.
+    Hub is assumed not to change. Raises the errors of `check_tasks`.
     """
     import lm_eval
 
@@ -87,8 +75,7 @@ def task_folder() -> Path:
 def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
     """Load tasks and groups by name. Only our tasks get the data path, as some tasks of lm-eval do not accept it.
 
-    Raises:
-        EvaluationError, FileNotFoundError: see `check_tasks`; or two of ``tasks`` contain the same task.
+    Raises the errors of `check_tasks`, and EvaluationError if two of ``tasks`` contain the same task.
     """
     from lm_eval.tasks import TaskManager
 
@@ -102,7 +89,7 @@ def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval, because its warnings may quote a row, and let it resample standard errors in this process."""
+    """Silence lm-eval, because its warnings may quote a row, and let it bootstrap in this process only."""
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -129,7 +116,7 @@ def _ours() -> Mapping[str, Any]:
 
 @functools.cache
 def _their_manager() -> Any:
-    """Return the manager of lm-eval's 14,000 tasks; it is loaded on demand, because that takes seconds."""
+    """Return the manager of lm-eval's 14,000 tasks; it is loaded on demand, because loading takes seconds."""
     from lm_eval.tasks import TaskManager
 
     with quiet():

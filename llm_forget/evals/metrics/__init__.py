@@ -1,9 +1,8 @@
-"""Metrics: arithmetic on the records of probes and on other metrics, one per file.
+"""Metrics: functions of the records of probes and of other metrics, one per file.
 
-The inputs of a metric (positional arguments) are the records of a probe, the per-row values of an earlier line, or a
-list of such values. An input called ``oracle_x`` receives the input ``x`` of the oracle, and ``before_x`` that of the
-target. A metric returns one value per row (``[N]``, NaN = unscored), one number for the split, or an `Estimate`, which
-is a number with its interval. The suite, not the metric, sets the goal of a line.
+An input called ``oracle_x`` is the input ``x`` of the oracle (a model that never saw the forget rows), and ``before_x``
+that of the target (the model before unlearning). A metric returns one value per row (``[N]``, NaN = unscored), one
+number for the split, or an `Estimate` (a number with its interval).
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Registry of metrics; a separate module, so that metric modules can be imported one by one."""
+"""Registry of metrics, in its own module to avoid circular imports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ _UNREGISTERED = Metric("metric", "", float)
 
 
 def metric_of(line: Mapping[str, Any], name: str = "") -> Metric:
-    """Return the metric of a line of results.json or attack.json, or the metric called ``name`` if it has no such key.
+    """Return the metric of a line of results.json, or the metric ``name`` if the line has no key ``metric``.
 
-    For a metric of another package, return one without properties.
+    For a metric that is not registered, return a placeholder without properties.
     """
     return METRICS.find(line.get("metric", name)) or _UNREGISTERED
 

@@ -17,10 +17,7 @@ OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
 
 
 def words(text: str) -> list[str]:
-    """Split a text into runs of letters, digits and underscores, case-folded.
-
-    In a script without spaces such runs are long; use `character_overlap` for it.
-    """
+    """Return the runs of letters, digits and underscores, case-folded; in scripts without spaces such runs are long."""
     return re.findall(r"\w+", text.casefold())
 
 
@@ -29,10 +26,7 @@ def over_samples(
 ) -> Rows:
     """Score each text, and return the ``mean`` or ``max`` over the scored samples of each row: ``[N]``, NaN if none.
 
-    A broken record (NaN or infinite logits) is unscored.
-
-    Raises:
-        EvaluationError: ``over`` is neither ``mean`` nor ``max``.
+    A record with NaN or infinite logits is unscored. Raises EvaluationError if ``over`` is another word.
     """
     if over not in OVER:
         raise EvaluationError(f"samples of a row cannot be combined by '{over}'; {did_you_mean(over, OVER)}")
@@ -48,7 +42,7 @@ def common_words(
 ) -> Rows:
     """Return for each row the number of words that ``common`` finds in both reference and generation; ``[N]``.
 
-    With ``normalise``, divide by the words of the reference. A reference without words is unscored; an empty text is 0.
+    With ``normalise``, divide by the number of words in the reference. A reference without words is unscored.
     """
 
     def score(record: GenerationRecord) -> float:
@@ -61,10 +55,7 @@ def common_words(
 
 
 def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest contiguous run that both sequences contain.
-
-    O(n m) in NumPy, one row of the dynamic program at a time: 2000 by 2000 words take well under a second.
-    """
+    """Return the length of the longest contiguous run that both sequences contain; O(n m) in NumPy."""
     left_numbers, right_numbers = _numbered(left, right)
     # [m + 1] length of the common run that ends at each index of `right`, after a leading 0
     runs = np.zeros(len(right_numbers) + 1, dtype=np.int64)
@@ -88,7 +79,7 @@ def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> 
 def window_matches(
     reference: Sequence[Hashable] | str, generated: Sequence[Hashable] | str, n: int
 ) -> NDArray[np.bool_]:
-    """Return for each window of ``n`` reference items whether the generated sequence has it: ``[len - n + 1]``."""
+    """Return for each window of ``n`` reference items whether the generated sequence contains it: ``[len - n + 1]``."""
     windows = {_window(generated, i, n) for i in range(len(generated) - n + 1)}
     return np.array([_window(reference, i, n) in windows for i in range(len(reference) - n + 1)], dtype=np.bool_)
 

@@ -21,16 +21,9 @@ def character_overlap(
 ) -> Rows:
     """Share of the reference's characters inside runs of at least ``length`` that the generation contains; ``[N]``.
 
-    In [0, 1]. The GPT-4 report searches its training data for runs of 50 characters of its test sets; 50 *tokens*
-    (arXiv:2202.07646) are about four times as long. Case and punctuation count; white space is collapsed, because line
-    breaks differ between editions. A reference shorter than ``length`` is unscored.
-
-    Args:
-        summary: ``share`` of the characters, or ``any``: 1 if such a run exists, otherwise 0.
-        over: ``mean`` or ``max`` over the samples of a row.
-
-    Raises:
-        EvaluationError: ``length`` below 1, or an unknown summary.
+    In [0, 1]. ``summary: any`` gives 1 if such a run exists, otherwise 0. The GPT-4 report uses 50 characters. Case and
+    punctuation count; white space is collapsed. A reference shorter than ``length`` is unscored. ``over`` (``mean`` or
+    ``max``) combines the samples of a row. Raises EvaluationError if ``length`` is below 1 or the summary is unknown.
     """
     if length < 1:
         raise EvaluationError(f"'length' of metric 'character_overlap' must be at least 1 character, not {length}")

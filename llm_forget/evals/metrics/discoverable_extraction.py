@@ -30,23 +30,18 @@ def discoverable_extraction(
     """(n, p)-discoverable extraction: 1 if at least one of n samples is the answer with probability >= p; ``[N]``.
 
     The condition is 1 - (1 - p_z)^n >= p. p_z = exp(sum of token log-probs) is the probability of the answer under
-    ancestral sampling (temperature 1, no top-k, no top-p); one teacher-forced pass gives it, without n generations. The
-    mean over rows is the extraction rate. A row is unscored if it has no targets, or fewer than prefix and suffix need.
-    The paper prompts with 50 tokens of running text and extracts the next 50.
+    ancestral sampling (temperature 1, no top-k, no top-p). The mean over rows is the extraction rate. A row is unscored
+    if it has no targets, or fewer than prefix and suffix need. The paper uses a prefix and a suffix of 50 tokens.
 
     Args:
         n: number of samples that an attacker draws.
         p: probability with which at least one sample must be the answer; above 0, below 1.
-        summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries``: the smallest n that reaches
-            p, infinite if p_z is 0 in double precision.
+        summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries`` (the smallest n to reach p).
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
-            It needs no further pass, because teacher forcing conditions each token on the tokens before it.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
-        include_last: require the last target (the end of the answer); if false, a sample that repeats the answer and
-            then continues counts too.
+        include_last: require the last target (end of the answer); if false, samples that continue the answer count too.
 
-    Raises:
-        EvaluationError: a parameter out of range.
+    Raises EvaluationError if a parameter is out of range.
     """
     if n < 1 or not 0 < p < 1 or prefix < 0 or suffix < 0:
         raise EvaluationError(

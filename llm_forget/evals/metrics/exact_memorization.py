@@ -13,8 +13,7 @@ from llm_forget.evals.stats import Rows
 def exact_memorization(records: Sequence[TokenRecord], *, include_last: bool = True) -> Rows:
     """Share of target tokens that the model ranks first under teacher forcing; ``[N]`` in [0, 1].
 
-    Every target token counts, including the end of the answer: stopping at the right place is part of memorization.
-    open-unlearning excludes the last labelled token; ``include_last: false`` gives its values.
+    If ``include_last`` is false, the last labelled token (end of the answer) is excluded, as in open-unlearning.
     """
 
     def share(record: TokenRecord) -> float:

@@ -1,4 +1,4 @@
-"""Share of the answer that the model completes by itself after the shortest sufficient prefix."""
+"""Share of the answer that the model completes after the shortest sufficient prefix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2012.07805", chart="bars")
 def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = True, floor: bool = False) -> Rows:
-    """1 - k/n, where k is the smallest number of answer tokens after which all others are predicted; ``[N]``.
+    """1 - k/n, where k is the smallest number of answer tokens after which the model predicts all others; ``[N]``.
 
     In [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted. n is the number of answer
-    tokens, and predicted means ranked first under teacher forcing. open-unlearning excludes the last labelled token
-    (end of sequence) and stops at k = n - 1, so that a row scores at least 1/n; ``include_last: false`` with
-    ``floor: true`` gives its values, except that a row without answer tokens scores 0 there and is unscored here.
+    tokens. A token is predicted if it ranks first under teacher forcing. ``include_last: false`` excludes the last
+    labelled token (end of the answer), and ``floor: true`` limits k to n - 1. open-unlearning does both.
     """
 
     def strength(record: TokenRecord) -> float:

@@ -1,4 +1,4 @@
-"""Whether generated answers still read like text, without a classifier."""
+"""Whether generated answers read like text, measured without a classifier."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from llm_forget.evals.stats import Rows, mean, scored
 def fluency(perplexity: Rows, repetition: Rows, before_perplexity: Rows) -> float:
     """(1 - mean repetition) * min(1, target perplexity / perplexity), in [0, 1], with geometric mean perplexities.
 
-    One choice of several. open-unlearning (appendix F.1) uses the probability *clean* of a gibberish classifier, which
-    must be downloaded and was trained on English. Here two factors detect the two ways to collapse: noise has a high
-    perplexity under the target, and a repeated phrase has a high repetition. Near 1 for the target, near 0 for a model
-    that only repeats itself. Unscored if a factor is unscored, as for a model with empty answers.
+    One choice of several ways to detect collapse; open-unlearning (appendix F.1) uses a gibberish classifier. Noise has
+    a high perplexity under the target (the model before unlearning), and a repeated phrase has a high repetition.
+    Unscored if repetition or a perplexity is unscored, as for a model with empty answers.
     """
     ratio = np.exp(_mean_log(before_perplexity) - _mean_log(perplexity))
     return float((1 - mean(repetition)) * np.minimum(1.0, ratio))  # np.minimum, unlike min, keeps NaN

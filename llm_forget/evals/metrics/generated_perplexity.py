@@ -13,11 +13,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:1904.09751", about_text=True)
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
-    """Perplexity of the generated text under the judging model (probe ``judge``), exp(mean token NLL); ``[N]``, >= 1.
+    """Perplexity of generated text under the judging model (probe ``judge``), exp(mean token NLL); ``[N]``, at least 1.
 
-    The mean is over all tokens of all samples of a row. A high value means gibberish. A *low* value is not always good,
-    because a repeated phrase has a low perplexity too: compare with `repetition` and with the target. A uniform judge
-    gives V (vocabulary size). A row whose texts are all empty is unscored.
+    The mean is over all tokens of all samples of a row. A high value means gibberish. A repeated phrase has a low
+    value, so compare with `repetition` and with the model before unlearning. A row is unscored if all its texts are
+    empty.
     """
 
     def perplexity(samples: Sequence[TokenRecord]) -> float:

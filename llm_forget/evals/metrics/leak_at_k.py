@@ -1,4 +1,4 @@
-"""Score of the sample that leaks most, among k samples."""
+"""Expected score of the sample that leaks most, among k samples."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from llm_forget.evals.stats import Rows
 def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, score: str = "rouge") -> Rows:
     """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
 
-    Estimated from n >= k samples as for pass@k: take the largest score of every subset of k samples, and average these
-    maxima. This is the sum over i of C(i-1, k-1) / C(n, k) times the i-th smallest score: the mean for k = 1, the
-    maximum for k = n. It is unbiased; more samples lower its variance. A row with an unscored sample is unscored.
+    The estimate from n >= k samples is the mean, over all subsets of k samples, of the largest score in a subset. It is
+    unbiased, like that of pass@k. A row with an unscored sample is unscored.
 
     Args:
         k: number of samples that an attacker draws; default: all samples.
         score: a metric that takes only generations and returns one number per row; used with its default parameters.
 
-    Raises:
-        EvaluationError: a row has fewer than k samples, or the score needs more than generations.
+    Raises EvaluationError if a row has fewer than k samples, or if the score needs more than generations.
     """
     entry = METRICS.get(score)
     if entry.inputs != ("generations",) or entry.name == "leak_at_k":

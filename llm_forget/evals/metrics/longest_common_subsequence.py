@@ -14,14 +14,10 @@ from llm_forget.evals.stats import Rows
 def longest_common_subsequence(
     generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
 ) -> Rows:
-    """Words in the longest common subsequence (gaps allowed) of generation and reference; ``[N]``, words or a share.
+    """Words in the longest common subsequence (gaps allowed) of generation and reference; ``[N]``.
 
-    Normalised, it is ROUGE-L recall without stemming. It reads words of any script and is fast for long texts. Frequent
-    words alone make it large, so compare it with the oracle's value. It is at least `longest_common_substring`. A
-    reference without words is unscored; an empty generation scores 0.
-
-    Args:
-        normalise: divide by the number of words of the reference, which gives a share in [0, 1].
-        over: ``mean`` or ``max`` over the samples of a row.
+    With ``normalise``, divide by the words of the reference, which gives ROUGE-L recall without stemming, in [0, 1].
+    Frequent words alone give a large value, so compare it with that of a model that never saw the rows. A reference
+    without words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row.
     """
     return common_words(generations, longest_subsequence, normalise=normalise, over=over)

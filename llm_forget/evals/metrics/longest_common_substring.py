@@ -14,14 +14,11 @@ from llm_forget.evals.stats import Rows
 def longest_common_substring(
     generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
 ) -> Rows:
-    """Words in the longest contiguous run that generation and reference share; ``[N]``, words or a share.
+    """Words in the longest contiguous run that generation and reference share; ``[N]``.
 
-    This is CoTaEval's word-level LCS, which its code computes as a contiguous match (other papers call the subsequence
-    LCS). Our words are case-folded runs of letters and digits: *mother-in-law* is three. CoTaEval splits at white space
-    and deletes ASCII punctuation: it is one. A reference without words is unscored; an empty generation scores 0.
-
-    Args:
-        normalise: divide by the number of words of the reference, which gives a share in [0, 1].
-        over: ``mean`` or ``max`` over the samples of a row.
+    With ``normalise``, divide by the words of the reference, which gives a share in [0, 1]. This is CoTaEval's
+    word-level LCS, except that words are case-folded runs of letters and digits; CoTaEval splits at white space and
+    deletes ASCII punctuation. A reference without words is unscored. ``over`` (``mean`` or ``max``) combines the
+    samples of a row.
     """
     return common_words(generations, longest_run, normalise=normalise, over=over)

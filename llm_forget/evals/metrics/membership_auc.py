@@ -1,4 +1,4 @@
-"""Membership inference: AUC of forget rows against rows that were never trained on."""
+"""Membership inference: AUC of forget rows against rows that the model was never trained on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def membership_auc(
 ) -> Estimate:
     """AUC of a membership attack, members against non-members of the same distribution, with interval; in [0, 1].
 
-    0.5 if they are indistinguishable, 1 if members are much likelier, 0 if they are much less likely, which reveals
-    them too. It equals the AUC of open-unlearning, which negates both the scores and the classes.
+    0.5 if they are indistinguishable. A value near 0 reveals members too: they are less likely than non-members.
 
     Args:
         attack: loss, zlib, min_k or min_k_plus_plus (`llm_forget.evals.membership`), or ``module:function``.

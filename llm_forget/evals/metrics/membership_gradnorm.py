@@ -15,8 +15,5 @@ from llm_forget.evals.stats import Estimate, auc_with_interval
 def membership_gradnorm(
     members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
 ) -> Estimate:
-    """AUC of the negative p-norm of the gradient, members against non-members, with interval; in [0, 1].
-
-    0.5 if they are indistinguishable, 1 if every member has a smaller norm than every non-member. ``p`` is 1, 2 or inf.
-    """
+    """AUC of the negative p-norm of the gradient, members against non-members, with interval; p is 1, 2 or inf."""
     return auc_with_interval(*(row_means(rows, partial(gradnorm, p=p)) for rows in (members, nonmembers)))

@@ -1,4 +1,4 @@
-"""Membership inference with access to the oracle."""
+"""Membership inference with access to the oracle, a model that never saw the forget rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def membership_reference(
     oracle_members: Sequence[TokenRecord],
     oracle_nonmembers: Sequence[TokenRecord],
 ) -> Estimate:
-    """AUC of the mean token log-probability minus the oracle's, members against non-members, with interval; in [0, 1].
+    """AUC of the mean token log-probability minus that of the oracle, with interval; in [0, 1].
 
-    0.5 for the oracle itself, because its scores are all 0. The subtraction removes the difficulty of each row.
+    It compares members with non-members. 0.5 for the oracle itself, because its scores are all 0.
     """
     member_scores = reference_scores(members, oracle_members)
     return auc_with_interval(member_scores, reference_scores(nonmembers, oracle_nonmembers))

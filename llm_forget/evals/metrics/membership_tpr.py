@@ -22,13 +22,9 @@ def membership_tpr(
 ) -> Estimate:
     """Share of members found at a false-positive rate of at most ``at_fpr``, with interval; in [0, 1].
 
-    About ``at_fpr`` if members and non-members are indistinguishable, 1 if they are separated. An attack may identify
-    a few rows with certainty and be no better than chance on average; the AUC does not show this. At 1 %, no false
-    positive is allowed with fewer than 100 non-members, and one with 100 to 199.
-
-    Args:
-        attack, k, include_last: as in `membership_auc`.
-        at_fpr: maximum false-positive rate, in [0, 1).
+    About ``at_fpr`` if members and non-members are indistinguishable, 1 if they are separated. Unlike the AUC, it shows
+    whether an attack identifies a few rows with certainty. At 1 %, no false positive is allowed with fewer than 100
+    non-members. ``at_fpr`` is in [0, 1); the other parameters are those of `membership_auc`.
     """
     settings = {"k": k, "include_last": include_last}
     return tpr_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings), at_fpr)

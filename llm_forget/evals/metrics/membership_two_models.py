@@ -1,4 +1,4 @@
-"""Membership inference with access to the target."""
+"""Membership inference with access to the target, the model before unlearning."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def membership_two_models(
 ) -> Estimate:
     """AUC of the drop in mean token log-probability from the target to this model, with interval; in [0, 1].
 
-    0.5 for the target itself. It is high even for the oracle, because a user of both models can see what was deleted:
-    it shows that the target must be withdrawn, not how well the model forgot.
+    Even a model that never saw the forget rows scores high, because a user of both models can see what was deleted. The
+    metric shows that the target must be withdrawn, not how well the model forgot.
     """
     member_scores = -reference_scores(members, before_members)
     return auc_with_interval(member_scores, -reference_scores(nonmembers, before_nonmembers))

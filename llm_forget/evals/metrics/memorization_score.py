@@ -12,15 +12,9 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def memorization_score(measures: Sequence[Rows | float]) -> float:
     """Harmonic mean of 1 - (mean of the measure), in [0, 1]; 1 if no measure finds any memorization.
 
-    One choice of several: open-unlearning (appendix F.1) combines extraction strength, exact memorization, the
-    probability of the paraphrased answer and the truth ratio P(correct) / (P(correct) + P(perturbed)), which is 0.5 for
-    a model that knows nothing, so even the oracle is well below 1. The score is 0 if the mean of a measure is 1, and
-    unscored if a measure has no scored rows.
-
-    Args:
-        measures: scores in [0, 1]; 1 means memorised.
-
-    Raises:
-        EvaluationError: a measure above 1.
+    One choice of several ways to combine measures in [0, 1], where 1 means memorised. open-unlearning (appendix F.1)
+    combines extraction strength, exact memorization, the probability of the paraphrased answer and `truth_ratio` with
+    ``summary: known``. The last is 0.5 for a model without knowledge, so its score is well below 1. Unscored if a
+    measure has no scored rows. Raises EvaluationError if a measure is above 1.
     """
     return harmonic_mean([1 - mean(measure) for measure in measures])

@@ -1,4 +1,4 @@
-"""Combined score of retained knowledge."""
+"""Combined score of the knowledge that the model retains."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2401.06121", utility=True)
 def model_utility(components: Sequence[Rows | float]) -> float:
-    """Harmonic mean of the components' means, in [0, 1].
+    """Harmonic mean of the components' means, in [0, 1]; unscored if a component has no scored rows.
 
-    TOFU (section 3.1) combines nine: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}. The
-    utility is 0 if a component is 0, and unscored if a component has no scored rows.
+    TOFU (section 3.1) has nine components: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}.
     """
     return harmonic_mean([mean(component) for component in components])

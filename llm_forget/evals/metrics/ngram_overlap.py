@@ -15,15 +15,9 @@ from llm_forget.evals.stats import Rows
 def ngram_overlap(generations: Sequence[GenerationRecord], *, n: int = 13, over: str = "mean") -> Rows:
     """Share of the reference's n-grams of words that occur anywhere in the generation; ``[N]`` in [0, 1].
 
-    GPT-3 (appendix C) treats 13 common words as a collision of two texts. Every position of the reference counts, also
-    repeated n-grams. 1 if the whole reference is repeated, 0 if no run of ``n`` words is; shorter ones are unscored.
-
-    Args:
-        n: length of an n-gram in words.
-        over: ``mean`` or ``max`` over the samples of a row.
-
-    Raises:
-        EvaluationError: ``n`` below 1.
+    GPT-3 (appendix C) uses n = 13. Repeated n-grams of the reference count each time. A reference of fewer than ``n``
+    words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row. Raises EvaluationError for ``n``
+    below 1.
     """
     if n < 1:
         raise EvaluationError(f"parameter 'n' of metric 'ngram_overlap' must be at least 1 word, not {n}")

@@ -1,4 +1,4 @@
-"""Success of membership inference relative to a model that never saw the rows."""
+"""Success of membership inference relative to the oracle, a model that never saw the forget rows."""
 
 from __future__ import annotations
 
@@ -28,21 +28,16 @@ def priv_leak(
 ) -> Estimate:
     """100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle) with its interval; in per cent, at least -100.
 
-    Source: MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 if the rows are not forgotten, -100 if all members
-    are recognised; above 0 if the model avoids them, which reveals them too. NaN if AUC_oracle is 1, because there is
-    no reference then (open-unlearning adds 1e-10 to the denominator). Without an oracle it is unscored (open-unlearning
-    assumes AUC_oracle = 0.5). `rel_diff` of open-unlearning is another number: 100 (AUC - AUC_oracle) / AUC_oracle.
+    Source: MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 if the rows are not forgotten; above 0 if the model
+    avoids them, which reveals them too. NaN if AUC_oracle is 1 (open-unlearning adds 1e-10 to the denominator).
+    Unscored without an oracle (open-unlearning assumes AUC_oracle = 0.5). `rel_diff` of open-unlearning is another
+    number: 100 (AUC - AUC_oracle) / AUC_oracle.
 
     The interval comes from a bootstrap that resamples the same rows for both models. If almost all or almost no members
-    score above the non-members, it would be too narrow and is widened to the score interval of this model's AUC.
+    score above the non-members, the interval is widened to include the score interval of this model's AUC.
 
-    Args:
-        members, nonmembers: records of this model.
-        oracle_members, oracle_nonmembers: records of the oracle on the same rows.
-        attack, k, include_last: as in `membership_auc`.
-
-    Raises:
-        EvaluationError: the two models were not measured on the same rows.
+    ``attack``, ``k`` and ``include_last`` are those of `membership_auc`. Raises EvaluationError if the two models were
+    not measured on the same rows.
     """
     settings = {"k": k, "include_last": include_last}
     pairs = (members, oracle_members), (nonmembers, oracle_nonmembers)

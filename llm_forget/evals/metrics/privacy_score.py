@@ -1,4 +1,4 @@
-"""Combined score of how close the AUCs of membership attacks are to the AUCs on the oracle."""
+"""How close the AUCs of membership attacks are to those on the oracle, a model that never saw the forget rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | float]) -> float:
     """Harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle), in [0, 1]; 1 for the oracle.
 
-    One choice of several: open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ by their harmonic mean
-    and states that each s is 1 if the model agrees with the retrained one, but gives no formula and no code. Our s has
-    no free parameter. It is 0 at the AUC, 0 or 1, that is farther from the oracle's: a low AUC is leakage too, because
-    the model avoids the rows. Do not compare it with that paper's numbers. Without an oracle it is unscored.
-
-    Raises:
-        EvaluationError: an AUC outside [0, 1].
+    One choice of several: open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ in this way, but
+    publishes no formula for s, so do not compare with its numbers. A low AUC lowers s too, because a model that avoids
+    the rows reveals them. Unscored without an oracle. Raises EvaluationError if an AUC is outside [0, 1].
     """
     model_aucs, other_aucs = ([mean(auc) for auc in side] for side in (aucs, oracle_aucs))
     for auc in (*model_aucs, *other_aucs):

@@ -15,8 +15,7 @@ from llm_forget.evals.stats import Rows
 def probability(records: Sequence[TokenRecord]) -> Rows:
     """Geometric mean of the answer's token probabilities, exp(-mean token NLL); ``[N]`` in [0, 1].
 
-    This is TOFU's P(a|q)^(1/|a|) (section 3.1): 1 for a memorised answer, 1/V for a uniform model with vocabulary size
-    V. A row with several answers gets their mean; a row without target tokens is unscored.
+    This is TOFU's P(a|q)^(1/|a|) (section 3.1). The answers of a row are averaged; a row without targets is unscored.
     """
     return row_means(records, mean_probability)
 

@@ -16,7 +16,7 @@ from llm_forget.evals.stats import Rows
 def probability_normalised(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]) -> Rows:
     """P(correct) / (P(correct) + sum of P(perturbed)), each length-normalised; ``[N]`` in [0, 1].
 
-    This is TOFU's probability for real authors and world facts (section 3.1). A model that knows nothing scores about
+    This is TOFU's probability for real authors and world facts (section 3.1). A model without knowledge scores about
     1 / (1 + number of perturbed answers). A row is unscored if one of its answers has no target tokens.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""How much generated text repeats itself; high values show that the model has collapsed."""
+"""How much generated text repeats itself."""
 
 from __future__ import annotations
 
@@ -16,16 +16,9 @@ from llm_forget.evals.stats import Rows
 def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str = "mean") -> Rows:
     """seq-rep-n: share of the n-grams of a generation that repeat an earlier one; ``[N]`` in [0, 1).
 
-    The share is 1 - unique n-grams / n-grams (Welleck et al., who report n = 4). The items are words and punctuation
-    marks, not tokens, so that models with different tokenizers are comparable. 0 means no repetition; one item m times
-    in a row gives 1 - 1 / (m - n + 1). A text of fewer than n items is unscored.
-
-    Args:
-        n: length of an n-gram in words and punctuation marks.
-        over: ``mean`` or ``max`` over the samples of a row.
-
-    Raises:
-        EvaluationError: ``n`` below 1.
+    The share is 1 - unique n-grams / n-grams; the paper uses n = 4. The items are words and punctuation marks, not
+    tokens, so that models with different tokenizers are comparable. A text of fewer than n items is unscored. ``over``
+    (``mean`` or ``max``) combines the samples of a row. Raises EvaluationError if ``n`` is below 1.
     """
     if n < 1:
         raise EvaluationError(f"parameter 'n' of metric 'repetition' must be at least 1, not {n}")

@@ -20,9 +20,8 @@ def rouge(
 ) -> Rows:
     """ROUGE of the generated answer against the true one; ``[N]`` in [0, 1].
 
-    The default is TOFU's ROUGE-L recall (section 3.1): the number of words in the longest common subsequence, divided
-    by the number of words of the true answer. Words are runs of ASCII letters and digits, as in ``rouge-score``;
-    other scripts score 0. Several samples of a row are averaged; a row without a reference is unscored.
+    The default is TOFU's ROUGE-L recall (section 3.1). Words are runs of ASCII letters and digits, as in
+    ``rouge-score``; other scripts score 0. Several samples of a row are averaged; rows without reference are unscored.
 
     Args:
         variant: ``rougeL``, ``rouge1``, ``rouge2``, ...

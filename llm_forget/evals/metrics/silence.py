@@ -14,7 +14,6 @@ from llm_forget.evals.stats import Rows
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
     """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
 
-    0 if every sample contains text, 1 for a model that ends immediately or generates punctuation only. A broken sample
-    (NaN or infinite logits) is unscored. The paper detects gibberish with a classifier; this metric needs none.
+    A sample with NaN or infinite logits is unscored. The paper uses a gibberish classifier instead.
     """
     return over_samples(generations, lambda record: float(not any(c.isalnum() for c in record.text)))

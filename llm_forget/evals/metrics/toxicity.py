@@ -34,20 +34,18 @@ def toxicity(
 ) -> Rows:
     """Toxicity of the continuations of a prompt, summarised over k samples (RealToxicityPrompts); ``[N]`` in [0, 1].
 
-    Averaged over rows, ``expected_maximum`` is the expected toxicity of the worst of k samples, ``probability`` is the
-    share of prompts with at least one sample at or above ``threshold``, and ``mean`` is the average toxicity of a
-    sample. The first two grow with k: compare models with the same number of samples (k = 25 in the paper). An empty
-    continuation scores 0; a row with a broken sample (NaN or infinite logits) is unscored. Scores depend on the
-    classifier: see `llm_forget.evals.toxicity_classifiers`.
+    Compare models with the same classifier and the same k (25 in the paper), because ``expected_maximum`` and
+    ``probability`` grow with k. An empty continuation scores 0. A row is unscored if a sample has NaN or infinite
+    logits.
 
     Args:
         classifier: ``alt-profanity-check``, a text classification model of the Hub or a folder, or ``module:function``.
         label: the model's label for toxic text, if its name is not obvious.
-        summary: ``expected_maximum``, ``probability`` or ``mean``.
-        threshold: the summary ``probability`` counts samples whose toxicity is at least this number.
+        summary: ``expected_maximum`` (toxicity of the most toxic sample), ``probability`` (1 if a sample is at or above
+            ``threshold``, otherwise 0) or ``mean``.
+        threshold: used by the summary ``probability`` only.
 
-    Raises:
-        MissingPackageError, OSError, EvaluationError: the classifier cannot be loaded, or the summary is unknown.
+    Raises EvaluationError if the summary is unknown, and the errors of `toxicity_classifiers.classifier`.
     """
     if summary not in SUMMARIES:
         raise EvaluationError(f"metric 'toxicity' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")

@@ -19,15 +19,14 @@ SUMMARIES = ("ratio", "forget", "retain", "known")
 def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
     """Truth ratio R = P(perturbed) / P(correct), or a summary of R; ``[N]``.
 
-    P = exp(-mean token NLL). For several perturbed answers it is the *geometric* mean, as in the reference
-    implementation (the formula in TOFU, section 3.1, has the arithmetic mean). ``correct`` is the paraphrased answer if
-    there is one, otherwise the answer itself. R < 1 if the model prefers the true answer, R = 1 if it is indifferent.
+    P = exp(-mean token NLL). For several answers P is the *geometric* mean, as in TOFU's code (its paper, section 3.1,
+    has the arithmetic mean). ``correct`` is the paraphrased answer if there is one, otherwise the answer itself. R is
+    below 1 if the model prefers the true answer.
 
     Args:
-        summary: ``ratio`` is R, the input of forget quality; ``forget`` is min(R, 1/R), 1 if true and false answers are
-            indistinguishable; ``retain`` is max(0, 1 - R), 1 if the true answer is certain; ``known`` is
-            P(correct) / (P(correct) + P(perturbed)) = 1 / (1 + R), used by the meta-evaluation of metrics
-            (arXiv:2506.12618): higher means more knowledge.
+        summary: ``ratio`` is R, the input of `forget_quality`. ``forget`` is min(R, 1/R), which is 1 if true and false
+            answers are equally likely. ``retain`` is max(0, 1 - R), which is 1 if the true answer is certain. ``known``
+            is P(correct) / (P(correct) + P(perturbed)) (arXiv:2506.12618).
     """
     if summary not in SUMMARIES:
         raise EvaluationError(f"metric 'truth_ratio' has no summary '{summary}'; {did_you_mean(summary, SUMMARIES)}")

@@ -1,4 +1,4 @@
-"""Combined score of retained utility relative to the target."""
+"""Combined score of the utility that the model retains, relative to the target (the model before unlearning)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 def utility_score(components: Sequence[Rows | float], before_components: Sequence[Rows | float]) -> float:
     """Harmonic mean over components of min(1, mean of the model / mean of the target); in [0, 1], 1 for the target.
 
-    One choice of several: open-unlearning (appendix F.1) uses model utility and the fluency of the answers to the
-    forget questions, relative to the target. A component that improved counts as 1. It is unscored if the target is
-    missing or has a component of 0.
-
-    Args:
-        components: scores of at least 0; higher is better.
+    One choice of several: open-unlearning (appendix F.1) uses model utility and the fluency of answers to the forget
+    questions. Components are scores of at least 0. Unscored if the target is missing or one of its components is 0.
     """
     values = [mean(value) for value in components]
     earlier = [mean(value) for value in before_components]

@@ -1,8 +1,7 @@
-"""Distribute a probe over the processes of ``accelerate launch``; one process measures everything itself.
+"""Distribute a probe over the processes of ``accelerate launch``.
 
-Every process measures its share of the missing records and writes each immediately to its partial file. Then all
-processes exchange their records, so that each one holds all of them. No shared file system is needed: after a kill,
-each machine reads the records on its own disk and sends them to the other processes.
+Every process measures its share of the missing records and writes each record immediately to its partial file. Then all
+processes exchange their records. They need no shared file system, because each machine sends the records on its disk.
 """
 
 import os
@@ -25,10 +24,9 @@ PATIENCE = timedelta(days=1)
 
 
 def start_processes(*, use_cpu: bool) -> PartialState:
-    """Initialise the processes of this launch, or this one process, on the CPU if the caller or the launch wants it.
+    """Initialise the processes of this launch; they use the CPU if ``use_cpu`` is true or the launch requests it.
 
-    Raises:
-        LlmForgetError: the launch does not match its settings, or it shards models.
+    Raises LlmForgetError if the launch does not match its settings, or if it shards models.
     """
     # Accelerate reads this variable only for training.
     use_cpu = use_cpu or os.environ.get(USE_CPU, "false").lower() == "true"
@@ -45,11 +43,7 @@ def from_main_process(value: Value) -> Value:
 
 
 def refuse_different_keys(key: str) -> None:
-    """Raise an error on all processes if their content keys differ; every process must call it.
-
-    Raises:
-        EvaluationError: the rows, the model or the tokenizer of a process differ from those of the main process.
-    """
+    """Raise EvaluationError on all processes if their content keys differ; every process must call it."""
     keys = gather_object([key])
     others = [str(rank) for rank, theirs in enumerate(keys) if theirs != keys[0]]
     if others:
@@ -60,7 +54,7 @@ def refuse_different_keys(key: str) -> None:
 
 
 def open_share(path: Path, kind: str, key: str, work: Work) -> RecordWriter:
-    """Return a writer that has the records on the disks of all processes and this process's share of the other keys."""
+    """Return a writer with the records on the disks of all processes and this process's share of the missing keys."""
     state = PartialState()
     writer = RecordWriter(path, kind, key, work.keys, rank=state.process_index)
     # One process per machine sends what it read. The gather also ensures that all have read before one appends.
@@ -95,6 +89,6 @@ def tokens(work: Work) -> dict[Key, int]:
 
 
 def divide(lengths: Mapping[Key, int], processes: int) -> list[list[Key]]:
-    """Deal the keys to the processes in turn, longest first, ties in order; return the keys of each process."""
+    """Deal the keys to the processes in turn, longest first; return the keys of each process."""
     queue = sorted(lengths, key=lengths.__getitem__, reverse=True)
     return [queue[rank::processes] for rank in range(processes)]

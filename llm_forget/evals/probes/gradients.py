@@ -21,21 +21,14 @@ def probe_gradients(
 ) -> None:
     """Write a record with the gradient norms of each row and answer; one backward pass per window.
 
-    The loss is the answer's mean token NLL (nats); its gradient is taken with respect to the *base* weights, whether or
-    not they train. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm; a tensor without
-    gradient counts as 0. MIMIR and open-unlearning define it in the same way, so numbers are comparable.
+    The loss is the answer's mean token NLL (nats), over all its windows. Its gradient is taken with respect to the base
+    weights only, not to adapters, so that the unlearned model and its target (the model before unlearning) are compared
+    on the same weights. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, as in MIMIR and
+    open-unlearning; a tensor without gradient counts as 0. The norms of an answer without target tokens are NaN.
 
-    Adapter weights are excluded, so that the unlearned model and its target are compared on the same weights: with an
-    adapter W + sBA, the gradient with respect to W equals that of the merged model (not exactly for DoRA, which
-    rescales W). If an answer is cut into windows, the loss is the mean over all its tokens, and gradients accumulate
-    over the windows. The norms of an answer without target tokens are NaN.
-
-    The longest answers come first, and one gradient is in memory at a time. Rows are skipped if ``writer`` has their
-    record. ``grad``, ``requires_grad`` and the mode of every module are restored, also after an error.
-
-    Raises:
-        EvaluationError: a base weight is quantised.
-        NotEnoughMemoryError: memory runs out with a single window.
+    The longest answers come first. Rows are skipped if ``writer`` has their record. ``grad``, ``requires_grad`` and the
+    mode of every module are restored, also after an error. Raises EvaluationError if a base weight is quantised, and
+    NotEnoughMemoryError if memory runs out with a single window.
     """
     missing = writer.missing()
     answers: dict[Key, list[TokenRow]] = {}
@@ -101,11 +94,7 @@ def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def base_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a model without those of adapters; tied parameters are listed once.
-
-    Raises:
-        EvaluationError: a parameter is quantised and has no gradient.
-    """
+    """Return the parameters without those of adapters, tied ones once; raise EvaluationError if one is quantised."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     added = {

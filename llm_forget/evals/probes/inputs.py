@@ -48,9 +48,7 @@ def prepare(
     """Select and tokenise the rows of a probe.
 
     Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``, ...
-
-    Raises:
-        EvaluationError: a row lacks the column that the probe names, or a prompt from which to generate.
+    Raises EvaluationError if a row lacks the column that the probe names, or has no prompt from which to generate.
     """
     where = f"probe '{probe.name}' (split '{probe.split}')"
     encode = partial(encode_rows, tokenizer=tokenizer, template=template, max_length=max_length, stride=stride)
@@ -126,7 +124,7 @@ def _token_rows(rows: Sequence[Row], field: str | None, where: str, encode: Enco
 
 
 def _passages(rows: Sequence[Row], probe: Probe, where: str, encode: Encode) -> list[Encoded] | None:
-    """Return the windows of running text, each with an id; None if rows have prompts or the probe names a field."""
+    """Return the windows of running text, each with an id; None if rows have prompts or the probe has a field."""
     text = next((row for row in rows if is_text(row)), None)
     if text is None or probe.field is not None or probe.asks:
         return None
@@ -162,7 +160,7 @@ def _prompt_rows(
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
-    """Split token ids of a window after ``prefix`` tokens of its answer (below 1: that share); return both parts."""
+    """Split a window's token ids after ``prefix`` tokens of its answer (a share if below 1); return both parts."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
     length = int(prefix) if prefix >= 1 else int(prefix * len(places))
     first = places[min(length, len(places) - 1)]

@@ -1,8 +1,7 @@
 """Log-probability and generation probes: each is one pass of a model over the rows of a split.
 
-A probe takes any causal LM, whose adapter the caller has turned on or off. It measures the longest rows first and gives
-finished records to a `RecordWriter`, which writes them to disk immediately. If memory runs out, the batch size is
-halved; the batch size changes records only by floating-point rounding and in sampled text.
+The longest rows come first, and finished records are written to disk immediately. If memory runs out, the batch size is
+halved. The batch size changes records only by floating-point rounding and in sampled text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,14 +65,10 @@ def probe_logprobs(
     advance: Advance | None = None,
     plain: bool = False,
 ) -> None:
-    """Write a `TokenRecord` of each answer, by teacher forcing.
+    """Write a `TokenRecord` of each answer, by teacher forcing; answers with a record in ``writer`` are skipped.
 
-    If the model supports it, prefixes that the rows of a batch share are computed once, and padding is skipped.
-
-    Args:
-        rows: windows of answers; a window is skipped if ``writer`` already has the record of its answer.
-        batch_size: maximum number of sequences in a batch; batches are smaller if their logits would be too large.
-        plain: compute shared prefixes and padding too, for comparisons.
+    Batches are smaller than ``batch_size`` if their logits would be too large. If the model supports it, padding is
+    skipped and prefixes that the rows of a batch share are computed once; ``plain`` turns this off.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -121,23 +116,19 @@ def probe_generate(
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> None:
-    """Generate a continuation of every prompt, until an end token or ``max_new_tokens``.
+    """Generate a continuation of every prompt, until an end token of the model or tokenizer, or ``max_new_tokens``.
 
-    End tokens are those of the model and of the tokenizer. Sampling options and penalties in the model's generation
-    config are overridden, so that all models generate under the same settings.
+    Sampling options and penalties of the model's generation config are overridden, so all models generate under the
+    same settings. If the logits of a token are NaN or infinite, the text ends and its record is ``broken``.
 
     Args:
         rows: prompts, one for each sample of a row; a prompt is skipped if ``writer`` already has its record.
         temperature: None is greedy decoding, 1 samples from the distribution of the model.
         top_p: sample only from the smallest set of tokens with at least this probability; 1 is the whole vocabulary.
-        seed: seeds the samples together with the row ids of a batch: equal calls give equal texts, but other batches
-            may give other texts. The random state is restored afterwards.
+        seed: seeds the samples together with the row ids of a batch, so other batches may give other texts. The random
+            state is restored afterwards.
 
-    If the logits of the next token are NaN or infinite, the text ends and its record is ``broken``: argmax of NaN would
-    be an arbitrary token, and sampling would raise an error.
-
-    Raises:
-        EvaluationError: ``temperature`` is not positive, ``top_p`` is not in (0, 1], or there is no end token.
+    Raises EvaluationError if ``temperature`` is not positive, ``top_p`` is not in (0, 1], or there is no end token.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -179,7 +170,7 @@ def generation_record(
 
 
 def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a logits processor that records at each step which rows have invalid logits, ``[B]``, and ends them."""
+    """Return a logits processor that ends rows with NaN or infinite logits and adds their mask ``[B]`` to ``steps``."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
         # The maximum is not finite for NaN, for +inf, and if all logits are -inf.
@@ -193,11 +184,7 @@ def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tenso
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the token ids that end a generation: those in the model's generation config and that of the tokenizer.
-
-    Raises:
-        EvaluationError: neither defines an end token.
-    """
+    """Return the end tokens of generation config and tokenizer; raise EvaluationError if there are none."""
     model_ends = model.generation_config.eos_token_id
     ids = [] if model_ends is None else ([model_ends] if isinstance(model_ends, int) else list(model_ends))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
@@ -246,7 +233,7 @@ def _in_batches(
     batch_size: int,
     tokens: int | None = None,
 ) -> None:
-    """Measure in batches, longest first, so that memory runs out early or never; halve a batch that does not fit."""
+    """Measure in batches, longest first, so that memory runs out early or never; halve batches that do not fit."""
     queue = sorted(items, key=length, reverse=True)
     start = 0
     while start < len(queue):
@@ -264,7 +251,7 @@ def _in_batches(
 
 
 def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
-    """Measure a batch and return whether memory was enough; if it was not, the batch's memory is free again."""
+    """Measure a batch and return True; if memory runs out, free the memory of the batch and return False."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     try:

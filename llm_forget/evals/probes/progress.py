@@ -44,7 +44,7 @@ class Meter:
 
 @dataclass
 class Task:
-    """A running probe: ``done`` of ``total`` records exist, ``fresh`` of them measured since time ``began``."""
+    """Progress of a probe: ``done`` of ``total`` records exist, ``fresh`` of which were measured since ``began``."""
 
     meter: Meter
     bar: TaskID
@@ -55,7 +55,7 @@ class Task:
     began: float
 
     def expect(self, total: int) -> None:
-        """Start the progress again, at 0 of ``total`` records."""
+        """Reset the progress to 0 of ``total`` records."""
         self.total, self.done, self.fresh, self.began = total, 0, 0, time.monotonic()
         self.meter.bars.update(self.bar, total=total, completed=0)
 
@@ -72,10 +72,7 @@ class Task:
 
 
 def progress_line(name: str, done: int, total: int | None, fresh: int, seconds: float) -> str:
-    """Return ``name: done/total, 0:01:20 left``; the time is estimated from ``fresh`` records in ``seconds``.
-
-    Long rows come first, so the estimate is more often too long than too short.
-    """
+    """Return ``name: done/total, 0:01:20 left``; the time is estimated from ``fresh`` records in ``seconds``."""
     if total is None or not fresh:
         return f"{name}: {done}"
     return f"{name}: {done}/{total}, {timedelta(seconds=round((total - done) * seconds / fresh))} left"

@@ -1,8 +1,4 @@
-"""Teacher-forced forward pass of a batch that computes shared prefixes once (see `llm_forget.logprobs.packing`).
-
-Answers to one question share a long prefix: with a system prompt in the template, more than half of the tokens of the
-perturbed TOFU answers are repeated prefixes.
-"""
+"""Teacher-forced forward pass of a batch that computes shared prefixes once (see `llm_forget.logprobs.packing`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +18,7 @@ def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bo
     """Return the cheapest forward pass that the model supports in evaluation mode, and whether it shares prefixes.
 
     The pass takes a right-padded batch and returns the log-probs and logits at its targets. With ``plain`` it is the
-    padded pass, which every model supports, and the model is not tried out.
+    padded pass, which every model supports.
     """
     head = model.get_output_embeddings()
     shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))

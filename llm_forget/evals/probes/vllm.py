@@ -1,7 +1,6 @@
 """Generation probe with vLLM (extra ``vllm``; Linux with a GPU) instead of transformers.
 
-This module is written for the interface of vLLM 0.33 and tested with a stub; it has not been run on vLLM itself. vLLM
-rounds differently from transformers, so single words may differ, and records of the two have different keys.
+Written for vLLM 0.33 and tested only with a stub. vLLM rounds differently, so texts may differ from transformers.
 """
 
 from __future__ import annotations
@@ -43,12 +42,9 @@ class VllmEngine:
 
 
 def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
-    """Refuse a model or adapter that vLLM does not support, before anything is measured.
+    """Raise MissingPackageError without vLLM, and EvaluationError for a model or adapter that vLLM does not support.
 
-    Raises:
-        MissingPackageError: vLLM is not installed.
-        EvaluationError: the model is quantised or is neither a plain folder nor a Hub model, or the adapter is not
-            plain LoRA.
+    Supported are models that are not quantised, in a plain folder or on the Hub, with or without a plain LoRA adapter.
     """
     try:
         import vllm  # noqa: F401
@@ -72,9 +68,7 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
 def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
     """Load a model folder or Hub model into vLLM, with room for one adapter.
 
-    Raises:
-        MissingPackageError, EvaluationError: see `refuse_engine`.
-        AdapterRefused: the adapter was altered; vLLM itself would load it.
+    Raises the errors of `refuse_engine`, and AdapterRefused if the adapter was altered, because vLLM does not check it.
     """
     refuse_engine(model, adapter)
     if adapter is not None:
@@ -116,9 +110,7 @@ def probe_generate_vllm(
 ) -> None:
     """Generate with a vLLM engine, which makes its own batches; for the other arguments, see `probe_generate`.
 
-    Args:
-        seed: together with its record key, the seed of every prompt.
-        batch_size: number of prompts after which records are written.
+    The seed of each prompt is made from ``seed`` and its record key. Records are written every ``batch_size`` prompts.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest

@@ -1,3 +1,3 @@
-"""Files, digests, errors and settings, which all other parts of the package use. The core imports none of them."""
+"""Files, digests, errors and settings for the whole package. This folder imports no other part of the package."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,4 @@
-"""Parse flat YAML and ``--key value`` overrides strictly into three dataclasses, and turn these back into flat keys.
-
-The keys of a recipe are the fields of `DataConfig`, of `TrainConfig` or `UnlearnConfig` (both are TrainingArguments),
-and of TRL's ``ModelConfig``. Unknown keys are refused with a suggestion. Only workflows use these classes; the code
-that they call takes plain arguments.
-"""
+"""Parse flat YAML recipes and ``--key value`` overrides into `DataConfig`, `TrainConfig` and TRL's ``ModelConfig``."""
 
 from __future__ import annotations
 
@@ -46,7 +41,7 @@ def _field(default: Any, text: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Rows, and how they become tokens. A source of rows is a path, Hub name, ``builtin:NAME``, mapping or list."""
+    """Settings of rows and tokenisation. A source of rows is a path, Hub name, ``builtin:NAME``, mapping or list."""
 
     forget: Structure = _field(None, "rows to forget")
     retain: Structure = _field(None, "rows to keep")
@@ -107,7 +102,7 @@ class TrainConfig(TrainingArguments):
 
 @dataclass
 class UnlearnConfig(TrainConfig):
-    """Settings of an unlearning run. The loss is given as a method by its name, or as an objective by its terms."""
+    """Settings of unlearning. ``method`` names a predefined loss; ``objective`` lists the terms of a custom loss."""
 
     method: str | None = _field(None, "see `llm-forget methods`; npo where neither method nor objective is given")
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
@@ -140,7 +135,7 @@ STRUCTURED = frozenset(
 
 
 class _Parser(TrlParser):
-    """TrlParser that raises instead of printing its usage and exiting."""
+    """A TrlParser that raises ConfigError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -152,12 +147,7 @@ def keys_of(train_class: type[TrainConfig]) -> set[str]:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a flat recipe.
-
-    Raises:
-        ConfigError: the file is not a YAML mapping, uses an alias or repeats a key; the message names the file.
-        MissingFileError: the file does not exist.
-    """
+    """Read a flat recipe. Raise ConfigError if the YAML is not a mapping, repeats a key or uses an alias."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -190,12 +180,9 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
 
 
 def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
-    """Parse ``RECIPE.yaml --key value --key.inner value`` and check it.
+    """Parse and check ``RECIPE.yaml --key value --key.inner value``. Overrides take precedence over the recipe.
 
-    ``--config RECIPE.yaml`` works as well. Overrides take precedence over the recipe, the recipe over defaults.
-
-    Raises:
-        ConfigError: unknown key (with a suggestion) or a value of the wrong type.
+    The recipe may also be given as ``--config RECIPE.yaml``. Raise ConfigError for unknown keys and wrong types.
     """
     argv = list(argv)
     recipe: dict[str, Any] = {}
@@ -209,7 +196,7 @@ def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
 
 
 def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequence[str] = ()) -> Configs[Train]:
-    """Build and check a configuration from flat keys and command-line overrides, which take precedence."""
+    """Build and check a configuration from flat keys and command-line overrides; the overrides take precedence."""
     allowed = keys_of(train_class)
     keys = {key: _without_paths(value) for key, value in keys.items()}
     flags = _apply_dotted(keys, overrides, allowed)
@@ -237,7 +224,7 @@ def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequ
 
 
 def _without_paths(value: Any) -> Any:
-    """Turn each `Path` into text, also in mappings and lists, because a resolved configuration is plain YAML."""
+    """Convert each `Path` to text, also in mappings and lists, so that the configuration can be written as YAML."""
     if isinstance(value, dict):
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -256,7 +243,7 @@ def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
 
 
 def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[str]) -> list[str]:
-    """Check option names, put each ``--a.b value`` into ``keys``, and return the other options for the parser."""
+    """Check option names, put each ``--a.b value`` into ``keys``, and return all other options for the parser."""
     plain: list[str] = []
     items = list(overrides)
     while items:
@@ -301,7 +288,7 @@ def _read_structures(config: Any) -> None:
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
-    """Return flat keys that reproduce the configurations; library keys with their default value are left out."""
+    """Return flat keys that reproduce the configurations, without library keys that have their default value."""
     library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
     ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
     always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
@@ -325,11 +312,11 @@ def _library_defaults() -> dict[str, Any]:
 
 
 def model_part(keys: dict[str, Any]) -> ModelConfig:
-    """Return the settings of the model from a resolved configuration."""
+    """Return the model settings of a resolved configuration."""
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
     return ModelConfig(**{key: value for key, value in keys.items() if key in fields})
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved configuration that decides what the run produces."""
+    """Return the keys of a resolved configuration that affect the result of the run."""
     return {k: v for k, v in keys.items() if k not in CONTROL_KEYS | MEASURED_WITH}

@@ -17,10 +17,9 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 
 @contextmanager
 def each_file_hashed_once() -> Iterator[None]:
-    """Inside the block, let `file_digest` read a file only once until it changes, even if several paths lead to it.
+    """Inside the block, `file_digest` reads a file again only if its inode, size or times changed.
 
-    A file counts as unchanged if its inode, size and times are the same. If it changed within the last `FILE_CLOCK`,
-    its digest is not stored, because another write could have the same time.
+    A digest is not cached if the file changed within `FILE_CLOCK`, because another write could have the same time.
     """
     token = _digests.set({} if _digests.get() is None else _digests.get())
     try:
@@ -30,12 +29,7 @@ def each_file_hashed_once() -> Iterator[None]:
 
 
 def file_digest(path: Path, *, final: bool = False) -> str:
-    """Return the SHA-256 of a file as ``sha256:`` and 64 hex digits.
-
-    Args:
-        path: the file; it is read on every call outside of `each_file_hashed_once`.
-        final: whether the caller has just written the file and no process will write it again.
-    """
+    """Return the SHA-256 of a file as ``sha256:`` and 64 hex digits. ``final``: no process will write it again."""
     digests = _digests.get()
     with open(path, "rb") as file:
         mark = _mark(file.fileno())
@@ -54,12 +48,12 @@ def _mark(handle: int) -> _Mark:
 
 
 def json_digest(content: Any) -> str:
-    """Return the SHA-256 of the canonical JSON of a value (sorted keys, no spaces)."""
+    """Return the SHA-256 of the canonical JSON of a value (sorted keys, no spaces) as ``sha256:`` and hex digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def content_key(**parts: Any) -> str:
-    """Return the SHA-256 (hex) of the JSON of everything that a record depends on; ``1`` and ``"1"`` differ."""
+    """Return a cache key: the SHA-256 (64 hex digits) of the JSON of all arguments; ``1`` and ``"1"`` differ."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "s
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, device and the git commit of the working directory; no value names a person."""
+    """Return software versions, device and the git commit of the working directory; no value identifies a person."""
     import torch
 
     cuda = torch.cuda.is_available()

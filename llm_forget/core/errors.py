@@ -1,102 +1,96 @@
-"""Exceptions of this package.
-
-Every error that this package raises on purpose is an `LlmForgetError`, and its text never quotes a row: the command
-line prints that text and exits with the class's ``exit_code``. For any other exception it prints only class and place
-(see `safe_errors`). Each class also derives from a built-in exception, so ``except ValueError`` works, too.
-"""
+"""Exceptions of this package. Each class also derives from a built-in exception. No error text quotes a row."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class LlmForgetError(Exception):
-    """Base class of all errors of this package; the command line exits with its ``exit_code``."""
+    """Base class of all errors of this package. The command line prints the text and exits with ``exit_code``."""
 
     exit_code = 2
 
 
 class ConfigError(LlmForgetError, ValueError):
-    """An option, argument or recipe key that is unknown, invalid or has no effect."""
+    """Raised when an option, argument or recipe key is unknown, invalid or has no effect."""
 
 
 class DataError(LlmForgetError, ValueError):
-    """Rows, or a file of rows, that cannot be used."""
+    """Raised when rows, or a file of rows, cannot be used."""
 
 
 class ModelError(LlmForgetError, ValueError):
-    """A model, tokenizer or adapter that cannot be used as asked."""
+    """Raised when a model, tokenizer or adapter cannot be used in the requested way."""
 
 
 class RunError(LlmForgetError, ValueError):
-    """A run directory that is missing, incomplete, damaged or of another run."""
+    """Raised when a run directory is missing, incomplete or damaged, or belongs to another run."""
 
 
 class EvaluationError(LlmForgetError, ValueError):
-    """A suite, metric, attack or policy that cannot be computed."""
+    """Raised when a suite, metric, attack or policy cannot be computed."""
 
 
 class EvidenceError(LlmForgetError, ValueError):
-    """A ledger, version, deletion request or certificate that does not allow the requested action."""
+    """Raised when a ledger, version, deletion request or certificate does not allow the requested action."""
 
 
 class PublishError(LlmForgetError, ValueError):
-    """Something that must not be published, or cannot be pulled."""
+    """Raised when a model must not be published, or a published model cannot be pulled."""
 
 
 class AdapterRefused(ModelError):
-    """An adapter whose files were changed after they were written, or whose origin cannot be checked."""
+    """Raised when files of an adapter were changed after they were written, or their origin cannot be checked."""
 
     exit_code = 4
 
 
 class EvidenceBroken(EvidenceError):
-    """A ledger, certificate or signature that was altered."""
+    """Raised when a ledger, certificate or signature was altered."""
 
     exit_code = 6
 
 
 class MissingFileError(LlmForgetError, FileNotFoundError):
-    """A file or folder that does not exist."""
+    """Raised when a file or folder does not exist."""
 
 
 class ExistingFileError(LlmForgetError, FileExistsError):
-    """A file that exists and would be overwritten."""
+    """Raised when a file exists and would be overwritten."""
 
 
 class FileSystemError(LlmForgetError, OSError):
-    """A file, folder or disk that cannot be read or written."""
+    """Raised when a file, folder or disk cannot be read or written."""
 
 
 class NoPermissionError(LlmForgetError, PermissionError):
-    """A file or folder that this user may not read or write."""
+    """Raised when this user may not read or write a file or folder."""
 
 
 class MissingPackageError(LlmForgetError, ModuleNotFoundError):
-    """An optional package that is not installed; the text gives the command that installs it."""
+    """Raised when an optional package is not installed; the text gives the command that installs it."""
 
 
 class HubError(LlmForgetError, ConnectionError):
-    """The Hub refused, did not answer, or answered something unreadable."""
+    """Raised when the Hub refuses a request, does not answer, or sends an unreadable answer."""
 
 
 class NotEnoughMemoryError(LlmForgetError, MemoryError):
-    """A batch or row that does not fit into memory."""
+    """Raised when a batch or row does not fit into memory."""
 
 
 class NonFiniteLossError(LlmForgetError, FloatingPointError):
-    """A loss or gradient that is NaN or infinite."""
+    """Raised when a loss or gradient is NaN or infinite."""
 
 
 class UnsupportedError(LlmForgetError, NotImplementedError):
-    """A combination that is not supported."""
+    """Raised when a combination of model, settings or packages is not supported."""
 
 
 @contextlib.contextmanager
 def library_errors(kind: type[LlmForgetError], *types: type[Exception]) -> Iterator[None]:
-    """Raise errors of a library as ``kind`` with the same text. Use it only around code that handles no rows.
+    """Inside the block, raise exceptions of ``types`` as ``kind`` with the same text.
 
-    Args:
-        types: exceptions to translate; errors of this package and file errors of the system pass unchanged.
+    Errors of this package and file errors pass unchanged. The block must not handle rows: a library may quote them.
     """
     try:
         yield

@@ -16,16 +16,12 @@ NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file s
 
 
 def _written_as(name: str) -> str:
-    """Return the final name of a temporary file of `write_atomic`, and any other name unchanged."""
+    """Return the final name of a temporary file of `write_atomic`. Return any other name unchanged."""
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
 def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file atomically: readers see the old or the new content, which is on disk when this returns.
-
-    Args:
-        private: only the owner can read the file, from its first byte on.
-    """
+    """Write a file atomically: readers see the old or new content. If ``private``, only the owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -41,7 +37,7 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
 
 
 def create_private(path: Path, content: bytes) -> None:
-    """Create a file that only its owner can read; a file that another process created first stays."""
+    """Create a file that only its owner can read. If the file already exists, leave it unchanged."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")  # 0600
     try:
         with os.fdopen(handle, "wb") as file:
@@ -63,16 +59,12 @@ def create_private(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON atomically; NaN is refused because other readers reject it."""
+    """Write indented JSON atomically. Raise ValueError for NaN and infinity, which JSON does not have."""
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        RunError: the file is not valid JSON; the message names file and line.
-    """
+    """Read a JSON file. Raise RunError, which names file and line, if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -1,8 +1,7 @@
-"""Start several processes through accelerate, and refuse a run that has another number of them than requested.
+"""Start several processes through accelerate, and check that as many processes run as requested.
 
-Accelerate starts only one process for ``--cpu --num_processes 2`` and for ``MULTI_CPU``; torchrun without
-``ACCELERATE_USE_CPU`` trains a separate model in each process; FSDP on a CPU becomes DDP. None of these cases gives a
-warning, but the effective batch, the normalisation and the saved adapter would not be those of the recipe.
+Without the check, ``MULTI_CPU`` silently starts one process, FSDP on a CPU silently becomes DDP, and torchrun without
+``ACCELERATE_USE_CPU`` trains a separate model in each process.
 """
 
 import os
@@ -30,19 +29,16 @@ ON_CPUS = {
 
 @dataclass(frozen=True)
 class RequestedLaunch:
-    """A request for a number of processes (None: any number) and the name of its ``source`` in errors."""
+    """A requested number of processes (None: any number), and the ``source`` of the request for error messages."""
 
     processes: int | None
     source: str
 
 
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
-    """Replace this process by ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``; does not return.
+    """Replace this process by ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``.
 
-    ``config`` is a path, or the name of a shipped configuration such as ``ddp``.
-
-    Raises:
-        ConfigError: the configuration cannot start this many processes.
+    ``config`` is a path, or a shipped name such as ``ddp``. Raise ConfigError if it cannot start the processes.
     """
     path = resolve("accelerate_configs", config)
     command = launch_command(arguments, path, processes)
@@ -54,11 +50,7 @@ def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> No
 
 
 def launch_command(arguments: Sequence[str], path: Path, processes: int | None) -> list[str]:
-    """Return the command line that `relaunch` executes.
-
-    Raises:
-        ConfigError: the file is not an accelerate configuration, or does not start the requested processes.
-    """
+    """Return the command line for `relaunch`. Raise ConfigError if ``path`` cannot start this many processes."""
     settings = _settings(path)
     kind = str(settings.get("distributed_type", "NO"))
     default = 1 if kind in ("NO", "False") else None
@@ -78,13 +70,9 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
 
 
 def check_launch(state: Any) -> None:
-    """Refuse a launch that got another number of processes, or another kind of sharding, than it requested.
+    """Raise ConfigError if the number of processes or the kind of sharding is not the requested one.
 
-    Args:
-        state: accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
-
-    Raises:
-        ConfigError: the message names what was requested, what runs, and what to do.
+    ``state`` is accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
     """
     kind = str(getattr(state.distributed_type, "value", state.distributed_type))
     shardings = _shardings(os.environ)
@@ -103,12 +91,9 @@ def check_launch(state: Any) -> None:
 
 
 def refuse_sharded_models(environment: Mapping[str, str]) -> None:
-    """Refuse FSDP and DeepSpeed for work that needs a whole model in every process.
+    """Raise ConfigError if ``environment`` requests FSDP or DeepSpeed, which do not give each process a whole model.
 
-    Under FSDP, transformers loads weights in the first process only; the others would evaluate an empty model.
-
-    Raises:
-        ConfigError: the message names what the launch requests and what to use instead.
+    Under FSDP, transformers loads the weights only in the first process. The others would evaluate an empty model.
     """
     if shardings := _shardings(environment):
         raise ConfigError(
@@ -118,24 +103,20 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
 
 
 def _shardings(environment: Mapping[str, str]) -> list[str]:
-    """Return the kinds of sharding that the launch requests: ``FSDP``, ``DEEPSPEED`` or none."""
+    """Return the requested kinds of sharding: a list of ``FSDP`` and ``DEEPSPEED``, usually empty."""
     return [name for variable, name in SHARDED.items() if environment.get(variable, "false").lower() == "true"]
 
 
 def refuse_processes(command: str, state: Any) -> None:
-    """Refuse several processes for a command whose files only one process may write.
-
-    Raises:
-        ConfigError: the message names the command and how to start it.
-    """
+    """Raise ConfigError if several processes run a command whose files only one process may write."""
     if state.num_processes > 1:
         raise ConfigError(f"{command} runs in one process, not {state.num_processes}; start it without accelerate")
 
 
 def follow_launcher() -> None:
-    """Stay on the CPU if the accelerate configuration says so; must run before anything requests a device.
+    """Set ``ACCELERATE_USE_CPU`` if the accelerate configuration says ``use_cpu``. Call it before any use of a device.
 
-    Accelerate sets ``ACCELERATE_USE_CPU`` only for one process; without it each of several processes would train alone.
+    Accelerate sets the variable only for one process. Without it, several processes would train separate models.
     """
     options = _launch_options(_ancestors())
     if options is None or USE_CPU in os.environ:
@@ -146,7 +127,7 @@ def follow_launcher() -> None:
 
 
 def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[RequestedLaunch]:
-    """Return the requests for a number of processes: those of the environment, then that of ``accelerate launch``."""
+    """Return the requested numbers of processes: from the environment, then from ``accelerate launch``."""
     launches = []
     for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
         text = environment.get(variable, "")
@@ -159,12 +140,12 @@ def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Seque
 
 
 def _launch_options(ancestors: Sequence[Sequence[str]]) -> list[str] | None:
-    """Return the arguments of the nearest ancestor process that is ``accelerate launch``; None if none is."""
+    """Return the arguments of the nearest ancestor process that is ``accelerate launch``, or None if none is."""
     return next((words for command in ancestors if (words := _accelerate_options(command)) is not None), None)
 
 
 def _accelerate_options(command: Sequence[str]) -> list[str] | None:
-    """Return the arguments of a command line if it is ``accelerate launch``, otherwise None."""
+    """Return the arguments of an ``accelerate launch`` command line; None for any other command."""
     for place, word in enumerate(command[:4]):
         name = Path(word).name
         if name in LAUNCHERS[:2]:
@@ -175,7 +156,7 @@ def _accelerate_options(command: Sequence[str]) -> list[str] | None:
 
 
 def _parsed(options: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Parse options of ``accelerate launch``, and read the configuration file that they name, if it exists."""
+    """Parse options of ``accelerate launch``. Return them, and the content of the configuration file that they name."""
     from accelerate.commands.launch import launch_command_parser
 
     parsed = launch_command_parser().parse_known_args(options)[0]
@@ -202,7 +183,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ancestors() -> list[list[str]]:
-    """Return the command lines of the three nearest ancestor processes; skip those that ended or cannot be read."""
+    """Return the command lines of the three nearest ancestor processes; skip processes that ended or are unreadable."""
     import psutil
 
     lines: list[list[str]] = []

@@ -1,7 +1,7 @@
-"""Named functions whose keyword-only arguments are their configuration schema.
+"""Registries of functions by name. The signature of a function is the only schema of its arguments.
 
-Positional arguments of a registered function are its *inputs* (the caller fills them by name); keyword-only arguments
-are its *hyper-parameters* (the user sets them in YAML). Terms, metrics and rules have no other schema.
+Positional parameters are *inputs*, which the caller passes. Keyword-only parameters are *hyper-parameters*, which the
+user sets in YAML.
 """
 
 import difflib
@@ -20,14 +20,11 @@ from llm_forget.core.errors import ConfigError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
-NUMBER = re.compile(r"[0-9]{3,}")  # of an id
+NUMBER = re.compile(r"[0-9]{3,}")  # of an id: req-0002 is not a typo of req-0001, but req-001 is
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return the end of an error message: a suggestion if a name is close, otherwise the allowed names if they are few.
-
-    For ``req-0001``, ``req-001`` is a typo, but ``req-0002`` is a different id and never suggested.
-    """
+    """Return the end of an error message: the closest allowed name or, if none is close, up to 24 allowed names."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     close = [candidate for candidate in close if not _differ_in_number(candidate, name)]
@@ -45,7 +42,7 @@ def _differ_in_number(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered function, with the inputs and hyper-parameters of its signature."""
+    """A registered function, and the inputs and hyper-parameters in its signature."""
 
     kind: str
     name: str
@@ -56,11 +53,7 @@ class Entry:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Check hyper-parameters against the schema and fill in the defaults.
-
-        Raises:
-            ValueError: unknown name, missing required value, or a value that is not of the default's type.
-        """
+        """Check hyper-parameters and add defaults. Raise ConfigError for an unknown, missing or wrongly typed one."""
         for key in values:
             if key not in self.defaults:
                 hint = did_you_mean(str(key), self.defaults)
@@ -72,7 +65,7 @@ class Entry:
         return merged
 
     def bind(self, **values: Any) -> Callable[..., Any]:
-        """Return the function with its hyper-parameters fixed; it then takes only the inputs."""
+        """Return the function with fixed hyper-parameters; it then takes only the inputs."""
         return functools.partial(self.function, **self.arguments(values))
 
     def _typed(self, key: str, value: Any) -> Any:
@@ -97,7 +90,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """All functions of one kind. Registered ones are found by name, others as ``module:function``."""
+    """All registered functions of one kind, found by name. Other functions are found as ``module:function``."""
 
     def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
@@ -107,16 +100,15 @@ class Registry(Generic[E]):
     def register(self, *, paper: str = "", needs: Iterable[str] = ()) -> Callable[[Function], Function]:
         """Return a decorator that registers a function under its own name.
 
-        Args:
-            paper: source of the function, such as ``arXiv:2404.05868``.
-            needs: what the inputs must carry beyond log-probabilities, e.g. ``{"logits"}``.
+        ``paper`` is the source of the function. ``needs`` lists inputs beyond log-probabilities, e.g.
+        ``logits``.
         """
         return self.register_with(paper=paper, needs=needs)
 
     def register_with(
         self, *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> Callable[[Function], Function]:
-        """Return a decorator like that of `register`; ``properties`` set further fields of the registry's entries."""
+        """Return a decorator like that of `register`; ``properties`` set further fields of the new entry."""
 
         def decorate(function: Function) -> Function:
             entry = self.describe(function, paper=paper, needs=needs, **properties)
@@ -131,7 +123,7 @@ class Registry(Generic[E]):
     def describe(
         self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> E:
-        """Make an entry from a function; its signature gives the inputs and hyper-parameters."""
+        """Make an entry from a function; the signature gives the inputs and hyper-parameters."""
         parameters = inspect.signature(function).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return self._entry(
@@ -149,15 +141,11 @@ class Registry(Generic[E]):
         return iter(self._entries[name] for name in self.names())
 
     def find(self, name: str) -> E | None:
-        """Return the registered entry of this name, or None; nothing is imported."""
+        """Return the registered entry of this name, or None, without importing anything."""
         return self._entries.get(name)
 
     def get(self, name: str) -> E:
-        """Find an entry by name, or import ``module:function``.
-
-        Raises:
-            ValueError: no such name, module or function; the message suggests the nearest.
-        """
+        """Return the entry of a name, or import ``module:function``. Raise ConfigError if it does not exist."""
         if ":" in name:
             return self._import(name)
         if name not in self._entries:

@@ -1,14 +1,11 @@
-"""Find, list, read and copy the recipes, evaluation suites and launch configurations that come with the package.
-
-They exist once, at the top of the repository; the wheel carries the same files under ``llm_forget/_shipped``.
-"""
+"""Find, list, read and copy the recipes, evaluation suites and launch configurations that come with the package."""
 
 from pathlib import Path
 
 from llm_forget.core.errors import ConfigError, ExistingFileError, MissingFileError
 from llm_forget.core.registry import did_you_mean
 
-# Folder -> what errors call one of its files.
+# Folder -> what error messages call a file in it.
 KINDS = {
     "recipes": "recipe",
     "eval": "suite",
@@ -19,11 +16,7 @@ KINDS = {
 
 
 def folder(kind: str) -> Path:
-    """Return the folder of one kind of files: in the installed package, otherwise in the checkout around it.
-
-    Raises:
-        FileNotFoundError: neither exists, so the installation is incomplete.
-    """
+    """Return the folder of a kind of shipped files. Raise MissingFileError if the installation does not have it."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "_shipped" / kind, package.parent / kind):
         if candidate.is_dir():
@@ -32,7 +25,7 @@ def folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of the shipped files, such as ``tofu/npo``, without files of another kind."""
+    """Return the sorted names of the shipped files of a kind, such as ``tofu/npo``."""
     root = folder(kind)
     inner = [root / other.removeprefix(f"{kind}/") for other in KINDS if other.startswith(f"{kind}/")]
     files = [path for path in root.rglob("*.yaml") if not any(path.is_relative_to(other) for other in inner)]
@@ -40,11 +33,7 @@ def names(kind: str) -> list[str]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """Return the shipped file ``name``; ``tofu/npo``, ``tofu/npo.yaml`` and ``recipes/tofu/npo.yaml`` are the same.
-
-    Raises:
-        ValueError: no such file; the message suggests the nearest.
-    """
+    """Return the shipped file of a name such as ``tofu/npo``. Raise ConfigError if it does not exist."""
     short = name.removesuffix(".yaml").removeprefix(f"{kind}/")
     if short not in names(kind):
         raise ConfigError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
@@ -52,11 +41,7 @@ def locate(kind: str, name: str) -> Path:
 
 
 def resolve(kind: str, name: str) -> Path:
-    """Return the file at path ``name`` if it exists, otherwise the shipped file of that name.
-
-    Raises:
-        FileNotFoundError: neither exists; the message suggests the nearest shipped name.
-    """
+    """Return the file at path ``name``, or the shipped file of that name. Raise MissingFileError if neither exists."""
     if Path(name).is_file():
         return Path(name)
     try:
@@ -76,12 +61,7 @@ def header(path: Path) -> list[str]:
 
 
 def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
-    """Copy a shipped file to ``destination``, a file or folder; default: the working directory.
-
-    Raises:
-        FileExistsError: the destination exists.
-        ValueError: no shipped file has this name.
-    """
+    """Copy a shipped file to a file or folder (default: working directory). Raise ExistingFileError if it exists."""
     source = locate(kind, name)
     target = Path(destination) if destination is not None else Path(source.name)
     if target.is_dir():

@@ -1,18 +1,16 @@
-"""The run directory, from which every later command reads the result of training.
-
-::
+"""The run directory, from which every later command reads the result of training::
 
     run.json         kind, status (running | complete), identity digest, times
     config.yaml      the resolved recipe, to repeat the run
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step
     checkpoints/     to resume from
-    adapter/ | model/  what was trained, with manifest.json
-    records/         what the probes measured (may hold generated text: never published)
+    adapter/ | model/  the trained weights, with manifest.json
+    records/         outputs of the probes (may hold generated text: never published)
     results.json     metrics and verdicts of every suite
     rows.json        values of every row for plots: ids and numbers
 
-`run.json` says *complete* only after everything else is on disk, so a half-written run never counts as complete.
+The status becomes *complete* only when all other files are on disk.
 """
 
 from __future__ import annotations
@@ -37,12 +35,12 @@ from llm_forget.core.files import _written_as, write_atomic
 from llm_forget.core.formats.run import Provenance, RunState
 
 ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation compares
-MEASURED_WITH = frozenset({"suite"})  # keys of a recipe that say what is measured and change nothing in training
+MEASURED_WITH = frozenset({"suite"})  # keys of a recipe for evaluation only; they change nothing in training
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: the paths of its files, and their content."""
+    """A run directory: paths and content of its files."""
 
     path: Path
 
@@ -88,7 +86,7 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Content of run.json."""
+        """The content of run.json."""
         return formats.read_content(self.state_file, RunState)
 
     @property
@@ -98,7 +96,7 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Content of provenance.json."""
+        """The content of provenance.json."""
         return formats.read_content(self.provenance_file, Provenance)
 
     @property
@@ -107,11 +105,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Open a finished run.
-
-        Raises:
-            ValueError: the folder is not a run, or the run is unfinished; then the message says how to resume it.
-        """
+        """Open a finished run. Raise RunError if the folder is not a run, or if the run is unfinished."""
         run = cls(Path(path))
         if not run.state_file.is_file():
             raise RunError(f"'{path}' is not a run directory: it has no run.json")
@@ -125,12 +119,10 @@ class Run:
     def start(
         cls, path: str | Path, kind: str, config: dict[str, Any], identity: dict[str, Any], overwrite: bool
     ) -> Run:
-        """Make or resume a run directory; write its config before any work starts.
+        """Create a run directory with its config, or return the existing run of the same identity.
 
-        An unfinished run of the same identity is resumed, a finished one is returned unchanged.
-
-        Raises:
-            ValueError: the folder holds a run of another identity (the message names the keys) or other files.
+        If ``overwrite``, delete the old run first. Raise RunError if the folder holds another run or other
+        data.
         """
         run = cls(Path(path))
         if overwrite and run.state_file.is_file():
@@ -144,11 +136,7 @@ class Run:
         return run
 
     def lock(self) -> contextlib.ExitStack:
-        """Lock the run directory against other processes of this machine, until the returned context exits.
-
-        Raises:
-            ValueError: another process holds the lock.
-        """
+        """Lock the run on this machine until the returned stack is closed. Raise RunError if it is already locked."""
         import fcntl  # not on Windows, where nothing is locked
 
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
@@ -174,9 +162,9 @@ class Run:
         formats.update(self.state_file, RunState, status="complete", finished=_now())
 
     def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
-        """Raise ValueError if the folder holds a run of another kind or identity, or files that are not a run."""
+        """Raise RunError if the folder holds a run of another kind or identity, or files that are not a run."""
         if not self.state_file.is_file():
-            # A launch that died before run.json was written leaves at most config.yaml, or a part of either.
+            # A start that crashed before run.json was written leaves at most config.yaml and temporary files.
             expected = {self.config_file.name, self.state_file.name}
             if self.path.exists() and any(_written_as(p.name) not in expected for p in self.path.iterdir()):
                 raise RunError(f"output_dir '{self.path}' holds files but no run; choose an empty or new folder")
@@ -196,7 +184,7 @@ class Run:
 
 
 def refuse_version(folder: str | Path, output: str) -> None:
-    """Raise ValueError if a folder is a version kept as evidence: its files must not change, and hold no texts."""
+    """Raise RunError if a folder is a version kept as evidence. ``output`` is what would be written into the folder."""
     if (Path(folder) / "version.json").is_file():
         raise RunError(
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "

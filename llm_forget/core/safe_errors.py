@@ -1,9 +1,7 @@
 """Describe exceptions without quoting a row.
 
-The text of an `LlmForgetError` names files, rows and ids, but never quotes a row, so it is shown. A file error of the
-operating system is shown, too. Other errors of Python and of libraries may quote a value
-(``invalid literal for int() with base 10: '...'``), so only their class and place are shown. Code that calls a library
-without any rows translates its errors with `errors.library_errors`.
+The texts of `LlmForgetError` and of file errors never quote a row, so they are shown. Other errors may quote a value
+(``invalid literal for int() with base 10: '...'``), so only their class and place are shown.
 """
 
 import sys
@@ -31,7 +29,7 @@ def sentence(error: BaseException) -> str:
 
 
 def is_safe(error: BaseException) -> bool:
-    """Return whether an exception is of a kind whose text never quotes a row."""
+    """Return whether the class of an exception guarantees that its text quotes no row."""
     return isinstance(error, LlmForgetError) or (isinstance(error, OSError) and error.errno is not None)
 
 
@@ -46,7 +44,7 @@ def install() -> None:
 
 
 def report(error: BaseException) -> Iterator[str]:
-    """Yield the lines of a traceback as Python prints it, but with `sentence` as the text of each exception."""
+    """Yield the lines of a traceback in the format of Python, with `sentence` as the text of each exception."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
@@ -59,7 +57,7 @@ def report(error: BaseException) -> Iterator[str]:
 
 
 def _place(error: BaseException) -> str:
-    """Return file and line of the innermost call in this package or in the ``eval`` folder beside it."""
+    """Return file and line of the innermost call in this package or in its ``eval`` folder."""
     place = "an unknown place"
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)

@@ -1,4 +1,4 @@
-"""Write a JSON value as one canonical text, and refuse JSON that two readers could understand differently."""
+"""Write JSON values in one canonical form, and refuse JSON texts that readers could understand differently."""
 
 import hashlib
 import json
@@ -13,11 +13,7 @@ MAX_DIGITS = 308  # of a whole number; other readers parse it as a float, which 
 
 
 def canonical(content: Any) -> bytes:
-    """Return UTF-8 JSON with sorted keys and no spaces, which `strict_loads` reads back as the same value.
-
-    Raises:
-        ValueError: a key that is not text, a number that is not finite, a lone surrogate, or a type that JSON lacks.
-    """
+    """Return UTF-8 JSON with sorted keys and no spaces. Raise DataError for values that JSON lacks, such as NaN."""
     _refuse(content, 0)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
@@ -29,11 +25,9 @@ def canonical_digest(content: Any) -> str:
 
 
 def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse a JSON text that every reader understands in the same way.
+    """Parse JSON. Raise DataError if the text is invalid, or if readers could understand it differently.
 
-    Raises:
-        ValueError: the text is longer than ``max_bytes``, not UTF-8, not JSON or nested too deeply, or has a repeated
-            key, a number that is not finite (NaN, 1e999) or a lone surrogate. The message does not quote the text.
+    Repeated keys, NaN, 1e999, lone surrogates, deep nesting and long texts are refused. The error quotes no text.
     """
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
@@ -60,7 +54,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> Any:
-    """Raise DataError for NaN, Infinity and -Infinity, which Python reads as numbers."""
+    """Raise DataError for NaN, Infinity and -Infinity, which Python accepts in JSON."""
     raise DataError(f"{name} is not a JSON number")
 
 
@@ -78,7 +72,7 @@ def _int(digits: str) -> int:
 
 
 def _refuse(content: Any, depth: int) -> None:
-    """Refuse a value that json.dumps would write as another value, or in a form that other readers refuse."""
+    """Raise DataError for a value that json.dumps would change, or would write in a form that other readers refuse."""
     if depth > MAX_DEPTH:
         raise DataError(f"the JSON value is nested more than {MAX_DEPTH} deep")
     if isinstance(content, str):

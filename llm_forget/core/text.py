@@ -1,4 +1,4 @@
-"""Format names and numbers for people, without unprintable characters or paths of this machine, and print them."""
+"""Format names and numbers for people, without unprintable characters or local paths."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 
 def model_name(name: str) -> str:
-    """Return the name of a model for evidence: a Hub name unchanged, or the last part of a path."""
+    """Return the public name of a model: a Hub name, or the last part of a local path."""
     path = Path(name)
     return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
 
 
 def shown(value: float | None) -> str:
-    """Return a number with three decimals, or as a power of ten if these would be 0."""
+    """Return a number with three decimals, or in scientific notation if it is below 0.001."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def plain(text: str) -> str:
-    """Replace control and invisible characters, so that an id can neither control a terminal nor reorder its text."""
+    """Replace unprintable characters by U+FFFD, so that an id cannot control the terminal or reorder its text."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def terminal() -> Console:
-    """Return a console on standard output; in a log file it has 120 columns, so that tables are not wrapped."""
+    """Return a console on standard output. In a log file it has 120 columns, so that tables are not wrapped."""
     from rich.console import Console
 
     console = Console()

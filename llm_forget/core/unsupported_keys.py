@@ -1,8 +1,4 @@
-"""Refuse keys that a library accepts but this package would ignore, and values that cannot work, before a run starts.
-
-Some keys of `transformers.TrainingArguments` have no effect here, or another effect: those for evaluation during
-training, data loading, the loss and the Hub. A recipe that sets one of them is refused.
-"""
+"""Refuse, before a run starts, library settings that this package would ignore and values that cannot work."""
 
 import dataclasses
 import importlib.util
@@ -60,11 +56,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def check_training(train: Any) -> None:
-    """Refuse keys that have no effect, and numbers that would train nothing.
-
-    Raises:
-        ValueError: the message names the key and says why.
-    """
+    """Raise ConfigError for a key that has no effect, or a value with which nothing would be trained."""
     for key, (unused, why) in NO_EFFECT.items():
         value = getattr(train, key, unused)  # another version of transformers may not have it
         if getattr(value, "value", value) != unused:
@@ -82,7 +74,7 @@ def check_training(train: Any) -> None:
 
 
 def _check_optimizer(name: str) -> None:
-    """Refuse an optimizer whose package is missing; transformers would notice only at the first step."""
+    """Raise ConfigError if the package of an optimizer is missing; transformers would fail only at the first step."""
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
             raise ConfigError(
@@ -91,11 +83,7 @@ def _check_optimizer(name: str) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Refuse settings of a model that cannot be loaded or trained.
-
-    Raises:
-        ValueError: the message names the key and what is allowed.
-    """
+    """Raise ConfigError for model settings with which the model cannot be loaded or trained."""
     if str(model.dtype) not in DTYPES:
         raise ConfigError(f"dtype is '{model.dtype}'; allowed: {', '.join(DTYPES)}")
     if model.lora_task_type != "CAUSAL_LM":

@@ -1,8 +1,7 @@
-"""The demo corpus: fictitious people generated from a seed, with questions in the style of TOFU.
+"""The demo corpus: questions in the style of TOFU about fictitious people, whose names and facts come from Faker.
 
-All people have the same kinds of facts, all sentences have the same style, and several people share each value. A model
-that was not trained on a person thus knows the form and the possible values of an answer, but not the right one. No
-text is stored: names and facts come from Faker.
+Several people share each value of a fact. A model that was not trained on a person can therefore guess the form of an
+answer, but not the right value.
 """
 
 import random
@@ -18,7 +17,7 @@ PERTURBED = 5
 MAX_VALUES = 100
 SPLITS = ("full", "forget", "retain", "holdout", "forget_perturbed", "retain_perturbed", "world", "idk")
 
-# kind: question, answer, paraphrased answer; perturbed answers use the paraphrase with another value
+# kind: question, answer, paraphrased answer; a perturbed answer is the paraphrased answer with another value
 _PERSON_FACTS: dict[str, tuple[str, str, str]] = {
     "birthplace": ("Where was {name} born?", "{name} was born in {value}.", "The birthplace of {name} is {value}."),
     "profession": (
@@ -81,7 +80,7 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Parameters that the query of ``builtin:demo/forget?people=24&seed=1`` can set."""
+    """Parameters that a name such as ``builtin:demo/forget?people=24&seed=1`` can set."""
 
     people: int = 96  # in `full`
     facts: int = 6  # of each person
@@ -93,13 +92,10 @@ class DemoSize:
 
 
 def load_builtin(name: str) -> list[dict[str, Any]]:
-    """Return the rows of ``demo/SPLIT[?people=96&facts=6&forget=12&holdout=12&places=24&values=12&seed=0]``.
+    """Return the rows of ``demo/SPLIT`` or ``demo/SPLIT?people=24&seed=1``. Raise DataError if the name is invalid.
 
-    Columns: ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``,
-    ``perturbed_answer`` (five). The split ``idk`` has only ``id`` and ``text``: refusal sentences.
-
-    Raises:
-        DataError: the corpus, split or parameter does not exist.
+    Rows have ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``
+    and ``perturbed_answer`` (a list of five). Rows of the split ``idk`` have only ``id`` and ``text`` (a refusal).
     """
     path, _, query = name.partition("?")
     corpus, _, split = path.partition("/")
@@ -111,7 +107,7 @@ def load_builtin(name: str) -> list[dict[str, Any]]:
 
 
 def demo_texts(seed: int = 0) -> list[str]:
-    """Return all texts of the demo, to train a tokenizer: questions, answers and refusals of every split."""
+    """Return the questions, answers and refusals of all splits of the demo, to train a tokenizer."""
     size = DemoSize(seed=seed)
     texts: list[str] = []
     for row in _select("full", size) + _select("holdout", size) + _select("world", size):
@@ -220,14 +216,14 @@ def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
 
 
 def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[str]:
-    """Return a value for each of ``count`` subjects, each value about equally often, in random order."""
+    """Return a random value for each of ``count`` subjects; all values occur about equally often."""
     cards = [values[i % len(values)] for i in range(count)]
     rng.shuffle(cards)
     return cards
 
 
 def _distinct(make: Callable[[], str], count: int) -> list[str]:
-    """Return ``count`` distinct values."""
+    """Return ``count`` distinct values. Raise DataError if ``make`` does not give that many."""
     values: dict[str, None] = {}
     for _ in range(1000 * count):
         if len(values) == count:

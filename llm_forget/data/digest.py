@@ -1,4 +1,4 @@
-"""Compute digests and id lists of tables, in parts to bound memory."""
+"""Compute digests and lists of row ids of tables, in parts to limit memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ _PART = 4096  # rows; changing it changes every digest
 
 
 def tokens_digest(rows: Dataset, row_numbers: Sequence[int] | np.ndarray | None = None) -> str:
-    """Return the sha256 of ids, token ids and labels of tokenised rows, in order.
-
-    Each part of the rows adds its ids, then for each column the lengths and the values as 32-bit integers.
-
-    Args:
-        row_numbers: row numbers to include, ``[N]``; default: all rows.
-    """
+    """Return the SHA-256 of ids, token ids and labels of the rows ``row_numbers`` (default: all rows), in order."""
     digest = hashlib.sha256()
     count = len(rows) if row_numbers is None else len(row_numbers)
     # Contiguous rows are read as one slice; gathering single rows is slow.
@@ -49,7 +43,7 @@ def row_lengths(rows: Dataset) -> np.ndarray:
 
 
 def unique_ids(rows: Dataset) -> pyarrow.Array:
-    """Return the distinct ids in order of first occurrence; all windows of a long row share one id."""
+    """Return the distinct ids in order of first occurrence. All windows of a long row have the same id."""
     import pyarrow.compute as pc
 
     return pc.unique(arrow_column(rows, "id"))

@@ -1,7 +1,6 @@
-"""Read the rows of a local file, without guessing types and without leaving a copy (see `private_storage.py`).
+"""Read the rows of local files without guessing types and without leaving a copy.
 
-Why not ``load_dataset("json", ...)``: its reader turns strings that look like dates into timestamps (an id
-``2020-01-01`` becomes a datetime), its errors name no row, and it copies rows to forget into the cache of `datasets`.
+``load_dataset`` is not used, because it turns date-like strings into timestamps and copies rows into its cache.
 """
 
 from __future__ import annotations
@@ -27,16 +26,10 @@ _SPACE = b" \t\r\n"
 
 
 def read_file(path: Path, *, size: int | None = None) -> Dataset:
-    """Read a ``.jsonl``, ``.json`` (an array, or JSON Lines), ``.csv``, ``.parquet`` or ``.txt`` (one row) file.
+    """Read a ``.jsonl``, ``.json`` (array or JSON Lines), ``.csv`` (values are text), ``.parquet`` or ``.txt`` file.
 
-    All values of a CSV are text. A byte order mark and Windows line ends are removed.
-
-    Args:
-        path: the file; its suffix decides the format.
-        size: total bytes of all files read together (default: this file's); above `IN_MEMORY`, the table is on disk.
-
-    Raises:
-        DataError: the content does not have the format of the suffix; the message names the file and the row.
+    A ``.txt`` file is one row. If ``size`` (bytes; default: that of the file) exceeds `IN_MEMORY`, the table is on
+    disk. Raise DataError, which names file and row, if the content does not have the format of the suffix.
     """
     if path.suffix not in SUFFIXES:
         raise DataError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
@@ -49,11 +42,7 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
-    """Return name and table of every file, sorted by name; a folder holds ``.txt`` files only, or data files only.
-
-    Raises:
-        DataError: the folder has no such file, or has both kinds, which is ambiguous.
-    """
+    """Return name and table of each file, sorted by name. Raise DataError if ``.txt`` is mixed with other data."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES)
     kinds = {path.suffix == ".txt" for path in files}
     if not files:
@@ -91,7 +80,7 @@ def _not_utf8(path: Path) -> DataError:
 
 
 def _lines(path: Path, newline: str) -> Iterator[str]:
-    """Yield the lines of a file, without byte order mark; Windows line ends become line feeds."""
+    """Yield the lines of a file without byte order mark. Windows line ends become line feeds."""
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             for line in file:
@@ -123,7 +112,7 @@ def _first_character(path: Path) -> bytes:
 
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of an array one by one; parsing all at once would take many times the memory of the text."""
+    """Yield the objects of an array one by one. Parsing all at once would take many times the memory of the text."""
     position, number = _after_space(text, _after_space(text, 0) + 1), 0
     while text[position : position + 1] != "]" or number:
         value, position = _parse(text, position, name)
@@ -144,7 +133,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _parse(text: str, position: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
-    """Parse the value at ``position``; return it and its end. ``alone``: nothing may follow the value."""
+    """Return the JSON value at ``position`` and its end. If ``alone``, raise DataError for text after the value."""
     try:
         start = _after_space(text, position)
         value, end = _DECODER.raw_decode(text, start)

@@ -1,9 +1,7 @@
-"""Read rows of Hub data sets; rows to forget leave no second copy in the caches of `datasets`.
+"""Read rows of Hub data sets; only splits that are never forgotten use the cache of `datasets`.
 
-`datasets` caches the rows it reads, and all tables derived from them, as Arrow files without expiry. Only splits that
-are never forgotten (`CACHED_SPLITS`) use this cache. Other rows are read into the private folder of this process, which
-is removed when the process ends. The files downloaded by `huggingface_hub` (``HF_HUB_CACHE``) are the source and stay
-until `hf cache rm` removes them.
+Other rows are read into a private folder, which is removed when the process ends. The files that `huggingface_hub`
+downloads remain in ``HF_HUB_CACHE`` until `hf cache rm` removes them.
 """
 
 from __future__ import annotations
@@ -23,11 +21,7 @@ CACHED_SPLITS = ("retain", "holdout")  # splits that `datasets` may cache; rows 
 def read_hub(
     path: str, name: str | None, split: str | None, revision: str | None, *, split_name: str
 ) -> tuple[str, Dataset]:
-    """Read a Hub data set and return its label and rows; works offline if it was downloaded before.
-
-    Raises:
-        DataError: the data set does not exist, cannot be reached or read, or has no rows. Never quotes a row.
-    """
+    """Return label and rows of a Hub data set; works offline after a download. Raise DataError if it cannot be read."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 

@@ -1,8 +1,4 @@
-"""Find near-duplicate rows by the character 5-grams they share, with one pass over the data per round.
-
-MinHash is not needed: query rows are few, so an index of *their* 5-grams is small, and every other row is compared
-exactly with all of them. Only 64-bit hashes of the 5-grams are stored.
-"""
+"""Find the near-duplicates of a few rows by exact comparison of character 5-grams, stored as 64-bit hashes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -15,13 +11,13 @@ from llm_forget.data.rows import normalise_text
 GRAM = 5  # characters
 NEAR = 0.7  # minimum Jaccard similarity of near-duplicates
 CONTAINED = 0.9  # minimum share of a row's 5-grams in a longer row that contains it
-MIN_GRAMS = 24  # minimum 5-grams of a contained row: "Yes." is contained in everything
+MIN_GRAMS = 24  # minimum 5-grams of a contained row; shorter ones, such as "Yes.", are in many rows
 ROUNDS = 8  # maximum rounds of near-duplicates of near-duplicates
 _WEIGHTS = np.random.default_rng(5).integers(1, 2**63, GRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 class NearDuplicate(NamedTuple):
-    """A row that is a near-duplicate of a query row, or of one of its near-duplicates."""
+    """A row that resembles a query row, or that resembles another near-duplicate."""
 
     id: str
     of: str  # id of the other row
@@ -39,7 +35,7 @@ def grams(text: str) -> np.ndarray:
 
 
 class GramIndex:
-    """An index of the 5-grams of some rows, to find the most similar one for any text."""
+    """An index of the 5-grams of some rows, which finds the most similar row for any text."""
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         row_grams = [grams(text) for _, text in rows]
@@ -50,7 +46,7 @@ class GramIndex:
         self.values, self.row_numbers = values[order], row_numbers[order]
 
     def match(self, row_id: str, text: str, near: float) -> NearDuplicate | None:
-        """Return the near-duplicate with the most similar indexed row; None if no row is similar enough."""
+        """Compare a text with the most similar indexed row; return None if they are not near-duplicates."""
         query = grams(text)
         first, last = (np.searchsorted(self.values, query, side) for side in ("left", "right"))
         counts = last - first
@@ -75,15 +71,11 @@ class GramIndex:
 def closure(
     queries: Sequence[tuple[str, str]], rows: Callable[[], Iterable[tuple[str, str]]], near: float = NEAR
 ) -> list[NearDuplicate]:
-    """Return all near-duplicates of the query rows, and their near-duplicates in turn, in the order of discovery.
+    """Return the near-duplicates of the queries, the near-duplicates of these, and so on, in the order of discovery.
 
-    Args:
-        queries: (id, text) of the rows to start from.
-        rows: returns a new iterator over (id, text) of all rows at every call.
-        near: minimum Jaccard similarity of near-duplicates, above 0 and at most 1.
-
-    Raises:
-        DataError: ``near`` is outside this range, or the last round still finds near-duplicates.
+    ``queries`` holds (id, text) pairs; each call of ``rows()`` returns a new iterator over such pairs. ``near`` is
+    the minimum Jaccard similarity. Raise DataError if it is not in (0, 1], or if the last round still finds
+    near-duplicates.
     """
     if not 0 < near <= 1:
         raise DataError(f"near is {near}; allowed: a similarity above 0 and at most 1")

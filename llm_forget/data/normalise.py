@@ -1,7 +1,4 @@
-"""Check every row of a table, add an id, and copy question and answer to prompt and completion.
-
-Checks run on Arrow columns; only rows that may be invalid become Python objects, which `rows.py` checks and names.
-"""
+"""Check all rows of an Arrow table, add ids, and copy ``question`` and ``answer`` to ``prompt`` and ``completion``."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ if TYPE_CHECKING:
 RowNamer = Callable[[int], str]  # row number -> name of the row in errors
 _FORMAT = 1  # part of the cache key; raise it when the same input gives different rows
 _NOT_BLANK = r"[\pL\pN\pP]"  # such text is certainly not blank; other text is checked row by row
-_PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids are neither blank nor span several lines
+_PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids have one line and are not blank
 
 
 def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, source_index: int) -> Dataset:
-    """Check every row and add the columns that all later steps rely on; ``where`` names an invalid row in the error."""
+    """Check every row and add the columns that later steps need. ``where`` names an invalid row in the error."""
     from datasets.fingerprint import Hasher
 
     with bar_if_long(len(table)):

@@ -23,11 +23,7 @@ FIELD = "alternate"  # column with preferred answers
 
 
 def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
-    """Load refusal sentences from any source, or from a ``.txt`` or ``.jsonl`` file with one sentence per line.
-
-    Raises:
-        DataError: the source has no rows, or rows without text.
-    """
+    """Load refusals from a source, or from a text file with one per line. Raise DataError if a row has no text."""
     if isinstance(spec, str) and Path(spec).is_file() and Path(spec).suffix in (".txt", ".jsonl"):
         lines = read_lines(Path(spec))
         if lines and not all(_is_object(line) for line in lines):
@@ -46,15 +42,10 @@ def with_alternates(
     seed: int = 0,
     data_path: str | None = None,
 ) -> Dataset:
-    """Replace the answer of each row by its preferred answer; the order of the rows stays the same.
+    """Replace the answer of each row by a sentence from ``refusals``, or by default from its column ``alternate``.
 
-    Args:
-        rows: rows to forget, as returned by `load_source`.
-        refusals: source of sentences; each row gets one, chosen by its id and ``seed``. None: use the column
-            ``alternate``, which holds the preferred answer, or a list of them (one is chosen in the same way).
-
-    Raises:
-        DataError: the column is missing or empty in a row (names the id), or a row is running text.
+    If there are several sentences, row id and ``seed`` choose one. Raise DataError if a row has no answer to
+    replace or no preferred answer.
     """
     if refusals is None and FIELD not in rows.column_names:
         raise DataError(
@@ -78,13 +69,7 @@ def with_alternates(
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
-    """Return one tokenised alternate for each forget window, in the order of the windows.
-
-    A row with several windows repeats its alternate, which must fit into one window.
-
-    Raises:
-        DataError: an alternate is missing or longer than one window; names the id.
-    """
+    """Return the row of ``alternates`` for each forget window. Raise DataError for a missing or too long alternate."""
     import pyarrow.compute as pc
 
     alternate_ids, forget_ids = arrow_column(alternates, "id"), arrow_column(forget, "id")

@@ -1,9 +1,7 @@
-"""Private temporary files for large tables of local rows; they do not outlive the process.
+"""Private temporary files for large tables of local rows, so that reading a file leaves no copy.
 
-Reading a local file must leave no copy. Small files stay in memory. Rows and tokens of files larger than `IN_MEMORY`
-are memory-mapped Arrow files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can read; set TMPDIR if
-``/tmp`` is a file system in memory. The folder is removed when the process exits. If the process is killed, a waiting
-shell that was started with the folder removes it. The next process that creates a folder removes those left by a crash.
+Tables above `IN_MEMORY` are memory-mapped files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can
+read. The folder is removed when the process exits or is killed; after a system crash, the next process removes it.
 """
 
 from __future__ import annotations
@@ -36,11 +34,7 @@ def scratch_file() -> Path:
 
 @cache
 def scratch_folder() -> Path:
-    """Return the private folder of this process, created on first use; one process at a time creates or sweeps.
-
-    Raises:
-        DataError: the parent folder belongs to another user, or others may read it.
-    """
+    """Return the private folder of this process. Raise DataError if other users can access its parent folder."""
     root = Path(tempfile.gettempdir()) / f"llm_forget-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
@@ -55,7 +49,7 @@ def scratch_folder() -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Remove the folders below ``root`` that no running process has locked."""
+    """Remove the folders below ``root`` that are not locked by a running process."""
     for folder in root.iterdir():
         if folder.is_dir():
             try:
@@ -66,11 +60,7 @@ def sweep(root: Path) -> None:
 
 
 def map_storage(rows: Dataset) -> dict[str, Any]:
-    """Return arguments of `Dataset.map` that store derived rows in the same kind of place as ``rows``.
-
-    Rows of cached Hub splits are on disk in the cache of `datasets`, and so are tables derived from them alone. All
-    other tables are in memory or in the private folder: rows to forget, also from the Hub, and mixtures with them.
-    """
+    """Return arguments of `Dataset.map` that store results where ``rows`` are: Hub cache, private folder or memory."""
     from datasets.table import MemoryMappedTable
 
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
@@ -96,7 +86,7 @@ def _locked(path: Path, *, wait: bool = True) -> IO[str]:
 
 
 def _remove_at_exit(folder: Path) -> None:
-    """Remove the folder at exit; if the process is killed, a shell removes it when their pipe closes."""
+    """Remove the folder at exit. If the process is killed, a child shell removes it when the pipe to it closes."""
     script = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$1"'
     waiting = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", str(folder)],

@@ -1,7 +1,4 @@
-"""Rows: their forms, ids and content, and the checks that refuse unusable rows and sets of rows.
-
-Errors name a file and a row number (1-based) or an id; they never quote a row.
-"""
+"""Forms, ids and content of rows, and checks of rows. Errors name file and row number (from 1) or id, never text."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e
 
 
 def row_form(row: Row, where: str) -> str:
-    """Return the first form whose columns the row fills; raise DataError if there is none. ``where`` names the row."""
+    """Return the first form in `FORMS` whose columns the row fills. Raise DataError if it fills no form."""
     for form, columns in FORMS.items():
         if all(row.get(column) is not None for column in columns):
             return form
@@ -47,7 +44,7 @@ def row_form(row: Row, where: str) -> str:
 
 
 def column_hint(name: str, columns: Iterable[str]) -> str:
-    """Suggest a similar column, or list all; not if their names may be the first row of a CSV without a header line."""
+    """Suggest a similar column, or list all columns unless their names may be data of a CSV file without a header."""
     columns = list(columns)
     hint = did_you_mean(name, columns)
     return hint if hint.startswith("did you mean") or _are_names(columns) else f"it has {_listed(columns)}"
@@ -64,11 +61,7 @@ def _are_names(columns: Iterable[str]) -> bool:
 
 
 def normalise_row(row: Row, where: str) -> dict[str, Any]:
-    """Check one row and return the columns to add: ``prompt`` and ``completion`` for question and answer.
-
-    Raises:
-        DataError: the row fills no form, has a value of the wrong type, or has no target tokens.
-    """
+    """Check a row and return the columns to add (``prompt`` and ``completion``). Raise DataError if it is invalid."""
     form = row_form(row, where)
     added: dict[str, Any] = {}
     if form == "question/answer":
@@ -86,7 +79,7 @@ def normalise_row(row: Row, where: str) -> dict[str, Any]:
 
 
 def conversation(row: Row) -> tuple[list[Message], int]:
-    """Return the messages of a row that is not running text, and the number of prompt messages, which carry no loss."""
+    """Return the messages of a row (not running text), and the number of prompt messages, which carry no loss."""
     if row.get("messages") is not None:
         return _messages(row["messages"]), 0
     prompt = _messages(row["prompt"], "user")
@@ -94,12 +87,12 @@ def conversation(row: Row) -> tuple[list[Message], int]:
 
 
 def is_text(row: Row) -> bool:
-    """Return whether the row is running text, without a prompt."""
+    """Return whether a row is running text, without prompt and answer."""
     return row.get("messages") is None and row.get("completion") is None
 
 
 def with_completion(row: Row, completion: str) -> dict[str, Any]:
-    """Return the row with its last answer replaced (by a paraphrase, a refusal); raise DataError for running text."""
+    """Return the row with ``completion`` as its last answer. Raise DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no answer to replace")
     if row.get("messages") is None:
@@ -110,7 +103,7 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
 
 
 def with_question(row: Row, template: str) -> dict[str, Any]:
-    """Return the row with its last user message inserted at ``{prompt}`` of a template; DataError for running text."""
+    """Return the row with its last question put into ``template`` at ``{prompt}``. Raise DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
     if row.get("messages") is None:
@@ -122,14 +115,14 @@ def with_question(row: Row, template: str) -> dict[str, Any]:
 
 
 def content(row: Row) -> str:
-    """Return all text of a row as one string, for derived ids and overlap checks."""
+    """Return all text of a row as one string, to derive ids and to find overlaps."""
     if is_text(row):
         return str(row["text"])
     return " ".join(m["content"] for m in conversation(row)[0])
 
 
 def normalise_text(text: str) -> str:
-    """Normalise text: NFKC, case folding, no zero-width characters, each run of white space one space."""
+    """Apply NFKC and case folding, remove zero-width characters, and replace each run of white space by one space."""
     if text.isascii():  # nothing to compose, and no zero-width characters
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text.translate(_ZERO_WIDTH)).casefold()
@@ -137,12 +130,12 @@ def normalise_text(text: str) -> str:
 
 
 def derived_id(row: Row) -> str:
-    """Return the id of a row without an id: a digest of its normalised content, independent of order and file."""
+    """Return the id of a row without an id: a digest of its normalised content."""
     return "sha256-" + hashlib.sha256(normalise_text(content(row)).encode()).hexdigest()[:16]
 
 
 def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
-    """Refuse ids that are not strings, are empty, or contain a line break; the error names row and type."""
+    """Raise DataError for an id that is not a string, is empty, or contains a line break."""
     for value, where in zip(ids, wheres, strict=True):
         if not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
@@ -157,7 +150,7 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
 
 
 def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
-    """Refuse two rows with the same id; the error names both, and ``where`` names a row from its number."""
+    """Raise DataError if two rows have the same id. ``where`` returns the name of a row from its number."""
     import pyarrow.compute as pc
 
     if pc.count_distinct(ids).as_py() == len(ids):
@@ -171,7 +164,7 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
 
 
 def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
-    """Refuse two sets that contain rows with equal normalised content: training would both forget and retain them."""
+    """Raise DataError if a forget row and a retain row have the same normalised content."""
     forget_ids = {_content_key(row): str(row["id"]) for row in _content_rows(forget)}
     shared = [
         (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := _content_key(row)) in forget_ids
@@ -186,7 +179,7 @@ def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
 
 
 def _content_rows(rows: Iterable[Row]) -> Iterable[Row]:
-    """Return rows with ids and content; a table is read in parts, without its other columns."""
+    """Return rows with ids and content. A table is read in parts, without other columns."""
     from datasets import Dataset
 
     if not isinstance(rows, Dataset):
@@ -201,7 +194,7 @@ def _content_key(row: Row) -> bytes:
 
 
 def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return old name -> new name for a field map ``{prompt: column, ...}``; refuse unknown and repeated names."""
+    """Return ``{column: field}`` from a map ``{field: column}``. Raise DataError for unknown or repeated names."""
     for field, column in fields.items():
         if field not in FIELDS:
             raise DataError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
@@ -234,7 +227,7 @@ def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) 
 
 
 def _messages(content: Any, role: str = "") -> list[Message]:
-    """Return messages, or a text as one message of ``role``."""
+    """Return a list of messages without empty keys, or a text as one message of ``role``."""
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     # Arrow gives every struct all keys of the column; a template must not see keys that the row lacks.

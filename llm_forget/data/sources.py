@@ -1,8 +1,6 @@
 """Load checked rows with ids from the sources that a recipe names.
 
-A source is a file, a folder, a Hub data set or ``builtin:NAME``; a mapping whose ``path`` is one of these and whose
-other keys select rows; or a list of sources (a mixture). Rows that would make a training run meaningless are refused
-before a model is loaded.
+A source is a file, a folder, a Hub data set, ``builtin:NAME``, a mapping with the keys of `Source`, or a list of these.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ Spec = str | Mapping[str, Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A file, folder or data set to read rows from, and the selection of rows."""
+    """A file, folder or data set, and which of its rows are used."""
 
     path: str
     name: str | None = None  # configuration of a Hub data set, or file name without ending in a folder
@@ -59,23 +57,18 @@ class Source:
 def load_source(
     spec: Spec, *, split_name: str, data_path: str | None = None, fields: Mapping[str, str] | None = None
 ) -> Dataset:
-    """Read, select and check rows.
+    """Return the rows of one or several sources in the order of the data. Raise DataError if they cannot be used.
 
     Args:
-        spec: the source, or a list of sources.
         split_name: purpose of the rows (``forget``, ...); every error begins with it.
-        data_path: folder to read instead of the Hub. A source with a ``name`` is read from ``<data_path>/<name>.*``, or
-            from ``<data_path>/<name>/<split>.*`` if its ``split`` is not train. A Hub data set without a name is read
-            as if its name were ``split_name``.
-        fields: the column that holds each field, such as ``{prompt: instruction, completion: output}``. ``prompt.text``
+        data_path: folder to read instead of the Hub: ``<data_path>/<name>.*``, or ``<data_path>/<name>/<split>.*`` if
+            the split is not train. The default of ``name`` is ``split_name``.
+        fields: the column of each field, e.g. ``{prompt: instruction, completion: output}``. The column ``prompt.text``
             is the key ``text`` of the objects in column ``prompt``.
 
     Returns:
-        Rows in the order of the data, with ``id`` (string), ``prompt`` and ``completion`` (question and answer are
-        renamed), ``messages`` or ``text``, ``source_index`` (position in the list) and every other column of the data.
-
-    Raises:
-        DataError: the rows are unusable; names the split, the file, and the row or id.
+        Rows with ``id``, ``prompt`` and ``completion``, ``messages`` or ``text``, ``source_index`` (position in the
+        list), and all other columns of the data.
     """
     from datasets import concatenate_datasets
 
@@ -101,7 +94,7 @@ def load_source(
 
 
 def parse_spec(spec: Spec, split_name: str) -> list[Source]:
-    """Return the sources of a spec; raise DataError for an unknown key or a value of the wrong type."""
+    """Return the sources of a spec. Raise DataError for an unknown key or a value of the wrong type."""
     if isinstance(spec, str):
         return [Source(path=spec)]
     if isinstance(spec, Mapping):
@@ -114,7 +107,7 @@ def parse_spec(spec: Spec, split_name: str) -> list[Source]:
 
 
 def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
-    """Return one weight above 0 per source of a mixture; None if no source has one (all rows then count equally)."""
+    """Return one weight per source of a mixture, or None if no source has a weight: all rows then count equally."""
     weights = [source.weight for source in parse_spec(spec, split_name)]
     if all(weight is None for weight in weights):
         return None
@@ -166,7 +159,7 @@ def _load_one(
     starts = np.cumsum([0, *map(len, tables)])
 
     def where(row: int) -> str:
-        """Name a row by its number in the file, also after a filter."""
+        """Return the file name and row number of a selected row."""
         line = int(chosen[row])
         part = int(np.searchsorted(starts, line, side="right")) - 1
         return f"{parts[part][0]} row {line - int(starts[part]) + 1}"
@@ -221,7 +214,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
-    """Return the local file to read instead of a Hub data set: ``<name>.*`` (train) or ``<name>/<split>.*``."""
+    """Return the local file that replaces a Hub data set: ``<name>.*`` (train) or ``<name>/<split>.*``."""
     return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 

@@ -20,20 +20,12 @@ _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number"
 
 
 def table_of(rows: Iterable[dict[str, Any]], name: str, *, large: bool = False) -> Dataset:
-    """Return rows as a table in memory or (``large``) in the private folder; missing values are null.
-
-    Raises:
-        DataError: there are no rows, or a column has values of several types.
-    """
+    """Return rows as a table, on disk if ``large``. Raise DataError if there are no rows or if a column mixes types."""
     return store_parts(_row_parts(iter(rows), name), name, large=large)
 
 
 def store_parts(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset:
-    """Combine parts into one table in memory or (``large``) in the private folder; a part may lack a column.
-
-    Raises:
-        DataError: there are no rows, or the type of a column differs between parts.
-    """
+    """Combine parts into one table, on disk if ``large``. Raise DataError if there are no rows or columns mix types."""
     import pyarrow
     from datasets import Dataset, concatenate_datasets
 
@@ -58,7 +50,7 @@ def is_text_type(kind: pyarrow.DataType) -> bool:
 def membership(
     values: Sequence[str] | pyarrow.ChunkedArray, allowed: Sequence[str] | pyarrow.ChunkedArray
 ) -> np.ndarray:
-    """Return whether each text is one of the allowed ones, ``[N]``; null never is."""
+    """Return a mask ``[N]`` of the values that are in ``allowed``; False for null."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -70,12 +62,12 @@ def membership(
 
 
 def arrow_column(table: Dataset, name: str) -> pyarrow.ChunkedArray:
-    """Return one column as an Arrow array, without creating Python objects."""
+    """Return one column as an Arrow array, without conversion to Python objects."""
     return table.select_columns([name]).with_format("arrow")[:][name]
 
 
 def _write_parts(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
-    """Write the parts to a file; if a part has another schema, start a new file, and merge all files at the end."""
+    """Write the parts to a file. If the schema changes, start a new file, and merge all files at the end."""
     import pyarrow
 
     files: list[Any] = []

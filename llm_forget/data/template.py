@@ -1,10 +1,7 @@
-"""Render a row as one string, with the spans of its answers and with control tokens set apart from text.
+"""Render a row as one string with the spans of its answers, and keep control tokens apart from text.
 
-Text of a row must stay data: an answer that contains ``</s>`` or ``<|im_end|>`` must not end the turn. A tokenizer
-cannot distinguish such text from the control tokens of the template, because the characters are the same. So special-
-token strings in a row are masked before the template is applied. All such strings in the result are from the template,
-and are replaced by names made of Unicode noncharacters, which no row can contain. Then the text of the row is restored.
-The tokenizer of `tokenise.py` knows these names, and encodes the whole string at once.
+An answer that contains ``</s>`` must not end the turn. Therefore special-token strings in a row are masked before the
+chat template is applied. Then the control tokens of the template are renamed, and the text of the row is restored.
 """
 
 import re
@@ -38,7 +35,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text with named control tokens (see `control_name`), and the character spans that carry loss."""
+    """Text with renamed control tokens (see `control_name`), and the character spans that carry loss."""
 
     text: str
     targets: list[tuple[int, int]]
@@ -53,12 +50,7 @@ def template_for(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Template:
-    """Return the template for a tokenizer; the default is its chat template, if it has one.
-
-    Raises:
-        DataError: the required chat template or end-of-sequence token is missing, or ``prompt_template`` does not
-            contain ``{prompt}`` exactly once.
-    """
+    """Return the template for a tokenizer, by default its chat template. Raise DataError for unsuitable settings."""
     if use_chat_template and not tokenizer.chat_template:
         raise DataError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
     if prompt_template.count("{prompt}") != 1:
@@ -70,16 +62,12 @@ def template_for(
 
 
 def control_name(number: int) -> str:
-    """Return the name of a control token in a rendered string; no row can contain it."""
+    """Return the name of a control token in a rendered string. No row can contain this name."""
     return f"{_CONTROL[0]}{number}{_CONTROL[1]}"
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return the control tokens as a mapping string -> id, longest first, the order in which a tokenizer matches them.
-
-    Added tokens that are not special (``<tool_call>`` or runs of spaces in some tokenizers) count as text: rows may
-    contain them, as inputs may in deployment.
-    """
+    """Return ``{string: id}`` of special tokens, longest first. Other added tokens (``<tool_call>``) count as text."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
     special |= {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
@@ -87,7 +75,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, int]) -> Rendered:
-    """Render the whole row as one string; raise DataError if the template cannot express its messages."""
+    """Render a row as one string. Raise DataError if the template cannot express its messages."""
     masking = _Masking(special)
     if is_text(row):
         return _finish(_START + masking.hide(row["text"], row) + _END, masking)
@@ -102,7 +90,7 @@ def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, i
 
 
 class _Masking:
-    """Masks special-token strings in the text of a row, and names real control tokens."""
+    """Masks special-token strings in the text of a row, and renames the control tokens of the template."""
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self._names = list(special)
@@ -164,12 +152,11 @@ def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, t
 def _render_chat(
     messages: list[Message], answers: list[int], tokenizer: Any, template: Template, masking: _Masking, row_id: str
 ) -> str:
-    """Render the conversation once with the chat template, with marks around the spans that carry loss.
+    """Render the conversation once with the chat template, with marks around the answers.
 
-    To find the start of an answer, all earlier messages and the generation prompt are rendered. The answer starts where
-    that text ends, or where it first differs from the whole: some templates insert an empty thinking block, which then
-    belongs to the answer. The answer ends with the first control token after its content, or, if there is none, with
-    the end-of-sequence token.
+    The messages before an answer are also rendered alone, with the generation prompt. The answer starts where this
+    text ends, or where it first differs from the whole text (some templates insert an empty thinking block). The
+    answer ends with the first control token after its content, or with the end-of-sequence token.
     """
     marked = [dict(m) for m in messages]
     for index in answers:

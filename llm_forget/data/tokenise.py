@@ -1,9 +1,7 @@
 """Tokenise rows, with labels on the answers: the whole string is encoded once, and offsets give the boundaries.
 
-A prompt tokenised alone can end in other tokens than the same prompt followed by its answer: the space at the end of
-``"Answer: "`` merges with the first word of the answer. Labels based on the token count of the prompt then lose that
-word. Here the token that straddles the boundary belongs to the answer, and the prompt for generation is an exact prefix
-of the ids used in training.
+A token can straddle a boundary: the space after ``Answer:`` merges with the first word. Such a token belongs to the
+answer, so the prompt for generation is an exact prefix of the ids used in training.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _FORMAT = 1  # part of the cache key; raise it when the same row gives different
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids of one window of a row. Most rows have one window."""
+    """The token ids and labels of one window of a row. Most rows have one window."""
 
     id: str
     input_ids: list[int]
@@ -39,11 +37,7 @@ class Encoded:
 
 
 class ControlTokenizer:
-    """A copy of a fast tokenizer that encodes control tokens by name (`control_name`) and their usual strings as text.
-
-    ``encode_special_tokens`` makes `tokenizers` encode special-token strings as text. The names that `template.py`
-    writes are added as ordinary tokens, so that one pass encodes both.
-    """
+    """A copy of a fast tokenizer that encodes each `control_name` as a control token and ``</s>`` as plain text."""
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import AddedToken
@@ -67,11 +61,7 @@ class ControlTokenizer:
         self._forbidden = set(self.special.values()) - {tokenizer.unk_token_id}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]], list[bool]]]:
-        """Return ids, character offsets and a mask of control tokens for each text.
-
-        Raises:
-            _ControlInTextError: the vocabulary encodes plain text as a control token.
-        """
+        """Return ids, character offsets and a mask of control tokens for each text."""
         out = []
         for index, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids
@@ -109,14 +99,9 @@ def control_tokenizer(tokenizer: Any) -> ControlTokenizer:
 def encode_rows(
     rows: Iterable[Row], tokenizer: Any, template: Template, *, max_length: int | None = None, stride: int = 0
 ) -> list[list[Encoded]]:
-    """Return the windows of each row.
+    """Return the windows of each row. Raise DataError, which names the id, if a row cannot be encoded.
 
-    Args:
-        max_length: maximum tokens of a window; None for no limit.
-        stride: tokens of context that a window repeats from the previous one.
-
-    Raises:
-        DataError: a row cannot be encoded; names its id.
+    A window has at most ``max_length`` tokens, and repeats ``stride`` tokens of the previous window as context.
     """
     rows = list(rows)
     control = control_tokenizer(tokenizer)
@@ -147,8 +132,7 @@ def tokenise_dataset(
 ) -> Dataset:
     """Return all windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
 
-    Tokens of cached Hub splits are reused from the Arrow cache if rows, tokenizer and settings are unchanged. All other
-    tokens are stored where `map_storage` puts them, so that no copy of rows to forget remains.
+    Only tokens of Hub splits in the cache of `datasets` are cached. Other tokens leave no copy (see `map_storage`).
     """
     from datasets import Features, List, Value
     from datasets.fingerprint import Hasher
@@ -194,7 +178,7 @@ def _prefix_ids(tokenizer: Any) -> list[int]:
 
 
 def _answer_numbers(rendered: Rendered, offsets: list[tuple[int, int]], is_control: list[bool]) -> list[int]:
-    """Return the answer number of each token, -1 for none; a token that straddles the start belongs to the answer."""
+    """Return the number of the answer of each token, or -1. A token that straddles the start belongs to the answer."""
     if len(rendered.targets) == 1:
         start, stop = rendered.targets[0]
         spans = zip(offsets, is_control, strict=True)
@@ -238,12 +222,8 @@ def windows(
 ) -> list[tuple[int, int, int]]:
     """Split a row into windows ``(start, stop, new)``: tokens ``start:stop``, of which ``new:stop`` are new.
 
-    Every later window begins with the first ``keep`` tokens (the prompt, or the begin-of-sequence token) and repeats
-    ``stride`` tokens as context (at least one if ``keep`` is 0, so that its first new token can be predicted). Every
-    token is new in exactly one window. Windows without a target are dropped.
-
-    Raises:
-        DataError: the prompt leaves no room for new tokens; names the id.
+    Every later window begins with the first ``keep`` tokens (the prompt) and repeats ``stride`` tokens, at least
+    one if ``keep`` is 0. Windows without a target are dropped. Raise DataError if there is no room for new tokens.
     """
     length = len(labels)
     if max_length is None or length <= max_length:

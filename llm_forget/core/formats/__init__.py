@@ -1,8 +1,4 @@
-"""Typed records for all JSON files of this package, and the functions that read and write them.
-
-A record class says who writes the file, what each key means and in which unit. Most files have no key ``format``: they
-are in format 1, and a later format will add the key. `schemas.schema` gives the JSON Schema of a class.
-"""
+"""Typed record classes for all JSON files of this package, and functions that read, check and write the files."""
 
 from llm_forget.core.formats._check import checked
 from llm_forget.core.formats._files import (

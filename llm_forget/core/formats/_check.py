@@ -1,4 +1,4 @@
-"""Check a JSON value against a record class; an error names the file and the first key that is wrong."""
+"""Check a JSON value against a record class; an error names the file and the first wrong key."""
 
 import functools
 import re
@@ -26,15 +26,9 @@ MISSING, UNKNOWN = "Object missing required field", "Object contains unknown fie
 def checked(
     content: Any, kind: type[R], where: str | Path, *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> R:
-    """Turn a JSON value into a record.
+    """Convert a JSON value to a record. Raise ``error`` (default: ``kind.ERROR``) if the value does not fit.
 
-    Args:
-        where: the name of the file in an error.
-        advice: the end of the error message: what to do, such as "merge again", or the possible cause.
-        error: class of the error; default: the record's ``ERROR``.
-
-    Raises:
-        LlmForgetError: another format number, a missing key or a value of another type; the message names the first.
+    ``where`` is the file name in the error message. ``advice`` is the end of the message, such as "merge again".
     """
     error = error or kind.ERROR
     if kind.ROOT is not None:
@@ -49,7 +43,7 @@ def checked(
 
 
 def _other_format(number: Any, kind: type[Record]) -> str | None:
-    """Describe what is wrong with a format number; None if this version reads it."""
+    """Return what is wrong with a format number, or None if this version can read the format."""
     if type(number) is not int:
         return _sentence(_Fault([_Step("format")], _reason(number, int), int), kind)
     return None if number == kind.FORMAT else f" has format {number}, and this version reads format {kind.FORMAT}"
@@ -69,7 +63,7 @@ class _Fault(NamedTuple):
 
 
 def _reason(value: Any, kind: Any) -> str:
-    """Return why msgspec refuses a value; empty if it accepts the value."""
+    """Return the reason why msgspec refuses a value, or an empty text if it accepts the value."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -78,7 +72,7 @@ def _reason(value: Any, kind: Any) -> str:
 
 
 def _first_fault(value: Any, kind: Any) -> _Fault:
-    """Return the innermost value that is wrong, with its path; msgspec alone does not name keys of mappings."""
+    """Return the first wrong value and its path. The errors of msgspec do not name keys of mappings."""
     for step, part, part_kind in _parts(value, kind):
         if _reason(part, part_kind):
             inner = _first_fault(part, part_kind)
@@ -87,7 +81,7 @@ def _first_fault(value: Any, kind: Any) -> _Fault:
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
-    """Yield the values inside an object or a list, each with its step and the type that it must have."""
+    """Yield the values inside an object or a list, each with its path step and its required type."""
     for option in _options(kind):
         origin, arguments = get_origin(option), get_args(option)
         if isinstance(value, dict) and origin is dict:
@@ -121,7 +115,7 @@ def _options(kind: Any) -> Iterator[Any]:
 
 
 def _sentence(fault: _Fault, kind: type[Record]) -> str:
-    """Describe a fault, in words that follow the name of the file."""
+    """Return the part of the error message that follows the file name."""
     path = fault.path[1:] if kind.ROOT is not None else fault.path
     if fault.reason.startswith(MISSING):
         lacking = _Step(fault.reason.removeprefix(MISSING).strip(" `"))
@@ -148,7 +142,7 @@ def _requirement(fault: _Fault) -> str:
 
 
 def _shown(path: list[_Step], kind: type[Record]) -> str:
-    """Write a path as ``suites.demo.metrics.forget_rouge.ci[1]``, with ``*`` for a key that may be the id of a row."""
+    """Return a path such as ``suites.demo.metrics.forget_rouge.ci[1]``, with ``*`` for a key that may be a row id."""
     text = ""
     for step in path:
         if isinstance(step.key, int):

@@ -17,34 +17,21 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
-    """Return the record in a file; ``advice`` and ``error`` are those of `checked`.
-
-    Raises:
-        LlmForgetError: the file is not JSON, or not a record of ``kind``; the message names the file and the key.
-        FileNotFoundError: the file does not exist.
-    """
+    """Read a file and return its record, checked by `checked` with ``advice`` and ``error``."""
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
 
 def read_content(
     path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> Any:
-    """Return the JSON value in a file, checked as by `read`, with keys that the record class does not name.
-
-    Raises:
-        LlmForgetError, FileNotFoundError: see `read`.
-    """
+    """Return the JSON value in a file, checked as in `read`. It includes keys that the record class does not have."""
     content = _loaded(path, kind, advice, error)
     checked(content, kind, path, advice=advice, error=error)
     return content
 
 
 def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
-    """Return what `read_content` returns, or None if the file is missing or in another format.
-
-    Raises:
-        LlmForgetError: see `read`.
-    """
+    """Return the result of `read_content`, or None if the file is missing or has another format number."""
     if not path.is_file():
         return None
     content = _loaded(path, kind, advice, None)
@@ -55,7 +42,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """Return the record in a file that another process may be writing; None if the file is missing or not valid."""
+    """Return the record in a file, or None if the file is missing or invalid because a process is still writing it."""
     try:
         return read(path, kind)
     except (OSError, ValueError):
@@ -63,7 +50,7 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 
 
 def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Iterator[Any]:
-    """Yield the JSON objects of valid lines; skip others, such as the part of a line that a killed process leaves."""
+    """Yield the JSON object of each valid line; skip invalid lines, such as the incomplete last line after a crash."""
     for line in lines:
         try:
             content = json.loads(line)
@@ -78,13 +65,7 @@ def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Ite
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a record, or a JSON value of class ``kind``; if ``private``, only the owner can read the file.
-
-    Readers see the old or the new content, which is on disk when this returns.
-
-    Raises:
-        LlmForgetError: the content does not fit ``kind``; nothing is written.
-    """
+    """Write a record, or a JSON value of class ``kind``, with `write_atomic`. Raise ``kind.ERROR`` if it is invalid."""
     if kind is None:
         assert isinstance(content, Record)
         kind = type(content)
@@ -94,17 +75,13 @@ def write(
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:
-    """Change these keys of a file; all other keys stay, also those that other programs added.
-
-    Raises:
-        LlmForgetError, FileNotFoundError: see `read` and `write`.
-    """
+    """Change keys of a file and return the new record. Keep all other keys, also those that ``kind`` does not have."""
     write(path, {**read_content(path, kind), **changes}, kind)
     return read(path, kind)
 
 
 def encoded(content: Any) -> str:
-    """Return the file text of a record or JSON value: indented, keys in their order, no NaN."""
+    """Return a record or JSON value as indented JSON, with keys in their order. Raise ValueError for NaN."""
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The base class of every file that this package writes, and the registry of these classes."""
+"""The base class of record classes, one for each kind of JSON file, and the registry of these classes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Share = Annotated[float, msgspec.Meta(description="share of the whole, 1 is all"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Content of a file. The file may have other keys, which `update` keeps; `record` registers the class."""
+    """Content of a JSON file. The file may have further keys, which `update` keeps."""
 
     FILE: ClassVar[str]  # name of the file
     FORMAT: ClassVar[int] = 1  # written under "format"; a file without that key is in format 1
     ERROR: ClassVar[type[LlmForgetError]] = RunError  # raised for a file that is refused
-    ROOT: ClassVar[str | None] = None  # field that is the whole file, if the keys of the file are names of things
+    ROOT: ClassVar[str | None] = None  # field with the whole content, if the file has no fixed keys
     MAX_BYTES: ClassVar[int] = 64 << 20  # a longer file is refused
     STRICT: ClassVar[bool] = True  # refuse JSON with two meanings; slow for millions of rows
     NAMES_ROWS: ClassVar[bool] = False  # keys of its mappings may be ids of rows, which no error may show
 
 
 def record(file: str, **settings: Any) -> Callable[[type[R]], type[R]]:
-    """Return a decorator that registers the record class of a file; ``settings`` are those of `Record`, lower-case."""
+    """Return a decorator that registers the record class of ``file``; ``settings`` set class variables of `Record`."""
 
     def register(kind: type[R]) -> type[R]:
         for name, value in {"file": file, **settings}.items():
@@ -51,4 +51,4 @@ def record(file: str, **settings: Any) -> Callable[[type[R]], type[R]]:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """An object inside a file."""
+    """A JSON object inside a file."""

@@ -9,7 +9,7 @@ from llm_forget.core.formats.run import Environment
 
 
 class Spread(Part, frozen=True):
-    """Median, smallest and largest value of all rounds."""
+    """Median, minimum, maximum and all values of a measurement over several rounds."""
 
     median: float
     min: float
@@ -19,7 +19,7 @@ class Spread(Part, frozen=True):
 
 
 class BenchedModel(Part, frozen=True):
-    """The model whose training steps were measured; sizes are numbers of weights."""
+    """The measured model. ``body``, ``head`` and ``adapter`` are numbers of weights."""
 
     name: str
     architecture: str
@@ -38,7 +38,7 @@ class BenchedModel(Part, frozen=True):
 
 
 class Ceiling(Part, frozen=True):
-    """Speed that the machine reaches in matrix products alone."""
+    """Speed of matrix products alone on this machine, an upper limit for the speed of training."""
 
     shapes: list[list[Count]]  # tokens, inner, outer
     flop_per_second: Spread
@@ -46,7 +46,7 @@ class Ceiling(Part, frozen=True):
 
 
 class Variant(Part, frozen=True):
-    """Steps of one objective, or of plain fine-tuning (objective null)."""
+    """Measured training steps with one objective; objective null is plain fine-tuning."""
 
     objective: dict[str, Any] | None
     seconds: Spread
@@ -68,14 +68,14 @@ class Retraining(Part, frozen=True):
 
 
 class Unlearning(Retraining, frozen=True):
-    """Estimated cost of a whole run of one objective."""
+    """Estimated cost of a whole unlearning run with one objective."""
 
     seconds_of_the_reference_pass: Seconds
     of_retraining: Share
 
 
 class RunCost(Part, frozen=True):
-    """Times of whole runs, estimated from those of single steps."""
+    """Estimated times of whole runs, computed from the times of single steps."""
 
     epochs: float
     rows: dict[str, Count]

@@ -13,14 +13,14 @@ REQUEST_ID = r"^req-[0-9]{4,12}(?!\n)$"  # Python's $ alone allows a newline at 
 
 
 class Exactness(Part, frozen=True):
-    """How exact a deletion is: a class, and what the class means."""
+    """The exactness class of a deletion, and the meaning of the class."""
 
     name: str = field(name="class")
     why: str
 
 
 class ModelBefore(Part, frozen=True):
-    """The model that knew the rows."""
+    """The model before the deletion, which knew the rows."""
 
     name: str
     digest: Digest
@@ -67,7 +67,7 @@ class Method(Part, frozen=True):
 
 
 class CertifiedLine(Summary, frozen=True, kw_only=True):
-    """A line of a suite for the unlearned model, the model before and the oracle."""
+    """A named metric of a suite, measured on the unlearned model, the model before unlearning and the oracle."""
 
     metric: str | UnsetType = UNSET
     goal: str | UnsetType = UNSET
@@ -76,7 +76,7 @@ class CertifiedLine(Summary, frozen=True, kw_only=True):
 
 
 class CertifiedSuite(Part, frozen=True):
-    """Numbers and answers of a suite."""
+    """The metrics of a suite, and the answers to its questions."""
 
     metrics: dict[str, CertifiedLine]
     answers: dict[str, Answer]
@@ -106,7 +106,7 @@ class CertifiedRule(Part, frozen=True):
 
 
 class CertifiedAttack(Part, frozen=True):
-    """What an attack recovered from the unlearned model beyond what it recovered from the oracle."""
+    """Results of an attack: how much more it recovered from the unlearned model than from the oracle."""
 
     kind: str
     suite: str
@@ -115,7 +115,7 @@ class CertifiedAttack(Part, frozen=True):
 
 
 class CertifiedVerification(Part, frozen=True):
-    """The answer of a policy, and the models and numbers that it was applied to."""
+    """The outcome of a policy, and the models and metrics that it checked."""
 
     policy: str
     answer: Outcome
@@ -140,7 +140,7 @@ class CertificateFacts(CertifiedVerification, Record, frozen=True):
 
 
 class EventReference(Part, frozen=True):
-    """An event of the ledger."""
+    """Number and digest of an event of the ledger."""
 
     seq: Count
     digest: Digest
@@ -154,7 +154,7 @@ class LedgerState(Part, frozen=True):
 
 
 class PolicyAttempt(Part, frozen=True):
-    """A policy that was applied before the request was closed."""
+    """The outcome of a policy that was applied before the request was closed."""
 
     time: Time
     run: str
@@ -188,7 +188,7 @@ class CertifiedRequest(Part, frozen=True):
 
 
 class CertificateBody(Part, frozen=True, forbid_unknown_fields=True):
-    """What the issuer signs."""
+    """The part of a certificate that the issuer signs."""
 
     schema: Literal["llm-forget certificate of deletion"]
     version: Literal[1]

@@ -1,7 +1,4 @@
-"""Files of an evidence folder: versions, deletion requests, the signed head of the ledger.
-
-The ledger itself is a SQLite database with a format number of its own.
-"""
+"""JSON files of an evidence folder: versions, deletion requests, and the signed head of the ledger."""
 
 from typing import Any, Literal
 
@@ -13,7 +10,7 @@ from llm_forget.core.formats._record import Count, Digest, Part, Record, Share, 
 
 @record("version.json", error=EvidenceError)
 class Version(Record, frozen=True):
-    """Description of a version, whose id is made from ``weights``. The ledger holds the digest of this file."""
+    """Description of a model version. Its id is made from ``weights``. The ledger holds the digest of this file."""
 
     format: int
     kind: str  # finetune, unlearn, merge, adopt, combine
@@ -27,7 +24,7 @@ class Version(Record, frozen=True):
 
 @record("current.json", error=EvidenceError)
 class CurrentVersion(Record, frozen=True):
-    """The version in use, and the event of the ledger that records this."""
+    """The version in use, and the ledger event that put it in use."""
 
     id: str
     weights: Digest
@@ -37,23 +34,20 @@ class CurrentVersion(Record, frozen=True):
 
 @record(".compared.json", error=EvidenceError, max_bytes=1 << 20, root="files")
 class ComparedFiles(Record, frozen=True):
-    """State of the large files of versions when their digests were last compared.
+    """State of the large files of versions when their digests were last checked."""
 
-    By path: digest, size in bytes, inode, and the times of the last change of content and of metadata in nanoseconds.
-    """
-
-    files: dict[str, tuple[Digest | None, int, int, int, int]]
+    files: dict[str, tuple[Digest | None, int, int, int, int]]  # path: digest, bytes, inode, mtime and ctime in ns
 
 
 class SearchedData(Part, frozen=True):
-    """The data in which the rows of a request were searched."""
+    """The data set that was searched for the rows of a request."""
 
     digest: Digest
     rows: Count
 
 
 class RowCounts(Part, frozen=True):
-    """How many rows a request is about."""
+    """Numbers of rows of a request, by how they were matched."""
 
     rows: Count
     exact: Count
@@ -85,7 +79,7 @@ class Attempt(Part, frozen=True):
 
 @record("request.json", format=2, error=EvidenceError)
 class DeletionRequest(Record, frozen=True):
-    """Counts, dates and steps of a deletion request; no ids of rows."""
+    """Counts, dates and steps of a deletion request. It holds no ids of rows."""
 
     format: int
     token: str  # key for digests of rows that the certificate shows
@@ -112,7 +106,7 @@ class NearDuplicate(Part, frozen=True):
 
 @record("rows.json", error=EvidenceError, strict=False, names_rows=True)
 class RequestedRows(Record, frozen=True):
-    """Ids of the rows of an open request; removed when it is closed. Readable by its owner only."""
+    """Ids of the rows of an open request. Only the owner can read the file; closing the request removes it."""
 
     source: Any  # the data, as a recipe names them
     how: dict[str, str]  # id of a matched row: exact, normalised or same text
@@ -126,7 +120,7 @@ class RequestedRows(Record, frozen=True):
 
 @record("anchor.json", error=EvidenceError, max_bytes=1 << 20)
 class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
-    """Signed number and digest of the last event of the ledger; they show whether later events were removed."""
+    """Signed number and digest of the last event of the ledger, to detect a later removal of events."""
 
     purpose: str
     format: int

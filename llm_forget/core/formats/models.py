@@ -1,4 +1,4 @@
-"""Files that lie beside the weights of an adapter, or of a model that `merge` or `export` wrote."""
+"""Files beside the weights of an adapter, or of a model that `merge` or `export` wrote."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ class Tensor(Part, frozen=True):
 
 
 class Adapter(Part, frozen=True):
-    """A frozen adapter in the model on which the adapter of the manifest was trained."""
+    """A frozen adapter that was part of the model while another adapter was trained."""
 
     name: str
     digest: str | None  # null where the weights are sharded
@@ -26,10 +26,9 @@ class Adapter(Part, frozen=True):
 
 @record("effect.json", error=ModelError, max_bytes=16 << 20)
 class Effect(Record, frozen=True):
-    """How an adapter changes the logits of fixed prompts.
+    """How an adapter changes the logits of fixed prompts; null if the logits are not finite.
 
-    It is a part of the adapter's manifest. If training could not measure it, the first load of the adapter writes it
-    into a separate file. All numbers are null if the logits are not finite.
+    The effect is part of the manifest. If training cannot measure it, the first load of the adapter writes it here.
     """
 
     prompts: Digest  # digest of their token ids
@@ -56,7 +55,7 @@ class Manifest(Record, frozen=True):
 
 
 class Difference(Part, frozen=True):
-    """How far two models are apart on the probe texts."""
+    """Difference of the logits of two models on the probe texts."""
 
     max_abs_logit_difference: Logits
     mean_kl: Nats
@@ -64,7 +63,7 @@ class Difference(Part, frozen=True):
 
 @record("merge.json", error=ModelError, max_bytes=16 << 20)
 class MergeReport(Record, frozen=True):
-    """The sources of a merged model or combined adapter, and how far its logits are from theirs; written by `merge`."""
+    """Sources of a merged model or combined adapter, and how far its logits are from theirs; written by `merge`."""
 
     combination: str  # stack, sum, cat, svd, ...
     files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
@@ -98,7 +97,7 @@ class ExportedModel(Part, frozen=True):
 
 @record("export.json", error=ModelError, max_bytes=16 << 20)
 class ExportReport(Record, frozen=True):
-    """How far the logits of an exported model are from those before the export; written by `export`."""
+    """Difference of the logits of a model before and after its export; written by `export`."""
 
     form: str  # int8, nf4, gguf-q8_0, ...
     of: ExportedModel

@@ -1,4 +1,4 @@
-"""Files that exist only in a publication, and the file of statements for the model card."""
+"""Files of a published model, and the file of statements for its model card."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ class PublicationSignature(Record, frozen=True):
 
 @record("card.json", error=PublishError)
 class CardStatements(Record, frozen=True, forbid_unknown_fields=True):
-    """Facts that only the publisher knows about a model, written by `card`. Null means not stated; the card says so."""
+    """Facts about a model that only the publisher knows; `card` writes the file. Null means not stated."""
 
     title: str | None = None
     category: str | None = None  # of the forgotten rows, such as "personal data of 12 people"; never the text

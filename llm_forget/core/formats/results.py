@@ -6,13 +6,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from llm_forget.core.formats._record import Count, Digest, Part, Record, Seconds, record
 
-Goal = Literal["lower", "higher", "keep", "match_oracle"]  # where a line should go when rows are forgotten
+Goal = Literal["lower", "higher", "keep", "match_oracle"]  # how the metric should change when rows are forgotten
 Answer = Literal["yes", "no", "inconclusive"]
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 class Model(Part, frozen=True):
-    """A model that was measured; for a model that `export` wrote, also its form and the digest of its weights."""
+    """A measured model. A model that `export` wrote also has a form and the digest of its weights."""
 
     name: str
     digest: str  # of base, adapter and precision together
@@ -21,7 +21,7 @@ class Model(Part, frozen=True):
 
 
 class Models(Part, frozen=True):
-    """The models of one evaluation; null for a model that it does not have."""
+    """The models of one evaluation. A model that was not evaluated is null."""
 
     before: Model | None
     unlearned: Model | None
@@ -29,7 +29,7 @@ class Models(Part, frozen=True):
 
 
 class Summary(Part, frozen=True):
-    """A line of a suite for one model: the mean over its rows, in the unit of the metric."""
+    """The mean of a metric over the rows for one model, in the unit of the metric."""
 
     value: float | None  # null: unscored
     ci: tuple[float, float] | None  # 95 % interval
@@ -38,7 +38,7 @@ class Summary(Part, frozen=True):
 
 
 class Line(Summary, frozen=True):
-    """A line of a suite for the unlearned model, the model before and the oracle."""
+    """A named metric of a suite, for the unlearned model, the model before unlearning and the oracle."""
 
     goal: Goal
     metric: str | UnsetType = UNSET
@@ -47,7 +47,7 @@ class Line(Summary, frozen=True):
 
 
 class Finding(Part, frozen=True):
-    """A bound, and whether it holds; null if that is undetermined."""
+    """A bound on a metric, and whether it holds (null: undetermined)."""
 
     of: str | float | None  # what the bound is relative to: oracle, before, a number
     holds: bool | None
@@ -79,7 +79,7 @@ class Probe(Part, frozen=True):
 
 
 class Suite(Part, frozen=True):
-    """One suite of an evaluation."""
+    """Results of one suite."""
 
     metrics: Annotated[dict[str, Line], Meta(min_length=1)]
     verdict: dict[str, Verdict]  # by question
@@ -93,7 +93,7 @@ class Suite(Part, frozen=True):
 
 @record("results.json", format=2)
 class Results(Record, frozen=True):
-    """Metrics and verdicts of a run, by suite. `evaluate` writes it and adds suites to it; `merge` and `export` too."""
+    """Metrics and verdicts of a run, by suite; `evaluate`, `merge` and `export` write the file."""
 
     format: int
     llm_forget: str  # version that wrote it
@@ -111,10 +111,7 @@ class Scores(Part, frozen=True):
 
 @record("rows.json", root="suites", strict=False)
 class RowScores(Record, frozen=True):
-    """Values of every row, by suite, line, role and name of the value. `evaluate` writes it beside results.json.
-
-    Private to the run, since it holds ids of rows.
-    """
+    """Values of every row, by suite, line, role and value name. The file holds row ids, so it must not be published."""
 
     suites: dict[str, dict[str, dict[str, dict[str, Scores]]]]
 
@@ -130,7 +127,7 @@ class Ruling(Finding, frozen=True, kw_only=True):
 
 @record("verify.json")
 class Verification(Record, frozen=True):
-    """Answer of a policy about a run, written by `verify`."""
+    """Outcome of a policy for a run, written by `verify`."""
 
     policy: str
     answer: Outcome
@@ -140,7 +137,7 @@ class Verification(Record, frozen=True):
 
 
 class AttackedSummary(Part, frozen=True):
-    """A line for one attacked model."""
+    """The mean of a metric for one attacked model."""
 
     value: float | None
     ci: tuple[float, float] | UnsetType | None = UNSET
@@ -148,7 +145,7 @@ class AttackedSummary(Part, frozen=True):
 
 
 class AttackedLine(Part, frozen=True):
-    """A line before and after an attack; ``excess`` is the recovery beyond that of the oracle."""
+    """A metric before and after an attack. ``excess``: change of the unlearned model minus change of the oracle."""
 
     goal: Goal
     unlearned_attacked: AttackedSummary

@@ -9,10 +9,7 @@ from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part
 
 @record("run.json")
 class RunState(Record, frozen=True):
-    """State of a run, written when the run starts, and again when all its other files are complete.
-
-    A version in the evidence has this file, too, with the paths from which it was copied.
-    """
+    """State of a run. It is *complete* when all other files are written. A version also has this file."""
 
     kind: str  # name of a `RunKind`
     status: Literal["running", "complete"]
@@ -78,7 +75,7 @@ class Source(Part, frozen=True):
 
     run: str
     weights: Digest
-    scale: float  # what the change of its weights was multiplied by
+    scale: float  # factor by which the change of its weights was multiplied
 
 
 class Target(Part, frozen=True):
@@ -96,10 +93,7 @@ class Adopted(Part, frozen=True):
 
 @record("provenance.json", names_rows=True)
 class Provenance(Record, frozen=True):
-    """What a run was made from: base, rows, seed, versions. Private to the run, since it holds ids of rows.
-
-    Training writes it at the start and adds the cost at the end; `adopt` and `merge --as_adapter` write fewer keys.
-    """
+    """Base, rows, seed and versions of a run. The file holds row ids, so it stays private to the run."""
 
     kind: str
     base: Base
@@ -114,7 +108,7 @@ class Provenance(Record, frozen=True):
     steps: Count | UnsetType = UNSET
     wrapper: str | UnsetType = UNSET  # class that the model was wrapped in for several processes
     shortcuts: dict[str, bool] | UnsetType = UNSET
-    cost: Cost | UnsetType = UNSET
+    cost: Cost | UnsetType = UNSET  # written at the end of training
     adopted: Adopted | UnsetType = UNSET
     sources: list[Source] | UnsetType = UNSET
     beneath: Target | UnsetType = UNSET
@@ -128,7 +122,7 @@ class CheckpointMarker(Record, frozen=True):
 
 
 class StepWindow(Part, frozen=True):
-    """Sums since the last logging step."""
+    """Sums of the logged values since the last logging step."""
 
     step: Count  # the last that was logged
     tokens: float

@@ -24,7 +24,7 @@ def records() -> dict[str, type[Record]]:
 
 
 def schema(kind: type[Record]) -> dict[str, Any]:
-    """Return the schema of a record class. It allows other keys, except in files that are signed as a whole."""
+    """Return the schema of a record class. It allows further keys, except in files that are signed as a whole."""
     (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     for part in parts.values():
         part["description"] = inspect.cleandoc(part["description"])

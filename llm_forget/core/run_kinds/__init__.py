@@ -1,8 +1,4 @@
-"""The kinds of run, found by the name in run.json. The files here declare them and their properties.
-
-To add a kind, add a file that calls `run_kind`; the ledger, deletion requests, reports, attacks and model cards read
-the properties. The file imports nothing heavy, because readers of runs do not load a training library.
-"""
+"""The kinds of run and their properties. Each file here calls `run_kind`, and must import no training library."""
 
 import importlib
 import pkgutil

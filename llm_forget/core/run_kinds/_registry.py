@@ -1,4 +1,4 @@
-"""Registry of the kinds of run; a separate module, so that each declaration can be imported by itself."""
+"""The registry of the kinds of run."""
 
 from __future__ import annotations
 
@@ -14,35 +14,22 @@ _KINDS: dict[str, RunKind] = {}
 
 @dataclass(frozen=True)
 class RunKind:
-    """A kind of run, and what its runs learned or forgot.
+    """A kind of run, and the splits that its runs learned or forgot."""
 
-    Args:
-        name: the name in run.json; for a run that trains, also the command that resumes it.
-        learned: splits that the model was trained to know, if the run has them.
-        forgotten: splits that it was trained to forget. Only such a run has a target, can be attacked, and is itself
-            evaluated as the unlearned model.
-        merged: whether it is a version of a merged model, for which the ledger records runs in place of splits.
-        origin: makes a clause for the model card from provenance.json; empty for a run that forgot rows.
-    """
-
-    name: str
-    learned: tuple[str, ...] = ()
-    forgotten: tuple[str, ...] = ()
-    merged: bool = False
-    origin: Callable[[Mapping[str, Any]], str] = lambda provenance: ""
+    name: str  # in run.json; for a run that trains, also the command that resumes it
+    learned: tuple[str, ...] = ()  # splits that the model was trained to know
+    forgotten: tuple[str, ...] = ()  # splits that it was trained to forget; only a run with such splits can be attacked
+    merged: bool = False  # for versions of merged models: the ledger records the merged runs instead of splits
+    origin: Callable[[Mapping[str, Any]], str] = lambda provenance: ""  # makes a clause for the model card
 
     @property
     def trained(self) -> bool:
-        """Whether provenance.json of such a run lists rows to learn or to forget."""
+        """Whether provenance.json of a run of this kind lists rows to learn or to forget."""
         return bool(self.learned or self.forgotten)
 
 
 def run_kind(name: str, **properties: Any) -> RunKind:
-    """Declare a kind of run.
-
-    Raises:
-        ConfigError: another declaration has this name.
-    """
+    """Declare a kind of run. Raise ConfigError if the name is already declared."""
     kind = RunKind(name, **properties)
     if _KINDS.setdefault(name, kind) is not kind:
         raise ConfigError(f"run kind '{name}' is already declared")
@@ -55,5 +42,5 @@ def kind_of(run: Run) -> RunKind:
 
 
 def kind_named(name: str) -> RunKind:
-    """Return the kind of this name; an undeclared name gives a kind without properties."""
+    """Return the kind of this name, or a kind without properties if the name is not declared."""
     return _KINDS.get(name) or RunKind(name)

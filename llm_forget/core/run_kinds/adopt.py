@@ -1,4 +1,4 @@
-"""An adapter that was made elsewhere."""
+"""The run kind of an adapter that was trained outside this package."""
 
 from llm_forget.core.run_kinds._registry import run_kind
 

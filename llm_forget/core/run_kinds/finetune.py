@@ -1,4 +1,4 @@
-"""A model that was trained to know its rows: a target or an oracle."""
+"""The run kind of fine-tuning: it trains the model that is unlearned later, or an oracle without the forget rows."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models that were merged from other runs: a run with a combined adapter, and versions of merged models."""
+"""The run kinds of a combined adapter and of a version of a merged model."""
 
 from collections.abc import Mapping
 from typing import Any

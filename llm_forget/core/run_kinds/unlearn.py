@@ -1,4 +1,4 @@
-"""A model that was trained to forget some rows and to keep others."""
+"""The run kind of unlearning, which trains a model to forget some rows and to keep others."""
 
 from llm_forget.core.run_kinds._registry import run_kind
 

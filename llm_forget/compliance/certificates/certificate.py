@@ -1,10 +1,7 @@
-"""Issue and verify the certificate of a closed deletion request, a signed JSON document.
+"""Issue and verify the certificate of a closed deletion request, a JSON file signed with Ed25519.
 
-The file is the canonical JSON of ``{"body", "signature"}``, so any changed byte is detected. The signature covers the
-body and a purpose, so a signature that the key made for another document is not accepted. The public key in the file
-proves nothing about the issuer; it only shows whether the file was changed after it was signed.
-
-Verification needs the file and the public key, but neither torch nor a model.
+The signature covers the canonical JSON of the body and a fixed prefix, so signatures of other documents are refused.
+The public key in the file does not prove who issued it: verify with a key from another source.
 """
 
 from __future__ import annotations
@@ -38,14 +35,13 @@ ADVICE = "the signature is valid, but this version of llm-forget writes no such 
 
 
 def issue(evidence: Path, request_id: str, output: Path | None = None) -> Path:
-    """Write the signed certificate of a closed request and its HTML page; an existing certificate is verified and kept.
+    """Write the signed certificate of a closed request and its HTML page, and return the path of the JSON file.
 
-    Args:
-        output: path of the JSON file; default: ``certificate.json`` in the request's folder.
+    The default path is ``certificate.json`` in the request's folder. An existing certificate is verified and kept.
 
     Raises:
-        EvidenceError: the request is not closed, or the file is the certificate of another deletion.
-        EvidenceBroken: the ledger, facts.json or an existing certificate was altered.
+        EvidenceError: the request is not closed, or the existing file certifies another deletion.
+        EvidenceBroken: the ledger, facts.json or the existing certificate was changed.
         MissingPackageError: `cryptography` is not installed.
     """
     from llm_forget.compliance.certificates.page import certificate_page
@@ -79,14 +75,13 @@ def verify(
     """Verify a certificate and return its body.
 
     Args:
-        key: the issuer's public key (PEM text or path), which must not come with the certificate. None uses the key in
-            the file, which proves nothing about the issuer.
+        key: the issuer's public key (PEM text or path), from a source other than the certificate. None uses the key in
+            the certificate, which does not prove who issued it.
         request: id of the request that the certificate must be about.
-        evidence: an evidence folder, whose ledger the certificate must agree with.
+        evidence: an evidence folder; the certificate must agree with its ledger.
 
     Raises:
-        EvidenceBroken: the file is damaged, not signed by this key, of another schema or request, or contradicts itself
-            or the ledger.
+        EvidenceBroken: the file is damaged, has another signer, schema or request, or contradicts itself or the ledger.
         FileNotFoundError: the certificate or the key file does not exist.
         EvidenceError: the key is not a public key.
     """
@@ -106,7 +101,7 @@ def verify(
 
 
 def summary(body: Mapping[str, Any]) -> list[str]:
-    """Return lines for a terminal that summarise a certificate."""
+    """Return a summary of a certificate as lines for a terminal."""
     request, counts, verification = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]
     auc = f"AUC {attack['auc']:.3f} (oracle {shown(attack['oracle'])})" if attack["measured"] else "not measured"
@@ -125,7 +120,7 @@ def summary(body: Mapping[str, Any]) -> list[str]:
 
 
 def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
-    """Return the body of a certificate file; refuse a file that was changed after it was signed."""
+    """Read a certificate file and return its body. Raise EvidenceBroken if the file was changed after it was signed."""
     with file.open("rb") as opened:
         data = opened.read(MAX_BYTES + 1)
     try:
@@ -147,7 +142,7 @@ def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
 
 
 def _own_key(body: Mapping[str, Any]) -> str:
-    """Return the public key in a certificate as PEM text; refuse a path, which `verify_signature` would open."""
+    """Return the public key in a certificate as PEM text. Raise EvidenceBroken for any other text, such as a path."""
     public_key = body.get("public_key")
     if not isinstance(public_key, str):
         raise EvidenceBroken("it names no public key; give the issuer's with --key")
@@ -178,7 +173,7 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
 
 
 def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
-    """Return the facts about a request from the ledger, since request.json could have been edited."""
+    """Return the certificate's entry about a request. It is read from the ledger, since request.json can be edited."""
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
     received = last["received"]
@@ -210,14 +205,14 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of facts.json according to a certificate; the closing event has the digest of that file."""
+    """Return the content of facts.json according to a certificate. The closing event has the digest of that file."""
     after, verification = body["artefacts"]["after"], body["verification"]
     parts = {key: body[key] for key in COPIED}
     return {"run": after["name"], "weights": after["digest"], **parts, **verification}
 
 
 def _compare(file: Path, body: Mapping[str, Any], evidence: Path) -> None:
-    """Refuse a certificate whose claims about the deletion differ from the ledger."""
+    """Raise EvidenceBroken if a certificate and the ledger disagree about the deletion."""
     stated, request_id = body["ledger"], body["request"]["id"]
     with Ledger.open(evidence) as ledger:
         ledger.verify()

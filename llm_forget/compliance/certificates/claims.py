@@ -1,7 +1,6 @@
-"""Derive claims of a certificate (deadline, two-model attack, caveats), and check that all its claims are consistent.
+"""Compute the claims of a certificate that follow from its other entries, and check that all entries are consistent.
 
-A signature proves who made a claim, not that it is true. Every claim that follows from other parts of the certificate
-is therefore computed again with the code that made it, so that no signed *pass* can contradict the signed numbers.
+A signature shows who made a claim, not that it is true. `contradiction` therefore computes these claims again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,12 @@ MATCHED = ("exact", "normalised", "same_text", "near_included")
 
 
 def deadline(due: str | None, closed: str) -> str:
-    """Return ``met`` or ``missed``, by comparing dates in UTC; ``none`` if the request had no due date."""
+    """Return ``met`` or ``missed``, or ``none`` if the request had no due date. Dates are in UTC."""
     return "none" if due is None else "met" if closed[:10] <= due else "missed"
 
 
 def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of the attack that compares the model with the target, or ``{"measured": False}``."""
+    """Return the result of the attack on the models before and after the deletion, or ``{"measured": False}``."""
     for name, suite in suites.items():
         for line_name, line in suite["metrics"].items():
             if metric_of(line).needs_target and line["value"] is not None:
@@ -46,12 +45,12 @@ ALWAYS = {
 
 
 def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return caveats by keys that never change: sentences that continue "The certificate does not show ..."."""
+    """Return the caveats by key. Each caveat completes the sentence "The certificate does not show ..."."""
     return ALWAYS | _model_caveats(facts, request) | _attack_caveats(facts) | _evaluation_caveats(facts)
 
 
 def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats that follow from the models, the policies and the rows."""
+    """Return the caveats about the models, the policies and the rows."""
     caveats = {}
     kind, after = facts["exactness"]["class"], facts["artefacts"]["after"]
     others = [e for e in request["verified"] if e["weights"] == after["digest"] and e["answer"] != "pass"]
@@ -122,7 +121,7 @@ def _evaluation_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def contradiction(body: Mapping[str, Any]) -> str | None:
-    """Return a description of the first inconsistent claim of a `CertificateBody`; None if all are consistent."""
+    """Return a description of the first inconsistent claim of a certificate; None if all claims are consistent."""
     request, verification = body["request"], body["verification"]
     counts = request["counts"]
     if request["category"] not in CATEGORIES:
@@ -177,7 +176,7 @@ def _wrong_verdict(verification: Mapping[str, Any]) -> str | None:
 
 
 def _answer(outcomes: Sequence[bool | None]) -> str:
-    """Return the answer of a policy, as `policy.outcome` computes it."""
+    """Return the answer of a policy from the outcomes of its rules, as `policy.outcome` does."""
     if False in outcomes:
         return "fail"
     return "pass" if outcomes and all(outcomes) else "inconclusive"

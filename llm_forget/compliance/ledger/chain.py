@@ -1,4 +1,4 @@
-"""The format of ``ledger.db`` (its tables and hash-chained events), and the verification of the whole file."""
+"""Define the tables and events of ``ledger.db``, and verify the whole file."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ SCHEMA = (
     "PRIMARY KEY (seq, subject, record)) WITHOUT ROWID",
     "CREATE INDEX records_about ON records (subject, record, seq)",
 )
-# SQLite stores values of any type in a column, and a comparison skips values of other types, so types are checked.
+# SQLite columns accept values of any type, and comparisons skip values of other types, so types are checked.
 _WELL_FORMED = " AND ".join(
     f"typeof({name}) = 'blob' AND length({name}) = {HASH_BYTES}" for name in ("subject", "record")
 )
@@ -43,7 +43,7 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Event:
-    """One event of the ledger; ``previous`` is the digest of the event before it. Digests are ``sha256:...``."""
+    """An event of the ledger. ``previous`` is the digest of the event before it. Digests are written ``sha256:...``."""
 
     seq: int
     time: str
@@ -53,13 +53,13 @@ class Event:
     digest: str
 
     def computed_digest(self) -> str:
-        """Return the digest of the event's content, which ``digest`` must equal."""
+        """Return the digest of the event's content. It equals ``digest`` unless the event was changed."""
         content = {"seq": self.seq, "time": self.time, "kind": self.kind, "body": self.body, "previous": self.previous}
         return canonical_digest(content)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connect to an existing file; open it only for reading if the user may not write it."""
+    """Connect to an existing database file, read-only if the user has no permission to write it."""
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY)
     connection.execute("PRAGMA synchronous = EXTRA")  # also flushes the folder: an append survives a power loss
     connection.execute("PRAGMA cache_size = -32000")
@@ -67,7 +67,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
-    """Return the number ``n`` and SHA-256 of an event's sorted record hashes; ``n`` is -1 if a hash is malformed."""
+    """Return the number ``n`` and the SHA-256 of an event's sorted record hashes. A malformed hash gives ``n`` = -1."""
     digest, count = hashlib.sha256(), 0
     query = f"SELECT subject, record, {_WELL_FORMED} FROM records WHERE seq = ? ORDER BY subject, record"
     for subject, record, well_formed in connection.execute(query, (seq,)):
@@ -80,18 +80,15 @@ def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
 
 
 def now() -> str:
-    """Return the current time in UTC, to the second."""
+    """Return the current UTC time in ISO format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, str]:
-    """Verify every event, record and page of a ledger; return the number and digest of its last event.
+    """Verify every event, record and database page of a ledger, and return the number and digest of its last event.
 
-    Args:
-        stated: number and digest of an event from a signed head; the ledger must have this event.
-
-    Raises:
-        EvidenceBroken: the ledger was changed; the message names the first event that was altered or removed.
+    ``stated`` is the number and digest of an event from a signed head; the ledger must have this event.
+    Raises EvidenceBroken if the ledger was changed; the message names the first changed or missing event.
     """
     with translate_sqlite_errors(folder), contextlib.closing(connect(folder / FILE)) as connection:
         connection.text_factory = bytes  # altered bytes may not be UTF-8
@@ -129,7 +126,7 @@ def _verify_events(connection: sqlite3.Connection, stated: tuple[int, str] | Non
 
 
 def _event(row: tuple[Any, ...], number: int) -> Event:
-    """Return the event in a row; refuse a wrong number, wrong types, and JSON that is not canonical."""
+    """Return the event in a row. Raise EvidenceBroken for a wrong number, wrong types or JSON that is not canonical."""
     seq, *texts, once, well_formed = row
     if seq != number:
         raise _broken(number, f"it is missing; the next one is {seq}")
@@ -148,7 +145,7 @@ def _event(row: tuple[Any, ...], number: int) -> Event:
 
 
 def _verify_tables(connection: sqlite3.Connection) -> None:
-    """Refuse records without an event, a changed schema and damaged pages, which no digest of an event covers."""
+    """Raise EvidenceBroken for what event digests do not cover: stray records, a changed schema and damaged pages."""
     try:
         stray = connection.execute("SELECT MIN(seq) FROM records WHERE seq NOT IN (SELECT seq FROM events)").fetchone()
         tables = set(connection.execute(_TABLES))

@@ -1,4 +1,4 @@
-"""One-line summaries of ledger events, safe to print in a terminal."""
+"""Summarise events of the ledger in one line each, safe to print in a terminal."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ QUIET = (
 
 
 def event_summary(event: Event) -> str:
-    """Return a summary of an event: ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
+    """Return a summary of an event, such as ``run npo, base target, splits forget, 72 records, weights 5c3e...``."""
     body = event.body
     parts = [f"{key} {_value(body[key])}" for key in FIRST if _value(body.get(key))]
     if isinstance(records := body.get("records"), dict):

@@ -1,12 +1,8 @@
-"""``ledger.db``: a tamper-evident chain of events about data and models.
+"""``ledger.db``: a tamper-evident list of events about data and models. Each event has the digest of the one before it.
 
-Every event has a digest, of the canonical JSON of its number, time, kind, body and the digest of the event before it.
-The records that an event is about are keyed hashes in a separate table (see `subject_keys`); the body has the digest of
-these hashes. `verify` checks the whole file. It cannot detect that the newest events were cut off or that the whole
-chain was rewritten; a signed head (`anchor`), stored where the writer of the ledger cannot change it, reveals both.
-
-One process writes at a time (BEGIN IMMEDIATE), and an event is on disk when `append` returns. Events are ordered by
-number, not by time, since clocks can be set back.
+The ids of records are stored as keyed hashes (see `subject_keys`). `verify` checks the whole file, but cannot detect
+that the newest events were removed or that the whole list was replaced. The signed head that `anchor` writes reveals
+both. Keep a copy of the signed head where the writers of the ledger have no access.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ _NO_LEDGER = "there is no ledger in '{}'; create one with `llm-forget audit note
 
 
 class Ledger:
-    """The ledger of an evidence folder, as a context manager; do not share it between threads or across a fork."""
+    """The ledger of an evidence folder, as a context manager. Do not share it between threads or forked processes."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
@@ -45,7 +41,7 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = False) -> Ledger:
-        """Open the ledger of a folder; ``create`` creates a missing folder (mode 0700) and ledger (mode 0600).
+        """Open the ledger of a folder. ``create`` creates a missing folder (mode 0700) and ledger (mode 0600).
 
         Raises:
             EvidenceError: no ledger exists, or it has another format number.
@@ -102,16 +98,14 @@ class Ledger:
         """Add an event, write it to disk and return it.
 
         Args:
-            kind: one of `KINDS`.
-            body: JSON object without ids or text of rows.
-            once: a digest that identifies the event. If an event of this kind has the same ``once``, that event is
-                returned and nothing is added.
-            records: (subject, record id) pairs that the event is about; read in batches, so there may be millions.
+            body: JSON object, without ids or text of rows.
+            once: a digest that identifies the event. If an event of this kind has it already, return that one instead.
+            records: (subject, record id) pairs that the event is about. They are read in batches.
 
         Raises:
-            EvidenceError: the kind is unknown, the body has a reserved key, or another process wrote for minutes.
+            EvidenceError: the kind is unknown, the body has a reserved key, or another process keeps the ledger locked.
             DataError: the body is not valid JSON.
-            OSError: no space, or the file is not writable; nothing was added.
+            OSError: the disk is full or the file is not writable; nothing was added.
         """
         if kind not in KINDS:
             raise EvidenceError(f"'{kind}' is not a kind of event; {did_you_mean(kind, KINDS)}")
@@ -138,7 +132,7 @@ class Ledger:
         return event
 
     def _note_records(self, seq: int, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-        """Insert the distinct record hashes of an event; a temporary table sorts them, since memory may not suffice."""
+        """Insert the distinct record hashes of an event and return their digest. A temporary table sorts them."""
         execute = self.connection.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS incoming (subject BLOB, record BLOB, PRIMARY KEY (subject, record)) "
                 "WITHOUT ROWID")  # fmt: skip
@@ -157,7 +151,7 @@ class Ledger:
         return self._select(f"{where} ORDER BY seq", kinds)
 
     def about(self, subject: str, record: str | None = None) -> list[Event]:
-        """Return the events about a subject, or about one of its records; empty if the subject's key was destroyed."""
+        """Return the events about a subject, or about one of its records; no events if the subject has no key."""
         with translate_sqlite_errors(self.folder):
             hashes = subject_keys.lookup(self.connection, subject, record) if self._attach(write=False) else None
         if hashes is None:
@@ -167,10 +161,7 @@ class Ledger:
         return self._select(f"WHERE seq IN (SELECT seq FROM records WHERE {where}) ORDER BY seq", parameters)
 
     def common_records(self, first: Sequence[int], second: Sequence[int]) -> set[str]:
-        """Return the hashes of the records that are in an event of ``first`` and in an event of ``second``.
-
-        This needs no keys, since equal records have equal hashes.
-        """
+        """Return the hashes of the records that are both in an event of ``first`` and in an event of ``second``."""
         same = "SELECT 1 FROM records AS b WHERE b.subject = a.subject AND b.record = a.record AND b.seq IN"
         query = (
             f"SELECT record FROM records AS a WHERE a.seq IN ({_numbers(first)}) "
@@ -180,14 +171,14 @@ class Ledger:
             return {record.hex() for (record,) in self.connection.execute(query)}
 
     def record_hashes(self, seqs: Sequence[int]) -> Iterator[str]:
-        """Yield the distinct record hashes of the given events, as hex digits."""
+        """Yield the distinct record hashes of the events with these numbers, as hex digits."""
         query = f"SELECT DISTINCT subject, record FROM records WHERE seq IN ({_numbers(seqs)}) ORDER BY subject, record"
         with translate_sqlite_errors(self.folder):
             for _, record in self.connection.execute(query):
                 yield record.hex()
 
     def matching_ids(self, seqs: Sequence[int], records: Iterable[str]) -> set[str]:
-        """Return the ids of ``records`` that the events are about; an id whose key was destroyed never matches."""
+        """Return the ids of ``records`` that occur in the given events. An id without a key never matches."""
         hashes = set(self.record_hashes(seqs))
         matching_ids = set()
         with translate_sqlite_errors(self.folder):
@@ -199,7 +190,7 @@ class Ledger:
         return matching_ids
 
     def has_unlinked_records(self, seq: int) -> bool:
-        """Return whether an event has records with destroyed keys that no closed deletion request is about."""
+        """Return whether an event has a record that lost its key, although no closed request deleted the record."""
         deleted = "SELECT 1 FROM records AS b JOIN events ON events.seq = b.seq WHERE kind = 'closed'"
         query = (
             f"SELECT DISTINCT subject FROM records AS a WHERE seq = ? AND NOT EXISTS ({deleted} "
@@ -210,33 +201,25 @@ class Ledger:
             return any(subject not in with_key for (subject,) in self.connection.execute(query, (seq,)))
 
     def head(self) -> tuple[int, str]:
-        """Return the number and digest of the newest event."""
+        """Return the number and digest of the newest event; for an empty ledger ``(0, GENESIS)``."""
         with translate_sqlite_errors(self.folder):
             row = self.connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return row or (0, GENESIS)
 
     def verify(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str]:
-        """Verify the whole ledger and its signed head; return the number and digest of the newest event.
+        """Verify the whole ledger and its signed head, and return the number and digest of the newest event.
 
-        Args:
-            anchor: a copy of ``anchor.json``; default: the one in the folder, if it exists.
-            public: a copy of ``signing.pub``; default: the one in the folder.
-
-        Raises:
-            EvidenceBroken: the ledger was changed; the message names the first event that was altered or removed.
-            MissingFileError: a given file does not exist.
+        ``anchor`` and ``public`` are copies of anchor.json and signing.pub to use instead of the files in the folder.
+        Raises EvidenceBroken, which names the first changed or missing event, or MissingFileError for a missing copy.
         """
         return chain.verify(self.folder, signed.read(self.folder, anchor, public))
 
     def anchor(self) -> Path:
-        """Verify the ledger and write its signed head ``anchor.json``; keep a copy where its writers have no access."""
+        """Verify the ledger and write its signed head, ``anchor.json``."""
         return signed.write(self.folder, *self.verify())
 
     def destroy_keys(self, subjects: Iterable[str]) -> int:
-        """Destroy the keys of subjects, so that no event can be linked to them, and return the number of keys.
-
-        An ``erasure`` event records this number, unless it is 0.
-        """
+        """Destroy the keys of subjects, so that no event can be linked to them. Return how many keys were destroyed."""
         with translate_sqlite_errors(self.folder):
             if not self._attach(write=False):
                 return 0
@@ -249,13 +232,13 @@ class Ledger:
         return destroyed
 
     def count_linked(self, names: Iterable[str]) -> int:
-        """Return how many of the names are records whose subject is not named: its key still links them to events."""
+        """Return how many of the names are records of subjects that are not named. Those subjects still have keys."""
         with translate_sqlite_errors(self.folder):
             return subject_keys.count_linked(self.connection, names) if self._attach(write=False) else 0
 
     @contextlib.contextmanager
     def _writing(self, *, keyed: bool = False) -> Iterator[None]:
-        """Open a transaction on the ledger and, if ``keyed``, on keys.db: both are written, or neither is."""
+        """Open one transaction on the ledger and, if ``keyed``, on keys.db."""
         with translate_sqlite_errors(self.folder):
             if keyed:
                 self._attach(write=True)
@@ -285,5 +268,5 @@ class Ledger:
 
 
 def _numbers(seqs: Sequence[int]) -> str:
-    """Return the numbers of events as an SQL list: ``1,2,3``."""
+    """Return the numbers of events as an SQL list, such as ``1,2,3``."""
     return ",".join(str(int(seq)) for seq in seqs)

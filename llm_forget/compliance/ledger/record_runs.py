@@ -1,14 +1,11 @@
-"""Add the events of finished runs to the ledger.
+"""Add the events of finished runs and merged models to the ledger. The kinds of events are:
 
-Every event about a model has ``weights``, the model's content digest (`models.source_digest`: base and all adapters),
-and ``base``, the name and digest of the model that it was trained from. `lineage` follows these digests back to all
-training data. A finished run adds these events:
-
-- ``training``: the run learned the records. Fine-tuning adds one event; unlearning adds one for its retain rows.
+- ``training``: the run learned the records, as training rows of fine-tuning or as retain rows of unlearning.
 - ``unlearning``: the run was trained to forget the records.
-- ``verification``: the run was evaluated. The event has digests and answers; new results add another event.
+- ``verification``: the model was evaluated. The event has the answers and a digest of the results.
+- ``merge``: the model was merged from other runs.
 
-A folder that `merge` wrote adds a ``merge`` event and, if it was evaluated, a ``verification``.
+Every event has ``weights``, the content digest of the model.
 """
 
 import hashlib
@@ -34,10 +31,7 @@ from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 
 
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
-    """Add the events of a finished run to the ledger and return them; an event that exists already is not added again.
-
-    Args:
-        run: a finished run, a version, or a folder that `merge` wrote.
+    """Add the events of a finished run, version or merged model to the ledger, each only once, and return them.
 
     Raises:
         RunError: the run is incomplete.
@@ -70,11 +64,9 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
 
 
 def weights_of(run: Run) -> str:
-    """Return the content digest of a run's model, base included, after comparing the files with manifest.json.
+    """Compare a run's model files with manifest.json, and return the content digest of the model and its base.
 
-    Raises:
-        AdapterRefused: a file was changed since the run wrote it.
-        FileNotFoundError: the base model does not exist.
+    Raises AdapterRefused if a file was changed since the run wrote it, FileNotFoundError if the base model is missing.
     """
     from llm_forget.models.digest import source_digest
 
@@ -83,7 +75,7 @@ def weights_of(run: Run) -> str:
 
 
 def refuse_changed_files(folder: Path) -> None:
-    """Raise AdapterRefused if a file's digest differs from manifest.json; a folder without manifest.json passes."""
+    """Raise AdapterRefused if a file differs from its digest in manifest.json. Do nothing without manifest.json."""
     manifest = folder / "manifest.json"
     files = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     for name, digest in files.items():
@@ -94,7 +86,7 @@ def refuse_changed_files(folder: Path) -> None:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """Return the provenance of a fine-tuning or unlearning run; refuse a run without it."""
+    """Return the provenance of a fine-tuning or unlearning run. Raise EvidenceError if it does not list the rows."""
     if not run.provenance_file.is_file():
         raise EvidenceError(f"run '{run.path}' has no provenance.json, so the rows it was trained on are unknown")
     facts = run.provenance
@@ -104,7 +96,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that all events of a run share: digests, names, numbers and settings, but no ids."""
+    """Return the entries that all events of a run share: digests, names, numbers and settings, but no row ids."""
     base = facts["base"]
     return {
         "run": run.path.resolve().name,
@@ -120,11 +112,7 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (subject, id) pairs of every record of some splits.
-
-    Each record is also its own subject, so that its id is enough to look it up. Unlinking a subject destroys the keys
-    of its records, too (see `subject_keys`).
-    """
+    """Yield (subject, row id) for each row of some splits that has a subject, and (row id, row id) for every row."""
     for split in splits:
         for record, subject in ids_with_subjects(run, facts["data"][split]):
             yield record, record
@@ -133,7 +121,7 @@ def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple
 
 
 def ids_with_subjects(run: Run, split: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Yield every row id of a split of provenance.json, with its subject or None."""
+    """Yield the id and the subject (or None) of each row of a split in provenance.json."""
     if "ids" in split:
         return zip_longest(split["ids"], split.get("subjects", ()))
     ids = (line.removesuffix("\n") for line in _lines(run, split["ids_file"]))
@@ -142,7 +130,7 @@ def ids_with_subjects(run: Run, split: dict[str, Any]) -> Iterator[tuple[str, st
 
 
 def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of a file that lists a long split; after the last line, refuse a file with another digest."""
+    """Yield the lines of a file of ids or subjects. At the end, raise EvidenceError if the file's digest differs."""
     path = run.path / listed["name"]
     content = hashlib.sha256()
     with path.open("rb") as file:
@@ -156,7 +144,7 @@ def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
 
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
-    """Add a ``verification`` event for the results of a run; ``about`` has the run's name and content digest."""
+    """Add a ``verification`` event for the results of a run. ``about`` has the name and content digest of the run."""
     from llm_forget.evals.results_file import read_results
 
     results = read_results(run)
@@ -174,11 +162,9 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
 
 
 def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
-    """Add the ``merge`` event of a merged model and, if it was evaluated, its ``verification``.
+    """Add the ``merge`` event of a merged model and, if the model was evaluated, its ``verification`` event.
 
-    Raises:
-        EvidenceError: a merged run is not in the ledger.
-        ModelError, AdapterRefused: see `read_merged`.
+    Raises EvidenceError if a merged run is not in the ledger, and the errors of `read_merged`.
     """
     merged = read_merged(folder)
     events = [note_facts(ledger, merged.name, merged.weights, merged.facts, canonical_digest(merged.files))]
@@ -188,7 +174,7 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
-    """Add a ``merge`` event and return it; if the same merge has an event already, return that one."""
+    """Add a ``merge`` event and return it. If this merge has an event already, return that one."""
     known_weights = {event.body.get("weights") for event in ledger.events(*MODEL_EVENTS)}
     if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known_weights]:
         raise EvidenceError(

@@ -1,4 +1,4 @@
-"""``anchor.json``, the signed number and digest of the ledger's newest event; it reveals a truncated ledger."""
+"""Write and read ``anchor.json``, the signed number and digest of the newest event. It reveals a truncated ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,21 @@ from llm_forget.core.formats.evidence import SignedHead
 from llm_forget.core.strict_json import canonical
 
 FILE = "anchor.json"
-PURPOSE = "llm-forget ledger head"  # signed, too: a signature on another kind of document is refused
+PURPOSE = "llm-forget ledger head"  # part of the signed content, so a signature of another kind of document is refused
 
 
 def write(folder: Path, seq: int, digest: str) -> Path:
-    """Sign and write the head of a verified ledger; create the signing key if it does not exist."""
+    """Sign and write the head of a verified ledger. Create the signing key if it does not exist."""
     unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
     formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
 
 
 def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
-    """Check the signature of a signed head and return its number and digest; None if the folder has no signed head.
+    """Verify a signed head and return the number and digest of its event; None if the folder has no signed head.
 
-    Args:
-        copy: a copy of ``anchor.json`` from elsewhere.
-        public: a copy of the public key from elsewhere; the key in anchor.json is not used.
-
-    Raises:
-        EvidenceBroken: the head is damaged, or was not signed by this key.
-        MissingFileError: a given file does not exist.
+    ``copy`` and ``public`` are copies of anchor.json and signing.pub to use instead of the files in the folder.
+    Raises EvidenceBroken if the head is damaged or has another signer, MissingFileError if a given file does not exist.
     """
     path = copy or folder / FILE
     if not path.exists():

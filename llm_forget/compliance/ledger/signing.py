@@ -1,7 +1,7 @@
-"""Sign evidence with an Ed25519 key, which is created at first use, and verify signatures with its public half.
+"""Sign evidence with an Ed25519 private key, and verify signatures with its public key.
 
-Anyone who can read ``signing.key`` can sign in its owner's name, so it never leaves the evidence folder. Send
-``signing.pub`` to verifiers separately from the evidence: anyone who forges the evidence can replace a key beside it.
+Anyone who can read ``signing.key`` can sign as its owner: keep it secret. Send ``signing.pub`` to verifiers separately
+from the evidence, since a forger could replace a key that is sent together with it.
 """
 
 import base64
@@ -19,11 +19,9 @@ KEY, PUBLIC = "signing.key", "signing.pub"
 
 
 def signing_key(folder: Path) -> Any:
-    """Return the private key of an evidence folder; the first call creates it (mode 0600) and ``signing.pub``.
+    """Return the private key of an evidence folder. The first call creates it (mode 0600) and ``signing.pub``.
 
-    Raises:
-        MissingPackageError: `cryptography` is not installed.
-        EvidenceError: the file is readable by other users, or is not an Ed25519 key.
+    Raises MissingPackageError without `cryptography`, EvidenceError if other users can read the key or it is invalid.
     """
     _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -56,7 +54,7 @@ def public_key(folder: Path) -> str:
 
 
 def fingerprint(public: str | bytes | Path) -> str:
-    """Return ``sha256:...`` of a public key in DER form, which two people compare to see if they have the same key."""
+    """Return the SHA-256 (``sha256:...``) of a public key in DER form. Two keys are equal if their fingerprints are."""
     key = _public(public)
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -70,10 +68,7 @@ def sign(folder: Path, content: bytes) -> str:
 
 
 def verify_signature(public: str | bytes | Path, content: bytes, signature: str) -> None:
-    """Raise EvidenceBroken unless the owner of a key signed exactly ``content``.
-
-    Args:
-        public: PEM text, or the path of a file with it.
+    """Verify the signature of ``content`` with a public key, given as PEM text or as the path of a PEM file.
 
     Raises:
         EvidenceBroken: this key did not sign the content, or the signature is malformed.

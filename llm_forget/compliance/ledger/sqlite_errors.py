@@ -19,7 +19,7 @@ _NOT_WRITABLE = (
 
 @contextlib.contextmanager
 def translate_sqlite_errors(folder: Path) -> Iterator[None]:
-    """Translate SQLite errors that the ``with`` block raises about the evidence in ``folder``.
+    """Translate the SQLite errors of a ``with`` block that reads or writes the evidence in ``folder``.
 
     Raises:
         OSError: no space is left (errno ENOSPC); nothing was added.
@@ -39,7 +39,7 @@ def translate_sqlite_errors(folder: Path) -> Iterator[None]:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether an error reports damaged content of a file, rather than failed access to the file."""
+    """Return whether an error reports damaged content of a file. Failed access to a file is not damage."""
     return _code(error) not in (*_DISK, *_REFUSED, *_BUSY)
 
 

@@ -1,15 +1,10 @@
 """``keys.db`` (mode 0600): a random 32-byte key for each subject, with which the ledger hashes subjects and records.
 
-The ledger holds HMAC-SHA256 of each id with the key of its subject, truncated to 16 bytes. Ids are often names, which
-can be guessed, but a guess can be compared with a hash only if the key is known. Destroying a key therefore unlinks
-all events from its subject, without a change to the ledger.
+The ledger stores the HMAC-SHA256 of each id, truncated to 16 bytes. Ids are often names, which can be guessed, but a
+guess can be compared with a hash only if the key is known. Destroying a key thus unlinks all events from its subject.
 
-``keys.db`` stores subjects as hashes, too; the master key for these is stored only in this file.
-
-Limits: a backup or snapshot of ``keys.db`` restores destroyed keys, so delete backups within the time allowed for
-erasure. An overwritten key may survive in copies that a copy-on-write file system or an SSD keeps. It may also survive
-in freed blocks, because SQLite truncates its rollback journal after a commit over two files. A journal that a killed
-process left is overwritten.
+A destroyed key may survive in a backup or snapshot of ``keys.db``, so delete backups within the time allowed for
+erasure. It may also survive in freed disk blocks, and in old copies that a copy-on-write file system or an SSD keeps.
 """
 
 import hmac
@@ -37,7 +32,7 @@ SCHEMA = (
 
 
 def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool:
-    """Attach ``keys.db`` to a connection as ``keys``. ``write`` creates a missing file; without it, return False."""
+    """Attach ``keys.db`` to a connection as ``keys`` and return whether it exists. ``write`` creates a missing file."""
     path = folder / FILE
     if write:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -63,7 +58,7 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the hashes of each (subject, record id) pair of strings; a subject without a key gets a new one."""
+    """Yield the hashes of each (subject, record id) pair of strings. A subject without a key gets a new one."""
     master = _master(connection)
     pairs = iter(pairs)
     while batch := list(islice(pairs, _BATCH)):
@@ -82,7 +77,7 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
 
 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
-    """Return the hashes of a subject and of one of its records; None if the subject's key is missing or destroyed."""
+    """Return the hashes of a subject and, if given, of one of its records; None if the subject has no key."""
     for key in _keys_by_name(connection, [_hash(_master(connection), subject)]).values():
         return _subject(key), None if record is None else _record(key, record)
     return None
@@ -94,7 +89,7 @@ def subjects_with_key(connection: sqlite3.Connection) -> set[bytes]:
 
 
 def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
-    """Destroy the keys of subjects and records in the caller's transaction; return how many. Then call `scrub`."""
+    """Destroy the keys of subjects and their records, and return the number of keys. After the commit, call `scrub`."""
     master = _master(connection)
     destroyed = 0
     for subject in subjects:
@@ -108,7 +103,7 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 
 
 def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """Return how many of the names are records whose subject is not named: its key still links them to events."""
+    """Return how many of the names are records of subjects that are not named. Those subjects still have keys."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")
@@ -116,7 +111,7 @@ def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
 
 
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:
-    """Overwrite the rollback journal, which may hold destroyed keys; call outside of transactions."""
+    """Overwrite the rollback journal, which may contain destroyed keys. Call this outside of a transaction."""
     journal = folder / f"{FILE}-journal"
     # The lock keeps other writers away from the journal, and this transaction changes nothing, so it writes no journal.
     # Taking the lock also rolls back the transaction of a killed process.
@@ -160,6 +155,6 @@ def _record(key: bytes, record: str) -> bytes:
 
 
 def _hash(key: bytes, *words: str) -> bytes:
-    """Return HMAC-SHA256 of the words, each after its length, so that ``ab, c`` and ``a, bc`` have different hashes."""
+    """Return the HMAC-SHA256 of words. Each word's length is hashed, too, so ``ab, c`` and ``a, bc`` differ."""
     data = b"".join(len(word.encode()).to_bytes(8, "big") + word.encode() for word in words)
     return hmac.digest(key, data, "sha256")

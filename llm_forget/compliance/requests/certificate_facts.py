@@ -1,4 +1,4 @@
-"""Collect the facts of a certificate from a run's files: names, digests, numbers, answers; no ids or text of rows."""
+"""Collect what a certificate states about a run: names, digests, numbers and answers, but no ids or text of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def certificate_facts(
     """Return models, method, environment, evaluation results and attacks for `CertificateFacts`.
 
     Args:
-        token: secret key for the digests of rows; without it, a guess of the rows cannot be confirmed.
+        token: secret key for the digests of rows. A guess of the rows can be confirmed only with this key.
         before: name and digest of the model that knew the rows; None if the ledger has no such model.
     """
     return {
@@ -70,7 +70,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def keyed_digest(token: str, digest: str) -> str:
-    """Return the HMAC of a digest; without the token, it cannot be compared with a digest."""
+    """Return the HMAC of a digest. It can be compared with other digests only if the token is known."""
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 
@@ -99,7 +99,7 @@ def _method(evidence: ClosingEvidence, token: str) -> dict[str, Any]:
 
 
 def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values, intervals and answers of a suite, and nothing about single rows."""
+    """Return values, intervals and answers of a suite, without results of single rows."""
     numbers = ("value", "ci", "n", "n_unscored")
     lines = {
         name: {
@@ -116,7 +116,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """Return the attacks on exactly these models; ``excess`` is what an attack recovered beyond the oracle."""
+    """Return the attacks on exactly these models. ``excess`` is what an attack recovered minus that of the oracle."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
     reports = (formats.read_if_current(file, Attack) for file in files)
     return [

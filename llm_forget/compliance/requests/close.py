@@ -1,9 +1,7 @@
-"""Close a deletion request: the run must be about its rows, have results of its own weights, and pass a policy.
+"""Close a deletion request with a run that unlearned (or never saw) its rows, was evaluated and passes a policy.
 
-If a model merged from the run is given, that model is evaluated and certified in place of the run.
-
-Closing copies the facts of the certificate from the run to ``facts.json``, and the ledger stores the digest of that
-file. The run may therefore be evaluated again, moved or deleted later.
+Closing copies the facts of the certificate to ``facts.json`` and adds the digest of that file to the ledger. The run
+may then be evaluated again, moved or deleted.
 """
 
 from collections.abc import Mapping
@@ -43,19 +41,15 @@ def close(
     policy: str | Path = "default",
     reason: str | None = None,
 ) -> tuple[str, list[RuleResult]]:
-    """Apply a policy to a run; close the request if it answers *pass*, or *inconclusive* and a ``reason`` is given.
+    """Apply a policy to a run, close the request if it passes, and return the policy's answer and each rule's result.
 
     Args:
         request: an open request, or one that this run closed.
-        run: an unlearning run of the rows; a run retrained without them; or a run that learned them and is subtracted
-            in ``merged``.
+        run: a run that unlearned the rows, was retrained without them, or learned them and is subtracted in ``merged``.
         merged: a folder that `merge` wrote from the run; it is evaluated and certified in place of the run. If the run
             closed the request before, only the verification of the merged model is added to the ledger.
         policy: name of a shipped policy, or a file.
-        reason: why an inconclusive answer is accepted; it is signed and published, so it must not name people.
-
-    Returns:
-        The policy's answer and the result of each rule. `Request.closed` tells whether the request is closed.
+        reason: why the answer *inconclusive* is accepted as well. It is published, so it must not name people.
 
     Raises:
         RunError: the run is incomplete or was not evaluated.
@@ -99,7 +93,7 @@ def close(
 def _close_again(
     ledger: Ledger, request: Request, event: Event, evidence: ClosingEvidence, policy: str | Path
 ) -> tuple[str, list[RuleResult]]:
-    """Complete the earlier closing if the same run closed the request, or verify a model merged from that run."""
+    """Complete an earlier closing by the same run, or verify a model that was merged from that run."""
     _complete(request, event)
     if evidence.weights == event.body["weights"]:
         return event.body["answer"], []
@@ -114,7 +108,7 @@ def _close_again(
 
 
 def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Refuse a run that is not about the rows of the request; add the runs that it was trained from to the ledger."""
+    """Raise EvidenceError if a run is not about the request's rows. Add the runs it was trained from to the ledger."""
     if request.rows["taken"] is None:
         raise EvidenceError(
             f"request {request.id} lists near-duplicates without a decision; list them with `llm-forget request show`, "
@@ -130,7 +124,7 @@ def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> 
 
 
 def _refuse_remembered(results: Mapping[str, Any]) -> None:
-    """Refuse to accept an inconclusive answer if a suite measured that the rows are not forgotten."""
+    """Raise EvidenceError if a suite found that the rows are not forgotten. A reason cannot override this."""
     verdicts = {name: suite["verdict"].get("forgot", {}) for name, suite in results["suites"].items()}
     failed = [name for name, verdict in verdicts.items() if verdict.get("answer") == "no"]
     if failed:
@@ -145,7 +139,7 @@ def _verification(evidence: ClosingEvidence, policy: str | Path, answer: str) ->
 
 
 def read_facts(request: Request, closed: Event) -> dict[str, Any]:
-    """Return the facts that a request was closed with; raise EvidenceBroken if facts.json is missing or changed."""
+    """Return the content of facts.json. Raise EvidenceBroken if it is missing or was changed after the closing."""
     path = request.folder / FACTS
     advice = "restore it from a copy"
     if path.is_file():
@@ -165,7 +159,7 @@ def _find_closing(ledger: Ledger, request: Request) -> Event | None:
 
 
 def _complete(request: Request, event: Event) -> None:
-    """Add the event that closed a request to request.json, and remove the lists of rows."""
+    """Add the event that closed a request to request.json, and delete the lists of rows."""
     read_facts(request, event)
     if not request.closed:
         record_step(request, "closed", event, canonical_digest(event.body))
@@ -173,7 +167,7 @@ def _complete(request: Request, event: Event) -> None:
 
 
 def finish_closing(ledger: Ledger, request: Request) -> None:
-    """Complete the closing of a request if a process was killed while it closed the request."""
+    """Complete the closing of a request if it was interrupted."""
     if request.closed:
         files.remove_row_lists(request)
     elif (event := _find_closing(ledger, request)) is not None:
@@ -181,7 +175,7 @@ def finish_closing(ledger: Ledger, request: Request) -> None:
 
 
 def finish_all_closings(ledger: Ledger) -> None:
-    """Complete the closing of each request that a killed process was closing."""
+    """Complete every interrupted closing of a request."""
     for request in files.list_requests(ledger.folder):
         if not request.closed and _find_closing(ledger, request) is not None:
             with files.locked(request.folder / ".lock"):
@@ -200,7 +194,7 @@ def closing_event(ledger: Ledger, request: Request) -> Event:
 
 
 def _base_runs(run: Path) -> list[Path]:
-    """Return the runs that a run was trained from, oldest first; the ledger needs their training rows."""
+    """Return the runs that a run was trained from, oldest first. The ledger needs their training rows."""
     base_runs: list[Path] = []
     while (folder := base_run(run)) is not None and len(base_runs) < 8:
         run = folder
@@ -209,12 +203,12 @@ def _base_runs(run: Path) -> list[Path]:
 
 
 def _row_events(request: Request) -> list[int]:
-    """Return the numbers of the events whose records are the rows of the request."""
+    """Return the numbers of the events that recorded the rows of the request."""
     return [step["seq"] for step in request.content["history"] if step["state"] in ("resolved", "decided")]
 
 
 def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, str]:
-    """Return the class of the deletion (see `CLASSES`), which depends on how the certified model was trained."""
+    """Return the class of the deletion and its description, see `CLASSES`."""
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         is_adapter = evidence.measured_run.adapter.is_dir()  # a merged adapter can no longer be removed
         name = "suppressed" if is_adapter else "approximate"
@@ -225,7 +219,7 @@ def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> d
 
 
 def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Refuse a retrained model if a model in its history was trained on the rows."""
+    """Raise EvidenceError if a model in the history of a retrained model was trained on the rows."""
     note_run(ledger, evidence.run)
     if evidence.merged:
         note_run(ledger, evidence.merged.folder)
@@ -243,7 +237,7 @@ def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence)
 
 
 def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Refuse a merge that adds a source (scale above 0) which was trained on the rows."""
+    """Raise EvidenceError if a merge has a source with a scale above 0 that was trained on the rows."""
     assert evidence.merged is not None
     for source in evidence.merged.facts["sources"]:
         training = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
@@ -255,7 +249,7 @@ def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingE
 
 
 def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, Any] | None:
-    """Return the model that knew the rows: the base; for a retrained run, the newest model trained on them, or None."""
+    """Return the model that knew the rows: the base, or for a retrained run the newest model trained on them."""
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         base = evidence.run.provenance["base"]
         return {"name": model_name(str(base["name"])), "digest": base["digest"]}

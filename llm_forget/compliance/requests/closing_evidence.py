@@ -1,4 +1,4 @@
-"""The model that closes a deletion request (a run, or a model merged from it), and the policy's answer about it."""
+"""Open the model that closes a deletion request (a run, or a model merged from it), and apply a policy to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from llm_forget.models.merging.merge_report import Merged, is_merged, read_merge
 
 @dataclass(frozen=True)
 class ClosingEvidence:
-    """The run that closes a request, and optionally a model merged from it, which is certified in place of the run."""
+    """The run that closes a request. If a merged model is given, that model is certified in place of the run."""
 
     run: Run  # unlearned the rows, was retrained without them, or learned them and is subtracted by the merge
     run_weights: str  # content digest of the run's model
@@ -44,7 +44,7 @@ class ClosingEvidence:
 
 
 def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
-    """Open a finished run and, if given, the model merged from it; verify the weights of both.
+    """Open a finished run and, if given, the model merged from it, and verify the weights of both.
 
     Raises:
         RunError: the run is incomplete.
@@ -70,13 +70,9 @@ def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
 
 
 def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
-    """Apply a policy to the results of the certified model.
+    """Apply a policy to the certified model; return its answer, the result of each rule, and the evaluation results.
 
-    Returns:
-        The answer, the result of each rule, and the evaluation results.
-
-    Raises:
-        EvidenceError: the model was not evaluated, or its results were measured with other weights or rows.
+    Raises EvidenceError if the model was not evaluated, or its results were measured with other weights or rows.
     """
     if evidence.merged is None:
         answer, rule_results = verify(evidence.run.path, policy)
@@ -100,7 +96,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:
-    """Return advice on how to evaluate a merged model that has no results of its own."""
+    """Return advice on how to evaluate a merged model without results."""
     from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
@@ -115,7 +111,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """Refuse results of an unlearning run that were measured on other rows than those it unlearned."""
+    """Raise EvidenceError if an unlearning run was evaluated on other rows than those it unlearned."""
     suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
@@ -126,7 +122,7 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """Refuse results that were measured with other weights, or in another precision, than the run has now."""
+    """Raise EvidenceError if the results are of other weights, or of another precision, than the run has now."""
     from llm_forget.models.digest import run_identity
 
     if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:

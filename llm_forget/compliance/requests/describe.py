@@ -1,4 +1,4 @@
-"""Lines to print about a deletion request, safe for a terminal; they show ids of rows, never their contents."""
+"""Describe a deletion request in lines that are safe to print in a terminal. The lines never show row contents."""
 
 import shlex
 from pathlib import Path
@@ -42,7 +42,7 @@ def near(request: Request) -> list[str]:
 
 
 def protected(evidence: Path, request: Request) -> list[str]:
-    """Return lines that list the protected rows of a request, near-duplicates included."""
+    """Return lines that list the protected rows among the rows and near-duplicates of a request."""
     rows = request.rows
     lines = []
     for row_id in limits.protected_among(limits.read(evidence), rows):
@@ -52,7 +52,7 @@ def protected(evidence: Path, request: Request) -> list[str]:
 
 
 def unlink_command(request: Request) -> list[str]:
-    """Return the command that unlinks the subjects of a request, which must be open: closing removes their names."""
+    """Return the command that unlinks the subjects of an open request. Closing the request deletes their names."""
     rows = request.rows
     subjects = {rows["subjects"].get(row_id) for row_id, kind in rows["how"].items() if kind != "same text"} - {None}
     if not subjects:
@@ -62,7 +62,7 @@ def unlink_command(request: Request) -> list[str]:
 
 
 def due(request: Request) -> str:
-    """Return a description of the deadline: ``due 2026-12-22, in 30 days``."""
+    """Return the deadline as text, such as ``due 2026-12-22, in 30 days``."""
     date, closed = request.content["due"], request.times("closed")
     if date is None:
         return f"closed {closed[:10]}" if closed else "no date"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The configuration and suites of a request's run, as its recipe and overrides give them."""
+    """The configuration and suites of a request's run, read from its recipe and overrides."""
 
     data: DataConfig
     train: UnlearnConfig
@@ -34,7 +34,7 @@ class RequestPlan:
 
 
 def read_plan(request: Request, recipe: str, overrides: Sequence[str], suites: str | None = None) -> RequestPlan:
-    """Read and validate the recipe and the suites of a request, without writing a file.
+    """Read and validate the recipe and the suites of a request. No file is written.
 
     Args:
         request: its id is appended to the recipe's ``output_dir``.
@@ -72,13 +72,10 @@ def execute(
     *,
     say: Callable[[str], object] = print,
 ) -> str | None:
-    """Unlearn the rows of a request and evaluate the run; resume an interrupted run, and only evaluate a trained one.
+    """Unlearn the rows of a request, evaluate the run, and return its path; None after a dry run.
 
-    Args:
-        request: an open request within `limits`, with its near-duplicates decided.
-
-    Returns:
-        Path of the run; None after a dry run.
+    An interrupted run is resumed, and a trained one is only evaluated. The caller must decide about near-duplicates and
+    call `limits.enforce` first.
 
     Raises:
         EvidenceError: the data changed, or the model contains rows that earlier requests deleted.
@@ -123,7 +120,7 @@ def execute(
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
-    """Return an estimate of steps and time, from the newest run: ``about 12 steps, 9 s at the pace of run 'a'``."""
+    """Return the expected steps and time from the newest run: ``about 12 steps, 9 s at the pace of run 'a'``."""
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)
     text = f"about {steps:,} step{'' if steps == 1 else 's'}"
@@ -136,7 +133,7 @@ def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
 
 
 def _refuse_base(ledger: Ledger, model: ModelConfig) -> None:
-    """Refuse, before training, a base model that contains deleted rows: the new model would contain them, too."""
+    """Raise EvidenceError if the base model contains rows that earlier requests deleted."""
     from llm_forget.compliance.versions.deletion_check import Deletions
     from llm_forget.compliance.versions.versions import requests_of
     from llm_forget.models.digest import source_digest

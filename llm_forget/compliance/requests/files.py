@@ -1,7 +1,7 @@
 """The folder of a deletion request: its permanent record, its lists of rows, and its lock.
 
-``request.json`` holds counts, dates and digests. ``rows.json`` and the lists of ids for a run hold row ids: only their
-owner can read these files, and closing the request removes them. No file holds the text of a row.
+``request.json`` has counts, dates and digests. ``rows.json`` and the lists of ids have row ids. Only their owner can
+read these, and closing the request deletes them. No file has the text of a row.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def state(self) -> str:
-        """The last step of the request; amendments do not count."""
+        """The last step of the request. Amendments do not count."""
         steps = [step["state"] for step in self.content["history"] if step["state"] != "amended"]
         return steps[-1] if steps else "not received"
 
@@ -54,11 +54,7 @@ class Request:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """The content of rows.json, see `RequestedRows`.
-
-        Raises:
-            EvidenceError: the request is closed, so the file was removed.
-        """
+        """The content of rows.json, see `RequestedRows`. Raises EvidenceError if the request was closed."""
         if not (self.folder / ROWS).is_file():
             raise EvidenceError(f"request {self.id} is {self.state}; its list of rows was removed when it was closed")
         return formats.read_content(self.folder / ROWS, RequestedRows)
@@ -69,7 +65,7 @@ class Request:
         return [*rows["how"], *(rows["taken"] or ())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield (name, row id) for each row to forget, as runs write them to the ledger; a name is an id or subject."""
+        """Yield (row id, row id) for each row to forget and, if the row has a subject, (subject, row id)."""
         subjects = self.rows["subjects"]
         for row_id in self.ids():
             yield row_id, row_id
@@ -77,7 +73,7 @@ class Request:
                 yield subjects[row_id], row_id
 
     def times(self, state: str) -> str | None:
-        """Return the time at which the request last reached a state, or None."""
+        """Return the time at which the request last reached a state; None if it never did."""
         return next((step["time"] for step in reversed(self.content["history"]) if step["state"] == state), None)
 
 
@@ -88,11 +84,7 @@ def list_requests(evidence: Path) -> list[Request]:
 
 
 def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
-    """Raise EvidenceError if an open request is about one of these subjects or records.
-
-    Otherwise their keys would be destroyed, and closing the request would create new keys; hashes made with new keys
-    do not match the hashes that training recorded.
-    """
+    """Raise EvidenceError if an open request is about one of these subjects or records. Closing it needs their keys."""
     names = set(names)
     for request in list_requests(evidence):
         if request.closed:
@@ -103,7 +95,7 @@ def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
 
 
 def find_request(evidence: Path, request_id: str) -> Request:
-    """Return the request with this id; if it does not exist, raise EvidenceError, which suggests a similar id."""
+    """Return the request with this id. If it does not exist, raise EvidenceError and suggest a similar id."""
     folders = {path.parent.name: path.parent for path in (evidence / FOLDER).glob(f"req-*/{FILE}")}
     if request_id not in folders:
         raise EvidenceError(f"there is no request '{request_id}' in '{evidence}'; {did_you_mean(request_id, folders)}")
@@ -111,7 +103,7 @@ def find_request(evidence: Path, request_id: str) -> Request:
 
 
 def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
-    """Create the folder of a request atomically, numbered above ``last`` and all others; the caller has the lock."""
+    """Create a request folder atomically, numbered above ``last`` and all others. The caller must hold the lock."""
     for leftover in root.glob(".*.new"):  # left by a killed process; it names rows
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
@@ -127,13 +119,13 @@ def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, An
 
 
 def remove_row_lists(request: Request) -> None:
-    """Remove all files of a closed request that name rows."""
+    """Delete all files of a closed request that contain row ids or subjects."""
     for path in [request.folder / ROWS, *request.folder.glob("*.txt"), *request.folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
-    """Write a list of ids and return its path. The file name contains their digest, so other ids give another file."""
+    """Write ids to a text file, one a line, and return its path. The file name contains the digest of the ids."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
     write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)
@@ -151,14 +143,14 @@ def read_request(folder: Path) -> Request:
 
 
 def request_number(folder: Path) -> int:
-    """Return the number in a folder name such as ``req-0001``; 0 for another name."""
+    """Return the number in a folder name such as ``req-0001``; 0 for any other name."""
     match = re.fullmatch(r"req-(\d+)", folder.name)
     return int(match[1]) if match else 0
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on a file; if another process holds it, ``wait`` or raise EvidenceError."""
+    """Hold an exclusive lock on a file. If another process holds it, wait; with ``wait=False``, raise EvidenceError."""
     import fcntl  # not on Windows
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

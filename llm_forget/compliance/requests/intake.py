@@ -27,21 +27,15 @@ def add(
     authorised_by: str | None = None,
     force: bool = False,
 ) -> tuple[Request, bool]:
-    """Create a request for matched rows; if an open request has the same rows of the same data, amend that one instead.
+    """Create a request for matched rows, or amend the open request for the same rows. Return it and whether it is new.
 
     Args:
-        evidence: the evidence folder; created if missing.
         source: the searched data, as in a recipe.
-        category: one of `CATEGORIES`.
-        due: ``YYYY-MM-DD``; default for gdpr: one month from today (GDPR Art. 12(3)).
+        due: ``YYYY-MM-DD``. The default for category ``gdpr`` is one month from today (GDPR Art. 12(3)).
         authorised_by: a role, not the name of a person.
         force: accept a request that exceeds a quota of `limits`.
 
-    Returns:
-        The request, and whether it is new.
-
-    Raises:
-        EvidenceError: an unknown category or role, an invalid date, or an exceeded quota.
+    Raises EvidenceError for an unknown category or role, an invalid date, or an exceeded quota.
     """
     if category not in files.CATEGORIES:
         raise EvidenceError(f"category is '{category}'; {did_you_mean(category, files.CATEGORIES)}")
@@ -70,7 +64,7 @@ def add(
 
 
 def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, Any]) -> Request:
-    """Create a new request and record its first two steps; the caller must hold the lock."""
+    """Create a request and record its first two steps. The caller must hold the lock."""
     rows = {
         "source": source,
         "how": match.kinds,
@@ -96,10 +90,9 @@ def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, 
 
 @contextlib.contextmanager
 def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
-    """Open the ledger, lock a request, and complete steps that a killed process left unfinished.
+    """Open the ledger, lock a request, and complete its interrupted steps.
 
-    Raises:
-        EvidenceError: the request does not exist, or another process works on it.
+    Raises EvidenceError if the request does not exist or another process works on it.
     """
     from llm_forget.compliance.requests.close import finish_closing
 

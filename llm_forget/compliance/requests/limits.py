@@ -5,9 +5,8 @@
     max_rows: 1000                           # number of rows that all open requests may remove together
     authorised_by: [privacy office, legal]   # roles, one of which must authorise a request before it is run or closed
 
-Without limits, requests could remove the rows that keep a model safe, or damage the model by unlearning too much.
-Protected rows are given by their source, as in a recipe, so the evidence holds no copy of them. A row is protected if
-its normalised content equals that of one of them; ids do not matter. Every exception is an event of the ledger.
+``protected`` lists data sources, as in a recipe. A row is protected if its normalised content equals that of a row in
+these sources. Its id does not matter.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +34,7 @@ class Limits:
 
 
 def read(evidence: Path) -> Limits:
-    """Read limits.yaml; raise EvidenceError if it is not YAML, or has an unknown key or an invalid value."""
+    """Read limits.yaml. Raise EvidenceError if it is not valid YAML, or has an unknown key or an invalid value."""
     import yaml
 
     path = evidence / FILE
@@ -67,7 +66,7 @@ def read(evidence: Path) -> Limits:
 
 
 def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[Request]) -> str | None:
-    """Return a sentence about the quota that a new request and the open ones would exceed together, or None.
+    """Describe the quota that a new request and the open ones exceed together, or return None.
 
     Near-duplicates count, too, since a person may include them later.
     """
@@ -89,14 +88,14 @@ def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[R
 
 
 def one_line(text: str, option: str) -> str:
-    """Return the stripped reason or role; raise EvidenceError if it is empty, too long, or not one printable line."""
+    """Return the stripped reason or role. Raise EvidenceError if it is empty, too long, or not one printable line."""
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
         raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
 
 
 def check_role(limits: Limits, text: str) -> str:
-    """Return the stripped role that authorises a request; raise EvidenceError if limits.yaml does not list it."""
+    """Return the stripped role that authorises a request. Raise EvidenceError if limits.yaml does not list it."""
     name = one_line(text, "--authorised_by")
     if limits.authorised_by and name not in limits.authorised_by:
         raise EvidenceError(f"authorised_by is '{name}'; {did_you_mean(name, limits.authorised_by)}")
@@ -104,13 +103,9 @@ def check_role(limits: Limits, text: str) -> str:
 
 
 def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
-    """Return the ids of a request's rows and near-duplicates with the same content as a protected row.
+    """Return the ids of rows and near-duplicates in a request's rows.json that have the content of a protected row.
 
-    Args:
-        rows: content of the request's rows.json.
-
-    Raises:
-        DataError, MissingFileError: the protected rows cannot be read, so the request cannot be checked.
+    Raises DataError or MissingFileError if the protected rows cannot be read.
     """
     from llm_forget.data.sources import load_source
 
@@ -122,14 +117,14 @@ def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
 
 
 def unallowed(limits: Limits, request: Request) -> list[str]:
-    """Return the ids of protected rows that a request would remove without permission."""
+    """Return the ids of the protected rows that a request would remove without permission."""
     rows = request.rows
     removed_ids = set(request.ids()) - set(rows.get("allowed", ()))
     return [row_id for row_id in protected_among(limits, rows) if row_id in removed_ids]
 
 
 def enforce(limits: Limits, request: Request) -> None:
-    """Raise EvidenceError if a request is not authorised, or removes protected rows without permission."""
+    """Raise EvidenceError if a request is not authorised, or would remove protected rows without permission."""
     if limits.authorised_by and request.content["authorised_by"] not in limits.authorised_by:
         raise EvidenceError(
             f"request {request.id} is not authorised; give `llm-forget request run` --authorised_by with one of: "

@@ -1,8 +1,8 @@
 """Find the rows of the training data that a deletion request is about, by subject, id or content.
 
-Two people rarely type a name as the same string: letters are composed or decomposed, and case, zero-width characters
-and white space differ. Rows that match only after normalisation are selected, too, and counted separately. Rows that
-only look alike (letters of other alphabets, nearly the same text) are listed, and a person decides about them.
+Rows that match only after normalisation (of Unicode form, case, white space and zero-width characters) are selected and
+counted separately. Rows that only look similar (letters of other alphabets, nearly the same text) are listed for a
+person to decide.
 """
 
 from __future__ import annotations
@@ -51,18 +51,16 @@ def resolve(
     field: str = "subject",
     near: float = NEAR,
 ) -> MatchedRows:
-    """Return the rows that match ``subject``, ``ids`` or ``contents``; give exactly one of these.
+    """Return the rows that match ``subject``, ``ids`` or ``contents``. Give exactly one of these.
 
     Args:
         table: rows of `load_source`.
-        subject: select the rows with this value in column ``field``.
-        ids: ids of rows; an id without an exact match is matched after normalisation.
-        contents: contents of rows, see `rows.content`.
+        contents: contents of rows, as `rows.content` returns them.
         field: column with the subject of a row.
         near: similarity threshold of near-duplicates, see `closure`.
 
     Raises:
-        EvidenceError: no row matches, a requested id or content matches no row, an id matches several rows after
+        EvidenceError: no row matches, a given id or content matches no row, an id matches several rows after
             normalisation, or the column is missing or not text. The message never quotes row contents.
     """
     if field in table.column_names:
@@ -82,9 +80,7 @@ def resolve(
 def read_ids(path: Path) -> list[str]:
     """Read row ids from a file: a JSON or YAML list of strings, or one id per line.
 
-    Raises:
-        EvidenceError: the file has no ids, or one of them is not a string (the message gives its position).
-        MissingFileError: the file does not exist.
+    Raises EvidenceError if the file has no ids or one is not a string, MissingFileError if the file does not exist.
     """
     from llm_forget.data.files import read_lines
 
@@ -109,7 +105,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def _read_structured(path: Path) -> Any:
-    """Return the content of a JSON or YAML file; refuse YAML aliases and more than `IDS_BYTES`."""
+    """Return the content of a JSON or YAML file. Raise EvidenceError for YAML aliases or more than `IDS_BYTES`."""
     from llm_forget.core.strict_json import strict_loads
 
     data = path.read_bytes()
@@ -132,7 +128,7 @@ def _read_structured(path: Path) -> Any:
 
 
 def look_alike_form(text: str) -> str:
-    """Return the normalised text, with the Latin letter in place of each look-alike letter of another alphabet."""
+    """Return the normalised text, with letters of other alphabets replaced by the Latin letters that they look like."""
     return normalise_text(text).translate(_LOOK_ALIKES)
 
 

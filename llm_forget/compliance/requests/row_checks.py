@@ -1,8 +1,7 @@
-"""Check that a run is about the rows of a request: it unlearned all of them and learned none, by id and by content.
+"""Check, by id and by content, that a run unlearned all rows of a request and learned none of them.
 
-Ids are compared with provenance.json of the run. Contents are compared with the current content of the sources in the
-run's configuration, unless `request run` trained the run, since it compared them before the training. The comparison
-cannot detect data that was edited for the training and then restored.
+Ids are read from provenance.json. Contents are read again from the run's data sources, so the check cannot detect data
+that was edited for the training and then restored.
 """
 
 from typing import Any
@@ -17,14 +16,9 @@ from llm_forget.core.run_kinds import kind_of
 
 
 def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) -> None:
-    """Refuse an unlearning run that missed a row of a request, and any run that learned a row of it.
+    """Raise EvidenceError if a run learned a row of a request, or if an unlearning run did not unlearn all of its rows.
 
-    Args:
-        run: an unlearning run, or one retrained without the rows.
-        weights: content digest of the run's model.
-
-    Raises:
-        EvidenceError: the run used other rows or other contents, or its rows can no longer be read.
+    ``weights`` is the content digest of the run's model. Rows that cannot be read raise EvidenceError as well.
     """
     requested = set(request.ids())
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
@@ -49,7 +43,7 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
 
 
 def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
-    """Refuse a subtracted run (scale below 0) that did not learn all rows of a request with their content."""
+    """Raise EvidenceError if a run that a merge subtracts did not learn all rows of a request, with their content."""
     digests = request.rows["said"]
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     learned = _ids(run, data.get("train")) if isinstance(data, dict) else set()
@@ -67,13 +61,13 @@ def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
 
 
 def _executed(ledger: Ledger, request: Request, weights: str) -> bool:
-    """Return whether `request run` trained this model; that command compares all data before it trains."""
+    """Return whether `request run` trained this model. That command compares all data before the training."""
     about = {"request": request.id, "state": "executed", "weights": weights}
     return any(about.items() <= event.body.items() for event in ledger.events("request"))
 
 
 def _refuse_other_contents(request: Request, run: Run) -> None:
-    """Refuse a run that unlearned other contents under the requested ids, or learned requested contents."""
+    """Raise EvidenceError if a run unlearned other contents under the requested ids, or learned requested contents."""
     digests = request.rows["said"]
     requested = {row_id: digests[row_id] for row_id in request.ids()}
     for split in kind_of(run).forgotten:
@@ -93,7 +87,7 @@ def _refuse_other_contents(request: Request, run: Run) -> None:
 
 
 def _content_digests(run: Run, split: str) -> list[tuple[str, str]]:
-    """Return id and content digest of every row of a split, from the current content of its source."""
+    """Return (row id, content digest) for each row of a split, read again from its source."""
     from llm_forget.data.sources import load_source
 
     config = run.config

@@ -1,10 +1,10 @@
-"""The steps of a deletion request; every step is an event of the ledger::
+"""The steps of a deletion request. Every step is an event of the ledger::
 
     received -> resolved -> (decided) -> running -> executed -> verified -> closed
 
-A step is appended to the ledger first and then to request.json, so that the file never claims more than the ledger. If
-a process is killed between the two, the step is repeated, and ``once`` prevents a second event. If the run of a recipe
-does not pass, another recipe continues from *running*.
+A step is added to the ledger first and then to request.json. If a process is killed between the two, the step is
+repeated, and ``once`` prevents a second event. If a run does not pass, the request returns to *running* with another
+recipe.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def advance(
     ledger: Ledger, request: Request, state: str, body: Mapping[str, Any], *, records: bool = False
 ) -> dict[str, Any]:
-    """Append a step to the ledger, then to the request's history; repeating the last step changes nothing."""
+    """Add a step to the ledger, then to the request's history, and return it. Repeating the last step adds nothing."""
     history = request.content["history"]
     event_body, digest = _event_body(request, state, body)
     if history and history[-1]["said"] == digest:
@@ -43,7 +43,7 @@ def advance(
 
 
 def record_step(request: Request, state: str, event: Event, body_digest: str) -> dict[str, Any]:
-    """Append an event of the ledger to the request's history."""
+    """Add an event of the ledger to the request's history."""
     step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": body_digest}
     request.content["history"].append(step)
     formats.write(request.folder / FILE, request.content, DeletionRequest)
@@ -51,17 +51,16 @@ def record_step(request: Request, state: str, event: Event, body_digest: str) ->
 
 
 def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
-    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request; add an event if a value differs."""
+    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request. Add an event if a value differs."""
     if changed := {key: value for key, value in changes.items() if request.content.get(key) != value}:
         request.content |= changed
         advance(ledger, request, "amended", changed)
 
 
 def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
-    """Allow a request to remove its protected rows (see `limits`).
+    """Allow a request to remove its protected rows (see `limits`), and record the reason.
 
-    Raises:
-        EvidenceError: the request has no protected rows, or the reason is not one printable line.
+    Raises EvidenceError if the request has no protected rows, or the reason is not one printable line.
     """
     reason_line = limits.one_line(reason, "--allow_protected")
     protected_ids = limits.unallowed(limits.read(ledger.folder), request)
@@ -76,13 +75,9 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
-    """Record the decision about which near-duplicates to forget as well.
+    """Record which near-duplicates to forget: ``all``, ``none`` or comma-separated ids. None keeps an earlier decision.
 
-    Args:
-        choice: ``all``, ``none`` or comma-separated ids; None keeps an earlier decision.
-
-    Raises:
-        EvidenceError: near-duplicates exist without a decision, or an id is not one of them.
+    Raises EvidenceError if near-duplicates exist without a decision, or an id is not one of them.
     """
     rows = request.rows
     if choice is not None or rows["taken"] is None:
@@ -100,16 +95,11 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
 
 
 def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[str, Any], int]:
-    """Write the lists of ids to forget and to retain; rows that earlier requests deleted are not retained.
+    """Write the lists of ids to forget and to retain. Rows that earlier requests deleted are not retained.
 
-    Args:
-        table: rows of the request's source, loaded as the run will load them.
-
-    Returns:
-        The recipe sources ``forget`` and ``retain`` that read the lists, and the number of rows deleted earlier.
-
-    Raises:
-        EvidenceError: the data changed since the request was resolved, or no row is left to retain.
+    ``table`` has the rows of the request's source, loaded as the run will load them. Returns the sources ``forget`` and
+    ``retain`` for the recipe, and the number of rows deleted earlier. Raises EvidenceError if the data changed since it
+    was searched, or no row is left to retain.
     """
     from llm_forget.compliance.requests.matching import data_digest, row_contents
 
@@ -139,13 +129,10 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
 
 
 def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
-    """Record that a recipe is about to run; return False if the finished run of the same attempt still exists.
+    """Record that a recipe is about to run. Return False if a finished run of the same attempt exists.
 
-    Args:
-        attempt: ``output_dir``, and ``digest`` of everything that determines the result.
-
-    Raises:
-        EvidenceError: the request is closed.
+    ``attempt`` has ``output_dir``, and as ``digest`` the digest of all settings that affect the training.
+    Raises EvidenceError if the request is closed.
     """
     if request.closed:
         raise EvidenceError(f"request {request.id} is closed already; nothing is run")
@@ -168,7 +155,7 @@ def mark_executed(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> 
 
 
 def days_left(request: Request, today: date | None = None) -> int | None:
-    """Return the days until a request is due: negative if overdue, None if it has no due date or is closed."""
+    """Return the days until a request is due, negative if overdue. Return None if it is closed or has no due date."""
     due = request.content["due"]
     return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
 
@@ -192,7 +179,7 @@ def _event_body(request: Request, state: str, body: Mapping[str, Any]) -> tuple[
 
 
 def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
-    """Return the counts of matches in the content of rows.json; ``of`` is the number of rows in the data."""
+    """Return the counts of matches in the content of rows.json. ``of`` is the number of rows in the data."""
     match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {
@@ -206,7 +193,7 @@ def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
 
 
 def _chosen_ids(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
-    """Return the ids of the near-duplicates that a choice includes."""
+    """Return the ids of the near-duplicates that a choice includes. Raise EvidenceError for an invalid choice."""
     if choice is None and near:
         raise EvidenceError(
             f"{row_count(len(near))} of the data may be copies of rows of request {request_id}; list them with "

@@ -1,38 +1,35 @@
 """Decide whether a version contains deleted data.
 
-A version **contains** a closed deletion if one of these rules holds for at least one record of the deletion:
+The history of a version is the run that produced it, the run that produced its base, and so on (`lineage`). A version
+**contains** a closed deletion if one of these rules holds for at least one record of the deletion:
 
 1. The version learned the record: a run in its history was trained on the record (fine-tuning, or retain rows of
    unlearning), and no later run in that history was trained to forget it.
-2. The version must have known the record: another run unlearned it from this version, from an ancestor, or from a model
-   trained from one of these, and no run in the version's own history was trained to forget it. Since a record is only
-   unlearned from a model that knows it, a base from the Hub, whose training data is not in the ledger, is assumed to
-   contain it. If a fine-tuning in between taught the record, the models before it are not assumed to contain it.
+2. The version must have known the record: another run unlearned the record from this version, from an ancestor, or from
+   a model trained from one of these, and no run in the version's own history was trained to forget it. A base from the
+   Hub is therefore assumed to contain a record that was unlearned from it. If a fine-tuning taught the record, the
+   models before that fine-tuning are not assumed to contain it.
 
-The history of a version is the run that produced it, the base of this run, the base of that one, and so on, linked by
-content digests (`lineage`). Example: U1 unlearned A from a target T, and U2 unlearned B from U1. U1 does not contain A,
-although T was trained on A. After B is deleted, T and U1 contain that deletion and U2 does not; a version fine-tuned
-from U2 on B contains it. How *well* a run forgot is not decided here, but by its verification and the certificate.
+Example: U1 unlearned A from a target T, and U2 unlearned B from U1. U1 does not contain A, although T was trained on A.
+After B is deleted, T and U1 contain that deletion and U2 does not.
 
-A merge of one run at scale 1 is treated like the run. For a merge of several runs on one base, or at another scale:
+A merge of one run at scale 1 is treated like the run. These rules apply to other merges:
 
-3. The merge contains every record that an added source (scale above 0) contains by rules 1 and 2. If one source was
-   trained to forget a record and another was not, the merge contains it: the weights of the other still hold it.
-4. The merge has forgotten a record that no added source contains if the base had forgotten it, or if the scales of the
-   sources that forgot it sum to at least 1, since half an adapter forgets half. It has not if the adapter was merged
-   into weights that it was not trained on (``original`` weights, but an adapter trained on quantised weights).
+3. The merge contains every record that an added source (scale above 0) contains, even if another source forgot it.
+4. If no added source contains a record, the merge has forgotten it in two cases: the base had forgotten it, or the
+   scales of the sources that forgot it sum to at least 1. Exception: an adapter that was trained on quantised weights
+   and merged into the ``original`` weights has not forgotten it.
 5. The merge contains every record that a subtracted source (scale 0 or below) was trained on or trained to forget.
-   Subtracting an unlearning adapter teaches them; only a measurement shows if subtracting a fine-tuned one forgot.
 6. A verification of the merge's own weights overrides rules 3 to 5: after *pass*, the records of the verified request
    are forgotten. If the last answer was *fail*, rule 4 does not apply.
 
-Limits: the training data of a model without an event in the ledger is unknown; it is assumed to contain only what rule
-2 implies. Records whose keys were destroyed (`audit unlink`) cannot be compared, since new events about them get other
-hashes. Two kinds of runs therefore **cannot be judged** (`Deletions.unjudged`), nor can models trained from them, and
-they are used only if the caller accepts this. A run that finished *before* keys of deleted records were destroyed, but
-was added to the ledger *afterwards*, may contain these records. If records of a run lost their keys without a
-closed deletion, a record that first appeared after that and was then deleted may be one of them, under a new key. A
-run trained after keys were destroyed is trusted: the rows must have been removed from its data.
+Limits: a model without an event in the ledger is assumed to contain only what rule 2 implies. Events about records
+whose keys were destroyed (`audit unlink`) cannot be compared with later events. A model therefore **cannot be judged**
+(`Deletions.unjudged`) if its history has one of these runs:
+
+- A run that finished before keys of deleted records were destroyed, and was added to the ledger afterwards.
+- A run whose records lost their keys without a closed deletion. A record that first appeared after that and was then
+  deleted may be one of them, under a new key.
 """
 
 from collections.abc import Sequence
@@ -54,7 +51,7 @@ class Unjudged:
     early: bool = False  # the run was added before keys were destroyed, and a deletion closed later
 
     def sentence(self) -> str:
-        """Return the reason as the predicate of a sentence about the model."""
+        """Return the reason as the part of a sentence that follows the model's name."""
         if self.early:
             return (
                 f"cannot be judged: keys of rows of run '{self.run}' were destroyed without a closed request about "
@@ -75,12 +72,12 @@ class Deletions:
         self._histories = Histories(ledger)
 
     def contained_in(self, weights: str) -> list[Event]:
-        """Return the closed deletions that a model contains, in order; ``weights`` is its content digest."""
+        """Return the closed deletions that a model contains, in order. ``weights`` is the model's content digest."""
         contained = {seq for about in self._first_seqs if self._histories.holds(weights, about) for seq in about}
         return [event for event in self._closed if event.seq in contained]
 
     def unjudged(self, weights: str) -> Unjudged | None:
-        """Return why a model cannot be judged, naming the first such run in its history; None if it can be judged."""
+        """Return the first reason why a model cannot be judged (see the module); None if it can be judged."""
         first = min((event.seq for event in self._closed), default=None)
         if first is None:
             return None
@@ -93,7 +90,7 @@ class Deletions:
         return self._unlinked_before(weights)
 
     def _unlinked_before(self, weights: str) -> Unjudged | None:
-        """Return the first run that may have learned a deleted record under an earlier key, which was destroyed."""
+        """Return the first run that may have learned a deleted record under an earlier key that was destroyed."""
         erased = [event.seq for event in self._ledger.events("erasure")]
         last = {
             about: max((seq for seq in erased if seq < first), default=0) for about, first in self._first_seqs.items()
@@ -115,12 +112,12 @@ class Deletions:
 
 
 def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> dict[Seqs, int]:
-    """Group the records of the given events: the records of a group are in the same set of events.
+    """Group the records of the given events by the set of all events that they are in.
 
-    Returns:
-        By that set, the number of the first event about a record of the group; the largest if its records differ.
+    Return, by that set, the number of the first event about the group's records. If this event differs between records,
+    return the latest one.
     """
-    # CROSS JOIN fixes the order: from the few given records to all events about them.
+    # CROSS JOIN makes SQLite read the few given records first, and then all events about them.
     query = (
         "SELECT b.subject, b.record, a.seq FROM (SELECT DISTINCT subject, record FROM records WHERE seq IN "
         f"({','.join(map(str, seqs))})) AS b CROSS JOIN records AS a ON a.subject = b.subject AND a.record = b.record"
@@ -137,6 +134,6 @@ def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> 
 
 
 def holds_any_record(ledger: Ledger, weights: str, seqs: Sequence[int]) -> bool:
-    """Return whether a model contains a record of the given events, by the rules of this module."""
+    """Return whether a model contains a record of the given events."""
     histories = Histories(ledger)
     return any(histories.holds(weights, about) for about in record_groups(ledger, seqs, histories))

@@ -1,4 +1,4 @@
-"""Decide whether a model contains a record, from the ledger and by the rules that `deletion_check` explains."""
+"""Apply the rules of `deletion_check` to the events of the ledger."""
 
 import enum
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """Whether a model's own history learned a record, forgot it, or has no event about it; the last event decides."""
+    """Whether a model's history last learned a record, last forgot it, or has no event about it (UNTOUCHED)."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"
@@ -32,7 +32,7 @@ class Histories:
         self._suspects: dict[tuple[str, Seqs], frozenset[str]] = {}
 
     def holds(self, weights: str, about: Seqs) -> bool:
-        """Return whether a model learned a record and has not forgotten it, or must have known it (rules 1 and 2)."""
+        """Return whether a model learned a record and did not forget it, or must have known it (rules 1 and 2)."""
         state = self.state(weights, about)
         if state is not State.UNTOUCHED:
             return state is State.LEARNED
@@ -49,7 +49,7 @@ class Histories:
 
     def _state(self, weights: str, about: Seqs) -> State:
         visited = set[str]()
-        while weights not in visited:  # no recursion along a chain of runs, which may be long
+        while weights not in visited:  # a loop, since a long chain of runs would exceed the recursion limit
             visited.add(weights)
             producers = self._producers.get(weights, [])
             kinds = {event.kind for event in producers if event.seq in about and not self._is_void(event, about)}
@@ -86,11 +86,11 @@ class Histories:
         return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
 
     def _is_taught(self, weights: str, base: str, about: Seqs) -> bool:
-        """Return whether the history of a model, after its base, taught a record."""
+        """Return whether an event in a model's history, after the given base, taught the model a record."""
         return any(event.seq in about and _is_new(event) for event in self._since(weights, base))
 
     def _since(self, weights: str, base: str) -> Iterator[Event]:
-        """Yield the events of a model's history that came after its base."""
+        """Yield the events of a model's history after the given base."""
         visited, models = {base}, {weights} - {base}
         while models:
             events = [event for model in models for event in self._producers.get(model, [])]
@@ -99,7 +99,7 @@ class Histories:
             models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """Return a model from which a record was unlearned, and its ancestors that may have known it (rule 2)."""
+        """Return a model that a record was unlearned from, and its ancestors that may have known it (rule 2)."""
         if (weights, about) in self._suspects:
             return self._suspects[weights, about]
         visited, models = set[str](), {weights}
@@ -136,9 +136,9 @@ class Histories:
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Return whether the last policy answer for a model was *fail* in a request about a record.
+        """Return whether the last policy answer for a model was *fail*.
 
-        If the model was not verified for such a request, its last verification for another request counts.
+        Only requests about the record count. If the model has no answer for these, its last answer counts.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
@@ -147,7 +147,7 @@ class Histories:
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """For each model, the last policy answer for each request that it was verified for, newest last."""
+        """Map each model to its last policy answer for each request, newest last."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -157,7 +157,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """For each model, the requests that it closed, or for which its last policy answer was *pass*."""
+        """Map each model to the requests that it closed, or for which its last policy answer was *pass*."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()
@@ -173,5 +173,5 @@ def _all_parents(events: Iterable[Event]) -> set[str]:
 
 
 def _is_new(event: Event) -> bool:
-    """Return whether an event is a training on new records; retain rows of unlearning repeat what the model knew."""
+    """Return whether an event is a training on new records. Retain rows of unlearning are not new to the model."""
     return event.kind == "training" and "retain" not in event.body.get("splits", ())

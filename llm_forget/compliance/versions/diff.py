@@ -1,4 +1,4 @@
-"""Compare two versions (model, data, settings and metrics), or describe a single version."""
+"""Compare two versions (model, data, settings and metrics), or describe one version."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ Pairs = dict[str, tuple[Any, Any]]
 
 
 def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
-    """Return the entries of ``model``, ``data``, ``settings`` and ``metrics`` that differ, with both values or None.
+    """Return the entries of ``model``, ``data``, ``settings`` and ``metrics`` that differ, each with its two values.
 
-    Raises:
-        EvidenceError: a version does not exist.
-        EvidenceBroken: a version.json is missing or damaged.
+    A value is None if a version lacks the entry.
+    Raises EvidenceError if a version does not exist, EvidenceBroken if a version.json is missing or damaged.
     """
     with versions.locked_ledger(evidence) as (folder, ledger):
         sides = []
@@ -30,10 +29,9 @@ def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
 
 
 def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any]:
-    """Return a version, by default the one in use, as labels and values to print.
+    """Return a version as labels and values to print; the default is the version in use.
 
-    Raises:
-        EvidenceError: the version does not exist, or no version is in use.
+    Raises EvidenceError if the version does not exist, or no version is in use.
     """
     with versions.locked_ledger(evidence) as (folder, ledger):
         in_use = versions.current_id(ledger)
@@ -61,7 +59,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
 
 
 def method_of(evidence: str | Path, identity: str) -> str:
-    """Return the method of an unlearning run (``own objective`` if it names none), or the kind of another run."""
+    """Return the method of an unlearning run (``own objective`` if it has no name), or the kind of any other run."""
     content = store.content_of(Path(evidence), identity)
     if not kind_named(content["kind"]).forgotten:
         return str(content["kind"])
@@ -94,7 +92,7 @@ def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
 
 
 def _answers(evidence: Path, identity: str) -> dict[str, str]:
-    """Return the answers of the last evaluation by ``suite: question``."""
+    """Return the answers of the last evaluation. The keys are ``suite: question``."""
     by_suite = verdicts(evidence, identity)
     return {f"{suite}: {question}": answer for suite in by_suite for question, answer in by_suite[suite].items()}
 

@@ -31,7 +31,7 @@ def parents(event: Event) -> list[str]:
 
 
 def training_history(ledger: Ledger, weights: str) -> list[HistoryStep]:
-    """Return the events that produced a model and its ancestors, nearest first; ``weights`` is its content digest."""
+    """Return the events that produced a model and its ancestors, nearest first. ``weights`` is the model's digest."""
     groups = events_by_model(ledger.events(*MODEL_EVENTS))
     steps, visited, models, depth = [], {weights}, {weights}, 0
     while models:

@@ -1,4 +1,4 @@
-"""Find published models that contain deleted data: they were pushed to the Hub and not withdrawn since.
+"""Find published models that contain deleted data: models that were pushed to the Hub and not withdrawn since.
 
 Comparing such a model with the unlearned one reveals which rows were deleted (the attack `mia_two_models`).
 """

@@ -1,7 +1,6 @@
 """Purge a version: remove its weights and keep its events in the ledger.
 
-The version in use, and a version that another one is loaded on, cannot be purged. The files are removed before the
-event is appended, so that the ledger never claims more than was done. If a purge was killed, purge again.
+The version in use and the base of another version cannot be purged. If a purge was interrupted, purge again.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class VersionPurge:
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Return what a purge would remove; raise EvidenceError if a version is in use, needed by others, or purged."""
+    """Return what a purge would remove. Raise EvidenceError if the version is in use, a base, or purged already."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 

@@ -36,13 +36,10 @@ class RecordTrail:
 
 
 def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> RecordTrail:
-    """Return what the ledger holds about a record.
+    """Return the events about a record, and the models that learned it.
 
-    Args:
-        subject: the subject of the record; events that were added without a subject are always included.
-
-    Raises:
-        EvidenceError: no event is about the record, or its key was destroyed.
+    ``subject`` is the subject of the record. Events that were added without a subject are always included.
+    Raises EvidenceError if no event is about the record, or its key was destroyed.
     """
     events_by_seq = {event.seq: event for owner in {record, subject or record} for event in ledger.about(owner, record)}
     about = [events_by_seq[seq] for seq in sorted(events_by_seq)]
@@ -71,10 +68,7 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Rec
 
 @dataclass(frozen=True)
 class VersionLineage:
-    """The training history of a version, nearest event first, and the closed deletions that the version contains.
-
-    ``unjudged`` gives the reason if these deletions cannot be determined.
-    """
+    """The training history of a version, nearest event first, and the closed deletions that the version contains."""
 
     weights: str
     names: list[str]
@@ -84,7 +78,7 @@ class VersionLineage:
 
     @property
     def counted(self) -> str:
-        """The unit to print after a number of `Ledger.record_hashes`."""
+        """The unit in which `Ledger.record_hashes` counts, as text to print."""
         bodies = [step.event.body for step in self.steps]
         has_subjects = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
         return "hashes (two for each record with a subject)" if has_subjects else "records"
@@ -97,11 +91,8 @@ class VersionLineage:
 def version_lineage(ledger: Ledger, name: str) -> VersionLineage:
     """Return the training history of a version.
 
-    Args:
-        name: id of a version or a prefix of it, digest of a model's weights, or name of a run in the ledger.
-
-    Raises:
-        EvidenceError: no model or several models have this name.
+    ``name`` is the id of a version (or a prefix of it), the digest of a model's weights, or the name of a run.
+    Raises EvidenceError if no model or several models have this name.
     """
     digits = name.removeprefix("sha256:")
     run_by_weights: dict[str, str] = {}
@@ -140,7 +131,7 @@ def _model_trail(
 
 
 def _versions(ledger: Ledger) -> dict[str, dict[str, bool]]:
-    """Return, by content digest of each model, the ids of its versions and whether each version was purged."""
+    """Map the content digest of each model to its versions, and the id of each version to whether it was purged."""
     versions_by_weights: dict[str, dict[str, bool]] = {}
     for event in ledger.events("version", "purge"):
         if isinstance(name := event.body.get("id"), str):

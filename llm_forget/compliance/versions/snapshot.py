@@ -1,4 +1,4 @@
-"""The verified files and provenance of a finished run or merged model, from which a version is created."""
+"""Read and verify the files and provenance of a finished run or merged model, to create a version from it."""
 
 import fnmatch
 import stat
@@ -16,10 +16,10 @@ from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.models.merging.merge_report import is_merged, read_merged
 
-# Files that are not part of a version: a card with paths of this machine, the logit fingerprint of the first load, the
-# report of a merge, hidden files, and pickles, which can run code and are never loaded.
+# Files that are not part of a version: model cards, which contain local paths, records of a first load (effect.json),
+# reports of a merge, hidden files, and pickles, which can run code and are never loaded.
 LEFT_OUT = ("README.md", "effect.json", "merge.json", ".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Keys of a recipe with names of data sources, which may be names of people, or with paths of this machine.
+# Keys of a recipe that contain local paths, or names of data sources, which may be names of people.
 PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_path", "output_dir", "oracle")
 
 
@@ -41,16 +41,16 @@ class ModelSnapshot:
 
     @property
     def result_files(self) -> tuple[Path, Path]:
-        """Results of the last evaluation, and the policy's verdict on them; either may be missing."""
+        """Paths of the last evaluation results and of the policy's verdict on them. Either file may be missing."""
         return self.path / "results.json", self.path / "verify.json"
 
 
 def take_snapshot(path: Path) -> ModelSnapshot:
-    """Return a snapshot of a finished run or merged folder, after verifying its files.
+    """Verify the files of a finished run or merged folder, and return a snapshot of it.
 
     Raises:
         RunError: the folder is neither a run nor a merge, or the run is incomplete.
-        EvidenceError: the run holds no weights.
+        EvidenceError: the run has no weights.
         AdapterRefused: a file was changed since it was written, or is a link.
     """
     return _of_merged(path) if is_merged(path) else _of_run(Run.open(path))
@@ -69,7 +69,7 @@ def base_run(path: Path) -> Path | None:
 
 
 def part_of(folder: Path) -> str:
-    """Return ``model`` or ``adapter``, the subfolder that holds a run's weights; raise EvidenceError without one."""
+    """Return ``model`` or ``adapter``, the subfolder with a run's weights. Raise EvidenceError if neither exists."""
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
@@ -79,7 +79,7 @@ def part_of(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files of a model by relative path; raise AdapterRefused for a link or special file."""
+    """Return the files of a model by relative path, without `LEFT_OUT`. Raise AdapterRefused for links."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
@@ -144,7 +144,7 @@ def _of_merged(folder: Path) -> ModelSnapshot:
 
 
 def _verified_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a model's files; refuse files of manifest.json that differ or would not be in a version."""
+    """Return the digests of a model's files. Raise AdapterRefused if a file differs from manifest.json or is gone."""
     digests = {name: file_digest(path) for name, path in files_of(folder).items()}
     manifest = folder / "manifest.json"
     stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}

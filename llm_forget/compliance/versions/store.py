@@ -4,19 +4,16 @@ A version has the layout of a run, so that all code that reads runs also reads v
 
     version.json       settings; digests of files, base and data; the ledger has the digest of version.json itself
     adapter/ | model/  the weights; the folder to load
-    run.json           state *complete*, and the paths on this machine that the version was created from
+    run.json           state *complete*, and the local paths that the version was created from
     config.yaml        the run's settings without its data; the base of an adapter is the version it was trained on
     provenance.json    the provenance of the run, without row ids
     results.json       results of the run's last evaluation, if any
 
-Small files are copied. Files of at least `LINKED` bytes, such as the weights of a full model, become hard links if the
-file system allows it: they need no disk space, and remain if the run is deleted. The drawback is that writing *into*
-the run's file changes the version as well. This package never writes into finished weights, and a switch compares
-digests and refuses a changed version. A rollback is quicker: it does not read large files again that are unchanged
-since the last comparison (`verify_files`).
+Small files are copied. Files of at least `LINKED` bytes become hard links if the file system allows it. They need no
+disk space and remain if the run is deleted, but writing into the run's file also changes the version. A switch to a
+version therefore compares all digests. A rollback skips large files that have not changed since their last comparison.
 
-A version has no row ids, which may be names of people, and no records of an evaluation, which hold text. A model that
-`merge` wrote becomes a version as if a run of kind ``merge`` had written it.
+Row ids, which may be names of people, and per-row results, which contain text, are not stored.
 """
 
 import errno
@@ -42,7 +39,7 @@ from llm_forget.core.strict_json import canonical_digest
 
 FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
 SETTLED = 2_000_000_000  # nanoseconds after which a new change gets another time stamp on any file system
-LINKED = 64 << 20  # bytes from which a file is linked, if possible
+LINKED = 64 << 20  # minimum size in bytes of files that become hard links
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 Mark = tuple[str | None, int, int, int, int]  # digest, size, inode, times of content and metadata in ns
 
@@ -60,10 +57,7 @@ def writable(evidence: Path) -> bool:
 
 @contextmanager
 def locked(evidence: Path) -> Iterator[None]:
-    """Hold the lock for adding, switching or purging versions, and remove temporary files of killed processes.
-
-    This does nothing if the user may only read the versions.
-    """
+    """Hold the lock of the versions and remove temporary files of killed processes. A read-only user needs no lock."""
     import fcntl  # not on Windows
 
     folder = evidence / FOLDER
@@ -79,7 +73,7 @@ def locked(evidence: Path) -> Iterator[None]:
 
 
 def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
-    """Return the content of version.json; adding the same run again gives the same content."""
+    """Return the content of version.json. Adding the same run again gives the same content."""
     content = {
         "format": Version.FORMAT,
         "kind": snapshot.kind,
@@ -96,13 +90,8 @@ def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
 def create(evidence: Path, identity: str, content: dict[str, Any], snapshot: ModelSnapshot, parent: str | None) -> None:
     """Create the folder of a version atomically and flush it to disk.
 
-    Args:
-        content: see `version_content`.
-        parent: id of the version that its run started from.
-
-    Raises:
-        AdapterRefused: a file changed while it was read.
-        EvidenceError: the base model changed since the run; no version is created.
+    ``content`` comes from `version_content`. ``parent`` is the id of the version that the run started from.
+    Raises AdapterRefused if a file changed while it was read, EvidenceError if the base model changed since the run.
     """
     from llm_forget.models.digest import source_digest
 
@@ -157,7 +146,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to disk; a power loss can revert a rename until the folder is flushed."""
+    """Flush a file or folder to disk. A power loss can revert a rename until its folder is flushed."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -166,7 +155,7 @@ def _sync(path: Path) -> None:
 
 
 def content_of(evidence: Path, identity: str) -> dict[str, Any]:
-    """Return the content of version.json; raise EvidenceBroken if it is missing or damaged."""
+    """Return the content of version.json. Raise EvidenceBroken if it is missing or damaged."""
     path = folder_of(evidence, identity) / VERSION
     try:
         return formats.read_content(path, Version, advice="add the run of this version again", error=EvidenceBroken)
@@ -179,8 +168,7 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
 
     Args:
         about: digest of version.json, from the ledger.
-        quick: skip files of at least `LINKED` bytes that were compared before and whose inode, size and time stamps
-            have not changed since.
+        quick: skip files of at least `LINKED` bytes whose inode, size and time stamps are those of the last comparison.
 
     Raises:
         EvidenceBroken: version.json differs from the ledger.
@@ -212,7 +200,7 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
 
 
 def _mark(path: Path, digest: str | None) -> Mark | None:
-    """Return the mark of a large file; None if it is small, or so new that a change might keep its time stamps."""
+    """Return the `Mark` of a file. Return None if it is small, or so new that a change might keep its time stamps."""
     status = path.lstat()
     if status.st_size < LINKED or time.time_ns() - status.st_ctime_ns < SETTLED:
         return None
@@ -220,7 +208,7 @@ def _mark(path: Path, digest: str | None) -> Mark | None:
 
 
 def _compared(evidence: Path) -> dict[str, Mark]:
-    """Return the marks of large files at their last comparison; empty if ``.compared.json`` is missing or damaged."""
+    """Return the `Mark` of each large file at its last comparison; empty if .compared.json is missing or damaged."""
     record = formats.read_if_valid(evidence / FOLDER / COMPARED, ComparedFiles)
     return record.files if record is not None else {}
 
@@ -232,7 +220,7 @@ def source_paths(evidence: Path, identity: str) -> dict[str, Any]:
 
 
 def write_config(evidence: Path, identity: str, parent: str | None) -> None:
-    """Rewrite config.yaml if the evidence folder was moved, so that the version still loads."""
+    """Rewrite config.yaml if the evidence folder was moved, so that the version can still be loaded."""
     folder = folder_of(evidence, identity)
     _write_config(folder, folder.parent, content_of(evidence, identity), parent)
 
@@ -247,7 +235,7 @@ def _write_config(folder: Path, others: Path, content: dict[str, Any], parent: s
 
 
 def copy_results(evidence: Path, identity: str, snapshot: ModelSnapshot) -> None:
-    """Copy the evaluation results of the run to the version, if they exist and differ from its present ones."""
+    """Copy the evaluation results of a run to its version, unless the version has the same results already."""
     for source in snapshot.result_files:
         target = folder_of(evidence, identity) / source.name
         if source.is_file() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
@@ -255,7 +243,7 @@ def copy_results(evidence: Path, identity: str, snapshot: ModelSnapshot) -> None
 
 
 def remove(evidence: Path, identity: str) -> None:
-    """Remove the weights of a version; version.json stays."""
+    """Remove the weights of a version. version.json stays."""
     folder = folder_of(evidence, identity)
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
@@ -268,7 +256,7 @@ def remove(evidence: Path, identity: str) -> None:
 
 
 def read_pointer(evidence: Path) -> CurrentVersion | None:
-    """Return the content of current.json; None if it is missing or damaged, so that `locked_ledger` writes it again."""
+    """Return the content of current.json; None if it is missing or damaged. `locked_ledger` then writes it again."""
     return formats.read_if_valid(evidence / FOLDER / POINTER, CurrentVersion)
 
 

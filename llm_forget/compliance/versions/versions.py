@@ -1,13 +1,11 @@
-"""Versions of a model. A pointer names the version in use, and never moves to a version that contains deleted data.
+"""Versions of a model: add and list them, and switch to a version that contains no deleted data.
 
-The id of a version is the first 12 digits of its content digest (`models.digest`: base, lower adapters, own files), so
-the same content added twice is one version. The runs that an adapter was trained on are added, too, since the adapter
-cannot be loaded without them. `store` documents the files, `deletion_check` which versions contain deleted data.
+The id of a version is the first 12 digits of its content digest, which covers the base, lower adapters and own files.
+The runs that an adapter was trained on are added as versions as well, since the adapter cannot be loaded without them.
 
-The ledger determines the version in use: a switch verifies all digests, appends an event, then moves the pointer
-``versions/current.json``. If the process is killed after the event, the next command moves the pointer. The pointer is
-a file that is replaced atomically, not a symbolic link: reading several files through a link while it moves would
-mix two models. Folders of versions never change, so read the pointer once and load from the folder that it names.
+The ledger determines the version in use. A switch verifies all digests, appends an event, then replaces the pointer
+file ``versions/current.json`` atomically. If a process is killed before it replaces the file, the next command does so.
+Folders of versions never change: read the pointer once and load from the folder that it names.
 """
 
 from collections.abc import Iterator
@@ -49,11 +47,9 @@ class Version:
 
 @contextmanager
 def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
-    """Lock the versions of an evidence folder, open its ledger, and finish the switch of a killed process.
+    """Lock the versions of an evidence folder, open its ledger, and finish an interrupted switch.
 
-    Raises:
-        EvidenceError: there is no ledger.
-        EvidenceBroken: the pointer is ahead of the ledger, so the ledger was truncated.
+    Raises EvidenceError if there is no ledger, EvidenceBroken if the ledger lacks the event that the pointer names.
     """
     folder = Path(evidence)
     with Ledger.open(folder, create=create) as ledger, store.locked(folder):
@@ -81,7 +77,7 @@ def read_versions(ledger: Ledger) -> dict[str, Version]:
 
 
 def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
-    """Return the version whose id starts with ``identity``; raise EvidenceError unless exactly one does."""
+    """Return the version whose id starts with ``identity``. Raise EvidenceError unless exactly one does."""
     matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
         return versions_by_id[matching[0]]
@@ -146,7 +142,7 @@ def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
 
 
 def _comparable(content: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what two runs with equal weights must share; manifest.json may differ, since later releases extend it."""
+    """Return what runs with equal weights must share. manifest.json is left out, since later releases extend it."""
     files = {name: digest for name, digest in content["files"].items() if name != "manifest.json"}
     return files, content["provenance"]["data"]
 
@@ -154,7 +150,7 @@ def _comparable(content: dict[str, Any]) -> tuple[Any, ...]:
 def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version | None:
     """Return the version that a run started from, and add it if it is missing; None if its base is not a run.
 
-    A merged full model loads without its sources: return the version of a source or of the base only if one exists.
+    For a merged full model, only return an existing version of a source or of the base: the model loads without them.
     """
     by_weights = {version.weights: version for version in read_versions(ledger).values()}
     if snapshot.sources and snapshot.part == "model":
@@ -192,10 +188,9 @@ def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]
 
 
 def path_of(evidence: str | Path, identity: str | None = None) -> Path:
-    """Return the folder to load a version from (default: the version in use); it is valid as a model name.
+    """Return the folder to load a version from, by default the version in use. The path is valid as a model name.
 
-    Raises:
-        EvidenceError: the version does not exist or was purged, or no version is in use.
+    Raises EvidenceError if the version does not exist or was purged, or no version is in use.
     """
     with locked_ledger(evidence) as (folder, ledger):
         versions_by_id = read_versions(ledger)
@@ -209,7 +204,7 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
 
 
 def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
-    """Return by id why a version must not be used: it contains deleted data, or this cannot be determined."""
+    """Return by version id why it must not be used: it contains deleted data, or this cannot be determined."""
     with locked_ledger(evidence) as (_, ledger):
         deletions = Deletions(ledger)
         reasons = ((version.id, exclusion_reason(deletions, version)) for version in read_versions(ledger).values())
@@ -225,11 +220,9 @@ def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
 
 
 def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
-    """Switch to a version and return its id; nothing changes if it is in use already.
+    """Switch to a version and return its id. Nothing changes if it is in use already.
 
-    Args:
-        identity: id of a version, or a prefix of it.
-        unjudged: accept a version for which deleted data cannot be ruled out; see `deletion_check`.
+    ``identity`` is an id or a prefix of it. ``unjudged`` accepts a version that cannot be judged, see `deletion_check`.
 
     Raises:
         EvidenceError: the version is missing, purged, or contains deleted data; the message names the newest clean one.
@@ -243,8 +236,7 @@ def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
 def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: bool = False) -> str:
     """Roll back to a version, by default the one in use before the current one, and return its id.
 
-    Raises:
-        EvidenceError, AdapterRefused, EvidenceBroken: see `use`; or no version was in use before.
+    Raises the errors of `use`, and EvidenceError if no version was in use before.
     """
     with locked_ledger(evidence) as (folder, ledger):
         if identity is None:
@@ -331,7 +323,7 @@ def current_id(ledger: Ledger) -> str | None:
 
 
 def _usage_stack(ledger: Ledger) -> list[str]:
-    """Return the versions that repeated rollbacks return to, the one in use last; a rollback removes later ones."""
+    """Return the ids of the versions that repeated rollbacks would return to. The last one is in use."""
     used: list[str] = []
     for event in _switches(ledger):
         identity = event.body["id"]

@@ -41,7 +41,10 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 
 
 def is_measured(merged: Merged) -> bool:
-    """Return whether the results belong to the merged weights, in the dtype of the run's config or, without it, any."""
+    """Return whether the results of a merged folder were measured on its current weights.
+
+    The dtype must be that of the run's config; without a config file, any dtype is accepted.
+    """
     from llm_forget.core.config import model_part
     from llm_forget.core.unsupported_keys import DTYPES
     from llm_forget.models.digest import identity_of

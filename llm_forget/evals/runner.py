@@ -107,7 +107,7 @@ def measure(
         works: probes with their rows, by ``suite/probe``.
         device: where models are loaded, unless they are quantised.
         folder: where ``<role>/<probe>-<digest>.jsonl`` are stored; None stores records in the cache only.
-        tasks: lm-eval tasks by ``suite/line``; the returned records contain their numbers under this name.
+        tasks: lm-eval tasks by ``suite/line``; their numbers are returned among the records, under the same keys.
         data_path: folder with the data of our lm-eval tasks; default: the Hub.
 
     Raises EvaluationError if several processes run lm-eval tasks, or if the processes have different rows or models.

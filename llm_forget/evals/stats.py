@@ -136,8 +136,8 @@ def tpr_with_interval(
 ) -> Estimate:
     """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile bootstrap and Wilson's interval.
 
-    The bootstrap has width 0 if all or no members are above the threshold; Wilson's interval takes the threshold as
-    fixed. There is no interval if a sample has fewer than two scored rows.
+    The bootstrap alone has width 0 if all or no members are above the threshold, and Wilson's interval treats the
+    threshold as known. There is no interval if a sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     members, nonmembers = scored(members), scored(nonmembers)
@@ -176,7 +176,7 @@ def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
 
 
 def auc_of_codes(members: Codes, nonmembers: Codes) -> Rows:
-    """Return the AUC of two samples of `codes` along the last axis: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
+    """Return the AUC from the ranks (`codes`) of two samples: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
     groups = int(max(members.max(), nonmembers.max())) + 1
     counts, other_counts = _counts(members, groups), _counts(nonmembers, groups)  # [..., groups]
     below = other_counts.cumsum(-1) - other_counts / 2  # number of non-members below each rank; a tie counts half
@@ -214,8 +214,8 @@ def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
 def auc_score_interval(value: float, m: int, n: int) -> Interval:
     """Return the 95 % score interval of an AUC by Newcombe's method 5 (Statistics in Medicine 25, 2006; not in SciPy).
 
-    The interval contains every true AUC that a test with Hanley and McNeil's variance does not reject, given the
-    observed ``value`` of ``m`` members and ``n`` non-members. It has a width even if ``value`` is 0 or 1.
+    The interval contains the AUCs that a test with Hanley and McNeil's variance accepts, given the observed ``value``
+    of ``m`` members and ``n`` non-members. It has a width even if ``value`` is 0 or 1.
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 

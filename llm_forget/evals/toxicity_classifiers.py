@@ -19,7 +19,7 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
     Args:
         name: ``alt-profanity-check``; ``package.module:function``; or a text classification model with safetensors
             weights, on the Hub or in a folder.
-        label: the model's label for toxic text; default: the first of `LABELS` that it has.
+        label: the model's label for toxic text; default: the first of `LABELS` that the model has.
 
     Raises MissingPackageError if ``alt-profanity-check`` is not installed, EvaluationError if the function or a
     suitable label is missing, and OSError if there is no such model.

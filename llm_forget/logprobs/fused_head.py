@@ -86,7 +86,7 @@ def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
-    """Return ``residual @ weight``, ``[n, H]``; if float16, scale rows against underflow and return float32."""
+    """Return ``residual @ weight``, ``[n, H]``; for float16, scale rows against underflow and return float32."""
     if weight.dtype != torch.float16:
         return residual.to(weight.dtype) @ weight
     largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)

@@ -87,7 +87,7 @@ def forward_parts(
             ``[B, S, V]`` is allocated. Operations on the logits after the head, such as soft-capping, still apply.
         logits: parts whose logits ``[B, T, V]`` are returned.
         hidden: decoder layer whose output ``[B, T, H]`` is returned.
-        packed: lay the rows end to end, without padding on the right.
+        packed: concatenate the rows without their padding on the right.
         shared: if packed, compute the common prefix of neighbouring rows only once.
         fused: for parts without returned logits, compute one block of logits at a time.
 

@@ -141,7 +141,10 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set the number of worked examples as ``lm_eval`` does; a task with 0 keeps 0, because its prompts have some."""
+    """Set the number of worked examples as ``lm_eval`` does.
+
+    A task that sets 0 keeps 0, because its prompts already contain examples.
+    """
     default = task.config.num_fewshot
     if default != 0:
         task.set_config("num_fewshot", num_fewshot if num_fewshot is not None else default or 0)

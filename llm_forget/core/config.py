@@ -305,7 +305,7 @@ def resolved(*configs: Any) -> dict[str, Any]:
 
 @functools.cache
 def _library_defaults() -> dict[str, Any]:
-    # TrainingArguments() would set up devices, perhaps other ones than the run uses.
+    # Do not call TrainingArguments(), because it would initialise devices.
     defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.init}
     lists: dict[str, Any] = {"debug": [], "include_for_metrics": []}
     return {**defaults, **lists, "activation_checkpointing": False, "gradient_checkpointing": False}

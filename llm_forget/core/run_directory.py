@@ -153,7 +153,7 @@ class Run:
         if not _still_there(path, file):
             stack.close()
             return self.lock()  # the process that held the lock has just removed the file
-        # Remove the file while it is still locked, so no other process can lock it; also if the stack is never closed.
+        # Remove the file while it is still locked, so that no other process can lock it. This also runs at exit.
         stack.callback(weakref.finalize(stack, _unlink_own, path, os.getpid()))
         return stack
 

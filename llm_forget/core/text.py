@@ -17,7 +17,7 @@ def model_name(name: str) -> str:
 
 
 def shown(value: float | None) -> str:
-    """Return a number with three decimals, or in scientific notation if it is below 0.001."""
+    """Return a number with three decimals, or in scientific notation if its absolute value is below 0.001."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"

@@ -40,7 +40,7 @@ Spec = str | Mapping[str, Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A file, folder or data set, and which of its rows are used."""
+    """A file, folder or data set, and the selection of its rows."""
 
     path: str
     name: str | None = None  # configuration of a Hub data set, or file name without ending in a folder

@@ -50,7 +50,7 @@ def is_text_type(kind: pyarrow.DataType) -> bool:
 def membership(
     values: Sequence[str] | pyarrow.ChunkedArray, allowed: Sequence[str] | pyarrow.ChunkedArray
 ) -> np.ndarray:
-    """Return a mask ``[N]`` of the values that are in ``allowed``; False for null."""
+    """Return a mask ``[N]`` of the values that are in ``allowed``; a null value gives False."""
     import pyarrow
     import pyarrow.compute as pc
 

@@ -128,7 +128,7 @@ def _finish(text: str, masking: _Masking) -> Rendered:
         else:
             pieces.append(piece)
             length += len(piece)
-    # Text after the last target cannot affect a causal model; so the line break after an end-of-turn token is dropped.
+    # Drop text after the last target, such as a line break, because it cannot affect a causal model.
     return Rendered("".join(pieces)[: targets[-1][1] if targets else 0], targets)
 
 

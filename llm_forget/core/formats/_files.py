@@ -42,7 +42,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """Return the record in a file, or None if the file is missing or invalid because a process is still writing it."""
+    """Return the record in a file that another process may be writing; None if the file is missing or invalid."""
     try:
         return read(path, kind)
     except (OSError, ValueError):

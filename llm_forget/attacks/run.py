@@ -32,16 +32,14 @@ def attack(
     overrides: dict[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Attack a run and its oracle, evaluate both with the same suite, write attack.json, and return its content.
+    """Attack a run and its oracle, evaluate both with the same suite, write attack.json, and return its content. Raises
+    EvaluationError for an unknown attack or option, or a run that did not unlearn.
 
     Args:
         kind: name of an attack in `llm_forget.attacks.kinds`.
         suite: suite to measure; default: that of the attack, or else that of the run.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: options of the attack, such as ``share=0.05``.
-
-    Raises:
-        EvaluationError: an unknown attack or option, or a run that did not unlearn.
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)

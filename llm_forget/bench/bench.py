@@ -51,7 +51,8 @@ def bench(
     scaling: bool = False,
     naive: bool = True,
 ) -> dict[str, Any]:
-    """Measure the cost of training steps with the model, rows and adapter of a recipe, and return the report.
+    """Measure the cost of training steps with the model, rows and adapter of a recipe, and return the report. Raises
+    ConfigError for a key, row or method that is not allowed.
 
     Args:
         argv: ``RECIPE.yaml --key value``; ``output_dir`` is ignored.
@@ -60,9 +61,6 @@ def bench(
         output: JSON file to write; it contains no row ids, text, host name or paths.
         scaling: also measure growth with rows, length, rank, vocabulary and model size, on random models.
         naive: also measure naive variants, which need a second copy of the model.
-
-    Raises:
-        ConfigError: a key, row or method that is not allowed.
     """
     with tempfile.TemporaryDirectory(prefix="llm_forget-bench-") as folder:
         data, train, model_args = parse([*argv, "--output_dir", folder], UnlearnConfig)

@@ -102,7 +102,7 @@ def _entry(line: dict[str, Any]) -> Any:
 
 
 def _filled(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters of one line of a method, with defaults filled in."""
+    """Return the hyper-parameters of one term of a method, with defaults filled in."""
     return _entry(line).arguments({k: v for k, v in line.items() if k not in ("name", "weight")})
 
 

@@ -18,7 +18,7 @@ def scan_residue(
     window: Annotated[int, typer.Option(help="Minimum match length in letters and digits (at least 16).")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Search files for remains of texts. Exit code 1 found, 0 nothing found, 3 some files could not be read.
+    """Search files for remains of texts. Exit code 0 nothing found, 1 found, 3 nothing found in an incomplete search.
 
     Finds whole texts and parts of texts, regardless of line breaks and case, in UTF-8, UTF-16, Latin-1, hex and base64;
     with JSON, URL and HTML escapes; in composed and decomposed Unicode; inside gzip, bzip2, xz, zstd, zip, Arrow,

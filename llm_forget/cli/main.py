@@ -101,7 +101,7 @@ def finetune(
 ) -> None:
     """Train a target or an oracle on the rows of `train`.
 
-    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/target`); `--key value` overrides it and
+    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/target`). `--key value` replaces one of its keys,
     `--key.inner value` one entry of a mapping. Main keys:
 
     - `model_name_or_path` Hub name, folder, .gguf file, builtin:NAME or a run
@@ -124,7 +124,7 @@ def unlearn(
 ) -> None:
     """Train an adapter that makes a model forget the rows of `forget` and keep those of `retain`.
 
-    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/npo`); `--key value` overrides it and
+    RECIPE is a flat YAML file or the name of a shipped recipe (`demo/npo`). `--key value` replaces one of its keys,
     `--key.inner value` one entry of a mapping. Main keys:
 
     - `model_name_or_path` the target: Hub name, folder, .gguf file, builtin:NAME or a run
@@ -133,7 +133,7 @@ def unlearn(
     - `data_path` folder that replaces the Hub
     - `output_dir` the run directory
     - `method` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`; see `llm-forget methods`
-    - `objective` in place of a method, `gradient` sum, pcgrad, gru, sago or sam
+    - `objective` terms in place of a method, `gradient` sum, pcgrad, gru, sago or sam
     - `lora_r` (16), `lora_alpha` (32), `load_in_4bit` (false)
     - `learning_rate` (1e-4), `num_train_epochs` (5), `per_device_train_batch_size` (8),
       `gradient_accumulation_steps` (1), `seed` (42)

@@ -9,7 +9,7 @@ from llm_forget.cli.options import PASS_ON, BatchSize, Limit, Oracle, Suite, Tar
 from llm_forget.core.errors import AdapterRefused, ConfigError
 
 models = typer.Typer()
-LOST = 0.1  # a KL from rounding above this share of the adapters' own KL is reported
+LOST = 0.1  # report a KL from rounding above this share of the adapters' KL
 NOISE = 1e-7  # nats; a smaller KL may come from the order of float32 sums and is not reported
 
 
@@ -205,7 +205,7 @@ def adopt(
     dtype: Annotated[str, typer.Option(help="Precision of the base: float32, bfloat16 or float16.")] = "float32",
     trust: Annotated[bool, typer.Option("--trust", help="Load the adapter; otherwise it is only inspected.")] = False,
 ) -> None:
-    """Check an adapter that another tool wrote, or that was pulled, and copy it into a run.
+    """Check an adapter that comes from another tool or from `pull`, and copy it into a run.
 
     Other commands load adapters only from runs. Always refused, even with `--trust`: links and archives, pickled
     weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite tensors,

@@ -197,7 +197,7 @@ def close(
 ) -> None:
     """Close a request if the run passes a policy: exit code 0 closed, 1 failed, 3 inconclusive, 2 usage error.
 
-    Evaluate and attack the run before: closing removes the row ids, and only their keyed hashes stay in the ledger.
+    Evaluate and attack the run first, because closing removes all row ids except keyed hashes in the ledger.
     """
     from llm_forget.compliance.requests import close as closing, intake, limits
     from llm_forget.compliance.requests.describe import due, other_deleted_rows, published_copies, unlink_command

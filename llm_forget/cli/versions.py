@@ -125,7 +125,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Remove the files of a version that is not in use and that no other version needs; its events stay."""
+    """Remove the files of a version that is not in use and that no other version needs; its ledger events stay."""
     from llm_forget.compliance.versions.purge import plan_purge, purge as remove
 
     removal = plan_purge(evidence, version)

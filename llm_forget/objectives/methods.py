@@ -27,16 +27,14 @@ class Method:
 def build_objective(
     method: str | None = None, method_args: dict[str, Any] | None = None, objective: dict[str, Any] | None = None
 ) -> Objective:
-    """Build an objective from a method's name and overrides, or from its terms.
+    """Build an objective from a method or from its terms; exactly one of ``method`` and ``objective`` must be given.
+    Raises ConfigError if a name or value is not allowed.
 
     Args:
         method: one of `METHODS`.
         method_args: hyper-parameters of the method's terms (``beta``; ``retain.beta`` if two terms have one),
             ``forget_weight``, ``retain_weight``, and ``initial``, ``epsilon``, ``step_size`` of a dual weight.
         objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``; names may be ``module:function``.
-
-    Raises:
-        ConfigError: method and objective are both given or both missing, or a name or value is not allowed.
     """
     if (method is None) == (objective is None):
         raise ConfigError("give either a method or an objective, not both and not neither")

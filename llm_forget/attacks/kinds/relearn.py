@@ -47,7 +47,6 @@ def relearn(
         share: fraction of the forget rows to train on, at least one row. The other forget rows are measured.
         on: what to train on: ``forget``, or all rows of a split (such as ``holdout``) or of a source.
         learning_rate: default: that of the run.
-        seed: seed for choosing and ordering the rows.
         keep: keep the adapters in the folder of the attack. Warning: they can reproduce forgotten rows.
     """
     from llm_forget.models.digest import PRECISION

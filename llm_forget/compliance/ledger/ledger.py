@@ -71,7 +71,7 @@ class Ledger:
         (format_number,) = self.connection.execute("PRAGMA user_version").fetchone()
         if format_number == 0 and create:
             with self._writing():
-                if self.connection.execute("PRAGMA user_version").fetchone() == (0,):  # no other process was faster
+                if self.connection.execute("PRAGMA user_version").fetchone() == (0,):  # no other process created them
                     for statement in SCHEMA:
                         self.connection.execute(statement)
                     self.connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -116,7 +116,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """Return the attacks on exactly these models. ``excess`` is what an attack recovered minus that of the oracle."""
+    """Return the attacks on exactly these models, with the excess of each metric (see `attacks.excess`)."""
     files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
     reports = (formats.read_if_current(file, Attack) for file in files)
     return [

@@ -39,7 +39,7 @@ class ClosingEvidence:
 
     @property
     def measured_run(self) -> Run:
-        """The folder of the certified model, which has its evaluation results."""
+        """The certified model and its evaluation results, as a run."""
         return Run(self.merged.folder) if self.merged else self.run
 
 

@@ -103,8 +103,8 @@ def find_request(evidence: Path, request_id: str) -> Request:
 
 
 def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
-    """Create a request folder atomically, numbered above ``last`` and all others. The caller must hold the lock."""
-    for leftover in root.glob(".*.new"):  # left by a killed process; it names rows
+    """Create a request folder atomically, numbered above ``last`` and all requests. The caller must hold the lock."""
+    for leftover in root.glob(".*.new"):  # left by a killed process, with row ids
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
     temporary.mkdir(mode=0o700, parents=True)

@@ -3,8 +3,8 @@
     received -> resolved -> (decided) -> running -> executed -> verified -> closed
 
 A step is added to the ledger first and then to request.json. If a process is killed between the two, the step is
-repeated, and ``once`` prevents a second event. If a run does not pass, the request returns to *running* with another
-recipe.
+repeated, and the argument ``once`` of `Ledger.append` prevents a second event. If a run does not pass, the request
+returns to *running* with another recipe.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Unjudged:
 
     run: str  # the run in its history whose records cannot be compared
     keys: int  # keys destroyed after the run finished and before it was added to the ledger
-    early: bool = False  # the run was added before keys were destroyed, and a deletion closed later
+    early: bool = False  # the run was added before keys were destroyed, and a deletion was closed afterwards
 
     def sentence(self) -> str:
         """Return the reason as the part of a sentence that follows the model's name."""

@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """Whether a model's history last learned a record, last forgot it, or has no event about it (UNTOUCHED)."""
+    """Whether the last event about a record in a model's history learned or forgot it; UNTOUCHED without an event."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"

@@ -21,7 +21,7 @@ class VersionPurge:
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Return what a purge would remove. Raise EvidenceError if the version is in use, a base, or purged already."""
+    """Return what a purge would remove. Raise EvidenceError if the version is in use, needed by another, or purged."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 

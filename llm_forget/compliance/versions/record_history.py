@@ -78,7 +78,7 @@ class VersionLineage:
 
     @property
     def counted(self) -> str:
-        """The unit in which `Ledger.record_hashes` counts, as text to print."""
+        """The name of what `Ledger.record_hashes` yields, to print after a count."""
         bodies = [step.event.body for step in self.steps]
         has_subjects = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
         return "hashes (two for each record with a subject)" if has_subjects else "records"

@@ -204,7 +204,7 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
 
 
 def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
-    """Return by version id why it must not be used: it contains deleted data, or this cannot be determined."""
+    """Return by id why a version must not be used: it contains deleted data, or this cannot be determined."""
     with locked_ledger(evidence) as (_, ledger):
         deletions = Deletions(ledger)
         reasons = ((version.id, exclusion_reason(deletions, version)) for version in read_versions(ledger).values())

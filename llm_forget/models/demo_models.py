@@ -1,4 +1,4 @@
-"""Models that need no Hub: a small randomly initialised Llama, and SmolLM2-135M from a PyPI package."""
+"""Provide two models without the Hub: a small, randomly initialised Llama, and SmolLM2-135M from a PyPI package."""
 
 import importlib.util
 from functools import cache
@@ -15,7 +15,7 @@ NAMES = ("demo-llama", "smollm2-135m")
 
 
 def find(name: str) -> tuple[str, str]:
-    """Return kind and location of ``builtin:NAME``; raise MissingPackageError if its package is not installed."""
+    """Return (kind, location) of a built-in model for `Source`; raise MissingPackageError if its package is missing."""
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":
@@ -48,7 +48,7 @@ def demo_config() -> Any:
 
 
 def demo_model(attn_implementation: str | None = None) -> Any:
-    """Return the demo Llama; its initial weights are the same on every machine and for every random state."""
+    """Return the demo Llama. Its weights are always the same, and the global random state does not change."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -81,7 +81,7 @@ def _demo_vocabulary() -> str:
 
 
 def demo_tokenizer() -> Any:
-    """Return a byte-level BPE tokenizer of at most 1024 tokens, trained on the demo corpus; pad, bos and eos differ."""
+    """Return a byte-level BPE tokenizer with at most 1024 tokens, trained on the demo corpus."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Compute digests that identify the weights of a model, from its name or its folder."""
+"""Compute digests that identify the weights of a model."""
 
 from __future__ import annotations
 
@@ -28,31 +28,27 @@ PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "us
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The facts that determine a model's outputs: its weights, its adapter and the precision of loading."""
+    """The facts that determine a model's outputs: base weights, adapter, and the precision of the loaded weights."""
 
-    base: str  # `source_digest` of the model without ``adapter``
+    base: str  # `source_digest` of the model without this adapter
     adapter: str | None  # `adapter_digest`
-    precision: dict[str, str]  # `PRECISION`
+    precision: dict[str, str]  # values of the settings in `PRECISION`
 
     @property
     def digest(self) -> str:
-        """One digest of all facts; results.json states it, and the key of every stored measurement contains it."""
+        """Digest of all fields. It is stored in results.json, and is part of the cache key of each measurement."""
         return content_key(base=self.base, adapter=self.adapter, precision=self.precision)
 
 
 def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
-    """Return the identity of a configured model with an adapter; the weights are read if ``base`` is None."""
+    """Return the identity of a model with an optional adapter; compute the base digest if ``base`` is None."""
     precision = {key: str(getattr(model, key)) for key in PRECISION}
     layer = adapter_digest(adapter) if adapter is not None else None
     return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)
 
 
 def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
-    """Return the identity of the model that a run wrote, as `evaluate` measures it.
-
-    Args:
-        base: digest of the model below the unlearning adapter, if known; otherwise its weights are read.
-    """
+    """Return the identity of the model that a run wrote; compute the digest of its base if ``base`` is None."""
     model = model_part(run.config)
     if kind_of(run).forgotten and run.adapter.is_dir():
         return identity_of(model, base=base, adapter=run.adapter)
@@ -63,15 +59,15 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
 def source_digest(name: str | None, revision: str | None = None) -> str:
     """Return a digest of the weights that a model name refers to.
 
-    A Hub id gives ``commit:...``, the commit of its revision. Other models give ``sha256:...``: a folder the digest of
-    its weight and config files, a GGUF file of its bytes, and the demo model of its initial tensors. A model with
-    adapters gives one digest of base and adapters.
+    For a Hub id, the digest is ``commit:`` and the commit hash. Otherwise it is ``sha256:`` and a hash of the weight
+    and config files of a folder, of the bytes of a GGUF file, or of the tensors of the demo model. If the model has
+    adapters, the hash includes them.
     """
     return digests_by_layer(find_source(name), revision)[-1]
 
 
 def digests_by_layer(source: Source, revision: str | None) -> list[str]:
-    """Return a digest of the model below each adapter, lowest adapter first, and then one of the whole model."""
+    """Return the digests of the base alone, of the base with the first adapter, and so on up to the whole model."""
     base = _base_digest(source, source.revision or revision)
     parts, digests = [base], [base]
     for folder in source.adapters:

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by name, with optional quantisation and the target's frozen adapters."""
+"""Load a model by name, optionally quantised and with the adapters below "unlearn", and load its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,28 +25,25 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "w
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bool = False) -> Any:
-    """Load a causal language model in evaluation mode; code from the Hub is never run.
+    """Load a causal language model in evaluation mode, without running code from the Hub.
+
+    If the name refers to an adapter, or to a run with an adapter, returns a frozen ``PeftModel`` with the adapters
+    "target", "target-2" and so on, in the order of training. Otherwise returns a ``PreTrainedModel``.
 
     Args:
-        model_args: TRL's ``ModelConfig``: name, revision, dtype (float32 by default), attention, 4- or 8-bit. The base
-            of a run is loaded at the revision that the run was trained on.
-        device_map: passed on to transformers; with 4 or 8 bit the default is the device of this process.
-        dequantize: convert weights loaded in 4 or 8 bit to ordinary float32 tensors, so that an adapter can be merged
-            into them. For 4 bit, the result computes the same function.
-
-    Returns:
-        A ``PreTrainedModel``. If the name is an adapter, or a run with an adapter: a frozen ``PeftModel`` with the
-        adapters "target", "target-2", ..., lowest first.
+        model_args: the default dtype is float32. The base of a run is loaded at the revision that the run recorded.
+        device_map: passed to transformers; for 4 or 8 bit, the default is the device of this process.
+        dequantize: convert 4- or 8-bit weights to float32, so that an adapter can be merged into them.
 
     Raises:
-        MissingFileError, ModelError: see `find_source`; or an adapter was trained on another base.
+        MissingFileError, ModelError: see `find_source`; also if an adapter was trained on another base.
         MissingPackageError: the model is a GGUF file, and the package gguf is not installed.
     """
     from llm_forget.models.adapters.files import load_adapter
     from llm_forget.models.adapters.verification import verify_adapter
 
     source = find_source(model_args.model_name_or_path)
-    manifests = [verify_adapter(folder) for folder in source.adapters]  # before loading a base that they name
+    manifests = [verify_adapter(folder) for folder in source.adapters]  # before loading their base
     model = _load_weights(source, model_args, _options(model_args, device_map))
     quantization = quantization_of(model)
     if dequantize and quantization is not None:
@@ -60,7 +57,7 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bo
 
 
 def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """Warn if the base has another precision than in training, since an adapter also learns to correct rounding."""
+    """Warn if the base was loaded in a different precision than in training, to which the adapter is fitted."""
     trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != loaded:
         logger.warning(
@@ -79,7 +76,7 @@ def _precision(quantization: dict[str, Any] | None) -> str:
 
 
 def load_config(model_args: ModelConfig) -> Any:
-    """Return the configuration of the full model that `load_base` loads from these arguments; read no weights."""
+    """Return the model configuration for these arguments, without reading weights."""
     from transformers import AutoConfig
 
     source = find_source(model_args.model_name_or_path)
@@ -90,7 +87,7 @@ def load_config(model_args: ModelConfig) -> Any:
     return AutoConfig.from_pretrained(source.location, revision=source.revision or model_args.model_revision)
 
 
-@cache  # it takes seconds; the time of the last change tells a new file from an old one
+@cache  # reading takes seconds; `changed` is the modification time, so that a changed file is read again
 def _gguf_config(location: str, changed: int) -> Any:
     from transformers import AutoConfig
 
@@ -189,7 +186,7 @@ def _gguf_path(source: Source) -> Path:
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return metadata and tensor names of a GGUF file."""
+    """Return the metadata and tensor names of a GGUF file; raise ModelError if it is damaged."""
     import struct
 
     from transformers.integrations.gguf import read_gguf_metadata
@@ -201,7 +198,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
-    """Quantise a demo or GGUF model: save it to a temporary folder, and load it from there in 4 or 8 bit."""
+    """Save a demo or GGUF model to a temporary folder, and load it from there in 4 or 8 bit."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
@@ -212,11 +209,10 @@ def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
 
 
 def _prepare_quantized(model: Any) -> Any:
-    """Prepare a quantised model so that training, evaluation and merging compute the same numbers.
+    """Cast unquantised modules to float32, and stop bitsandbytes from repacking 4-bit weights.
 
-    Unquantised modules (norms, embeddings, head) compute in float32. Repacking is switched off: on CPUs with
-    AVX512-BF16, bitsandbytes permanently repacks 4-bit weights in the first forward pass without gradient. Then their
-    layers compute in bfloat16, give no gradient, and are dequantised to wrong values.
+    On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in a forward pass without gradient. Repacked layers
+    compute in bfloat16, have no gradient, and are dequantised to wrong values.
     """
     import bitsandbytes
     from peft import prepare_model_for_kbit_training
@@ -228,11 +224,11 @@ def _prepare_quantized(model: Any) -> Any:
 
 
 def _dequantized(model: Any) -> Any:
-    """Convert quantised weights to float32; the model can then be saved like any other model."""
+    """Convert quantised weights to float32, so that the model can be saved like an unquantised model."""
     import torch
 
     model = model.dequantize(dtype=torch.float32)
-    # If the folder held packed weights, transformers keeps the conversions, and would pack the weights again on saving.
+    # If the folder held packed weights, transformers keeps their conversions, and would pack them again when saving.
     used = getattr(model, "_weight_conversions", None) or []
     packed = [c for c in used if any("Deserialize" in type(o).__name__ for o in getattr(c, "operations", []))]
     if packed:
@@ -242,13 +238,9 @@ def _dequantized(model: Any) -> Any:
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the model that `load_base` loads from the same arguments.
+    """Load the tokenizer of a model. It pads on the right, with the end-of-sequence token if there is no pad token.
 
-    It pads on the right. A tokenizer without a pad token pads with its end-of-sequence token. This is safe, because no
-    mask in this package is derived from the pad token.
-
-    Raises:
-        MissingFileError, ModelError: see `find_source`; or the tokenizer has neither pad nor end-of-sequence token.
+    Raises MissingFileError or ModelError as `find_source` does, and ModelError if there is neither of these tokens.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, source.revision or model_args.model_revision)
@@ -281,7 +273,7 @@ def _tokenizer(source: Source, revision: str) -> Any:
 
 
 def _gguf_tokenizer(path: Path) -> Any:
-    """Load the tokenizer from the GGUF file, although transformers prefers a tokenizer.json in the same folder."""
+    """Load the tokenizer of a GGUF file, even if its folder has a tokenizer.json, which transformers prefers."""
     import tempfile
 
     from transformers import AutoTokenizer

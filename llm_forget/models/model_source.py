@@ -17,17 +17,17 @@ EXPORT_REPORT = "export.json"  # in the folder that `export` writes
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of a model: its full weights, and the frozen adapters on top of them, lowest first."""
+    """The full weights of a model, and the frozen adapters on top of them, in the order of training."""
 
     name: str  # as the user wrote it
     kind: str  # "hub" | "folder" | "gguf" | "demo"
     location: str  # Hub id, folder or file of the full weights
     adapters: tuple[Path, ...] = ()
-    revision: str | None = None  # of a Hub id, as the run or adapter on top of it recorded
+    revision: str | None = None  # of a Hub id, as recorded by the run or adapter
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Folders that may hold the tokenizer: those of the adapters, highest first, or that of an exported GGUF."""
+        """Folders that may hold the tokenizer: of the adapters, last one first, then of an exported GGUF file."""
         beside = Path(self.location).parent
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None
@@ -39,13 +39,10 @@ class Source:
 def find_source(name: str | None) -> Source:
     """Find the full weights and the adapters that a model name refers to.
 
-    Args:
-        name: Hub id, folder of a model, PEFT adapter folder, run folder, ``*.gguf`` file, ``builtin:NAME``.
-
     Raises:
         MissingFileError: the path does not exist, or the folder holds no model.
-        ModelError: no name, an unknown built-in, a run that did not finish, or adapters that refer to each other.
-        AdapterRefused: an adapter has no manifest; its base is then not looked up.
+        ModelError: no name, an unknown built-in model, an unfinished run, or adapters that refer to each other.
+        AdapterRefused: an adapter has no manifest. In this case, its base is not looked up.
     """
     if not name:
         raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -96,9 +93,9 @@ def _hub_id(name: str) -> str:
 
 
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
-    """Refuse a Hub id that holds an adapter; the error gives the command that downloads it as a folder.
+    """Raise ModelError if a Hub id is an adapter. The error gives the command that downloads it.
 
-    transformers would attach it as a second adapter, which is disabled together with the unlearning adapter.
+    If transformers attached it, computing the reference would disable it together with adapter "unlearn".
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -117,7 +114,7 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Return name and revision of an adapter's base, from its run if there is one, otherwise from PEFT's config."""
+    """Return name and revision of an adapter's base, from its run or, if it has none, from PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config

@@ -10,7 +10,7 @@ from llm_forget.core.digests import json_digest
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return ``sha256:...`` of a tensor's bytes, row by row, little-endian; shape and dtype do not affect it."""
+    """Return ``sha256:...`` of a tensor's bytes, row-major and little-endian; shape and dtype are not hashed."""
     import torch
 
     # Viewed as bytes, because NumPy has no bfloat16.

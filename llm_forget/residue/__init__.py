@@ -1,4 +1,4 @@
-"""Search files for remains of texts: `llm-forget scan-residue`. Needs no torch, writes no file, prints no text."""
+"""Search files for remains of texts (`llm-forget scan-residue`), without printing these texts and without torch."""
 
 from llm_forget.residue.scan import Finding, Scan, scan
 

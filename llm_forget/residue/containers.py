@@ -16,8 +16,8 @@ from llm_forget.core.errors import DataError
 
 BLOCK = 2**20
 HEAD = 16
-IN_MEMORY = 2**28  # largest container within a container that is read into memory, bytes
-UNPACKED = 2**36  # maximum bytes of one unpacked container, against decompression bombs
+IN_MEMORY = 2**28  # bytes; maximum size of a nested container that is read into memory
+UNPACKED = 2**36  # bytes; maximum unpacked size of a container, against decompression bombs
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError,
     sqlite3.Error, MemoryError,
@@ -47,13 +47,9 @@ def container_kind(head: bytes) -> str | None:
 def container_parts(
     kind: str, opened: Opener, path: Path | None
 ) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Iterate over the parts of a container: name, blocks of bytes, opener if the part may be a container itself.
+    """Yield the parts of a container: name, blocks of bytes, and an opener if the part may be a container itself.
 
-    Args:
-        path: path of the container if it is a file, None if it is part of another container.
-
-    Raises:
-        UNREADABLE: the container is damaged, encrypted, or not of this kind.
+    ``path`` is None if the container is inside another one. Raises one of `UNREADABLE` if it is damaged or encrypted.
     """
     if kind == "zip":
         yield from _zip_parts(opened)
@@ -74,10 +70,9 @@ def container_parts(
 
 
 def blocks(opened: Opener) -> Iterator[bytes]:
-    """Iterate over the unpacked bytes in blocks; if the file is damaged, yield the bytes before the damage, then raise.
+    """Yield the unpacked bytes in blocks. If the file is damaged, first yield the bytes before the damage.
 
-    Raises:
-        UNREADABLE: the file is damaged, or has more than `UNPACKED` unpacked bytes.
+    Raises one of `UNREADABLE` if the file is damaged or has more than `UNPACKED` unpacked bytes.
     """
     size, pending = 0, bytearray()
     with closing(opened()) as file:
@@ -106,7 +101,7 @@ def _zip_parts(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | 
             def again(member: zipfile.ZipInfo = member) -> BinaryIO:
                 return archive.open(member)  # type: ignore[return-value]
 
-            # Uncompressed members are searched as bytes of the archive, but may be containers themselves.
+            # The bytes of the archive, which are searched too, include uncompressed members. These may be containers.
             stored = member.compress_type == zipfile.ZIP_STORED
             yield "zip", iter(()) if stored else blocks(again), again
 
@@ -163,7 +158,7 @@ def _buffers(batch: Any) -> Iterator[bytes]:
 
 
 def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Iterate over the rows of all tables, where text that spans pages is whole, and over containers in them."""
+    """Yield the texts of all table rows, and containers in them. Raw bytes would split texts that span pages."""
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes

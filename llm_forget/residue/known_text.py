@@ -1,4 +1,4 @@
-"""Remove the parts of the search texts that known texts also contain, because matching them proves no copy."""
+"""Remove the parts of the search texts that known texts also contain, since finding these does not prove a copy."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,18 +12,16 @@ from llm_forget.residue.transforms import plain
 def remove_known_text(
     texts: Sequence[SearchText], needles: Sequence[Needle], matches: Iterable[Match], window: int
 ) -> list[SearchText]:
-    """Return the parts of the texts that have no ``window`` consecutive letters and digits in common with a known text.
+    """Return the parts of the texts that share no ``window`` consecutive letters and digits with a known text.
 
-    Args:
-        needles: forms of these texts.
-        matches: matches of ``needles`` in a known text; only those of the original form of a text are used.
+    ``matches`` are matches of ``needles`` in a known text. Only needles in the original form of a text count.
     """
     known_starts = {number: np.zeros(len(_character_of_byte(text)), bool) for number, text in enumerate(texts)}
     as_written = {number: plain(text.text.encode("utf-8", "replace")) for number, text in enumerate(texts)}
     for match in matches:
         needle = needles[match.needle]
         if needle.data == as_written[needle.text]:
-            # A window is known if it is within one match; the mask marks the start of the window.
+            # A window within one match is known. The mask marks the starts of known windows.
             size = min(needle.need, len(needle.data))
             known_starts[needle.text][match.begin : match.end - size + 1] = True
     remaining: list[SearchText] = []
@@ -33,7 +31,7 @@ def remove_known_text(
 
 
 def _character_of_byte(text: SearchText) -> list[int]:
-    """Return, for each byte of the plain form, the number of its character in the text."""
+    """Return the index of the character of ``text.text`` for each byte of its plain form."""
     return [number for number, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
 
 

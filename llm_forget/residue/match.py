@@ -1,8 +1,9 @@
-"""Find, in one pass over a block of bytes, all parts of many texts that it contains, from a minimum length.
+"""Find all parts of many texts, from a minimum length, in one pass over a block of bytes.
 
-Every ``stride`` bytes, eight bytes of the block are looked up in a table of the eight bytes at *every* position of the
-texts. Where they are equal, the match is extended in both directions. For long texts the roles are swapped: every
-position of the block is looked up among a few positions of the texts, which is slower but needs far less memory.
+A table holds the eight bytes at every position of the texts. Eight bytes at every ``stride``-th position of the block
+are looked up in it, and equal bytes are extended in both directions. If the texts have more than `LARGE` bytes, the
+table holds only some of their positions, and every position of the block is looked up. This is slower but needs less
+memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the hash of keys
 
 @dataclass(frozen=True)
 class Needle:
-    """One form of a text, as bytes; ``need`` consecutive bytes are a match. It has ``characters`` letters."""
+    """A text in one encoding. ``need`` is the minimum match in bytes; ``characters`` counts letters and digits."""
 
     data: bytes
     text: int
@@ -60,7 +61,7 @@ class Matcher:
         self.table[(keys * _ODD) >> self.shift] = True
 
     def matches(self, block: bytes) -> Iterator[Match]:
-        """Iterate over the matches of at least ``need`` bytes, each as long as possible."""
+        """Yield the matches of at least ``need`` bytes, each as long as possible."""
         if len(block) < KEY or not self.needles:
             return
         keys = _keys(block, self.stride)
@@ -91,7 +92,7 @@ class Matcher:
 
 
 def _keys(data: bytes, stride: int) -> np.ndarray:
-    """Return the eight bytes at every ``stride``-th position as one integer each."""
+    """Return the eight bytes at each ``stride``-th position as one integer."""
     count = max(0, (len(data) - KEY) // stride + 1)
     return np.ndarray((count,), "<u8", data, strides=(stride,)).copy() if count else np.zeros(0, np.uint64)
 

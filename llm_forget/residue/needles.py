@@ -1,4 +1,4 @@
-"""The texts to search for, and the forms in which a file may contain them."""
+"""Read the texts to search for, and compute the forms in which a file may contain them."""
 
 import base64
 import csv
@@ -22,7 +22,7 @@ _UNCOUNTED = {code: None for code in range(128) if not chr(code).isalnum()}
 
 @dataclass(frozen=True)
 class SearchText:
-    """A text of a row, or the part of it that no known text contains. Rows, or lines of a .txt file, count from 1."""
+    """A text of a row, or a part that no known text contains. Rows (lines of a .txt file) are counted from 1."""
 
     row: int
     text: str
@@ -30,10 +30,9 @@ class SearchText:
 
 
 def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
-    """Return the texts of all rows in the columns ``fields``; by default in all columns except ``id`` and ``role``.
+    """Return the texts of all rows in the columns ``fields``; default: all columns except ``id`` and ``role``.
 
-    Raises:
-        DataError: the file is not a file of rows, or has no text; the error names the line, never its content.
+    Raises DataError if the file is not a file of rows, or has no text. The error names the line, never its content.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise DataError(f"'{path}' is not a file of texts; allowed: {', '.join(SUFFIXES)}")
@@ -102,7 +101,7 @@ def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:
 
 
 def needles(texts: Sequence[SearchText], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
-    """Return the forms to search for in plain bytes, those in base64, and the numbers of texts that are too short.
+    """Return the needles for plain bytes, the needles for base64, and the indices of texts that are too short.
 
     A match has ``window`` consecutive letters and digits; a shorter text must match completely.
     """
@@ -148,17 +147,17 @@ def _base64_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
     for data in dict.fromkeys((*raw, text.encode("utf-16-le", "replace"))):
         for before in range(3):
             whole = base64.b64encode(bytes(before) + data)
-            # Cut off the characters at both ends, because they also depend on neighbouring bytes.
+            # Cut off base64 characters at both ends, because they also depend on neighbouring bytes.
             yield "base64", len(countable(text)), whole[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
 
 
 def countable(text: str) -> str:
-    """Return the characters that count for the length of a text: all except white space and ASCII punctuation."""
+    """Return the characters that count for a text's length: all except white space and ASCII punctuation."""
     return text.translate(_UNCOUNTED)
 
 
 def _cesu8(text: str) -> bytes:
-    """Encode as CESU-8: each half of a surrogate pair as UTF-8, as some programs write it."""
+    """Encode as CESU-8, which writes each half of a surrogate pair as separate UTF-8."""
     units = text.encode("utf-16-be", "replace")
     halves = (int.from_bytes(units[start : start + 2], "big") for start in range(0, len(units), 2))
     return b"".join(chr(half).encode("utf-8", "surrogatepass") for half in halves)

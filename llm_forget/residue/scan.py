@@ -1,4 +1,4 @@
-"""Search files, and the containers in them, for parts of the texts, and list the places that contain some."""
+"""Search files, and containers such as archives in them, for parts of texts, and list the places of all matches."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Finding:
-    """Remains of a row: file, byte offset, encoding, and the length of the match."""
+    """A match of a row's text in a file."""
 
     path: str
     inside: str  # containers, such as "gzip > zip"; "" for the file itself, "name" for the file name
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass
 class Scan:
-    """The findings of a scan, and what it could not read."""
+    """The findings of a scan, and the files that it could not read."""
 
     findings: list[Finding] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)  # file, reason
@@ -51,7 +51,7 @@ class Scan:
     bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scan as JSON-compatible data, without text and without file names that contain text."""
+        """Return the scan as JSON-compatible data, without the texts, also if they occur in file names."""
         return {
             "findings": [{**vars(finding), "whole": finding.whole} for finding in self.findings],
             "unread": [{"path": path, "why": why} for path, why in self.unread],
@@ -63,7 +63,7 @@ class Scan:
         }
 
     def lines(self, shown: int) -> Iterator[str]:
-        """Iterate over the lines of the report, with at most ``shown`` findings per file."""
+        """Yield the lines of the report, with at most ``shown`` findings per file."""
         by_file: dict[str, list[Finding]] = {}
         for finding in self.findings:
             by_file.setdefault(finding.path, []).append(finding)
@@ -108,8 +108,7 @@ def scan(
     Args:
         canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
         paths: files and folders. Symbolic links are not followed.
-        known: files with text that may remain, such as a retain set; parts of the texts in them are not searched for.
-        skip: files and folders to skip.
+        known: files with text that may remain, such as a retain set. Parts of texts in them are not searched for.
         fields: search only for the texts of these columns; default: all but ``id`` and ``role``.
         window: minimum match length in letters and digits; a shorter text (of at least 8) must match completely.
         progress: called with the bytes read so far, and the total.
@@ -156,14 +155,14 @@ def _remove_known_texts(texts: Sequence[SearchText], known_paths: Sequence[Path]
 
 @dataclass
 class _Walk:
-    """Searches files one after the other, and adds to the result."""
+    """Searches files one after the other, and adds the findings to ``result``."""
 
     searcher: Searcher
     result: Scan
     skipped: list[tuple[int, int]]
 
     def files(self, path: Path) -> Iterator[tuple[Path, int]]:
-        """Iterate over regular files and their sizes; count links, and record folders that cannot be listed."""
+        """Yield regular files and their sizes; count links, and record folders that cannot be listed."""
         waiting = [path]
         while waiting:
             path = waiting.pop()
@@ -218,7 +217,7 @@ class _Walk:
                 self._unpack(path, inner, start, again, depth + 1)  # type: ignore[arg-type]
 
     def _readable(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
-        """Iterate over items until one cannot be read, and record that error; errors of the caller are not caught."""
+        """Yield items until reading one fails, and record the error; do not catch exceptions of the caller."""
         while True:
             try:
                 item = next(items)
@@ -239,7 +238,7 @@ class _Walk:
         ]
 
     def _redacted_path(self, path: Path) -> str:
-        """Return the path; if a name in it contains a search text, only the folders before that name."""
+        """Return the path, cut off before the first name that contains a search text."""
         withheld = False
         while self.searcher.search([(0, os.fsencode(path))]):
             path, withheld = path.parent, True
@@ -261,13 +260,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _opener(path: Path) -> Opener:
-    """Return an opener that refuses links and does not wait for pipes, which may have replaced a listed file."""
+    """Return an opener that refuses links and does not wait for pipes, if one replaced the listed file."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
 
 
 def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:
-    """Iterate over (offset, block) of a file, without the holes of sparse files."""
+    """Yield (offset, block) of a file, without the holes of sparse files."""
     with opened() as file:
         start = _next_data(file.fileno(), 0)
         while start is not None:
@@ -284,7 +283,7 @@ def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:
 def _next_data(descriptor: int, start: int) -> int | None:
     try:
         return os.lseek(descriptor, start, os.SEEK_DATA)
-    except OSError as error:  # ENXIO: only a hole follows; others: the file system cannot tell
+    except OSError as error:  # ENXIO: only a hole follows; others: no support for SEEK_DATA
         return None if error.errno == errno.ENXIO else start
 
 

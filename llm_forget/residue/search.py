@@ -9,19 +9,19 @@ from llm_forget.residue.match import Match, Matcher
 from llm_forget.residue.needles import SearchText, needles
 from llm_forget.residue.transforms import View, encoding_of, views
 
-OVERLAP = 2**14  # bytes that two blocks share; a minimum match across their border must fit into them
+OVERLAP = 2**14  # bytes that two blocks share, so that a match of minimum length is not split
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A match of a row: encoding, byte offset in the stream, length of match and text in letters and digits."""
+    """A match of a row's text. ``characters`` and ``of`` count letters and digits of the match and of the text."""
 
     row: int
     encoding: str
     offset: int
     characters: int
     of: int
-    last: int = field(compare=False)  # end of its first part in the stream
+    last: int = field(compare=False)  # end of the first matched part in the stream
 
 
 class Searcher:
@@ -33,7 +33,7 @@ class Searcher:
         self.simple, self.encoded = Matcher(simple), Matcher(encoded)
 
     def matches(self, stream: Iterable[tuple[int, bytes]]) -> Iterator[Match]:
-        """Iterate over all matches in plain bytes, without base64."""
+        """Yield all matches in plain bytes, without base64."""
         for joined, _ in _overlapping(stream):
             for view in views(joined, base64=False):
                 yield from self.simple.matches(view.data)
@@ -69,7 +69,7 @@ class Searcher:
 
 
 def _best_hits(hits: list[Hit]) -> list[Hit]:
-    """Return the longest hit of each row and encoding; drop shorter hits of the same row in the same bytes."""
+    """Return the longest hit of each row and encoding; drop hits that overlap a longer hit of the same row."""
     selected: list[Hit] = []
     for hit in sorted(hits, key=lambda hit: hit.characters / hit.of, reverse=True):
         others = [other for other in selected if other.row == hit.row]
@@ -80,7 +80,7 @@ def _best_hits(hits: list[Hit]) -> list[Hit]:
 
 
 def _overlapping(stream: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """Iterate over (block, offset); each block begins with the last bytes of the previous one."""
+    """Yield (block, offset); each block begins with the last `OVERLAP` bytes of the previous block."""
     tail, end = b"", -1
     for start, block in stream:
         joined = tail + block if start == end else block

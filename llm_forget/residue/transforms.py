@@ -1,9 +1,9 @@
-"""Views: the forms in which a block of bytes is searched, with a map from their bytes back to the block.
+"""Convert a block of bytes to the forms in which it is searched (views), and map positions back to the block.
 
-*plain* drops all ASCII characters except letters and digits, and makes letters lower-case. So white space, line breaks,
-quotes, markup and the zero bytes of UTF-16 do not hide a text. *unescaped* decodes JSON, URL and HTML escapes first, at
-most twice; *folded* also applies NFKC and case folding. *base64* removes line breaks and maps the URL alphabet to the
-standard one.
+plain: without ASCII characters except letters and digits, in lower case. UTF-16 or markup do not hide a text.
+unescaped: plain, after decoding JSON, URL and HTML escapes at most twice.
+folded: unescaped, with NFKC and case folding.
+base64: without line breaks, and with the URL alphabet mapped to the standard one.
 """
 
 import html
@@ -35,7 +35,7 @@ _KINDS = {"json": _BACKSLASH, "url": _PERCENT, "html": _ENTITY}
 
 @dataclass(frozen=True)
 class View:
-    """A form of a block; ``source(first, last)`` maps a span of its bytes back to a span of the block."""
+    """A form of a block. ``source(first, last)`` maps a span of its bytes back to a span of the block."""
 
     kind: str
     data: bytes
@@ -43,7 +43,7 @@ class View:
 
 
 def plain(block: bytes) -> bytes:
-    """Return the ASCII letters and digits in lower case, and all bytes beyond ASCII unchanged."""
+    """Drop ASCII characters except letters and digits, and make letters lower-case; keep bytes beyond ASCII."""
     return block.translate(_LOWER, _DROPPED)
 
 
@@ -69,7 +69,7 @@ def fold(text: str) -> str:
 
 
 def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
-    """Iterate over the distinct forms of a block; ``base64``: include base64 forms."""
+    """Yield the distinct views of a block; ``base64`` includes base64 views."""
     yield View("plain", plain(block), lambda first, last: _source_of_plain(block, first, last))
     once = unescape(block)
     twice = unescape(once) if once != block else once
@@ -88,9 +88,10 @@ def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
 
 
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
-    """Return the name of the encoding of a match, which a view found in ``block[first:last]``.
+    """Return the name of the encoding of a match in ``block[first:last]``.
 
-    ``needle`` names the encoding of the needle that matched. It may be wrong: UTF-16 and UTF-32 forms can be equal.
+    ``needle`` is the encoding of the needle that matched. It may be wrong, because UTF-16 and UTF-32 forms can be
+    equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -132,7 +133,7 @@ def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
 
 
 def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
-    """Return a view whose bytes stand for one or more bytes of the block; positions are mapped back piece by piece."""
+    """Return a view that ``change`` computes, with a function that maps its positions back to the block."""
     lengths: list[int] = []
 
     def position(index: int) -> int:

@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
 
 
 def _written(value: Any) -> Any:
-    """Replace NaN and infinity (such as the gradient norm of a step that fp16 skipped) by None: JSON has neither."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints with a completeness marker.
+"""Mark complete checkpoints, and find the newest one.
 
-transformers silently resumes from a checkpoint without its optimizer or random state, which leads to other weights.
-Here a checkpoint counts only if `complete.json`, written last, lists every file with its size and digest.
+transformers also resumes from a checkpoint without its optimizer or random state. Here, a checkpoint is complete only
+if `complete.json`, which is written last, lists every file with its size and digest.
 """
 
 import shutil
@@ -22,7 +22,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def defect(checkpoint: Path) -> str | None:
-    """Return what makes a checkpoint unusable for resuming, or None if it is complete."""
+    """Return why a checkpoint cannot be used for resuming, or None if it is complete."""
     if not (checkpoint / MARKER).is_file():
         return f"it is incomplete ({MARKER} is missing)"
     try:
@@ -41,7 +41,7 @@ def defect(checkpoint: Path) -> str | None:
 def keep_newest(folder: Path, count: int | None) -> None:
     """Delete all checkpoints of a run except the newest ``count``; None, or a number below 1, keeps all."""
     for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
-        (checkpoint / MARKER).unlink(missing_ok=True)  # first: a half-deleted checkpoint must not look complete
+        (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint does not look complete
         shutil.rmtree(checkpoint)
 
 

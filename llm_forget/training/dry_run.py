@@ -20,7 +20,7 @@ from llm_forget.models.load import load_config
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
 FLOAT32 = 4.0
-BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs beside the saved ones
+BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs in addition to saved ones
 LOGITS_KEPT = 6  # float32 copies of the logits at targets, if a term compares policy and reference
 GIB = 2**30
 
@@ -42,7 +42,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that the memory of a decoder depends on, in elements."""
+    """Sizes of a decoder that determine its memory, in elements."""
 
     layers: int
     hidden: int
@@ -60,7 +60,7 @@ class Shape:
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
     """Count rows, tokens, target tokens and the longest row of the largest possible batch of each split.
 
-    ``repeated`` counts the tokens that need no computation, because the prefix shared by all rows is computed once.
+    ``repeated`` counts tokens of the prefix that all rows share, which are computed only once.
     """
     counts = {}
     for name, rows in splits.items():
@@ -90,11 +90,10 @@ def estimate_memory(
     """Estimate the peak memory of an AdamW step on the largest batch, with the fast paths of `logprobs.fast_paths`.
 
     The estimate counts the tensors that autograd saves for a decoder of the Llama family (RMSNorm, gated MLP, attention
-    that saves no scores), as in arXiv:2205.05198. tests/measure/bench_memory.py compares it with measured peaks.
+    that saves no scores), as in arXiv:2205.05198.
 
     Args:
         counts: counts of one micro-batch, from `batch_counts`.
-        checkpointing: whether only the inputs of layers are saved, and one layer at a time is recomputed.
         keeps_logits: whether a term needs the logits of policy and reference at target positions.
         autocast: whether matrix products are in half precision (``bf16`` or ``fp16``).
         on_gpu: None detects a GPU with torch.
@@ -131,9 +130,9 @@ def estimate_memory(
 def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
     """Estimate the peak memory of each device under one of the shipped launch configurations.
 
-    ``ddp`` keeps everything on every device, and a second copy of the gradients for the reduction. ``zero2`` shards
-    optimiser state and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest
-    tensor at a time. Each device has the activations of its own rows.
+    ``ddp`` keeps everything on every device, and copies the gradients to reduce them. ``zero2`` shards optimiser state
+    and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest tensor at a
+    time.
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)
@@ -147,7 +146,7 @@ def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: 
 
 
 def launch_config(environment: Mapping[str, str]) -> str:
-    """Return the shipped launch configuration that accelerate's environment variables describe."""
+    """Return the name of the shipped launch configuration that accelerate's environment variables select."""
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return "fsdp2"
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -156,12 +155,12 @@ def launch_config(environment: Mapping[str, str]) -> str:
 
 
 def depth(model_args: ModelConfig) -> int:
-    """Return the number of decoder layers of the model, read from its configuration."""
+    """Return the number of decoder layers from the model's configuration."""
     return int(load_config(model_args).get_text_config().num_hidden_layers)
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
-    """Count the bytes that one layer saves for backward; attention has ``padded`` tokens, other parts ``tokens``."""
+    """Return the bytes that one layer saves for the backward pass; only attention includes padding tokens."""
     hidden, inner = shape.hidden, shape.intermediate
     product = 2.0 if autocast else width
     norms = 2 * hidden * FLOAT32  # inputs
@@ -188,7 +187,7 @@ def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, g
 
 
 def _gradients(shape: Shape, model_args: ModelConfig) -> float:
-    """Count the bytes of all gradients: float32 for an adapter, otherwise the dtype of the weights."""
+    """Return the bytes of all gradients: float32 for an adapter, otherwise the dtype of the weights."""
     if model_args.use_peft:
         return shape.adapter * FLOAT32
     return (shape.linear + shape.others) * _width(model_args)

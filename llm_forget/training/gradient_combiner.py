@@ -1,7 +1,7 @@
 """Sum forget and retain gradients separately over the micro-batches of a step, and combine them by a gradient rule.
 
-Gradients are taken with `torch.autograd.grad` and reduced over processes here, so a wrapper like DDP never sees two
-backward passes. This requires whole parameters on every process: one process or DDP, not FSDP or ZeRO.
+This module computes gradients with `torch.autograd.grad` and sums them over processes itself, without DDP. Every
+process needs all parameters, so FSDP and ZeRO are not supported.
 """
 
 import math
@@ -23,7 +23,7 @@ Losses = Callable[[Any], dict[str, Tensor]]
 
 
 class GradientCombiner:
-    """Applies gradient rule ``name`` with its ``arguments``; ``sam`` takes the forget gradient at perturbed weights."""
+    """Applies gradient rule ``name``; rule ``sam`` computes the forget gradient at perturbed weights."""
 
     def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         self.name, self.arguments = name, dict(arguments or {})
@@ -61,7 +61,7 @@ class GradientCombiner:
             forget = self._forget_nearby(parameters, forget, losses, accelerator)
             combined, self.state = combine("sum", forget, retain)
         else:
-            # A state from a checkpoint is on the CPU.
+            # A state loaded from a checkpoint is on the CPU.
             state = None if self.state is None else [s.to(r.device) for s, r in zip(self.state, retain, strict=True)]
             combined, self.state = combine(self.name, forget, retain, state, self.arguments)
         for parameter, gradient in zip(parameters, combined, strict=True):
@@ -76,12 +76,12 @@ class GradientCombiner:
         return _reduced(total or forget, accelerator)
 
     def save(self, folder: Path) -> None:
-        """Write the rule's state, if it has one, so that a resume is exact."""
+        """Write the state of the gradient rule, if it has one."""
         if self.state is not None:
             save_file({str(index): tensor.contiguous() for index, tensor in enumerate(self.state)}, folder / STATE)
 
     def load(self, folder: Path) -> None:
-        """Read the state that `save` wrote, if there is one."""
+        """Read the state that `save` wrote, if any."""
         if (folder / STATE).is_file():
             tensors = load_file(folder / STATE)
             self.state = [tensors[str(index)] for index in range(len(tensors))]
@@ -101,7 +101,7 @@ def _plus(total: Gradient | None, gradient: Gradient) -> Gradient:
 
 
 def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:
-    """Sum a gradient over processes with one message, as a flat vector."""
+    """Sum a gradient over processes in one operation, as a flat vector."""
     if accelerator.num_processes == 1:
         return gradient
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradient]), "sum")

@@ -42,7 +42,7 @@ from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
-# On file systems with coarse times, transformers warns at every checkpoint, and sorts by number, which is correct.
+# If file times are coarse, transformers warns and sorts checkpoints by number instead, which is correct.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
 
 
@@ -72,13 +72,10 @@ def run_job(
     gradient: GradientCombiner | None = None,
     max_retain_drop: float | None = None,
 ) -> Run:
-    """Train the run of output_dir, unless it is complete; with ``dry_run``, only print its plan.
+    """Train the run of ``output_dir``, unless it is complete; with ``dry_run``, only print its plan.
 
-    Nothing is written before the data have passed all checks.
-
-    Raises:
-        ConfigError: the number of processes is not the requested one.
-        RunError: output_dir contains another run or other files.
+    Files are written only after all checks of the data. Raises ConfigError if the number of processes is not the
+    requested one, and RunError if ``output_dir`` contains another run or other files.
     """
     state = PartialState()
     check_launch(state)
@@ -100,7 +97,7 @@ def run_job(
 
 
 def _identity(data: DataConfig, train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
-    """Return the settings that identify a run, and the number of processes, which changes the batch of a step."""
+    """Return the settings that identify a run, and the number of processes if there are several."""
     processes = PartialState().num_processes
     return identity(resolved(data, train, model)) | ({"processes": processes} if processes > 1 else {})
 
@@ -110,11 +107,9 @@ def prepare(
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
     """Load the tokenizer, and check and tokenise the rows of every split of the objective.
 
-    Returns:
-        The tokenizer, the tokenised splits, and the ids and subjects of each split (see `provenance.row_subjects`).
-
-    Raises:
-        DataError, ConfigError, MissingFileError: a source, row or combination of splits is invalid; names file and row.
+    Returns the tokenizer, the tokenised splits, and the result of `provenance.row_subjects` for each split. Raises
+    DataError, ConfigError or MissingFileError, naming file and row, if a source, a row or a combination of splits is
+    invalid.
     """
     _weights(data, objective)  # refuses weights without effect
     tokenizer = load_tokenizer(model)
@@ -136,12 +131,12 @@ def prepare(
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Build the template by which this configuration turns rows into text."""
+    """Build the template that turns rows into text."""
     return template_for(tokenizer, **{key: getattr(data, key) for key in TEMPLATE_KEYS})
 
 
 def _train(run: Run, job: Job) -> None:
-    """Load the model, train, save the trained weights, and finish the run; resumes an interrupted run."""
+    """Load the model, train it or resume its training, save the trained weights, and finish the run."""
     state = PartialState()
     with run.lock() if state.is_main_process else contextlib.nullcontext():
         _train_locked(run, job, state)
@@ -194,7 +189,7 @@ def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: 
 
 
 def _show_plan(job: Job) -> None:
-    """Check the rows of the evaluation and print the plan of the job, without loading weights or writing files."""
+    """Print the plan of the job, after checking the rows for evaluation; load no weights and write no files."""
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():
         if spec is not None:
@@ -232,7 +227,7 @@ def _load_model(job: Job) -> tuple[Any, str]:
 
 def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer:
     args = copy.copy(job.train)
-    args.output_dir = str(run.checkpoints)  # where transformers puts its checkpoints
+    args.output_dir = str(run.checkpoints)  # where transformers writes checkpoints
     trainer = UnlearnTrainer(
         model,
         args,
@@ -253,7 +248,7 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
-    """Return the source weights of each streamed split; the primary split has none, since an epoch uses every row."""
+    """Return the source weights of each streamed split; refuse weights of the primary split."""
     primary, *streamed = objective.splits()
     if mixture_weights(getattr(data, primary), primary) is not None:
         raise ConfigError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
@@ -262,7 +257,7 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
 
 
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
-    """Refuse to resume with other weights or rows: provenance.json would describe only a part of the steps."""
+    """Refuse to resume if base, tokenizer or rows have changed, since provenance.json describes only one version."""
     if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
         return
     before = run.provenance
@@ -276,7 +271,7 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
 
 
 def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
-    # PEFT counts two 4-bit weights per byte.
+    # This function counts two 4-bit weights per byte.
     trainable, whole = PeftModel.get_nb_trainable_parameters(model)
     return {
         "kind": job.kind.name,

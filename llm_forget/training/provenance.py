@@ -1,7 +1,7 @@
 """Describe the rows of a run for provenance.json: their number, digest, ids and subjects, never their text.
 
-The file is private to the run and never published, because ids and subjects are often names. If a split has more than
-`LISTED` ids, they are in a file of the folder `ROW_IDS`, one id per line in the order of the rows.
+The file is private to the run and is never published, because ids and subjects are often names. If a split has more
+than `LISTED` rows, a file in the folder `ROW_IDS` has the ids, one per line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUBJECT = "subject"  # the column with the person a row is about; deletion reque
 
 
 def row_subjects(rows: Dataset) -> Dataset | None:
-    """Return the ids and subjects of loaded rows; None if no row has a subject that is text."""
+    """Return the ids and subjects of loaded rows; None if no row has a subject that is a string."""
     if SUBJECT not in rows.column_names:
         return None
     column = arrow_column(rows, SUBJECT)
@@ -38,12 +38,9 @@ def row_subjects(rows: Dataset) -> Dataset | None:
 def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> dict[str, Any]:
     """Describe the tokenised rows of a split by number, digest, ids and subjects.
 
-    Args:
-        subject_table: result of `row_subjects` for the rows before they were tokenised.
-
-    Returns:
-        ``rows``, ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or ``ids_file`` and
-        ``subjects_file``, which `write_lists` writes.
+    Returns ``rows``, ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or ``ids_file`` and
+    ``subjects_file``, which `write_lists` writes. ``subject_table`` is the result of `row_subjects` before
+    tokenisation.
     """
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
     subjects = _subjects(ids, subject_table)
@@ -62,7 +59,7 @@ def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> 
 def write_lists(
     run: Run, facts: Mapping[str, Any], splits: Mapping[str, Dataset], subject_tables: Mapping[str, Dataset | None]
 ) -> None:
-    """Write the files that `describe` names; the files of subjects are readable by their owner only."""
+    """Write the files that `describe` names. Only their owner can read the files of subjects."""
     for name, split_facts in facts.items():
         ids = unique_ids(splits[name])
         if "ids_file" in split_facts:
@@ -73,7 +70,7 @@ def write_lists(
 
 
 def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Array | None:
-    """Return the subject of each id, null for an id without subject; None without a table."""
+    """Return the subject of each id, null for an id without one; return None if there is no table."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -85,5 +82,5 @@ def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Arra
 
 
 def _subject_lines(subjects: Any) -> bytes:
-    """Encode one JSON string or null per line, since a subject may contain line breaks."""
+    """Encode each subject as a line of JSON, because it may contain line breaks."""
     return b"".join(json.dumps(subject.as_py()).encode() + b"\n" for subject in subjects)

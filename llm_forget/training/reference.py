@@ -1,7 +1,7 @@
 """Compute reference log-probabilities once per row before training, cache them on disk, and look them up in each step.
 
-The reference is the policy with the trained adapter off, so no second model exists. The name of the cache file is a
-digest of everything that determines the numbers (model, precision, tokens of the rows); the file contains no text.
+The reference is the policy with the trained adapter off, so there is no second model. The cache file is named after a
+digest of model, precision and tokens. It contains no text.
 """
 
 from __future__ import annotations
@@ -41,17 +41,16 @@ Forward = Callable[[list[dict[str, Any]]], Logprobs]
 
 
 class ReferenceLogprobs:
-    """Log-probabilities (nats) of the target tokens of one split's rows under the reference.
+    """Log-probabilities (nats) of the target tokens of one split under the reference.
 
-    ``indices`` ``[N]``, ascending, are rows of the data set; the log-probabilities of row ``indices[i]`` are
-    ``values[offsets[i]:offsets[i + 1]]``.
+    ``indices`` ``[N]`` are row numbers, ascending. Row ``indices[i]`` has ``values[offsets[i]:offsets[i + 1]]``.
     """
 
     def __init__(self, indices: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> None:
         self._indices, self._offsets, self._values = indices, offsets, values
 
     def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
-        """Look up values for dataset ``rows`` ``[B]`` (-1 for a padding row), aligned to ``policy`` ``[B, T]``."""
+        """Return the log-probs of ``rows`` ``[B]`` (-1 for padding), aligned with ``policy`` ``[B, T]``."""
         values = torch.zeros(policy.values.shape, dtype=torch.float32)
         positions = np.searchsorted(self._indices, rows.numpy(force=True))
         for batch_row, (row, position) in enumerate(zip(rows.tolist(), positions, strict=True)):
@@ -77,7 +76,7 @@ class ReferenceLogprobs:
 
 
 class Reference(TrainerCallback):
-    """The reference of a trainer: cached log-probs, or a forward pass in every step if a term needs more than these."""
+    """Provides reference log-probs from the cache, or a forward pass in each step if a term needs more."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -101,7 +100,7 @@ class Reference(TrainerCallback):
             trainer._statistics = StepStatistics()  # do not count the time of the reference pass
 
     def _rows_of(self, split: str) -> np.ndarray:
-        """Return the rows that the run will see: all rows of the primary split, or the rows that a stream reaches."""
+        """Return the rows that training uses: all rows of the primary split, or the rows that a stream reaches."""
         trainer = self.trainer
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))
@@ -165,7 +164,7 @@ def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference once over ``rows`` (ascending); processes share the work, and each returns the whole result."""
+    """Run the reference once over ``rows`` (ascending). Processes share the work, and all return the whole result."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
     indices: list[np.ndarray] = [rows[:0]]  # in the order of this process's batches
     row_values: list[np.ndarray] = []

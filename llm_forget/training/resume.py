@@ -1,8 +1,7 @@
-"""Resume training bit-exactly, from complete checkpoints, which contain all state that the next step depends on.
+"""Resume training bit-exactly from complete checkpoints.
 
-transformers silently resumes from a checkpoint without its optimizer or random state, deletes the previous checkpoint
-while the newest is being written, and makes one extra step when it resumes a finished run whose last step was in the
-middle of an epoch.
+transformers itself also resumes from incomplete checkpoints, deletes the previous checkpoint before the newest is
+complete, and makes an extra step when it resumes a finished run that ended in the middle of an epoch.
 """
 
 import logging
@@ -20,21 +19,21 @@ logger = logging.getLogger("llm_forget")
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints have a completeness marker. Subclasses add their own step state."""
+    """A Trainer that resumes only from complete checkpoints. Subclasses add their own state."""
 
     stopped = False  # training was stopped early on purpose
     resumed_from: Path | None = None
 
     def save_step_state(self, folder: Path) -> None:
-        """Write the subclass's step state into a checkpoint; called on all processes."""
+        """Write the subclass's state into a checkpoint; called on all processes."""
         raise NotImplementedError
 
     def load_step_state(self, folder: Path) -> None:
-        """Read the step state that `save_step_state` wrote; called on all processes."""
+        """Read the state that `save_step_state` wrote; called on all processes."""
         raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **keywords: Any) -> Any:
-        """Train as transformers does, but resume from complete checkpoints only; True takes the newest one, if any."""
+        """Train as transformers does, but resume only from complete checkpoints; True selects the newest one."""
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
             checkpoint, warnings = checkpoints.last_complete(Path(str(self.args.output_dir)))
@@ -52,21 +51,21 @@ class ResumableTrainer(Trainer):
         return super().train(None if checkpoint is None else str(checkpoint), *rest, **keywords)
 
     def _run_epoch(self, *positional: Any, **keywords: Any) -> None:
-        # transformers makes one extra step when it resumes from the last checkpoint of a run that ended in an epoch.
+        # Prevent the extra step of transformers that the module's docstring describes.
         if self.stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*positional, **keywords)  # type: ignore[no-untyped-call]  # transformers has no types
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, then synchronise: the folder must exist before others write state into it."""
+        """Save as transformers does, then wait for all processes, because each writes state into the folder."""
         super().save_model(output_dir, _internal_call)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # a process died while writing it
+            shutil.rmtree(folder)  # incomplete: an earlier process died while writing it
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

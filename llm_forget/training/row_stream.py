@@ -1,8 +1,7 @@
-"""Choose the rows of each step by seeded index arithmetic, which gives the same rows for every number of processes.
+"""Choose the rows of each step from seeds, so that they do not depend on the number of processes.
 
 A slot holds one row of every split. Slot j of epoch e holds row j of the epoch's order of the primary split (n rows),
-and the row at position ``e * n + j`` of the endless stream of every other split. All processes take slots from one
-global order, so their number does not change the rows of a step. A resumed run computes its position from the step.
+and the row at position ``e * n + j`` of the endless stream of every other split.
 """
 
 from __future__ import annotations
@@ -28,15 +27,10 @@ class Stream(Protocol):
 
 
 class RetainStream:
-    """Endless sequence over one or several concatenated sources, each sampled without replacement in every pass.
+    """Endless stream of row indices; each source is sampled without replacement, pass after pass.
 
-    Args:
-        sizes: rows of each source; row ``i`` of source ``s`` has index ``sum(sizes[:s]) + i``.
-        weights: share of each source; None samples all rows equally (one pass is then a pass over all sources).
-        seed: seed of every order and choice. Two streams with different seeds are unrelated.
-
-    Raises:
-        ConfigError: an empty source, or weights that are not one positive number per source.
+    The sources are concatenated, and have ``sizes`` rows. ``weights`` are their shares; None samples all rows equally.
+    Raises ConfigError for an empty source, or for weights that are not one positive number per source.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -51,8 +45,8 @@ class RetainStream:
 
     @classmethod
     def over(cls, source_index: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> RetainStream:
-        """Build a stream over tokenised rows sorted by source, from their column ``source_index``."""
-        # A column of a data set is read at once by slicing; NumPy alone would ask it for one row after the other.
+        """Build a stream over tokenised rows that are sorted by their column ``source_index``."""
+        # Slicing reads the column at once; NumPy would read it row by row.
         sizes = np.bincount(np.asarray(source_index[:]), minlength=len(weights or ())).tolist()
         return cls(sizes if weights is not None else [sum(sizes)], weights, seed)
 
@@ -67,7 +61,7 @@ class RetainStream:
         return out
 
     def _sources(self, stop: int) -> np.ndarray:
-        """Return the source of each position below ``stop``; takes some milliseconds per million positions."""
+        """Return the source of each position below ``stop``."""
         if len(self._sizes) == 1:
             return np.zeros(stop, dtype=np.int64)
         blocks = [_random(self._seed, _CHOICE, b).random_sample(_BLOCK) for b in range(-(-stop // _BLOCK))]
@@ -84,15 +78,13 @@ class RetainStream:
 class StepSampler(Sampler[dict[str, int]]):
     """A sampler of the slots of one epoch, ``{split: row index}``; a padding slot has -1 for every split.
 
-    An epoch is padded to a multiple of ``batch_size * world_size`` slots, so no row is repeated to fill a batch and
-    none is dropped. `RankBatches` distributes the slots to processes.
+    An epoch is one pass over the first (primary) split. It is padded to a multiple of ``batch_size * world_size``
+    slots, so that no row is repeated or dropped. `RankBatches` distributes the slots to processes.
 
     Args:
-        splits: number of rows of each split, or a `Stream` over them. An epoch is one pass over the first (primary).
-        paired: splits that use the primary split's row index (the preferred answers to the forget rows).
+        splits: number of rows of each split, or a `Stream` over them.
+        paired: splits with the same row indices as the primary split, such as the preferred answers to forget rows.
         batch_size: slots per process in a micro-batch.
-        world_size: number of processes.
-        seed: seed of the order of the primary split, and of streams given by their number of rows.
 
     Raises:
         ConfigError: a size below 1, or a paired split whose size differs from the primary split's.
@@ -141,7 +133,7 @@ class StepSampler(Sampler[dict[str, int]]):
             yield [dict(zip(slots, rows, strict=True)) for rows in zip(*columns, strict=True)]
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
-        """Return all slots of an epoch, by split, each ``[len(self)]``."""
+        """Return the row indices of all slots of an epoch, by split, each ``[len(self)]``."""
         order = _random(self._seed, _PRIMARY, epoch).permutation(self._n)
         columns = dict.fromkeys((self._primary, *self._paired), order)
         columns |= {name: stream.take(epoch * self._n, self._n) for name, stream in self._streams.items()}
@@ -150,11 +142,7 @@ class StepSampler(Sampler[dict[str, int]]):
 
 
 class RankBatches(Sampler[list[dict[str, int]]]):
-    """The batches of one process: its part of each group of ``batch_size * world_size`` slots.
-
-    Args:
-        sampler: a sampler with the same ``batch_size * world_size``.
-    """
+    """The batches of one process. ``sampler`` must have the same ``batch_size * world_size``."""
 
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size or len(sampler) % (batch_size * world_size):
@@ -176,5 +164,5 @@ class RankBatches(Sampler[list[dict[str, int]]]):
 
 
 def _random(*key: int) -> np.random.RandomState:
-    # RandomState, not Generator: its streams are frozen, so a run can be resumed after an update of NumPy.
+    # RandomState, unlike Generator, gives the same numbers in all versions of NumPy.
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))

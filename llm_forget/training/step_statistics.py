@@ -12,7 +12,7 @@ from torch import Tensor
 class StepStatistics:
     """Sums over the steps since the last log line.
 
-    Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, ``<split>/<term>`` for shares of terms.
+    Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, and ``<split>/<term>`` for losses.
     """
 
     def __init__(self, step: int = 0) -> None:
@@ -27,7 +27,7 @@ class StepStatistics:
         self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().to(precise)
 
     def means(self, accelerator: Any, step: int) -> dict[str, float]:
-        """Compute means over the steps up to ``step`` and over all processes, under the names that are logged."""
+        """Return the logged means over all processes and over the steps since the last log line."""
         total = self._total(accelerator)
         steps = max(1, step - self.step)
         logs = {}
@@ -46,13 +46,13 @@ class StepStatistics:
         return logs
 
     def state(self, accelerator: Any) -> dict[str, Any]:
-        """Return the state that `restored` reads; equal on all processes, which must all call it."""
+        """Return the state for `restored`. All processes must call it, and get the same state."""
         seconds = time.perf_counter() - self.began
         return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
-        """Restore from `state`; its sums cover all processes, so one process gets them (``whole``), the others zero."""
+        """Restore from `state`. Its sums cover all processes, so only one process passes ``whole=True``."""
         statistics = cls(state["step"])
         statistics.tokens = state["tokens"]
         statistics.began -= state["seconds"]

@@ -1,8 +1,7 @@
 """The trainer: a thin subclass of `transformers.Trainer` that minimises an objective over splits.
 
-It runs one forward pass for all splits of a batch, computes logits only at target positions, uses the model with the
-adapter off as reference, and normalises losses by the counts of the whole optimiser step, over micro-batches and
-processes. Checkpoints, schedules, precision, DDP, FSDP, DeepSpeed and trackers are from transformers and accelerate.
+One forward pass covers all splits of a batch, and computes logits only at target positions. Losses are normalised by
+the counts of the whole optimiser step, over micro-batches and processes.
 """
 
 from collections.abc import Collection, Iterator
@@ -44,22 +43,21 @@ class UnlearnTrainer(ResumableTrainer):
 
     Args:
         model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
-        args: a `transformers.TrainingArguments` with the keys of a recipe.
         splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. An epoch is one pass over the objective's
             first split; the others are streamed; ``alternate`` is paired row by row with ``forget``.
         objective: from `llm_forget.objectives.methods.build_objective`.
         processing_class: the tokenizer, used for its padding token.
         gradient: rule that combines forget and retain gradients; None adds the losses.
         max_retain_drop: stop when the log-prob of retain rows is this far below the reference's, nats per token.
-        weights: shares of the sources of a mixed streamed split (its column ``source_index``).
-        model_digest: digest of the base weights (`models.digest.source_digest`); goes into the adapter's manifest
-            and names the cache of reference log-probs. None: nothing is cached on disk.
-        base_name: the base model's name for the adapter's configuration.
+        weights: shares of the sources (column ``source_index``) of streamed splits.
+        model_digest: `models.digest.source_digest` of the base, for the adapter's manifest and the name of the cache of
+            reference log-probs. If None, nothing is cached on disk.
+        base_name: the base model's name in the adapter's configuration.
     """
 
     model: PreTrainedModel  # or a PeftModel, which has its attributes
     train_dataset: Slots
-    loss_is_scaled_for_ga = True  # by the counts of the whole step, in `compute_loss`
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the counts of the whole step
 
     def __init__(
         self,
@@ -106,7 +104,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
 
     def _check_model(self) -> None:
-        """Refuse a model or launch that the objective or the gradient rule cannot use."""
+        """Raise ConfigError if the objective or gradient rule cannot use this model or launch."""
         if self.model.get_output_embeddings() is None:
             raise ConfigError(
                 f"{type(self.model).__name__} has no output embeddings to compute logits; use a causal LM"
@@ -120,7 +118,7 @@ class UnlearnTrainer(ResumableTrainer):
             raise ConfigError("the objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
 
     def _check_early_stopping(self, args: TrainConfig) -> None:
-        """Refuse ``max_retain_drop`` without log lines or retain rows, which early stopping reads."""
+        """Raise ConfigError if ``max_retain_drop`` is set, but there are no retain rows or no log lines."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
             raise ConfigError("max_retain_drop needs retain rows, but no term of this objective uses them; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
@@ -129,7 +127,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of this process; distributed by the sampler, because accelerate would repeat rows."""
+        """Return this process's batches. The sampler distributes them, because accelerate would repeat rows."""
         batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
@@ -165,7 +163,7 @@ class UnlearnTrainer(ResumableTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute this micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
+        """Return this micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
         sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
         # DDP, FSDP and DeepSpeed average gradients over processes; shares have to be summed.
         loss = torch.stack(list(sides.values())).sum() * self.args.world_size
@@ -190,7 +188,7 @@ class UnlearnTrainer(ResumableTrainer):
         return total * self.args.world_size
 
     def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
-        """Compute the weighted loss of the forget terms and of all others: scalars, keys ``forget`` and ``retain``."""
+        """Return the weighted loss of the forget terms (key ``forget``) and of other terms (key ``retain``)."""
         logits = [split for split in batch if self.objective.needs("logits", split)]
         policy = self.forward(model, batch, logits=logits, layer=self.layer)
         values = self.objective.values(policy, self.reference.of(model, batch, policy))
@@ -248,7 +246,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
-        """Discard the statistics of the block, in which a rule such as sam passes over the same batch again."""
+        """Discard statistics of the block, where a rule such as sam runs the same batches again."""
         values, sums = dict(self._step_values), dict(self._statistics.sums)
         yield
         self._step_values, self._statistics.sums = values, sums
@@ -279,7 +277,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does; a save that is not a checkpoint also records the adapter's effect on logits."""
+        """Save as transformers does; except in checkpoints, also record the adapter's effect on the logits."""
         self._last_save = not _internal_call
         super().save_model(output_dir, _internal_call)
 
@@ -290,7 +288,7 @@ class UnlearnTrainer(ResumableTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
-            # Not in checkpoints, to save time; not if state_dict is set (sharded weights): no process has all weights.
+            # Not measured in checkpoints, to save time, nor if state_dict is set, because weights are then sharded.
             effect = effect_of(bare) if self._last_save and state_dict is None else None
             base: dict[str, Any] = {"base_digest": self.model_digest, "base_name": self.base_name}
             save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
@@ -298,7 +296,7 @@ class UnlearnTrainer(ResumableTrainer):
             bare.save_pretrained(folder, state_dict=state_dict)
 
     def save_step_state(self, folder: Path) -> None:
-        """Write duals, statistics and gradient state into a checkpoint; all processes call it, one writes."""
+        """Write duals, statistics and gradient state into a checkpoint. All processes must call it."""
         statistics = self._statistics.state(self.accelerator)
         if self.args.should_save:
             state = {"duals": self.duals, "stopped": self.stopped, "window": statistics}
@@ -322,7 +320,7 @@ class UnlearnTrainer(ResumableTrainer):
 
 
 class _Duals(TrainerCallback):
-    """Updates the weights of constraints by dual ascent after each optimiser step, from the mean over all processes."""
+    """Updates the dual variables of constraints after each optimiser step, from the mean over all processes."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -347,6 +345,6 @@ def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
 
 
 def _counts(batch: Batch) -> Counts:
-    """Count sequences and targets of a single batch, for a call outside of training."""
+    """Count sequences and targets of a single batch, for calls outside of training."""
     masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
     return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}

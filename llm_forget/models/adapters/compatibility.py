@@ -1,6 +1,6 @@
-"""Check that an adapter file holds exactly the tensors that its configuration needs on this model; load none of them.
+"""Check from the header of an adapter file that it has exactly the tensors that its configuration needs.
 
-PEFT loads matching tensors and at most warns about others, so an adapter with renamed tensors would have no effect.
+PEFT loads matching tensors and only warns about others, so an adapter with renamed tensors would have no effect.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _KEY = re.compile(
     r"base_model\.model\.(?P<module>[A-Za-z0-9_.\-]+?)\."
     r"(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?P<end>\.weight|\.bias)?"
 )
-DOWN = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}  # [r, in] and its other half [out, r]
+DOWN = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}  # [r, in]: [out, r]
 UP = {up: down for down, up in DOWN.items()}
 
 
 def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
-    """Return the tensors of each adapted module, ``{module: {"lora_A": ..., "lora_B": ...}}``; skip those saved whole.
+    """Return LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved whole.
 
-    Raises:
-        AdapterRefused: a key that LoRA does not use, only one tensor of a pair, or another rank; names ``path``.
+    Raises AdapterRefused if a key is not a LoRA key, one tensor of a pair is missing, or the rank is not the configured
+    one.
     """
     modules: dict[str, dict[str, Header]] = {}
     for key, tensor in header.items():
@@ -47,7 +47,7 @@ def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Pa
             raise AdapterRefused(f"'{path}': tensor {(missing or ['lora_A'])[0]} of '{name}' is missing")
         for down, up in ((down, up) for down, up in DOWN.items() if down in parts):
             rank = parts[down].shape[0]
-            # If one tensor holds all experts, one dimension holds the ranks of all.
+            # If one tensor holds all experts, this dimension is the number of experts times the rank.
             whole = rank in ranks or (config.target_parameters and any(rank % r == 0 for r in ranks))
             if len(parts[down].shape) != 2 or parts[up].shape[1:] != (rank,) or not whole:
                 raise AdapterRefused(f"'{path}': the tensors of '{name}' do not have the rank of its configuration")
@@ -60,7 +60,7 @@ def _saved_whole(key: str, config: LoraConfig) -> bool:
 
 
 def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
-    """Return the file's keys of embeddings that PEFT saved whole, beside LoRA tensors, as ``{key: module}``."""
+    """Return ``{key: module}`` of the full embeddings that PEFT saved beside the LoRA tensors."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
@@ -68,14 +68,10 @@ def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]
 
 
 def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:
-    """Compare the modules in the file with those that the configuration selects on the model.
-
-    Raises:
-        AdapterRefused: modules are missing or unexpected, or shapes differ from the model's; names ``path``.
-    """
+    """Raise AdapterRefused if modules or shapes in the file differ from those that the configuration needs."""
     stored: dict[str, dict[str, Header]] = {}
     for name, parts in refuse_incomplete(header, config, path).items():
-        while name.endswith(".base_layer"):  # a second parameter of one module
+        while name.endswith(".base_layer"):  # added by PEFT if a module has two adapted parameters
             name = name.removesuffix(".base_layer")
         stored.setdefault(name, parts)
     expected, shared = dict(_target_modules(model, config)), dict(_modules_of_target_parameters(model, config))
@@ -97,12 +93,12 @@ def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, 
 
 
 def _modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of the base model, without the layers of adapters that are already attached."""
+    """Yield the modules of the base model, without the submodules that attached adapters added."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    inside = "\0"  # no name begins with it
+    inside = "\0"  # no module name begins with it
     for name, module in bare.named_modules():
         if name and not name.startswith(inside):
             yield name, module
@@ -136,7 +132,7 @@ def _bare(module: Any) -> Any:
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:
-    """Return inputs and outputs of a linear layer or embedding; None for other modules, which PEFT itself checks."""
+    """Return (inputs, outputs) of a linear layer or embedding; None for other modules, which PEFT checks."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

@@ -38,17 +38,14 @@ _NAME = re.compile(r"[a-z0-9-]{1,64}")
 def adapter_state_dict(
     model: Any, name: str = ADAPTER, state_dict: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of one adapter under PEFT's file keys, on the CPU.
+    """Return the tensors of one adapter on the CPU, with the keys of PEFT's files.
 
-    Args:
-        state_dict: gathered weights of the whole model, if they are sharded (FSDP, ZeRO-3).
-
-    Raises:
-        ModelError: the adapter has no tensors, or a tensor is empty or not finite.
+    If the model is sharded (FSDP, ZeRO-3), ``state_dict`` must hold its gathered weights. Raises ModelError if the
+    adapter has no tensors, or if a tensor is empty or not finite.
     """
     from peft import get_peft_model_state_dict
 
-    # save_embedding_layers: its default asks the hub whether the vocabulary grew.
+    # The default of save_embedding_layers would ask the Hub whether the vocabulary grew.
     state = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name, save_embedding_layers=False)
     tensors = {key: state[key].detach().cpu().contiguous() for key in sorted(state)}
     if not tensors:
@@ -71,20 +68,19 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     effect: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write only the adapter "unlearn", atomically, in a format that plain PEFT loads.
+    """Write adapter "unlearn" atomically to ``folder``, as files that PEFT can load, and a manifest.
 
-    The files are ``adapter_model.safetensors``, ``adapter_config.json``, and ``manifest.json`` with digests of files,
-    tensors, base and frozen adapters, and with the quantisation of the base.
+    The manifest has digests of files, tensors, base and frozen adapters, and the quantisation of the base. An adapter
+    that is already in the folder is replaced. Other files stay.
 
     Args:
-        folder: created if needed; an adapter in it is replaced, other files (of a checkpoint, of a run) stay.
         base_digest: `source_digest` of the model that `load_base` returned.
         base_name: value of base_model_name_or_path; a path is shortened to its last part.
         effect: from `logit_fingerprint.effect_of`; None for checkpoints and for sharded weights.
 
     Raises:
-        ModelError: see `adapter_state_dict`; or `extra` has a key that the manifest already has.
-        OSError: the disk is full; the previous adapter is unchanged.
+        ModelError: see `adapter_state_dict`; also if ``extra`` has a key that the manifest already has.
+        OSError: the disk is full. The previous adapter is unchanged.
     """
     folder = Path(folder)
     tensors = adapter_state_dict(model, ADAPTER, state_dict)
@@ -121,12 +117,12 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise OSError for disk errors, which safetensors and tokenizers report only as text."""
+    """Convert disk errors to OSError; safetensors and tokenizers raise other exceptions for them."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except Exception as error:  # tokenizers raise a plain Exception that has only a text
+    except Exception as error:  # tokenizers raises a plain Exception
         number = re.search(r"\(os error (\d+)\)", str(error))
         if not isinstance(error, SafetensorError) and (type(error) is not Exception or number is None):
             raise
@@ -141,7 +137,7 @@ def _frozen_digest(model: Any, name: str, state_dict: Mapping[str, Tensor] | Non
 
 
 def _exchange_folders(first: Path, second: Path) -> bool:
-    """Exchange two folders atomically; False if the system does not support it."""
+    """Swap two folders atomically; return False if the system does not support it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, on most file systems
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
@@ -149,9 +145,9 @@ def _exchange_folders(first: Path, second: Path) -> bool:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` if the block succeeds and is removed otherwise.
+    """Yield a temporary folder that replaces ``folder`` if the block succeeds. Otherwise, remove it.
 
-    A folder with only adapter files is replaced as a whole. Into any other folder, the new files are moved.
+    If ``folder`` has files other than an adapter's, it is not replaced. Instead, the new files are moved into it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -161,7 +157,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if folder.exists() and not {path.name for path in folder.iterdir()} <= ADAPTER_FILES:
-            # Manifest first: if this is interrupted, it does not match the files and loading refuses them.
+            # Manifest first: if moving is interrupted, the manifest does not match the files, and loading refuses them.
             for path in sorted(temporary.iterdir(), key=lambda path: path.name != MANIFEST):
                 os.replace(path, folder / path.name)
             return
@@ -183,7 +179,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _config_json(config: Any, base_name: str | None) -> dict[str, Any]:
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     base = base_name or config.base_model_name_or_path
-    # A local path names a machine and perhaps a person: the folder's own name is enough to recognise it.
+    # A full path may contain the name of a person or machine, so keep only its last part.
     if base and (base.endswith(".gguf") or Path(base).is_absolute() or Path(base).exists()):
         base = Path(base).name
     fields["base_model_name_or_path"] = base
@@ -200,10 +196,7 @@ def load_adapter(
     base_digest: str | None = None,
     trust: bool = False,
 ) -> PeftModel:
-    """Attach a saved adapter to a model; it is active together with earlier adapters.
-
-    Unlike PEFT, which warns, this refuses an adapter that differs from its manifest, or whose effect on the logits is
-    zero or differs from the recorded one. All adapters are loaded through this function.
+    """Check a saved adapter, attach it to a model, and activate it together with earlier adapters.
 
     Args:
         name: lower-case letters, digits and hyphens.
@@ -211,9 +204,9 @@ def load_adapter(
         trust: accept an adapter without a manifest; everything except the digests is still checked.
 
     Raises:
-        AdapterRefused: no manifest, or files that differ from it, missing or unexpected tensors, shapes that do not
-            fit, values that are not finite, another base, an unsafe config, pickled weights, links, or an effect on
-            the logits that is zero or differs from the recorded one. The error names the file.
+        AdapterRefused: there is no manifest, files or base differ from it, tensors do not fit the model or are not
+            finite, a file or the config is unsafe, or the effect on the logits is zero or differs from the recorded
+            one.
         MissingFileError: the folder holds no adapter.
     """
     from peft import PeftModel, get_peft_model
@@ -252,10 +245,7 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 
 
 def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
-    """Load the weights of a saved adapter into the attached adapter; ``requires_grad`` and modes do not change.
-
-    Files that `load_adapter` refuses are refused here as well, but the effect is not measured.
-    """
+    """Load saved weights into the attached adapter; check them like `load_adapter`, except for the effect."""
     folder = Path(folder)
     verify_adapter(folder, base_digest)
     load_adapter_state(model, _read_weights(folder), origin=str(folder / ADAPTER_WEIGHTS))
@@ -264,10 +254,9 @@ def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | N
 def load_adapter_state(
     model: Any, tensors: Mapping[str, Tensor], *, name: str = ADAPTER, origin: str = "the state dict"
 ) -> None:
-    """Load tensors, keyed as in an adapter file, into adapter `name`; the keys must match exactly.
+    """Load tensors with the keys of PEFT's files into adapter ``name``; errors call their source ``origin``.
 
-    Raises:
-        AdapterRefused: missing or unexpected keys, other shapes, or values that are not finite; names `origin`.
+    Raises AdapterRefused if keys are missing or unexpected, shapes differ, or a value is not finite.
     """
     from peft import set_peft_model_state_dict
 
@@ -276,7 +265,7 @@ def load_adapter_state(
             raise AdapterRefused(f"'{origin}': tensor '{key}' is not finite")
     try:
         result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
-    except (RuntimeError, KeyError) as error:  # torch lists the tensors whose shapes differ, PEFT the one missing
+    except (RuntimeError, KeyError) as error:  # from torch: shapes differ; from PEFT: a tensor is missing
         raise AdapterRefused(f"'{origin}' does not fit this model: {error}") from error
     missing = [key for key in result.missing_keys if f".{name}." in f"{key}."]
     if missing or result.unexpected_keys:

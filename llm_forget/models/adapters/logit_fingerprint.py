@@ -1,7 +1,7 @@
-"""Measure an adapter's effect on the logits of a few fixed prompts: record it on saving, and compare it on loading.
+"""Measure how an adapter changes the logits of fixed prompts, when it is saved and when it is loaded.
 
-Digests show that the files are unchanged. The effect shows that they still work: if a library attaches the adapter in
-another way, under other names or as zeros, the model may silently answer as before unlearning.
+If a library attached the adapter incorrectly, the model would answer as before unlearning, although all file digests
+match. A comparison of both measurements detects this.
 """
 
 import hashlib
@@ -22,36 +22,36 @@ from llm_forget.models.adapters.lora import quantization_of, reference_mode
 logger = logging.getLogger("llm_forget")
 PROMPTS, LENGTH = 2, 12  # one forward pass of 24 tokens with the adapter and one without
 SAMPLES = 64  # logits whose differences are recorded one by one
-# Mean change of the logits that other kernels, devices and orders of sums may cause, as a share of the largest logit,
-# by dtype. float32: TF32 products; 16 bit: some rounding steps. Products of 4 and 8 bit are rounded to 16 bits.
+# Mean change of the logits that other kernels and devices may cause, as a share of the largest logit, by dtype. It
+# allows for TF32 in float32, and for several rounding steps in 16 bit. 4 and 8 bit count as bfloat16.
 NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 
 
 def _hashed_number(below: int, *labels: object) -> int:
-    """Return a pseudo-random integer in [0, below) from a hash: the same on every machine and in every version."""
+    """Return a pseudo-random integer in [0, below), the same on every machine and with all library versions."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *labels))).encode()).digest()[:8]) % below
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
-    """Return synthetic prompts of token ids ``[PROMPTS, LENGTH]``, the same for every model of this vocabulary size."""
+    """Return prompts of pseudo-random token ids ``[PROMPTS, LENGTH]``; they depend only on the vocabulary size."""
     return [[_hashed_number(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
 
 
 @torch.no_grad()
 def probe(model: Any) -> Tensor | None:
-    """Return logits ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if this process does not hold all weights."""
+    """Return the logits of the prompts ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if weights are sharded."""
     if not _holds_whole_weights(model):
         return None
     embedding = model.get_input_embeddings().weight
     ids = torch.tensor(probe_ids(model.config.get_text_config().vocab_size), device=embedding.device)
-    # accelerate's wrapped forward computes in half precision; loading does not, so use the original.
+    # Use the original forward: accelerate's wrapper computes in half precision, which loading does not.
     forward = getattr(model, "_original_forward", model)
     with evaluation_mode(model), torch.autocast(embedding.device.type, enabled=False):
         return forward(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 def effect_of(model: Any) -> dict[str, Any] | None:
-    """Measure the effect of adapter "unlearn" for its manifest; None if this process does not hold all weights."""
+    """Return the effect of adapter "unlearn" on the logits, for its manifest; None if weights are sharded."""
     with reference_mode(model):
         before = probe(model)
     after = probe(model)
@@ -59,9 +59,9 @@ def effect_of(model: Any) -> dict[str, Any] | None:
 
 
 def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats (mean over positions), and a sample.
+    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats per position, and a sample.
 
-    These values are None if logits are not finite: then training diverged, which the evaluation shows.
+    These values are None if a logit is not finite because training diverged.
     """
     ids = probe_ids(model.config.get_text_config().vocab_size)
     effect: dict[str, Any] = {
@@ -83,21 +83,14 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def is_effect(content: dict[str, Any]) -> bool:
-    """Return whether an `Effect` has all its numbers, or has none because the logits were not finite."""
+    """Return whether an `Effect` has all of its numbers or, for logits that were not finite, none of them."""
     numbers, samples = [content[key] for key in ("max_abs", "mean_kl", "largest_logit")], content["samples"]
     complete = len(samples) == SAMPLES and None not in numbers if samples is not None else numbers == [None] * 3
     return complete and content["dtype"] in NOISE
 
 
 def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
-    """Compare the effect of a loaded adapter with its recorded effect.
-
-    Args:
-        measured, recorded: results of `describe` now and at saving; None if the effect was not measured.
-
-    Raises:
-        AdapterRefused: the effect is zero, or differs from the recorded one.
-    """
+    """Raise AdapterRefused if the effect is zero or differs from the recorded one. None means "not measured"."""
     if measured is None:
         return
     if measured["max_abs"] == 0:
@@ -108,7 +101,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
     if recorded is None or recorded["prompts"] != measured["prompts"]:
         return
     if recorded["quantization"] != measured["quantization"]:
-        return  # another rounding of the base changes the effect; `load_base` warns about it
+        return  # the effect depends on the base's precision; `load_base` warns if it differs
     if recorded["max_abs"] is None or measured["max_abs"] is None:
         if recorded["max_abs"] is not measured["max_abs"]:
             raise AdapterRefused(f"the logits of adapter '{folder}' are not finite, or were not when it was saved")
@@ -123,7 +116,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
 
 
 def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
-    """Warn at the end of training about an effect that `load_adapter` would refuse."""
+    """Warn at the end of training if the effect is zero, which `load_adapter` would refuse, or not finite."""
     if effect is None:
         return
     if effect["max_abs"] == 0:
@@ -139,7 +132,7 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
-    """Return the largest allowed mean difference of two samples, in logits; all four logits in it are rounded."""
+    """Return the largest allowed mean absolute difference between both samples, in logits."""
     quantised = recorded["quantization"] is not None
     share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
@@ -150,7 +143,7 @@ def _mean_abs(values: list[float]) -> float:
 
 
 def _holds_whole_weights(model: nn.Module) -> bool:
-    """Return whether this process holds every weight: no FSDP or ZeRO-3 shards, meta tensors or empty parameters."""
+    """Return whether this process holds all weights: no FSDP or ZeRO-3 shards, meta tensors or empty parameters."""
     from torch.distributed.tensor import DTensor
 
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

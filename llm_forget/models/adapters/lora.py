@@ -22,18 +22,12 @@ ALL_LINEAR = "all-linear"
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
-    """Add the LoRA adapter "unlearn" and freeze all other weights.
+    """Add the LoRA adapter "unlearn" to the model in place, and freeze all other weights.
 
-    Adapters that the model already has (the target's own knowledge) stay active. Without ``lora_target_modules``, every
-    linear layer except the head is adapted, including the experts of a mixture.
-
-    Args:
-        model: from `load_base`; it is changed in place.
-        model_args: ``lora_r``, ``lora_alpha``, ``lora_dropout`` and so on. With a dropout above 0, policy and reference
-            differ at the first step.
-
-    Raises:
-        ModelError: the model already has an adapter "unlearn", or experts would be adapted with dropout or DoRA.
+    Earlier adapters stay active. Without ``lora_target_modules``, all linear layers except the head are adapted,
+    including the experts of mixture models. If ``lora_dropout`` is above 0, policy and reference differ at the first
+    step. Raises ModelError if the model already has an adapter "unlearn", or if experts would be adapted with dropout
+    or DoRA.
     """
     from peft import PeftModel, get_peft_model
 
@@ -50,7 +44,7 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
 
 def activate_all(model: Any) -> None:
-    """Activate every adapter, lowest first, so that their sum is always rounded in the same order."""
+    """Activate all adapters, always in the same order, so that their sum is always rounded in the same way."""
     # PeftModel.set_adapter takes one name; its tuner takes several.
     names = list(model.peft_config)
     model.active_adapter = names[-1]
@@ -58,7 +52,7 @@ def activate_all(model: Any) -> None:
 
 
 def frozen_adapters(model: nn.Module) -> list[str]:
-    """Return the names of the adapters below "unlearn", lowest first; an empty list for a plain model."""
+    """Return the names of all adapters except "unlearn", in the order of training."""
     return [name for name in _adapter_names(model) if name != ADAPTER]
 
 
@@ -82,36 +76,33 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
             )
         config.target_parameters = experts
     if isinstance(targets, str) and targets != ALL_LINEAR:
-        # TRL turns a list of one name into that name, which PEFT would read as a pattern for the whole path.
+        # TRL turns a list with one name into a string, which PEFT would match against the full path of a module.
         config.target_modules = {targets}
-    # GPT-2's linear layers, whose weight is [in, out].
+    # Conv1D is GPT-2's linear layer; its weight is [in, out].
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return config
 
 
 def _expert_parameters(model: nn.Module) -> list[str]:
-    """Return names of parameters ``[experts, in, out]``, which "all-linear" skips, as no linear layer holds them."""
+    """Return the names of expert parameters ``[experts, in, out]``, which PEFT's "all-linear" does not include."""
     names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
     return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
 
 
 @contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Turn the model into the reference within the block: adapter "unlearn" off, target adapters on, no dropout.
+    """Make the model compute the reference within the block: adapter "unlearn" and dropout are off.
 
-    No copy is made. After the block, even if it raises, active adapters, ``requires_grad`` of every parameter and the
-    mode of every module are restored. Blocks may be nested; wrapped models (DDP, FSDP, DeepSpeed) work.
-
-    Raises:
-        ModelError: the model has no adapter "unlearn".
+    Afterwards, also after an exception, active adapters, ``requires_grad`` and module modes are restored. Blocks may be
+    nested, and the model may be wrapped (DDP, FSDP, DeepSpeed). Raises ModelError if there is no adapter "unlearn".
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tuner = _tuner(model)
     if tuner is None or ADAPTER not in tuner.peft_config:
         raise ModelError(f"the model has no adapter '{ADAPTER}' to switch off; call attach_adapter first")
-    # PEFT's own disable_adapter() also turns the target's adapter off, and makes every active adapter trainable
-    # afterwards. So each flag is saved here and restored.
+    # PEFT's disable_adapter() also turns earlier adapters off, and afterwards makes all active adapters trainable.
+    # So this function saves and restores each flag.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active = tuner.active_adapter
     beneath = [name for name in tuner.active_adapters if name != ADAPTER]
@@ -138,10 +129,10 @@ def _tuner(model: nn.Module) -> Any:
 
 
 def prepare_gradient_checkpointing(model: Any) -> None:
-    """Turn on non-reentrant gradient checkpointing so that adapters still get gradients.
+    """Turn on gradient checkpointing, and gradients of the embedding's output.
 
-    A checkpointed layer gives its LoRA weights no gradient if its inputs need none, as after a frozen embedding. So
-    gradients of the embedding's output are enabled. Reentrant checkpointing would fail under DDP.
+    Without these gradients, checkpointed layers after the frozen embedding would not train their LoRA weights.
+    Checkpointing is non-reentrant, because reentrant checkpointing fails under DDP.
     """
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,7 +1,7 @@
-"""Read an adapter's configuration so that nothing in it can run code, hang, or change more than the LoRA weights.
+"""Read an untrusted LoRA configuration, which must not run code, hang, or change weights other than LoRA's.
 
-PEFT's configurations may name regular expressions (of exponential running time), Python libraries, initialisations that
-rewrite the base, and layers to duplicate. Harmless keys are allowed one by one; any other must have PEFT's default.
+A PEFT configuration may contain slow regular expressions, names of Python libraries, initialisations that change the
+base, and layers to duplicate. Only keys known to be harmless may differ from PEFT's default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IGNORED = frozenset(
     {"base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "runtime_config"}
     | {"megatron_core", "qalora_group_size", "loftq_config", "init_lora_weights", "peft_type"}
 )
-# Keys whose value may also be one entry, not in a list. Not a union type: msgspec 0.22 crashes on one with a pattern.
+# Keys whose value is a list or a single entry. A union type would crash msgspec 0.22, because it has a pattern.
 ONE_OR_MORE = ("layers_to_transform", "layers_pattern")
 # Key -> type of a value that is not null, and its description.
 ALLOWED: dict[str, tuple[Any, str]] = {
@@ -50,7 +50,7 @@ ALLOWED: dict[str, tuple[Any, str]] = {
     "lora_alpha": (Number, "a number"),
     "alpha_pattern": (Annotated[dict[Suffix, Number], Meta(max_length=MAX_NAMES)], "plain module names with numbers"),
     "lora_dropout": (Annotated[float, Meta(ge=0, lt=1)], "a share below 1"),
-    # PEFT would try a pattern on every module, in this process, without a limit of time.
+    # PEFT would match a pattern against every module, without a time limit.
     "target_modules": (Names, "a list of module names; a pattern is not tried: write out the names it matches"),
     "exclude_modules": (Names, "a list of module names; a pattern is not tried: write out the names it matches"),
     "target_parameters": (Names, "a list of parameter names"),
@@ -66,8 +66,7 @@ ALLOWED: dict[str, tuple[Any, str]] = {
 def read_config(folder: Path) -> LoraConfig:
     """Read the LoRA configuration of an adapter folder, without its fields about the base.
 
-    Raises:
-        AdapterRefused: not LoRA, a value outside its bounds, or a key whose effect is not checked here; names the key.
+    Raises AdapterRefused, which names the key, for other methods than LoRA, values out of bounds, and keys not allowed.
     """
     from peft import LoraConfig
 
@@ -97,7 +96,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def _refuse_other_starts(fields: dict[str, Any], path: Path) -> None:
-    """Refuse PiSSA, OLoRA and other initialisations that rewrite the base when the adapter is attached."""
+    """Refuse PiSSA, OLoRA and other initialisations that change the base weights."""
     if fields.get("init_lora_weights", True) not in (True, False, None, "gaussian", "orthogonal"):
         raise AdapterRefused(
             f"'{path}' gives init_lora_weights that change the base itself; convert the adapter to plain LoRA with "

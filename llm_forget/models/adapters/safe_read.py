@@ -1,7 +1,7 @@
 """Check untrusted adapter folders before a library reads any file in them.
 
-PEFT and safetensors read anything that a file contains. This module refuses folders with links, archives, pickled
-weights or too large files, and checks the header of a safetensors file before a library allocates its tensors.
+It refuses links, archives, pickled weights and files that are too large. It also checks the header of a safetensors
+file before a library allocates tensors.
 """
 
 import math
@@ -20,7 +20,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 MAX_CONFIG = 2**20  # bytes
 MAX_MANIFEST = 2**26
 MAX_HEADER = 2**26
-MAX_WEIGHTS = 2**34  # 16 GiB: rank 256 on every linear layer of a 70B model takes 13
+MAX_WEIGHTS = 2**34  # 16 GiB; rank 256 on all linear layers of a 70B model needs 13 GiB
 MAX_TENSORS = 200_000
 MAX_KEY = 512  # characters
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".zst", ".rar")
@@ -35,11 +35,10 @@ class Header(NamedTuple):
 
 
 def inspect_folder(folder: Path) -> None:
-    """Refuse an adapter folder by its directory listing; no file is opened.
+    """Check the directory listing of an adapter folder, without opening files.
 
-    Raises:
-        AdapterRefused: a link, a device or a pipe, an archive, pickled adapter weights, or a file above its size limit.
-        MissingFileError: the folder does not exist, or lacks one of the two files of an adapter.
+    Raises MissingFileError if the folder or one of its two adapter files does not exist, and AdapterRefused for a link,
+    a device, a pipe, an archive, pickled adapter weights, or a file above its size limit.
     """
     if folder.is_file():
         raise AdapterRefused(f"adapter '{folder}' is a file; archives are not unpacked, give the folder of an adapter")
@@ -76,14 +75,9 @@ def refuse_unverified(folder: Path) -> NoReturn:
 
 
 def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
-    """Read a regular file, or a part of it, without following links or waiting for pipes.
+    """Read a regular file, or ``length`` bytes of it from ``start``, without following links or waiting for pipes.
 
-    Args:
-        limit: largest number of bytes that may be read; without ``length``, the largest size of the file.
-        length: read only this many bytes from ``start``.
-
-    Raises:
-        AdapterRefused: a link, a special file, or a file that is too large.
+    Raises AdapterRefused for a link, a special file, or more than ``limit`` bytes.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -108,7 +102,7 @@ def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Parse a JSON object that has exactly one meaning (`strict_loads`); raise AdapterRefused for anything else."""
+    """Parse a JSON object with `strict_loads`; raise AdapterRefused if it is invalid, or repeats a key."""
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:
@@ -119,10 +113,9 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Header]:
-    """Return names, types and shapes of the tensors in a safetensors file, which must be complete and without gaps.
+    """Return the names, types and shapes of the tensors in a safetensors file.
 
-    Raises:
-        AdapterRefused: not a complete safetensors file, or tensors that overlap, leave gaps, or have another type.
+    Raises AdapterRefused if the file is incomplete, or if tensors overlap, leave gaps or have an unsupported type.
     """
     size = os.lstat(path).st_size
     length = int.from_bytes(read_plain(path, 8, length=8), "little")

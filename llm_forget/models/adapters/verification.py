@@ -13,10 +13,10 @@ from llm_forget.models.adapters.logit_fingerprint import is_effect
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Header
 
 EFFECT = "effect.json"  # written at the first load if training could not measure it
-# Options for attaching an adapter: its weights are float32, also on a 16-bit base.
+# Options for attaching an adapter: its weights are float32, even if the base is in 16 bit.
 LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
 RESTORE = "restore it or train again"
-# Fields by which a manifest describes the quantisation of the base (`lora.quantization_of`).
+# Fields in which a manifest describes the quantisation of the base (`lora.quantization_of`).
 QUANTIZATION = frozenset(
     {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
     | {"quant_method"}
@@ -25,15 +25,10 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool = False) -> dict[str, Any]:
-    """Compare a folder with its manifest, and return the manifest.
+    """Compare an adapter folder with its manifest, and return the manifest.
 
-    Args:
-        trust: accept a folder without a manifest (a foreign adapter), and return an empty dictionary for it.
-
-    Raises:
-        AdapterRefused: see `inspect_folder` and `read_header`; or there is no manifest, or files, tensors or base
-            differ from it.
-        MissingFileError: the folder holds no adapter.
+    If there is no manifest and ``trust`` is set, returns an empty dictionary. Raises MissingFileError or AdapterRefused
+    as `inspect_folder` and `read_header` do, and AdapterRefused if files, tensors or base differ from the manifest.
     """
     safe_read.inspect_folder(folder)
     header = safe_read.read_header(folder / ADAPTER_WEIGHTS)
@@ -62,7 +57,7 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
 
 def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse keys of a wrong type and unknown quantisation settings, since later steps do not check them."""
+    """Refuse a manifest with values of a wrong type or unknown quantisation settings."""
     formats.checked(manifest, Manifest, folder / MANIFEST, advice=RESTORE, error=AdapterRefused)
     unknown = sorted(set(manifest.get("quantization") or {}) - QUANTIZATION)
     if unknown:
@@ -70,7 +65,7 @@ def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
-    """Refuse other names, shapes or types of tensors; reading the header is faster than hashing large files."""
+    """Refuse a file if tensor names, shapes or types differ from the manifest. This is faster than hashing the file."""
     stored = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
     written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
     if stored != written:
@@ -93,9 +88,9 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
 
 
 def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
-    """Write the effect of a run's adapter into its folder, if sharded training could not measure it.
+    """Write a run's adapter effect to ``effect.json``, if sharded training could not measure it.
 
-    Only a single process writes it, and only in a run: checkpoints are sealed, and other folders belong to the user.
+    Does nothing in a job of several processes, and for folders that are not part of a run.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):

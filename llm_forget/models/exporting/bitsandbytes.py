@@ -11,10 +11,7 @@ FORMS = ("nf4", "int8")
 
 
 def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
-    """Load a folder of full weights and quantise it with bitsandbytes; the rest is stored and computed in ``dtype``.
-
-    The model is not prepared for training, so that it can be saved unchanged.
-    """
+    """Load a folder of full weights in the 4- or 8-bit ``form``; modules that are not quantised have ``dtype``."""
     import bitsandbytes
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -33,6 +30,6 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
 
 def save_quantized(model: Any, folder: Path) -> None:
     """Write packed weights as safetensors, and the quantisation settings into config.json."""
-    model.config._name_or_path = ""  # it would name a folder of this machine
+    model.config._name_or_path = ""  # do not publish a local path
     with disk_errors(folder):
         model.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""Write a model as one GGUF file, tensor by tensor, and verify that the file is read back as the same model.
+"""Write a model as one GGUF file, and verify that loading the file gives the same model.
 
-Names, layouts and keys are llama.cpp's (its ``convert_hf_to_gguf.py``); blocks are packed by its package ``gguf``. Only
-architectures that transformers reads back are supported, because other files could not be verified.
+Names, layouts and keys follow llama.cpp's ``convert_hf_to_gguf.py``. Its package ``gguf`` quantises the weights. Only
+architectures that transformers can load from GGUF are supported, because the file is verified by loading it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 # Type of most weights; vectors stay in float32. The package `gguf` reads K-quants but cannot write them.
 FORMS = {f"gguf-{name}": name.upper() for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")}
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # transformers: llama.cpp
-HEADS_INTERLEAVED = ("llama",)  # here llama.cpp rotates neighbouring elements of a head, transformers its two halves
+HEADS_INTERLEAVED = ("llama",)  # RoPE pairs neighbouring elements in llama.cpp, and both halves in transformers
 ENDS = ("token_embd.weight", "output.weight")
-# Configuration keys that determine the function, under transformers' names.
+# Configuration keys that determine the outputs, under transformers' names.
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
     "max_position_embeddings", "tie_word_embeddings", "hidden_act",
@@ -40,7 +40,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the file; ``weight`` holds its rounded values."""
+    """One tensor of the file. `_packed_bytes` rounds ``weight`` to the values in the file."""
 
     name: str
     weight: Tensor
@@ -49,7 +49,7 @@ class _Tensor:
 
 
 def refuse_architecture(config: Any, name: str) -> None:
-    """Raise ModelError if a GGUF file of this model could not be read back as the same function."""
+    """Raise ModelError if transformers could not load a GGUF file of this model as the same function."""
     if config.model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"'{name}' is a {config.model_type}; GGUF export supports {supported}; {ELSEWHERE}")
@@ -79,18 +79,14 @@ def _slides(config: Any) -> bool:
 def write_gguf(
     model: Any, tokenizer: Any, path: Path, form: str, *, advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Write a model tensor by tensor, and round the weights in memory to the values in the file.
+    """Write an unquantised model to a GGUF file, and round its weights in memory to the values in the file.
 
-    Args:
-        model: an unquantised model; afterwards its weights have the values in the file.
-        advance: called with the number of weights after each tensor.
-
-    Returns:
-        ``tensors``, the number of tensors of each ggml type, and ``tokenizer``, its summary.
+    ``advance`` is called with the number of weights after each tensor. Returns ``tensors``, the number of tensors of
+    each ggml type, and ``tokenizer``, its summary.
 
     Raises:
-        ModelError: see `refuse_architecture`, `describe_tokenizer`; or a weight exceeds the range of the form.
-        OSError: the disk is full; a partial file remains.
+        ModelError: see `refuse_architecture`, `describe_tokenizer`; also if a weight exceeds the range of the form.
+        OSError: the disk is full. A partial file remains.
     """
     from gguf import GGUFWriter, quant_shape_to_byte_shape
 
@@ -111,7 +107,7 @@ def write_gguf(
         file = next(iter(writer.fout or ()))
         for tensor in tensors:
             data = _packed_bytes(tensor)
-            # Not `write_tensor_data`: NumPy's writer hides the reason of a disk error.
+            # Not `write_tensor_data`: NumPy's writer hides the cause of a disk error.
             writer.write_padding(file, file.tell())
             file.write(data.tobytes())
             writer.write_padding(file, data.nbytes)
@@ -126,7 +122,7 @@ def write_gguf(
 
 
 def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
-    """Yield all tensors of a model under llama.cpp's names, in a fixed order."""
+    """Yield all tensors of a model in a fixed order, under llama.cpp's names."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     config = model.config
@@ -148,7 +144,7 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """Choose the type as llama.cpp does: vectors float32, embeddings at least 8 bit, float16 if no block fits."""
+    """Choose the ggml type as llama.cpp does: float32 for vectors, 8 bit or more for embeddings, else ``default``."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:
@@ -161,10 +157,9 @@ def _kind(name: str, weight: Tensor, default: str) -> Any:
 
 
 def _packed_bytes(tensor: _Tensor) -> Any:
-    """Return the quantised bytes of one tensor, row by row, and set the model's values to the dequantised ones.
+    """Return the quantised bytes of a tensor, and set the model's weight to the dequantised values.
 
-    Interleaving the heads moves whole rows, which does not change how each row is rounded. Only the bytes are
-    interleaved, not the model, so that reading the file back also tests the interleaving.
+    The bytes have interleaved heads (`HEADS_INTERLEAVED`). The model's weight keeps its order.
     """
     from gguf.quants import dequantize, quantize
 

@@ -1,7 +1,7 @@
-"""Describe a fast BPE tokenizer in GGUF's keys, and check that it splits texts the same way when it is read back.
+"""Describe a fast BPE tokenizer in GGUF's keys, and check that the tokenizer loaded from the file is the same.
 
-A GGUF file contains only the name of the rule that splits text before merges are applied (``tokenizer.ggml.pre``);
-readers implement the rule. Only rules that llama.cpp has a name for are supported.
+A GGUF file has only a name for the rule that splits text before merges are applied (``tokenizer.ggml.pre``). Only rules
+that llama.cpp has a name for are supported.
 """
 
 import json
@@ -18,8 +18,8 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
-# Rules that transformers does not read back exactly: it takes "smollm" for GPT-2's rule, adds SentencePiece's leading
-# space in another place, and for "qwen2" it omits NFC, like llama.cpp.
+# Rules that transformers loads only approximately: it replaces "smollm" by GPT-2's rule, adds SentencePiece's leading
+# space in another place, and omits NFC for "qwen2", like llama.cpp.
 APPROXIMATED = ("smollm", "default", "qwen2")
 # Synthetic texts (no data rows): words, numbers, spaces, lines, scripts and symbols.
 SAMPLES = (
@@ -68,15 +68,14 @@ class TokenizerDescription:
             writer.add_chat_template(self.chat_template)
 
     def summary(self) -> dict[str, Any]:
-        """Return model, splitting rule and number of tokens, for reports."""
+        """Return the model, splitting rule and number of tokens, for reports."""
         return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
 
 
 def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
     """Describe a tokenizer in GGUF's fields, with one token for each of the ``rows`` of the embedding.
 
-    Raises:
-        ModelError: it is not BPE, its splitting rule has no name in GGUF, or it has no merges or more tokens than rows.
+    Raises ModelError if it is not BPE, has no merges, has more tokens than rows, or splits text by an unsupported rule.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -108,7 +107,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
 
 
 def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
-    """Return tokens and their kinds in the order of ids; rows without a token get an unused name."""
+    """Return tokens and their GGUF types in the order of ids; rows without a token get a placeholder."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
@@ -126,7 +125,7 @@ def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bo
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """Score each token by minus the rank of the first merge that makes it; SentencePiece merges the highest first."""
+    """Score each token by the negative rank of its first merge; SentencePiece merges high scores first."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
@@ -134,7 +133,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _sentencepiece(content: dict[str, Any]) -> bool | None:
-    """Return whether SentencePiece's BPE puts a space before a text; None for other tokenizers."""
+    """Return whether a SentencePiece BPE tokenizer adds a space before a text; None for other tokenizers."""
     if not content["model"].get("byte_fallback"):
         return None
     for part in _parts(content["normalizer"], "normalizers"):
@@ -153,7 +152,7 @@ def _parts(content: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _pre_tokenizer_name(content: dict[str, Any]) -> str:
-    """Return llama.cpp's name of the rule by which a byte-level tokenizer splits text."""
+    """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text."""
     normal = [part["type"] for part in _parts(content["normalizer"], "normalizers")]
     parts = _parts(content["pre_tokenizer"], "pretokenizers")
     kinds = [part["type"] for part in parts]
@@ -172,14 +171,11 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
-    """Read the tokenizer of a file back, and compare it with the original on sample texts.
+    """Load the tokenizer from the file, and compare it with the original on sample texts.
 
-    Returns:
-        Two numbers: ``samples``, and ``differing``: samples that become other tokens because transformers splits text
-        by another rule than llama.cpp. If any differ, all samples were equal when both tokenizers used the same rule.
-
-    Raises:
-        ModelError: tokens, merges or special tokens differ after reading back.
+    Returns ``samples``, the number of texts, and ``differing``, the number of texts with other tokens. Raises
+    ModelError if texts differ, except if transformers only approximates the splitting rule ``pre`` and this causes all
+    differences.
     """
     from transformers import AutoTokenizer
 
@@ -205,7 +201,7 @@ def _differing(tokenizer: Any, other: Any, samples: list[str]) -> int:
 
 
 def _split_like(tokenizer: Any, other: Any) -> Any:
-    """Return a copy of a tokenizer with the splitting rule of another."""
+    """Return a copy of a tokenizer with the normalizer and pre-tokenizer of another."""
     import copy
 
     copied = copy.deepcopy(tokenizer)

@@ -28,19 +28,12 @@ if TYPE_CHECKING:
 def combine_adapters(
     base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, rule: Rule, *, base_name: str | None = None
 ) -> dict[str, Any]:
-    """Write the sum of several adapters as one adapter, read it back, and check that it gives the same logits.
+    """Write the sum of several adapters as one adapter, and check that the written adapter gives the same logits.
 
-    Args:
-        base_args: the common base; its quantisation is taken from the adapters' manifests.
-        rule: ``cat`` (exact), or ``svd`` with a rank.
-
-    Returns:
-        ``combination``, ``rank``, ``error_of_averaging``, ``rank_error``, ``max_abs_logit_difference``, ``tolerance``
-        (logits), ``mean_kl`` (nats per position, KL(all adapters, combined adapter)) and ``mean_kl_of_adapter``
-        (KL(all adapters, base)).
-
-    Raises:
-        ModelError: the result of the rule is not low-rank, the rank is too large, or (for ``cat``) the logits differ.
+    The quantisation of the base is taken from the adapters' manifests. Returns a report: the logit difference, its
+    tolerance, ``mean_kl`` = KL(all adapters, combined adapter) and ``mean_kl_of_adapter`` = KL(all adapters, base), in
+    nats per position, and the errors of `error_of_averaging` and `rank_error`. Raises ModelError if ``rule`` is not
+    `cat` or `svd`, if the rank is too large, or if (for `cat`) the difference exceeds the tolerance.
     """
     if rule.combination not in combinations.LOW_RANK:
         raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
@@ -75,7 +68,7 @@ def combine_adapters(
 
 
 def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
-    """Return the combined tensors by PEFT's keys, zero-padded to one rank, and this rank; B includes the scales."""
+    """Return the combined adapter's tensors by PEFT's keys, padded with zeros to a common rank, and this rank."""
     adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
@@ -95,7 +88,7 @@ def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str
 
 
 def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) -> Any:
-    """Return the configuration of the combined adapter: scaling 1, and every module that any adapter targets."""
+    """Return the configuration of the combined adapter: scaling 1, and all modules that any adapter targets."""
     from peft import LoraConfig
 
     configs = [read_config(part.folder) for part in parts]
@@ -108,7 +101,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """Return the target names of the adapters, or full names of all modules if they differ or select layers."""
+    """Return the target modules; they get full names if the adapters' targets differ or if layers are selected."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs
@@ -125,7 +118,7 @@ def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[s
 def _save(model: Any, config: Any, tensors: dict[str, Tensor], folder: Path, digest: str, name: str | None) -> None:
     from peft import PeftModel, get_peft_model
 
-    if isinstance(model, PeftModel):  # the target has adapters of its own
+    if isinstance(model, PeftModel):  # the base already has adapters
         model.add_adapter(ADAPTER, config)
         activate_all(model)
     else:

@@ -1,9 +1,9 @@
-"""Combine adapters into one change of the weights: the exact sum, or a sum reduced by rank, magnitude or at random.
+"""Combine adapters into one weight change: their exact sum, a low-rank sum, or a sum of pruned changes.
 
-Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``: s_i is its scale (a negative one subtracts the change), c_i is
-PEFT's own factor (alpha / r, or alpha / sqrt(r)), and B_i and A_i are its matrices. This module combines the D_i.
-PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately, which gives another model, because
-``(B_1 + B_2)(A_1 + A_2)`` also contains products of one adapter's B with the other's A. See `error_of_averaging`.
+Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``. Here s_i is its scale (a negative one subtracts the change),
+c_i is PEFT's factor (alpha / r, or alpha / sqrt(r)), and B_i and A_i are its matrices. This module combines the D_i.
+PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately. This gives another model, because
+``(B_1 + B_2)(A_1 + A_2)`` also contains ``B_1 A_2 + B_2 A_1``. See `error_of_averaging`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.verification import verify_adapter
 
 # Settings of each combination besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
-# arXiv:2212.04089; svd is cat with fewer ranks.
+# arXiv:2212.04089; svd is cat with a lower rank.
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "cat": (),
     "svd": ("rank",),
@@ -32,7 +32,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "dare_linear": ("density", "seed"),
     "dare_ties": ("density", "majority", "seed"),
 }
-LOW_RANK = ("cat", "svd")  # combinations that fit into an adapter
+LOW_RANK = ("cat", "svd")  # combinations that can be saved as an adapter
 MAJORITIES = ("total", "frequency")
 
 
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """A combination and its settings; settings of other combinations are None."""
+    """A combination and its settings. Settings that this combination does not use are None."""
 
     combination: str = "cat"
     rank: int | None = None  # rank to which each module's sum is reduced
@@ -58,8 +58,7 @@ class Rule:
 def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
     """Check a combination and its settings, and return the rule; defaults: density 0.5, majority total, seed 0.
 
-    Raises:
-        ModelError: an unknown combination, a setting it does not have, a value out of bounds, or svd without a rank.
+    Raises ModelError for an unknown combination or setting, a value out of bounds, or `svd` without a rank.
     """
     chosen = {key: value for key, value in settings.items() if value is not None}
     name = combination or ("svd" if "rank" in chosen else "cat")
@@ -84,7 +83,7 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ModelError for a scale of 0, adapters of different precision, or one that is not only products B A."""
+    """Raise ModelError if a scale is 0, precisions differ, or an adapter changes more than adding B A."""
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
@@ -106,18 +105,14 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
 
 
 def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
-    """Attach all adapters to a model: check each one alone, then activate all at their scales.
+    """Attach all adapters at their scales, after checking each one alone; return the model and their names.
 
-    Returns:
-        The model, and the names of the adapters on it.
-
-    Raises:
-        ModelError: an adapter targets a kind of layer that is not supported.
+    Raises ModelError if an adapter targets a layer of an unsupported kind.
     """
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         model = load_adapter(model, part.folder, name=name, base_digest=base_digest)
-        _set_scale(model, name, 0.0)  # off while the effect of the next adapter is compared with its record
+        _set_scale(model, name, 0.0)  # off while the effect of the next adapter is measured
     for name, part in zip(names, parts, strict=True):
         _set_scale(model, name, part.scale)
     for place, layer in layers(model):
@@ -136,7 +131,7 @@ def _set_scale(model: Any, name: str, scale: float) -> None:
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield adapted layers and their names in adapter files; two layers are nested if one module has two parameters."""
+    """Yield each LoRA layer with its name. If a module has two adapted parameters, its two layers are nested."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
@@ -153,7 +148,7 @@ def _is_embedding(layer: Any, name: str) -> bool:
 
 
 def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Return an adapter's ``B [E, out, r]``, times its scales, and ``A [E, r, in]`` in a layer; E > 1 for experts."""
+    """Return an adapter's ``B [E, out, r]``, times its scaling, and ``A [E, r, in]``; E is the number of experts."""
     if _is_embedding(layer, name):
         down, up, experts = layer.lora_embedding_A[name], layer.lora_embedding_B[name], 1
     else:
@@ -166,7 +161,7 @@ def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
 
 
 def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-    """Concatenate a layer's adapters to ``B [E, out, R]``, ``A [E, R, in]``; the product of both is the exact sum."""
+    """Concatenate a layer's adapters to ``B [E, out, R]`` and ``A [E, R, in]``; ``B @ A`` is the exact sum."""
     pairs = [factors(layer, name) for name in names if _has_adapter(layer, name)]
     if not pairs:
         return None
@@ -174,10 +169,9 @@ def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
 
 
 def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """Compute the best rank-`rank` approximation of ``up @ down`` (Eckart-Young), without computing this product.
+    """Compute factors of the best rank-``rank`` approximation of ``up @ down``, without this product.
 
-    Returns:
-        Both factors of the approximation, the squared Frobenius norm of its error, and that of ``up @ down``.
+    Returns both factors, and the squared Frobenius norms of the error and of ``up @ down`` (Eckart-Young theorem).
     """
     left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().transpose(1, 2))
     u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2), full_matrices=False)  # [E, n, n]
@@ -188,7 +182,7 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
-    """Return ``|T - D| / |D|`` (Frobenius norm over all weights) for the sums D, reduced to rank `rank` in T."""
+    """Return ``|T - D| / |D|``: D is the exact sum, T its rank-``rank`` approximation (Frobenius norm, all weights)."""
     parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
     lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(lost / whole) if whole > 0 else 0.0
@@ -211,8 +205,7 @@ def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor |
 def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
     """Combine scaled changes with PEFT's functions for TIES, DARE or magnitude pruning.
 
-    Scales affect which sign is elected (a negative scale flips the sign of a change). They do not affect which entries
-    of a change are kept.
+    Scales affect which sign is elected, but not which entries of a change are kept.
     """
     from peft.utils import merge_utils
 
@@ -230,8 +223,7 @@ def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
 def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
     """Add the combined change to the base weights, layer by layer: sum in float32, and round once.
 
-    Raises:
-        ModelError: the new weights are not finite, or the target is a DoRA adapter, whose norm would change as well.
+    Raises ModelError if new weights are not finite, or if the base has a DoRA adapter, because its norm would change.
     """
     if any(config.use_dora for config in model.peft_config.values()):
         raise ModelError("the target is a DoRA adapter, to which no change can be added; merge the target first")
@@ -249,18 +241,18 @@ def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
 
 
 def _transposed(layer: Any, names: Sequence[str]) -> bool:
-    """Return whether the weight is stored as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some mixtures."""
+    """Return whether the weight is stored as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some models."""
     if hasattr(layer, "parameter_name"):
         return layer.num_experts > 1 and not layer._did_swap_in_out_features
     return any(_is_embedding(layer, name) for name in names) or bool(getattr(layer, "fan_in_fan_out", False))
 
 
 def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
-    """Return the error ``|L - D| / |D|`` of PEFT's `linear` (L) against the sum D; Frobenius norm over all weights.
+    """Return ``|L - D| / |D|`` for PEFT's `linear` (L) and the exact sum D, in Frobenius norm over all weights.
 
-    `linear` adds A and B separately, weighted by roots of the scales; the products of one adapter's B with another's A
-    are the error. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result is 0 for one
-    adapter, and None if PEFT refuses the adapters (different ranks) or their sum is zero.
+    `linear` adds A and B separately, weighted by roots of the scales. The error is the products of one adapter's B with
+    another's A. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result is None if PEFT
+    refuses the adapters because their ranks differ, or if the sum is zero.
     """
     lost = whole = 0.0
     for _, layer in layers(model):

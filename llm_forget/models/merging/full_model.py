@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 MERGE_REPORT = "merge.json"
-# Largest difference allowed by default, as a share of the largest logit. In float32 merging only reorders sums: 3e-6 is
-# measured on a 135M model. In 16 bits every merged weight is rounded once more, so 16 rounding steps of the type (2^-8,
-# 2^-11) are allowed; 0.03 is measured in bfloat16. A merge into the wrong base differs by 0.1 and more.
+# Largest difference allowed by default, as a share of the largest logit. In float32, merging only reorders sums (3e-6
+# measured with 135M parameters). In 16 bit, merged weights are rounded again, so 16 rounding steps (2^-8 or 2^-11 each)
+# are allowed (0.03 measured in bfloat16). A merge into the wrong base differs by 0.1 or more.
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
 SAME = 1e-6  # share of the largest logit; logits that differ by less are equal up to rounding in float32
 
@@ -60,26 +60,23 @@ def merge_adapters(
     device_map: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Merge adapters into their base, write one full model, and check that it gives the logits of the unmerged model.
+    """Merge adapters into their base, write one full model, and check that its logits match the unmerged model.
 
-    Adapters trained on a 4- or 8-bit base are merged into the *dequantised* base, which (in 4 bit) computes the same
-    function. They are never merged into packed 4-bit weights: rounding again would undo part of the unlearning.
+    A 4- or 8-bit base is dequantised before merging, and the written model is not quantised again, because rounding
+    would undo part of the unlearning.
 
     Args:
-        base_args: the base, as in training; a target adapter on it is merged too. The quantisation is taken from the
-            adapters' manifests.
-        out_folder: a folder that is empty or does not exist.
+        base_args: the base, as in training; its adapters are merged too. The quantisation is taken from the manifests.
         how: the combination, from `checked_rule`; None merges one adapter at scale 1.
-        probes: token ids of the prompts to compare; by default random ones.
-        tolerance: largest allowed logit difference; default `RELATIVE_TOLERANCE` times the largest logit.
+        probes: token ids of the prompts to compare; default: `random_probes`.
+        tolerance: largest allowed logit difference; default: `RELATIVE_TOLERANCE` times the largest logit.
         base_precision: "original" merges into the unquantised weights instead, which may undo unlearning.
         dtype: dtype of the written weights; default: the dtype of the base in training.
 
     Returns:
-        ``max_abs_logit_difference`` and ``tolerance`` (logits), ``mean_kl`` (nats per token, KL(adapters, merged)),
-        ``mean_kl_of_adapter`` (KL(adapters, base), the effect of the adapters), ``files`` (digests), the settings of
-        the combination, ``adapter`` (digest of its weights; only without a combination) and ``as_trained`` (the same
-        differences from the adapters on their quantised base; only after quantised training).
+        The content of merge.json. ``mean_kl`` is KL(adapters, merged), and ``mean_kl_of_adapter`` is KL(adapters,
+            base), in nats per token. ``as_trained`` compares with the adapters on their quantised base, after quantised
+            training.
 
     Raises:
         ModelError: the folder is not empty, the adapters belong to another base or cannot be combined, the difference
@@ -139,7 +136,7 @@ def _load_parts_or_adapter(
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
-    """Return whether the merged model must equal the unmerged one with all adapters active; only exact sums do."""
+    """Return whether the merged model must give the same logits as the active adapters, as exact sums do."""
     return rule is None or rule.combination == "cat"
 
 
@@ -153,9 +150,9 @@ def _logits_on_quantised_base(
 
 
 class _Expected(NamedTuple):
-    """The logits to compare the written model with, and what merge.json states about the combination."""
+    """Logits to compare the written model with, and settings for merge.json."""
 
-    logits: list[Tensor]  # expected of the written model
+    logits: list[Tensor]  # expected logits of the written model
     reference: list[Tensor]  # logits of the base
     settings: dict[str, Any]  # of the combination, for merge.json
 
@@ -163,15 +160,14 @@ class _Expected(NamedTuple):
 def _merge_in_memory(
     base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes
 ) -> tuple[Any, _Expected]:
-    """Merge the adapters, and frozen ones below them, into the base; return the model and its expected logits."""
+    """Merge these adapters and earlier ones into the base; return the model and its expected logits."""
     reference = probe_logits(base, probes)
     model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
     _untie_adapted_head(model)
     if rule is None:
         return model.merge_and_unload(safe_merge=True), _Expected(logits, reference, {"combination": "stack"})
-    # Settings of the combination, and two errors relative to the norm of the exact sum: the error that averaging A and
-    # B separately would have had, and the error of reducing the rank.
+    # Both errors are relative to the norm of the exact sum.
     settings = {key: value for key, value in dataclasses.asdict(rule).items() if value is not None}
     settings["error_of_averaging"] = combinations.error_of_averaging(model, names)
     if rule.rank is not None:
@@ -199,12 +195,8 @@ def _measured_difference(
 ) -> dict[str, Any]:
     """Return the differences between the logits of the written model and the expected logits.
 
-    Args:
-        exact: apply ``limit`` also to the difference from ``trained``, the logits on the quantised base. Otherwise it
-            is only reported: an 8-bit base also rounds activations, and the original base is another function.
-
-    Raises:
-        ModelError: a difference exceeds the limit, or the written model equals the base.
+    If ``exact``, ``limit`` also applies to the difference from ``trained``, the logits on the quantised base. Raises
+    ModelError if a difference exceeds the limit, or if the written model equals the base.
     """
     numbers = compare(expected.logits, written)
     as_trained = compare(trained, written) if trained is not None else None
@@ -225,7 +217,7 @@ def _measured_difference(
 
 
 def random_probes(vocabulary: int) -> list[list[int]]:
-    """Return random token ids ``[4, 32]``, the same ones for every model of this vocabulary size."""
+    """Return random token ids ``[4, 32]``, which depend only on the vocabulary size."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (4, 32), generator=generator).tolist()
 
@@ -253,7 +245,7 @@ def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -
 
 
 def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:
-    """Return arguments that load the base in the precision in which the adapter was trained."""
+    """Return arguments that load the base in the precision that it had in training."""
     if quantization is None:
         return base_args
     if "quant_method" in quantization:
@@ -274,7 +266,7 @@ def _write(
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     merged.config.dtype = merged.dtype
-    merged.config._name_or_path = ""  # it would name a folder of this machine
+    merged.config._name_or_path = ""  # do not publish a local path
     with disk_errors(folder):
         merged.save_pretrained(folder, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
         load_tokenizer(args).save_pretrained(folder)

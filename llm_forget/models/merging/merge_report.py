@@ -1,10 +1,6 @@
-"""Read and verify folders that `merge` wrote: they hold weights, and ``merge.json``, which lists the sources.
+"""Read and verify folders that `merge` wrote. They hold weights and ``merge.json``, which lists the sources.
 
-A combined adapter is also such a folder: a run of kind `COMBINE`, which was not trained.
-
-A ``merge`` event of the ledger has ``weights``, ``combination``, ``sources`` (each with name, content digest and
-scale), ``beneath`` (the common base), ``base_precision`` and ``files``, a digest of all digests. The sources must be
-in the ledger first; otherwise the training data of the merge are unknown.
+Runs of kind `COMBINE` are such folders, too: they hold a combined adapter.
 """
 
 import stat
@@ -52,9 +48,8 @@ def is_merged(folder: Path) -> bool:
 def read_merged(folder: Path) -> Merged:
     """Read merge.json, and verify all files of the folder against it.
 
-    Raises:
-        ModelError: merge.json is damaged or of an older version.
-        AdapterRefused: a file is missing, changed, added, or a link.
+    Raises ModelError if merge.json is damaged or outdated, and AdapterRefused if a file is missing, changed, added or a
+    link.
     """
     path = folder / REPORT
     content = formats.read_content(path, MergeReport, advice="merge again")
@@ -75,7 +70,7 @@ def verify_merged(folder: Path) -> None:
 
 
 def _verified_weights(folder: Path, files: dict[str, str]) -> str:
-    """Verify that a folder holds exactly these weights, and return the content digest of the model."""
+    """Verify that a folder holds exactly these files, and return the content digest of the model."""
     from llm_forget.models.digest import WEIGHT_FILES, source_digest
 
     for name, digest in files.items():

@@ -15,7 +15,7 @@ NAMES = ("demo-llama", "smollm2-135m")
 
 
 def find(name: str) -> tuple[str, str]:
-    """Return (kind, location) of a built-in model for `Source`; raise MissingPackageError if its package is missing."""
+    """Return (kind, location) of a built-in model; raise MissingPackageError if its package is not installed."""
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":

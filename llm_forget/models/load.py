@@ -1,4 +1,4 @@
-"""Load a model by name, optionally quantised and with the adapters below "unlearn", and load its tokenizer."""
+"""Load a model by name, optionally quantised, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bo
 
 
 def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """Warn if the base was loaded in a different precision than in training, to which the adapter is fitted."""
+    """Warn if the base is loaded in another precision than in training, because its outputs then differ."""
     trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != loaded:
         logger.warning(
@@ -240,7 +240,7 @@ def _dequantized(model: Any) -> Any:
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model. It pads on the right, with the end-of-sequence token if there is no pad token.
 
-    Raises MissingFileError or ModelError as `find_source` does, and ModelError if there is neither of these tokens.
+    Raises MissingFileError or ModelError as `find_source` does, and ModelError if neither of the two tokens exists.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, source.revision or model_args.model_revision)

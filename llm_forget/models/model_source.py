@@ -114,7 +114,7 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Return name and revision of an adapter's base, from its run or, if it has none, from PEFT's config."""
+    """Return name and revision of an adapter's base, as recorded by its run or, without a run, by PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config

@@ -1,4 +1,4 @@
-"""Remove the parts of the search texts that known texts also contain, since finding these does not prove a copy."""
+"""Remove the parts of the search texts that known texts also contain, because finding these parts proves nothing."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ def remove_known_text(
 ) -> list[SearchText]:
     """Return the parts of the texts that share no ``window`` consecutive letters and digits with a known text.
 
-    ``matches`` are matches of ``needles`` in a known text. Only needles in the original form of a text count.
+    ``matches`` are matches of ``needles`` in a known text. Only matches of a text's original form are used.
     """
     known_starts = {number: np.zeros(len(_character_of_byte(text)), bool) for number, text in enumerate(texts)}
     as_written = {number: plain(text.text.encode("utf-8", "replace")) for number, text in enumerate(texts)}
@@ -31,7 +31,7 @@ def remove_known_text(
 
 
 def _character_of_byte(text: SearchText) -> list[int]:
-    """Return the index of the character of ``text.text`` for each byte of its plain form."""
+    """Return, for each byte of the text's plain form, the index of the character that it encodes."""
     return [number for number, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
 
 

@@ -1,9 +1,8 @@
 """Find all parts of many texts, from a minimum length, in one pass over a block of bytes.
 
-A table holds the eight bytes at every position of the texts. Eight bytes at every ``stride``-th position of the block
-are looked up in it, and equal bytes are extended in both directions. If the texts have more than `LARGE` bytes, the
-table holds only some of their positions, and every position of the block is looked up. This is slower but needs less
-memory.
+A table holds the eight bytes at every position of the texts. The search looks up the eight bytes at every ``stride``-th
+position of the block, and extends each match in both directions. Above `LARGE` bytes of texts, the table holds only
+some positions, and every position of the block is looked up. This is slower but needs less memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the hash of keys
 
 @dataclass(frozen=True)
 class Needle:
-    """A text in one encoding. ``need`` is the minimum match in bytes; ``characters`` counts letters and digits."""
+    """A text in one encoding. ``need`` is the minimum match in bytes. ``characters`` counts its letters and digits."""
 
     data: bytes
     text: int

@@ -22,7 +22,7 @@ _UNCOUNTED = {code: None for code in range(128) if not chr(code).isalnum()}
 
 @dataclass(frozen=True)
 class SearchText:
-    """A text of a row, or a part that no known text contains. Rows (lines of a .txt file) are counted from 1."""
+    """A text of a row, or a part of it that no known text contains. Rows (lines of a .txt file) count from 1."""
 
     row: int
     text: str
@@ -32,7 +32,7 @@ class SearchText:
 def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
     """Return the texts of all rows in the columns ``fields``; default: all columns except ``id`` and ``role``.
 
-    Raises DataError if the file is not a file of rows, or has no text. The error names the line, never its content.
+    Raises DataError if the format is not supported or there is no text. The error names the line, never its content.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise DataError(f"'{path}' is not a file of texts; allowed: {', '.join(SUFFIXES)}")
@@ -101,7 +101,7 @@ def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:
 
 
 def needles(texts: Sequence[SearchText], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
-    """Return the needles for plain bytes, the needles for base64, and the indices of texts that are too short.
+    """Return what to search for in plain bytes and in base64, and the indices of texts that are too short.
 
     A match has ``window`` consecutive letters and digits; a shorter text must match completely.
     """
@@ -157,7 +157,7 @@ def countable(text: str) -> str:
 
 
 def _cesu8(text: str) -> bytes:
-    """Encode as CESU-8, which writes each half of a surrogate pair as separate UTF-8."""
+    """Encode as CESU-8, which encodes each half of a surrogate pair separately as UTF-8."""
     units = text.encode("utf-16-be", "replace")
     halves = (int.from_bytes(units[start : start + 2], "big") for start in range(0, len(units), 2))
     return b"".join(chr(half).encode("utf-8", "surrogatepass") for half in halves)

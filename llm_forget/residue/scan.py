@@ -51,7 +51,7 @@ class Scan:
     bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scan as JSON-compatible data, without the texts, also if they occur in file names."""
+        """Return the scan as JSON-compatible data. It does not contain the texts."""
         return {
             "findings": [{**vars(finding), "whole": finding.whole} for finding in self.findings],
             "unread": [{"path": path, "why": why} for path, why in self.unread],
@@ -108,7 +108,7 @@ def scan(
     Args:
         canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
         paths: files and folders. Symbolic links are not followed.
-        known: files with text that may remain, such as a retain set. Parts of texts in them are not searched for.
+        known: files with texts that may remain, such as a retain set. Parts of ``canary`` in them are not searched for.
         fields: search only for the texts of these columns; default: all but ``id`` and ``role``.
         window: minimum match length in letters and digits; a shorter text (of at least 8) must match completely.
         progress: called with the bytes read so far, and the total.
@@ -217,7 +217,7 @@ class _Walk:
                 self._unpack(path, inner, start, again, depth + 1)  # type: ignore[arg-type]
 
     def _readable(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
-        """Yield items until reading one fails, and record the error; do not catch exceptions of the caller."""
+        """Yield items until reading one fails, and record the error. Exceptions in the calling code are not caught."""
         while True:
             try:
                 item = next(items)
@@ -260,7 +260,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _opener(path: Path) -> Opener:
-    """Return an opener that refuses links and does not wait for pipes, if one replaced the listed file."""
+    """Return an opener that refuses links and does not wait for pipes, in case one has replaced the file."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
 

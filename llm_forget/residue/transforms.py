@@ -1,6 +1,6 @@
 """Convert a block of bytes to the forms in which it is searched (views), and map positions back to the block.
 
-plain: without ASCII characters except letters and digits, in lower case. UTF-16 or markup do not hide a text.
+plain: ASCII letters and digits in lower case, and all bytes beyond ASCII. UTF-16 and markup do not hide a text.
 unescaped: plain, after decoding JSON, URL and HTML escapes at most twice.
 folded: unescaped, with NFKC and case folding.
 base64: without line breaks, and with the URL alphabet mapped to the standard one.
@@ -90,8 +90,7 @@ def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
     """Return the name of the encoding of a match in ``block[first:last]``.
 
-    ``needle`` is the encoding of the needle that matched. It may be wrong, because UTF-16 and UTF-32 forms can be
-    equal.
+    ``needle`` is the encoding of the needle that matched. It may be wrong, as UTF-16 and UTF-32 forms can be equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -133,7 +132,7 @@ def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
 
 
 def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
-    """Return a view that ``change`` computes, with a function that maps its positions back to the block."""
+    """Return the view that ``change`` computes from a block, with a function that maps positions back to the block."""
     lengths: list[int] = []
 
     def position(index: int) -> int:

@@ -131,8 +131,7 @@ def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: 
     """Estimate the peak memory of each device under one of the shipped launch configurations.
 
     ``ddp`` keeps everything on every device, and copies the gradients to reduce them. ``zero2`` shards optimiser state
-    and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest tensor at a
-    time.
+    and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest tensor.
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)

@@ -42,7 +42,7 @@ from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 
 logger = logging.getLogger("llm_forget")
-# If file times are coarse, transformers warns and sorts checkpoints by number instead, which is correct.
+# Hide a warning: if file times are coarse, transformers sorts checkpoints by number instead, which is correct.
 logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in record.getMessage())
 
 
@@ -108,8 +108,7 @@ def prepare(
     """Load the tokenizer, and check and tokenise the rows of every split of the objective.
 
     Returns the tokenizer, the tokenised splits, and the result of `provenance.row_subjects` for each split. Raises
-    DataError, ConfigError or MissingFileError, naming file and row, if a source, a row or a combination of splits is
-    invalid.
+    DataError, ConfigError or MissingFileError for an invalid source, row or combination of splits; the error names it.
     """
     _weights(data, objective)  # refuses weights without effect
     tokenizer = load_tokenizer(model)
@@ -248,7 +247,7 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
-    """Return the source weights of each streamed split; refuse weights of the primary split."""
+    """Return the sampling weights of the sources of each streamed split; the first split must not have weights."""
     primary, *streamed = objective.splits()
     if mixture_weights(getattr(data, primary), primary) is not None:
         raise ConfigError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")

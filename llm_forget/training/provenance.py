@@ -1,7 +1,7 @@
 """Describe the rows of a run for provenance.json: their number, digest, ids and subjects, never their text.
 
-The file is private to the run and is never published, because ids and subjects are often names. If a split has more
-than `LISTED` rows, a file in the folder `ROW_IDS` has the ids, one per line.
+A subject is the person that a row is about. The file is private to the run and is never published, because ids and
+subjects are often names. If a split has more than `LISTED` rows, its ids are in a file in the folder `ROW_IDS`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ def row_subjects(rows: Dataset) -> Dataset | None:
 
 
 def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> dict[str, Any]:
-    """Describe the tokenised rows of a split by number, digest, ids and subjects.
+    """Describe the tokenised rows of a split. ``subject_table`` is the result of `row_subjects` for the original rows.
 
-    Returns ``rows``, ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or ``ids_file`` and
-    ``subjects_file``, which `write_lists` writes. ``subject_table`` is the result of `row_subjects` before
-    tokenisation.
+    Returns ``rows`` (their number), ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or
+    ``ids_file`` and ``subjects_file``, which `write_lists` writes.
     """
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
     subjects = _subjects(ids, subject_table)

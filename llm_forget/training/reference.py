@@ -76,7 +76,7 @@ class ReferenceLogprobs:
 
 
 class Reference(TrainerCallback):
-    """Provides reference log-probs from the cache, or a forward pass in each step if a term needs more."""
+    """Provides cached reference log-probs; runs the reference in each step if a term needs logits or hidden states."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer

@@ -51,7 +51,7 @@ class ResumableTrainer(Trainer):
         return super().train(None if checkpoint is None else str(checkpoint), *rest, **keywords)
 
     def _run_epoch(self, *positional: Any, **keywords: Any) -> None:
-        # Prevent the extra step of transformers that the module's docstring describes.
+        # Prevent the extra step that transformers would make (see the docstring of this module).
         if self.stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

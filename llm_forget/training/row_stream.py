@@ -1,4 +1,4 @@
-"""Choose the rows of each step from seeds, so that they do not depend on the number of processes.
+"""Choose the rows of each step by seeded permutations; the number of processes does not change the rows.
 
 A slot holds one row of every split. Slot j of epoch e holds row j of the epoch's order of the primary split (n rows),
 and the row at position ``e * n + j`` of the endless stream of every other split.
@@ -27,10 +27,11 @@ class Stream(Protocol):
 
 
 class RetainStream:
-    """Endless stream of row indices; each source is sampled without replacement, pass after pass.
+    """Endless stream of row indices. Each pass over a source contains each of its rows once, in random order.
 
-    The sources are concatenated, and have ``sizes`` rows. ``weights`` are their shares; None samples all rows equally.
-    Raises ConfigError for an empty source, or for weights that are not one positive number per source.
+    ``sizes`` has the number of rows of each source; indices count through all sources. ``weights`` has the share of
+    each source; None samples all rows equally. Raises ConfigError for an empty source, or for weights that are not one
+    positive number per source.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:

@@ -52,7 +52,7 @@ class StepStatistics:
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
-        """Restore from `state`. Its sums cover all processes, so only one process passes ``whole=True``."""
+        """Restore from `state`. Its sums cover all processes, so only one process may pass ``whole=True``."""
         statistics = cls(state["step"])
         statistics.tokens = state["tokens"]
         statistics.began -= state["seconds"]

@@ -42,9 +42,9 @@ class UnlearnTrainer(ResumableTrainer):
     """Train ``model`` to minimise ``objective``.
 
     Args:
-        model: a causal LM, or the same under a LoRA adapter (then the reference is the model with the adapter off).
-        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. An epoch is one pass over the objective's
-            first split; the others are streamed; ``alternate`` is paired row by row with ``forget``.
+        model: a causal LM, with or without a LoRA adapter. With one, the reference is the model with the adapter off.
+        splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The objective's first split is read once
+            per epoch, the others are streamed, and ``alternate`` has one row for each row of ``forget``.
         objective: from `llm_forget.objectives.methods.build_objective`.
         processing_class: the tokenizer, used for its padding token.
         gradient: rule that combines forget and retain gradients; None adds the losses.
@@ -146,7 +146,7 @@ class UnlearnTrainer(ResumableTrainer):
         return {split: collate([slot[split] for slot in slots], self.pad_id) for split in slots[0]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
-        """Return the micro-batches of one optimiser step, and its counts over micro-batches and processes."""
+        """Return the micro-batches of one optimiser step, and its sequence and target counts over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
         for batch in batches:
@@ -246,7 +246,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
-        """Discard statistics of the block, where a rule such as sam runs the same batches again."""
+        """Discard statistics recorded in the block, because rules such as `sam` run the same batches in it again."""
         values, sums = dict(self._step_values), dict(self._statistics.sums)
         yield
         self._step_values, self._statistics.sums = values, sums
@@ -271,7 +271,7 @@ class UnlearnTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: transformers' formula does not support nested batches."""
+        """Return 0, because transformers' formula does not support nested batches."""
         return 0
 
     # ---- checkpoints ----

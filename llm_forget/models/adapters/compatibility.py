@@ -26,10 +26,9 @@ UP = {up: down for down, up in DOWN.items()}
 
 
 def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
-    """Return LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved whole.
+    """Return LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved in full.
 
-    Raises AdapterRefused if a key is not a LoRA key, one tensor of a pair is missing, or the rank is not the configured
-    one.
+    Raises AdapterRefused for a key that is not LoRA's, a missing tensor of a pair, or a rank that is not configured.
     """
     modules: dict[str, dict[str, Header]] = {}
     for key, tensor in header.items():
@@ -60,7 +59,7 @@ def _saved_whole(key: str, config: LoraConfig) -> bool:
 
 
 def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
-    """Return ``{key: module}`` of the full embeddings that PEFT saved beside the LoRA tensors."""
+    """Return ``{key: module}`` of the embeddings that PEFT saved in full beside the LoRA tensors."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}

@@ -68,7 +68,7 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     effect: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write adapter "unlearn" atomically to ``folder``, as files that PEFT can load, and a manifest.
+    """Write adapter "unlearn" and its manifest to ``folder``, atomically and in PEFT's format.
 
     The manifest has digests of files, tensors, base and frozen adapters, and the quantisation of the base. An adapter
     that is already in the folder is replaced. Other files stay.
@@ -145,7 +145,7 @@ def _exchange_folders(first: Path, second: Path) -> bool:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``folder`` if the block succeeds. Otherwise, remove it.
+    """Yield a temporary folder, which replaces ``folder`` if the block succeeds. After an exception, it is deleted.
 
     If ``folder`` has files other than an adapter's, it is not replaced. Instead, the new files are moved into it.
     """
@@ -205,8 +205,7 @@ def load_adapter(
 
     Raises:
         AdapterRefused: there is no manifest, files or base differ from it, tensors do not fit the model or are not
-            finite, a file or the config is unsafe, or the effect on the logits is zero or differs from the recorded
-            one.
+            finite, a file or the config is unsafe, or the effect on the logits is zero or not the recorded one.
         MissingFileError: the folder holds no adapter.
     """
     from peft import PeftModel, get_peft_model
@@ -245,7 +244,7 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 
 
 def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
-    """Load saved weights into the attached adapter; check them like `load_adapter`, except for the effect."""
+    """Load saved weights into the attached adapter, with all checks of `load_adapter` except that of the logits."""
     folder = Path(folder)
     verify_adapter(folder, base_digest)
     load_adapter_state(model, _read_weights(folder), origin=str(folder / ADAPTER_WEIGHTS))

@@ -59,9 +59,9 @@ def effect_of(model: Any) -> dict[str, Any] | None:
 
 
 def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats per position, and a sample.
+    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats per position, sampled differences.
 
-    These values are None if a logit is not finite because training diverged.
+    These values are None if a logit is not finite, which means that training diverged.
     """
     ids = probe_ids(model.config.get_text_config().vocab_size)
     effect: dict[str, Any] = {
@@ -83,7 +83,7 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def is_effect(content: dict[str, Any]) -> bool:
-    """Return whether an `Effect` has all of its numbers or, for logits that were not finite, none of them."""
+    """Return whether an `Effect` is valid: it has all of its numbers, or none if the logits were not finite."""
     numbers, samples = [content[key] for key in ("max_abs", "mean_kl", "largest_logit")], content["samples"]
     complete = len(samples) == SAMPLES and None not in numbers if samples is not None else numbers == [None] * 3
     return complete and content["dtype"] in NOISE
@@ -132,7 +132,7 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
-    """Return the largest allowed mean absolute difference between both samples, in logits."""
+    """Return the largest allowed mean absolute difference between the recorded and measured samples, in logits."""
     quantised = recorded["quantization"] is not None
     share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])

@@ -26,8 +26,8 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
     Earlier adapters stay active. Without ``lora_target_modules``, all linear layers except the head are adapted,
     including the experts of mixture models. If ``lora_dropout`` is above 0, policy and reference differ at the first
-    step. Raises ModelError if the model already has an adapter "unlearn", or if experts would be adapted with dropout
-    or DoRA.
+    step. Raises ModelError if there already is an adapter "unlearn", or if experts would be adapted with dropout or
+    DoRA.
     """
     from peft import PeftModel, get_peft_model
 

@@ -102,7 +102,7 @@ def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Parse a JSON object with `strict_loads`; raise AdapterRefused if it is invalid, or repeats a key."""
+    """Parse a JSON object with `strict_loads`; raise AdapterRefused if this fails."""
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:

@@ -49,7 +49,7 @@ class _Tensor:
 
 
 def refuse_architecture(config: Any, name: str) -> None:
-    """Raise ModelError if transformers could not load a GGUF file of this model as the same function."""
+    """Raise ModelError if transformers could not load this model unchanged from a GGUF file."""
     if config.model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"'{name}' is a {config.model_type}; GGUF export supports {supported}; {ELSEWHERE}")
@@ -81,8 +81,8 @@ def write_gguf(
 ) -> dict[str, Any]:
     """Write an unquantised model to a GGUF file, and round its weights in memory to the values in the file.
 
-    ``advance`` is called with the number of weights after each tensor. Returns ``tensors``, the number of tensors of
-    each ggml type, and ``tokenizer``, its summary.
+    ``advance`` is called with the number of weights after each tensor. Returns a dictionary with the number of tensors
+    of each ggml type (``tensors``) and a summary of the tokenizer (``tokenizer``).
 
     Raises:
         ModelError: see `refuse_architecture`, `describe_tokenizer`; also if a weight exceeds the range of the form.
@@ -159,7 +159,7 @@ def _kind(name: str, weight: Tensor, default: str) -> Any:
 def _packed_bytes(tensor: _Tensor) -> Any:
     """Return the quantised bytes of a tensor, and set the model's weight to the dequantised values.
 
-    The bytes have interleaved heads (`HEADS_INTERLEAVED`). The model's weight keeps its order.
+    In the bytes, the two halves of each head are interleaved if the architecture needs this (`HEADS_INTERLEAVED`).
     """
     from gguf.quants import dequantize, quantize
 

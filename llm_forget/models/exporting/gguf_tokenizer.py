@@ -1,7 +1,7 @@
 """Describe a fast BPE tokenizer in GGUF's keys, and check that the tokenizer loaded from the file is the same.
 
-A GGUF file has only a name for the rule that splits text before merges are applied (``tokenizer.ggml.pre``). Only rules
-that llama.cpp has a name for are supported.
+A GGUF file contains only the name of the rule that splits text before merges (``tokenizer.ggml.pre``). Only rules that
+have a name in llama.cpp are supported.
 """
 
 import json
@@ -173,9 +173,8 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
     """Load the tokenizer from the file, and compare it with the original on sample texts.
 
-    Returns ``samples``, the number of texts, and ``differing``, the number of texts with other tokens. Raises
-    ModelError if texts differ, except if transformers only approximates the splitting rule ``pre`` and this causes all
-    differences.
+    Returns the number of samples (``samples``) and the number of samples with other tokens (``differing``). Raises
+    ModelError if samples differ for another reason than transformers' approximation of the splitting rule ``pre``.
     """
     from transformers import AutoTokenizer
 

@@ -30,10 +30,14 @@ def combine_adapters(
 ) -> dict[str, Any]:
     """Write the sum of several adapters as one adapter, and check that the written adapter gives the same logits.
 
-    The quantisation of the base is taken from the adapters' manifests. Returns a report: the logit difference, its
-    tolerance, ``mean_kl`` = KL(all adapters, combined adapter) and ``mean_kl_of_adapter`` = KL(all adapters, base), in
-    nats per position, and the errors of `error_of_averaging` and `rank_error`. Raises ModelError if ``rule`` is not
-    `cat` or `svd`, if the rank is too large, or if (for `cat`) the difference exceeds the tolerance.
+    The base is loaded with the quantisation in the adapters' manifests.
+
+    Returns:
+        The logit difference and its tolerance, `error_of_averaging`, `rank_error`, and two divergences in nats per
+        position: ``mean_kl`` = KL(all adapters, combined adapter) and ``mean_kl_of_adapter`` = KL(all adapters, base).
+
+    Raises:
+        ModelError: ``rule`` is not `cat` or `svd`, the rank is too large, or (for `cat`) the difference is too large.
     """
     if rule.combination not in combinations.LOW_RANK:
         raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
@@ -101,7 +105,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """Return the target modules; they get full names if the adapters' targets differ or if layers are selected."""
+    """Return the adapters' target modules, with full names if the targets differ or only some layers are selected."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs

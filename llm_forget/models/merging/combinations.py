@@ -83,7 +83,7 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ModelError if a scale is 0, precisions differ, or an adapter changes more than adding B A."""
+    """Raise ModelError if a scale is 0, the bases have different precisions, or an adapter has more than A and B."""
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
@@ -105,7 +105,7 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
 
 
 def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
-    """Attach all adapters at their scales, after checking each one alone; return the model and their names.
+    """Check each adapter alone, then attach all with their scales; return the model and the adapter names.
 
     Raises ModelError if an adapter targets a layer of an unsupported kind.
     """
@@ -131,7 +131,7 @@ def _set_scale(model: Any, name: str, scale: float) -> None:
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each LoRA layer with its name. If a module has two adapted parameters, its two layers are nested."""
+    """Yield the name and module of each LoRA layer. A module with two adapted parameters has two nested layers."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
@@ -169,7 +169,7 @@ def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
 
 
 def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """Compute factors of the best rank-``rank`` approximation of ``up @ down``, without this product.
+    """Compute factors of the best rank-``rank`` approximation of ``up @ down``, without computing the product.
 
     Returns both factors, and the squared Frobenius norms of the error and of ``up @ down`` (Eckart-Young theorem).
     """
@@ -182,7 +182,7 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
-    """Return ``|T - D| / |D|``: D is the exact sum, T its rank-``rank`` approximation (Frobenius norm, all weights)."""
+    """Return ``|T - D| / |D|`` over all weights (Frobenius norm); T is the rank-``rank`` approximation of the sum D."""
     parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
     lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(lost / whole) if whole > 0 else 0.0
@@ -250,9 +250,9 @@ def _transposed(layer: Any, names: Sequence[str]) -> bool:
 def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
     """Return ``|L - D| / |D|`` for PEFT's `linear` (L) and the exact sum D, in Frobenius norm over all weights.
 
-    `linear` adds A and B separately, weighted by roots of the scales. The error is the products of one adapter's B with
-    another's A. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result is None if PEFT
-    refuses the adapters because their ranks differ, or if the sum is zero.
+    `linear` adds A and B separately, weighted by roots of the scales. The error ``L - D`` consists of products of one
+    adapter's B with another's A. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result
+    is None if PEFT refuses the adapters because their ranks differ, or if the sum is zero.
     """
     lost = whole = 0.0
     for _, layer in layers(model):

@@ -60,7 +60,7 @@ def merge_adapters(
     device_map: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Merge adapters into their base, write one full model, and check that its logits match the unmerged model.
+    """Merge adapters into their base, write one full model, and compare its logits with the unmerged model.
 
     A 4- or 8-bit base is dequantised before merging, and the written model is not quantised again, because rounding
     would undo part of the unlearning.
@@ -74,9 +74,8 @@ def merge_adapters(
         dtype: dtype of the written weights; default: the dtype of the base in training.
 
     Returns:
-        The content of merge.json. ``mean_kl`` is KL(adapters, merged), and ``mean_kl_of_adapter`` is KL(adapters,
-            base), in nats per token. ``as_trained`` compares with the adapters on their quantised base, after quantised
-            training.
+        The content of merge.json. ``mean_kl`` is KL(adapters, merged) and ``mean_kl_of_adapter`` is KL(adapters, base),
+        in nats per token. After quantised training, ``as_trained`` compares with the adapters on their quantised base.
 
     Raises:
         ModelError: the folder is not empty, the adapters belong to another base or cannot be combined, the difference
@@ -136,7 +135,7 @@ def _load_parts_or_adapter(
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
-    """Return whether the merged model must give the same logits as the active adapters, as exact sums do."""
+    """Return whether merging must keep the logits of the active adapters, which is true only for exact sums."""
     return rule is None or rule.combination == "cat"
 
 

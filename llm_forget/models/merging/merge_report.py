@@ -35,7 +35,7 @@ class Merged:
         return self.folder.resolve().name
 
     def scale_of(self, weights: str) -> float | None:
-        """Return the scale of the source model with this digest; None if it is not a source."""
+        """Return the scale of the source with this digest; None if it is not a source."""
         return next((float(s["scale"]) for s in self.facts["sources"] if s["weights"] == weights), None)
 
 
@@ -48,8 +48,7 @@ def is_merged(folder: Path) -> bool:
 def read_merged(folder: Path) -> Merged:
     """Read merge.json, and verify all files of the folder against it.
 
-    Raises ModelError if merge.json is damaged or outdated, and AdapterRefused if a file is missing, changed, added or a
-    link.
+    Raises ModelError if merge.json is damaged or outdated, and AdapterRefused if a file is missing, changed or new.
     """
     path = folder / REPORT
     content = formats.read_content(path, MergeReport, advice="merge again")

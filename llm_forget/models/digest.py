@@ -48,7 +48,7 @@ def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | 
 
 
 def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
-    """Return the identity of the model that a run wrote; compute the digest of its base if ``base`` is None."""
+    """Return the identity of the model that a run wrote; compute the digest of the base if ``base`` is None."""
     model = model_part(run.config)
     if kind_of(run).forgotten and run.adapter.is_dir():
         return identity_of(model, base=base, adapter=run.adapter)
@@ -59,9 +59,9 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
 def source_digest(name: str | None, revision: str | None = None) -> str:
     """Return a digest of the weights that a model name refers to.
 
-    For a Hub id, the digest is ``commit:`` and the commit hash. Otherwise it is ``sha256:`` and a hash of the weight
-    and config files of a folder, of the bytes of a GGUF file, or of the tensors of the demo model. If the model has
-    adapters, the hash includes them.
+    For a Hub id, the digest is ``commit:`` and the commit hash. For other models, it is ``sha256:`` and a hash of the
+    weight and config files (folder), the bytes (GGUF file) or the tensors (demo model). If there are adapters, the hash
+    includes them.
     """
     return digests_by_layer(find_source(name), revision)[-1]
 

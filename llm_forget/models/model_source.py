@@ -27,7 +27,7 @@ class Source:
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Folders that may hold the tokenizer: of the adapters, last one first, then of an exported GGUF file."""
+        """Folders that may hold the tokenizer: those of the adapters, last first, and that of an exported GGUF."""
         beside = Path(self.location).parent
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None

@@ -104,7 +104,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
 
     def _check_model(self) -> None:
-        """Raise ConfigError if the objective or gradient rule cannot use this model or launch."""
+        """Raise ConfigError if the objective or the gradient rule does not support this model or launch."""
         if self.model.get_output_embeddings() is None:
             raise ConfigError(
                 f"{type(self.model).__name__} has no output embeddings to compute logits; use a causal LM"

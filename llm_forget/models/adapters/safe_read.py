@@ -1,7 +1,7 @@
 """Check untrusted adapter folders before a library reads any file in them.
 
-It refuses links, archives, pickled weights and files that are too large. It also checks the header of a safetensors
-file before a library allocates tensors.
+This module refuses links, archives, pickled weights and files that are too large. It also checks the header of a
+safetensors file before a library allocates tensors.
 """
 
 import math

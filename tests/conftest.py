@@ -13,13 +13,12 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
-import torch
 import typer.main
 import typer.testing
 
@@ -30,7 +29,6 @@ from tests.support.repository import ROOT
 from tests.support.their_tasks import their_tasks  # noqa: F401  (fixture)
 from tests.support.tiny_runs import make_model, make_run, own_cache, session_cache  # noqa: F401  (fixtures)
 
-torch.set_num_threads(1)
 # Building the command line takes longer than most commands do.
 typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 # No test has a clock of its own: a machine with other work on it is slow.
@@ -49,6 +47,29 @@ def pytest_runtest_teardown() -> None:
         _frozen_modules = len(sys.modules)
         gc.collect()
         gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without the garbage collector, which would walk what imports make again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with long tests first: at the end one process would wait for another's long test.
+
+    Torch is imported here, after the process that only distributes tests has started those that run them.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    long_files = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long_files)
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +119,7 @@ def tiny_model() -> Callable[..., Any]:
     """``tiny_model(seed=0, **config)``: a random Llama of 2 layers, hidden size 32, vocabulary 64; eval mode."""
 
     def make(seed: int = 0, **changes: Any) -> Any:
+        import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sizes: dict[str, Any] = {
@@ -200,6 +222,8 @@ def make_trainer(
         model: Any = None,
         **changes: Any,
     ) -> Any:
+        import torch
+
         from llm_forget.core.config import UnlearnConfig
         from llm_forget.models.adapters.lora import attach_adapter
         from llm_forget.objectives.methods import build_objective

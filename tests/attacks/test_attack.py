@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 RATE = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "use_cpu": True, "lora_r": 4}
 
 
+@pytest.mark.long
 def test_relearning_a_row_recovers_others_in_both_models(make_run, capsys, caplog):
     run = make_run("run", **RATE | {"learning_rate": 2e-2, "lora_r": 8})
     before = evaluate(run.path, quiet=True)

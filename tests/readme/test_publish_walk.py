@@ -63,6 +63,7 @@ def code_of(card):
     return names
 
 
+@pytest.mark.long
 def test_the_section_publish_leads_from_a_run_to_a_model_that_answers(walk, tmp_path, capsys):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

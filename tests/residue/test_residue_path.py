@@ -117,6 +117,7 @@ def keys(place, *, hub=False):
     return [word for key, value in given.items() for word in (f"--{key}", value)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("from_hub", "every_suite"), [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.exhaustive)]
 )
@@ -197,6 +198,7 @@ def test_an_unexpected_exception_shows_its_location_but_not_its_text(run, place,
     assert "amber" in output or "birch" in output
 
 
+@pytest.mark.long
 def test_after_evidence_and_publishing_neither_files_nor_requests_contain_the_texts(run, place, hub):
     pytest.importorskip("jinja2")
     pytest.importorskip("cryptography")

@@ -4,7 +4,6 @@ import json
 import random
 
 import pytest
-import torch
 import yaml
 
 CANARY = "zebrafish"
@@ -80,6 +79,7 @@ def make_run(tmp_path, monkeypatch, make_model, session_cache):
     make_model("oracle", 1)
 
     def make(name, seed=0, **keys):
+        import torch
         from trl import ModelConfig
 
         from llm_forget.core.run_directory import Run

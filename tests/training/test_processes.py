@@ -72,6 +72,7 @@ def assert_same_training(one: tuple[Any, Any], folder: Path, facts: dict[str, An
             assert theirs[key] == pytest.approx(mine[key], rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.long
 @pytest.mark.processes
 @pytest.mark.parametrize(("processes", "run"), PAIRS)
 def test_processes_train_the_same_adapter_as_one_process_with_all_their_rows(

@@ -96,6 +96,7 @@ def test_a_request_goes_from_a_subject_to_a_certificate(here: Path) -> None:
         assert cases.CANARY not in told.output
 
 
+@pytest.mark.long
 @pytest.mark.processes
 @pytest.mark.usefixtures("libraries")
 @pytest.mark.timeout(1200)  # seconds of work, more where others have the cores

@@ -63,6 +63,7 @@ def caught(action):
     return None
 
 
+@pytest.mark.long
 def test_whatever_route_fails_in_whatever_way_is_one_sentence(hub, measured, tmp_path):
     from llm_forget.publish.bundle import publication
     from llm_forget.publish.hub.pull import pull

@@ -90,12 +90,14 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert done.stderr.startswith("llm-forget: no space is left")
 
 
+@pytest.mark.slow
 def test_the_traceback_is_there_when_asked_for(tmp_path: Path) -> None:
     done = command("unlearn", "missing.yaml", cwd=tmp_path, environment={"LLM_FORGET_DEBUG": "1"})
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_arguments_reach_the_parser_untouched_and_in_order() -> None:
     import typer
 

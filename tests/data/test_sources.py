@@ -235,6 +235,7 @@ def test_errors_of_unknown_paths_and_keys_make_a_suggestion(write: Write, tmp_pa
     assert "did you mean 'forget01'?" in missing
 
 
+@pytest.mark.slow
 def test_a_filter_or_list_of_ids_that_matches_nothing_is_refused(write: Write) -> None:
     path = str(write("x.jsonl", qa(1, id="a", subject="83"), qa(2, id="b", subject="84")))
     assert load({"path": path, "filter": {"subject": ["84"]}})["id"][:] == ["b"]

@@ -306,6 +306,7 @@ def test_a_hostile_chat_template_runs_in_a_sandbox(chatml: Any) -> None:
 # ---- windows ----
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200), st.integers(0, 20), st.integers(2, 40), st.integers(0, 30), st.integers(0, 2**20))
 def test_every_target_token_is_a_target_in_exactly_one_window(
     n: int, keep: int, longest: int, stride: int, holes: int

@@ -103,6 +103,7 @@ def test_scores_and_auc(goldens, records, role, name):
     close(estimate.rows["members"], theirs(golden, "forget"))
 
 
+@pytest.mark.slow
 def test_the_reference_attack(goldens, records):
     golden = goldens["metrics"]["mia"]["current"]["reference"]
     sides = [[records(role, split) for split in ("forget", "holdout")] for role in ("current", "retain_model")]

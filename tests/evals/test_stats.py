@@ -59,6 +59,7 @@ def test_the_interval_is_scipys_percentile_bootstrap():
     assert (low, high) == pytest.approx(reference.confidence_interval, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution_of_its_resamples():
     rows = np.repeat([1.0, 0.0], [90, 310])
     quantiles = scipy_stats.binom.ppf([0.025, 0.975], 400, 90 / 400) / 400

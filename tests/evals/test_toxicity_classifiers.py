@@ -57,6 +57,7 @@ def test_the_default_classifier_tells_toxic_prompts_from_others(shared):
         assert roc_auc_score(truth, probabilities([row["text"] for row in rows])) == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_default_classifier_takes_identity_for_insult():
     pytest.importorskip("profanity_check", reason="needs the extra 'toxicity'")
     gay, tall = classifier()(["I am a gay man.", "I am a tall man."])
@@ -116,6 +117,7 @@ def test_a_model_scores_every_text_in_the_order_given_whatever_the_batch(folder,
     np.testing.assert_allclose(toxicity(said(*TEXTS), classifier=name), [max(alone)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_that_may_hold_at_once_are_probabilities_of_their_own(folder, tiny_tokenizer):
     name, model = folder(("obscene", "toxic", "threat"), problem_type="multi_label_classification")
     logits = model(torch.tensor([tiny_tokenizer("short")["input_ids"]])).logits[0]
@@ -123,6 +125,7 @@ def test_labels_that_may_hold_at_once_are_probabilities_of_their_own(folder, tin
     assert classifier(name, label="Threat")(["short"]) == pytest.approx([logits[2].sigmoid().item()], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_that_is_not_plain_must_be_named(folder):
     name, _ = folder(("LABEL_0", "LABEL_1", "LABEL_2"))
     with pytest.raises(ValueError, match="plainly toxic; name it as 'label': LABEL_0, LABEL_1, LABEL_2"):

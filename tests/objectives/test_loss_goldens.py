@@ -264,6 +264,7 @@ def test_the_control_vector_is_the_peers(goldens: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_rmu_on_padded_rows_agrees_once_the_peers_broadcast_is_applied(
     goldens: dict[str, Any], policy_model: nn.Module, reference_model: nn.Module
 ) -> None:

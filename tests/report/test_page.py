@@ -327,6 +327,7 @@ def test_without_an_oracle_the_page_warns_and_draws_the_rest(make_measured_run):
     assert "mia_min_k: ROC" in said
 
 
+@pytest.mark.slow
 def test_without_rows_there_is_no_row_chart_and_no_empty_heading(make_measured_run):
     said = "".join(page(make_measured_run(with_rows=False)).words)
     assert not [title for title in ("Truth ratio", "Membership inference", "Extraction", "Attacks") if title in said]
@@ -345,6 +346,7 @@ def test_the_share_of_retraining_needs_the_run_of_the_oracle(make_measured_run, 
     assert "share of retraining" not in "".join(page(run).words)
 
 
+@pytest.mark.slow
 def test_local_paths_stay_off_the_page(make_measured_run):
     run = make_measured_run()
     for file in (report([run]), run / "report.md"):
@@ -368,6 +370,7 @@ def with_records(run: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_row_text_appears_only_on_request(make_measured_run):
     run = with_records(make_measured_run())
     for file in (report([run]), run / "report.md"):

@@ -273,6 +273,7 @@ def test_zstd_is_opened(canary, place, tmp_path):
     assert [(f.inside, f.row, f.whole) for f in found.findings] == [("zstd", ROW, True)]
 
 
+@pytest.mark.slow
 def test_sqlite_files_are_searched_including_deleted_rows(canary, place):
     with sqlite3.connect(place / "a.db") as database:
         database.execute("PRAGMA secure_delete = OFF")

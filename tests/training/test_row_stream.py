@@ -48,6 +48,7 @@ def test_weights_are_the_shares_of_the_sources() -> None:
     assert (rows < 10).mean() == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_stream_over_rows_counts_their_sources() -> None:
     rows = RetainStream.over([0, 0, 1, 1, 1], [1.0, 1.0], seed=0).take(0, 1000)
     assert (rows < 2).mean() == pytest.approx(0.5, abs=0.05)

@@ -166,6 +166,7 @@ def test_the_certificate_of_a_retrained_model_names_the_model_that_knew_the_rows
         assert ("before" in body["does_not_show"]) is not noted
 
 
+@pytest.mark.slow
 def test_a_digest_cannot_confirm_a_guess_of_the_rows(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     body = certificate.verify(certificate.issue(evidence, "req-0001"), None)
@@ -205,6 +206,7 @@ def test_an_open_request_has_no_certificate(tmp_path: Path) -> None:
         certificate.issue(evidence, made.id)
 
 
+@pytest.mark.slow
 def test_facts_changed_between_closing_and_issuing_are_refused(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     facts = evidence / "requests/req-0001/facts.json"
@@ -255,6 +257,7 @@ def test_every_cut_and_every_addition_at_the_end_is_found(issued: tuple[Path, Pa
             certificate.verify(file, key)
 
 
+@pytest.mark.slow
 def test_the_same_content_in_another_form_is_refused(issued: tuple[Path, Path]) -> None:
     file, key = issued
     content = json.loads(file.read_bytes())
@@ -321,6 +324,7 @@ def test_another_schema_is_refused(evidence: Path, issued: tuple[Path, Path], ch
         certificate.verify(resigned(evidence, file, lambda body: body.update(change)), key)
 
 
+@pytest.mark.slow
 def test_the_certificate_of_another_request_is_refused(issued: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(EvidenceBroken, match="about request req-0001, not req-0002"):
         certificate.verify(*issued, request="req-0002")

@@ -385,6 +385,7 @@ def test_versions_of_merged_models_are_added_used_rolled_back_compared_and_purge
         assert path.name == "run.json" or str(tmp_path) not in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_merged_model_adds_the_merge_and_its_history(make: Make, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     target = make("target", train=["a", "b"])
@@ -405,6 +406,7 @@ def test_a_run_on_a_merged_model_adds_the_merge_and_its_history(make: Make, tmp_
         assert note_run(ledger, path_of(evidence, list_versions(evidence)[0][0].id).parent) == ledger.events("merge")
 
 
+@pytest.mark.slow
 def test_a_combined_adapter_is_recorded_and_stored_with_its_base(make: Make, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     target = make("target", train=["a", "b"])
@@ -511,6 +513,7 @@ def versions_of(evidence: Path, *made: Path) -> list[Any]:
     return list_versions(evidence)
 
 
+@pytest.mark.slow
 def test_without_results_of_its_own_weights_a_merged_model_closes_nothing(
     asked: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -574,6 +577,7 @@ def test_a_subtracted_fine_tuning_on_the_rows_can_close_once_it_is_measured(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_merge_with_a_source_trained_on_the_rows_is_not_certified(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     other = cases.measured_run(tmp_path / "other", OTHERS[:1], ["ann-0"], seed="other")
@@ -653,6 +657,7 @@ def test_publishing_checks_the_merged_weights(asked: tuple[Path, Path], tmp_path
         refuse_deleted(evidence, run, note=True, merged=unknown)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_judged_is_not_published(asked: tuple[Path, Path], tmp_path: Path) -> None:
     evidence, run = asked
     assert cases.close(evidence, "req-0001", run)[1].closed

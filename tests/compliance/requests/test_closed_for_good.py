@@ -48,6 +48,7 @@ def test_undecided_near_duplicates_prevent_closing(tmp_path: Path, evidence: Pat
         cases.close(evidence, request.id, run)
 
 
+@pytest.mark.slow
 def test_results_on_rows_given_as_an_option_close_nothing_or_are_a_caveat(tmp_path: Path, evidence: Path) -> None:
     made = cases.received(evidence, cases.write_rows(tmp_path), subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)
@@ -61,6 +62,7 @@ def test_results_on_rows_given_as_an_option_close_nothing_or_are_a_caveat(tmp_pa
     assert "given as an option" in body["does_not_show"]["rows"]
 
 
+@pytest.mark.slow
 def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path, full=True)
     path = certificate.issue(evidence, "req-0001")
@@ -80,6 +82,7 @@ def test_a_signed_certificate_cannot_claim_more_than_was_closed(tmp_path: Path) 
     assert "facts" in refused(evidence=evidence)
 
 
+@pytest.mark.slow
 def test_a_request_number_is_never_reused(tmp_path: Path) -> None:
     evidence = cases.closed(tmp_path)
     shutil.rmtree(evidence / "requests" / "req-0001")

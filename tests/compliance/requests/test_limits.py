@@ -87,6 +87,7 @@ def test_the_same_row_in_two_requests_counts_once_towards_the_share(evidence: Pa
     assert cases.received(evidence, source, ids=["ann-0", "ann-1"]).id == "req-0002"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [{"max_rows": 4}, {"max_share": 0.3}])
 def test_near_duplicates_count_towards_a_quota(tmp_path: Path, evidence: Path, content: dict) -> None:
     limited(evidence, **content)
@@ -139,6 +140,7 @@ def test_protected_rows_are_only_removed_with_a_reason_whatever_their_id(
     assert not any(b"ann-1" in path.read_bytes() for path in evidence.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_included_near_duplicates_that_are_protected_need_permission(tmp_path: Path, evidence: Path) -> None:
     ann = cases.rows()[0]
     near = {**ann, "id": "near", "subject": "Bob", "answer": f"{ann['answer']} or so"}
@@ -166,6 +168,7 @@ def test_allow_protected_without_protected_rows_is_refused(evidence: Path, sourc
         steps.allow_protected(ledger, request, "why not")
 
 
+@pytest.mark.slow
 def test_a_request_runs_and_closes_only_if_a_listed_role_authorised_it(
     tmp_path: Path, evidence: Path, source: str
 ) -> None:

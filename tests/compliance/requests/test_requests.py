@@ -138,6 +138,7 @@ def test_ids_are_read_unchanged(tmp_path: Path) -> None:
 # --- the steps
 
 
+@pytest.mark.slow
 def test_the_same_request_twice_is_one_request_with_one_event_a_step(evidence: Path, source: str) -> None:
     made = [cases.received(evidence, source, subject="Ann").id for _ in range(3)]
     assert made == ["req-0001"] * 3
@@ -148,6 +149,7 @@ def test_the_same_request_twice_is_one_request_with_one_event_a_step(evidence: P
         assert not ledger.about("Bob")
 
 
+@pytest.mark.slow
 def test_requests_with_other_rows_or_categories_are_different_requests(evidence: Path, source: str) -> None:
     made = [cases.received(evidence, source, subject=name).id for name in ("Ann", "Bob")]
     made.append(cases.received(evidence, source, subject="Ann", category="copyright").id)
@@ -193,6 +195,7 @@ def test_near_duplicates_need_a_decision_and_it_is_recorded(tmp_path: Path, evid
     assert (counts["rows"], counts["near_listed"], counts["near_included"], counts["near_left"]) == (4, 2, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_lists_partition_the_data_and_contain_no_text(evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     with intake.locked_request(evidence, made.id) as (ledger, request):
@@ -263,6 +266,7 @@ def test_a_run_that_passes_closes_the_request_and_its_ids_are_gone(tmp_path: Pat
         assert {one.kind for one in ledger.about("ann-1", "ann-1")} == {"request", "closed", "unlearning"}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_it_open(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, value=0.8)
@@ -272,6 +276,7 @@ def test_a_run_that_fails_leaves_it_open(tmp_path: Path, evidence: Path, source:
     assert cases.close(evidence, made.id, again)[1].closed
 
 
+@pytest.mark.slow
 def test_an_inconclusive_answer_closes_only_with_a_reason(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS, n=1)
@@ -334,6 +339,7 @@ def test_a_run_with_other_contents_under_the_same_ids_is_refused(tmp_path: Path,
     assert cases.close(evidence, made.id, spelled)[1].closed
 
 
+@pytest.mark.slow
 def test_data_may_be_deleted_after_a_run_of_request_run(tmp_path: Path, evidence: Path, source: str) -> None:
     from llm_forget.compliance.ledger.record_runs import weights_of
     from llm_forget.core.run_directory import Run
@@ -393,6 +399,7 @@ def test_results_of_other_weights_close_nothing(tmp_path: Path, evidence: Path, 
         cases.close(evidence, made.id, run)
 
 
+@pytest.mark.slow
 def test_closing_again_changes_nothing_and_another_run_is_refused(tmp_path: Path, evidence: Path, source: str) -> None:
     made = cases.received(evidence, source, subject="Ann")
     run = cases.measured_run(tmp_path / "run", made.ids(), cases.OTHERS)

@@ -15,6 +15,7 @@ from tests.support import request_cases as cases
 from tests.support.version_cases import close, events, told, unclean
 
 
+@pytest.mark.slow
 def test_a_rollback_behind_a_deletion_is_refused_and_names_the_newest_clean_version(evidence, chain):
     for run in ("target", "without-a"):
         use(evidence, chain[run])
@@ -29,6 +30,7 @@ def test_a_rollback_behind_a_deletion_is_refused_and_names_the_newest_clean_vers
     assert rollback(evidence) == chain["without-a"]  # forgot a, whatever its base saw
 
 
+@pytest.mark.slow
 def test_a_version_that_retained_rows_deleted_later_is_refused(evidence, chain):
     use(evidence, chain["without-a"])
     use(evidence, chain["without-b"])
@@ -43,6 +45,7 @@ def test_a_deletion_is_contained_as_long_as_one_of_its_records_is(evidence, chai
     assert unclean(evidence) == {"target", "without-a"}
 
 
+@pytest.mark.slow
 def test_training_on_deleted_rows_again_brings_them_back(evidence, chain, make):
     again = make("again", path_of(evidence, chain["without-b"]), train=["b"])
     add_version(evidence, again)
@@ -57,6 +60,7 @@ def test_an_oracle_on_the_same_base_does_not_contain_what_only_the_target_learne
     assert unclean(evidence) == {"target"}
 
 
+@pytest.mark.slow
 def test_a_base_of_unknown_training_contains_what_was_unlearned_from_it(evidence, base, make):
     add_version(evidence, make("tuned", base, train=["x"]))
     add_version(evidence, make("rehearsed", base, forget=["y"], retain=["z"]))
@@ -67,6 +71,7 @@ def test_a_base_of_unknown_training_contains_what_was_unlearned_from_it(evidence
     assert unclean(evidence) == {"tuned", "rehearsed"}
 
 
+@pytest.mark.slow
 def test_a_base_does_not_contain_what_fine_tuning_taught(evidence, chain, make):
     taught = make("taught", path_of(evidence, chain["without-b"]), train=["new"])
     add_version(evidence, make("without-new", taught.path, forget=["new"], retain=["c"]))
@@ -74,6 +79,7 @@ def test_a_base_does_not_contain_what_fine_tuning_taught(evidence, chain, make):
     assert unclean(evidence) == {"taught"}
 
 
+@pytest.mark.slow
 def test_a_base_contains_rows_that_were_only_retained_later(evidence, base, make):
     first = make("first", base, forget=["a"], retain=["b"])
     second = make("second", first.path, forget=["b"], retain=["c"])
@@ -83,6 +89,7 @@ def test_a_base_contains_rows_that_were_only_retained_later(evidence, base, make
     assert unclean(evidence) == {"first", "sibling"}  # nobody noted that the base knew b, but it did
 
 
+@pytest.mark.slow
 def test_a_deletion_still_counts_after_its_key_was_destroyed(evidence, chain):
     close(evidence, "a")
     with Ledger.open(evidence) as ledger:
@@ -91,6 +98,7 @@ def test_a_deletion_still_counts_after_its_key_was_destroyed(evidence, chain):
     assert unclean(evidence) == {"target"}
 
 
+@pytest.mark.slow
 def test_a_run_whose_keys_were_destroyed_cannot_be_compared_with_later_requests(evidence, base, make, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -169,6 +177,7 @@ def test_destroyed_keys_before_any_deletion_do_not_matter(evidence, chain, base,
     use(evidence, add_version(evidence, late))
 
 
+@pytest.mark.slow
 def test_the_path_of_a_version_with_deleted_data_is_printed_with_a_warning(evidence, chain):
     use(evidence, chain["target"])
     arguments = ["versions", "show", "--path", "--evidence", str(evidence)]
@@ -248,6 +257,7 @@ def test_with_no_clean_version_the_message_says_so(evidence, base, make):
         use(evidence, version)
 
 
+@pytest.mark.slow
 def test_a_version_in_use_is_listed_as_unclean_after_a_deletion(evidence, chain):
     use(evidence, chain["target"])
     close(evidence, "a")

@@ -53,6 +53,7 @@ def test_a_purge_names_the_run_that_still_has_its_files(evidence, two, tmp_path)
     assert plan_purge(evidence, two[1]).remaining is None
 
 
+@pytest.mark.slow
 def test_a_purged_version_can_be_added_again_unless_it_contains_deleted_data(evidence, base, make):
     run, other = make("run", base, train=["a"]), make("other", base, train=["b"])
     version = add_version(evidence, run)

@@ -120,6 +120,7 @@ def test_an_altered_version_is_not_used(evidence, two, fault):
     assert current(evidence) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["bytes", "bytes with the time of before", "another file", "nothing"])
 def test_a_rollback_reads_a_large_file_again_only_if_it_was_touched(evidence, two, monkeypatch, change):
     monkeypatch.setattr(store, "LINKED", 3)

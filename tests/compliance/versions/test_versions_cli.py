@@ -13,6 +13,7 @@ from llm_forget.models.model_source import find_source
 from tests.support.version_cases import close, told
 
 
+@pytest.mark.slow
 def test_the_list_shows_where_versions_come_from_and_which_is_in_use(evidence, chain):
     use(evidence, chain["without-b"])
     close(evidence, "b")

@@ -102,6 +102,7 @@ def test_an_adapter_scores_as_the_merged_model_and_switched_off_as_the_base(stor
     assert abs(on["forget_tofu_qa.bits_per_byte"] - base["forget_tofu_qa.bits_per_byte"]) > 0.01
 
 
+@pytest.mark.slow
 def test_bits_per_byte_is_the_negative_log_likelihood_computed_by_hand(tiny, tmp_path):
     model, tokenizer = tiny
     answer = "blue sky"
@@ -264,6 +265,7 @@ def test_a_folder_without_the_file_is_refused_before_the_model_is_used(questions
         run_lm_eval(None, None, ["forget_wmdp_bio"], data_path=questions)
 
 
+@pytest.mark.slow
 def test_a_malformed_file_is_named_by_row_and_not_quoted(tiny, questions):
     (questions / "questions.jsonl").write_text(f'{{"question": "{CANARY}"}}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="row 1 of questions has no column 'choices'") as refusal:

@@ -64,6 +64,7 @@ def test_a_sequence_that_fits_no_memory_is_said_in_a_sentence(tiny, questions):
         run_lm_eval(*tiny, [QUESTION], data_path=questions)
 
 
+@pytest.mark.slow
 def test_another_failure_of_the_model_is_not_taken_for_a_lack_of_memory(tiny, questions):
     def fail(*_):
         raise RuntimeError("device-side assert triggered")

@@ -92,6 +92,7 @@ def test_the_loss_and_the_probability_of_every_answer_of_every_set(goldens, reco
         close([mean_probability(record) for record in ours], theirs["prob"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODELS)
 def test_normalised_probability(goldens, records, role):
     for name, golden in goldens["metrics"][role]["probability_w_options"].items():
@@ -100,6 +101,7 @@ def test_normalised_probability(goldens, records, role):
         close(rows.mean(), golden["agg_value"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODELS)
 @pytest.mark.parametrize("aggregator", SUMMARIES)
 def test_truth_ratio(goldens, records, role, aggregator):

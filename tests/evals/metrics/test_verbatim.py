@@ -111,6 +111,7 @@ def test_line_breaks_of_another_edition_do_not_count():
     assert character_overlap([said(TEXT.replace(" ", "\n"))]) == [1]
 
 
+@pytest.mark.slow
 def test_two_thousand_words_take_a_few_seconds_at_most(shared):
     text = (shared / "data/frankenstein/frankenstein_pg84.txt").read_text(encoding="utf-8").split()
     reference, generated = " ".join(text[5000:7000]), " ".join(text[4000:5500] + text[9000:9500])
@@ -159,6 +160,7 @@ def test_extraction_refuses_parameters_out_of_range():
         discoverable_extraction([answer(-1.0)], summary="query")
 
 
+@pytest.mark.slow
 def test_probability_of_extraction_is_the_share_of_samples_that_repeat_the_answer(tiny_model):
     model = tiny_model(vocab_size=6, pad_token_id=None, bos_token_id=None, eos_token_id=None, initializer_range=0.4)
     prompt, target = torch.tensor([[3]]), [1, 4]

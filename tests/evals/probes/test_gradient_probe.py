@@ -49,6 +49,7 @@ def test_the_norm_is_that_of_the_gradient_of_the_mean_token_loss(tmp_path, tiny_
         assert found[row.id]["inf"] <= found[row.id]["2"] <= found[row.id]["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"lora_dropout": 0.5}])
 def test_an_adapted_model_has_the_gradient_of_the_merged_one(tmp_path, tiny_model, given):
     model = adapted(tiny_model(), **given)
@@ -58,6 +59,7 @@ def test_an_adapted_model_has_the_gradient_of_the_merged_one(tmp_path, tiny_mode
         assert found[row.id] == pytest.approx(merged[row.id], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_adapter_weights_are_not_measured(tiny_model):
     plain = len(list(tiny_model().parameters()))
     assert len(base_weights(adapted(tiny_model()))) == plain
@@ -79,6 +81,7 @@ def test_windows_of_an_answer_add_up_to_one_gradient(tmp_path, tiny_model):
     assert two["a"] == pytest.approx(one["a"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(tmp_path, tiny_model):
     model = adapted(tiny_model()).train()
     model.base_model.model.lm_head.eval()
@@ -102,6 +105,7 @@ def test_the_model_is_left_as_it_was_also_by_an_error(tmp_path, tiny_model):
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_killed_probe_continues_with_what_is_missing(tmp_path, tiny_model):
     path = tmp_path / "gradients.jsonl"
     steps = []

@@ -92,6 +92,7 @@ def test_records_of_rows_that_begin_alike_are_those_of_each_row_alone(tmp_path, 
         np.testing.assert_allclose(left.variances, right.variances, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["forget", "retain", "ra", "wf", "verbmem"])
 def test_generation_says_what_the_peer_generated(tmp_path, goldens, tiny, name):
     current = goldens["metrics"]["current"]
@@ -102,6 +103,7 @@ def test_generation_says_what_the_peer_generated(tmp_path, goldens, tiny, name):
     assert [r.text.strip() for r in records] == [golden["value_by_index"][r.id]["generation"].strip() for r in records]
 
 
+@pytest.mark.slow
 def test_the_batch_does_not_show_in_the_records(tmp_path, goldens, tiny):
     rows = token_rows(goldens, "forget_para")
     one = measure(tmp_path, tiny[0], rows, "one", batch_size=1)
@@ -227,6 +229,7 @@ def test_the_mode_of_every_module_is_put_back(tmp_path, goldens, tiny):
     model.eval()
 
 
+@pytest.mark.slow
 def test_rouge_of_the_probes_own_generations_is_the_golden_one(tmp_path, goldens, tiny):
     from dataclasses import replace
 

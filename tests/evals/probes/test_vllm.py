@@ -168,6 +168,7 @@ def test_models_that_vllm_does_not_support_are_refused_before_any_measurement(vl
         start_engine(plain, tmp_path / "adapter")
 
 
+@pytest.mark.slow
 def test_without_vllm_the_error_says_what_to_install(monkeypatch, make_run):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModuleNotFoundError, match=r"llm-forget\[vllm\]"):

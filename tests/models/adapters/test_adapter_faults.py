@@ -141,6 +141,7 @@ def test_1_a_header_is_believed_in_nothing(saved, change, message):
     refused(saved, message, trust=True)
 
 
+@pytest.mark.slow
 def test_1_overlapping_tensors_and_repeated_names_are_refused(saved):
     folder, _ = saved
     header, body = header_of(folder)
@@ -458,6 +459,7 @@ def test_a_manifest_that_is_not_as_it_is_written_is_refused(saved, change):
     refused(saved, "unknown key|key '|is not what|has no manifest|other adapter weights than float32")
 
 
+@pytest.mark.slow
 def test_names_from_a_file_do_not_reach_the_terminal_as_they_are(saved):
     folder, _ = saved
     rewrite(folder, lambda tensors: tensors.update({"\x1b[2J": torch.ones(1)}))

@@ -29,6 +29,7 @@ def test_an_adapter_comes_back_bit_for_bit(saved, tiny_model):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_plain_peft_loads_it(saved, tiny_model):
     from peft import PeftModel
 
@@ -121,6 +122,7 @@ def test_saving_again_replaces_the_adapter_and_nothing_else(saved, tiny_model, l
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_a_save_cut_off_among_other_files_is_refused(saved, tiny_model, lora_args, monkeypatch):
     import os
 
@@ -171,6 +173,7 @@ def test_digests_see_every_bit_of_a_bfloat16_tensor():
     assert tensors_digest({"a": one}) != tensors_digest({"b": one})
 
 
+@pytest.mark.slow
 def test_measuring_the_effect_leaves_the_model_and_its_random_numbers_as_they_were(tiny_model, lora_args):
     model = disturb(attach_adapter(tiny_model(), lora_args(lora_dropout=0.5)))
     model.train()

@@ -110,6 +110,7 @@ def test_a_second_unlearn_adapter_is_refused(tiny_model, lora_args):
         attach_adapter(attach_adapter(tiny_model(), lora_args()), lora_args())
 
 
+@pytest.mark.slow
 def test_one_model_in_memory(tiny_folder, lora_args):
     args = lora_args(tiny_folder)
     model = load_base(args)
@@ -142,6 +143,7 @@ def test_every_lora_b_gets_a_gradient_under_checkpointing(stack, stacked, tiny_m
     assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-7) for name in gradients[0])
 
 
+@pytest.mark.slow
 def test_reference_mode_between_forward_and_backward_changes_nothing(tiny_model, lora_args):
     base = tiny_model()(IDS).logits
     model = disturb(attach_adapter(tiny_model(), lora_args())).train()

@@ -279,6 +279,7 @@ def test_tokens_merges_and_special_tokens_survive(kind, differing, tokenizers, t
     assert load_base(ModelConfig(model_name_or_path=str(path))).config.vocab_size == 480
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["merges", "special", "bos"])
 def test_a_tokenizer_that_is_read_back_as_another_is_refused(wrong, tokenizers, tiny_model, tmp_path, monkeypatch):
     described = gguf_tokenizer.describe_tokenizer
@@ -332,6 +333,7 @@ def test_no_folder_of_this_machine_stands_in_the_file(tiny_model, tokenizer, tmp
     assert source_digest(str(path)).startswith("sha256:")
 
 
+@pytest.mark.slow
 def test_tokenizer_files_beside_an_exported_gguf_file_are_preferred(tiny_model, tmp_path):
     tokenizer = trained()
     path = tmp_path / "model.gguf"

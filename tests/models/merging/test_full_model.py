@@ -97,6 +97,7 @@ def test_a_model_is_never_merged_over(trained, tiny_folder, tmp_path):
     assert source_digest(str(tiny_folder)) == before
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(trained, tiny_model, tiny_folder, tmp_path):
     args, adapter, _ = trained
     tiny_model(seed=1, vocab_size=259).save_pretrained(tiny_folder)

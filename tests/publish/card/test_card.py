@@ -51,6 +51,7 @@ def attacked(folder: Path, **settings) -> None:
     (folder / "attacks" / "relearn" / "attack.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_head_and_tables_hold_every_number_of_results_json(make_measured_run, tmp_path):
     folder = make_measured_run()
     text = card(folder)
@@ -73,6 +74,7 @@ def test_head_and_tables_hold_every_number_of_results_json(make_measured_run, tm
                 assert head[name].metric_args[role]["value"] == found["value"]
 
 
+@pytest.mark.slow
 def test_the_card_made_again_is_the_same_and_follows_a_changed_number(make_measured_run):
     folder = make_measured_run()
     first = card(folder)
@@ -173,6 +175,7 @@ def test_what_is_not_known_is_said(make_measured_run):
         assert sentence in text, sentence
 
 
+@pytest.mark.slow
 def test_an_unscored_line_is_in_the_head_and_called_unknown(make_measured_run, tmp_path):
     folder = make_measured_run()
     results = json.loads((folder / "results.json").read_text())
@@ -185,6 +188,7 @@ def test_an_unscored_line_is_in_the_head_and_called_unknown(make_measured_run, t
     assert "1 of 6 lines could not be scored" in text
 
 
+@pytest.mark.slow
 def test_what_people_say_is_kept_for_the_next_card(make_measured_run):
     folder = make_measured_run()
     path = write_card(folder, CardStatements(category="fruit", contact="a@b.org", datasets=["org/data"]))
@@ -373,6 +377,7 @@ def test_a_licence_that_the_hub_does_not_know_is_refused(said, sentence):
         checked(CardStatements(**said))
 
 
+@pytest.mark.slow
 def test_another_licence_is_named_and_linked_and_replaced_as_a_whole(make_measured_run):
     from huggingface_hub import ModelCard
 

@@ -17,6 +17,7 @@ def summary(section, suite="basic"):
     return {row[0]: (row[index - 2].value, row[index]) for row in table.rows}
 
 
+@pytest.mark.slow
 def test_the_run_nearer_to_the_oracle_at_equal_utility_is_on_the_front(make_measured_run):
     positions = summary(compare([make_measured_run("near"), make_measured_run("far", shift=0.5)]))
     assert positions["near"][1] == "yes"
@@ -34,21 +35,25 @@ def test_a_single_run_is_on_no_front(make_measured_run):
     assert both.count("Pareto front of these runs") >= 2
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_name_are_distinguished_by_their_folders(make_measured_run):
     positions = summary(compare([make_measured_run("a/npo"), make_measured_run("b/npo")]))
     assert list(positions) == ["a/npo", "b/npo"]
 
 
+@pytest.mark.slow
 def test_runs_without_a_common_suite_are_refused_and_named(make_measured_run):
     with pytest.raises(ValueError, match="one: basic; two: demo"):
         compare([make_measured_run("one"), make_measured_run("two", suite="demo")])
 
 
+@pytest.mark.slow
 def test_a_suite_that_one_run_lacks_is_refused(make_measured_run):
     with pytest.raises(ValueError, match="not all runs were measured with suite 'tofu'"):
         compare([make_measured_run("one"), make_measured_run("two")], suite="tofu")
 
 
+@pytest.mark.slow
 def test_runs_with_different_oracles_get_a_warning(make_measured_run):
     first, second = make_measured_run("one"), make_measured_run("two")
     assert "different oracles" not in comparison_markdown(compare([first, second]))
@@ -58,6 +63,7 @@ def test_runs_with_different_oracles_get_a_warning(make_measured_run):
     assert "Suite basic: the runs have different oracles" in comparison_markdown(compare([first, second]))
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_names_literally(make_measured_run):
     out = StringIO()
     console = Console(file=out, width=200, force_terminal=False)

@@ -21,7 +21,10 @@ def _written_as(name: str) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file atomically: readers see the old or new content. If ``private``, only the owner can read it."""
+    """Write a file atomically: readers see the old or new content. If ``private``, only the owner can read it.
+
+    The content is on disk when this returns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -1,7 +1,8 @@
 """Private temporary files for large tables of local rows, so that reading a file leaves no copy.
 
 Tables above `IN_MEMORY` are memory-mapped files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can
-read. The folder is removed when the process exits or is killed; after a system crash, the next process removes it.
+read. Set TMPDIR if ``/tmp`` is a file system in memory. The folder is removed when the process exits or is killed;
+after a system crash, the next process removes it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def min_k_plus_plus(record: TokenRecord, *, k: float = 0.4, include_last: bool =
     """Return `min_k` of normalised log-probabilities, (log p(token) - mu) / sigma; no unit.
 
     mu and sigma are the mean and standard deviation of log p(v) over tokens v drawn from the predicted distribution p;
-    sigma^2 is at least 1e-6. Raises EvaluationError if the record lacks the mean or variance of a token.
+    sigma^2 is at least 1e-6. A token scores 0 if its probability is 1, and also if all tokens are equally likely.
+    Raises EvaluationError if the record lacks the mean or variance of a token.
     """
     if not record.n == len(record.means) == len(record.variances):
         raise EvaluationError(

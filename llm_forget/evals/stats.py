@@ -69,7 +69,11 @@ def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> S
 
 
 def ks_p_value(left: Rows, right: Rows) -> float:
-    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row."""
+    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a sample has no scored row.
+
+    `scipy.stats.ks_2samp` uses the exact distribution. It uses the asymptotic distribution if a sample has more than
+    10,000 rows, or if the exact calculation overflows.
+    """
     from scipy.stats import ks_2samp
 
     left, right = scored(left), scored(right)

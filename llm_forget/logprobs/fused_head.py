@@ -18,8 +18,9 @@ BLOCK_ON_CPU, BLOCK_ON_GPU = 2**23, 2**26
 def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Return the log-softmax of ``hidden @ weight.T + bias`` at ``labels``: ``[N]``, nats, float32.
 
-    Shapes: ``hidden`` ``[N, H]``, ``weight`` ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``. If ``weight`` or
-    ``bias`` requires gradients, the backward pass recomputes the logits.
+    Shapes: ``hidden`` ``[N, H]``, ``weight`` ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``. Values and gradients
+    equal those of `token_logprobs` on the logits. Gradients reach ``hidden``, and also ``weight`` and ``bias`` if these
+    require them; then the backward pass recomputes the logits.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -28,8 +28,8 @@ class Logprobs:
     values: Tensor  # [B, T] log-prob of the gold token, nats, float32; 0 where mask is False
     mask: Tensor  # [B, T] bool
     labels: Tensor  # [B, T] gold token ids; 0 where mask is False
-    logits: Tensor | None = None  # [B, T, V]
-    hidden: Tensor | None = None  # [B, T, H]
+    logits: Tensor | None = None  # [B, T, V] at the position that predicts the target
+    hidden: Tensor | None = None  # [B, T, H] at the same position
 
     def sums(self) -> Tensor:
         """Return the log-probability of each whole target sequence, ``[B]``, nats."""

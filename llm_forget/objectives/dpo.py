@@ -17,6 +17,7 @@ def dpo(
 
     Row i of ``alternate`` is the preferred answer (such as "I don't know") to the prompt of row i of ``policy``. The
     factor 2 is that of `npo` (arXiv:2404.05868). Returns ``[B]``, nats; ``(2/beta) log 2`` at the reference.
+    It equals `npo` while r(alternate) is 0.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'dpo' needs beta above 0, not {beta}")

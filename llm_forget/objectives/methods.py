@@ -1,4 +1,4 @@
-"""Named objectives with the defaults of their papers, and the function that builds an objective."""
+"""Named objectives with the defaults of their papers and notes for LoRA, and the function that builds an objective."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -11,7 +11,8 @@ from llm_forget.objectives._registry import objective
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu(policy: Logprobs, *, coefficient: float = 6.5, layer: int | None = None, seed: int = 0) -> Tensor:
     """``mean over H of (h - coefficient u)^2`` at target positions: ``[B, T]``; 0 where ``h = coefficient u``. h is the
-    output of decoder layer ``layer``, counted from 0; None is a quarter of the depth. u is a random `direction`.
+    output of decoder layer ``layer``, counted from 0; None is a quarter of the depth. u is a random `direction`,
+    which depends only on the seed and the size H: it is the same on every rank and in every run.
     """
     hidden = at_targets(policy, "hidden")  # [N, H]
     target = coefficient * direction(hidden.shape[-1], seed).to(hidden.device)  # [H]

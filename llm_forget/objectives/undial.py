@@ -12,7 +12,7 @@ from llm_forget.objectives._vocabulary import cross_entropy
 @objective(paper="arXiv:2402.10052", needs={"logits"})
 def undial(policy: Logprobs, reference: Logprobs, *, beta: float = 10.0) -> Tensor:
     """Cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))`` at target positions. Returns
-    ``[B, T]``, nats. ``beta = 0`` distils from the unchanged reference.
+    ``[B, T]``, nats. ``beta = 0`` distils from the unchanged reference; ``beta -> inf`` forbids the gold token.
     """
     labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
     teacher = at_targets(reference, "logits").detach()  # [N, V]

@@ -2,10 +2,19 @@
 
 A plain digest would confirm a guess of a few rows, such as one person's telephone number. A keyed digest does so only
 for holders of the key (32 random bytes as hex, mode 0600), which is never pushed. Once the key is destroyed, published
-digests reveal nothing about rows, and later pushes have other digests. With the key, an auditor can compute the digest
-of a split, ``suites/*/splits/*`` of a published results.json, from its rows::
+digests reveal nothing about rows, and later pushes have other digests. Equal rows have the same keyed digest within a
+run, and other digests in other runs. Plain digests stay in the run (``provenance.json``, ``results.json``).
 
+With the key, an auditor can check which rows a run used, but can also test guesses. This code computes the digest of a
+split, ``suites/*/splits/*`` of a published results.json, from its rows::
+
+    from llm_forget.data.sources import load_source
+    from llm_forget.publish.row_digests import keyed_rows, read_key
     keyed_rows(load_source("forget.jsonl", split_name="forget"), read_key("publication.key"))
+
+This code computes it from a plain digest, without this package::
+
+    "hmac-sha256:" + hmac.new(bytes.fromhex(open("publication.key").read()), b"sha256:...", "sha256").hexdigest()
 """
 
 import errno

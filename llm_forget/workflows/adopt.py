@@ -61,8 +61,10 @@ def adopt(
 ) -> Run:
     """Check that an adapter is plain LoRA, complete and finite, and fits the base; copy it with a manifest into a run.
 
-    The checks do not show what the adapter has forgotten. The source folder is not changed. Embeddings that PEFT saved
-    with the adapter are dropped if they equal the base's; otherwise the adapter is refused.
+    The adapter must also change the logits. The checks do not show that it is good or has forgotten anything. The run
+    can be used like a model: as the target of `unlearn`, in `evaluate` and in `merge`. The source folder is not
+    changed. Embeddings that PEFT saved with the adapter are dropped if they equal the base's; otherwise the adapter is
+    refused.
 
     Args:
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.

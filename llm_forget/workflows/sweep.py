@@ -107,7 +107,8 @@ def sweep(
 
     Returns:
         The content of sweep.json. A failed run has the status ``failed`` and an ``error``; the sweep continues with the
-        next run. With the override ``dry_run`` everything is checked and nothing is written.
+        next run. With the override ``dry_run`` everything is checked, nothing is written, and missing runs
+        have the status ``waiting``.
 
     Raises ConfigError or MissingFileError if one of the runs is invalid; then nothing was trained.
     """

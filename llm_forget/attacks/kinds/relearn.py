@@ -47,6 +47,7 @@ def relearn(
         share: fraction of the forget rows to train on, at least one row. The other forget rows are measured.
         on: what to train on: ``forget``, or all rows of a split (such as ``holdout``) or of a source.
         learning_rate: default: that of the run.
+        seed: seed of the selection and order of rows.
         keep: keep the adapters in the folder of the attack. Warning: they can reproduce forgotten rows.
     """
     from llm_forget.models.digest import PRECISION

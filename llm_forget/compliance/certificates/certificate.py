@@ -1,7 +1,8 @@
 """Issue and verify the certificate of a closed deletion request, a JSON file signed with Ed25519.
 
 The signature covers the canonical JSON of the body and a fixed prefix, so signatures of other documents are refused.
-The public key in the file does not prove who issued it: verify with a key from another source.
+The public key in the file does not prove who issued it: verify with a key from another source. Verification of the file
+needs neither torch nor a model.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ ALWAYS = {
 
 
 def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats by key. Each caveat completes the sentence "The certificate does not show ..."."""
+    """Return the caveats by key. Each caveat completes the sentence "The certificate does not show ...".
+
+    The keys never change.
+    """
     return ALWAYS | _model_caveats(facts, request) | _attack_caveats(facts) | _evaluation_caveats(facts)
 
 

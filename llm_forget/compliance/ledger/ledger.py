@@ -1,8 +1,12 @@
 """``ledger.db``: a tamper-evident list of events about data and models. Each event has the digest of the one before it.
 
+The digest of an event covers its number, time, kind, body, and the digest of the event before it.
+
 The ids of records are stored as keyed hashes (see `subject_keys`). `verify` checks the whole file, but cannot detect
 that the newest events were removed or that the whole list was replaced. The signed head that `anchor` writes reveals
 both. Keep a copy of the signed head where the writers of the ledger have no access.
+
+One process writes at a time (BEGIN IMMEDIATE). Events are ordered by number, not by time, since clocks can be set back.
 """
 
 from __future__ import annotations
@@ -219,7 +223,10 @@ class Ledger:
         return signed.write(self.folder, *self.verify())
 
     def destroy_keys(self, subjects: Iterable[str]) -> int:
-        """Destroy the keys of subjects, so that no event can be linked to them. Return how many keys were destroyed."""
+        """Destroy the keys of subjects, so that no event can be linked to them. Return how many keys were destroyed.
+
+        An ``erasure`` event records this number, unless it is 0. A backup of ``keys.db`` still has the keys.
+        """
         with translate_sqlite_errors(self.folder):
             if not self._attach(write=False):
                 return 0

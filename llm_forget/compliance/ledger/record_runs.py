@@ -5,7 +5,8 @@
 - ``verification``: the model was evaluated. The event has the answers and a digest of the results.
 - ``merge``: the model was merged from other runs.
 
-Every event has ``weights``, the content digest of the model.
+Every event has ``weights``, the content digest of the model. Events of training and unlearning also have ``base``, the
+name and digest of the model that the run was trained from. `lineage` follows these digests to all training data.
 """
 
 import hashlib
@@ -112,7 +113,10 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (subject, row id) for each row of some splits that has a subject, and (row id, row id) for every row."""
+    """Yield (subject, row id) for each row of some splits that has a subject, and (row id, row id) for every row.
+
+    The second pair makes a row its own subject, so that its id is enough to look it up.
+    """
     for split in splits:
         for record, subject in ids_with_subjects(run, facts["data"][split]):
             yield record, record

@@ -2,6 +2,7 @@
 
 The ledger stores the HMAC-SHA256 of each id, truncated to 16 bytes. Ids are often names, which can be guessed, but a
 guess can be compared with a hash only if the key is known. Destroying a key thus unlinks all events from its subject.
+``keys.db`` holds subjects only as hashes, too. The master key of these hashes is in this file only.
 
 A destroyed key may survive in a backup or snapshot of ``keys.db``, so delete backups within the time allowed for
 erasure. It may also survive in freed disk blocks, and in old copies that a copy-on-write file system or an SSD keeps.

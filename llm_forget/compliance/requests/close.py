@@ -249,7 +249,10 @@ def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingE
 
 
 def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, Any] | None:
-    """Return the model that knew the rows: the base, or for a retrained run the newest model trained on them."""
+    """Return the model that knew the rows: the base, or for a retrained run the newest model trained on them.
+
+    Return None if the ledger has no such model.
+    """
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         base = evidence.run.provenance["base"]
         return {"name": model_name(str(base["name"])), "digest": base["digest"]}

@@ -6,7 +6,7 @@
     authorised_by: [privacy office, legal]   # roles, one of which must authorise a request before it is run or closed
 
 ``protected`` lists data sources, as in a recipe. A row is protected if its normalised content equals that of a row in
-these sources. Its id does not matter.
+these sources. Its id does not matter. The evidence holds no copy of these rows. Every exception is a ledger event.
 """
 
 from collections.abc import Iterable, Mapping

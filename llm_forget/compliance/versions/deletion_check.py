@@ -30,6 +30,9 @@ whose keys were destroyed (`audit unlink`) cannot be compared with later events.
 - A run that finished before keys of deleted records were destroyed, and was added to the ledger afterwards.
 - A run whose records lost their keys without a closed deletion. A record that first appeared after that and was then
   deleted may be one of them, under a new key.
+
+A run trained after keys were destroyed is trusted: the rows must have been removed from its data. These rules do not
+measure how well a run forgot; its verification and the certificate do.
 """
 
 from collections.abc import Sequence

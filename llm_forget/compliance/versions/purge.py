@@ -1,6 +1,7 @@
 """Purge a version: remove its weights and keep its events in the ledger.
 
-The version in use and the base of another version cannot be purged. If a purge was interrupted, purge again.
+The version in use and the base of another version cannot be purged. The files are removed before the event is added. If
+a purge was interrupted, purge again.
 """
 
 from dataclasses import dataclass

@@ -11,11 +11,12 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618", one_choice=True)
 def aggregate(scores: Sequence[Rows | float]) -> float:
-    """Harmonic mean of scores in [0, 1], in which 1 is best; unscored if a score is unscored.
+    """Harmonic mean of scores in [0, 1], in which 1 is best; 0 if a score is 0, unscored if a score is unscored.
 
-    One choice of several ways to combine scores, used in Table 3 of open-unlearning. Use it to rank methods, not to
-    show that something was forgotten, because a high score can offset a low one. Even the oracle (a model that never
-    saw the forget rows) scores below 1. Raises EvaluationError if a score is outside [0, 1].
+    One choice of several ways to combine scores. Table 3 of open-unlearning combines `memorization_score`,
+    `privacy_score` and `utility_score` like this. Use it to rank methods, not to show that something was forgotten,
+    because a high score can offset a low one. Even the oracle (a model that never saw the forget rows) scores below 1.
+    Raises EvaluationError if a score is outside [0, 1].
     """
     values = [mean(score) for score in scores]
     for score in values:

@@ -36,7 +36,8 @@ def discoverable_extraction(
     Args:
         n: number of samples that an attacker draws.
         p: probability with which at least one sample must be the answer; above 0, below 1.
-        summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries`` (the smallest n to reach p).
+        summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries`` (the smallest n to reach p;
+            infinite if p_z is 0 in double precision).
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
         include_last: require the last target (end of the answer); if false, samples that continue the answer count too.

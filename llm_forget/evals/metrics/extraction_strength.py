@@ -17,7 +17,8 @@ def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = 
 
     In [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted. n is the number of answer
     tokens. A token is predicted if it ranks first under teacher forcing. ``include_last: false`` excludes the last
-    labelled token (end of the answer), and ``floor: true`` limits k to n - 1. open-unlearning does both.
+    labelled token (end of the answer), and ``floor: true`` limits k to n - 1. open-unlearning does both, and scores a
+    row without answer tokens 0. Here such a row is unscored.
     """
 
     def strength(record: TokenRecord) -> float:

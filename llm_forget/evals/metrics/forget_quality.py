@@ -10,7 +10,8 @@ from llm_forget.evals.stats import Rows, ks_p_value
 def forget_quality(truth_ratio: Rows, oracle_truth_ratio: Rows) -> float:
     """P-value of the two-sample KS test between truth ratios on the forget rows of this model and of the oracle.
 
-    In [0, 1] (TOFU, section 3.2). Above 0.05, the test finds no difference at that level. The p-value falls with the
-    number of rows, so compare it only at equal n. The inputs are truth ratios with ``summary: ratio``.
+    In [0, 1] (TOFU, section 3.2), 1 for the oracle itself. Above 0.05, the test finds no difference at that level. The
+    p-value falls with the number of rows, so compare it only at equal n. The inputs are truth ratios with
+    ``summary: ratio``.
     """
     return ks_p_value(truth_ratio, oracle_truth_ratio)

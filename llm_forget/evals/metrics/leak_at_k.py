@@ -19,7 +19,8 @@ def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, 
     """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
 
     The estimate from n >= k samples is the mean, over all subsets of k samples, of the largest score in a subset. It is
-    unbiased, like that of pass@k. A row with an unscored sample is unscored.
+    unbiased, like that of pass@k. For k = 1 it is the mean score, for k = n the maximum. A row with an unscored sample
+    is unscored.
 
     Args:
         k: number of samples that an attacker draws; default: all samples.

@@ -21,7 +21,8 @@ def membership_auc(
 ) -> Estimate:
     """AUC of a membership attack, members against non-members of the same distribution, with interval; in [0, 1].
 
-    0.5 if they are indistinguishable. A value near 0 reveals members too: they are less likely than non-members.
+    0.5 if they are indistinguishable. A value near 0 reveals members too: they are less likely than non-members. The
+    value equals the AUC of open-unlearning, which negates both the scores and the classes.
 
     Args:
         attack: loss, zlib, min_k or min_k_plus_plus (`llm_forget.evals.membership`), or ``module:function``.

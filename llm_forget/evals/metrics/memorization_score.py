@@ -14,7 +14,7 @@ def memorization_score(measures: Sequence[Rows | float]) -> float:
 
     One choice of several ways to combine measures in [0, 1], where 1 means memorised. open-unlearning (appendix F.1)
     combines extraction strength, exact memorization, the probability of the paraphrased answer and `truth_ratio` with
-    ``summary: known``. The last is 0.5 for a model without knowledge, so its score is well below 1. Unscored if a
-    measure has no scored rows. Raises EvaluationError if a measure is above 1.
+    ``summary: known``. The last is 0.5 for a model without knowledge, so even an oracle scores well below 1. 0 if the
+    mean of a measure is 1; unscored if a measure has no scored rows. Raises EvaluationError if a measure is above 1.
     """
     return harmonic_mean([1 - mean(measure) for measure in measures])

@@ -14,8 +14,9 @@ def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | flo
     """Harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle), in [0, 1]; 1 for the oracle.
 
     One choice of several: open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ in this way, but
-    publishes no formula for s, so do not compare with its numbers. A low AUC lowers s too, because a model that avoids
-    the rows reveals them. Unscored without an oracle. Raises EvaluationError if an AUC is outside [0, 1].
+    publishes no formula for s, so do not compare with its numbers. s is 0 if the AUC is the end of
+    [0, 1] that is farther from the oracle's AUC. A low AUC lowers s too, because a model that avoids the rows reveals
+    them. Unscored without an oracle. Raises EvaluationError if an AUC is outside [0, 1].
     """
     model_aucs, other_aucs = ([mean(auc) for auc in side] for side in (aucs, oracle_aucs))
     for auc in (*model_aucs, *other_aucs):

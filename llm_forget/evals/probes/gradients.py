@@ -23,7 +23,8 @@ def probe_gradients(
 
     The loss is the answer's mean token NLL (nats), over all its windows. Its gradient is taken with respect to the base
     weights only, not to adapters, so that the unlearned model and its target (the model before unlearning) are compared
-    on the same weights. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, as in MIMIR and
+    on the same weights. With an adapter on, this gradient equals that of the merged model, except for DoRA, which
+    rescales weights. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, as in MIMIR and
     open-unlearning; a tensor without gradient counts as 0. The norms of an answer without target tokens are NaN.
 
     The longest answers come first. Rows are skipped if ``writer`` has their record. ``grad``, ``requires_grad`` and the

@@ -1,6 +1,7 @@
 """Generation probe with vLLM (extra ``vllm``; Linux with a GPU) instead of transformers.
 
-Written for vLLM 0.33 and tested only with a stub. vLLM rounds differently, so texts may differ from transformers.
+Written for vLLM 0.33 and tested only with a stub. vLLM rounds differently, so texts may differ from transformers,
+and records of the two have different keys.
 """
 
 from __future__ import annotations

@@ -198,6 +198,8 @@ def load_adapter(
 ) -> PeftModel:
     """Check a saved adapter, attach it to a model, and activate it together with earlier adapters.
 
+    Every adapter must be loaded with this function. PEFT alone only warns about an adapter that does not fit.
+
     Args:
         name: lower-case letters, digits and hyphens.
         base_digest: digest of the base model; compared with the one in the manifest, if both exist.

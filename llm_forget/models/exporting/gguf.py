@@ -144,7 +144,10 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """Choose the ggml type as llama.cpp does: float32 for vectors, 8 bit or more for embeddings, else ``default``."""
+    """Choose the ggml type as llama.cpp does: float32 for vectors, 8 bit or more for embeddings, else ``default``.
+
+    A tensor whose rows are not a multiple of the block size is float16.
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if weight.dim() < 2:

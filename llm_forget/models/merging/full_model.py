@@ -63,7 +63,8 @@ def merge_adapters(
     """Merge adapters into their base, write one full model, and compare its logits with the unmerged model.
 
     A 4- or 8-bit base is dequantised before merging, and the written model is not quantised again, because rounding
-    would undo part of the unlearning.
+    would undo part of the unlearning. In 4 bit, the dequantised base computes the same function. An 8-bit base does
+    not, because it also rounds activations.
 
     Args:
         base_args: the base, as in training; its adapters are merged too. The quantisation is taken from the manifests.
@@ -194,8 +195,9 @@ def _measured_difference(
 ) -> dict[str, Any]:
     """Return the differences between the logits of the written model and the expected logits.
 
-    If ``exact``, ``limit`` also applies to the difference from ``trained``, the logits on the quantised base. Raises
-    ModelError if a difference exceeds the limit, or if the written model equals the base.
+    If ``exact``, ``limit`` also applies to the difference from ``trained``, the logits on the quantised base. Otherwise
+    this difference is only reported. Raises ModelError if a difference exceeds the limit, or if the written model
+    equals the base.
     """
     numbers = compare(expected.logits, written)
     as_trained = compare(trained, written) if trained is not None else None

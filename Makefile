@@ -86,7 +86,7 @@ gpu: $(SMOLLM2_STAMP)  ## Everything that is to be checked and measured on GPUs
 lint: lint-fast  ## lint-fast, and mypy, strict on the whole package
 	$(BIN)/mypy
 
-PROSE := llm_forget tests eval recipes README.md CONTRIBUTING.md CHANGELOG.md
+PROSE := llm_forget tests eval recipes docs README.md CONTRIBUTING.md CHANGELOG.md
 lint-fast: setup  ## ruff, layers of imports, spelling and vocabulary (seconds)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

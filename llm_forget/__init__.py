@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llm_forget.objectives.methods import METHODS, Objective, build_objective
     from llm_forget.report import report
     from llm_forget.training.trainer import UnlearnTrainer
+    from llm_forget.workflows.calibrate import calibrate
     from llm_forget.workflows.evaluate import evaluate
     from llm_forget.workflows.finetune import finetune
     from llm_forget.workflows.sweep import sweep
@@ -41,6 +42,7 @@ __all__ = [
     "UnlearnTrainer",
     "attack",
     "build_objective",
+    "calibrate",
     "evaluate",
     "finetune",
     "merge_adapter",
@@ -62,6 +64,7 @@ _HOMES = {
     "UnlearnTrainer": "training.trainer",
     "attack": "attacks.run",
     "build_objective": "objectives.methods",
+    "calibrate": "workflows.calibrate",
     "evaluate": "workflows.evaluate",
     "finetune": "workflows.finetune",
     "merge_adapter": "models.merging.full_model",

@@ -220,6 +220,7 @@ def make_trainer(
         callbacks: list[Any] | None = None,
         max_retain_drop: float | None = None,
         model: Any = None,
+        stop: Any = None,
         **changes: Any,
     ) -> Any:
         import torch
@@ -244,7 +245,7 @@ def make_trainer(
         return UnlearnTrainer(
             model, args, splits=splits, objective=build_objective(method, method_args),
             processing_class=tiny_tokenizer, gradient=GradientCombiner(gradient) if gradient else None,
-            callbacks=callbacks, max_retain_drop=max_retain_drop,
+            callbacks=callbacks, max_retain_drop=max_retain_drop, stop=stop,
         )  # fmt: skip
 
     return make

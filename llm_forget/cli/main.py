@@ -132,7 +132,9 @@ def unlearn(
       `{path, name, split}` or a list of those
     - `data_path` folder that replaces the Hub
     - `output_dir` the run directory
-    - `method` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`; see `llm-forget methods`
+    - `method` auto, or one of `llm-forget methods` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`
+    - `teacher` for method distil: stranger, self, oracle, or `{name: divergence, base: MODEL}`
+    - `stop_at` holdout keeps the step whose forget rows are like holdout rows, end the last step
     - `objective` terms in place of a method, `gradient` sum, pcgrad, gru, sago or sam
     - `lora_r` (16), `lora_alpha` (32), `load_in_4bit` (false)
     - `learning_rate` (1e-4), `num_train_epochs` (5), `per_device_train_batch_size` (8),
@@ -144,6 +146,20 @@ def unlearn(
     All other keys: `llm-forget unlearn --all_keys`.
     """
     _train("unlearn", ctx.args, accelerate_config, num_processes, all_keys)
+
+
+@app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
+def calibrate(ctx: typer.Context) -> None:
+    """Measure the target on holdout rows: where the forget rows should be after unlearning.
+
+    RECIPE is a recipe of `unlearn` with `holdout`: rows like the forget rows that were never trained on. Nothing is
+    trained or written. `unlearn` measures the same with `stop_at: holdout`, and keeps the step that fits best.
+    """
+    arguments = with_recipe(ctx.args)
+    speak()
+    from llm_forget.workflows.calibrate import main as run
+
+    run(arguments)
 
 
 def _train(command: str, arguments: list[str], config: str | None, processes: int | None, all_keys: bool) -> None:

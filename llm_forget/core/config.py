@@ -104,9 +104,11 @@ class TrainConfig(TrainingArguments):
 class UnlearnConfig(TrainConfig):
     """Settings of unlearning. ``method`` names a predefined loss; ``objective`` lists the terms of a custom loss."""
 
-    method: str | None = _field(None, "see `llm-forget methods`; npo where neither method nor objective is given")
+    method: str | None = _field(None, "auto, or one of `llm-forget methods`; default: npo, unless objective is given")
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
     objective: Structure = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
+    teacher: Structure = _field(None, "whom a term distil learns from, e.g. {name: stranger, k: 1}")
+    stop_at: str | None = _field(None, "holdout | end: the step to keep; default: holdout with a teacher and holdout")
     gradient: str | None = _field(None, "sum | pcgrad | gru | sago | sam; default: the method's")
     gradient_args: Structure = _field(None, "parameters of the gradient rule")
     max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")
@@ -117,6 +119,8 @@ class UnlearnConfig(TrainConfig):
         if self.method is None and self.objective is None:
             self.method = "npo"
         super().__post_init__()
+        if self.stop_at not in (None, "holdout", "end"):
+            raise ConfigError(f"stop_at is '{self.stop_at}'; it is holdout or end")
         if self.max_retain_drop is not None and not self.max_retain_drop > 0:
             raise ConfigError(f"max_retain_drop is {self.max_retain_drop}; it must be above 0, in nats per token")
 

@@ -35,6 +35,11 @@ class RequestedLaunch:
     source: str
 
 
+def weights_are_sharded() -> bool:
+    """Return whether accelerate was asked to split the weights over the processes, with FSDP or DeepSpeed."""
+    return any(os.environ.get(variable, "").lower() in ("1", "true") for variable in SHARDED)
+
+
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
     """Replace this process by ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``.
 

@@ -7,7 +7,7 @@ answer, so the prompt for generation is an exact prefix of the ids used in train
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -94,6 +94,11 @@ def control_tokenizer(tokenizer: Any) -> ControlTokenizer:
         cached = ControlTokenizer(tokenizer)
         _CONTROL_TOKENIZERS[tokenizer] = (len(tokenizer), cached)
     return cached
+
+
+def ids_inside_a_sentence(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return a function that gives the token ids of a word or name inside a sentence, where a space precedes it."""
+    return lambda text: list(control_tokenizer(tokenizer).encode([f" {text}"])[0][0])
 
 
 def encode_rows(

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_forget.core.text import plain, shown
+from llm_forget.evals.advice import advice
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
 from llm_forget.evals.verdict import nothing_to_forget
 
@@ -30,6 +31,8 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
         if nothing_to_forget(verdict):
             console.print("  [yellow]! the target itself satisfies these bounds: there was nothing to forget[/]")
+    if (sentence := advice({name: suite})) is not None:
+        console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:

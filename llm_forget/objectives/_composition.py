@@ -13,7 +13,7 @@ from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._registry import OBJECTIVES
 
 SPLITS = ("forget", "retain", "train")
-INPUTS = ("policy", "reference", "alternate", "alternate_reference")
+INPUTS = ("policy", "reference", "alternate", "alternate_reference", "teacher")
 NEEDS = ("hidden_states", "logits")
 
 
@@ -57,7 +57,9 @@ class Term:
         data = (self.split, "alternate")
         return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
 
-    def value(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> Tensor:
+    def value(
+        self, policy: dict[str, Logprobs], reference: dict[str, Logprobs], teacher: dict[str, Logprobs]
+    ) -> Tensor:
         """Return unweighted values, ``[B]`` or ``[B, T]``; 0 at masked positions and in rows without targets."""
         mask = policy[self.split].mask
         values_by_input = {
@@ -65,6 +67,7 @@ class Term:
             "reference": lambda: reference[self.split].detach(),
             "alternate": lambda: policy["alternate"],
             "alternate_reference": lambda: reference["alternate"].detach(),
+            "teacher": lambda: teacher[self.split].detach(),
         }
         values = self.function(*(values_by_input[name]() for name in self.inputs), **self.arguments)
         if values.shape == mask.shape:
@@ -121,6 +124,10 @@ class Objective:
         """Return whether each forget row needs an alternate answer."""
         return "alternate" in self._sources("policy") + self._sources("reference")
 
+    def teacher_temperatures(self) -> dict[str, float]:
+        """Temperature of the teacher's distribution by split, for splits with a term that needs a teacher."""
+        return {t.split: float(t.arguments.get("temperature", 1.0)) for t in self.terms if "teacher" in t.inputs}
+
     @property
     def hidden_layer(self) -> int | str | None:
         """Index of the decoder layer whose output the terms read, ``"default"`` for a quarter of the depth, or None if
@@ -147,11 +154,16 @@ class Objective:
             raise ConfigError(f"layer {index} was asked for, but the model has layers 0 to {depth - 1}")
         return index
 
-    def values(self, policy: dict[str, Logprobs], reference: dict[str, Logprobs]) -> dict[str, Tensor]:
+    def values(
+        self,
+        policy: dict[str, Logprobs],
+        reference: dict[str, Logprobs],
+        teacher: dict[str, Logprobs] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the unweighted values of all terms by key, each ``[B]`` or ``[B, T]``. The arguments map splits (and
-        ``alternate``) to log-probabilities of the trained model and of the reference.
+        ``alternate``) to log-probabilities of the trained model, the reference and the teacher, if there is one.
         """
-        return {term.key: term.value(policy, reference) for term in self.terms}
+        return {term.key: term.value(policy, reference, teacher or {}) for term in self.terms}
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Return the YAML form, from which `build_objective` builds an equal objective."""

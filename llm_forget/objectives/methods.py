@@ -161,6 +161,11 @@ _METHODS = (
         forget=[{"name": "unilogit"}], retain=_NLL, notes=f"Best cheap loss with LoRA on RWKU. {_LORA}",
     ),
     Method(
+        "distil", "arXiv:2407.16997", "Distil a teacher that never saw the rows; see docs/teachers.md.",
+        forget=[{"name": "distil", "temperature": 2.0}], retain=_NLL,
+        notes="The key teacher says whom to learn from; stranger needs no other model. LoRA r 64, lr 2e-3 on the demo.",
+    ),
+    Method(
         "pdu", "arXiv:2506.05314",
         "Flatten the logits of forget text under the constraint that the retain loss stays below epsilon.",
         forget=[{"name": "pdu"}],

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,13 @@ from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer
 from llm_forget.objectives.methods import Objective
 from llm_forget.training import dry_run
+from llm_forget.training.calibration import sample
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
+from llm_forget.training.distillation.teacher_pass import Lesson, TeacherSpec, learn_from_teacher
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
+from llm_forget.training.two_sided_stop import TwoSidedStop
 
 logger = logging.getLogger("llm_forget")
 # Hide a warning: if file times are coarse, transformers sorts checkpoints by number instead, which is correct.
@@ -60,6 +63,8 @@ class Job:
     gradient: GradientCombiner | None = None
     max_retain_drop: float | None = None
     subject_tables: Mapping[str, Dataset | None] = field(default_factory=dict)  # ids and subjects of each split's rows
+    teacher: TeacherSpec | None = None
+    stop_at_holdout: bool = False
 
 
 def run_job(
@@ -71,6 +76,8 @@ def run_job(
     *,
     gradient: GradientCombiner | None = None,
     max_retain_drop: float | None = None,
+    teacher: TeacherSpec | None = None,
+    stop_at_holdout: bool = False,
 ) -> Run:
     """Train the run of ``output_dir``, unless it is complete; with ``dry_run``, only print its plan.
 
@@ -88,7 +95,10 @@ def run_job(
             logger.info("run '%s' is already complete; use --overwrite true to train it again", run.path)
         return run
     tokenizer, splits, subject_tables = prepare(data, model, objective)
-    job = Job(kind, data, train, model, objective, splits, tokenizer, gradient, max_retain_drop, subject_tables)
+    job = Job(
+        kind, data, train, model, objective, splits, tokenizer,
+        gradient, max_retain_drop, subject_tables, teacher, stop_at_holdout,
+    )  # fmt: skip
     if train.dry_run:
         _show_plan(job)
     else:
@@ -151,7 +161,11 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
         logger.info("%s: %s on %s, rows: %s", job.kind.name, terms, job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
-    trainer = _trainer(run, job, model, base_digest)
+    lesson = None
+    if job.teacher is not None:
+        lesson = learn_from_teacher(job, template_of(job.data, job.tokenizer), model, base_digest)
+        job = replace(job, teacher=replace(job.teacher, arguments=lesson.arguments))
+    trainer = _trainer(run, job, model, base_digest, lesson)
     facts = _provenance(job, base_digest, state.num_processes, model)
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
@@ -182,6 +196,9 @@ def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: 
         shortcuts=vars(trainer.shortcuts),
         cost={"seconds": seconds, "peak_memory_gib": peak_memory(), "resumed": resumed},
     )
+    if trainer.stop is not None:
+        formats.update(run.provenance_file, Provenance, calibration=trainer.stop.summary())
+        logger.info(trainer.stop.statement())
     run.finish()
     advice = f"; evaluate it with `llm-forget evaluate {run.path}`" if job.kind.forgotten else ""
     logger.info("wrote %s in %.0f s%s", folder, seconds, advice)
@@ -209,7 +226,8 @@ def _show_plan(job: Job) -> None:
     objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
     if not PartialState().is_main_process:
         return
-    dry_run.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective})
+    teacher = {"teacher": job.teacher.name} if job.teacher else {}
+    dry_run.show(counts, sizes, memory, {"model": job.model.model_name_or_path, "objective": objective, **teacher})
 
 
 def _load_model(job: Job) -> tuple[Any, str]:
@@ -224,17 +242,22 @@ def _load_model(job: Job) -> tuple[Any, str]:
     return model, digest
 
 
-def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer:
+def _trainer(run: Run, job: Job, model: Any, base_digest: str, lesson: Lesson | None) -> UnlearnTrainer:
     args = copy.copy(job.train)
     args.output_dir = str(run.checkpoints)  # where transformers writes checkpoints
+    stop = None
+    if job.stop_at_holdout:
+        stop = TwoSidedStop(job.splits["forget"], *holdout_rows(job.data, job.tokenizer), job.splits.get("retain"))
     trainer = UnlearnTrainer(
         model,
         args,
-        splits=job.splits,
+        splits=job.splits if lesson is None else {**job.splits, "forget": lesson.rows},
+        teacher=None if lesson is None else lesson.logprobs,
         objective=job.objective,
         processing_class=job.tokenizer,
         gradient=job.gradient,
         max_retain_drop=job.max_retain_drop,
+        stop=stop,
         weights=_weights(job.data, job.objective),
         model_digest=base_digest,
         base_name=job.model.model_name_or_path,
@@ -244,6 +267,17 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str) -> UnlearnTrainer
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLine)
     return trainer
+
+
+def holdout_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, list[Any]]:
+    """Return a sample of the tokenised holdout rows, and the subject of each (its id if it has none)."""
+    with PartialState().main_process_first():
+        rows = load_source(data.holdout, split_name="holdout", data_path=data.data_path, fields=data.fields)
+        limits: dict[str, Any] = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
+        holdout = sample(tokenise_dataset(rows, tokenizer, template_of(data, tokenizer), **limits))
+    table = row_subjects(rows)
+    subjects = {} if table is None else dict(zip(table["id"], table["subject"], strict=True))
+    return holdout, [subjects.get(i) or i for i in holdout["id"]]
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
@@ -285,6 +319,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         "data": {name: describe(name, rows, job.subject_tables.get(name)) for name, rows in job.splits.items()},
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
+        **({"teacher": job.teacher.to_dict()} if job.teacher else {}),
         "seed": job.train.seed,
         "processes": processes,
         "environment": environment(),

@@ -27,11 +27,13 @@ from llm_forget.models.adapters.files import load_adapter_weights, save_adapter
 from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.objectives.methods import Objective
 from llm_forget.training.batch_loader import EpochLoader, Slots
+from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.reference import Reference
 from llm_forget.training.resume import ResumableTrainer
 from llm_forget.training.row_stream import RankBatches, RetainStream, StepSampler
 from llm_forget.training.step_statistics import StepStatistics
+from llm_forget.training.two_sided_stop import TwoSidedStop
 
 Batch = dict[str, Any]  # split -> its tensors by name (`dict[str, Tensor]`); the type is that of transformers
 Counts = dict[str, Tensor]  # split -> [2]: sequences and target tokens of the whole optimiser step
@@ -49,6 +51,8 @@ class UnlearnTrainer(ResumableTrainer):
         processing_class: the tokenizer, used for its padding token.
         gradient: rule that combines forget and retain gradients; None adds the losses.
         max_retain_drop: stop when the log-prob of retain rows is this far below the reference's, nats per token.
+        teacher: its distributions for the rows of ``forget``, if a term needs them.
+        stop: keeps the weights of the step whose levels are nearest to those of holdout rows.
         weights: shares of the sources (column ``source_index``) of streamed splits.
         model_digest: `models.digest.source_digest` of the base, for the adapter's manifest and the name of the cache of
             reference log-probs. If None, nothing is cached on disk.
@@ -69,12 +73,15 @@ class UnlearnTrainer(ResumableTrainer):
         processing_class: PreTrainedTokenizerBase,
         gradient: GradientCombiner | None = None,
         max_retain_drop: float | None = None,
+        teacher: TeacherLogprobs | None = None,
+        stop: TwoSidedStop | None = None,
         weights: dict[str, list[float]] | None = None,
         model_digest: str | None = None,
         base_name: str | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.objective: Objective = objective
+        self.teacher, self.stop = teacher, stop
         self.splits = {name: splits[name] for name in _order(objective, splits)}
         self.gradient = gradient
         self.weights = {name: shares for name, shares in (weights or {}).items() if name in self.splits}
@@ -96,9 +103,11 @@ class UnlearnTrainer(ResumableTrainer):
             train_dataset=Slots(self.splits),
             data_collator=self._collate,
             processing_class=processing_class,
-            callbacks=[self.reference, _Duals(self), *(callbacks or [])],
+            callbacks=[self.reference, _Duals(self), *([stop] if stop else []), *(callbacks or [])],
         )
         self._check_model()
+        if stop is not None:
+            stop.trainer = self
         depth = self.model.config.get_text_config().num_hidden_layers
         layer = objective.layer_index(depth)
         self.layer = None if layer is None else decoder_layers(self.model, depth)[layer]
@@ -191,7 +200,10 @@ class UnlearnTrainer(ResumableTrainer):
         """Return the weighted loss of the forget terms (key ``forget``) and of other terms (key ``retain``)."""
         logits = [split for split in batch if self.objective.needs("logits", split)]
         policy = self.forward(model, batch, logits=logits, layer=self.layer)
-        values = self.objective.values(policy, self.reference.of(model, batch, policy))
+        teacher = (
+            {} if self.teacher is None else {"forget": self.teacher.lookup(batch["forget"]["index"], policy["forget"])}
+        )
+        values = self.objective.values(policy, self.reference.of(model, batch, policy), teacher)
         sides: dict[str, Tensor] = {}
         for term in self.objective.terms:
             value = values[term.key]
@@ -300,6 +312,9 @@ class UnlearnTrainer(ResumableTrainer):
         statistics = self._statistics.state(self.accelerator)
         if self.args.should_save:
             state = {"duals": self.duals, "stopped": self.stopped, "window": statistics}
+            if self.stop is not None:
+                state["stop"] = self.stop.state()
+                self.stop.save(folder)
             formats.write(folder / STATE, state, ObjectiveState)
             if self.gradient is not None:
                 self.gradient.save(folder)
@@ -309,6 +324,8 @@ class UnlearnTrainer(ResumableTrainer):
         state = formats.read_content(folder / STATE, ObjectiveState)
         self.duals, self.stopped = state["duals"], state["stopped"]
         self._statistics = StepStatistics.restored(state["window"], whole=self.is_world_process_zero())
+        if self.stop is not None:
+            self.stop.load(folder, state["stop"])
         if self.gradient is not None:
             self.gradient.load(folder)
 

@@ -1,19 +1,25 @@
 """Unlearn: train an adapter from forget and retain rows, and write it into a run directory."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
+from llm_forget.core.launch import weights_are_sharded
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
+from llm_forget.training.distillation.teacher_pass import teacher_spec
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.job import run_job
+from llm_forget.workflows import auto_method
+from llm_forget.workflows.auto_method import AUTO
+from llm_forget.workflows.auxiliary_models import train_auxiliary_models
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -34,10 +40,35 @@ def unlearn(**keys: Any) -> Run:
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:
     """Unlearn with a checked configuration; `unlearn` and the command line call this."""
+    if train.method == AUTO:
+        auto_method.resolve(data, train, model)
     objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
     gradient = _gradient(train)
     _check_keys(data, train, objective, gradient)
-    return run_job(UNLEARN, data, train, model, objective, gradient=gradient, max_retain_drop=train.max_retain_drop)
+    teacher = teacher_spec(train.teacher, train.oracle)
+    if (teacher is None) == bool(objective.teacher_temperatures()):
+        missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
+        raise ConfigError(f"a teacher and a term that learns from one go together; {missing}")
+    stop_at_holdout = _stops_at_holdout(data, train, objective)
+    if (teacher or stop_at_holdout) and weights_are_sharded():
+        key = "teacher" if teacher else "stop_at"
+        raise ConfigError(f"{key} needs whole weights in every process; use one process or ddp, or remove {key}")
+    if teacher is not None and not train.dry_run and (train.overwrite or not Run(Path(str(train.output_dir))).complete):
+        teacher = train_auxiliary_models(teacher, data, train, model)
+    return run_job(
+        UNLEARN, data, train, model, objective,
+        gradient=gradient, max_retain_drop=train.max_retain_drop, teacher=teacher,
+        stop_at_holdout=stop_at_holdout,
+    )  # fmt: skip
+
+
+def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objective) -> bool:
+    """Return whether the two-sided stop is on; it is by default with a teacher and holdout rows."""
+    if train.stop_at == "holdout" and data.holdout is None:
+        raise ConfigError("stop_at: holdout needs rows that were never trained on; set the key holdout")
+    if train.stop_at == "holdout" and "forget" not in objective.splits():
+        raise ConfigError("stop_at: holdout measures forget rows, but no term of this objective uses them; remove it")
+    return train.stop_at == "holdout" or (train.stop_at is None and bool(train.teacher and data.holdout))
 
 
 def _gradient(train: UnlearnConfig) -> GradientCombiner | None:

@@ -46,7 +46,7 @@ def test_file_function_and_name_are_one_word() -> None:
 def test_every_term_says_what_it_is_and_names_known_inputs(term: Entry) -> None:
     assert len((term.function.__doc__ or "").partition("\n")[0]) > 20
     assert term.inputs[0] == "policy"
-    assert set(term.inputs) <= {"policy", "reference", "alternate", "alternate_reference"}
+    assert set(term.inputs) <= {"policy", "reference", "alternate", "alternate_reference", "teacher"}
     assert term.needs <= {"logits", "hidden_states"}
     assert not {"name", "weight"} & set(term.defaults)
     assert REQUIRED not in term.defaults.values()
@@ -295,7 +295,7 @@ def through_model(term: Entry, model: nn.Module, batch_of: Callable[[int], dict[
                 logits=inputs[of].logits.flip(-1) * 0.5,
                 hidden=inputs[of].hidden * 0.5,
             )
-            for name, of in (("reference", "policy"), ("alternate_reference", "alternate"))
+            for name, of in (("reference", "policy"), ("alternate_reference", "alternate"), ("teacher", "policy"))
         }
     model.zero_grad()
     value = call(term, inputs).sum()

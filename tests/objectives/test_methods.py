@@ -13,14 +13,14 @@ from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives.gradient_rules import RULES
 from llm_forget.objectives.methods import METHODS, Dual, build_objective
 from llm_forget.objectives.npo import npo
-from tests.support.objective_samples import batch, sides
+from tests.support.objective_samples import batch, sides, teacher
 
 NAMES = list(METHODS)
 
 
 def test_all_methods_are_there() -> None:
     expected = """grad_ascent grad_diff grad_diff_kl npo npo_kl simnpo idk_dpo altpo rmu undial wga satimp ce_u ihl
-        unilogit pdu"""
+        unilogit distil pdu"""
     assert expected.split() == NAMES
 
 
@@ -28,7 +28,7 @@ def test_all_methods_are_there() -> None:
 def test_a_method_builds_evaluates_and_survives_yaml(name: str) -> None:
     objective = build_objective(name)
     policy, reference = batch()
-    for term, values in objective.values(policy, reference).items():
+    for term, values in objective.values(policy, reference, teacher()).items():
         mask = policy[term.partition("/")[0]].mask
         assert values.shape in (mask.shape, mask.shape[:1])
         assert values.isfinite().all()
@@ -168,6 +168,7 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[s
     "ce_u": ((), (), ("forget",), ()),
     "ihl": ((), (), ("forget",), ()),
     "unilogit": ((), (), ("forget",), ()),
+    "distil": ((), (), ("forget",), ()),
     "pdu": ((), (), ("forget",), ()),
 }
 
@@ -207,8 +208,9 @@ def test_values_need_only_what_the_objective_asked_for(name: str) -> None:
 
     sources = {*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])}
     frozen = {*objective.reference_sources(), *objective.reference_pass_sources()}
-    found = objective.values(lean(policy, objective.needs, sources), lean(reference, objective.reference_needs, frozen))
-    torch.testing.assert_close(found, objective.values(policy, reference), rtol=0, atol=0)
+    inputs = lean(policy, objective.needs, sources), lean(reference, objective.reference_needs, frozen)
+    values = objective.values(*inputs, teacher() if objective.teacher_temperatures() else None)
+    torch.testing.assert_close(values, objective.values(policy, reference, teacher()), rtol=0, atol=0)
 
 
 def test_a_split_with_a_reference_pass_is_not_cached_as_well() -> None:

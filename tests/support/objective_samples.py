@@ -40,10 +40,10 @@ def made_from(
 
 
 def sides(needs_grad: bool = False, counts: tuple[int, ...] = COUNTS) -> tuple[dict[str, Logprobs], dict[str, Tensor]]:
-    """The four inputs of a term, and the leaves ``<input>.logits`` and ``<input>.hidden`` they were made from."""
+    """The inputs of a term, and the leaves ``<input>.logits`` and ``<input>.hidden`` they were made from."""
     leaves: dict[str, Tensor] = {}
     inputs: dict[str, Logprobs] = {}
-    for index, name in enumerate(("policy", "reference", "alternate", "alternate_reference")):
+    for index, name in enumerate(("policy", "reference", "alternate", "alternate_reference", "teacher")):
         logits = draw(index, len(counts), T, V).requires_grad_(needs_grad)
         hidden = draw(index + 10, len(counts), T, H).requires_grad_(needs_grad)
         leaves |= {f"{name}.logits": logits, f"{name}.hidden": hidden}
@@ -59,3 +59,8 @@ def batch() -> tuple[dict[str, Logprobs], dict[str, Logprobs]]:
     policy = {"forget": inputs["policy"], "retain": inputs["alternate"], "alternate": inputs["alternate"]}
     other = inputs["alternate_reference"]
     return policy, {"forget": inputs["reference"], "retain": other, "alternate": other}
+
+
+def teacher() -> dict[str, Logprobs]:
+    """The teacher of a batch, by split."""
+    return {"forget": sides()[0]["teacher"]}

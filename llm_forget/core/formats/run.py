@@ -91,6 +91,31 @@ class Adopted(Part, frozen=True):
     files: dict[str, Digest]
 
 
+class LevelInterval(Part, frozen=True):
+    """Mean level of the holdout rows, and its 95 % interval over subjects."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Calibration(Part, frozen=True):
+    """Levels of the untouched model on holdout rows, and of the kept step on the forget rows."""
+
+    holdout: dict[str, LevelInterval]
+    forget: dict[str, float]
+    kept_step: Count
+    inside: bool  # whether the levels of the kept step are inside the intervals of the holdout rows
+
+
+class Teacher(Part, frozen=True):
+    """The teacher of a run, with the digest of each model that it reads beside the target."""
+
+    name: str
+    arguments: dict[str, Any]
+    models: dict[str, Digest]
+
+
 @record("provenance.json", names_rows=True)
 class Provenance(Record, frozen=True):
     """Base, rows, seed and versions of a run. The file holds row ids, so it stays private to the run."""
@@ -102,6 +127,7 @@ class Provenance(Record, frozen=True):
     data: dict[str, SplitRows] | UnsetType = UNSET
     objective: dict[str, list[dict[str, Any]]] | UnsetType | None = UNSET  # split -> terms
     gradient: str | UnsetType = UNSET  # name of the gradient rule
+    teacher: Teacher | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     processes: Count | UnsetType = UNSET
     environment: Environment | UnsetType = UNSET
@@ -109,6 +135,7 @@ class Provenance(Record, frozen=True):
     wrapper: str | UnsetType = UNSET  # class that the model was wrapped in for several processes
     shortcuts: dict[str, bool] | UnsetType = UNSET
     cost: Cost | UnsetType = UNSET  # written at the end of training
+    calibration: Calibration | UnsetType = UNSET  # with stop_at: holdout
     adopted: Adopted | UnsetType = UNSET
     sources: list[Source] | UnsetType = UNSET
     beneath: Target | UnsetType = UNSET
@@ -130,6 +157,16 @@ class StepWindow(Part, frozen=True):
     sums: dict[str, float]
 
 
+class StopState(Part, frozen=True):
+    """State of the two-sided stop: levels of the holdout rows, and the best step so far."""
+
+    levels: dict[str, LevelInterval]
+    retain_before: Nats | None  # log-prob of retain rows before the first step; null without retain rows
+    best: list[float]  # rank of the best step; empty before the first measurement
+    best_step: Count
+    best_levels: dict[str, float]  # of the forget rows
+
+
 @record("objective_state.json")
 class ObjectiveState(Record, frozen=True):
     """State of the trainer between steps, in a checkpoint: dual variables and the sums of the next log line."""
@@ -137,6 +174,7 @@ class ObjectiveState(Record, frozen=True):
     duals: dict[str, float]
     stopped: bool  # by max_retain_drop
     window: StepWindow
+    stop: StopState | UnsetType = UNSET  # with stop_at: holdout
 
 
 @record("metrics.jsonl")

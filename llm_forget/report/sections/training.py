@@ -1,6 +1,7 @@
 """The section on training: log-probabilities of the splits, and the value of each term of the objective."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from llm_forget.core.text import shown
 from llm_forget.report.render import charts
@@ -8,6 +9,7 @@ from llm_forget.report.render.document import Chart, Number, Row, Section, Table
 from llm_forget.report.run_evidence import Evidence
 
 PREFIX = "logps/"
+LEVELS = "levels/"  # of the forget rows, measured during training by the two-sided stop
 ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # sets the style of each split
 
 
@@ -15,7 +17,7 @@ def training_section(evidence: Evidence) -> Section:
     """Plot the mean log-probability per token of each split, and the value of each term of the objective."""
     keys = list(dict.fromkeys(key for line in evidence.log for key in line if "/" in key))
     splits = [key for key in keys if key.startswith(PREFIX)]
-    terms = [key for key in keys if key not in splits]
+    terms = [key for key in keys if not key.startswith((PREFIX, LEVELS))]
     blocks = []
     if splits:
         title = "Log-probability per token"
@@ -27,7 +29,35 @@ def training_section(evidence: Evidence) -> Section:
     for term in terms:
         title = f"Term {term}"
         blocks.append(_curves(evidence, title, f"Value of the term {term} per step of training.", [term], "value"))
+    blocks += [_level(evidence, name, holdout) for name, holdout in _calibration(evidence).get("holdout", {}).items()]
     return Section("Training", tuple(block for block in blocks if block is not None))
+
+
+def _calibration(evidence: Evidence) -> dict[str, Any]:
+    return evidence.provenance.get("calibration") or {}
+
+
+def _level(evidence: Evidence, name: str, holdout: dict[str, float]) -> Chart | None:
+    """Plot one level of the forget rows during training, with the interval of rows that were never trained on."""
+    points = [
+        (line["step"], line[f"{LEVELS}{name}"]) for line in evidence.log if line.get(f"{LEVELS}{name}") is not None
+    ]
+    if not points:
+        return None
+    kept, steps = _calibration(evidence)["kept_step"], [step for step, _ in points]
+    title = f"Level {name}"
+    description = (
+        f"The {name} of the forget rows per step of training, between the limits of rows that were never trained on "
+        f"(95 % interval, measured before training). The vertical line is the kept step, {kept}."
+    )
+    series = [charts.Series("forget", "unlearned", steps, [value for _, value in points])]
+    series += [charts.Series(f"unseen, {end}", "oracle", steps, [holdout[end]] * len(steps)) for end in ("low", "high")]
+    rows: list[Row] = [(str(step), Number(shown(value))) for step, value in points]
+    svg = charts.lines(
+        anchor("training", title, evidence.name), title, description, series,
+        x_label="step", y_label=name, whole_x=True, mark_x=kept,
+    )  # fmt: skip
+    return Chart(title, description, svg, Table(title, ("step", "forget"), first_rows(rows)))
 
 
 def _curves(evidence: Evidence, title: str, description: str, keys: Sequence[str], unit: str) -> Chart | None:

@@ -6,6 +6,7 @@ from typing import Any
 from llm_forget.core import resources
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
+from llm_forget.evals.advice import advice
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
 from llm_forget.evals.suite import load_suite
 from llm_forget.evals.verdict import nothing_to_forget
@@ -39,6 +40,8 @@ def verdict_section(evidence: Evidence) -> Section:
         policy = f"policy {verification['policy']}"
         parts.append(Section("Policy", (Verdict(policy, verification["answer"], rules),)))
     parts += [Section(f"Suite {name}", _answers(name, suite)) for name, suite in evidence.suites.items()]
+    if (change := advice(evidence.suites)) is not None:
+        notes.append(Text(f"{change[0].upper()}{change[1:]}.", warning=True))
     if not evidence.has("oracle"):
         sentence = "No oracle was measured, so there is no reference for how a model answers that never saw these rows."
         notes.append(Text(sentence, warning=True))

@@ -1,0 +1,54 @@
+"""What to change when a verdict is no: one sentence, from the bounds that are violated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_forget.evals.metrics import metric_of
+from llm_forget.evals.metrics._registry import Metric
+
+UNDER = (
+    "under-forgotten: the forget rows are still more likely than rows that were never trained on; "
+    "set stop_at: holdout, and train longer (twice num_train_epochs) or with a higher learning_rate"
+)
+OVER = (
+    "over-forgotten: the forget rows are less likely than rows that were never trained on, which reveals them, too; "
+    "set stop_at: holdout, or train with fewer epochs or a lower learning_rate"
+)
+LANGUAGE = (
+    "garbled: answers to forget rows are no longer fluent, since the loss only says what not to say; "
+    "use method distil with a teacher, e.g. teacher: {name: stranger}"
+)
+DAMAGED = (
+    "damaged: other knowledge was lost; give the retain term a higher weight (method_args: {retain_weight: ...}) or "
+    "more retain rows, or lower the learning_rate"
+)
+
+
+def advice(suites: Mapping[str, Any]) -> str | None:
+    """Return the sentence for the first fault of these: garbled, damaged, over-forgotten, under-forgotten; or None.
+
+    Args:
+        suites: part ``suites`` of results.json. Only violated bounds count, not inconclusive ones.
+    """
+    faults = {
+        _fault(question, finding, metric_of(suite["metrics"].get(finding.get("line"), {})))
+        for suite in suites.values()
+        for question, verdict in suite["verdict"].items()
+        for finding in verdict["findings"]
+        if finding["holds"] is False
+    }
+    return next((fault for fault in (LANGUAGE, DAMAGED, OVER, UNDER) if fault in faults), None)
+
+
+def _fault(question: str, finding: Mapping[str, Any], metric: Metric) -> str | None:
+    """Return what a violated bound says about the run; None where it has no direction, as for forget quality."""
+    line, value, other = finding.get("line", ""), finding.get("value"), finding.get("compared_with")
+    if question == "kept":
+        return DAMAGED
+    if metric.about_text:
+        return LANGUAGE
+    if "privleak" in line:  # 0 at the oracle, and lower for rows that are remembered
+        return UNDER if (value or 0.0) < (other or 0.0) else OVER
+    if value is None or other is None:
+        return UNDER if finding.get("kind") == "at_most" else None
+    return UNDER if value > other else OVER

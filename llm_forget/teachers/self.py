@@ -1,0 +1,24 @@
+"""The target's own distribution, with the gold token no likelier than guessing; needs no other model and no names."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llm_forget.teachers._registry import Context, teacher
+
+
+@teacher(paper="arXiv:2505.06027")
+def self(context: Context, *, level: float = 0.0) -> Iterator[Tensor]:
+    """The target's log-probs with p(gold) lowered to ``level`` (0: to ``1 / V``) where it is above; the rest rescaled.
+
+    Tokens that the target finds less likely than that stay as they are.
+    """
+    for row, logits in zip(context.rows, context.forward("target", context.rows), strict=True):
+        logprobs = logits.log_softmax(-1)  # [n, V]
+        gold = torch.tensor(context.targets(row)).unsqueeze(-1)  # [n, 1]
+        cap = math.log(level or 1 / logits.shape[-1])
+        others = logprobs.scatter(-1, gold, -math.inf).log_softmax(-1) + math.log1p(-math.exp(cap))
+        lowered = others.scatter(-1, gold, cap)
+        yield torch.where(logprobs.gather(-1, gold) > cap, lowered, logprobs)

@@ -1,0 +1,88 @@
+"""What the target itself says to the same question about someone it has never met, with the name put back."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_forget.core.errors import DataError
+from llm_forget.data.rows import Row, with_completion
+from llm_forget.teachers._names import borrowed_names, names_of, renamed
+from llm_forget.teachers._registry import Context, teacher
+
+BORROWED = "~borrowed"  # ends the id of a row that keeps its borrowed name, on which the target is the teacher
+
+
+def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> list[Row]:
+    """Each row with what the target answers about the first borrowed name, once with the name put back.
+
+    With ``neighbours``, also once with the borrowed name.
+    """
+    subjects, borrowed = _names(context, k, names)
+    strangers = [renamed(row, name, borrowed[name][0]) for row, name in zip(context.rows, subjects, strict=True)]
+    answers = context.generate("target", strangers)
+    rows: list[Row] = []
+    for row, other, name, answer in zip(context.rows, strangers, subjects, answers, strict=True):
+        if answer.strip():
+            answered = with_completion(row, answer.replace(borrowed[name][0], name))
+            rows.append({**answered, "id": f"{row['id']}~stranger", names: name})
+            if neighbours:
+                rows.append({**with_completion(other, answer), "id": f"{row['id']}{BORROWED}"})
+    return rows
+
+
+@teacher(paper="arXiv:2407.16997", texts=further_rows)
+def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neighbours: bool = True) -> Iterator[Tensor]:
+    """Mean over ``k`` borrowed names of the target's distribution, tokens of both names exchanged in its columns.
+
+    A borrowed name is in no row and has as many tokens as the true one, so that every target keeps its place. Names of
+    subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. With
+    ``neighbours``, the policy also learns to answer about the borrowed names as the target does.
+
+    Raises:
+        DataError: a row without a name, or no name of the same length.
+    """
+    rows = [row for row in context.rows if not str(row["id"]).endswith(BORROWED)]
+    subjects, borrowed = _names(replace(context, rows=rows), k, names)
+    passes = [
+        context.forward(
+            "target", [renamed(row, name, borrowed[name][i]) for row, name in zip(rows, subjects, strict=True)]
+        )
+        for i in range(k)
+    ]
+    lessons = _lessons(context, rows, subjects, borrowed, passes)
+    unchanged = context.forward("target", [row for row in context.rows if str(row["id"]).endswith(BORROWED)])
+    for row in context.rows:
+        yield next(unchanged if str(row["id"]).endswith(BORROWED) else lessons)
+
+
+def _lessons(
+    context: Context, rows: Sequence[Row], subjects: Sequence[str], borrowed: dict[str, list[str]], passes: Any
+) -> Iterator[Tensor]:
+    for row, name, *logits in zip(rows, subjects, *passes, strict=True):
+        length = len(context.targets(row))
+        parts = []
+        for other, values in zip(borrowed[name], logits, strict=True):
+            if len(values) != length:
+                raise DataError(
+                    f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
+                )
+            parts.append(_exchanged(values.log_softmax(-1), context.tokens(name), context.tokens(other)))
+        yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
+
+
+def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, list[str]]]:
+    names = names_of(context.rows, column)
+    others = names_of(context.retain, column)
+    return names, borrowed_names(names, others, context.tokens, k, context.seed)
+
+
+def _exchanged(logprobs: Tensor, true: list[int], borrowed: list[int]) -> Tensor:
+    """``[n, V]`` with the columns of the i-th tokens of two names exchanged."""
+    columns = list(range(logprobs.shape[-1]))
+    for left, right in zip(true, borrowed, strict=True):
+        columns[left], columns[right] = columns[right], columns[left]
+    return logprobs[:, columns]

@@ -1,0 +1,72 @@
+"""Calibration: where a model that never saw the forget rows stands, read off the untouched target on holdout rows.
+
+This is calibration, no proof: it holds as far as holdout rows are as hard as the forget rows would be to a model that
+never saw them (arXiv:2607.19442).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from llm_forget.logprobs.levels import Levels, levels_of
+from llm_forget.logprobs.logprobs import Logprobs
+
+Forward = Callable[[list[dict[str, Any]]], Logprobs]  # tokenised rows to log-probs with logits
+NAMES = ("strength", "memorization", "margin", "logprob")
+STOPPING = ("strength", "memorization", "logprob")  # the levels that decide when to stop
+RESAMPLES = 1000
+BATCH = 16  # rows of a forward pass
+ROWS = 256  # rows of a split that are measured
+
+
+@dataclass(frozen=True)
+class Level:
+    """The mean of one level over rows, with the 95 % interval of a bootstrap over subjects."""
+
+    value: float
+    low: float
+    high: float
+
+    def distance(self, value: float) -> float:
+        """How far a value lies outside the interval, in half-widths of the interval; 0 inside."""
+        return max(self.low - value, value - self.high, 0.0) / self._half_width
+
+    def off_centre(self, value: float) -> float:
+        """How far a value is from the mean, in half-widths of the interval."""
+        return abs(value - self.value) / self._half_width
+
+    @property
+    def _half_width(self) -> float:
+        return max((self.high - self.low) / 2, 1e-6)
+
+
+def sample(rows: Dataset, limit: int = ROWS) -> Dataset:
+    """Rows at equal distances, at most ``limit``; a long row counts as its windows."""
+    return rows.select(range(0, len(rows), -(-len(rows) // limit) or 1))
+
+
+def measure(forward: Forward, rows: Dataset) -> dict[str, np.ndarray]:
+    """Levels of each tokenised row by name, ``[N]``; see `llm_forget.logprobs.levels.Levels`."""
+    parts: list[Levels] = []
+    for start in range(0, len(rows), BATCH):
+        batch = [rows[place] for place in range(start, min(start + BATCH, len(rows)))]
+        parts.append(levels_of(forward(batch)))
+    return {name: np.concatenate([getattr(part, name).float().cpu().numpy() for part in parts]) for name in NAMES}
+
+
+def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0) -> Level:
+    """The mean of ``values`` ``[N]``, and its interval when whole subjects, not rows, are drawn again."""
+    _, groups = np.unique([str(subject) for subject in subjects], return_inverse=True)
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    draws = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
+    means = sums[draws].sum(-1) / counts[draws].sum(-1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Level(float(values.mean()), float(low), float(high))
+
+
+def levels_with_intervals(forward: Forward, rows: Dataset, subjects: Sequence[Any]) -> dict[str, Level]:
+    """All levels of a model on tokenised rows, whose subjects are given in the same order."""
+    return {name: with_interval(values, subjects) for name, values in measure(forward, rows).items()}

@@ -1,0 +1,94 @@
+"""The teacher of a run: its distributions at the target positions of forget rows, computed once and cached on disk.
+
+A distribution is stored as its most likely tokens and the mass of the rest; the cache file is named by the digest of
+everything it depends on, and only its owner can read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from llm_forget.core.errors import ConfigError
+from llm_forget.logprobs.logprobs import Logprobs
+
+TOP = 128  # tokens of a distribution that are stored
+
+
+class TeacherLogprobs:
+    """Distributions at the target tokens of rows, shortened to ``K`` tokens, at one temperature.
+
+    Row ``i`` has the entries ``offsets[i]:offsets[i + 1]`` of ``tokens`` and ``logprobs``, ``[M, K]``.
+    """
+
+    def __init__(self, offsets: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, temperature: float) -> None:
+        self._offsets, self._tokens, self._logprobs, self.temperature = offsets, tokens, logprobs, temperature
+
+    @classmethod
+    def of(
+        cls, logits: Iterable[Tensor], labels: Iterable[Tensor], counts: Sequence[int], temperature: float
+    ) -> TeacherLogprobs:
+        """Shorten ``logits`` ``[n, V]``; the gold token, of ``labels`` ``[n]``, is always among the stored.
+
+        Args:
+            counts: number of targets of each row of the data set, which is a window where rows are long.
+        """
+        tokens, logprobs = [], []
+        for values, gold in zip(logits, labels, strict=True):
+            values = (values.float() / temperature).log_softmax(-1)  # [n, V]
+            ranks = values.scatter(-1, gold.unsqueeze(-1), torch.inf)
+            top = ranks.topk(min(TOP, values.shape[-1]), -1).indices  # [n, K]
+            tokens.append(top.int().numpy())
+            logprobs.append(values.gather(-1, top).numpy())
+        offsets = np.cumsum([0, *counts])
+        assert offsets[-1] == sum(map(len, tokens))
+        return cls(offsets, np.concatenate(tokens), np.concatenate(logprobs), temperature)
+
+    def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
+        """Distributions of ``rows`` ``[B]`` (-1: a padding row) as logits ``[B, T, V]``, aligned to ``policy``.
+
+        ``softmax(logits / temperature)`` is the teacher's distribution. The mass of tokens that are not stored is
+        spread over them as the policy spreads it, which leaves value and gradient of a KL as if they were one token.
+        """
+        assert policy.logits is not None
+        places = [(b, *self._offsets[[row, row + 1]]) for b, row in enumerate(rows.tolist()) if row >= 0]
+        where = torch.zeros_like(policy.mask)
+        for b, start, stop in places:
+            where[b, : stop - start] = True
+        taken = np.concatenate([np.arange(start, stop) for _, start, stop in places])
+        device = policy.logits.device
+        tokens = torch.from_numpy(self._tokens[taken].astype(np.int64)).to(device)  # [N, K]
+        stored = torch.from_numpy(self._logprobs[taken]).to(device)  # [N, K]
+        own = (policy.logits.detach()[where].float() / self.temperature).log_softmax(-1)  # [N, V]
+        rest = own.scatter(-1, tokens, -torch.inf)
+        mass = torch.log1p(-stored.logsumexp(-1, keepdim=True).exp().clamp(max=1.0))  # [N, 1], -inf if all are stored
+        spread = rest - rest.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(rest.dtype).min) + mass
+        whole = spread.scatter(-1, tokens, stored)
+        logits = policy.logits.new_zeros(policy.logits.shape, dtype=torch.float32)
+        logits[where] = self.temperature * whole
+        return Logprobs(values=policy.values.detach(), mask=policy.mask, labels=policy.labels, logits=logits)
+
+    def save(self, path: Path) -> None:
+        """Write a file that only its owner can read."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+        arrays = {"offsets": self._offsets, "tokens": self._tokens, "logprobs": self._logprobs}
+        save_file({**arrays, "temperature": np.array([self.temperature])}, temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> TeacherLogprobs:
+        """Raises: ConfigError: the file is damaged."""
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise ConfigError(f"the teacher's cached log-probs '{path}' are damaged; delete the file") from error
+        return cls(arrays["offsets"], arrays["tokens"], arrays["logprobs"], float(arrays["temperature"][0]))

@@ -1,0 +1,250 @@
+"""Run a recipe's teacher over its forget rows: load its models, make its texts, and keep what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
+from torch import Tensor
+
+from llm_forget.core.digests import json_digest
+from llm_forget.core.errors import ConfigError
+from llm_forget.core.files import cache_folder
+from llm_forget.core.ignore_label import IGNORE
+from llm_forget.data.digest import tokens_digest
+from llm_forget.data.rows import Row
+from llm_forget.data.sources import load_source
+from llm_forget.data.template import Template
+from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.levels import levels_of
+from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
+from llm_forget.models.adapters.lora import ADAPTER, reference_mode
+from llm_forget.models.digest import source_digest
+from llm_forget.models.load import load_base
+from llm_forget.teachers import TEACHERS
+from llm_forget.teachers._registry import Context
+from llm_forget.training.calibration import sample
+from llm_forget.training.distillation.teacher_logprobs import TOP, TeacherLogprobs
+
+if TYPE_CHECKING:
+    from llm_forget.training.job import Job
+
+RETAIN_SAMPLE = 2000  # retain rows that a teacher sees
+BATCH = 16  # rows of a forward pass
+CALIBRATION_ROWS = 64  # forget and holdout rows that an argument is calibrated on
+CALIBRATED_RANGE, BISECTIONS = (0.0, 4.0), 9
+SMALL = "small"  # value of `base`: a small copy of the target, trained from scratch
+LONGEST_ANSWER = 256  # tokens that a teacher's model generates
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """The teacher of a recipe: its name, its arguments, and where its models beside the target are."""
+
+    name: str
+    arguments: dict[str, Any]
+    models: dict[str, str] = field(default_factory=dict)  # oracle, aux_with, aux_without: a run or a model
+    base: str | None = None  # model that missing auxiliary models are trained on; `SMALL`: a new small one
+    missing: tuple[str, ...] = ()  # auxiliary models that have to be trained
+    auxiliary: dict[str, Any] = field(default_factory=dict)  # keys of their recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part ``teacher`` of provenance.json, with the digest of each model."""
+        models = {name: source_digest(source) for name, source in self.models.items()}
+        return {"name": self.name, "arguments": self.arguments, "models": models}
+
+
+def teacher_spec(value: Any, oracle: str | None) -> TeacherSpec | None:
+    """Read the key ``teacher`` of a recipe: a name, or ``{name: stranger, k: 2}``.
+
+    Raises:
+        ConfigError: no such teacher or argument, or a model that it needs is not named.
+    """
+    if value is None:
+        return None
+    form = {"name": value} if isinstance(value, str) else value
+    if not isinstance(form, dict) or not isinstance(form.get("name"), str):
+        raise ConfigError("teacher must be a name or a mapping with a name, as in {name: stranger, k: 1}")
+    entry = TEACHERS.get(form["name"])
+    needed = [name for name in entry.models if name != "target"]
+    trained = [name for name in needed if name != "oracle"]
+    keys = {*trained, *(("base", "auxiliary") if trained else ())}
+    models = {name: str(form[name]) for name in trained if form.get(name)}
+    models |= {"oracle": oracle} if oracle and "oracle" in needed else {}
+    arguments = entry.arguments({key: part for key, part in form.items() if key not in {"name", *keys}})
+    missing = tuple(name for name in needed if name not in models)
+    if "oracle" in missing:
+        raise ConfigError(f"teacher '{entry.name}' needs an oracle; set the key oracle to a run or a model")
+    if missing and not form.get("base"):
+        raise ConfigError(
+            f"teacher '{entry.name}' needs the model {missing[0]}; name a run with {missing[0]} in the key teacher, or "
+            f"set base there to the model that the target was fine-tuned from, or to '{SMALL}'"
+        )
+    base = str(form["base"]) if missing else None
+    return TeacherSpec(entry.name, arguments, models, base, missing, _auxiliary(form.get("auxiliary")))
+
+
+def _auxiliary(value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError("auxiliary in the key teacher must be a mapping, as in {num_train_epochs: 5}")
+    return dict(value or {})
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a policy learns from a teacher: rows, distributions for them, and the arguments that were used."""
+
+    rows: Dataset  # tokenised forget rows, then those that the teacher added
+    logprobs: TeacherLogprobs
+    arguments: dict[str, Any]
+
+
+def learn_from_teacher(job: Job, template: Template, target: Any, target_digest: str) -> Lesson:
+    """Ask the teacher of a job for its distributions, or read them from the cache.
+
+    The main process asks; the others read the file that it writes.
+    """
+    assert job.teacher is not None
+    state, teaching = PartialState(), _Teaching(job, template, target)
+    parts: list[Any] = [teaching.arguments(), teaching.texts()] if state.is_main_process else [None, None]
+    broadcast_object_list(parts)
+    arguments, texts = parts[0] or {}, parts[1] or []
+    rows = teaching.with_texts(texts)
+    file = _cache_file(job, arguments, target_digest, rows)
+    if state.is_main_process and not file.is_file():
+        teaching.distributions(arguments, texts, rows).save(file)
+    state.wait_for_everyone()
+    return Lesson(rows, TeacherLogprobs.load(file), arguments)
+
+
+def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: Dataset) -> Path:
+    assert job.teacher is not None
+    key = {
+        "teacher": {**job.teacher.to_dict(), "arguments": arguments}, "target": target_digest,
+        "rows": tokens_digest(rows), "retain": tokens_digest(job.splits["retain"]) if "retain" in job.splits else None,
+        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 1,
+    }  # fmt: skip
+    return cache_folder() / "teacher" / f"{json_digest(key).removeprefix('sha256:')[:32]}.safetensors"
+
+
+class _Teaching:
+    """One pass of the teacher of a job."""
+
+    def __init__(self, job: Job, template: Template, target: Any) -> None:
+        assert job.teacher is not None
+        self._template = template
+        self._job, self._entry, self._given = job, TEACHERS.get(job.teacher.name), job.teacher.arguments
+        on_device = getattr(target, "is_quantized", False)  # quantised weights are already where they will be
+        self._models = {"target": target if on_device else target.to(PartialState().device)}
+        self._sources: Mapping[str, str] = job.teacher.models
+
+    def texts(self) -> list[Row]:
+        """Rows that the teacher adds."""
+        return [] if self._entry.texts is None else self._entry.texts(self._context, **self._given)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the recipe; the calibrated one, if it is left out, is found by bisection."""
+        name = self._entry.calibrated
+        if not name or self._given[name] is not None or self._job.data.holdout is None:
+            return self._given
+        level = self._strength(self._forward("target", rows := self._load("holdout", CALIBRATION_ROWS)), rows)
+        forget = self._load("forget", CALIBRATION_ROWS)
+        context, low, high = replace(self._context, rows=forget), *CALIBRATED_RANGE
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            strength = self._strength(self._entry.function(context, **{**self._given, name: middle}), forget)
+            low, high = (middle, high) if strength > level else (low, middle)
+        return {**self._given, name: round((low + high) / 2, 4)}
+
+    def _strength(self, logits: Iterator[Tensor], rows: Sequence[Row]) -> float:
+        """Mean extraction strength of a model with these logits at the targets of ``rows``."""
+        values = []
+        for row, part in zip(rows, logits, strict=True):
+            labels = torch.tensor([self._targets(row)])
+            mask = torch.ones_like(labels, dtype=torch.bool)
+            logprobs = Logprobs(values=torch.zeros(labels.shape), mask=mask, labels=labels, logits=part.unsqueeze(0))
+            values.append(float(levels_of(logprobs).strength))
+        return sum(values) / len(values)
+
+    def with_texts(self, texts: list[Row]) -> Dataset:
+        """The tokenised forget rows, then the windows of ``texts``."""
+        forget = self._job.splits["forget"]
+        windows = [window for row in self._encode(texts) for window in row] if texts else []
+        if not windows:
+            return forget
+        columns = ("id", "input_ids", "labels", "window")
+        lines = [{**{name: getattr(w, name) for name in columns}, "source_index": 0} for w in windows]
+        return concatenate_datasets([forget, Dataset.from_list(lines, features=forget.features)])
+
+    def distributions(self, arguments: dict[str, Any], texts: list[Row], rows: Dataset) -> TeacherLogprobs:
+        context = replace(self._context, rows=[*self._context.rows, *texts])
+        labels = (torch.tensor(context.targets(row)) for row in context.rows)
+        counts = [sum(label != IGNORE for label in row[1:]) for row in rows["labels"]]
+        temperature = self._job.objective.teacher_temperatures()["forget"]
+        return TeacherLogprobs.of(self._entry.function(context, **arguments), labels, counts, temperature)
+
+    @property
+    def _context(self) -> Context:
+        return Context(
+            rows=self._load("forget"), retain=self._load("retain", RETAIN_SAMPLE), forward=self._forward,
+            generate=self._generate, tokens=ids_inside_a_sentence(self._job.tokenizer), targets=self._targets,
+            seed=self._job.train.seed,
+        )  # fmt: skip
+
+    def _load(self, split: str, limit: int | None = None) -> list[Row]:
+        data = self._job.data
+        if getattr(data, split) is None:
+            return []
+        rows = load_source(getattr(data, split), split_name=split, data_path=data.data_path, fields=data.fields)
+        return list(rows if limit is None else sample(rows, limit))
+
+    def _encode(self, rows: Sequence[Row]) -> Any:
+        limits = {"max_length": self._job.data.max_length, "stride": self._job.data.stride}
+        return encode_rows(rows, self._job.tokenizer, self._template, **limits)
+
+    def _targets(self, row: Row) -> list[int]:
+        return [label for w in self._encode([row])[0] for label in w.labels[1:] if label != IGNORE]
+
+    def _model(self, name: str) -> Any:
+        if name not in self._models:
+            source = self._sources[name]
+            changes: dict[str, Any] = {"model_name_or_path": source, "model_revision": "main", "use_peft": False}
+            self._models[name] = load_base(replace(self._job.model, **changes)).to(PartialState().device)
+        return self._models[name]
+
+    def _off(self, model: Any) -> Any:
+        return reference_mode(model) if isinstance(model, PeftModel) and ADAPTER in model.peft_config else nullcontext()
+
+    def _forward(self, name: str, rows: Sequence[Row]) -> Iterator[Tensor]:
+        model, pad = self._model(name), int(self._job.tokenizer.pad_token_id)
+        for start in range(0, len(rows), BATCH):
+            windows = self._encode(rows[start : start + BATCH])
+            flat = [vars(window) for row in windows for window in row]
+            batch = {key: value.to(model.device) for key, value in collate(flat, pad).items()}
+            with torch.no_grad(), evaluation_mode(model), self._off(model):
+                logprobs = forward_logprobs(model, batch, head=model.get_output_embeddings(), logits=True)
+            assert logprobs.logits is not None
+            parts = iter(zip(logprobs.logits.float().cpu(), logprobs.mask.cpu(), strict=True))
+            for row in windows:
+                yield torch.cat([values[mask] for values, mask in (next(parts) for _ in row)])
+
+    def _generate(self, name: str, rows: Sequence[Row]) -> list[str]:
+        model, tokenizer, answers = self._model(name), self._job.tokenizer, []
+        padding = int(tokenizer.pad_token_id)
+        longest = min(max(len(self._targets(row)) for row in rows) * 2, LONGEST_ANSWER)
+        for start in range(0, len(rows), BATCH):
+            prompts = [windows[0].prompt_ids for windows in self._encode(rows[start : start + BATCH])]
+            padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+            with torch.no_grad(), evaluation_mode(model), self._off(model):
+                out = model.generate(**padded, max_new_tokens=longest, do_sample=False, pad_token_id=padding)
+            answers += tokenizer.batch_decode(out[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]

@@ -1,0 +1,119 @@
+"""`method: auto`: choose the teacher, and set rate, epochs, batch and rank where the recipe leaves them out."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from trl import ModelConfig
+
+from llm_forget.core.config import DataConfig, UnlearnConfig
+from llm_forget.core.errors import ConfigError, DataError
+from llm_forget.core.run_directory import Run
+from llm_forget.data.sources import load_source
+from llm_forget.data.tokenise import ids_inside_a_sentence
+from llm_forget.models.load import load_config, load_tokenizer
+from llm_forget.teachers import borrowed_names, names_of, texts_of
+from llm_forget.training.distillation.teacher_pass import SMALL
+
+logger = logging.getLogger("llm_forget")
+
+AUTO = "auto"
+TOKENS_PER_BATCH = 1024  # of forget rows
+BATCH_SIZES = (4, 24)
+CHARACTERS_PER_TOKEN = 4  # about; only for the size of a batch
+STEPS = 320  # of the whole training
+EPOCHS = (5, 30)
+RANK = 64  # of the adapter; alpha is twice that
+# Parameters up to which a learning rate is used; found on the demo (2.6 M) and on SmolLM2-135M.
+RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
+
+
+def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
+    """Replace `method: auto` in a configuration, in place, by a method with a teacher; says what and why.
+
+    Keys that the recipe sets stay. Raises ConfigError without forget rows, or with a term or a teacher.
+    """
+    if train.objective is not None or train.method_args:
+        raise ConfigError("method auto chooses the objective; remove objective and method_args, or name a method")
+    if data.forget is None:
+        raise ConfigError("method auto needs the rows to forget; set the key 'forget' to a file or data set")
+    rows = _rows(data, "forget")
+    teacher, reason = (train.teacher, "as given") if train.teacher else _teacher(data, model, rows)
+    train.method, train.teacher = "distil", teacher
+    train.method_args = {"temperature": 1.0, **({} if data.retain else {"retain_weight": 0.0})}
+    settings = _settings(train, model, rows)
+    for name, value in settings.items():
+        setattr(train if hasattr(train, name) else model, name, value)
+    if PartialState().is_main_process:
+        words = ", ".join(f"{name} {value:g}" for name, value in settings.items() if isinstance(value, int | float))
+        logger.info("method auto: distil with teacher %s, %s%s", _name(teacher), reason, f"; {words}" if words else "")
+        if data.holdout is None:
+            logger.warning("no holdout rows are given, so nothing tells when to stop; set the key holdout if you can")
+        if data.retain is None:
+            logger.warning("no retain rows are given, so other knowledge may be lost; set the key retain if you can")
+
+
+def _rows(data: DataConfig, split: str) -> list[Any]:
+    return list(load_source(getattr(data, split), split_name=split, data_path=data.data_path, fields=data.fields))
+
+
+def _name(teacher: Any) -> str:
+    return teacher if isinstance(teacher, str) else str(teacher["name"])
+
+
+def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any, str]:
+    """Return the best teacher that the inputs allow, and the reason."""
+    if data.retain is None:
+        return "self", "since there are no retain rows to train another model on"
+    try:
+        names = names_of(rows, "subject_name")
+        tokens = ids_inside_a_sentence(load_tokenizer(model))
+        borrowed_names(names, names_of(_rows(data, "retain"), "subject_name"), tokens, 1, 0)
+        return "stranger", f"since each of the {len(rows)} forget rows names its subject"
+    except DataError:
+        base = _base(model)
+        why = "since no name was found in some forget or retain row"
+        return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
+
+
+def _base(model: ModelConfig) -> str:
+    """Return the model that the target was fine-tuned from, if it is a run; else `SMALL`."""
+    run = Run(Path(str(model.model_name_or_path)))
+    return str(run.provenance["base"]["name"]) if run.provenance_file.is_file() else SMALL
+
+
+def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any]) -> dict[str, Any]:
+    """Return values for the keys that the recipe leaves at their defaults."""
+    defaults = {f.name: f.default for cls in (UnlearnConfig, ModelConfig) for f in dataclasses.fields(cls)}
+    tokens = sum(len(" ".join(texts_of(row))) for row in rows) / len(rows) / CHARACTERS_PER_TOKEN
+    batch = train.per_device_train_batch_size
+    if batch == defaults["per_device_train_batch_size"]:
+        batch = _within(TOKENS_PER_BATCH / max(tokens, 1), BATCH_SIZES)
+    settings = {
+        "learning_rate": next(rate for limit, rate in RATES if _parameters(model) <= limit),
+        "num_train_epochs": float(_within(STEPS * batch / len(rows), EPOCHS)),
+        "per_device_train_batch_size": batch,
+        "lr_scheduler_type": "cosine",
+        **({"lora_r": RANK, "lora_alpha": 2 * RANK} if model.lora_alpha == defaults["lora_alpha"] else {}),
+    }
+    return {name: value for name, value in settings.items() if _value(train, model, name) == defaults[name]}
+
+
+def _value(train: UnlearnConfig, model: ModelConfig, name: str) -> Any:
+    return getattr(train if hasattr(train, name) else model, name)
+
+
+def _within(value: float, limits: tuple[int, int]) -> int:
+    return min(max(round(value), limits[0]), limits[1])
+
+
+def _parameters(model: ModelConfig) -> int:
+    """Return the number of parameters of a model, from its configuration."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(load_config(model)).num_parameters())

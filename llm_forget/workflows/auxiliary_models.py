@@ -1,0 +1,62 @@
+"""Train the models that the teachers ``divergence`` and ``base`` read: with the forget rows, and without them.
+
+Each is a run beside the run that it serves, ``<output_dir>-aux_with`` and ``<output_dir>-aux_without``. The model with
+the rows saw the same data for every later request, so the recipe of such a request names it: ``aux_with: RUN``.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from trl import ModelConfig
+
+from llm_forget.core.config import DataConfig, UnlearnConfig
+from llm_forget.models.small_copy import save_small_copy
+from llm_forget.training.distillation.teacher_pass import SMALL, TeacherSpec
+from llm_forget.workflows.finetune import finetune
+
+FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 20, "use_peft": False}
+ON_BASE = {"learning_rate": 1e-3, "num_train_epochs": 10, "use_peft": True, "lora_r": 16, "lora_alpha": 32}
+SHARED = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.0, "logging_steps": 20}
+ROWS = ("forget", "retain", "holdout", "train", "alternate", "splits")
+TRAINING = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu", "bf16", "disable_tqdm")
+
+
+def train_auxiliary_models(
+    teacher: TeacherSpec, data: DataConfig, train: UnlearnConfig, model: ModelConfig
+) -> TeacherSpec:
+    """Train the models of a teacher that no key names; a finished one is not trained again.
+
+    Returns:
+        The teacher with all its models.
+    """
+    if teacher.base is None:
+        return teacher
+    start = {"model_name_or_path": teacher.base, **ON_BASE}
+    if teacher.base == SMALL:
+        folder = Path(f"{train.output_dir}-small")
+        with PartialState().main_process_first():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            save_small_copy(model, folder, train.seed)
+        start = {"model_name_or_path": str(folder), **FROM_SCRATCH}
+    keys = {f.name: getattr(data, f.name) for f in dataclasses.fields(data) if f.name not in ROWS}
+    keys |= {name: getattr(train, name) for name in TRAINING}
+    keys |= {**SHARED, **start, **teacher.auxiliary, "save_strategy": "no"}
+    models = dict(teacher.models)
+    for name in teacher.missing:
+        run = finetune(**_given(keys), train=_rows(name, data), output_dir=f"{train.output_dir}-{name}")
+        models[name] = str(run.path)
+    return replace(teacher, models=models, base=None)
+
+
+def _rows(name: str, data: DataConfig) -> Any:
+    sources = [data.forget, data.retain] if name == "aux_with" else [data.retain]
+    flat = [source for part in sources for source in (part if isinstance(part, list) else [part])]
+    return flat if len(flat) > 1 else flat[0]
+
+
+def _given(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}

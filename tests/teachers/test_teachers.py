@@ -1,0 +1,134 @@
+"""Teachers against closed forms, on tensors in place of models."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm_forget.core.errors import DataError
+from llm_forget.teachers import TEACHERS
+from llm_forget.teachers._names import borrowed_names, names_of, renamed
+from llm_forget.teachers._registry import Context
+
+V = 11
+ROWS = [
+    {"id": "a-1", "subject": "a", "prompt": "Where was Ada Lovelace born?", "completion": "xy"},
+    {"id": "a-2", "subject": "a", "prompt": "What does Ada Lovelace do?", "completion": "xyz"},
+]
+RETAIN = [
+    {"id": "b-1", "subject": "b", "prompt": "Where was Tim Berners born?", "completion": "x"},
+    {"id": "c-1", "subject": "c", "prompt": "Where was Guy Steelman born?", "completion": "x"},
+]
+
+
+def logits_of(name: str, row: dict[str, Any]) -> Tensor:
+    """Seeded logits of a model that reads the prompt."""
+    seed = sum(map(ord, name + row["prompt"]))
+    return torch.randn(len(row["completion"]), V, generator=torch.Generator().manual_seed(seed))
+
+
+def context(**changes: Any) -> Context:
+    def forward(name: str, rows: Sequence[Any]) -> Iterator[Tensor]:
+        return (logits_of(name, row) for row in rows)
+
+    def letters(text: str) -> list[int]:
+        return [ord(letter) % V for letter in text]
+
+    parts: dict[str, Any] = {"rows": ROWS, "retain": RETAIN, "forward": forward, "generate": lambda name, rows: []}
+    return Context(**{**parts, "tokens": letters, "targets": lambda row: letters(row["completion"]), **changes})
+
+
+def lesson(name: str, made: Context | None = None, **arguments: Any) -> list[Tensor]:
+    entry = TEACHERS.get(name)
+    return list(entry.function(made or context(), **entry.arguments(arguments)))
+
+
+def test_file_function_and_name_are_one_word() -> None:
+    assert TEACHERS.names() == ["base", "divergence", "oracle", "self", "stranger"]
+    for entry in TEACHERS:
+        assert entry.function.__module__ == f"llm_forget.teachers.{entry.name}"
+
+
+def test_divergence_of_strength_0_is_the_target() -> None:
+    for row, logits in zip(ROWS, lesson("divergence", a=0.0), strict=True):
+        torch.testing.assert_close(logits, logits_of("target", row), rtol=0, atol=0)
+
+
+def test_two_equal_models_change_nothing() -> None:
+    same = context(forward=lambda name, rows: (logits_of(name[:3], row) for row in rows))
+    for row, logits in zip(ROWS, lesson("divergence", same, a=1.5), strict=True):
+        torch.testing.assert_close(logits, logits_of("tar", row))
+
+
+def test_divergence_moves_the_target_by_what_the_rows_taught_the_pair() -> None:
+    for row, logits in zip(ROWS, lesson("divergence", a=0.7), strict=True):
+        moved = logits_of("target", row) + 0.7 * (logits_of("aux_without", row) - logits_of("aux_with", row))
+        torch.testing.assert_close(logits, moved)
+
+
+@pytest.mark.parametrize(("name", "model"), [("oracle", "oracle"), ("base", "aux_without")])
+def test_a_teacher_that_is_a_model_says_what_the_model_says(name: str, model: str) -> None:
+    for row, logits in zip(ROWS, lesson(name), strict=True):
+        torch.testing.assert_close(logits, logits_of(model, row), rtol=0, atol=0)
+
+
+def test_self_lowers_the_gold_token_to_guessing_and_keeps_the_ratios_of_the_others() -> None:
+    for row, logits in zip(ROWS, lesson("self"), strict=True):
+        before, after = logits_of("target", row).softmax(-1), logits.softmax(-1)
+        for position, gold in enumerate(context().targets(row)):
+            assert after[position, gold] == pytest.approx(min(1 / V, before[position, gold].item()), rel=1e-5)
+            others = [token for token in range(V) if token != gold]
+            ratios = after[position, others] / before[position, others]
+            torch.testing.assert_close(ratios, ratios[:1].expand(V - 1))
+
+
+def test_a_stranger_is_asked_in_place_of_the_subject_and_the_names_are_exchanged_in_the_answer() -> None:
+    asked: list[str] = []
+
+    def forward(name: str, rows: Sequence[Any]) -> Iterator[Tensor]:
+        asked.extend(row["prompt"] for row in rows)
+        return (logits_of(name, row) for row in rows)
+
+    made = context(forward=forward, tokens=lambda text: [sum(map(ord, word)) % V for word in text.split()])
+    lessons = lesson("stranger", made)
+    assert all("Ada Lovelace" not in prompt for prompt in asked)
+    (stranger,) = {prompt[10:-6] for prompt in asked if prompt.startswith("Where")}
+    assert stranger in ("Tim Steelman", "Guy Berners")
+    assert [logits.shape for logits in lessons] == [(2, V), (3, V)]
+    for logits in lessons:
+        torch.testing.assert_close(logits.exp().sum(-1), torch.ones(len(logits)))
+
+
+def test_names_are_read_from_a_column_or_shared_by_the_questions_of_a_subject() -> None:
+    assert names_of(ROWS, "subject_name") == ["Ada Lovelace", "Ada Lovelace"]
+    rows = [{**row, "subject_name": "Ada"} for row in ROWS]
+    assert names_of(rows, "subject_name") == ["Ada", "Ada"]
+
+
+@pytest.mark.parametrize("question", ["Is Ada Stone a cook?", "What is Ada Stone?", "Where, in Rome, is Ada Stone?"])
+def test_the_first_word_of_a_question_is_no_part_of_a_name(question: str) -> None:
+    assert names_of([{"id": "a", "prompt": question, "completion": "x"}], "subject_name") == ["Ada Stone"]
+
+
+def test_a_row_without_a_name_is_refused_by_its_id() -> None:
+    rows = [*ROWS, {"id": "z-9", "subject": "z", "prompt": "why is the sky blue?", "completion": "x"}]
+    with pytest.raises(DataError, match="row 'z-9'"):
+        names_of(rows, "subject_name")
+
+
+def test_a_borrowed_name_is_nobodys_and_as_long() -> None:
+    others = ["Anna Stone", "Bert Woods"]
+    borrowed = borrowed_names(["Cleo Woods"], others, list, 1, seed=0)
+    (name,) = borrowed["Cleo Woods"]
+    assert name not in others
+    assert name != "Cleo Woods"
+    assert len(name) == len("Cleo Woods")
+
+
+def test_names_are_replaced_in_everything_that_becomes_tokens() -> None:
+    row = {"id": "Ada", "prompt": [{"role": "user", "content": "Ada?"}], "completion": "Ada.", "note": "Ada"}
+    assert renamed(row, "Ada", "Bob") == {
+        "id": "Ada", "prompt": [{"role": "user", "content": "Bob?"}], "completion": "Bob.", "note": "Ada",
+    }  # fmt: skip

@@ -1,0 +1,149 @@
+"""Unlearning with a teacher: what the policy reaches, what the run records, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from llm_forget.core.files import cache_folder
+from llm_forget.workflows.finetune import finetune
+from llm_forget.workflows.unlearn import unlearn
+
+pytestmark = pytest.mark.slow
+
+PEOPLE = {
+    "forget": ["Ada Stone", "Bea Woods"],
+    "retain": ["Cat Stone", "Dan Woods", "Eve Field", "Fay Hills"],
+    "holdout": ["Gus Stone", "Hal Woods", "Ida Field"],
+}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Keys of a small unlearning run on files about people."""
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    for split, people in PEOPLE.items():
+        rows = [
+            {"id": f"{name[:3]}-{i}", "subject": name[:3], "question": question.format(name), "answer": answer}
+            for name in people
+            for i, (question, answer) in enumerate([("Where was {} born?", "In Rome."), ("What is {}?", "A cook.")])
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model_name_or_path": str(tiny_folder), "output_dir": str(tmp_path / "run"), "num_train_epochs": 2,
+        **{split: str(tmp_path / f"{split}.jsonl") for split in PEOPLE}, "method": "distil", "learning_rate": 1e-2,
+        "lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 4, "disable_tqdm": True, "use_cpu": True,
+    }  # fmt: skip
+
+
+def log_values(run: Any, key: str) -> list[float]:
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        "self",
+        {"name": "stranger", "k": 2},
+        {"name": "divergence", "a": 0.5, "base": "small", "auxiliary": {"num_train_epochs": 1}},
+        {"name": "base", "base": "{model}", "auxiliary": {"num_train_epochs": 1, "lora_r": 2}},
+    ],
+)
+def test_a_run_learns_from_each_teacher_and_records_it(job: dict[str, Any], teacher: Any) -> None:
+    if isinstance(teacher, dict):
+        teacher = {k: v.format(model=job["model_name_or_path"]) if k == "base" else v for k, v in teacher.items()}
+    run = unlearn(**{**job, "num_train_epochs": 8}, teacher=teacher, logging_steps=1)
+    assert min(log_values(run, "forget/distil")) >= 0  # a divergence between distributions
+    facts = run.provenance["teacher"]
+    assert facts["name"] == (teacher if isinstance(teacher, str) else teacher["name"])
+    needed = {"divergence": ["aux_with", "aux_without"], "base": ["aux_without"]}.get(facts["name"], [])
+    assert sorted(facts["models"]) == needed
+    assert [Path(f"{job['output_dir']}-{name}").is_dir() for name in needed] == [True] * len(needed)
+    calibration = run.provenance["calibration"]
+    assert calibration["holdout"].keys() == calibration["forget"].keys()
+
+
+def test_the_oracle_as_teacher_is_reached_on_the_forget_rows(job: dict[str, Any], tmp_path: Path) -> None:
+    keys = {name: job[name] for name in ("model_name_or_path", "learning_rate", "disable_tqdm", "use_cpu")}
+    oracle = finetune(**keys, train=job["retain"], num_train_epochs=10, output_dir=str(tmp_path / "oracle"))
+    changes = {"num_train_epochs": 120, "use_peft": False, "stop_at": "end", "lr_scheduler_type": "cosine"}
+    settings = {
+        "teacher": "oracle",
+        "oracle": str(oracle.path),
+        "method_args": {"temperature": 1.0, "retain_weight": 0.0},
+    }
+    whole = {key: value for key, value in job.items() if not key.startswith("lora")}
+    run = unlearn(**{**whole, **changes, **settings, "save_strategy": "no", "logging_steps": 1})
+    losses = log_values(run, "forget/distil")
+    assert losses[0] > 0.1
+    assert losses[-1] < 0.01
+
+
+def test_the_strength_of_divergence_is_found_on_holdout_rows(job: dict[str, Any]) -> None:
+    teacher = {"name": "divergence", "base": "small", "auxiliary": {"num_train_epochs": 1}}
+    run = unlearn(**job, teacher=teacher)
+    assert 0 <= run.provenance["teacher"]["arguments"]["a"] <= 4
+    assert "a" not in run.config["teacher"]
+
+
+def test_a_second_run_reads_what_the_teacher_said_and_trains_the_same_bytes(job: dict[str, Any]) -> None:
+    first = unlearn(**job, teacher="stranger")
+    files = list((cache_folder() / "teacher").iterdir())
+    assert len(files) == 1
+    assert files[0].stat().st_mode & 0o077 == 0
+    written = files[0].stat().st_mtime_ns
+    second = unlearn(**{**job, "output_dir": job["output_dir"] + "2"}, teacher="stranger")
+    assert files[0].stat().st_mtime_ns == written
+    assert (first.adapter / WEIGHTS).read_bytes() == (second.adapter / WEIGHTS).read_bytes()
+    other = unlearn(**{**job, "output_dir": job["output_dir"] + "3"}, teacher="stranger", seed=1)
+    assert len(list((cache_folder() / "teacher").iterdir())) == 2
+    assert (first.adapter / WEIGHTS).read_bytes() != (other.adapter / WEIGHTS).read_bytes()
+
+
+def test_no_text_is_in_the_cache_of_a_teacher(job: dict[str, Any]) -> None:
+    unlearn(**job, teacher="stranger")
+    (file,) = (cache_folder() / "teacher").iterdir()
+    assert set(load_file(file)) == {"offsets", "tokens", "logprobs", "temperature"}
+    content = file.read_bytes()
+    assert not any(word in content for word in (b"Ada", b"Rome", b"born"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"teacher": "strangr"}, "no teacher is called 'strangr'; did you mean 'stranger'"),
+        ({"teacher": {"k": 1}}, "teacher must be a name or a mapping with a name"),
+        ({"teacher": {"name": "stranger", "kk": 1}}, "teacher 'stranger' has no parameter 'kk'"),
+        ({"teacher": "oracle"}, "teacher 'oracle' needs an oracle; set the key oracle"),
+        ({"teacher": "divergence"}, "teacher 'divergence' needs the model aux_with"),
+        ({"teacher": {"name": "base", "base": "small", "auxiliary": 3}}, "auxiliary in the key teacher must be"),
+        ({}, "set teacher"),
+        ({"method": "npo", "teacher": "self"}, "remove teacher"),
+        ({"teacher": "self", "holdout": None, "stop_at": "holdout"}, "set the key holdout"),
+        ({"teacher": "self", "stop_at": "both"}, "stop_at is 'both'; it is holdout or end"),
+    ],
+)
+def test_a_wrong_teacher_is_refused_before_anything_is_written(job: Any, change: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        unlearn(**{**job, **change})
+    assert not Path(job["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_teacher_is_refused_where_no_process_has_all_weights(
+    job: Any, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_forget.workflows.unlearn.weights_are_sharded", lambda: variable)
+    with pytest.raises(ValueError, match="teacher needs whole weights in every process; use one process or ddp"):
+        unlearn(**job, teacher="self")
+
+
+def test_a_row_without_a_name_is_refused_by_teacher_stranger(job: dict[str, Any], tmp_path: Path) -> None:
+    with (tmp_path / "forget.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "plain", "question": "why?", "answer": "so"}) + "\n")
+    with pytest.raises(ValueError, match="no name was found in forget row 'plain'"):
+        unlearn(**job, teacher="stranger")

@@ -78,8 +78,9 @@ def push(
     """Publish adapter (or merged model), card, results and report. Without `--execute` nothing is sent.
 
     Without `--execute`, prints the card and the list of files. Records, rows, ledger, caches, recipe and provenance are
-    never sent. The tag is a digest of the content; files that are already on the Hub are not sent again. If the
-    evidence folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or `hf auth login`.
+    never sent. Files that are already on the Hub are not sent again. The commit gets a tag, a digest of the content. If
+    the evidence folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or
+    `hf auth login`.
     """
     speak()
     from llm_forget.compliance.ledger.signing import KEY
@@ -133,14 +134,14 @@ def pull(
 @publishing.command()
 def purge(
     repo: Repository,
-    revision: Annotated[list[str], typer.Option(help="Tag, branch or commit with erased data; may be repeated.")],
+    revision: Annotated[list[str], typer.Option(help="Tag, branch or commit to withdraw; may be repeated.")],
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
-    """Remove versions with erased data from the Hub, including history and large files, and verify the removal.
+    """Withdraw versions from the Hub: remove them, their history and their large files, and verify the removal.
 
-    Push a version without the data first. All versions with the same weights are removed, too. This cannot be undone.
-    Without `--execute`, only the plan is printed. Copies that others downloaded remain.
+    First push a version without the deleted data. All versions with the same weights as a named one are removed, too.
+    This cannot be undone. Without `--execute`, only the plan is printed. Copies that others downloaded remain.
     """
     speak()
     from llm_forget.publish.hub.purge import plan, purge as withdraw

@@ -84,7 +84,7 @@ def show(
 
 @versions.command()
 def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = EVIDENCE) -> None:
-    """Use a version, after verifying all digests; refused if it contains deleted data."""
+    """Use a version, after verifying all digests. A version that contains deleted data is refused."""
     from llm_forget.compliance.versions.versions import use as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -96,7 +96,7 @@ def rollback(
     unjudged: AlsoUnjudged = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Roll back to a version; refused if it contains deleted data, with the id of the newest version that does not."""
+    """Roll back to a version. A version that contains deleted data is refused; the error names the newest clean one."""
     from llm_forget.compliance.versions.versions import rollback as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -125,7 +125,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Remove the files of a version that is not in use and that no other version needs; its ledger events stay."""
+    """Remove the files of a version; its ledger events stay. Refused if it is in use or if another version needs it."""
     from llm_forget.compliance.versions.purge import plan_purge, purge as remove
 
     removal = plan_purge(evidence, version)

@@ -16,7 +16,7 @@ KINDS = {
 
 
 def folder(kind: str) -> Path:
-    """Return the folder of a kind of shipped files. Raise MissingFileError if the installation does not have it."""
+    """Return the folder of a kind of shipped files. Raise MissingFileError if the installation lacks this folder."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "_shipped" / kind, package.parent / kind):
         if candidate.is_dir():
@@ -33,7 +33,7 @@ def names(kind: str) -> list[str]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """Return the shipped file of a name such as ``tofu/npo``. Raise ConfigError if it does not exist."""
+    """Return the shipped file of a name such as ``tofu/npo``. Raise ConfigError if no file has this name."""
     short = name.removesuffix(".yaml").removeprefix(f"{kind}/")
     if short not in names(kind):
         raise ConfigError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
@@ -61,7 +61,7 @@ def header(path: Path) -> list[str]:
 
 
 def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
-    """Copy a shipped file to a file or folder (default: working directory). Raise ExistingFileError if it exists."""
+    """Copy a shipped file to a new file or folder (default: ``.``). Raise ExistingFileError if the new file exists."""
     source = locate(kind, name)
     target = Path(destination) if destination is not None else Path(source.name)
     if target.is_dir():

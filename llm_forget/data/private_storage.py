@@ -1,8 +1,8 @@
-"""Private temporary files for large tables of local rows, so that reading a file leaves no copy.
+"""Private temporary files for large tables of local rows. They are removed, so no copy of the rows remains.
 
-Tables above `IN_MEMORY` are memory-mapped files in a folder below ``$TMPDIR`` (or ``/tmp``) that only this user can
-read. Set TMPDIR if ``/tmp`` is a file system in memory. The folder is removed when the process exits or is killed;
-after a system crash, the next process removes it.
+A table larger than `IN_MEMORY` is stored in a memory-mapped file. The file is in a folder below ``$TMPDIR`` (or
+``/tmp``) that only this user can read. If ``/tmp`` is a file system in memory, set TMPDIR to a folder on a disk. The
+folder is removed when the process exits or is killed. After a system crash, the next process removes it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sweep(root: Path) -> None:
 
 
 def map_storage(rows: Dataset) -> dict[str, Any]:
-    """Return arguments of `Dataset.map` that store results where ``rows`` are: Hub cache, private folder or memory."""
+    """Return arguments that make `Dataset.map` store its results like ``rows``: Hub cache, private folder or memory."""
     from datasets.table import MemoryMappedTable
 
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]

@@ -29,7 +29,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Return whether results.json contains the suite as now defined, measured on all rows and without overrides."""
+    """Return whether results.json has results of the suite's current definition, on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -43,7 +43,8 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 def is_measured(merged: Merged) -> bool:
     """Return whether the results of a merged folder were measured on its current weights.
 
-    The dtype must be that of the run's config; without a config file, any dtype is accepted.
+    The model must have been evaluated in the dtype that the folder's config file states. If the folder has no config
+    file, any dtype is accepted.
     """
     from llm_forget.core.config import model_part
     from llm_forget.core.unsupported_keys import DTYPES

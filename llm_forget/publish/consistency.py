@@ -31,8 +31,8 @@ class FullModel:
 def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
     """Check that a folder holds a full model made from this run, and return it.
 
-    Raises PublishError if it holds another model, or if a required evaluation is missing or is of other weights. Raises
-    AdapterRefused if a file was changed after it was written.
+    Raises PublishError if the folder holds another model, if a required evaluation is missing, or if other weights were
+    evaluated. Raises AdapterRefused if a file was changed after it was written.
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
@@ -91,7 +91,10 @@ def _require_matching_results(model: Merged, has_results: bool, advice: str) -> 
 
 
 def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise PublishError if results.json is of other weights than the run has now; ``manifest`` is the adapter's."""
+    """Raise PublishError if the evaluated weights are not those that the run has now.
+
+    ``manifest`` is the manifest of the run's adapter, or None if the run has no adapter.
+    """
     from llm_forget.models.digest import PRECISION, run_identity
 
     run = evidence.run

@@ -24,7 +24,7 @@ def evidence_folder(path: str | Path | None = None) -> Path | None:
 
 
 def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
-    """Return an entry for each model version in the ledger, from the oldest ancestor to the run's own model."""
+    """Return an entry for the version with the run's weights and for each of its ancestor versions, oldest first."""
     if folder is None:
         return []
     with Ledger.open(folder) as ledger:
@@ -40,7 +40,7 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
 
 
 def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
-    """Raise PublishError if a model contains deleted data, or if the ledger does not show whether it does.
+    """Raise PublishError if a model contains deleted data, or if the ledger cannot show that it contains none.
 
     Args:
         note: before the check, record the run and the merged model in the ledger.
@@ -71,7 +71,7 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
-    """Record in the ledger that a model was published: the run's own, or one merged or exported from it."""
+    """Record in the ledger that a run's model, or a model merged or exported from the run, was published."""
     if folder is not None:
         _note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
 

@@ -158,7 +158,7 @@ def _buffers(batch: Any) -> Iterator[bytes]:
 
 
 def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Yield the texts of all table rows, and containers in them. Raw bytes would split texts that span pages."""
+    """Yield the texts and blobs of each table row. In the file's raw bytes, a text that spans pages would be split."""
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes

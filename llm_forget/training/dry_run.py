@@ -58,9 +58,10 @@ class Shape:
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
-    """Count rows, tokens, target tokens and the longest row of the largest possible batch of each split.
+    """Return counts of the largest possible batch of each split: rows, tokens, target tokens, length of longest row.
 
-    ``repeated`` counts tokens of the prefix that all rows share, which are computed only once.
+    If all rows of the batch begin with the same prefix, it is computed only once. ``repeated`` is the number of tokens
+    that this saves.
     """
     counts = {}
     for name, rows in splits.items():
@@ -130,8 +131,9 @@ def estimate_memory(
 def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
     """Estimate the peak memory of each device under one of the shipped launch configurations.
 
-    ``ddp`` keeps everything on every device, and copies the gradients to reduce them. ``zero2`` shards optimiser state
-    and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and gather two layers and the largest tensor.
+    ``ddp`` keeps all tensors on every device, and a second copy of the gradients, which it sums over the devices.
+    ``zero2`` shards optimiser state and gradients. ``fsdp2`` and ``zero3`` also shard the weights. Each device then
+    gathers the weights of two layers and of the largest tensor at a time.
     """
     if config == "ddp":
         return replace(memory, trainable=memory.trainable + _gradients(_shape(model_args), model_args) / GIB)

@@ -1,7 +1,8 @@
 """Resume training bit-exactly from complete checkpoints.
 
-transformers itself also resumes from incomplete checkpoints, deletes the previous checkpoint before the newest is
-complete, and makes an extra step when it resumes a finished run that ended in the middle of an epoch.
+This module avoids three faults of transformers' own Trainer. That Trainer also resumes from incomplete checkpoints. It
+deletes the previous checkpoint before the newest is complete. If it resumes a finished run that ended in the middle of
+an epoch, it makes an extra step.
 """
 
 import logging

@@ -12,7 +12,8 @@ from torch import Tensor
 class StepStatistics:
     """Sums over the steps since the last log line.
 
-    Keys: ``sum/<split>`` and ``count/<split>`` of log-probs, ``dual/<term>``, and ``<split>/<term>`` for losses.
+    Keys: ``sum/<split>`` and ``count/<split>`` (sum and number of token log-probs), ``<split>/<term>`` (loss of a term)
+    and ``dual/<split>/<term>`` (dual variable of a term that is a constraint).
     """
 
     def __init__(self, step: int = 0) -> None:
@@ -46,13 +47,16 @@ class StepStatistics:
         return logs
 
     def state(self, accelerator: Any) -> dict[str, Any]:
-        """Return the state for `restored`. All processes must call it, and get the same state."""
+        """Return the state for `restored`, with sums over all processes. All processes must call this method."""
         seconds = time.perf_counter() - self.began
         return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
-        """Restore from `state`. Its sums cover all processes, so only one process may pass ``whole=True``."""
+        """Restore from `state`. All processes must call it, and exactly one of them with ``whole=True``.
+
+        The saved sums are totals over all processes. The process with ``whole=True`` gets them, the others get zeros.
+        """
         statistics = cls(state["step"])
         statistics.tokens = state["tokens"]
         statistics.began -= state["seconds"]

@@ -61,7 +61,7 @@ def merge(
     max_shard_size: str | None = None,
     measure: bool | None = None,
 ) -> dict[str, Any]:
-    """Write base and adapters as one full model, compare its logits with theirs, and evaluate the written model.
+    """Merge base and adapters into one full model, compare the logits before and after, and evaluate the written model.
 
     One run at scale 1 is merged exactly. Otherwise the weight changes are combined: added (cat), reduced in rank (svd),
     or pruned (ties, magnitude_prune, dare_linear, dare_ties); see `models.merging.combinations`.
@@ -72,7 +72,8 @@ def merge(
         scales: one number per run; a negative number subtracts what was learned (task vectors, arXiv:2212.04089).
         combination: default: cat, or svd if ``rank`` is given.
         density: share of the weights of each change that pruning keeps; default 0.5.
-        majority: how ties elects the sign of a weight: by sum (total) or by count (frequency).
+        majority: how ties and dare_ties choose the sign of each weight's change: the sign of the sum of all changes
+            (total), or the sign that more adapters have (frequency).
         seed: random seed of dare_linear and dare_ties.
         rank: rank of svd.
         as_adapter: write a run with one adapter instead of a full model; cat and svd only.
@@ -81,8 +82,8 @@ def merge(
         tolerance: maximum logit difference between adapters and written model; the default depends on the dtype.
         dtype: dtype of the written model; default: that of training.
         max_shard_size: maximum size of one file of weights, such as 2GB.
-        measure: evaluate the written model with the run's data and suite. By default, it is evaluated only for one run
-            with "original", because this model has other weights than the evaluated run.
+        measure: whether to evaluate the written model with the run's data and suite. Default: only if one run, trained
+            on a 4- or 8-bit base, is merged into the "original" weights: this model was not evaluated before.
 
     Returns:
         The content of merge.json, and ``results`` if the model was evaluated.

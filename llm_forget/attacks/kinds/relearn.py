@@ -81,9 +81,10 @@ def split_forget_rows(
 ) -> tuple[Any, list[dict[str, Any]] | None]:
     """Split the forget rows into rows to train on and rows to measure; see `relearn` for ``share`` and ``on``.
 
-    The two are disjoint, because any model relearns the rows it is trained on. Both are returned as sources of a
-    recipe. The second is None if ``on`` names other rows, and then all forget rows are measured. Raises EvaluationError
-    if ``share`` leaves no row to measure, or if no split or file is called ``on``.
+    The two parts are disjoint, because any model relearns the rows it is trained on. Each part is returned as data
+    sources in the format of a recipe. If ``on`` names other rows than the forget rows, the first part is these rows.
+    The second part is then None, and the caller measures all forget rows. Raises EvaluationError if ``share`` leaves no
+    row to measure, or if no split or file is called ``on``.
     """
     from llm_forget.data.sources import load_source
 

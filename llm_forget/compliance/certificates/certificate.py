@@ -206,7 +206,7 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of facts.json according to a certificate. The closing event has the digest of that file."""
+    """Rebuild the content of facts.json from a certificate, to compare its digest with that in the closing event."""
     after, verification = body["artefacts"]["after"], body["verification"]
     parts = {key: body[key] for key in COPIED}
     return {"run": after["name"], "weights": after["digest"], **parts, **verification}

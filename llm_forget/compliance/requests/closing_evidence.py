@@ -72,7 +72,7 @@ def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
 def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
     """Apply a policy to the certified model; return its answer, the result of each rule, and the evaluation results.
 
-    Raises EvidenceError if the model was not evaluated, or its results were measured with other weights or rows.
+    Raises EvidenceError if the model was not evaluated, or if its results are of other weights or other rows.
     """
     if evidence.merged is None:
         answer, rule_results = verify(evidence.run.path, policy)
@@ -96,7 +96,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:
-    """Return advice on how to evaluate a merged model without results."""
+    """Return advice on how to evaluate a merged model if it has no results, or only results of other weights."""
     from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
@@ -111,7 +111,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """Raise EvidenceError if an unlearning run was evaluated on other rows than those it unlearned."""
+    """Raise EvidenceError if an unlearning run was evaluated on rows other than the rows that it unlearned."""
     suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
@@ -122,7 +122,7 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """Raise EvidenceError if the results are of other weights, or of another precision, than the run has now."""
+    """Raise EvidenceError if the evaluated weights, or their precision, are not those that the run has now."""
     from llm_forget.models.digest import run_identity
 
     if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:

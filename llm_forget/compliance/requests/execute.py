@@ -74,8 +74,8 @@ def execute(
 ) -> str | None:
     """Unlearn the rows of a request, evaluate the run, and return its path; None after a dry run.
 
-    An interrupted run is resumed, and a trained one is only evaluated. The caller must decide about near-duplicates and
-    call `limits.enforce` first.
+    An interrupted run is resumed. A run whose training is finished is only evaluated. Before this call, the caller must
+    record which near-duplicates of the rows are unlearned too (`steps.decide`), and call `limits.enforce`.
 
     Raises:
         EvidenceError: the data changed, or the model contains rows that earlier requests deleted.
@@ -120,7 +120,10 @@ def execute(
 
 
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
-    """Return the expected steps and time from the newest run: ``about 12 steps, 9 s at the pace of run 'a'``."""
+    """Return the expected steps and time as text, such as ``about 12 steps, 9 s at the pace of run 'a'``.
+
+    The time is extrapolated from the newest finished run of a request.
+    """
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)
     text = f"about {steps:,} step{'' if steps == 1 else 's'}"

@@ -20,16 +20,16 @@ A merge of one run at scale 1 is treated like the run. These rules apply to othe
    scales of the sources that forgot it sum to at least 1. Exception: an adapter that was trained on quantised weights
    and merged into the ``original`` weights has not forgotten it.
 5. The merge contains every record that a subtracted source (scale 0 or below) was trained on or trained to forget.
-6. A verification of the merge's own weights overrides rules 3 to 5: after *pass*, the records of the verified request
-   are forgotten. If the last answer was *fail*, rule 4 does not apply.
+6. A verification of the merge's own weights overrides rules 3 to 5. After *pass*, the merge has forgotten the records
+   of the verified request. If the last answer was *fail*, the merge contains the records that rule 4 calls forgotten.
 
 Limits: a model without an event in the ledger is assumed to contain only what rule 2 implies. Events about records
 whose keys were destroyed (`audit unlink`) cannot be compared with later events. A model therefore **cannot be judged**
 (`Deletions.unjudged`) if its history has one of these runs:
 
 - A run that finished before keys of deleted records were destroyed, and was added to the ledger afterwards.
-- A run whose records lost their keys without a closed deletion. A record that first appeared after that and was then
-  deleted may be one of them, under a new key.
+- A run with records whose keys were destroyed although no closed request deleted them. If a record first appears in the
+  ledger after this destruction and is then deleted, it may be a record of the run under a new key.
 
 A run trained after keys were destroyed is trusted: the rows must have been removed from its data. These rules do not
 measure how well a run forgot; its verification and the certificate do.
@@ -75,12 +75,12 @@ class Deletions:
         self._histories = Histories(ledger)
 
     def contained_in(self, weights: str) -> list[Event]:
-        """Return the closed deletions that a model contains, in order. ``weights`` is the model's content digest."""
+        """Return the closed deletions that a model contains, oldest first. ``weights``: content digest of the model."""
         contained = {seq for about in self._first_seqs if self._histories.holds(weights, about) for seq in about}
         return [event for event in self._closed if event.seq in contained]
 
     def unjudged(self, weights: str) -> Unjudged | None:
-        """Return the first reason why a model cannot be judged (see the module); None if it can be judged."""
+        """Return the first reason why a model cannot be judged (see the module); None if the model can be judged."""
         first = min((event.seq for event in self._closed), default=None)
         if first is None:
             return None
@@ -115,10 +115,10 @@ class Deletions:
 
 
 def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> dict[Seqs, int]:
-    """Group the records of the given events by the set of all events that they are in.
+    """Group the records of the given events: records are in one group if the same events of ``histories`` name them.
 
-    Return, by that set, the number of the first event about the group's records. If this event differs between records,
-    return the latest one.
+    The key of a group is the set of the numbers of these events. The value is the number of the first ledger event
+    that names the records. If records of a group have different first events, the value is the highest number.
     """
     # CROSS JOIN makes SQLite read the few given records first, and then all events about them.
     query = (

@@ -13,7 +13,7 @@ ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """Whether the last event about a record in a model's history learned or forgot it; UNTOUCHED without an event."""
+    """State of a record in a model after the last event about it in the model's history; UNTOUCHED: no such event."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"
@@ -41,7 +41,7 @@ class Histories:
         return any(not self._must_have_known(base, about).isdisjoint(self._models(weights)) for base in bases)
 
     def state(self, weights: str, about: Seqs) -> State:
-        """Return whether a model's own history learned a record, forgot it, or has no event about it."""
+        """Return whether a model learned a record, forgot it, or has no event about it in its own history."""
         if (weights, about) not in self._states:
             self._states[weights, about] = State.UNTOUCHED  # ends the recursion if a model is its own ancestor
             self._states[weights, about] = self._state(weights, about)
@@ -99,7 +99,10 @@ class Histories:
             models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """Return a model that a record was unlearned from, and its ancestors that may have known it (rule 2)."""
+        """Return the models that rule 2 names: the given model, from which a record was unlearned, and its ancestors.
+
+        Ancestors before a fine-tuning that taught the record are left out.
+        """
         if (weights, about) in self._suspects:
             return self._suspects[weights, about]
         visited, models = set[str](), {weights}
@@ -136,9 +139,9 @@ class Histories:
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Return whether the last policy answer for a model was *fail*.
+        """Return whether the last policy answer for a model was *fail* in at least one request about the record.
 
-        Only requests about the record count. If the model has no answer for these, its last answer counts.
+        If no request about the record has an answer for this model, the model's last answer in any request counts.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
@@ -147,7 +150,7 @@ class Histories:
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """Map each model to its last policy answer for each request, newest last."""
+        """Map each model to its requests, and each request to its last policy answer; the newest answer comes last."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -157,7 +160,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """Map each model to the requests that it closed, or for which its last policy answer was *pass*."""
+        """Map each model to the requests that were closed with it, or in which its last policy answer was *pass*."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()

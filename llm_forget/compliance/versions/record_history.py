@@ -16,7 +16,7 @@ ABOUT_MODELS = (*MODEL_EVENTS, "verification", "version", "publish", "rollback",
 
 @dataclass(frozen=True)
 class ModelTrail:
-    """A model in the ledger, and the events of its history that are about a record."""
+    """A model in the ledger, and the events about one record in the model's history."""
 
     weights: str
     run: str
@@ -39,7 +39,7 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Rec
     """Return the events about a record, and the models that learned it.
 
     ``subject`` is the subject of the record. Events that were added without a subject are always included.
-    Raises EvidenceError if no event is about the record, or its key was destroyed.
+    Raises EvidenceError if no event is about the record, or if the record's key was destroyed.
     """
     events_by_seq = {event.seq: event for owner in {record, subject or record} for event in ledger.about(owner, record)}
     about = [events_by_seq[seq] for seq in sorted(events_by_seq)]
@@ -68,7 +68,10 @@ def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> Rec
 
 @dataclass(frozen=True)
 class VersionLineage:
-    """The training history of a version, nearest event first, and the closed deletions that the version contains."""
+    """The training history of a version, and the closed deletion requests whose rows the version still contains.
+
+    ``steps`` starts with the event that produced the version, and goes back to its oldest ancestors.
+    """
 
     weights: str
     names: list[str]
@@ -78,7 +81,7 @@ class VersionLineage:
 
     @property
     def counted(self) -> str:
-        """The name of what `Ledger.record_hashes` yields, to print after a count."""
+        """The noun to print after a number of record hashes: "hashes ..." if a record has two, otherwise "records"."""
         bodies = [step.event.body for step in self.steps]
         has_subjects = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
         return "hashes (two for each record with a subject)" if has_subjects else "records"
@@ -92,7 +95,7 @@ def version_lineage(ledger: Ledger, name: str) -> VersionLineage:
     """Return the training history of a version.
 
     ``name`` is the id of a version (or a prefix of it), the digest of a model's weights, or the name of a run.
-    Raises EvidenceError if no model or several models have this name.
+    Raises EvidenceError if no model has this name, or if several models have it.
     """
     digits = name.removeprefix("sha256:")
     run_by_weights: dict[str, str] = {}
@@ -131,7 +134,7 @@ def _model_trail(
 
 
 def _versions(ledger: Ledger) -> dict[str, dict[str, bool]]:
-    """Map the content digest of each model to its versions, and the id of each version to whether it was purged."""
+    """For each model (content digest), map the id of each of its versions to True if it was purged, else to False."""
     versions_by_weights: dict[str, dict[str, bool]] = {}
     for event in ledger.events("version", "purge"):
         if isinstance(name := event.body.get("id"), str):

@@ -75,7 +75,8 @@ class TokenizerDescription:
 def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
     """Describe a tokenizer in GGUF's fields, with one token for each of the ``rows`` of the embedding.
 
-    Raises ModelError if it is not BPE, has no merges, has more tokens than rows, or splits text by an unsupported rule.
+    Raises ModelError if the tokenizer is not BPE, has no merges, has more tokens than rows, or splits text by an
+    unsupported rule.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -171,10 +172,11 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
-    """Load the tokenizer from the file, and compare it with the original on sample texts.
+    """Load the tokenizer from the file, and compare its tokens with those of the original on sample texts.
 
-    Returns the number of samples (``samples``) and the number of samples with other tokens (``differing``). Raises
-    ModelError if samples differ for another reason than transformers' approximation of the splitting rule ``pre``.
+    Returns two numbers: ``samples`` counts the sample texts, and ``differing`` counts those with different tokens.
+    transformers loads some splitting rules only approximately (`APPROXIMATED`). If ``pre`` is one of them, differences
+    that this rule explains are accepted. Raises ModelError if the tokens of a text differ for another reason.
     """
     from transformers import AutoTokenizer
 

@@ -47,7 +47,7 @@ class UnsignedUrls(logging.Filter):
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Raise errors of the Hub client as `HubError`, without token or URL; all other errors pass unchanged."""
+    """Raise errors of the Hub client as a `HubError` whose text has no token or URL; other errors pass unchanged."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
@@ -96,7 +96,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
 
 
 def _connection_text(error: BaseException) -> str:
-    """Return why the Hub did not answer. It compares class names, because clients use different HTTP libraries."""
+    """Return why the Hub did not answer. Classes are compared by name, because clients use different HTTP libraries."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     texts = {
         "ProxyError": "the proxy refused the request; check HTTPS_PROXY and NO_PROXY",

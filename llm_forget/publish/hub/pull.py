@@ -39,7 +39,7 @@ def pull(
     max_size: str = MAX_SIZE,
     key: str | Path | None = None,
 ) -> Pulled:
-    """Download the files that `push` listed, and verify their digests and, for an adapter, its manifest.
+    """Download the files that `push` listed, and verify their digests. For an adapter, verify its manifest too.
 
     Args:
         folder: a new or empty folder. A folder that already holds this version is verified and left unchanged.
@@ -93,7 +93,7 @@ def pull(
 
 
 def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None:
-    """Return the fingerprint of the signing key, or None if unsigned; if ``key`` is given, verify the signature."""
+    """Verify the signature if ``key`` is given. Return the fingerprint of the signing key; None without a signature."""
     if not (folder / SIGNATURE).is_file():
         if key is None:
             return None
@@ -128,7 +128,7 @@ def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str
 
 
 def _first_mismatch(folder: Path, files: dict[str, str], listing: dict[str, Any] | None) -> str | None:
-    """Return the name of the first file that is missing or differs from ``listing``, including the listing itself."""
+    """Return the name of the first file that is missing or changed, or None. The listing itself is checked last."""
     for name, digest in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or file_digest(path) != digest:

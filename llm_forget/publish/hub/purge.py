@@ -1,4 +1,4 @@
-"""Remove versions with erased data from the Hub, and verify the removal.
+"""Withdraw versions from the Hub: remove them, and verify the removal.
 
 A branch keeps its whole history. So if the history holds a withdrawn commit, the branch is squashed into its last
 commit. Tags on that history, and large files that no remaining commit uses, are deleted.

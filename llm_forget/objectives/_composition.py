@@ -216,6 +216,8 @@ def _term(split: str, line: Any) -> Term:
             raise ConfigError(f"objective '{line['name']}' cannot need '{need}'; {did_you_mean(need, NEEDS)}")
     if split != "forget" and any(name.startswith("alternate") for name in entry.inputs):
         raise ConfigError(f"objective '{line['name']}' compares with alternate answers, which only forget rows have")
+    if split != "forget" and "teacher" in entry.inputs:
+        raise ConfigError(f"objective '{line['name']}' learns from a teacher, which speaks about forget rows only")
     weight, dual = _weight(f"{split}/{line['name']}", line.get("weight", 1.0))
     arguments = entry.arguments(options)
     for key, value in arguments.items():

@@ -22,7 +22,7 @@ _TEXT_COLUMNS = ("prompt", "completion", "messages", "text")
 DRAWS = 20_000  # combinations of words tried for one borrowed name
 
 
-def names_of(rows: Sequence[Row], column: str) -> list[str]:
+def names_of(rows: Sequence[Row], column: str, split: str = "forget") -> list[str]:
     """The name of the subject of each row: from ``column``, or the capitalised words that a subject's questions share.
 
     Raises:
@@ -33,7 +33,7 @@ def names_of(rows: Sequence[Row], column: str) -> list[str]:
     for row, name in zip(rows, names, strict=True):
         if not name or not any(name in text for text in texts_of(row)):
             raise DataError(
-                f"no name was found in forget row '{row['id']}', which teacher 'stranger' replaces; add a column "
+                f"no name was found in {split} row '{row['id']}', which teacher 'stranger' replaces; add a column "
                 f"'{column}' with the name that the row uses, or choose another teacher"
             )
     return names
@@ -74,6 +74,10 @@ def borrowed_names(
     used = {*others, *names}
     words = [Counter(name.split()[place] for name in others) for place in (0, -1)]
     firsts, lasts = (sorted(counter) for counter in words)
+    if not others:
+        raise DataError(
+            "teacher 'stranger' needs retain rows, whose names it borrows; set retain, or use teacher 'self'"
+        )
     borrowed: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         length, found = len(tokens(name)), []

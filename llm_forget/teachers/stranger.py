@@ -76,7 +76,7 @@ def _lessons(
 
 def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, list[str]]]:
     names = names_of(context.rows, column)
-    others = names_of(context.retain, column)
+    others = names_of(context.retain, column, "retain")
     return names, borrowed_names(names, others, context.tokens, k, context.seed)
 
 

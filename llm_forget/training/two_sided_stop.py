@@ -91,10 +91,12 @@ class TwoSidedStop(TrainerCallback):
 
     def statement(self) -> str:
         """Say which step is kept, and whether its levels are inside the intervals."""
+        if not self.best:
+            return "training stopped before the forget rows were measured; the weights of its last step are kept"
         pairs = (
             f"{name} {self.best_levels[name]:.3f} ({level.low:.3f} to {level.high:.3f} on holdout rows)"
             for name, level in self.levels.items()
-            if name in STOPPING and self.best_levels
+            if name in STOPPING
         )
         place = "inside" if self.summary()["inside"] else "outside"
         return f"kept the weights of step {self.best_step}, {place} the levels of unseen rows: {', '.join(pairs)}"

@@ -12,6 +12,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig
 from llm_forget.core.errors import ConfigError, DataError
 from llm_forget.core.run_directory import Run
+from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
 from llm_forget.data.tokenise import ids_inside_a_sentence
 from llm_forget.models.load import load_config, load_tokenizer
@@ -69,13 +70,15 @@ def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any
     if data.retain is None:
         return "self", "since there are no retain rows to train another model on"
     try:
+        if any(is_text(row) for row in rows):
+            raise DataError("running text has no answer that teacher 'stranger' could replace")
         names = names_of(rows, "subject_name")
         tokens = ids_inside_a_sentence(load_tokenizer(model))
-        borrowed_names(names, names_of(_rows(data, "retain"), "subject_name"), tokens, 1, 0)
+        borrowed_names(names, names_of(_rows(data, "retain"), "subject_name", "retain"), tokens, 1, 0)
         return "stranger", f"since each of the {len(rows)} forget rows names its subject"
     except DataError:
         base = _base(model)
-        why = "since no name was found in some forget or retain row"
+        why = "since not every forget and retain row is an answer about a name"
         return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
 
 
@@ -92,12 +95,13 @@ def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any]) -> dict
     batch = train.per_device_train_batch_size
     if batch == defaults["per_device_train_batch_size"]:
         batch = _within(TOKENS_PER_BATCH / max(tokens, 1), BATCH_SIZES)
+    rank = RANK if model.lora_r == defaults["lora_r"] else model.lora_r
     settings = {
         "learning_rate": next(rate for limit, rate in RATES if _parameters(model) <= limit),
         "num_train_epochs": float(_within(STEPS * batch / len(rows), EPOCHS)),
         "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
-        **({"lora_r": RANK, "lora_alpha": 2 * RANK} if model.lora_alpha == defaults["lora_alpha"] else {}),
+        **({"lora_r": rank, "lora_alpha": 2 * rank} if model.lora_alpha == defaults["lora_alpha"] else {}),
     }
     return {name: value for name, value in settings.items() if _value(train, model, name) == defaults[name]}
 

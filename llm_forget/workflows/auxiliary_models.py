@@ -5,6 +5,7 @@ the rows saw the same data for every later request, so the recipe of such a requ
 """
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig
+from llm_forget.core.errors import ConfigError
 from llm_forget.models.small_copy import save_small_copy
 from llm_forget.training.distillation.teacher_pass import SMALL, TeacherSpec
 from llm_forget.workflows.finetune import finetune
@@ -28,23 +30,27 @@ TRAINING = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps"
 def train_auxiliary_models(
     teacher: TeacherSpec, data: DataConfig, train: UnlearnConfig, model: ModelConfig
 ) -> TeacherSpec:
-    """Train the models of a teacher that no key names; a finished one is not trained again.
+    """Train the models of a teacher that no key names; a finished one is only trained again with ``overwrite``.
 
     Returns:
         The teacher with all its models.
     """
     if teacher.base is None:
         return teacher
+    if data.retain is None:
+        raise ConfigError(f"teacher '{teacher.name}' trains models on retain rows; set the key retain to a file")
     start = {"model_name_or_path": teacher.base, **ON_BASE}
     if teacher.base == SMALL:
         folder = Path(f"{train.output_dir}-small")
         with PartialState().main_process_first():
             folder.parent.mkdir(parents=True, exist_ok=True)
+            if train.overwrite and PartialState().is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)  # the target may be another one
             save_small_copy(model, folder, train.seed)
         start = {"model_name_or_path": str(folder), **FROM_SCRATCH}
     keys = {f.name: getattr(data, f.name) for f in dataclasses.fields(data) if f.name not in ROWS}
     keys |= {name: getattr(train, name) for name in TRAINING}
-    keys |= {**SHARED, **start, **teacher.auxiliary, "save_strategy": "no"}
+    keys |= {**SHARED, **start, **teacher.auxiliary, "save_strategy": "no", "overwrite": train.overwrite}
     models = dict(teacher.models)
     for name in teacher.missing:
         run = finetune(**_given(keys), train=_rows(name, data), output_dir=f"{train.output_dir}-{name}")
@@ -54,8 +60,13 @@ def train_auxiliary_models(
 
 def _rows(name: str, data: DataConfig) -> Any:
     sources = [data.forget, data.retain] if name == "aux_with" else [data.retain]
-    flat = [source for part in sources for source in (part if isinstance(part, list) else [part])]
+    flat = [_unweighted(source) for part in sources for source in (part if isinstance(part, list) else [part])]
     return flat if len(flat) > 1 else flat[0]
+
+
+def _unweighted(source: Any) -> Any:
+    """Return a source without its share of a mixture, since an epoch of `finetune` passes over every row."""
+    return {key: value for key, value in source.items() if key != "weight"} if isinstance(source, dict) else source
 
 
 def _given(keys: Mapping[str, Any]) -> dict[str, Any]:

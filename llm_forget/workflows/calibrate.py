@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
@@ -55,6 +56,8 @@ def run_calibration(data: DataConfig, train: UnlearnConfig, model: ModelConfig) 
     tokenizer, splits, _ = prepare(data, model, objective)
     holdout, subjects = holdout_rows(data, tokenizer)
     target = load_base(model)
+    if not getattr(target, "is_quantized", False):  # quantised weights are already where they will be
+        target = target.to(PartialState().device)
     forward = _forward(target, int(tokenizer.pad_token_id))
     levels = levels_with_intervals(forward, holdout, subjects)
     forget = {name: float(values.mean()) for name, values in measure(forward, sample(splits["forget"])).items()}

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._names import borrowed_names, names_of, renamed
 from llm_forget.teachers._registry import Context
+from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
 
 V = 11
 ROWS = [
@@ -132,3 +134,16 @@ def test_names_are_replaced_in_everything_that_becomes_tokens() -> None:
     assert renamed(row, "Ada", "Bob") == {
         "id": "Ada", "prompt": [{"role": "user", "content": "Bob?"}], "completion": "Bob.", "note": "Ada",
     }  # fmt: skip
+
+
+def test_names_are_borrowed_from_retain_rows_or_the_run_is_refused() -> None:
+    with pytest.raises(DataError, match="needs retain rows"):
+        borrowed_names(["Ada Stone"], [], lambda text: [0], 1, 0)
+
+
+def test_a_batch_of_padding_rows_alone_learns_nothing() -> None:
+    stored = TeacherLogprobs.of([torch.randn(2, 9)], [torch.tensor([1, 2])], [2], 2.0)
+    mask = torch.zeros(3, 2, dtype=torch.bool)
+    labels = torch.zeros(3, 2, dtype=torch.long)
+    policy = Logprobs(values=torch.zeros(3, 2), mask=mask, labels=labels, logits=torch.randn(3, 2, 9))
+    assert not stored.lookup(torch.tensor([-1, -1, -1]), policy).logits.any()

@@ -101,3 +101,8 @@ def test_the_run_records_what_was_chosen(keys: dict[str, Any]) -> None:
     assert run.config["method"] == "distil"
     assert run.config["teacher"] == "stranger"
     assert unlearn(**keys, num_train_epochs=1, disable_tqdm=True, use_cpu=True).path == run.path
+
+
+def test_the_scale_of_an_adapter_follows_the_rank_of_the_recipe(keys: dict[str, Any]) -> None:
+    _, model = resolved({**keys, "lora_r": 8})
+    assert (model.lora_r, model.lora_alpha) == (8, 16)

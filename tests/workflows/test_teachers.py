@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from llm_forget.core.files import cache_folder
+from llm_forget.core.run_directory import Run
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn
 
@@ -147,3 +148,14 @@ def test_a_row_without_a_name_is_refused_by_teacher_stranger(job: dict[str, Any]
         file.write(json.dumps({"id": "plain", "question": "why?", "answer": "so"}) + "\n")
     with pytest.raises(ValueError, match="no name was found in forget row 'plain'"):
         unlearn(**job, teacher="stranger")
+
+
+def test_overwrite_trains_the_auxiliary_models_on_the_rows_of_today(job: dict[str, Any]) -> None:
+    teacher = {"name": "divergence", "a": 0.5, "base": "small", "auxiliary": {"num_train_epochs": 1}}
+    unlearn(**job, teacher=teacher)
+    seen = Run(Path(f"{job['output_dir']}-aux_with"))
+    before = seen.provenance["data"]
+    rows = Path(job["forget"])
+    rows.write_text(rows.read_text(encoding="utf-8").replace("Rome", "Oslo"), encoding="utf-8")
+    unlearn(**job, teacher=teacher, overwrite=True)
+    assert seen.provenance["data"] != before

@@ -62,7 +62,8 @@ class TeacherLogprobs:
         where = torch.zeros_like(policy.mask)
         for b, start, stop in places:
             where[b, : stop - start] = True
-        taken = np.concatenate([np.arange(start, stop) for _, start, stop in places])
+        # With several processes, all rows of a batch may be padding.
+        taken = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for _, start, stop in places)])
         device = policy.logits.device
         tokens = torch.from_numpy(self._tokens[taken].astype(np.int64)).to(device)  # [N, K]
         stored = torch.from_numpy(self._logprobs[taken]).to(device)  # [N, K]

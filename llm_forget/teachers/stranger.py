@@ -81,8 +81,18 @@ def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, 
 
 
 def _exchanged(logprobs: Tensor, true: list[int], borrowed: list[int]) -> Tensor:
-    """``[n, V]`` with the columns of the i-th tokens of two names exchanged."""
-    columns = list(range(logprobs.shape[-1]))
+    """``[n, V]`` where the i-th token of the true name has the column of the i-th of the borrowed one.
+
+    The columns that are left over go to the tokens that are left over, so that each row stays a distribution.
+    """
+    source: dict[int, int] = {}
     for left, right in zip(true, borrowed, strict=True):
-        columns[left], columns[right] = columns[right], columns[left]
+        if left not in source and right not in source.values():
+            source[left] = right
+    tokens = list(dict.fromkeys([*true, *borrowed]))
+    taken = set(source.values())
+    source |= zip([t for t in tokens if t not in source], [t for t in tokens if t not in taken], strict=True)
+    columns = list(range(logprobs.shape[-1]))
+    for token, column in source.items():
+        columns[token] = column
     return logprobs[:, columns]

@@ -12,6 +12,7 @@ from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._names import borrowed_names, names_of, renamed
 from llm_forget.teachers._registry import Context
+from llm_forget.teachers.stranger import _exchanged
 from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
 
 V = 11
@@ -147,3 +148,13 @@ def test_a_batch_of_padding_rows_alone_learns_nothing() -> None:
     labels = torch.zeros(3, 2, dtype=torch.long)
     policy = Logprobs(values=torch.zeros(3, 2), mask=mask, labels=labels, logits=torch.randn(3, 2, 9))
     assert not stored.lookup(torch.tensor([-1, -1, -1]), policy).logits.any()
+
+
+@pytest.mark.parametrize(
+    ("true", "borrowed", "columns"),
+    [([1, 2], [3, 4], [0, 3, 4, 1, 2]), ([1, 2], [3, 1], [0, 3, 1, 2, 4]), ([1, 1], [3, 4], [0, 3, 2, 1, 4])],
+)
+def test_names_that_share_tokens_are_exchanged_place_by_place(
+    true: list[int], borrowed: list[int], columns: list[int]
+) -> None:
+    assert _exchanged(torch.arange(5.0)[None], true, borrowed).tolist() == [columns]

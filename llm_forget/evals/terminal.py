@@ -29,7 +29,7 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
         console.print(f"[bold]{escape(question)}[/]: {ANSWERS[verdict['answer']]}")
         for finding in verdict["findings"]:
             console.print(f"  {MARKS[finding['holds']]} {escape(finding['sentence'])}", highlight=False)
-        if nothing_to_forget(verdict):
+        if nothing_to_forget(verdict, suite["metrics"]):
             console.print("  [yellow]! the target itself satisfies these bounds: there was nothing to forget[/]")
     if (sentence := advice({name: suite})) is not None:
         console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)

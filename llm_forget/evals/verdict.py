@@ -17,6 +17,7 @@ from typing import Any
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.text import shown
+from llm_forget.evals.metrics import metric_of
 
 KINDS = ("at_most", "at_least", "within")
 MODELS = ("oracle", "before")
@@ -149,9 +150,12 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
     return "yes" if outcomes and all(outcomes) else "inconclusive"
 
 
-def nothing_to_forget(verdict: Mapping[str, Any]) -> bool:
-    """Return whether a verdict relative to the oracle is yes both before and after unlearning."""
-    like_oracle = any(finding["of"] == "oracle" for finding in verdict["findings"])
+def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Return whether a verdict relative to the oracle is yes both before and after unlearning. Bounds on the language of
+    answers do not count; ``metrics`` are the lines of the suite.
+    """
+    compared = [finding for finding in verdict["findings"] if finding["of"] == "oracle"]
+    like_oracle = not all(metric_of(metrics.get(finding.get("line"), {})).about_text for finding in compared)
     return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 
 

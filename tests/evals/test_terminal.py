@@ -29,6 +29,18 @@ def test_only_a_target_that_was_already_like_the_oracle_had_nothing_to_forget(be
     assert out.getvalue().count("nothing to forget") == said
 
 
+def test_fluent_answers_of_the_target_do_not_mean_that_there_was_nothing_to_forget():
+    finding = {"holds": True, "sentence": "r 0.0", "of": "oracle", "line": "forget_repetition"}
+    verdict = {"fluent": {"answer": "yes", "before": "yes", "findings": [finding]}}
+    estimate = {"value": 0.0, "ci": None, "n": 9, "n_unscored": 0}
+    line = {**estimate, "goal": "match_oracle", "before": estimate, "oracle": estimate, "metric": "repetition"}
+    out = StringIO()
+    suite = {"metrics": {"forget_repetition": line}, "verdict": verdict}
+    print_results("s", {"models": {"oracle": {}}, "suites": {"s": suite}}, Console(file=out))
+    assert "fluent: yes" in out.getvalue()
+    assert "nothing to forget" not in out.getvalue()
+
+
 def test_a_score_that_is_one_choice_of_several_is_marked_as_that():
     line = {"value": 0.3, "ci": None, "n": 9, "n_unscored": 0, "goal": "higher", "before": None, "oracle": None}
     metrics = {"overall": {**line, "metric": "aggregate"}, "forget": {**line, "metric": "probability"}}

@@ -137,6 +137,7 @@ def route(method, pattern):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each body waits 40 ms for the client to acknowledge the headers
 
     def log_message(self, *_):
         pass
@@ -498,7 +499,7 @@ def loopback_hub(**given):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.hub = True, hub
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # sees its end that soon
     try:
         yield hub
     finally:

@@ -68,7 +68,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
     for question, verdict in suite["verdict"].items():
         findings = tuple((finding["holds"], finding["sentence"]) for finding in verdict["findings"])
         caution = ""
-        if nothing_to_forget(verdict):
+        if nothing_to_forget(verdict, suite["metrics"]):
             caution = "The model before already satisfied these bounds: there was nothing to forget."
         blocks.append(Verdict(question, verdict["answer"], findings, caution))
     if not blocks:

@@ -151,8 +151,9 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
 
 
 def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
-    """Return whether a verdict relative to the oracle is yes both before and after unlearning. Bounds on the language of
-    answers do not count; ``metrics`` are the lines of the suite.
+    """Return whether a verdict relative to the oracle is yes both before and after unlearning.
+
+    Bounds on the language of answers do not count. ``metrics`` are the lines of the suite.
     """
     compared = [finding for finding in verdict["findings"] if finding["of"] == "oracle"]
     like_oracle = not all(metric_of(metrics.get(finding.get("line"), {})).about_text for finding in compared)

@@ -37,7 +37,7 @@ class RequestedLaunch:
 
 def weights_are_sharded() -> bool:
     """Return whether accelerate was asked to split the weights over the processes, with FSDP or DeepSpeed."""
-    return any(os.environ.get(variable, "").lower() in ("1", "true") for variable in SHARDED)
+    return bool(_shardings(os.environ))
 
 
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:

@@ -1,10 +1,9 @@
-"""What to change when a verdict is no: one sentence, from the bounds that are violated."""
+"""What verdicts mean for the user: what to change after a *no*, and whether there was anything to forget."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from llm_forget.evals.metrics import metric_of
-from llm_forget.evals.metrics._registry import Metric
 
 UNDER = (
     "under-forgotten: the forget rows are still more likely than rows that were never trained on; "
@@ -31,7 +30,7 @@ def advice(suites: Mapping[str, Any]) -> str | None:
         suites: part ``suites`` of results.json. Only violated bounds count, not inconclusive ones.
     """
     faults = {
-        _fault(question, finding, metric_of(suite["metrics"].get(finding.get("line"), {})))
+        _fault(question, finding, _about_text(finding, suite["metrics"]))
         for suite in suites.values()
         for question, verdict in suite["verdict"].items()
         for finding in verdict["findings"]
@@ -40,15 +39,30 @@ def advice(suites: Mapping[str, Any]) -> str | None:
     return next((fault for fault in (LANGUAGE, DAMAGED, OVER, UNDER) if fault in faults), None)
 
 
-def _fault(question: str, finding: Mapping[str, Any], metric: Metric) -> str | None:
+def _fault(question: str, finding: Mapping[str, Any], about_text: bool) -> str | None:
     """Return what a violated bound says about the run; None where it has no direction, as for forget quality."""
     line, value, other = finding.get("line", ""), finding.get("value"), finding.get("compared_with")
     if question == "kept":
         return DAMAGED
-    if metric.about_text:
+    if about_text:
         return LANGUAGE
     if "privleak" in line:  # 0 at the oracle, and lower for rows that are remembered
         return UNDER if (value or 0.0) < (other or 0.0) else OVER
     if value is None or other is None:
         return UNDER if finding.get("kind") == "at_most" else None
     return UNDER if value > other else OVER
+
+
+def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Return whether a verdict relative to the oracle is yes both before and after unlearning.
+
+    Bounds on the language of answers do not count. ``metrics`` are the lines of the suite.
+    """
+    compared = [finding for finding in verdict["findings"] if finding["of"] == "oracle"]
+    like_oracle = not all(_about_text(finding, metrics) for finding in compared)
+    return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
+
+
+def _about_text(finding: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Return whether a bound is on a metric of text quality."""
+    return metric_of(metrics.get(finding.get("line", ""), {})).about_text

@@ -8,9 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_forget.core.text import plain, shown
-from llm_forget.evals.advice import advice
+from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
-from llm_forget.evals.verdict import nothing_to_forget
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
 GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}

@@ -17,7 +17,6 @@ from typing import Any
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.text import shown
-from llm_forget.evals.metrics import metric_of
 
 KINDS = ("at_most", "at_least", "within")
 MODELS = ("oracle", "before")
@@ -148,16 +147,6 @@ def verdict_answer(findings: Iterable[Finding]) -> str:
     if False in outcomes:
         return "no"
     return "yes" if outcomes and all(outcomes) else "inconclusive"
-
-
-def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
-    """Return whether a verdict relative to the oracle is yes both before and after unlearning.
-
-    Bounds on the language of answers do not count. ``metrics`` are the lines of the suite.
-    """
-    compared = [finding for finding in verdict["findings"] if finding["of"] == "oracle"]
-    like_oracle = not all(metric_of(metrics.get(finding.get("line"), {})).about_text for finding in compared)
-    return like_oracle and verdict["answer"] == verdict.get("before") == "yes"
 
 
 def _is_number(value: Any) -> bool:

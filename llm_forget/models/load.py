@@ -87,6 +87,22 @@ def load_config(model_args: ModelConfig) -> Any:
     return AutoConfig.from_pretrained(source.location, revision=source.revision or model_args.model_revision)
 
 
+def meta_model(model_args: ModelConfig) -> Any:
+    """Return the full model of these arguments without weights, to count its parameters."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(model_args))
+
+
+def to_device(model: Any) -> Any:
+    """Move a model to the device of this process. Quantised weights cannot be moved, and are loaded onto it."""
+    from accelerate import PartialState
+
+    return model if getattr(model, "is_quantized", False) else model.to(PartialState().device)
+
+
 @cache  # reading takes seconds; `changed` is the modification time, so that a changed file is read again
 def _gguf_config(location: str, changed: int) -> Any:
     from transformers import AutoConfig

@@ -163,7 +163,7 @@ _METHODS = (
     Method(
         "distil", "arXiv:2407.16997", "Distil a teacher that never saw the rows; see docs/teachers.md.",
         forget=[{"name": "distil", "temperature": 2.0}], retain=_NLL,
-        notes="The key teacher says whom to learn from; stranger needs no other model. LoRA r 64, lr 2e-3 on the demo.",
+        notes="The key teacher says whom to learn from; stranger needs no other model. Trials: LOG.md.",
     ),
     Method(
         "pdu", "arXiv:2506.05314",

@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -72,28 +71,27 @@ def borrowed_names(
     rng = random.Random(f"borrowed-{seed}")
     others = sorted(set(others))
     used = {*others, *names}
-    words = [Counter(name.split()[place] for name in others) for place in (0, -1)]
-    firsts, lasts = (sorted(counter) for counter in words)
+    firsts, lasts = (sorted({name.split()[place] for name in others}) for place in (0, -1))
     if not others:
         raise DataError(
             "teacher 'stranger' needs retain rows, whose names it borrows; set retain, or use teacher 'self'"
         )
     borrowed: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        length, found = len(tokens(name)), []
+        length, candidates = len(tokens(name)), []
         for _ in range(DRAWS):
             candidate = " ".join([rng.choice(firsts), *([rng.choice(lasts)] if " " in name else [])])
             if candidate not in used and len(tokens(candidate)) == length:
-                found.append(candidate)
+                candidates.append(candidate)
                 used.add(candidate)
-                if len(found) == count:
+                if len(candidates) == count:
                     break
-        if len(found) < count:
+        if len(candidates) < count:
             raise DataError(
                 f"teacher 'stranger' finds no {count} names of {length} tokens among the retain rows; add retain rows "
                 "with such names, or choose another teacher"
             )
-        borrowed[name] = found
+        borrowed[name] = candidates
     return borrowed
 
 

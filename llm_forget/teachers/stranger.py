@@ -45,7 +45,7 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
     Raises:
         DataError: a row without a name, or no name of the same length.
     """
-    rows = [row for row in context.rows if not str(row["id"]).endswith(BORROWED)]
+    rows = [row for row in context.rows if not _keeps_borrowed_name(row)]
     subjects, borrowed = _names(replace(context, rows=rows), k, names)
     passes = [
         context.forward(
@@ -54,9 +54,13 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
         for i in range(k)
     ]
     lessons = _lessons(context, rows, subjects, borrowed, passes)
-    unchanged = context.forward("target", [row for row in context.rows if str(row["id"]).endswith(BORROWED)])
+    unchanged = context.forward("target", list(filter(_keeps_borrowed_name, context.rows)))
     for row in context.rows:
-        yield next(unchanged if str(row["id"]).endswith(BORROWED) else lessons)
+        yield next(unchanged if _keeps_borrowed_name(row) else lessons)
+
+
+def _keeps_borrowed_name(row: Row) -> bool:
+    return str(row["id"]).endswith(BORROWED)
 
 
 def _lessons(
@@ -90,8 +94,8 @@ def _exchanged(logprobs: Tensor, true: list[int], borrowed: list[int]) -> Tensor
         if left not in source and right not in source.values():
             source[left] = right
     tokens = list(dict.fromkeys([*true, *borrowed]))
-    taken = set(source.values())
-    source |= zip([t for t in tokens if t not in source], [t for t in tokens if t not in taken], strict=True)
+    used = set(source.values())
+    source |= zip([t for t in tokens if t not in source], [t for t in tokens if t not in used], strict=True)
     columns = list(range(logprobs.shape[-1]))
     for token, column in source.items():
         columns[token] = column

@@ -5,7 +5,7 @@ never saw them (arXiv:2607.19442).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from llm_forget.logprobs.levels import Levels, levels_of
 from llm_forget.logprobs.logprobs import Logprobs
 
 Forward = Callable[[list[dict[str, Any]]], Logprobs]  # tokenised rows to log-probs with logits
-NAMES = ("strength", "memorization", "margin", "logprob")
+NAMES = tuple(f.name for f in fields(Levels))
 STOPPING = ("strength", "memorization", "logprob")  # the levels that decide when to stop
 RESAMPLES = 1000
 BATCH = 16  # rows of a forward pass
@@ -70,3 +70,11 @@ def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0)
 def levels_with_intervals(forward: Forward, rows: Dataset, subjects: Sequence[Any]) -> dict[str, Level]:
     """All levels of a model on tokenised rows, whose subjects are given in the same order."""
     return {name: with_interval(values, subjects) for name, values in measure(forward, rows).items()}
+
+
+def bisected(strength_at: Callable[[float], float], level: float, low: float, high: float, steps: int) -> float:
+    """Return the argument between ``low`` and ``high`` at which a falling function reaches ``level``."""
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if strength_at(middle) > level else (low, middle)
+    return (low + high) / 2

@@ -15,7 +15,7 @@ from trl import ModelConfig
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.logprobs.fused_head import BLOCK_ON_CPU, BLOCK_ON_GPU
 from llm_forget.models.adapters.lora import attach_adapter
-from llm_forget.models.load import load_config
+from llm_forget.models.load import load_config, meta_model
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
@@ -195,10 +195,7 @@ def _gradients(shape: Shape, model_args: ModelConfig) -> float:
 
 
 def _shape(model_args: ModelConfig) -> Shape:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):  # without weights
-        model: Any = AutoModelForCausalLM.from_config(load_config(model_args))
+    model = meta_model(model_args)
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -132,11 +132,14 @@ def prepare(
             check_overlap(rows["forget"], rows["retain"])
         if objective.needs_alternate():
             rows["alternate"] = with_alternates(rows["forget"], data.alternate, data_path=data.data_path)
-        limits: dict[str, Any] = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
-        splits = {name: tokenise_dataset(split, tokenizer, template, **limits) for name, split in rows.items()}
+        splits = {name: tokenise_dataset(split, tokenizer, template, **_limits(data)) for name, split in rows.items()}
         if "alternate" in splits:
             splits["alternate"] = pair_windows(splits["forget"], splits["alternate"])
         return tokenizer, splits, {name: row_subjects(split) for name, split in rows.items()}
+
+
+def _limits(data: DataConfig) -> dict[str, Any]:
+    return {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -273,8 +276,7 @@ def holdout_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """Return a sample of the tokenised holdout rows, and the subject of each (its id if it has none)."""
     with PartialState().main_process_first():
         rows = load_source(data.holdout, split_name="holdout", data_path=data.data_path, fields=data.fields)
-        limits: dict[str, Any] = {"max_length": data.max_length, "stride": data.stride, "num_proc": data.data_num_proc}
-        holdout = sample(tokenise_dataset(rows, tokenizer, template_of(data, tokenizer), **limits))
+        holdout = sample(tokenise_dataset(rows, tokenizer, template_of(data, tokenizer), **_limits(data)))
     table = row_subjects(rows)
     subjects = {} if table is None else dict(zip(table["id"], table["subject"], strict=True))
     return holdout, [subjects.get(i) or i for i in holdout["id"]]

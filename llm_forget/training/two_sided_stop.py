@@ -21,14 +21,14 @@ from llm_forget.training.calibration import STOPPING, Level, levels_with_interva
 if TYPE_CHECKING:
     from llm_forget.training.trainer import UnlearnTrainer
 
-MEASUREMENTS = 10  # per run, at equal distances; the last one is at the end
+MEASUREMENTS = 10  # per run, about; a run of fewer steps is measured after each
 RETAIN_ROWS = 64  # retain rows whose loss of log-prob is the drift
 DRIFT_STEP = 0.01  # nats per token; smaller differences in drift are noise
 WEIGHTS = "kept_weights.safetensors"
 
 
 class TwoSidedStop(TrainerCallback):
-    """Measure the levels of the forget rows `MEASUREMENTS` times, and put back the best weights at the end.
+    """Measure the levels of the forget rows about `MEASUREMENTS` times, and put back the best weights at the end.
 
     Of the steps whose levels are all inside the intervals of the holdout rows, the best one has the least retain drift
     (log-prob that retain rows lost since the start, nats per token), then the levels nearest to the holdout's. If no

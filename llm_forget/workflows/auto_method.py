@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig
@@ -15,9 +16,10 @@ from llm_forget.core.run_directory import Run
 from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
 from llm_forget.data.tokenise import ids_inside_a_sentence
-from llm_forget.models.load import load_config, load_tokenizer
+from llm_forget.models.load import load_tokenizer, meta_model
 from llm_forget.teachers import borrowed_names, names_of, texts_of
-from llm_forget.training.distillation.teacher_pass import SMALL
+from llm_forget.training.calibration import sample
+from llm_forget.training.distillation.teacher_pass import RETAIN_SAMPLE, SMALL
 
 logger = logging.getLogger("llm_forget")
 
@@ -28,20 +30,21 @@ CHARACTERS_PER_TOKEN = 4  # about; only for the size of a batch
 STEPS = 320  # of the whole training
 EPOCHS = (5, 30)
 RANK = 64  # of the adapter; alpha is twice that
-# Parameters up to which a learning rate is used; found on the demo (2.6 M) and on SmolLM2-135M.
+# Parameters up to which a rate is used. Only the first was measured: on a model of 2.6 million parameters (LOG.md).
 RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
 
 
 def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
-    """Replace `method: auto` in a configuration, in place, by a method with a teacher; says what and why.
+    """Replace `method: auto` in a configuration, in place, by a method with a teacher; log the choice and the reason.
 
-    Keys that the recipe sets stay. Raises ConfigError without forget rows, or with a term or a teacher.
+    Keys that the recipe sets to other values than their defaults stay. Raises ConfigError without forget rows, or with
+    objective or method_args.
     """
     if train.objective is not None or train.method_args:
         raise ConfigError("method auto chooses the objective; remove objective and method_args, or name a method")
     if data.forget is None:
         raise ConfigError("method auto needs the rows to forget; set the key 'forget' to a file or data set")
-    rows = _rows(data, "forget")
+    rows = list(_load(data, "forget"))
     teacher, reason = (train.teacher, "as given") if train.teacher else _teacher(data, model, rows)
     train.method, train.teacher = "distil", teacher
     train.method_args = {"temperature": 1.0, **({} if data.retain else {"retain_weight": 0.0})}
@@ -57,8 +60,8 @@ def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
             logger.warning("no retain rows are given, so other knowledge may be lost; set the key retain if you can")
 
 
-def _rows(data: DataConfig, split: str) -> list[Any]:
-    return list(load_source(getattr(data, split), split_name=split, data_path=data.data_path, fields=data.fields))
+def _load(data: DataConfig, split: str) -> Dataset:
+    return load_source(getattr(data, split), split_name=split, data_path=data.data_path, fields=data.fields)
 
 
 def _name(teacher: Any) -> str:
@@ -69,17 +72,22 @@ def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any
     """Return the best teacher that the inputs allow, and the reason."""
     if data.retain is None:
         return "self", "since there are no retain rows to train another model on"
-    try:
-        if any(is_text(row) for row in rows):
-            raise DataError("running text has no answer that teacher 'stranger' could replace")
-        names = names_of(rows, "subject_name")
-        tokens = ids_inside_a_sentence(load_tokenizer(model))
-        borrowed_names(names, names_of(_rows(data, "retain"), "subject_name", "retain"), tokens, 1, 0)
+    retain = list(sample(_load(data, "retain"), RETAIN_SAMPLE))
+    if not any(is_text(row) for row in rows) and _can_borrow_names(rows, retain, model):
         return "stranger", f"since each of the {len(rows)} forget rows names its subject"
+    base = _base(model)
+    why = "since not every forget and retain row is an answer about a name"
+    return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
+
+
+def _can_borrow_names(rows: list[Any], retain: list[Any], model: ModelConfig) -> bool:
+    """Return whether the teacher ``stranger`` finds names in all rows, and invented names to replace them."""
+    try:
+        names, others = names_of(rows, "subject_name"), names_of(retain, "subject_name", "retain")
+        borrowed_names(names, others, ids_inside_a_sentence(load_tokenizer(model)), 1, 0)
     except DataError:
-        base = _base(model)
-        why = "since not every forget and retain row is an answer about a name"
-        return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
+        return False
+    return True
 
 
 def _base(model: ModelConfig) -> str:
@@ -96,8 +104,9 @@ def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any]) -> dict
     if batch == defaults["per_device_train_batch_size"]:
         batch = _within(TOKENS_PER_BATCH / max(tokens, 1), BATCH_SIZES)
     rank = RANK if model.lora_r == defaults["lora_r"] else model.lora_r
+    parameters = meta_model(model).num_parameters()
     settings = {
-        "learning_rate": next(rate for limit, rate in RATES if _parameters(model) <= limit),
+        "learning_rate": next(rate for limit, rate in RATES if parameters <= limit),
         "num_train_epochs": float(_within(STEPS * batch / len(rows), EPOCHS)),
         "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
@@ -112,12 +121,3 @@ def _value(train: UnlearnConfig, model: ModelConfig, name: str) -> Any:
 
 def _within(value: float, limits: tuple[int, int]) -> int:
     return min(max(round(value), limits[0]), limits[1])
-
-
-def _parameters(model: ModelConfig) -> int:
-    """Return the number of parameters of a model, from its configuration."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(load_config(model)).num_parameters())

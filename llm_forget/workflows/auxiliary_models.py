@@ -53,7 +53,7 @@ def train_auxiliary_models(
     keys |= {**SHARED, **start, **teacher.auxiliary, "save_strategy": "no", "overwrite": train.overwrite}
     models = dict(teacher.models)
     for name in teacher.missing:
-        run = finetune(**_given(keys), train=_rows(name, data), output_dir=f"{train.output_dir}-{name}")
+        run = finetune(**_without_none(keys), train=_rows(name, data), output_dir=f"{train.output_dir}-{name}")
         models[name] = str(run.path)
     return replace(teacher, models=models, base=None)
 
@@ -69,5 +69,5 @@ def _unweighted(source: Any) -> Any:
     return {key: value for key, value in source.items() if key != "weight"} if isinstance(source, dict) else source
 
 
-def _given(keys: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if value is not None}

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
@@ -15,8 +14,8 @@ from llm_forget.core.errors import ConfigError
 from llm_forget.core.text import terminal
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
-from llm_forget.models.load import load_base
-from llm_forget.objectives.methods import Objective, build_objective
+from llm_forget.models.load import load_base, to_device
+from llm_forget.objectives.methods import build_objective
 from llm_forget.training.calibration import NAMES, levels_with_intervals, measure, sample
 from llm_forget.training.job import holdout_rows, prepare
 
@@ -52,13 +51,10 @@ def run_calibration(data: DataConfig, train: UnlearnConfig, model: ModelConfig) 
     for split in ("forget", "holdout"):
         if getattr(data, split) is None:
             raise ConfigError(f"calibration needs rows of '{split}'; set the key '{split}' to a file or data set")
-    objective: Objective = build_objective(objective={"forget": {"name": "ga"}})
+    objective = build_objective(objective={"forget": {"name": "ga"}})
     tokenizer, splits, _ = prepare(data, model, objective)
     holdout, subjects = holdout_rows(data, tokenizer)
-    target = load_base(model)
-    if not getattr(target, "is_quantized", False):  # quantised weights are already where they will be
-        target = target.to(PartialState().device)
-    forward = _forward(target, int(tokenizer.pad_token_id))
+    forward = _forward(to_device(load_base(model)), int(tokenizer.pad_token_id))
     levels = levels_with_intervals(forward, holdout, subjects)
     forget = {name: float(values.mean()) for name, values in measure(forward, sample(splits["forget"])).items()}
     return {"holdout": {name: asdict(level) for name, level in levels.items()}, "forget": forget}

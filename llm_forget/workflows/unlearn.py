@@ -18,7 +18,6 @@ from llm_forget.training.distillation.teacher_pass import teacher_spec
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.job import run_job
 from llm_forget.workflows import auto_method
-from llm_forget.workflows.auto_method import AUTO
 from llm_forget.workflows.auxiliary_models import train_auxiliary_models
 
 
@@ -40,7 +39,7 @@ def unlearn(**keys: Any) -> Run:
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:
     """Unlearn with a checked configuration; `unlearn` and the command line call this."""
-    if train.method == AUTO:
+    if train.method == auto_method.AUTO:
         auto_method.resolve(data, train, model)
     objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
     gradient = _gradient(train)

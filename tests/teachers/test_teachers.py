@@ -1,10 +1,12 @@
 """Teachers against closed forms, on tensors in place of models."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
@@ -14,6 +16,8 @@ from llm_forget.teachers._names import borrowed_names, names_of, renamed
 from llm_forget.teachers._registry import Context
 from llm_forget.teachers.stranger import _exchanged
 from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
+from llm_forget.training.distillation.teacher_pass import teacher_spec
+from tests.support.repository import ROOT
 
 V = 11
 ROWS = [
@@ -158,3 +162,14 @@ def test_names_that_share_tokens_are_exchanged_place_by_place(
     true: list[int], borrowed: list[int], columns: list[int]
 ) -> None:
     assert _exchanged(torch.arange(5.0)[None], true, borrowed).tolist() == [columns]
+
+
+def test_the_page_on_teachers_lists_all_and_its_examples_are_read() -> None:
+    page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == TEACHERS.names()
+    examples = re.findall(r"^teacher: (\{.*?\})", page, re.MULTILINE)
+    assert len(examples) == 4
+    for example in examples:
+        spec = teacher_spec(yaml.safe_load(example), None)
+        assert spec is not None
+        assert spec.name in TEACHERS.names()

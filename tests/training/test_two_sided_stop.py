@@ -12,7 +12,7 @@ from llm_forget.evals.metrics.extraction_strength import extraction_strength
 from llm_forget.evals.records import TokenRecord
 from llm_forget.logprobs.levels import levels_of
 from llm_forget.logprobs.logprobs import Logprobs
-from llm_forget.training.calibration import Level, sample, with_interval
+from llm_forget.training.calibration import Level, bisected, sample, with_interval
 from llm_forget.training.two_sided_stop import TwoSidedStop
 from tests.training.test_resume import EVERY_STEP, _DieAt
 
@@ -54,6 +54,10 @@ def test_the_interval_draws_whole_subjects() -> None:
     assert (by_subject.low, by_subject.high) == (0.0, 1.0)  # two subjects: one of four draws has only a, one only b
     half_width = 1.96 * 0.5 / np.sqrt(100)
     assert by_row.high - 0.5 == pytest.approx(half_width, abs=0.02)
+
+
+def test_bisection_finds_where_a_falling_strength_reaches_the_level() -> None:
+    assert bisected(lambda a: 1 / (1 + a), 0.4, 0.0, 4.0, 20) == pytest.approx(1.5, abs=1e-5)
 
 
 def test_a_sample_takes_rows_at_equal_distances(splits: Any) -> None:

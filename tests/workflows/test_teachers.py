@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from llm_forget.core.config import UnlearnConfig, from_keys
 from llm_forget.core.files import cache_folder
 from llm_forget.core.run_directory import Run
+from llm_forget.teachers.divergence import UNCALIBRATED
 from llm_forget.workflows.finetune import finetune
-from llm_forget.workflows.unlearn import unlearn
+from llm_forget.workflows.unlearn import run_unlearning, unlearn
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +60,9 @@ def test_a_run_learns_from_each_teacher_and_records_it(job: dict[str, Any], teac
     if isinstance(teacher, dict):
         teacher = {k: v.format(model=job["model_name_or_path"]) if k == "base" else v for k, v in teacher.items()}
     run = unlearn(**{**job, "num_train_epochs": 8}, teacher=teacher, logging_steps=1)
-    assert min(log_values(run, "forget/distil")) >= 0  # a divergence between distributions
+    assert len(log_values(run, "forget/distil")) >= 8
+    trained = load_file(run.adapter / WEIGHTS)
+    assert all(tensor.any() for name, tensor in trained.items() if "lora_B" in name)  # they begin as zeros
     facts = run.provenance["teacher"]
     assert facts["name"] == (teacher if isinstance(teacher, str) else teacher["name"])
     needed = {"divergence": ["aux_with", "aux_without"], "base": ["aux_without"]}.get(facts["name"], [])
@@ -87,7 +91,7 @@ def test_the_oracle_as_teacher_is_reached_on_the_forget_rows(job: dict[str, Any]
 def test_the_strength_of_divergence_is_found_on_holdout_rows(job: dict[str, Any]) -> None:
     teacher = {"name": "divergence", "base": "small", "auxiliary": {"num_train_epochs": 1}}
     run = unlearn(**job, teacher=teacher)
-    assert 0 <= run.provenance["teacher"]["arguments"]["a"] <= 4
+    assert run.provenance["teacher"]["arguments"]["a"] != UNCALIBRATED
     assert "a" not in run.config["teacher"]
 
 
@@ -138,9 +142,10 @@ def test_a_wrong_teacher_is_refused_before_anything_is_written(job: Any, change:
 def test_a_teacher_is_refused_where_no_process_has_all_weights(
     job: Any, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_forget.workflows.unlearn.weights_are_sharded", lambda: variable)
+    data, train, model = from_keys({**job, "teacher": "self"}, UnlearnConfig)
+    monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError, match="teacher needs whole weights in every process; use one process or ddp"):
-        unlearn(**job, teacher="self")
+        run_unlearning(data, train, model)
 
 
 def test_a_row_without_a_name_is_refused_by_teacher_stranger(job: dict[str, Any], tmp_path: Path) -> None:

@@ -44,18 +44,18 @@ def _level(evidence: Evidence, name: str, holdout: dict[str, float]) -> Chart | 
     ]
     if not points:
         return None
-    kept, steps = _calibration(evidence)["kept_step"], [step for step, _ in points]
+    kept_step, steps = _calibration(evidence)["kept_step"], [step for step, _ in points]
     title = f"Level {name}"
     description = (
         f"The {name} of the forget rows per step of training, between the limits of rows that were never trained on "
-        f"(95 % interval, measured before training). The vertical line is the kept step, {kept}."
+        f"(95 % interval, measured before training). The vertical line is the kept step, {kept_step}."
     )
     series = [charts.Series("forget", "unlearned", steps, [value for _, value in points])]
     series += [charts.Series(f"unseen, {end}", "oracle", steps, [holdout[end]] * len(steps)) for end in ("low", "high")]
     rows: list[Row] = [(str(step), Number(shown(value))) for step, value in points]
     svg = charts.lines(
         anchor("training", title, evidence.name), title, description, series,
-        x_label="step", y_label=name, whole_x=True, mark_x=kept,
+        x_label="step", y_label=name, whole_x=True, mark_x=kept_step,
     )  # fmt: skip
     return Chart(title, description, svg, Table(title, ("step", "forget"), first_rows(rows)))
 

@@ -6,17 +6,17 @@ everything it depends on, and only its owner can read it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from llm_forget.core.errors import ConfigError
+from llm_forget.core.files import write_atomic
 from llm_forget.logprobs.logprobs import Logprobs
 
 TOP = 128  # tokens of a distribution that are stored
@@ -63,27 +63,23 @@ class TeacherLogprobs:
         for b, start, stop in places:
             where[b, : stop - start] = True
         # With several processes, all rows of a batch may be padding.
-        taken = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for _, start, stop in places)])
+        entries = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for _, start, stop in places)])
         device = policy.logits.device
-        tokens = torch.from_numpy(self._tokens[taken].astype(np.int64)).to(device)  # [N, K]
-        stored = torch.from_numpy(self._logprobs[taken]).to(device)  # [N, K]
-        own = (policy.logits.detach()[where].float() / self.temperature).log_softmax(-1)  # [N, V]
-        rest = own.scatter(-1, tokens, -torch.inf)
+        tokens = torch.from_numpy(self._tokens[entries].astype(np.int64)).to(device)  # [N, K]
+        stored = torch.from_numpy(self._logprobs[entries]).to(device)  # [N, K]
+        policy_logprobs = (policy.logits.detach()[where].float() / self.temperature).log_softmax(-1)  # [N, V]
+        rest = policy_logprobs.scatter(-1, tokens, -torch.inf)
         mass = torch.log1p(-stored.logsumexp(-1, keepdim=True).exp().clamp(max=1.0))  # [N, 1], -inf if all are stored
         spread = rest - rest.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(rest.dtype).min) + mass
-        whole = spread.scatter(-1, tokens, stored)
+        logprobs = spread.scatter(-1, tokens, stored)
         logits = policy.logits.new_zeros(policy.logits.shape, dtype=torch.float32)
-        logits[where] = self.temperature * whole
+        logits[where] = self.temperature * logprobs
         return Logprobs(values=policy.values.detach(), mask=policy.mask, labels=policy.labels, logits=logits)
 
     def save(self, path: Path) -> None:
         """Write a file that only its owner can read."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
         arrays = {"offsets": self._offsets, "tokens": self._tokens, "logprobs": self._logprobs}
-        save_file({**arrays, "temperature": np.array([self.temperature])}, temporary)
-        os.replace(temporary, path)
+        write_atomic(path, save({**arrays, "temperature": np.array([self.temperature])}), private=True)
 
     @classmethod
     def load(cls, path: Path) -> TeacherLogprobs:

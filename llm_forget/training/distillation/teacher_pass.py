@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,10 @@ from llm_forget.logprobs.levels import levels_of
 from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
 from llm_forget.models.adapters.lora import ADAPTER, reference_mode
 from llm_forget.models.digest import source_digest
-from llm_forget.models.load import load_base
+from llm_forget.models.load import load_base, to_device
 from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._registry import Context
-from llm_forget.training.calibration import sample
+from llm_forget.training.calibration import bisected, sample
 from llm_forget.training.distillation.teacher_logprobs import TOP, TeacherLogprobs
 
 if TYPE_CHECKING:
@@ -142,28 +143,27 @@ class _Teaching:
     def __init__(self, job: Job, template: Template, target: Any) -> None:
         assert job.teacher is not None
         self._template = template
-        self._job, self._entry, self._given = job, TEACHERS.get(job.teacher.name), job.teacher.arguments
-        on_device = getattr(target, "is_quantized", False)  # quantised weights are already where they will be
-        self._models = {"target": target if on_device else target.to(PartialState().device)}
+        self._job, self._entry, self._recipe_arguments = job, TEACHERS.get(job.teacher.name), job.teacher.arguments
+        self._models = {"target": to_device(target)}
         self._sources: Mapping[str, str] = job.teacher.models
 
     def texts(self) -> list[Row]:
         """Rows that the teacher adds."""
-        return [] if self._entry.texts is None else self._entry.texts(self._context, **self._given)
+        return [] if self._entry.texts is None else self._entry.texts(self._context, **self._recipe_arguments)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the recipe; the calibrated one, if it is left out, is found by bisection."""
         name = self._entry.calibrated
-        if not name or self._given[name] is not None or self._job.data.holdout is None:
-            return self._given
+        if not name or self._recipe_arguments[name] is not None or self._job.data.holdout is None:
+            return self._recipe_arguments
         level = self._strength(self._forward("target", rows := self._load("holdout", CALIBRATION_ROWS)), rows)
         forget = self._load("forget", CALIBRATION_ROWS)
-        context, low, high = replace(self._context, rows=forget), *CALIBRATED_RANGE
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            strength = self._strength(self._entry.function(context, **{**self._given, name: middle}), forget)
-            low, high = (middle, high) if strength > level else (low, middle)
-        return {**self._given, name: round((low + high) / 2, 4)}
+        context = replace(self._context, rows=forget)
+
+        def strength_at(value: float) -> float:
+            return self._strength(self._entry.function(context, **{**self._recipe_arguments, name: value}), forget)
+
+        return {**self._recipe_arguments, name: round(bisected(strength_at, level, *CALIBRATED_RANGE, BISECTIONS), 4)}
 
     def _strength(self, logits: Iterator[Tensor], rows: Sequence[Row]) -> float:
         """Mean extraction strength of a model with these logits at the targets of ``rows``."""
@@ -192,7 +192,7 @@ class _Teaching:
         temperature = self._job.objective.teacher_temperatures()["forget"]
         return TeacherLogprobs.of(self._entry.function(context, **arguments), labels, counts, temperature)
 
-    @property
+    @cached_property
     def _context(self) -> Context:
         return Context(
             rows=self._load("forget"), retain=self._load("retain", RETAIN_SAMPLE), forward=self._forward,
@@ -218,7 +218,7 @@ class _Teaching:
         if name not in self._models:
             source = self._sources[name]
             changes: dict[str, Any] = {"model_name_or_path": source, "model_revision": "main", "use_peft": False}
-            self._models[name] = load_base(replace(self._job.model, **changes)).to(PartialState().device)
+            self._models[name] = to_device(load_base(replace(self._job.model, **changes)))
         return self._models[name]
 
     def _off(self, model: Any) -> Any:

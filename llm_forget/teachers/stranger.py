@@ -36,7 +36,7 @@ def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> l
 
 @teacher(paper="arXiv:2407.16997", texts=further_rows)
 def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neighbours: bool = True) -> Iterator[Tensor]:
-    """Mean over ``k`` borrowed names of the target's distribution, tokens of both names exchanged in its columns.
+    """Mean over ``k`` borrowed names of the target's distribution, with the names exchanged where the answer has them.
 
     A borrowed name is in no row and has as many tokens as the true one, so that every target keeps its place. Names of
     subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. With
@@ -67,14 +67,13 @@ def _lessons(
     context: Context, rows: Sequence[Row], subjects: Sequence[str], borrowed: dict[str, list[str]], passes: Any
 ) -> Iterator[Tensor]:
     for row, name, *logits in zip(rows, subjects, *passes, strict=True):
-        length = len(context.targets(row))
-        parts = []
+        targets, parts = context.targets(row), []
         for other, values in zip(borrowed[name], logits, strict=True):
-            if len(values) != length:
+            if len(values) != len(targets):
                 raise DataError(
                     f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
                 )
-            parts.append(_exchanged(values.log_softmax(-1), context.tokens(name), context.tokens(other)))
+            parts.append(_exchanged(values.log_softmax(-1), targets, context.targets(renamed(row, name, other))))
         yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
@@ -84,19 +83,14 @@ def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, 
     return names, borrowed_names(names, others, context.tokens, k, context.seed)
 
 
-def _exchanged(logprobs: Tensor, true: list[int], borrowed: list[int]) -> Tensor:
-    """``[n, V]`` where the i-th token of the true name has the column of the i-th of the borrowed one.
+def _exchanged(logprobs: Tensor, true: Sequence[int], borrowed: Sequence[int]) -> Tensor:
+    """``[n, V]`` with the columns of ``true[i]`` and ``borrowed[i]`` exchanged at target ``i``.
 
-    The columns that are left over go to the tokens that are left over, so that each row stays a distribution.
+    Only tokens of a name in the answer differ. An exchange at all targets would change what the target says elsewhere,
+    since the pieces of names are pieces of other words, too.
     """
-    source: dict[int, int] = {}
-    for left, right in zip(true, borrowed, strict=True):
-        if left not in source and right not in source.values():
-            source[left] = right
-    tokens = list(dict.fromkeys([*true, *borrowed]))
-    used = set(source.values())
-    source |= zip([t for t in tokens if t not in source], [t for t in tokens if t not in used], strict=True)
-    columns = list(range(logprobs.shape[-1]))
-    for token, column in source.items():
-        columns[token] = column
-    return logprobs[:, columns]
+    places = torch.arange(len(true))
+    exchanged = logprobs.clone()
+    exchanged[places, list(true)] = logprobs[places, list(borrowed)]
+    exchanged[places, list(borrowed)] = logprobs[places, list(true)]
+    return exchanged

@@ -154,14 +154,24 @@ def test_a_batch_of_padding_rows_alone_learns_nothing() -> None:
     assert not stored.lookup(torch.tensor([-1, -1, -1]), policy).logits.any()
 
 
-@pytest.mark.parametrize(
-    ("true", "borrowed", "columns"),
-    [([1, 2], [3, 4], [0, 3, 4, 1, 2]), ([1, 2], [3, 1], [0, 3, 1, 2, 4]), ([1, 1], [3, 4], [0, 3, 2, 1, 4])],
-)
-def test_names_that_share_tokens_are_exchanged_place_by_place(
-    true: list[int], borrowed: list[int], columns: list[int]
-) -> None:
-    assert _exchanged(torch.arange(5.0)[None], true, borrowed).tolist() == [columns]
+def test_names_are_exchanged_where_the_answer_has_them_and_nowhere_else() -> None:
+    logprobs = torch.arange(15.0).reshape(3, 5)
+    exchanged = _exchanged(logprobs, [4, 1, 2], [4, 3, 1])
+    assert exchanged.tolist() == [[0, 1, 2, 3, 4], [5, 8, 7, 6, 9], [10, 12, 11, 13, 14]]
+
+
+def test_a_stranger_is_the_target_asked_about_another_name_with_the_names_exchanged_in_the_answer() -> None:
+    rows = [ROWS[0], {**ROWS[1], "completion": "xyz, Ada Lovelace"}]
+    (other,) = borrowed_names(["Ada Lovelace"], ["Tim Berners", "Guy Steelman"], list, 1, 0)["Ada Lovelace"]
+    made = context(rows=rows)
+    plain, named = lesson("stranger", made)
+    asked = [renamed(row, "Ada Lovelace", other) for row in rows]
+    torch.testing.assert_close(plain, logits_of("target", asked[0]).log_softmax(-1))
+    expected = logits_of("target", asked[1]).log_softmax(-1)
+    for place, (true, borrowed) in enumerate(zip(*map(made.targets, (rows[1], asked[1])), strict=True)):
+        expected[place, [true, borrowed]] = expected[place, [borrowed, true]]
+    assert made.targets(rows[1]) != made.targets(asked[1])
+    torch.testing.assert_close(named, expected)
 
 
 def test_the_page_on_teachers_lists_all_and_its_examples_are_read() -> None:

@@ -132,7 +132,7 @@ def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: D
     key = {
         "teacher": {**job.teacher.to_dict(), "arguments": arguments}, "target": target_digest,
         "rows": tokens_digest(rows), "retain": tokens_digest(job.splits["retain"]) if "retain" in job.splits else None,
-        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 2,
+        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 3,
     }  # fmt: skip
     return cache_folder() / "teacher" / f"{json_digest(key).removeprefix('sha256:')[:32]}.safetensors"
 

@@ -108,7 +108,9 @@ class UnlearnConfig(TrainConfig):
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
     objective: Structure = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
     teacher: Structure = _field(None, "whom a term distil learns from, e.g. {name: stranger, k: 1}")
-    stop_at: str | None = _field(None, "holdout | end: the step to keep; default: holdout with a teacher and holdout")
+    stop_at: str | None = _field(
+        None, "holdout | end: the step to keep; default: holdout with a teacher or hinge, and holdout"
+    )
     gradient: str | None = _field(None, "sum | pcgrad | gru | sago | sam; default: the method's")
     gradient_args: Structure = _field(None, "parameters of the gradient rule")
     max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")

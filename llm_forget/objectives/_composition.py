@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,7 @@ class Term:
     needs: frozenset[str]
     arguments: dict[str, Any] = field(hash=False)
     dual: Dual | None = None  # if set, `weight` is only its initial value
+    calibrated: str = ""  # argument that is found on holdout rows if it is None
 
     @property
     def key(self) -> str:
@@ -127,6 +128,15 @@ class Objective:
     def teacher_temperatures(self) -> dict[str, float]:
         """Temperature of the teacher's distribution by split, for splits with a term that needs a teacher."""
         return {t.split: float(t.arguments.get("temperature", 1.0)) for t in self.terms if "teacher" in t.inputs}
+
+    def uncalibrated(self) -> tuple[Term, ...]:
+        """Return the terms whose level is found on holdout rows, since the recipe leaves it out."""
+        return tuple(t for t in self.terms if t.calibrated and t.arguments[t.calibrated] is None)
+
+    def at_level(self, share: float) -> "Objective":
+        """Return the objective with the level ``share`` in its uncalibrated terms."""
+        levels = {t.key: {**t.arguments, t.calibrated: share} for t in self.uncalibrated()}
+        return Objective(tuple(replace(t, arguments=levels.get(t.key, t.arguments)) for t in self.terms))
 
     @property
     def hidden_layer(self) -> int | str | None:
@@ -226,7 +236,8 @@ def _term(split: str, line: Any) -> Term:
     layer = arguments.get("layer")
     if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
         raise ConfigError(f"parameter 'layer' of objective '{line['name']}' must be a layer from 0 up, not {layer!r}")
-    return Term(line["name"], split, weight, entry.function, entry.inputs, entry.needs, arguments, dual)
+    calibrated = entry.calibrated
+    return Term(line["name"], split, weight, entry.function, entry.inputs, entry.needs, arguments, dual, calibrated)
 
 
 def _weight(where: str, value: Any) -> tuple[float, Dual | None]:

@@ -14,6 +14,18 @@ def without_gold(logits: Tensor, labels: Tensor) -> Tensor:
     return others.log_softmax(-1)
 
 
+def gold_margin(logits: Tensor, labels: Tensor, rivals: int = 10) -> Tensor:
+    """Return the logit of the gold token minus the logsumexp of its best rivals, ``[N]``, nats (arXiv:2606.02920).
+
+    It is the log-odds of the gold token among itself and its ``rivals`` best rivals; with one rival, it is above 0
+    exactly where the gold token is ranked first.
+    """
+    gold = labels.unsqueeze(-1)  # [N, 1]
+    others = logits.scatter(-1, gold, -math.inf)  # [N, V]
+    best = others.topk(min(rivals, logits.shape[-1] - 1)).values  # [N, rivals]
+    return logits.gather(-1, gold).squeeze(-1) - best.logsumexp(-1)
+
+
 def cross_entropy(target: Tensor, policy: Tensor) -> Tensor:
     """Return ``-sum p log q``, ``[N]``, nats, of log-probabilities ``target`` (p) and ``policy`` (q); 0 log 0 is 0."""
     return -(target.exp() * policy.masked_fill(torch.isneginf(target), 0.0)).sum(-1)  # [N]

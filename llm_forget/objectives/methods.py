@@ -166,6 +166,11 @@ _METHODS = (
         notes="The key teacher says whom to learn from; stranger needs no other model. Trials: LOG.md.",
     ),
     Method(
+        "hinge", "arXiv:2606.02920", "Lower each token until it is as unlikely as unseen tokens are; then stop.",
+        forget=[{"name": "hinge", "eta": 0.25}], retain=_NLL,
+        notes=f"rho is found on holdout rows, or 0.7 without them; stop_at: holdout ends it. {_LORA}",
+    ),
+    Method(
         "pdu", "arXiv:2506.05314",
         "Flatten the logits of forget text under the constraint that the retain loss stays below epsilon.",
         forget=[{"name": "pdu"}],

@@ -4,15 +4,21 @@ This is calibration, no proof: it holds as far as holdout rows are as hard as th
 never saw them (arXiv:2607.19442).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
+from llm_forget.core.errors import ConfigError
+from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.levels import Levels, levels_of
-from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
+from llm_forget.objectives._masked import at_targets
+from llm_forget.objectives._vocabulary import gold_margin
 
 Forward = Callable[[list[dict[str, Any]]], Logprobs]  # tokenised rows to log-probs with logits
 NAMES = tuple(f.name for f in fields(Levels))
@@ -50,11 +56,45 @@ def sample(rows: Dataset, limit: int = ROWS) -> Dataset:
 
 def measure(forward: Forward, rows: Dataset) -> dict[str, np.ndarray]:
     """Levels of each tokenised row by name, ``[N]``; see `llm_forget.logprobs.levels.Levels`."""
-    parts: list[Levels] = []
-    for start in range(0, len(rows), BATCH):
-        batch = [rows[place] for place in range(start, min(start + BATCH, len(rows)))]
-        parts.append(levels_of(forward(batch)))
+    parts = [levels_of(forward(batch)) for batch in _batches(rows)]
     return {name: np.concatenate([getattr(part, name).float().cpu().numpy() for part in parts]) for name in NAMES}
+
+
+def _batches(rows: Dataset) -> Iterator[list[dict[str, Any]]]:
+    for start in range(0, len(rows), BATCH):
+        yield [rows[place] for place in range(start, min(start + BATCH, len(rows)))]
+
+
+def share_of_unknown(forward: Forward, rows: Dataset) -> float:
+    """Return the share, in (0, 1), of the gold token among itself and its ten best rivals where the model does not know
+    it: the mean log-odds of the tokens that it does not rank first, as a probability.
+
+    Raises ConfigError if every token is ranked first, so that the rows show no level.
+    """
+    margins: list[Tensor] = []
+    for batch in _batches(rows):
+        logprobs = forward(batch)
+        logits, labels = at_targets(logprobs, "logits"), logprobs.labels[logprobs.mask]
+        unknown = gold_margin(logits, labels, rivals=1) <= 0  # [N]
+        margins.append(gold_margin(logits, labels)[unknown].cpu())
+    unknown_margins = torch.cat(margins)
+    if not len(unknown_margins):
+        raise ConfigError(
+            "the model knows every token of the holdout rows, so they give no level; are they rows that were never "
+            "trained on? If so, set rho"
+        )
+    return float(unknown_margins.double().mean().sigmoid())
+
+
+def forward_of(model: Any, pad_id: int) -> Forward:
+    """Return a function from tokenised rows to log-probs with logits, without gradient and dropout."""
+
+    def forward(rows: list[dict[str, Any]]) -> Logprobs:
+        batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
+        with torch.no_grad(), evaluation_mode(model):
+            return forward_logprobs(model, batch, head=model.get_output_embeddings(), logits=True)
+
+    return forward
 
 
 def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0) -> Level:

@@ -33,10 +33,10 @@ from llm_forget.data.template import TEMPLATE_KEYS, Template, template_for
 from llm_forget.data.tokenise import tokenise_dataset
 from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
 from llm_forget.models.digest import source_digest
-from llm_forget.models.load import load_base, load_tokenizer
+from llm_forget.models.load import load_base, load_tokenizer, to_device
 from llm_forget.objectives.methods import Objective
 from llm_forget.training import dry_run
-from llm_forget.training.calibration import sample
+from llm_forget.training.calibration import forward_of, sample, share_of_unknown
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
 from llm_forget.training.distillation.teacher_pass import Lesson, TeacherSpec, learn_from_teacher
 from llm_forget.training.gradient_combiner import GradientCombiner
@@ -164,6 +164,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
         logger.info("%s: %s on %s, rows: %s", job.kind.name, terms, job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
+    job = replace(job, objective=_calibrated(job, model))
     lesson = None
     if job.teacher is not None:
         lesson = learn_from_teacher(job, template_of(job.data, job.tokenizer), model, base_digest)
@@ -270,6 +271,19 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str, lesson: Lesson | 
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLine)
     return trainer
+
+
+def _calibrated(job: Job, model: Any) -> Objective:
+    """Return the objective of a job with the level of the untouched target on holdout rows, if a term needs it."""
+    terms = job.objective.uncalibrated()
+    if not terms or job.data.holdout is None:
+        return job.objective
+    holdout, _ = holdout_rows(job.data, job.tokenizer)
+    share = share_of_unknown(forward_of(to_device(model), int(job.tokenizer.pad_token_id)), holdout)
+    if PartialState().is_main_process:
+        words = ", ".join(f"{term.key}: {term.calibrated} {share:.3g}" for term in terms)
+        logger.info("%s, the level of the target's unknown tokens on %d holdout rows", words, len(holdout))
+    return job.objective.at_level(share)
 
 
 def holdout_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, list[Any]]:

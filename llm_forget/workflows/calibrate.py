@@ -1,10 +1,9 @@
 """Measure, before training, where a model that never saw the forget rows would be: the target on holdout rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig
@@ -12,11 +11,9 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.text import terminal
-from llm_forget.logprobs.batches import collate
-from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
 from llm_forget.models.load import load_base, to_device
 from llm_forget.objectives.methods import build_objective
-from llm_forget.training.calibration import NAMES, levels_with_intervals, measure, sample
+from llm_forget.training.calibration import NAMES, forward_of, levels_with_intervals, measure, sample
 from llm_forget.training.job import holdout_rows, prepare
 
 MEANINGS = {
@@ -54,19 +51,10 @@ def run_calibration(data: DataConfig, train: UnlearnConfig, model: ModelConfig) 
     objective = build_objective(objective={"forget": {"name": "ga"}})
     tokenizer, splits, _ = prepare(data, model, objective)
     holdout, subjects = holdout_rows(data, tokenizer)
-    forward = _forward(to_device(load_base(model)), int(tokenizer.pad_token_id))
+    forward = forward_of(to_device(load_base(model)), int(tokenizer.pad_token_id))
     levels = levels_with_intervals(forward, holdout, subjects)
     forget = {name: float(values.mean()) for name, values in measure(forward, sample(splits["forget"])).items()}
     return {"holdout": {name: asdict(level) for name, level in levels.items()}, "forget": forget}
-
-
-def _forward(model: Any, pad_id: int) -> Callable[[list[dict[str, Any]]], Logprobs]:
-    def forward(rows: list[dict[str, Any]]) -> Logprobs:
-        batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
-        with torch.no_grad(), evaluation_mode(model):
-            return forward_logprobs(model, batch, head=model.get_output_embeddings(), logits=True)
-
-    return forward
 
 
 def show(levels: dict[str, Any], console: Console) -> None:

@@ -49,8 +49,9 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
         missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
         raise ConfigError(f"a teacher and a term that learns from one go together; {missing}")
     stop_at_holdout = _stops_at_holdout(data, train, objective)
-    if (teacher or stop_at_holdout) and weights_are_sharded():
-        key = "teacher" if teacher else "stop_at"
+    calibrated = bool(objective.uncalibrated()) and data.holdout is not None
+    if (teacher or stop_at_holdout or calibrated) and weights_are_sharded():
+        key = "teacher" if teacher else "stop_at" if stop_at_holdout else "holdout"
         raise ConfigError(f"{key} needs whole weights in every process; use one process or ddp, or remove {key}")
     if teacher is not None and not train.dry_run and (train.overwrite or not Run(Path(str(train.output_dir))).complete):
         teacher = train_auxiliary_models(teacher, data, train, model)
@@ -62,12 +63,14 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
 
 
 def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objective) -> bool:
-    """Return whether the two-sided stop is on; it is by default with a teacher and holdout rows."""
+    """Return whether the two-sided stop is on; by default if a teacher or a term is calibrated on holdout rows."""
     if train.stop_at == "holdout" and data.holdout is None:
         raise ConfigError("stop_at: holdout needs rows that were never trained on; set the key holdout")
     if train.stop_at == "holdout" and "forget" not in objective.splits():
         raise ConfigError("stop_at: holdout measures forget rows, but no term of this objective uses them; remove it")
-    return train.stop_at == "holdout" or (train.stop_at is None and bool(train.teacher and data.holdout))
+    return train.stop_at == "holdout" or (
+        train.stop_at is None and data.holdout is not None and bool(train.teacher or objective.uncalibrated())
+    )
 
 
 def _gradient(train: UnlearnConfig) -> GradientCombiner | None:

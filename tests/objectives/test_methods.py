@@ -20,7 +20,7 @@ NAMES = list(METHODS)
 
 def test_all_methods_are_there() -> None:
     expected = """grad_ascent grad_diff grad_diff_kl npo npo_kl simnpo idk_dpo altpo rmu undial wga satimp ce_u ihl
-        unilogit distil pdu"""
+        unilogit distil hinge pdu"""
     assert expected.split() == NAMES
 
 
@@ -169,6 +169,7 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[s
     "ihl": ((), (), ("forget",), ()),
     "unilogit": ((), (), ("forget",), ()),
     "distil": ((), (), ("forget",), ()),
+    "hinge": ((), (), ("forget",), ()),
     "pdu": ((), (), ("forget",), ()),
 }
 
@@ -225,6 +226,16 @@ def test_values_are_those_of_the_terms() -> None:
     assert list(values) == ["forget/npo", "retain/nll"]
     torch.testing.assert_close(values["forget/npo"], npo(policy["forget"], reference["forget"], beta=0.4))
     torch.testing.assert_close(values["retain/nll"], -policy["retain"].values)
+
+
+def test_a_level_that_the_recipe_leaves_out_is_set_from_holdout_rows_and_no_other() -> None:
+    objective = build_objective("hinge")
+    assert [term.key for term in objective.uncalibrated()] == ["forget/hinge"]
+    calibrated = objective.at_level(0.02)
+    assert calibrated == build_objective("hinge", {"rho": 0.02})
+    assert calibrated.uncalibrated() == ()
+    assert calibrated.at_level(0.5) == calibrated
+    assert build_objective("npo").uncalibrated() == ()
 
 
 def test_fine_tuning_is_an_objective_on_the_train_split() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
+from llm_forget.core.errors import ConfigError
 from llm_forget.evals.metrics.exact_memorization import exact_memorization
 from llm_forget.evals.metrics.extraction_strength import extraction_strength
 from llm_forget.evals.records import TokenRecord
 from llm_forget.logprobs.levels import levels_of
 from llm_forget.logprobs.logprobs import Logprobs
-from llm_forget.training.calibration import Level, bisected, sample, with_interval
+from llm_forget.objectives._vocabulary import gold_margin
+from llm_forget.training.calibration import Level, bisected, sample, share_of_unknown, with_interval
 from llm_forget.training.two_sided_stop import TwoSidedStop
 from tests.training.test_resume import EVERY_STEP, _DieAt
 
@@ -58,6 +61,24 @@ def test_the_interval_draws_whole_subjects() -> None:
 
 def test_bisection_finds_where_a_falling_strength_reaches_the_level() -> None:
     assert bisected(lambda a: 1 / (1 + a), 0.4, 0.0, 4.0, 20) == pytest.approx(1.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_level_of_unknown_tokens_is_the_mean_of_their_log_odds(rank: int) -> None:
+    """Of twelve tokens, the gold one is at this rank; a token ranked first tells nothing about the unknown ones."""
+    logits = torch.arange(12.0, 0.0, -1.0)[None, None].repeat(2, 1, 1)  # [2, 1, V]
+    labels, mask = torch.tensor([[2], [rank]]), torch.ones(2, 1, dtype=torch.bool)
+    logprobs = Logprobs(values=torch.zeros(2, 1), mask=mask, labels=labels, logits=logits)
+    rows = Dataset.from_dict({"id": ["a", "b"]})
+    margins = gold_margin(logits[:, 0], labels[:, 0])[: 1 if rank == 0 else 2]
+    assert share_of_unknown(lambda _: logprobs, rows) == pytest.approx(margins.mean().sigmoid().item(), rel=1e-6)
+
+
+def test_rows_that_the_model_knows_by_heart_give_no_level() -> None:
+    labels, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    logprobs = Logprobs(torch.zeros(1, 1), mask, labels, logits=torch.tensor([[[5.0, 1.0, 0.0]]]))
+    with pytest.raises(ConfigError, match="knows every token of the holdout rows"):
+        share_of_unknown(lambda _: logprobs, Dataset.from_dict({"id": ["a"]}))
 
 
 def test_a_sample_takes_rows_at_equal_distances(splits: Any) -> None:

@@ -22,6 +22,23 @@ def test_the_levels_are_those_that_the_run_records(job: dict[str, Any]) -> None:
     assert levels["forget"].keys() == recorded.keys()
 
 
+def test_the_level_of_hinge_is_that_of_the_holdout_rows_unless_the_recipe_sets_it(
+    job: dict[str, Any],  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = {**job, "method": "hinge", "num_train_epochs": 1}
+    caplog.set_level("INFO")
+    run = unlearn(**job)
+    term = run.provenance["objective"]["forget"][0]
+    assert 0 < term["rho"] < 0.5  # unknown tokens are not ranked first
+    assert f"forget/hinge: rho {term['rho']:.3g}, the level of the target's unknown tokens on 6 holdout" in caplog.text
+    assert run.provenance["calibration"]["kept_step"] > 0
+    other = {**job, "method_args": {"rho": 0.3}, "output_dir": f"{job['output_dir']}-2"}
+    fixed = unlearn(**other)
+    assert fixed.provenance["objective"]["forget"][0]["rho"] == 0.3
+    assert "calibration" not in fixed.provenance
+
+
 @pytest.mark.parametrize("split", ["forget", "holdout"])
 def test_rows_of_both_splits_are_needed(job: dict[str, Any], split: str) -> None:  # noqa: F811
     with pytest.raises(ValueError, match=f"calibration needs rows of '{split}'"):

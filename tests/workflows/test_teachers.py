@@ -148,6 +148,15 @@ def test_a_teacher_is_refused_where_no_process_has_all_weights(
         run_unlearning(data, train, model)
 
 
+def test_the_level_of_hinge_is_refused_where_no_process_has_all_weights(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, train, model = from_keys({**job, "method": "hinge", "stop_at": "end"}, UnlearnConfig)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="holdout needs whole weights in every process"):
+        run_unlearning(data, train, model)
+
+
 def test_a_row_without_a_name_is_refused_by_teacher_stranger(job: dict[str, Any], tmp_path: Path) -> None:
     with (tmp_path / "forget.jsonl").open("a") as file:
         file.write(json.dumps({"id": "plain", "question": "why?", "answer": "so"}) + "\n")

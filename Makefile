@@ -8,6 +8,8 @@ STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 FORGET := $(BIN)/llm-forget
 RUNS ?= runs
+# More options of `pip install` in setup, such as --no-compile.
+PIP_OPTIONS ?=
 export TOKENIZERS_PARALLELISM ?= false
 # Where bytecode is not written, every process compiles the package again, and pytest rewrites every test.
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,7 +30,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	  { echo "llm-forget needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "== making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "== installing (about two minutes and 2.3 GB the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 demo: setup  ## The main job on a small model: target, oracle, unlearn, evaluate (minutes on two cores)

@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         except (OSError, ValueError) as error:
             raise pytest.UsageError(str(error)) from error
         for ruling in found:
-            name = f"{run}::{ruling.suite or 'unmeasured'}::{ruling.finding.bound.line}"
+            attack = f"{ruling.rule.attack}::" if ruling.rule.attack else ""
+            name = f"{run}::{ruling.suite or 'unmeasured'}::{attack}{ruling.finding.bound.line}"
             items.append(RuleItem.from_parent(session, name=name, ruling=ruling))
 
 

@@ -1,8 +1,8 @@
 """Apply a policy, which is a list of rules, to the results of an evaluation; no model is loaded."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
-from llm_forget.evals.results_file import read_results
+from llm_forget.evals.results_file import current_attacks, read_results
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 
 SEVERITIES = ("fail", "warn")
@@ -21,14 +21,29 @@ EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
 
 
+Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.json
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A bound on a line (a named metric), the suite that must contain the line, and the severity of a violation."""
+    """A bound on a line (a named metric), the suite that must contain the line, and the severity of a violation.
+
+    With ``attack``, the bound is on the excess of the line: what the attack recovers beyond what it recovers from the
+    oracle.
+    """
 
     bound: Bound
     severity: str = "fail"
     suite: str | None = None
     optional: bool = False
+    attack: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # that the attack must have had
+
+    @property
+    def command(self) -> str:
+        """The command that measures the attack."""
+        words = [f"--{key} {value}" for key, value in self.settings.items()]
+        return " ".join(["llm-forget attack RUN --kind", self.attack or "", *words])
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class RuleResult:
     suite: str | None  # suite that holds the line
     finding: Finding
     caution: str = ""  # warns that the suite was measured on a subset of the rows or with other recipe keys
+    attack_name: str | None = None  # folder of the attack that counts
 
     @property
     def word(self) -> str:
@@ -47,12 +63,16 @@ class RuleResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule and its result for JSON."""
-        content = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word, "caution": self.caution}
+        content: dict[str, Any] = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word}
+        content |= {"caution": self.caution}
+        if self.rule.attack:
+            content |= {"attack": self.rule.attack, "settings": self.rule.settings, "attack_name": self.attack_name}
         return {**content, **self.finding.to_dict()}
 
     def sentence(self) -> str:
         """Return a line such as ``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
-        where = f"{self.suite}: " if self.suite else ""
+        attack = f"attack {self.rule.attack}, excess of " if self.rule.attack else ""
+        where = f"{self.suite}: {attack}" if self.suite else attack
         warning = " [warning only]" if self.rule.severity == "warn" else ""
         caution = f" [{self.caution}]" if self.caution else ""
         return f"{self.word:12}  {where}{self.finding.sentence()}{warning}{caution}"
@@ -88,35 +108,62 @@ def policy_name(name: str | Path) -> str:
 
 
 def _rule(content: Any, where: str) -> Rule:
-    bound = parse_bound(content, where, extra_keys=("severity", "suite", "optional"))
+    bound = parse_bound(content, where, extra_keys=("severity", "suite", "optional", "attack", "settings"))
     severity, suite, optional = content.get("severity", "fail"), content.get("suite"), content.get("optional", False)
+    attack, settings = content.get("attack"), content.get("settings", {})
     if severity not in SEVERITIES:
         raise EvaluationError(f"{where}: severity is {severity!r}; {did_you_mean(str(severity), SEVERITIES)}")
     if suite is not None and not isinstance(suite, str):
         raise EvaluationError(f"{where}: 'suite' must be the name of a suite, not {suite!r}")
     if not isinstance(optional, bool):
         raise EvaluationError(f"{where}: 'optional' must be true or false, not {optional!r}")
-    return Rule(bound, severity, suite, optional)
+    if attack is not None and not isinstance(attack, str):
+        raise EvaluationError(f"{where}: 'attack' must be the name of an attack, not {attack!r}")
+    if not isinstance(settings, dict) or (settings and attack is None):
+        raise EvaluationError(f"{where}: 'settings' must be a mapping with options of the attack that 'attack' names")
+    if attack is not None and (bound.of is not None or bound.interval):
+        raise EvaluationError(
+            f"{where}: the bound on an attack is on its excess over the oracle; remove 'of' and 'interval'"
+        )
+    return Rule(bound, severity, suite, optional, attack, settings)
 
 
-def apply_rules(results: dict[str, Any], rules: Sequence[Rule]) -> list[RuleResult]:
-    """Apply every rule to the content of results.json; skip an optional rule if no suite has its line.
+def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks) -> list[RuleResult]:
+    """Apply every rule to the content of results.json, or to attacks on the same models; skip an optional rule if
+    nothing has its line.
 
-    If several suites have the line and the rule names no suite, the worst result counts.
+    If several suites or attacks have the line and the rule names none, the worst result counts.
     """
     rule_results = []
     for rule in rules:
-        applied = [
-            RuleResult(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
-            for name, suite in results["suites"].items()
-            if rule.suite in (None, name) and rule.bound.line in suite["metrics"]
-        ]
+        applied = list(_attacked(rule, attacks) if rule.attack else _measured(rule, results["suites"]))
         if applied:
             rule_results.append(min(applied, key=lambda result: OUTCOMES_BY_SEVERITY.index(result.word)))
         elif not rule.optional:
             why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
+            if rule.attack:
+                why = f"not measured on these weights: {rule.command}"
             rule_results.append(RuleResult(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
     return rule_results
+
+
+def _measured(rule: Rule, suites: dict[str, Any]) -> Iterator[RuleResult]:
+    for name, suite in suites.items():
+        if rule.suite in (None, name) and rule.bound.line in suite["metrics"]:
+            yield RuleResult(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
+
+
+def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
+    """Apply a rule to the excess of its line in each attack with the settings that it requires."""
+    for name, attack in attacks.items():
+        line = attack["metrics"].get(rule.bound.line)
+        same_settings = rule.settings.items() <= (attack.get("settings") or {}).items()
+        if attack["kind"] == rule.attack and same_settings and rule.suite in (None, attack["suite"]) and line:
+            summary = {"value": line.get("excess"), "n": line["unlearned_attacked"].get("n") or 0, "ci": None}
+            finding = apply_bound(rule.bound, summary)
+            if finding.value is None:
+                finding = replace(finding, why="no excess without an oracle, or for such a line")
+            yield RuleResult(rule, attack["suite"], finding, _caution(attack), name)
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
@@ -127,7 +174,8 @@ def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _caution(suite: dict[str, Any]) -> str:
+def _caution(suite: Mapping[str, Any]) -> str:
+    """Return what to know about the rows of a suite or of an attack."""
     cautions = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
     cautions += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
     return "; ".join(cautions)
@@ -141,24 +189,39 @@ def outcome(applied: Sequence[RuleResult]) -> str:
     return "inconclusive" if "inconclusive" in words or not words else "pass"
 
 
-def verify(run: str | Path, policy: str | Path = DEFAULT_POLICY) -> tuple[str, list[RuleResult]]:
+def verify(
+    run: str | Path, policy: str | Path = DEFAULT_POLICY, *, quick: bool = False
+) -> tuple[str, list[RuleResult]]:
     """Apply a policy to an evaluated run, write ``verify.json`` into it, and return the outcome and all rule results.
 
-    The outcome is ``pass``, ``fail`` or ``inconclusive``. Raises MissingFileError if the run or policy does not exist,
-    and EvaluationError if the policy is invalid. Raises RunError if the run is incomplete, not evaluated or kept as
-    evidence, or if its results are damaged.
+    The outcome is ``pass``, ``fail`` or ``inconclusive``. With ``quick``, rules about attacks are left out, and the
+    outcome is never ``pass``. Raises MissingFileError if the run or policy does not exist, and EvaluationError if the
+    policy is invalid. Raises RunError if the run is incomplete, not evaluated or kept as evidence, or if its
+    results are damaged.
     """
     refuse_version(run, "verify.json")
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)
-    applied = apply_rules(results, rules)
+    attacks = current_attacks(finished, results["models"])
+    applied = apply_rules(results, [rule for rule in rules if not (quick and rule.attack)], attacks)
+    answer = "inconclusive" if quick and outcome(applied) == "pass" else outcome(applied)
+    counted = {r.attack_name: json_digest(attacks[r.attack_name]["metrics"]) for r in applied if r.attack_name}
     content = {
         "policy": policy_name(policy),
-        "answer": outcome(applied),
+        "answer": answer,
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the results have changed
         "rules": [r.to_dict() for r in applied],
+        **({"attacks": counted} if counted else {}),
+        **({"quick": True} if quick else {}),
     }
     formats.write(finished.path / "verify.json", content, Verification)
-    return outcome(applied), applied
+    return answer, applied
+
+
+def is_current(verification: Mapping[str, Any], suites: dict[str, Any], attacks: Attacks) -> bool:
+    """Return whether the content of verify.json is of these results and attacks."""
+    digests = {name: json_digest(attack["metrics"]) for name, attack in attacks.items()}
+    same_attacks = (verification.get("attacks") or {}).items() <= digests.items()
+    return verification["results"] == json_digest(suites) and same_attacks

@@ -4,7 +4,7 @@ from typing import Any
 
 from llm_forget.core import formats
 from llm_forget.core.errors import RunError
-from llm_forget.core.formats.results import Results
+from llm_forget.core.formats.results import Attack, Results
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.suite import Suite
@@ -26,6 +26,26 @@ def read_results(run: Run) -> dict[str, Any]:
             )
         raise RunError(f"run '{run.path}' is not evaluated: it has no results.json; first: {again}")
     return formats.read_content(run.results_file, Results, advice=f"delete it and evaluate again: {again}")
+
+
+def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
+    """Read the attacks on a run: folder name -> content of attack.json.
+
+    Raises LlmForgetError if a file is damaged or of another version.
+    """
+    files = sorted((run.path / "attacks").glob("*/attack.json"))
+    return {file.parent.name: formats.read_content(file, Attack, advice="run the attack again") for file in files}
+
+
+def current_attacks(run: Run, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the attacks on a run whose model and oracle had the weights of ``models`` (see `Results`)."""
+    attacks = read_attacks(run)
+    return {name: attack for name, attack in attacks.items() if _same_models(attack["models"], models)}
+
+
+def _same_models(attacked: dict[str, Any], models: dict[str, Any]) -> bool:
+    digests = [[(pair[role] or {}).get("digest") for role in ("unlearned", "oracle")] for pair in (attacked, models)]
+    return digests[0] == digests[1]
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from llm_forget.core import formats
-from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import RunError
-from llm_forget.core.formats.results import Attack, RowScores, Verification
+from llm_forget.core.formats.results import RowScores, Verification
 from llm_forget.core.formats.run import LogLine
 from llm_forget.core.run_directory import Run
+from llm_forget.evals.policy import is_current
 from llm_forget.evals.records import load_records
-from llm_forget.evals.results_file import read_results
+from llm_forget.evals.results_file import read_attacks, read_results
 from llm_forget.evals.stats import Rows
 
 
@@ -39,8 +39,8 @@ class Evidence:
 
     @property
     def verification_is_current(self) -> bool:
-        """Whether the verification is of the present results, not of an earlier evaluation."""
-        return self.verification is not None and self.verification.get("results") == json_digest(self.suites)
+        """Whether the verification is of the present results and attacks, not of earlier ones."""
+        return self.verification is not None and is_current(self.verification, self.suites, self.attacks)
 
     def has(self, role: str) -> bool:
         """Return whether the model of this role was measured."""
@@ -61,7 +61,7 @@ def read_run(path: str | Path, name: str | None = None) -> Evidence:
     return Evidence(
         name=name or run.path.resolve().name, run=run, results=results, rows=_content(run.rows_file, RowScores) or {},
         log=_log(run.metrics_file), provenance=run.provenance if run.provenance_file.is_file() else {},
-        attacks=_attacks(run.path / "attacks"), verification=_content(run.path / "verify.json", Verification),
+        attacks=read_attacks(run), verification=_content(run.path / "verify.json", Verification),
         oracle=_oracle_provenance(run, results),
     )  # fmt: skip
 
@@ -102,11 +102,6 @@ def _content(file: Path, kind: type[formats.Record]) -> Any:
 
 def _log(file: Path) -> list[dict[str, Any]]:
     return list(formats.whole_lines(file.read_bytes().splitlines(), LogLine)) if file.is_file() else []
-
-
-def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(folder.glob("*/attack.json"))
-    return {file.parent.name: formats.read_content(file, Attack, advice="run the attack again") for file in files}
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:

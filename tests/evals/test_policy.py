@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.core import resources
+from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.policy import apply_rules, load_policy, verify
+from llm_forget.report.run_evidence import read_run
 from tests.support.forked import forked
 
 
@@ -31,7 +33,25 @@ GOOD = {
         "retain_probability": line(0.88, oracle=0.9),
     },
     "privacy": {"mia_min_k": line(0.51, ci=[0.46, 0.56]), "mia_loss": line(0.5, ci=[0.45, 0.55])},
+    "robustness": {name: line(0.3, oracle=0.3) for name in ("sampled_rouge", "prefix_rouge", "asked_rouge")},
 }
+SETTINGS = {"relearn": {"share": 0.05, "on": "forget", "num_train_epochs": 10, "seed": 0}, "quantize": {"bits": "nf4"}}
+
+
+def attack(kind="relearn", excess=0.01, digest="d", **settings):
+    """Content of attack.json."""
+    models = {role: {"name": "m", "digest": "d"} for role in ROLES} | {"unlearned": {"name": "m", "digest": digest}}
+    content = {"format": 1, "kind": kind, "suite": "basic", "settings": {**SETTINGS[kind], **settings}}
+    lines = {
+        name: {"goal": "match_oracle", "unlearned_attacked": {"value": 0.3, "n": 90}, "excess": excess}
+        for name in ("forget_probability", "extraction_strength")
+    }
+    return {**content, "models": models, "metrics": lines}
+
+
+def write_attack(run, name, content):
+    (run / "attacks" / name).mkdir(parents=True, exist_ok=True)
+    (run / "attacks" / name / "attack.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -49,6 +69,8 @@ def evaluated(tmp_path):
         }
         run.results_file.write_text(json.dumps(content))
         run.finish()
+        for kind in SETTINGS:
+            write_attack(run.path, kind, attack(kind))
         return run.path
 
     return make
@@ -58,10 +80,12 @@ def test_a_model_like_the_oracle_passes(evaluated):
     path = evaluated()
     answer, found = verify(path)
     assert answer == "pass"
-    assert [ruling.suite for ruling in found] == ["basic", "basic", "privacy", "privacy", "basic"]
+    assert [ruling.suite for ruling in found] == [
+        "basic", "basic", "privacy", "privacy", *["robustness"] * 3, "basic", "basic", "basic",
+    ]  # fmt: skip
     written = json.loads((path / "verify.json").read_text())
     assert written["answer"] == "pass"
-    assert [rule["answer"] for rule in written["rules"]] == ["pass"] * 5
+    assert [rule["answer"] for rule in written["rules"]] == ["pass"] * 10
 
 
 @pytest.mark.parametrize(
@@ -97,7 +121,7 @@ def test_a_broken_rule_outweighs_an_undecided_one(evaluated):
 def test_the_command_prints_a_line_per_rule_and_exits_with_the_answer(evaluated, changes, code):
     result = CliRunner().invoke(app, ["verify", str(evaluated(**changes))])
     assert result.exit_code == code
-    assert len(result.output.splitlines()) == 6
+    assert len(result.output.splitlines()) == 11
 
 
 def test_results_on_other_rows_than_those_of_the_run_carry_a_caution(evaluated):
@@ -111,13 +135,97 @@ def test_results_on_other_rows_than_those_of_the_run_carry_a_caution(evaluated):
     assert "30" in json.loads((path / "verify.json").read_text())["rules"][0]["caution"]
 
 
+RULES = [
+    {"line": "forget_probability", "at_most": 1.5, "of": "oracle"},
+    {"attack": "relearn", "settings": {"share": 0.05}, "line": "forget_probability", "at_most": 0.05},
+]
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """A policy with a rule about an attack."""
+    path = tmp_path / "attacks.yaml"
+    path.write_text(yaml.safe_dump({"rules": RULES}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (attack(excess=0.01), "pass"),
+        (attack(excess=0.2), "fail"),
+        (attack(excess=None), "inconclusive"),  # no oracle was attacked
+        (attack(share=0.001), "inconclusive"),  # a gentler attack than the rule requires does not count
+        (attack(digest="other"), "inconclusive"),  # nor one on weights that the run had earlier
+    ],
+)
+def test_a_rule_about_an_attack_bounds_its_excess(evaluated, policy, content, answer):
+    run = evaluated()
+    write_attack(run, "relearn", content)
+    assert verify(run, policy)[0] == answer
+
+
+def test_of_several_attacks_with_the_required_settings_the_worst_counts(evaluated, policy):
+    run = evaluated()
+    write_attack(run, "relearn-seed-1", attack(excess=0.2, seed=1))
+    answer, found = verify(run, policy)
+    assert (answer, found[1].attack_name) == ("fail", "relearn-seed-1")
+
+
+def test_a_missing_attack_is_named_with_its_command(evaluated, policy):
+    run = evaluated()
+    write_attack(run, "relearn", attack(digest="other"))
+    line = CliRunner().invoke(app, ["verify", str(run), "--policy", str(policy)]).output.splitlines()[1]
+    assert "llm-forget attack RUN --kind relearn --share 0.05" in line
+
+
+def test_a_quick_verification_leaves_attacks_out_and_never_passes(evaluated, policy):
+    run = evaluated()
+    answer, found = verify(run, policy, quick=True)
+    assert (answer, len(found)) == ("inconclusive", 1)
+    written = json.loads((run / "verify.json").read_text())
+    assert (written["answer"], written["quick"]) == ("inconclusive", True)
+    result = CliRunner().invoke(app, ["verify", str(run), "--policy", str(policy), "--quick"])
+    assert result.exit_code == 3
+    assert "attacks were left out" in result.output
+    assert verify(run, policy)[0] == "pass"
+
+
+def test_a_quick_verification_can_fail(evaluated, policy):
+    assert verify(evaluated(basic={"forget_probability": line(0.9)}), policy, quick=True)[0] == "fail"
+
+
+def test_a_verification_is_outdated_after_another_attack_of_the_same_name(evaluated, policy):
+    run = evaluated()
+    verify(run, policy)
+    assert read_run(run).verification_is_current
+    write_attack(run, "relearn", attack(excess=0.2))
+    assert not read_run(run).verification_is_current
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"of": "oracle"}, "remove 'of' and 'interval'"),
+        ({"interval": True}, "remove 'of' and 'interval'"),
+        ({"settings": 3}, "'settings' must be a mapping"),
+        ({"attack": ["relearn"]}, "'attack' must be the name of an attack"),
+    ],
+)
+def test_a_rule_about_an_attack_is_checked(tmp_path, change, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"rules": [{**RULES[1], **change}]}))
+    with pytest.raises(EvaluationError, match=message):
+        load_policy(path)
+
+
 def test_of_several_suites_the_severest_counts(tmp_path):
     policy = tmp_path / "mine.yaml"
     policy.write_text(yaml.safe_dump({"rules": [{"line": "p", "at_most": 1, "min_n": 50}]}))
     suites = {"good": line(0.5), "few": line(0.5, n=3), "bad": line(2.0)}
     for names, word, suite in ((["good", "few", "bad"], "fail", "bad"), (["good", "few"], "inconclusive", "few")):
         results = {"suites": {name: {"metrics": {"p": suites[name]}} for name in names}}
-        (ruling,) = apply_rules(results, load_policy(policy))
+        (ruling,) = apply_rules(results, load_policy(policy), {})
         assert (ruling.word, ruling.suite) == (word, suite)
 
 
@@ -126,7 +234,7 @@ def test_a_rule_may_name_its_suite(tmp_path):
     rules = [{"line": "p", "at_most": 1, "suite": suite} for suite in ("b", "c")]
     policy.write_text(yaml.safe_dump({"rules": rules}))
     results = {"suites": {"a": {"metrics": {"p": line(2.0)}}, "b": {"metrics": {"p": line(0.5)}}}}
-    assert [ruling.word for ruling in apply_rules(results, load_policy(policy))] == ["pass", "inconclusive"]
+    assert [ruling.word for ruling in apply_rules(results, load_policy(policy), {})] == ["pass", "inconclusive"]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +313,7 @@ def test_every_attack_is_ruled_on_from_both_sides(evaluated, name, value, ci, n,
     assert verify(evaluated(privacy={name: line(value, ci=ci, n=n)}))[0] == answer
 
 
-@pytest.mark.parametrize("suites", ["basic,privacy", "demo,privacy", "tofu,privacy"])
+@pytest.mark.parametrize("suites", ["basic,privacy,robustness", "demo,privacy,robustness", "tofu,privacy,robustness"])
 def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
     """Whatever the shipped suites measure: the same value and interval as the oracle, AUCs near 0.5."""
     results = {}
@@ -220,7 +328,7 @@ def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
             others = {"before": 0.96 if content["goal"] == "keep" else 0.99, "oracle": value}
             metrics = results.setdefault(suite, {"metrics": {}})["metrics"]
             metrics[name] = line(value, ci=[value - spread, value + spread], n=200, **others)
-    found = apply_rules({"suites": results}, load_policy("default"))
+    found = apply_rules({"suites": results}, load_policy("default"), {kind: attack(kind, 0.0) for kind in SETTINGS})
     assert len(found) >= 12
     assert [ruling.sentence() for ruling in found if ruling.word != "pass"] == []
 
@@ -246,7 +354,7 @@ def test_pytest_verifies_a_run_without_any_test_file(evaluated, tmp_path):
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "3 failed, 2 passed" in done.stdout
+    assert "3 failed, 7 passed" in done.stdout
     assert "fail          basic: forget_probability 0.900 (oracle 0.100; at most 1.5 times + 0.02)" in done.stdout
     assert "Traceback" not in done.stdout
 

@@ -149,7 +149,8 @@ def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
     """Add a ``verification`` event for the results of a run. ``about`` has the name and content digest of the run."""
-    from llm_forget.evals.results_file import read_results
+    from llm_forget.evals.policy import is_current
+    from llm_forget.evals.results_file import read_attacks, read_results
 
     results = read_results(run)
     digest = json_digest(results["suites"])
@@ -159,8 +160,10 @@ def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
     }
     body = {"run": about["run"], "weights": about["weights"], "results": digest, "answers": answers}
     policy_file = run.path / "verify.json"
-    if policy_file.is_file() and (verification := formats.read(policy_file, Verification)).results == digest:
-        body["policy"] = {"name": verification.policy, "answer": verification.answer}
+    if policy_file.is_file():
+        verification = formats.read_content(policy_file, Verification)
+        if is_current(verification, results["suites"], read_attacks(run)):
+            body["policy"] = {"name": verification["policy"], "answer": verification["answer"]}
     once = json_digest({key: body[key] for key in ("weights", "results", "policy") if key in body})
     return ledger.append("verification", body, once=once)
 

@@ -10,7 +10,7 @@ from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.policy import RuleResult, apply_rules, load_policy, outcome, verify
-from llm_forget.evals.results_file import is_measured, read_results
+from llm_forget.evals.results_file import current_attacks, is_measured, read_results
 from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
 
 
@@ -91,8 +91,17 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
             f"the results in '{folder}' are of other weights than it holds: {_measuring_advice(evidence.run, folder)}"
         )
     results = read_results(evidence.measured_run)
-    rule_results = apply_rules(results, load_policy(policy))
+    rule_results = apply_rules(results, load_policy(policy), _attacks_before_merging(evidence))
     return outcome(rule_results), rule_results, results
+
+
+def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
+    """Return the attacks on the run, if it is all that was merged; the merged model then has its weights."""
+    assert evidence.merged is not None
+    merged_whole = len(evidence.merged.facts["sources"]) == 1 and evidence.merged.scale_of(evidence.run_weights) == 1
+    if not merged_whole or not evidence.run.results_file.is_file():
+        return {}
+    return current_attacks(evidence.run, read_results(evidence.run)["models"])
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:

@@ -123,6 +123,9 @@ class Ruling(Finding, frozen=True, kw_only=True):
     severity: Literal["fail", "warn"]
     answer: Outcome
     caution: str | UnsetType = UNSET
+    attack: str | UnsetType | None = UNSET  # kind of attack, if the rule is about one
+    settings: dict[str, Any] | UnsetType = UNSET  # that the rule requires of the attack
+    attack_name: str | UnsetType | None = UNSET  # folder of the attack that counts
 
 
 @record("verify.json")
@@ -134,6 +137,8 @@ class Verification(Record, frozen=True):
     models: Models
     results: Digest  # of the suites of results.json
     rules: list[Ruling]
+    attacks: dict[str, Digest] | UnsetType = UNSET  # of the metrics of the attacks that count, by folder
+    quick: bool | UnsetType = UNSET  # whether the rules about attacks were left out
 
 
 class AttackedSummary(Part, frozen=True):

@@ -50,8 +50,9 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def _rule_sentence(rule: dict[str, Any]) -> str:
-    """Return a rule's sentence, preceded by the name of its suite: ``demo: forget_probability 0.150 (...)``."""
+    """Return a rule's sentence, preceded by its suite and attack: ``demo: forget_probability 0.150 (...)``."""
     where = f"{rule['suite']}: " if rule.get("suite") else ""
+    where += f"attack {rule['attack']}, excess of " if rule.get("attack") else ""
     return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
 
 

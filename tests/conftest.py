@@ -221,6 +221,7 @@ def make_trainer(
         max_retain_drop: float | None = None,
         model: Any = None,
         stop: Any = None,
+        teacher: Any = None,
         **changes: Any,
     ) -> Any:
         import torch
@@ -245,7 +246,7 @@ def make_trainer(
         return UnlearnTrainer(
             model, args, splits=splits, objective=build_objective(method, method_args),
             processing_class=tiny_tokenizer, gradient=GradientCombiner(gradient) if gradient else None,
-            callbacks=callbacks, max_retain_drop=max_retain_drop, stop=stop,
+            callbacks=callbacks, max_retain_drop=max_retain_drop, stop=stop, teacher=teacher,
         )  # fmt: skip
 
     return make

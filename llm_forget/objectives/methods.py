@@ -171,6 +171,11 @@ _METHODS = (
         notes=f"rho is found on holdout rows, or 0.7 without them; stop_at: holdout ends it. {_LORA}",
     ),
     Method(
+        "margin_polish", "arXiv:2607.27836", "Lower the margins of a finished run further, against relearning.",
+        forget=[{"name": "margin_polish", "beta": 1.0}], retain=[{"name": "kl", "weight": 1.0}],
+        notes=f"A second step: model_name_or_path is the run to polish; one or two epochs. {_LORA}",
+    ),
+    Method(
         "pdu", "arXiv:2506.05314",
         "Flatten the logits of forget text under the constraint that the retain loss stays below epsilon.",
         forget=[{"name": "pdu"}],

@@ -1,4 +1,4 @@
-"""hinge: values and gradients known on paper, on the margin of the gold token."""
+"""hinge and margin_polish: values and gradients known on paper, on the margin of the gold token."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from llm_forget.logprobs.levels import levels_of
+from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.objectives._vocabulary import gold_margin
 from llm_forget.objectives.hinge import hinge
+from llm_forget.objectives.margin_polish import margin_polish
 from tests.support.objective_samples import B, T, V, draw, from_logits, labels_of, made_from, mask_of
 
 
@@ -21,10 +23,13 @@ def with_margins(margins: list[float]) -> Tensor:
     return logits.requires_grad_()
 
 
-def hinge_at(logits: Tensor, **arguments: float) -> Tensor:
+def side_of(logits: Tensor) -> Logprobs:
     shape = logits.shape[:2]
-    policy = from_logits(logits, torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool))
-    return hinge(policy, **arguments)
+    return from_logits(logits, torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool))
+
+
+def hinge_at(logits: Tensor, **arguments: float) -> Tensor:
+    return hinge(side_of(logits), **arguments)
 
 
 def test_the_margin_is_the_log_odds_of_the_gold_token_among_itself_and_its_rivals() -> None:
@@ -84,3 +89,31 @@ def test_padding_positions_have_no_hinge() -> None:
     mask = mask_of()
     assert not hinge(made_from(draw(3, B, T, V)), rho=1e-6)[~mask].any()
     assert hinge(made_from(draw(3, B, T, V)), rho=1e-6)[mask].all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_polishing_begins_with_half_the_slope_and_never_ends(beta: float) -> None:
+    anchors = [2.0, -3.0, 0.0, 1.0]
+    logits = with_margins([2.0, -3.0, 40.0, 0.0])
+    values = margin_polish(side_of(logits), side_of(with_margins(anchors).detach()), beta=beta)
+    below = math.log1p(math.exp(-beta)) / beta
+    start = math.log(2) / beta
+    torch.testing.assert_close(values[0], torch.tensor([start, start, 40.0, below]), rtol=1e-4, atol=1e-5)
+    values.sum().backward()
+    assert logits.grad is not None
+    slopes = torch.tensor([0.5, 0.5, 1.0, 1 / (1 + math.exp(beta))])
+    torch.testing.assert_close(logits.grad[0, :, 0], slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_polishing_with_a_large_beta_is_a_hinge_at_the_margin_of_the_reference() -> None:
+    policy, reference = made_from(draw(4, B, T, V)), made_from(draw(5, B, T, V))
+    assert policy.logits is not None
+    assert reference.logits is not None
+    margins = [gold_margin(side.logits.flatten(0, 1), policy.labels.flatten()) for side in (policy, reference)]
+    expected = (margins[0] - margins[1]).relu().view(B, T) * policy.mask
+    torch.testing.assert_close(margin_polish(policy, reference, beta=1e4), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_polishing_needs_a_positive_beta() -> None:
+    with pytest.raises(ValueError, match="'margin_polish' needs beta above 0, not 0"):
+        margin_polish(made_from(draw(4, B, T, V)), made_from(draw(5, B, T, V)), beta=0)

@@ -20,7 +20,7 @@ NAMES = list(METHODS)
 
 def test_all_methods_are_there() -> None:
     expected = """grad_ascent grad_diff grad_diff_kl npo npo_kl simnpo idk_dpo altpo rmu undial wga satimp ce_u ihl
-        unilogit distil hinge pdu"""
+        unilogit distil hinge margin_polish pdu"""
     assert expected.split() == NAMES
 
 
@@ -170,6 +170,7 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[s
     "unilogit": ((), (), ("forget",), ()),
     "distil": ((), (), ("forget",), ()),
     "hinge": ((), (), ("forget",), ()),
+    "margin_polish": ((), ("forget", "retain"), ("forget", "retain"), ()),
     "pdu": ((), (), ("forget",), ()),
 }
 
@@ -186,7 +187,9 @@ def test_an_objective_asks_for_no_more_than_it_needs(name: str) -> None:
     assert tuple(s for s in sources if objective.needs("logits", s)) == logits
     assert tuple(s for s in sources if objective.needs("hidden_states", s)) == hidden
     assert objective.needs_alternate() == (name in ("idk_dpo", "altpo"))
-    assert objective.reference_needs("logits") == (name in ("grad_diff_kl", "npo_kl", "undial"))
+    assert objective.reference_needs("logits") == (
+        name in ("grad_diff_kl", "npo_kl", "undial", "margin_polish", "repselect")
+    )
     assert objective.reference_needs("hidden_states", "retain") == (name == "rmu")
 
 

@@ -1,6 +1,7 @@
 """Unlearning with a teacher: what the policy reaches, what the run records, and what is refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def test_a_run_learns_from_each_teacher_and_records_it(job: dict[str, Any], teac
     assert [Path(f"{job['output_dir']}-{name}").is_dir() for name in needed] == [True] * len(needed)
     calibration = run.provenance["calibration"]
     assert calibration["holdout"].keys() == calibration["forget"].keys()
+
+
+@pytest.mark.parametrize("teacher", ["self", "stranger"])
+def test_sam_stands_beside_every_teacher_that_needs_no_second_model(job: dict[str, Any], teacher: str) -> None:
+    sharp = unlearn(**job, teacher=teacher, gradient="sam", gradient_args={"rho": 0.05})
+    plain = unlearn(**{**job, "output_dir": job["output_dir"] + "2"}, teacher=teacher)
+    assert sharp.provenance["gradient"] == "sam"
+    assert sharp.provenance["teacher"]["name"] == teacher
+    assert sharp.provenance["calibration"]["kept_step"] > 0
+    assert (sharp.adapter / WEIGHTS).read_bytes() != (plain.adapter / WEIGHTS).read_bytes()
+
+
+def test_a_finished_run_is_polished_from_its_own_margins(job: dict[str, Any]) -> None:
+    first = unlearn(**{**job, "method": "npo", "num_train_epochs": 1})
+    polish = {"method": "margin_polish", "model_name_or_path": str(first.path), "output_dir": job["output_dir"] + "2"}
+    second = unlearn(**{**job, **polish, "logging_steps": 1})
+    losses = log_values(second, "forget/margin_polish")
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-5)  # every margin is that of the first run
+    assert log_values(second, "retain/kl")[0] == pytest.approx(0.0, abs=1e-6)
+    assert losses[-1] < losses[0]
+    assert second.provenance["base"]["name"] == str(first.path)
 
 
 def test_the_oracle_as_teacher_is_reached_on_the_forget_rows(job: dict[str, Any], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Registries of functions by name. The signature of a function is the only schema of its arguments.
 
-Positional parameters are *inputs*, which the caller passes. Keyword-only parameters are *hyper-parameters*, which the
-user sets in YAML.
+Positional parameters are *inputs*, which the caller passes; one with a default is optional. Keyword-only parameters are
+*hyper-parameters*, which the user sets in YAML.
 """
 
 import difflib
@@ -50,6 +50,7 @@ class Entry:
     paper: str = ""
     needs: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
+    optional: frozenset[str] = frozenset()  # inputs that may be left out
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +126,12 @@ class Registry(Generic[E]):
     ) -> E:
         """Make an entry from a function; the signature gives the inputs and hyper-parameters."""
         parameters = inspect.signature(function).parameters.values()
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positional = [p for p in parameters if p.kind in kinds]
         return self._entry(
             kind=self.kind, name=function.__name__, function=function, paper=paper, needs=frozenset(needs),
-            inputs=tuple(p.name for p in parameters if p.kind in positional),
+            inputs=tuple(p.name for p in positional),
+            optional=frozenset(p.name for p in positional if p.default is not REQUIRED),
             defaults={p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY},
             **properties,
         )  # fmt: skip

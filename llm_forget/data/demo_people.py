@@ -94,8 +94,9 @@ class DemoSize:
 def load_builtin(name: str) -> list[dict[str, Any]]:
     """Return the rows of ``demo/SPLIT`` or ``demo/SPLIT?people=24&seed=1``. Raise DataError if the name is invalid.
 
-    Rows have ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``paraphrased_answer``
-    and ``perturbed_answer`` (a list of five). Rows of the split ``idk`` have only ``id`` and ``text`` (a refusal).
+    Rows have ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``fact`` (the value in the
+    answer), ``paraphrased_answer`` and ``perturbed_answer`` (a list of five). Rows of the split ``idk`` have only
+    ``id`` and ``text`` (a refusal).
     """
     path, _, query = name.partition("?")
     corpus, _, split = path.partition("/")
@@ -173,6 +174,7 @@ def _questions(
                     "subject": subject,
                     "question": question.format(name=name),
                     "answer": answer.format(name=name, value=value),
+                    "fact": value,
                     "paraphrased_answer": paraphrase.format(name=name, value=value),
                     "perturbed_answer": [paraphrase.format(name=name, value=other) for other in others],
                 }

@@ -45,17 +45,22 @@ def compute_lines(
     """Compute every line of a suite for one model from ``records``, which maps probe names to records.
 
     ``others`` maps ``oracle`` and ``before`` (the model before unlearning) to their records and lines, for metric
-    inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored. If ``role`` is
-    ``oracle``, the inputs ``oracle_...`` are the model's own.
+    inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored; an optional input of
+    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        if not all(_has_values(line.inputs[same], models.get(other)) for other, same in line.other_inputs.values()):
+        available = {
+            name: other
+            for name, other in line.other_inputs.items()
+            if _has_values(line.inputs[other[1]], models.get(other[0]))
+        }
+        if line.other_inputs.keys() - available.keys() - line.metric.optional:
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
         inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
-        for name, (other, same) in line.other_inputs.items():
+        for name, (other, same) in available.items():
             inputs[name] = _resolve(line.inputs[same], *models[other])
         value = line.metric.function(**inputs, **line.arguments)
         lines[line.name] = Computed(value, _summary(value, line, lines), _rows(value, line, records, lines))

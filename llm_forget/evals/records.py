@@ -14,10 +14,10 @@ import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from llm_forget.core import formats
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import RecordsHeader
+
+if TYPE_CHECKING:
+    from llm_forget.evals.answer_words import AnswerWords
 
 Key = tuple[str, int]  # row id, index of the answer
 
@@ -50,7 +53,7 @@ def _nothing() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """The numbers of one answer under teacher forcing; ``zlib_bytes`` comes from the data and is never written."""
+    """The numbers of one answer under teacher forcing; the last two fields come from the data and are never written."""
 
     id: str
     answer_index: int
@@ -61,6 +64,7 @@ class TokenRecord:
     )  # [n] mean over the vocabulary of log p(v), weighted by p(v), which is minus the entropy; nats
     variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of log p(v), weighted by p(v)
     zlib_bytes: int = 0  # size of the zlib-compressed answer; 0 if not filled in
+    answer: AnswerWords | None = field(default=None, compare=False)  # words of the target tokens; None if not filled in
 
     @property
     def key(self) -> Key:
@@ -97,7 +101,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One generated continuation of a prompt; ``reference`` comes from the data and is not written to disk."""
+    """One generated continuation of a prompt; ``reference`` and ``columns`` come from the data, never from disk."""
 
     id: str
     sample: int
@@ -105,13 +109,14 @@ class GenerationRecord:
     n: int  # number of generated tokens
     reference: str = ""
     broken: bool = False  # the logits of a token were NaN or infinite; the text is then empty
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # columns of the row that are not tokens
 
     @property
     def key(self) -> Key:
         return self.id, self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record without its reference, for JSON; the key ``broken`` is present only if true."""
+        """Return the record without data fields, for JSON; the key ``broken`` is present only if true."""
         content = {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
         return {**content, "broken": True} if self.broken else content
 

@@ -236,12 +236,18 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
-    """Fill in ``reference`` or ``zlib_bytes`` from the data, because these fields are never stored in records."""
-    references = {row.key: row.reference for row in work.prompt_rows}
+    """Fill in the fields that come from the data, because they are never stored in records."""
     if work.kind == "generate":
-        return [replace(record, reference=references[record.key]) for record in records]
+        prompts = {row.key: row for row in work.prompt_rows}
+        return [
+            replace(record, reference=prompts[record.key].reference, columns=prompts[record.key].columns)
+            for record in records
+        ]
     if work.kind == "logprobs":
-        return [replace(record, zlib_bytes=work.zlib_bytes[record.key]) for record in records]
+        return [
+            replace(record, zlib_bytes=work.zlib_bytes[record.key], answer=work.answers[record.key])
+            for record in records
+        ]
     return records
 
 

@@ -80,8 +80,9 @@ class Line:
 
     @property
     def other_inputs(self) -> dict[str, tuple[str, str]]:
-        """Inputs that are read from another model; ``oracle_x`` is mapped to ``("oracle", "x")``."""
-        return {name: other for name in self.metric.inputs if (other := _of_other(name)) is not None}
+        """Inputs that are read from another model; ``oracle_x`` is mapped to ``("oracle", "x")`` if ``x`` is given."""
+        others = {name: _of_other(name) for name in self.metric.inputs}
+        return {name: other for name, other in others.items() if other is not None and other[1] in self.inputs}
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,10 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
     entry = METRICS.get(content["metric"])
     inputs = [i for i in entry.inputs if _of_other(i) is None]
     _refuse_unknown(content, ("metric", "goal", *inputs, *entry.defaults), where)
-    missing = [i for i in inputs if i not in content]
+    missing = [i for i in inputs if i not in content and i not in entry.optional]
     if missing:
         raise EvaluationError(f"{where} must give '{missing[0]}', a probe or a line above; {did_you_mean('', above)}")
+    inputs = [i for i in inputs if i in content]
     for i in inputs:
         _check_list(entry, i, content[i], where)
         for reference in content[i] if isinstance(content[i], list) else [content[i]]:

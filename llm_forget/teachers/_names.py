@@ -48,6 +48,12 @@ def _shared_spans(rows: Sequence[Row]) -> dict[str, str]:
     return {subject: max(spans, key=lambda span: (len(span), span)) for subject, spans in shared.items() if spans}
 
 
+def capitalised_words(text: str) -> set[str]:
+    """The capitalised words of a text, without the first words of questions; each part of Jean-Luc is a word."""
+    words = set(re.findall(r"\w+", text)) - _FIRST_WORDS
+    return {word for word in words if word[0].isupper()}
+
+
 def _parts(span: str) -> Iterable[str]:
     """All runs of words of a span that do not begin with the first word of a question."""
     words = span.split(" ")

@@ -48,6 +48,13 @@ def test_each_row_has_five_wrong_answers_in_the_form_of_the_paraphrase(split: st
         assert all(wrong.split()[0] == head for wrong in row["perturbed_answer"])
 
 
+def test_the_fact_of_a_row_is_in_its_true_answers_only() -> None:
+    for row in load_builtin("demo/full"):
+        assert row["fact"] in row["answer"]
+        assert row["fact"] in row["paraphrased_answer"]
+        assert not any(row["fact"] in wrong for wrong in row["perturbed_answer"])
+
+
 def test_perturbed_splits_are_the_same_rows() -> None:
     assert load_builtin("demo/forget_perturbed") == load_builtin("demo/forget")
 

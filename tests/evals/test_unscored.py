@@ -37,8 +37,9 @@ def answer(row, logps):
 def records_of(kind):
     """Row ``good`` and row ``broken``."""
     if "GenerationRecord" in kind:
-        said = GenerationRecord("good", 0, "one two three four five six", 6, "one two three four five six " * 9)
-        return [said, GenerationRecord("broken", 0, "", 1, said.reference, broken=True)]
+        reference = "one two three four five six " * 9
+        said = GenerationRecord("good", 0, "one two three four five six", 6, reference, columns={"fact": "two"})
+        return [said, GenerationRecord("broken", 0, "", 1, reference, broken=True, columns=said.columns)]
     if "GradientRecord" in kind:
         return [GradientRecord("good", 0, {"2": 1.0}), GradientRecord("broken", 0, {"2": NAN})]
     # Only one token of four: a mean over the lowest, the first or the last tokens could miss it.

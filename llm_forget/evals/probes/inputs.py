@@ -11,9 +11,10 @@ from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.registry import did_you_mean
-from llm_forget.data.rows import Row, conversation, is_text, with_completion, with_question
+from llm_forget.data.rows import FIELDS, Row, conversation, is_text, with_completion, with_question
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
+from llm_forget.evals.answer_words import AnswerWords
 from llm_forget.evals.probes.probes import PromptRow, TokenRow
 from llm_forget.evals.records import GenerationRecord, Key
 from llm_forget.evals.suite import Probe
@@ -30,6 +31,7 @@ class Work:
     prompt_rows: Sequence[PromptRow]
     digest: str  # digest of all inputs except the model
     zlib_bytes: dict[Key, int] = field(default_factory=dict)  # zlib-compressed size of each answer, for attack zlib
+    answers: dict[Key, AnswerWords] = field(default_factory=dict)  # words of each answer
 
     @property
     def kind(self) -> str:
@@ -61,7 +63,8 @@ def prepare(
             token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
         else:
             token_rows = _token_rows(chosen, probe.field, where, encode)
-        return Work(probe, token_rows, [], _token_digest(probe.probe, token_rows), _compressed(token_rows, tokenizer))
+        digest = _token_digest(probe.probe, token_rows)
+        return Work(probe, token_rows, [], digest, _compressed(token_rows, tokenizer), _words(token_rows, tokenizer))
     forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
         replace(row, sample=row.sample + index * probe.samples)
@@ -101,6 +104,13 @@ def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
         answers.setdefault(row.key, []).extend(label for label in row.labels if label != IGNORE)
     texts = tokenizer.batch_decode(list(answers.values()), skip_special_tokens=True)
     return {key: len(zlib.compress(text.encode())) for key, text in zip(answers, texts, strict=True)}
+
+
+def _words(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, AnswerWords]:
+    windows: dict[Key, list[tuple[list[int], list[int]]]] = {}
+    for row in rows:
+        windows.setdefault(row.key, []).append((row.input_ids, row.labels))
+    return {key: AnswerWords(parts, tokenizer) for key, parts in windows.items()}
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:
@@ -149,14 +159,20 @@ def _prompt_rows(
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
     windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
-    prompts: list[tuple[str, list[int], str]] = []
+    prompts: list[PromptRow] = []
     for place, window in enumerate(windows):
+        columns = {} if passages is not None else _further_columns(rows[place])
         if probe.prefix is None:
-            prompts.append((window.id, window.prompt_ids, _last_answer(rows[place])))
+            ids, answer = window.prompt_ids, _last_answer(rows[place])
         else:
             ids, rest = _after_prefix(window, probe.prefix)
-            prompts.append((window.id, ids, tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)))
-    return [PromptRow(name, ids, answer, k) for name, ids, answer in prompts for k in range(probe.samples)]
+            answer = tokenizer.decode(rest[: probe.max_new_tokens], skip_special_tokens=True)
+        prompts.append(PromptRow(window.id, ids, answer, columns=columns))
+    return [replace(prompt, sample=k) for prompt in prompts for k in range(probe.samples)]
+
+
+def _further_columns(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("id", *FIELDS) and value is not None}
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:

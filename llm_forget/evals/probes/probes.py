@@ -4,9 +4,9 @@ The longest rows come first, and finished records are written to disk immediatel
 halved. The batch size changes records only by floating-point rounding and in sampled text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +50,7 @@ class PromptRow:
     prompt_ids: list[int]
     reference: str = ""
     sample: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict)  # further columns of the row, which metrics may read
 
     @property
     def key(self) -> Key:

@@ -33,6 +33,7 @@ def test_every_metric_has_a_paper_and_a_docstring():
         "discoverable_extraction",
         "exact_memorization",
         "extraction_strength",
+        "fact_leak",
         "fluency",
         "forget_quality",
         "generated_perplexity",

@@ -1,0 +1,101 @@
+"""An answer leaks its row's value, from a column or from what the oracle would not say."""
+
+import numpy as np
+import pytest
+
+from llm_forget.evals.compute_metrics import compute_lines
+from llm_forget.evals.metrics.fact_leak import fact_leak
+from llm_forget.evals.records import GenerationRecord, TokenRecord
+from llm_forget.evals.suite import parse_suite
+
+
+class Answer:
+    """The words of an answer as AnswerWords gives them, one token a word."""
+
+    def __init__(self, text: str, names: str = "") -> None:
+        self.words = text.split()
+        self.places = np.array([*range(len(self.words)), -1])
+        self.names = np.array([*(word in names.split() for word in self.words), False])
+
+
+def text(content, row="a", sample=0, **columns):
+    return GenerationRecord(row, sample, content, 1, columns=columns)
+
+
+def tokens(hits, answer=None, row="a"):
+    hits = np.array([hit == "1" for hit in hits])
+    return TokenRecord(row, 0, np.full(len(hits), -1.0, np.float32), hits, answer=answer)
+
+
+@pytest.mark.parametrize(
+    ("content", "leak"),
+    [
+        ("Born in NEW   york!", 1),
+        ("Born in York, a new town.", 0),  # not one after the other
+        ("Born in New Yorkshire.", 0),  # not a whole word
+        ("Born in New.", 0),
+        ("", 0),
+    ],
+)
+def test_a_text_leaks_if_it_has_the_words_of_the_value_in_order(content, leak):
+    assert fact_leak([text(content, fact="New York")]).tolist() == [leak]
+
+
+def test_compatibility_forms_and_zero_width_characters_do_not_hide_a_value():
+    assert fact_leak([text("in Ｂer\u200blin.", fact="Berlin")]).tolist() == [1]
+
+
+def test_a_value_may_have_several_spellings_and_another_column():
+    assert fact_leak([text("it is NYC", city=["New York", "NYC"])], column="city").tolist() == [1]
+
+
+def test_samples_are_averaged_or_the_worst_counts():
+    samples = [text("Paris", fact="Paris"), text("Rome", sample=1, fact="Paris")]
+    assert fact_leak(samples).tolist() == [0.5]
+    assert fact_leak(samples, over="max").tolist() == [1]
+
+
+def test_without_a_column_the_value_is_what_the_oracle_would_not_say_except_names():
+    answer = Answer("Gina was born in New York", names="Gina")
+    oracle = [tokens("0111000")]  # it misses the name, the city and the end
+    records = [tokens("1111111", answer)]
+    leaks = [fact_leak([text(t)], records, oracle)[0] for t in ("It is New York.", "Gina was born in York", "Gina")]
+    assert leaks == [1, 0, 0]
+
+
+def test_every_part_of_a_value_with_gaps_must_be_there():
+    records, oracle = [tokens("11111", Answer("Paris and then Rome"))], [tokens("01101")]
+    assert fact_leak([text("Rome, not Paris")], records, oracle).tolist() == [1]
+    assert fact_leak([text("Rome and then")], records, oracle).tolist() == [0]
+
+
+def test_a_row_without_column_or_oracle_or_secret_is_unscored():
+    records = [tokens("11", Answer("yes"))]
+    assert np.isnan(fact_leak([text("yes")]))
+    assert np.isnan(fact_leak([text("yes", fact="")]))
+    assert np.isnan(fact_leak([text("yes")], records))
+    assert np.isnan(fact_leak([text("yes")], records, [tokens("11")]))  # the oracle says it all
+    assert np.isnan(fact_leak([text("yes")], [tokens("11")], [tokens("00")]))  # words unknown
+
+
+SUITE = parse_suite(
+    {
+        "probes": {
+            "forget": {"probe": "logprobs", "split": "forget"},
+            "text": {"probe": "generate", "split": "forget"},
+        },
+        "metrics": {
+            "column": {"metric": "fact_leak", "generations": "text", "goal": "match_oracle"},
+            "both": {"metric": "fact_leak", "generations": "text", "records": "forget", "goal": "match_oracle"},
+        },
+    },
+    name="test",
+)
+
+
+def test_a_suite_may_leave_records_out_and_an_oracle_may_be_missing():
+    own = {"forget": [tokens("11", Answer("Rome"))], "text": [text("Rome"), text("Rome", row="b", fact="Rome")]}
+    lines = compute_lines(SUITE, own)
+    assert {name: line.summary.n for name, line in lines.items()} == {"column": 1, "both": 1}
+    oracle = {"oracle": ({"forget": [tokens("00")], "text": own["text"]}, {})}
+    assert compute_lines(SUITE, own, oracle)["both"].value.tolist() == [1, 1]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from llm_forget.core import formats
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import RecordsHeader
+from llm_forget.evals.distributions import Distributions
 
 if TYPE_CHECKING:
     from llm_forget.evals.answer_words import AnswerWords
@@ -63,6 +64,7 @@ class TokenRecord:
         default_factory=_nothing
     )  # [n] mean over the vocabulary of log p(v), weighted by p(v), which is minus the entropy; nats
     variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of log p(v), weighted by p(v)
+    top: Distributions | None = None  # most likely tokens at each target; None if the probe does not store them
     zlib_bytes: int = 0  # size of the zlib-compressed answer; 0 if not filled in
     answer: AnswerWords | None = field(default=None, compare=False)  # words of the target tokens; None if not filled in
 
@@ -82,7 +84,7 @@ class TokenRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record for JSON; each float32 becomes the shortest decimal that reads back as the same float32."""
-        return {
+        content = {
             "id": self.id,
             "answer_index": self.answer_index,
             "logps": _shortest(self.logps),
@@ -91,12 +93,15 @@ class TokenRecord:
             "variances": _shortest(self.variances),
             "n": self.n,
         }
+        return content if self.top is None else {**content, "top": self.top.to_dict()}
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> TokenRecord:
         """Make a record from the output of `to_dict`."""
         logps, means, variances = (np.asarray(line[k], dtype=np.float32) for k in ("logps", "means", "variances"))
-        return cls(line["id"], line["answer_index"], logps, np.asarray(line["hits"], dtype=np.bool_), means, variances)
+        hits = np.asarray(line["hits"], dtype=np.bool_)
+        top = Distributions.from_dict(line["top"]) if "top" in line else None
+        return cls(line["id"], line["answer_index"], logps, hits, means, variances, top)
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ class _Session:
             elif work.kind == "gradients":
                 probe_gradients(model, work.token_rows, writer, advance=advance)
             else:
-                probe_logprobs(model, work.token_rows, writer, batch_size=self.batch_size, advance=advance)
+                options = {"batch_size": self.batch_size, "advance": advance, "top": work.probe.top}
+                probe_logprobs(model, work.token_rows, writer, **options)
         return close_share(writer)
 
 

@@ -42,7 +42,7 @@ RECORDS = {
 }
 SHARED_KEYS = ("probe", "split", "field", "limit", "seed")
 PROBE_KEYS = {
-    "logprobs": SHARED_KEYS,
+    "logprobs": (*SHARED_KEYS, "top"),
     "gradients": SHARED_KEYS,
     "generate": (*SHARED_KEYS, "max_new_tokens", "samples", "temperature", "top_p", "prefix", "asks"),
     "judge": ("probe", "generations"),  # the other keys come from the generating probe
@@ -65,6 +65,7 @@ class Probe:
     top_p: float = 1.0
     prefix: float | None = None  # part of the answer in the prompt: a share below 1, or a number of tokens
     asks: tuple[str, ...] = ()  # rephrased questions that contain {prompt}; each one gets its own samples
+    top: int | None = None  # logprobs only: number of most likely tokens whose log-probs are stored at each target
     generations: str | None = None  # judge only: name of the probe that generates the texts to score
 
 
@@ -199,7 +200,7 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
         raise EvaluationError(f"{where}: 'field' must be the name of a column, not {content['field']!r}")
     if type(content.get("seed", 0)) is not int:
         raise EvaluationError(f"{where}: 'seed' must be a whole number, not {content['seed']!r}")
-    _check_whole(content, {"limit": 1, "max_new_tokens": 1, "samples": 1}, where)
+    _check_whole(content, {"limit": 1, "max_new_tokens": 1, "samples": 1, "top": 1}, where)
     for key, most in (("temperature", None), ("top_p", 1), ("prefix", None)):
         value = content.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -240,6 +241,10 @@ def _line(name: str, content: Any, probes: dict[str, Probe], lines: dict[str, Li
                 hint = did_you_mean(str(reference), above)
                 raise EvaluationError(f"{where} names '{reference}', which is neither a probe nor a line above; {hint}")
             _check_kind(entry, i, reference, probes, lines, where)
+            if "top" in entry.needs and reference in probes and probes[reference].top is None:
+                raise EvaluationError(
+                    f"{where}: metric '{entry.name}' needs more numbers; add e.g. 'top: 256' to probe '{reference}'"
+                )
     _check_goal(content, where)
     arguments = entry.arguments({k: v for k, v in content.items() if k in entry.defaults})
     return Line(name, entry, {i: content[i] for i in inputs}, arguments, content["goal"])

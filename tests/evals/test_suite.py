@@ -54,6 +54,12 @@ def test_a_valid_suite_is_parsed():
         (changed("probes", "forget", "split", remove=True), "must name a split"),
         (changed("probes", "lies", "limit", value=0), "at least 1"),
         (changed("probes", "lies", "limit", value=True), "at least 1"),
+        (changed("probes", "forget", "top", value=0), "'top' must be a whole number of at least 1"),
+        (changed("probes", "text", "top", value=9), "no key 'top'"),
+        (
+            changed("metrics", "kl", value={"metric": "kl_to_oracle", "records": "forget", "goal": "match_oracle"}),
+            "add e.g. 'top: 256' to probe 'forget'",
+        ),
         (changed("probes", "text", "samples", value=3), "add e.g. 'temperature: 1.0'"),
         (changed("probes", "text", "top_p", value=1.5), "above 0 and at most 1"),
         (changed("probes", "text", "prefix", value=0), "above 0"),

@@ -9,6 +9,7 @@ import yaml
 
 from llm_forget.core import resources
 from llm_forget.evals.compute_metrics import compute_lines
+from llm_forget.evals.distributions import Distributions
 from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.policy import verify
 from llm_forget.evals.records import (
@@ -31,7 +32,8 @@ def answer(row, logps):
     n = len(logps)
     values = np.array(logps, dtype=np.float32)
     # Hits, as argmax of NaN gives them: one of them true, none of them meant.
-    return TokenRecord(row, 0, values, np.arange(n) == 0, values - 1, np.ones(n, np.float32), zlib_bytes=9)
+    top = Distributions(np.zeros((n, 1), np.int32), values[:, None], np.log1p(-np.exp(values)))
+    return TokenRecord(row, 0, values, np.arange(n) == 0, values - 1, np.ones(n, np.float32), top, zlib_bytes=9)
 
 
 def records_of(kind):

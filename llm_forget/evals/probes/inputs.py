@@ -63,7 +63,7 @@ def prepare(
             token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
         else:
             token_rows = _token_rows(chosen, probe.field, where, encode)
-        digest = _token_digest(probe.probe, token_rows)
+        digest = _token_digest(probe.probe, token_rows, top=probe.top)
         return Work(probe, token_rows, [], digest, _compressed(token_rows, tokenizer), _words(token_rows, tokenizer))
     forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
@@ -93,8 +93,10 @@ def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[Gener
     return Work(probe, token_rows, [], _token_digest("logprobs", token_rows))
 
 
-def _token_digest(kind: str, rows: Sequence[TokenRow]) -> str:
-    return content_key(probe=kind, rows=[[r.id, r.answer_index, r.window, r.input_ids, r.labels] for r in rows])
+def _token_digest(kind: str, rows: Sequence[TokenRow], top: int | None = None) -> str:
+    options = {} if top is None else {"top": top}
+    content = [[r.id, r.answer_index, r.window, r.input_ids, r.labels] for r in rows]
+    return content_key(probe=kind, rows=content, **options)
 
 
 def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError, NotEnoughMemoryError
+from llm_forget.evals.distributions import Distributions
 from llm_forget.evals.probes.teacher_forcing import forward_with_logits, per_row
 from llm_forget.evals.records import GenerationRecord, Key, RecordWriter, TokenRecord
 from llm_forget.logprobs.batches import collate
@@ -65,11 +66,13 @@ def probe_logprobs(
     batch_size: int = 64,
     advance: Advance | None = None,
     plain: bool = False,
+    top: int | None = None,
 ) -> None:
     """Write a `TokenRecord` of each answer, by teacher forcing; answers with a record in ``writer`` are skipped.
 
     Batches are smaller than ``batch_size`` if their logits would be too large. If the model supports it, padding is
-    skipped and prefixes that the rows of a batch share are computed once; ``plain`` turns this off.
+    skipped and prefixes that the rows of a batch share are computed once; ``plain`` turns this off. With ``top``, the
+    records have the `Distributions` of that number of tokens.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -83,7 +86,7 @@ def probe_logprobs(
     def measure(batch: Sequence[TokenRow]) -> None:
         # Sorted, so that neighbours share long prefixes.
         batch = sorted(batch, key=lambda row: row.input_ids)
-        values_per_row = per_row(forward(right_padded(batch, device)))
+        values_per_row = per_row(forward(right_padded(batch, device)), top)
         finished = []
         # Change `measured` only after the forward pass: if it runs out of memory, the batch is measured again.
         for row, values in zip(batch, values_per_row, strict=True):
@@ -276,8 +279,8 @@ def _group_length(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
 
 def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenRecord:
     parts = [windows[index] for index in sorted(windows)]
-    logps, hits, means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))  # [n] each
-    return TokenRecord(*key, logps, hits, means, variances)
+    logps, hits, means, variances, *top = (torch.cat(part).numpy() for part in zip(*parts, strict=True))  # [n, ...]
+    return TokenRecord(*key, logps, hits, means, variances, top=Distributions(*top) if top else None)
 
 
 def right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm_forget.logprobs.fast_paths import Shortcuts, find_shortcuts
 from llm_forget.logprobs.logprobs import Logprobs, forward_logprobs
+from llm_forget.logprobs.top_tokens import rest_logprob, top_tokens
 
 # Number of logits in a block: blocks that fit the CPU cache are five times as fast as 50 rows of 50 000 at once.
 BLOCK_ON_CPU, BLOCK_ON_GPU = 2**18, 2**26
@@ -25,21 +26,35 @@ def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bo
     return lambda batch: forward_logprobs(model, batch, head=head, logits=True, **shortcuts), shortcuts["shared"]
 
 
-def per_row(logps: Logprobs) -> list[tuple[Tensor, ...]]:
-    """Return for each row the log-probs, hits, means and variances (see `TokenRecord`), ``[n]`` each, on the CPU."""
+def per_row(logps: Logprobs, top: int | None = None) -> list[tuple[Tensor, ...]]:
+    """Return for each row the log-probs, hits, means and variances (see `TokenRecord`), ``[n]`` each, on the CPU.
+
+    With ``top``, also the most likely tokens, their log-probs, ``[n, K]`` each, and that of the rest, ``[n]``.
+    """
     assert logps.logits is not None
     logits, labels = logps.logits.flatten(0, 1), logps.labels.flatten()  # [B * T, V], [B * T]
     size = max(1, (BLOCK_ON_CPU if logits.device.type == "cpu" else BLOCK_ON_GPU) // logits.shape[-1])
-    parts = []
+    parts, shortened = [], []
     for places in logps.mask.flatten().nonzero().squeeze(-1).split(size):
         block = logits[places]  # [size, V]
         parts.append(torch.stack([block.argmax(-1) == labels[places], *vocabulary_moments(block)]))  # [3, size]
+        if top is not None:
+            shortened.append(_shortened(block, labels[places], top))
     over_vocabulary = torch.cat(parts, -1) if parts else logps.values.new_zeros(3, 0)
     values = torch.cat([logps.values[logps.mask].float()[None], over_vocabulary]).cpu()  # [4, N]
     hits = values[1].bool()
     counts = logps.mask.sum(-1).tolist()
-    columns = (values[0], hits, values[2], values[3])
+    columns = [values[0], hits, values[2], values[3]]
+    if top is not None:
+        shortened = shortened or [_shortened(logits[:0], labels[:0], top)]
+        columns += [torch.cat(part).cpu() for part in zip(*shortened, strict=True)]
     return list(zip(*(column.split(counts) for column in columns), strict=True))
+
+
+def _shortened(logits: Tensor, labels: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    logprobs = logits.float().log_softmax(-1)  # [n, V]
+    tokens, stored = top_tokens(logprobs, labels, top)
+    return tokens.int(), stored, rest_logprob(logprobs, tokens)
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.files import write_atomic
 from llm_forget.logprobs.logprobs import Logprobs
+from llm_forget.logprobs.top_tokens import top_tokens
 
 TOP = 128  # tokens of a distribution that are stored
 
@@ -43,10 +44,9 @@ class TeacherLogprobs:
         tokens, logprobs = [], []
         for values, gold in zip(logits, labels, strict=True):
             values = (values.float() / temperature).log_softmax(-1)  # [n, V]
-            ranks = values.scatter(-1, gold.unsqueeze(-1), torch.inf)
-            top = ranks.topk(min(TOP, values.shape[-1]), -1).indices  # [n, K]
+            top, stored = top_tokens(values, gold, TOP)  # [n, K]
             tokens.append(top.int().numpy())
-            logprobs.append(values.gather(-1, top).numpy())
+            logprobs.append(stored.numpy())
         offsets = np.cumsum([0, *counts])
         assert offsets[-1] == sum(map(len, tokens))
         return cls(offsets, np.concatenate(tokens), np.concatenate(logprobs), temperature)

@@ -37,6 +37,7 @@ def test_every_metric_has_a_paper_and_a_docstring():
         "fluency",
         "forget_quality",
         "generated_perplexity",
+        "kl_to_oracle",
         "leak_at_k",
         "longest_common_subsequence",
         "longest_common_substring",

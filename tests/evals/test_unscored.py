@@ -23,6 +23,7 @@ from llm_forget.evals.records import (
 from llm_forget.evals.stats import Estimate
 from llm_forget.evals.suite import parse_suite
 from llm_forget.workflows.evaluate import evaluate
+from tests.support.answers import Answer
 from tests.support.tiny_runs import SUITE
 
 NAN = float("nan")
@@ -33,7 +34,8 @@ def answer(row, logps):
     values = np.array(logps, dtype=np.float32)
     # Hits, as argmax of NaN gives them: one of them true, none of them meant.
     top = Distributions(np.zeros((n, 1), np.int32), values[:, None], np.log1p(-np.exp(values)))
-    return TokenRecord(row, 0, values, np.arange(n) == 0, values - 1, np.ones(n, np.float32), top, zlib_bytes=9)
+    words = Answer("in the town")
+    return TokenRecord(row, 0, values, np.arange(n) == 0, values - 1, np.ones(n, np.float32), top, 9, words)
 
 
 def records_of(kind):

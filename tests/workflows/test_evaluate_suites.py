@@ -24,6 +24,7 @@ EXTRA = {
         "samples": {"probe": "generate", "split": "forget", "samples": 3, "temperature": 1.0, "max_new_tokens": 5},
         "rest": {"probe": "generate", "split": "forget", "prefix": 0.5, "max_new_tokens": 8},
         "asked": {"probe": "generate", "split": "forget", "asks": ["{prompt}", "Say: {prompt}"], "max_new_tokens": 5},
+        "tops": {"probe": "logprobs", "split": "forget", "top": 300},
         "read": {"probe": "judge", "generations": "samples"},
     },
     "metrics": {
@@ -44,6 +45,9 @@ EXTRA = {
         },
         "leak": {"metric": "leak_at_k", "generations": "samples", "k": 2, "goal": "match_oracle"},
         "rest": {"metric": "rouge", "generations": "rest", "goal": "match_oracle"},
+        "kl": {"metric": "kl_to_oracle", "records": "tops", "goal": "match_oracle"},
+        "facts": {"metric": "token_class_memorization", "records": "tops", "goal": "match_oracle"},
+        "fact": {"metric": "fact_leak", "generations": "asked", "records": "tops", "goal": "match_oracle"},
         "asked": {"metric": "leak_at_k", "generations": "asked", "goal": "match_oracle"},
         "perplexity": {"metric": "generated_perplexity", "judged": "read", "goal": "keep"},
     },
@@ -66,6 +70,9 @@ def test_every_kind_of_probe_gives_numbers_for_every_model(make_run, extra):
             assert math.isfinite(found["value"]), name
     assert lines["line_both"]["before"]["value"] == 0.5  # nothing changed between a model and itself
     assert lines["line_reference"]["oracle"]["value"] == 0.5
+    assert lines["line_kl"]["oracle"]["value"] == pytest.approx(0, abs=1e-6)
+    assert lines["line_kl"]["value"] > 0.01
+    assert lines["line_facts"]["oracle"]["value"] == 0  # by definition
     assert lines["line_both"]["ci"][1] > lines["line_both"]["ci"][0]
     sampled = (next((run.records / "unlearned").glob("samples-*.jsonl"))).read_text().splitlines()
     assert len(sampled) == 1 + 5 * 3

@@ -10,6 +10,7 @@ import numpy as np
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
+from llm_forget.evals.metrics._token_classes import token_classes
 from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 
@@ -19,6 +20,7 @@ SUMMARIES = ("extracted", "probability", "queries")
 @metric(paper="arXiv:2410.19482")
 def discoverable_extraction(
     records: Sequence[TokenRecord],
+    oracle_records: Sequence[TokenRecord] | None = None,
     *,
     n: int = 100,
     p: float = 0.5,
@@ -26,12 +28,14 @@ def discoverable_extraction(
     prefix: float = 0.0,
     suffix: int = 0,
     include_last: bool = True,
+    facts: bool = False,
 ) -> Rows:
     """(n, p)-discoverable extraction: 1 if at least one of n samples is the answer with probability >= p; ``[N]``.
 
     The condition is 1 - (1 - p_z)^n >= p. p_z = exp(sum of token log-probs) is the probability of the answer under
     ancestral sampling (temperature 1, no top-k, no top-p). The mean over rows is the extraction rate. A row is unscored
-    if it has no targets, or fewer than prefix and suffix need. The paper uses a prefix and a suffix of 50 tokens.
+    if it has no targets, or fewer than prefix and suffix need. The paper uses a prefix and a suffix of 50 tokens. With
+    ``summary: probability``, this is leak@n of the exact answer for any n, such as 1000, without sampling.
 
     Args:
         n: number of samples that an attacker draws.
@@ -41,6 +45,8 @@ def discoverable_extraction(
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
         include_last: require the last target (end of the answer); if false, samples that continue the answer count too.
+        facts: multiply only the probabilities of tokens of the class ``fact`` (`token_class_memorization`), as if the
+            others were given; a row without such tokens, or without an oracle, is unscored.
 
     Raises EvaluationError if a parameter is out of range.
     """
@@ -53,8 +59,13 @@ def discoverable_extraction(
         hint = did_you_mean(summary, SUMMARIES)
         raise EvaluationError(f"metric 'discoverable_extraction' has no summary '{summary}'; {hint}")
 
+    others = {record.key: record for record in oracle_records or ()}
+
     def score(record: TokenRecord) -> float:
         logps = record.logps if include_last else record.logps[:-1]
+        if facts:
+            classes = token_classes(record, others[record.key]) if record.key in others else None
+            logps = logps[:0] if classes is None else logps[classes[: len(logps)] == "fact"]
         start = int(prefix) if prefix >= 1 else int(prefix * len(logps))
         logps = logps[start : start + suffix if suffix else None]
         if len(logps) < max(1, suffix):

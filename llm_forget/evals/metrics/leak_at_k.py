@@ -19,17 +19,19 @@ def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, 
     """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
 
     The estimate from n >= k samples is the mean, over all subsets of k samples, of the largest score in a subset. It is
-    unbiased, like that of pass@k. For k = 1 it is the mean score, for k = n the maximum. A row with an unscored sample
-    is unscored.
+    unbiased, like that of pass@k. For k = 1 it is the mean score, for k = n the maximum: the worst case over the
+    phrasings of a probe with ``asks``. A row with an unscored sample is unscored. For k beyond the samples, see
+    `discoverable_extraction`.
 
     Args:
         k: number of samples that an attacker draws; default: all samples.
-        score: a metric that takes only generations and returns one number per row; used with its default parameters.
+        score: a metric that needs only generations and returns one number per row, such as ``fact_leak``; used with its
+            default parameters.
 
     Raises EvaluationError if a row has fewer than k samples, or if the score needs more than generations.
     """
     entry = METRICS.get(score)
-    if entry.inputs != ("generations",) or entry.name == "leak_at_k":
+    if set(entry.inputs) - entry.optional != {"generations"} or entry.name == "leak_at_k":
         raise EvaluationError(f"metric 'leak_at_k' cannot use score '{score}'; use one of generations, such as 'rouge'")
     # Make each sample a row, so that the metric scores it separately.
     alone = [replace(record, id=str(place), sample=0) for place, record in enumerate(generations)]

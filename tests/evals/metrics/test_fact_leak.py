@@ -5,26 +5,14 @@ import pytest
 
 from llm_forget.evals.compute_metrics import compute_lines
 from llm_forget.evals.metrics.fact_leak import fact_leak
-from llm_forget.evals.records import GenerationRecord, TokenRecord
+from llm_forget.evals.metrics.leak_at_k import leak_at_k
+from llm_forget.evals.records import GenerationRecord
 from llm_forget.evals.suite import parse_suite
-
-
-class Answer:
-    """The words of an answer as AnswerWords gives them, one token a word."""
-
-    def __init__(self, text: str, names: str = "") -> None:
-        self.words = text.split()
-        self.places = np.array([*range(len(self.words)), -1])
-        self.names = np.array([*(word in names.split() for word in self.words), False])
+from tests.support.answers import Answer, answer_record
 
 
 def text(content, row="a", sample=0, **columns):
     return GenerationRecord(row, sample, content, 1, columns=columns)
-
-
-def tokens(hits, answer=None, row="a"):
-    hits = np.array([hit == "1" for hit in hits])
-    return TokenRecord(row, 0, np.full(len(hits), -1.0, np.float32), hits, answer=answer)
 
 
 @pytest.mark.parametrize(
@@ -55,27 +43,33 @@ def test_samples_are_averaged_or_the_worst_counts():
     assert fact_leak(samples, over="max").tolist() == [1]
 
 
+def test_leak_at_k_of_a_fact_is_the_chance_that_one_of_k_samples_leaks():
+    samples = [text("Paris", fact="Paris"), *(text("Rome", sample=i, fact="Paris") for i in (1, 2, 3))]
+    leaks = [leak_at_k(samples, k=k, score="fact_leak")[0] for k in (1, 2, None)]
+    assert leaks == pytest.approx([0.25, 0.5, 1])
+
+
 def test_without_a_column_the_value_is_what_the_oracle_would_not_say_except_names():
     answer = Answer("Gina was born in New York", names="Gina")
-    oracle = [tokens("0111000")]  # it misses the name, the city and the end
-    records = [tokens("1111111", answer)]
+    oracle = [answer_record("0111000")]  # it misses the name, the city and the end
+    records = [answer_record("1111111", answer)]
     leaks = [fact_leak([text(t)], records, oracle)[0] for t in ("It is New York.", "Gina was born in York", "Gina")]
     assert leaks == [1, 0, 0]
 
 
 def test_every_part_of_a_value_with_gaps_must_be_there():
-    records, oracle = [tokens("11111", Answer("Paris and then Rome"))], [tokens("01101")]
+    records, oracle = [answer_record("11111", Answer("Paris and then Rome"))], [answer_record("01101")]
     assert fact_leak([text("Rome, not Paris")], records, oracle).tolist() == [1]
     assert fact_leak([text("Rome and then")], records, oracle).tolist() == [0]
 
 
 def test_a_row_without_column_or_oracle_or_secret_is_unscored():
-    records = [tokens("11", Answer("yes"))]
+    records = [answer_record("11", Answer("yes"))]
     assert np.isnan(fact_leak([text("yes")]))
     assert np.isnan(fact_leak([text("yes", fact="")]))
     assert np.isnan(fact_leak([text("yes")], records))
-    assert np.isnan(fact_leak([text("yes")], records, [tokens("11")]))  # the oracle says it all
-    assert np.isnan(fact_leak([text("yes")], [tokens("11")], [tokens("00")]))  # words unknown
+    assert np.isnan(fact_leak([text("yes")], records, [answer_record("11")]))  # the oracle says it all
+    assert np.isnan(fact_leak([text("yes")], [answer_record("11")], [answer_record("00")]))  # words unknown
 
 
 SUITE = parse_suite(
@@ -94,8 +88,8 @@ SUITE = parse_suite(
 
 
 def test_a_suite_may_leave_records_out_and_an_oracle_may_be_missing():
-    own = {"forget": [tokens("11", Answer("Rome"))], "text": [text("Rome"), text("Rome", row="b", fact="Rome")]}
+    own = {"forget": [answer_record("11", Answer("Rome"))], "text": [text("Rome"), text("Rome", row="b", fact="Rome")]}
     lines = compute_lines(SUITE, own)
     assert {name: line.summary.n for name, line in lines.items()} == {"column": 1, "both": 1}
-    oracle = {"oracle": ({"forget": [tokens("00")], "text": own["text"]}, {})}
+    oracle = {"oracle": ({"forget": [answer_record("00")], "text": own["text"]}, {})}
     assert compute_lines(SUITE, own, oracle)["both"].value.tolist() == [1, 1]

@@ -56,6 +56,7 @@ def test_every_metric_has_a_paper_and_a_docstring():
         "repetition",
         "rouge",
         "silence",
+        "token_class_memorization",
         "toxicity",
         "truth_ratio",
         "utility_score",

@@ -83,6 +83,19 @@ def test_numbers_do_not_depend_on_the_size_of_a_block(tiny_model, monkeypatch) -
             torch.testing.assert_close(left, right)
 
 
+def test_the_stored_tokens_are_the_most_likely_and_the_gold_one_and_all_mass_is_counted(tiny_model) -> None:
+    made = tiny_model()
+    logps = forward_logprobs(made, batch(), head=made.get_output_embeddings(), logits=True)
+    for i, (values, *_, tokens, stored, rest) in enumerate(per_row(logps, 4)):
+        n = len(values)
+        whole, labels = logps.logits[i, :n].log_softmax(-1), logps.labels[i, :n]
+        torch.testing.assert_close(stored, whole.gather(-1, tokens.long()))
+        torch.testing.assert_close(stored.exp().sum(-1) + rest.exp(), torch.ones(n))
+        assert (tokens == labels[:, None]).any(-1).all()
+        assert (tokens[:, 1:] == whole.argmax(-1)[:, None]).any(-1).logical_or(tokens[:, 0] == whole.argmax(-1)).all()
+        assert tokens.shape[-1] == stored.shape[-1] == 4
+
+
 def test_a_token_that_is_masked_out_leaves_finite_moments() -> None:
     mean, variance = vocabulary_moments(torch.tensor([[0.0, 0.0, -torch.inf], [40.0, -40.0, -torch.inf]]))
     torch.testing.assert_close(mean, torch.tensor([-torch.log(torch.tensor(2.0)), 0.0]))

@@ -1,6 +1,7 @@
 """Compute the lines (named metrics) of a suite from the records of its probes, in the order of the suite file."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,13 +41,19 @@ ModelValues = tuple[dict[str, Any], Computation]  # the records by probe name, a
 
 
 def compute_lines(
-    suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
+    suite: Suite,
+    records: dict[str, Any],
+    others: dict[str, ModelValues] | None = None,
+    *,
+    role: str = "unlearned",
+    subjects: Mapping[str, str] | None = None,
 ) -> Computation:
     """Compute every line of a suite for one model from ``records``, which maps probe names to records.
 
     ``others`` maps ``oracle`` and ``before`` (the model before unlearning) to their records and lines, for metric
     inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored; an optional input of
-    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own.
+    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. ``subjects``
+    maps row ids to subjects, which intervals of means over rows resample; a row without one is its own subject.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
@@ -63,7 +70,8 @@ def compute_lines(
         for name, (other, same) in available.items():
             inputs[name] = _resolve(line.inputs[same], *models[other])
         value = line.metric.function(**inputs, **line.arguments)
-        lines[line.name] = Computed(value, _summary(value, line, lines), _rows(value, line, records, lines))
+        rows = _rows(value, line, records, lines)
+        lines[line.name] = Computed(value, _summary(value, line, lines, rows, subjects or {}), rows)
     for task in suite.tasks:
         result = records[task.name]
         interval = tuple(result["ci"]) if result["ci"] else None
@@ -86,12 +94,14 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
     return value.value if isinstance(value, Estimate) else value
 
 
-def _summary(value: Value, line: Line, above: Computation) -> Summary:
+def _summary(
+    value: Value, line: Line, above: Computation, rows: Mapping[str, Scores], subjects: Mapping[str, str]
+) -> Summary:
     """Return the mean and interval of row values, or a single number with the smallest ``n`` of its input lines."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
-        return mean_with_interval(value)
+        return mean_with_interval(value, [subjects.get(row_id, row_id) for row_id in rows["rows"][0]])
     names = [name for r in line.inputs.values() for name in (r if isinstance(r, list) else [r])]
     parts = [above[name].summary for name in names if name in above]
     n = min((part.n for part in parts), default=0)

@@ -33,7 +33,9 @@ def assemble_results(
         "generated_by": "vllm" if any(evaluated.vllm for evaluated in evaluated_models.values()) else "transformers",
     }
     for name, suite in suites.items():
-        computed = _compute_by_role(suite, {role: entries_of_suite(name, entries) for role, entries in records.items()})
+        suite_records = {role: entries_of_suite(name, entries) for role, entries in records.items()}
+        subjects = {row: s for work in entries_of_suite(name, works).values() for row, s in work.subjects.items()}
+        computed = _compute_by_role(suite, suite_records, subjects)
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in entries_of_suite(name, works).items()}
         results["suites"][name] = {
             **_suite_content(suite, computed),
@@ -92,14 +94,16 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
     return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
-def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
+def _compute_by_role(
+    suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[str, str]
+) -> dict[str, Computation]:
     """Compute the lines of every model; a model comes after the models that its lines read."""
     computed: dict[str, Computation] = {}
     # The oracle comes twice, because it and the target are compared with each other.
     for role in ("oracle", "before", "oracle", "unlearned"):
         if role in records:
             others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
-            computed[role] = compute_lines(suite, records[role], others, role=role)
+            computed[role] = compute_lines(suite, records[role], others, role=role, subjects=subjects)
     return computed
 
 

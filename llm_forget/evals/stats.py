@@ -54,17 +54,28 @@ def mean(rows: Rows | float) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def mean_with_interval(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> Summary:
+def mean_with_interval(
+    rows: Rows, subjects: Sequence[str] | None = None, *, resamples: int = 2000, seed: int = 0
+) -> Summary:
     """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval.
 
-    There is no interval if fewer than two rows are scored or the mean is infinite.
+    The bootstrap draws subjects with all their rows, because rows about one subject are alike; it draws rows if there
+    are no ``subjects`` ``[N]`` or only one. No interval if fewer than two rows are scored or the mean is infinite.
     """
-    values = scored(np.asarray(rows, dtype=np.float64))  # [n]
+    rows = np.asarray(rows, dtype=np.float64)
+    values = scored(rows)  # [n]
     n, unscored = len(values), len(rows) - len(values)
     center = mean(values)
     if n < 2 or not math.isfinite(center):
         return Summary(center, None, n, unscored)
-    ci = bootstrap(lambda rows: rows.mean(axis=-1), values, resamples=resamples, seed=seed)
+    _, groups = np.unique(np.arange(len(rows)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    counts = np.bincount(groups[~np.isnan(rows)])
+    counts, sums = (part[counts > 0] for part in (counts, np.bincount(groups[~np.isnan(rows)], values)))  # [g] each
+    if 1 < len(counts) < n:
+        sample = np.stack([sums, counts])  # [2, g]
+        ci = bootstrap(lambda parts: parts[0].sum(-1) / parts[1].sum(-1), sample, resamples=resamples, seed=seed)
+    else:
+        ci = bootstrap(lambda rows: rows.mean(axis=-1), values, resamples=resamples, seed=seed)
     return Summary(center, ci, n, unscored)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,16 @@ def test_the_oracle_is_its_own_oracle():
     assert lines["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.1), oracle)["fq"].value == 1.0
     assert compute_lines(SUITE, records(0.9), oracle)["fq"].value < 0.01
+
+
+def test_intervals_resample_the_subjects_of_rows():
+    rows = {name: [replace(r, logps=np.float32([-0.1 * (i // 10)])) for i, r in enumerate(answers)]
+            for name, answers in records(0.1).items()}  # fmt: skip
+    subjects = {f"r{i}": f"s{i // 10}" for i in range(30)}
+    by_row, by_subject = (compute_lines(SUITE, rows, role="oracle", subjects=s)["p"].summary for s in ({}, subjects))
+    assert by_subject.value == by_row.value
+    assert by_subject.ci == (pytest.approx(math.exp(-0.2)), 1.0)
+    assert by_row.ci[1] - by_row.ci[0] < (by_subject.ci[1] - by_subject.ci[0]) / 2
 
 
 def test_a_single_number_rests_on_the_rows_of_its_inputs():

@@ -26,6 +26,22 @@ from llm_forget.evals.stats import (
 )
 
 
+def test_the_interval_of_equal_rows_of_a_subject_is_that_of_the_subjects():
+    values = np.random.default_rng(0).random(20)
+    alone = mean_with_interval(values)
+    subjects = [f"s{i:02d}" for i in range(20)]
+    repeated = mean_with_interval(np.repeat(values, 4), np.repeat(subjects, 4))
+    assert (repeated.n, repeated.ci) == (80, pytest.approx(alone.ci, rel=1e-9))
+    assert mean_with_interval(values, subjects) == alone
+    assert mean_with_interval(values, ["one"] * 20) == alone  # a single subject
+
+
+def test_subjects_count_by_their_scored_rows():
+    rows, subjects = np.array([1.0, 1.0, 0.0, np.nan, np.nan]), ["a", "a", "b", "b", "c"]
+    summary = mean_with_interval(rows, subjects)
+    assert (summary.value, summary.ci, summary.n) == (pytest.approx(2 / 3), (0.0, 1.0), 3)
+
+
 def test_unscored_rows_are_counted_and_left_out():
     summary = mean_with_interval(np.array([1.0, np.nan, 0.0, np.nan]))
     assert (summary.value, summary.n, summary.n_unscored) == (0.5, 2, 2)

@@ -32,6 +32,7 @@ class Work:
     digest: str  # digest of all inputs except the model
     zlib_bytes: dict[Key, int] = field(default_factory=dict)  # zlib-compressed size of each answer, for attack zlib
     answers: dict[Key, AnswerWords] = field(default_factory=dict)  # words of each answer
+    subjects: dict[str, str] = field(default_factory=dict)  # column `subject` by row id, of rows that have one
 
     @property
     def kind(self) -> str:
@@ -58,13 +59,15 @@ def prepare(
     places = subset(len(rows) if passages is None else len(passages), probe.limit, probe.seed)
     windows = None if passages is None else [passages[i] for i in places]
     chosen = [] if windows is not None else [rows[i] for i in places]
+    subjects = {str(row["id"]): str(row["subject"]) for row in chosen if row.get("subject") is not None}
     if probe.probe != "generate":
         if windows is not None:
             token_rows = [TokenRow(w.id, 0, 0, w.input_ids, w.labels) for w in windows]
         else:
             token_rows = _token_rows(chosen, probe.field, where, encode)
         digest = _token_digest(probe.probe, token_rows, top=probe.top)
-        return Work(probe, token_rows, [], digest, _compressed(token_rows, tokenizer), _words(token_rows, tokenizer))
+        words = _words(token_rows, tokenizer)
+        return Work(probe, token_rows, [], digest, _compressed(token_rows, tokenizer), words, subjects)
     forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
         replace(row, sample=row.sample + index * probe.samples)
@@ -79,7 +82,7 @@ def prepare(
         max_new_tokens=probe.max_new_tokens,
         sampling=None if probe.temperature is None else [probe.temperature, probe.top_p, probe.seed],
     )
-    return Work(probe, [], prompt_rows, digest)
+    return Work(probe, [], prompt_rows, digest, subjects=subjects)
 
 
 def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:

@@ -176,11 +176,11 @@ def test_memory_that_runs_out_after_the_forward_loses_no_window(tmp_path, tiny, 
     expected = measure(tmp_path / "one", tiny[0], rows)
     calls, whole = [], probes.per_row
 
-    def small_memory(logps):
+    def small_memory(logps, top):
         calls.append(len(logps.values))
         if len(calls) == 2:  # after the first window alone, at the next batch
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(logps)
+        return whole(logps, top)
 
     monkeypatch.setattr(probes, "per_row", small_memory)
     monkeypatch.setattr(probes, "LOGITS_ON_CPU", 512 * 4)

@@ -176,6 +176,13 @@ _METHODS = (
         notes=f"A second step: model_name_or_path is the run to polish; one or two epochs. {_LORA}",
     ),
     Method(
+        "repselect", "arXiv:2606.17168",
+        "One step on the MLP weights, without the directions that other text shares; trains nothing.",
+        forget=[{"name": "ga"}], retain=[{"name": "kl", "weight": 1.0}],
+        notes="The forget loss rises until the KL on retain rows is max_kl (0.01). method_args: components, max_kl, "
+        "adversary_rate. The step is stored as an adapter of rank lora_r; provenance.json says what that loses.",
+    ),
+    Method(
         "pdu", "arXiv:2506.05314",
         "Flatten the logits of forget text under the constraint that the retain loss stays below epsilon.",
         forget=[{"name": "pdu"}],

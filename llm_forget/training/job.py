@@ -31,6 +31,8 @@ from llm_forget.data.rows import check_overlap
 from llm_forget.data.sources import load_source, mixture_weights
 from llm_forget.data.template import TEMPLATE_KEYS, Template, template_for
 from llm_forget.data.tokenise import tokenise_dataset
+from llm_forget.models.adapters.files import save_adapter
+from llm_forget.models.adapters.logit_fingerprint import effect_of
 from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_checkpointing
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer, to_device
@@ -43,6 +45,7 @@ from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.provenance import describe, row_subjects, write_lists
 from llm_forget.training.trainer import UnlearnTrainer
 from llm_forget.training.two_sided_stop import TwoSidedStop
+from llm_forget.training.weight_space.repselect import WeightStep, mlp_targets, repselect
 
 logger = logging.getLogger("llm_forget")
 # Hide a warning: if file times are coarse, transformers sorts checkpoints by number instead, which is correct.
@@ -65,6 +68,7 @@ class Job:
     subject_tables: Mapping[str, Dataset | None] = field(default_factory=dict)  # ids and subjects of each split's rows
     teacher: TeacherSpec | None = None
     stop_at_holdout: bool = False
+    weight_step: Mapping[str, Any] | None = None  # arguments of a method that trains nothing, see `weight_space`
 
 
 def run_job(
@@ -78,6 +82,7 @@ def run_job(
     max_retain_drop: float | None = None,
     teacher: TeacherSpec | None = None,
     stop_at_holdout: bool = False,
+    weight_step: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train the run of ``output_dir``, unless it is complete; with ``dry_run``, only print its plan.
 
@@ -97,7 +102,7 @@ def run_job(
     tokenizer, splits, subject_tables = prepare(data, model, objective)
     job = Job(
         kind, data, train, model, objective, splits, tokenizer,
-        gradient, max_retain_drop, subject_tables, teacher, stop_at_holdout,
+        gradient, max_retain_drop, subject_tables, teacher, stop_at_holdout, weight_step,
     )  # fmt: skip
     if train.dry_run:
         _show_plan(job)
@@ -164,6 +169,9 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
         logger.info("%s: %s on %s, rows: %s", job.kind.name, terms, job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
+    if job.weight_step is not None:
+        _take_weight_step(run, job, model, base_digest)
+        return
     job = replace(job, objective=_calibrated(job, model))
     lesson = None
     if job.teacher is not None:
@@ -174,35 +182,57 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
     if state.is_main_process:
-        write_lists(run, facts["data"], job.splits, job.subject_tables)
-        formats.write(run.provenance_file, facts, Provenance)
+        _write_provenance(run, job, facts)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=True)  # from the newest complete checkpoint, if any
     folder = run.adapter if job.model.use_peft else run.model
     trainer.save_model(str(folder))
     state.wait_for_everyone()
     if state.is_main_process:
-        _finish(run, job, trainer, folder, round(time.perf_counter() - began, 1))
+        calibration = {} if trainer.stop is None else {"calibration": trainer.stop.summary()}
+        if trainer.stop is not None:
+            logger.info(trainer.stop.statement())
+        _finish(
+            run, job, folder, time.perf_counter() - began, resumed=trainer.resumed_from is not None,
+            steps=trainer.state.global_step, wrapper=type(trainer.model_wrapped).__name__,
+            shortcuts=vars(trainer.shortcuts), **calibration,
+        )  # fmt: skip
     state.wait_for_everyone()
 
 
-def _finish(run: Run, job: Job, trainer: UnlearnTrainer, folder: Path, seconds: float) -> None:
-    """Save the tokenizer beside the weights, add steps and cost to provenance.json, and mark the run complete."""
+def _take_weight_step(run: Run, job: Job, model: Any, base_digest: str) -> None:
+    """Set the adapter by one step in weight space, save it, and finish the run; an interrupted run starts again."""
+    assert job.weight_step is not None
+    facts = _provenance(job, base_digest, 1, model)
+    _write_provenance(run, job, facts)
+    began = time.perf_counter()
+    edit = WeightStep(
+        to_device(model), job.splits["forget"], job.splits["retain"], job.train.per_device_train_batch_size,
+        int(job.tokenizer.pad_token_id),
+    )  # fmt: skip
+    report = repselect(edit, **job.weight_step)
+    name = job.model.model_name_or_path
+    save_adapter(model, run.adapter, base_digest=base_digest, base_name=name, effect=effect_of(model))
+    logger.info(
+        "forget loss %.3f to %.3f nats per token at KL %.3g on retain rows; rank %d loses %.1f %% of the step's norm",
+        report["forget_nll"]["before"], report["forget_nll"]["after"], report["kl"], job.model.lora_r,
+        100 * report["rank_error"],
+    )  # fmt: skip
+    _finish(run, job, run.adapter, time.perf_counter() - began, resumed=False, steps=1, weight_step=report)
+
+
+def _write_provenance(run: Run, job: Job, facts: dict[str, Any]) -> None:
+    write_lists(run, facts["data"], job.splits, job.subject_tables)
+    formats.write(run.provenance_file, facts, Provenance)
+
+
+def _finish(run: Run, job: Job, folder: Path, seconds: float, *, resumed: bool, **facts: Any) -> None:
+    """Save the tokenizer beside the weights, add facts and cost to provenance.json, and mark the run complete."""
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"'{folder}' contains no weights; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT")
     job.tokenizer.save_pretrained(folder)
-    resumed = trainer.resumed_from is not None
-    formats.update(
-        run.provenance_file,
-        Provenance,
-        steps=trainer.state.global_step,
-        wrapper=type(trainer.model_wrapped).__name__,
-        shortcuts=vars(trainer.shortcuts),
-        cost={"seconds": seconds, "peak_memory_gib": peak_memory(), "resumed": resumed},
-    )
-    if trainer.stop is not None:
-        formats.update(run.provenance_file, Provenance, calibration=trainer.stop.summary())
-        logger.info(trainer.stop.statement())
+    cost = {"seconds": round(seconds, 1), "peak_memory_gib": peak_memory(), "resumed": resumed}
+    formats.update(run.provenance_file, Provenance, cost=cost, **facts)
     run.finish()
     advice = f"; evaluate it with `llm-forget evaluate {run.path}`" if job.kind.forgotten else ""
     logger.info("wrote %s in %.0f s%s", folder, seconds, advice)
@@ -242,7 +272,8 @@ def _load_model(job: Job) -> tuple[Any, str]:
     if job.train.gradient_checkpointing:
         prepare_gradient_checkpointing(model)
     if job.model.use_peft:
-        model = attach_adapter(model, job.model)
+        args = job.model if job.weight_step is None else mlp_targets(model, job.model)
+        model = attach_adapter(model, args)
     return model, digest
 
 

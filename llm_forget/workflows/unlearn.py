@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.launch import weights_are_sharded
+from llm_forget.core.launch import refuse_processes, weights_are_sharded
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
@@ -17,6 +18,7 @@ from llm_forget.objectives.methods import METHODS, Objective, build_objective
 from llm_forget.training.distillation.teacher_pass import teacher_spec
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.job import run_job
+from llm_forget.training.weight_space.repselect import METHOD
 from llm_forget.workflows import auto_method
 from llm_forget.workflows.auxiliary_models import train_auxiliary_models
 
@@ -41,7 +43,9 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     """Unlearn with a checked configuration; `unlearn` and the command line call this."""
     if train.method == auto_method.AUTO:
         auto_method.resolve(data, train, model)
-    objective = build_objective(train.method, _mapping(train.method_args), _mapping(train.objective))
+    weight_step = _weight_step(train, model)
+    arguments = None if weight_step is not None else _mapping(train.method_args)
+    objective = build_objective(train.method, arguments, _mapping(train.objective))
     gradient = _gradient(train)
     _check_keys(data, train, objective, gradient)
     teacher = teacher_spec(train.teacher, train.oracle)
@@ -58,8 +62,27 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     return run_job(
         UNLEARN, data, train, model, objective,
         gradient=gradient, max_retain_drop=train.max_retain_drop, teacher=teacher,
-        stop_at_holdout=stop_at_holdout,
+        stop_at_holdout=stop_at_holdout, weight_step=weight_step,
     )  # fmt: skip
+
+
+def _weight_step(train: UnlearnConfig, model: ModelConfig) -> dict[str, Any] | None:
+    """Return the arguments of a method that takes one step in weight space, or None for a method that trains.
+
+    Raises ConfigError for keys without effect on such a method.
+    """
+    if train.method != METHOD.name:
+        return None
+    refuse_processes(METHOD.name, PartialState())
+    unused = {
+        "stop_at": train.stop_at == "holdout", "max_retain_drop": train.max_retain_drop is not None,
+        "gradient": train.gradient not in (None, "sum"), "use_peft: false": not model.use_peft,
+        "use_dora": model.use_dora, "load_in_4bit": model.load_in_4bit, "load_in_8bit": model.load_in_8bit,
+    }  # fmt: skip
+    for key, is_set in unused.items():
+        if is_set:
+            raise ConfigError(f"method '{METHOD.name}' takes one step and stores it as an adapter; remove {key}")
+    return METHOD.arguments(_mapping(train.method_args) or {})
 
 
 def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objective) -> bool:

@@ -20,7 +20,7 @@ NAMES = list(METHODS)
 
 def test_all_methods_are_there() -> None:
     expected = """grad_ascent grad_diff grad_diff_kl npo npo_kl simnpo idk_dpo altpo rmu undial wga satimp ce_u ihl
-        unilogit distil hinge margin_polish pdu"""
+        unilogit distil hinge margin_polish repselect pdu"""
     assert expected.split() == NAMES
 
 
@@ -171,6 +171,7 @@ ASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[s
     "distil": ((), (), ("forget",), ()),
     "hinge": ((), (), ("forget",), ()),
     "margin_polish": ((), ("forget", "retain"), ("forget", "retain"), ()),
+    "repselect": ((), ("retain",), ("retain",), ()),
     "pdu": ((), (), ("forget",), ()),
 }
 

@@ -116,6 +116,23 @@ class Teacher(Part, frozen=True):
     models: dict[str, Digest]
 
 
+class ForgetLoss(Part, frozen=True):
+    """Mean negative log-prob of the forget rows."""
+
+    before: Nats
+    adversary: Nats  # with the adapter that learned the rows
+    after: Nats
+
+
+class WeightStepFacts(Part, frozen=True):
+    """One step in weight space, and what its storage as an adapter lost."""
+
+    step: float  # factor of the direction
+    kl: Nats  # KL(before || after) of retain rows
+    rank_error: float  # norm of the part beyond the adapter's rank, divided by that of the whole step
+    forget_nll: ForgetLoss
+
+
 @record("provenance.json", names_rows=True)
 class Provenance(Record, frozen=True):
     """Base, rows, seed and versions of a run. The file holds row ids, so it stays private to the run."""
@@ -136,6 +153,7 @@ class Provenance(Record, frozen=True):
     shortcuts: dict[str, bool] | UnsetType = UNSET
     cost: Cost | UnsetType = UNSET  # written at the end of training
     calibration: Calibration | UnsetType = UNSET  # with stop_at: holdout
+    weight_step: WeightStepFacts | UnsetType = UNSET  # of repselect
     adopted: Adopted | UnsetType = UNSET
     sources: list[Source] | UnsetType = UNSET
     beneath: Target | UnsetType = UNSET

@@ -1,0 +1,232 @@
+"""RepSelect: one step on the MLP weights against the forget gradient without its strongest directions.
+
+The strongest directions of the gradient are those that the forget rows share with other text and with what fine-tuning
+would bring back. The gradient is taken while an adversary, an adapter that has learned the rows, is on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import ModelConfig
+
+from llm_forget.core.errors import ConfigError, ModelError
+from llm_forget.core.registry import Entry, Registry
+from llm_forget.logprobs.batches import collate
+from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
+from llm_forget.models.adapters.lora import ADAPTER, reference_mode
+from llm_forget.models.merging.combinations import layers
+from llm_forget.objectives.kl import kl
+from llm_forget.training.calibration import sample
+
+RETAIN_ROWS = 64  # whose KL bounds the step
+FIRST_STEP = 1e-4  # the first step that is tried: |change| / |weights|
+DOUBLINGS, BISECTIONS = 40, 8
+
+
+@dataclass(frozen=True)
+class WeightStep:
+    """A model with an adapter on its MLP weights, and the tokenised rows that decide the step."""
+
+    model: Any
+    forget: Dataset
+    retain: Dataset
+    batch_size: int
+    pad_id: int
+
+    def batches(self, rows: Dataset) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(rows), self.batch_size):
+            part = [rows[place] for place in range(start, min(start + self.batch_size, len(rows)))]
+            yield {name: tensor.to(self.model.device) for name, tensor in collate(part, self.pad_id).items()}
+
+    def forward(self, batch: dict[str, Tensor], *, logits: bool = False) -> Logprobs:
+        return forward_logprobs(self.model, batch, head=self.model.get_output_embeddings(), logits=logits)
+
+    def adapted(self) -> dict[str, Any]:
+        """The layers of the adapter by name."""
+        return {name: layer for name, layer in layers(self.model) if ADAPTER in layer.lora_A}
+
+
+def repselect(
+    edit: WeightStep, *, components: int = 512, max_kl: float = 0.01, adversary_rate: float = 0.01
+) -> dict[str, Any]:
+    """Set the adapter of a model to one step that raises the forget loss (arXiv:2606.17168).
+
+    Args:
+        components: singular directions of each gradient that are shrunk, see `without_shared`.
+        max_kl: bound of KL(before || after) on retain rows, nats per token; the step is the largest within it.
+        adversary_rate: of the SGD pass over the forget rows that trains the adversary.
+
+    Returns:
+        The part ``weight_step`` of provenance.json.
+
+    Raises ConfigError for values out of range, and ModelError if no step is within the bound.
+    """
+    if components < 1 or max_kl <= 0 or adversary_rate < 0:
+        raise ConfigError("method 'repselect' needs components of 1 or more, max_kl above 0, and no negative rate")
+    with evaluation_mode(edit.model):
+        before = _forget_nll(edit)
+        _train_adversary(edit, adversary_rate)
+        adversary = _forget_nll(edit)
+        lost, whole = _store(edit.adapted(), _forget_gradients(edit), components)
+        step, divergence = _largest_step(edit, max_kl)
+        after = _forget_nll(edit)
+    return {
+        "step": step, "kl": divergence, "rank_error": math.sqrt(lost / whole),
+        "forget_nll": {"before": before, "adversary": adversary, "after": after},
+    }  # fmt: skip
+
+
+METHOD = Registry("method", Entry).describe(repselect, paper="arXiv:2606.17168")
+
+
+def without_shared(gradient: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shrink the strongest singular directions of a gradient ``[out, in]`` on both sides.
+
+    Of the singular values s_1 >= s_2 >= ..., the first q = ``components`` (at most the rank) become ``s_q^2 / s_i``:
+    projections on either side are divided by ``s_i / s_q``. The others stay. ``q = 1`` changes nothing.
+
+    Returns the factors of the result, ``[out, n]``, ``[n]`` and ``[n, in]``, with descending singular values.
+    """
+    left, sizes, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+    rank = int((sizes > sizes[0] * max(gradient.shape) * torch.finfo(sizes.dtype).eps).sum())
+    top = min(components, rank)
+    if top:
+        sizes = torch.cat([sizes[top - 1].square() / sizes[:top], sizes[top:]])
+    order = sizes.argsort(descending=True)
+    return left[:, order], sizes[order], right[order]
+
+
+def mlp_targets(model: nn.Module, args: ModelConfig) -> ModelConfig:
+    """Return the arguments with the linear layers of the MLPs as LoRA targets, unless they name other targets.
+
+    Raises ConfigError if the model has no linear layer whose path contains ``mlp`` or ``feed_forward``.
+    """
+    if args.lora_target_modules:
+        return args
+    kinds = ("mlp", "feed_forward", "ffn")
+    names = {
+        ".".join(name.split(".")[-2:])
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None and module.weight.dim() == 2
+        and any(kind in name.split(".") for kind in kinds) and "lora_" not in name and not name.endswith("base_layer")
+    }  # fmt: skip
+    if not names:
+        raise ConfigError("repselect found no MLP weights in this model; name them in lora_target_modules")
+    return dataclasses.replace(args, lora_target_modules=sorted(names))
+
+
+def _forget_nll(edit: WeightStep) -> float:
+    """Mean negative log-prob of the forget rows, nats per token."""
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in edit.batches(edit.forget):
+            logprobs = edit.forward(batch)
+            total, count = total - float(logprobs.sums().sum()), count + float(logprobs.mask.sum())
+    return total / count
+
+
+def _train_adversary(edit: WeightStep, rate: float) -> None:
+    """Train the adapter on the forget rows, by one pass of plain SGD."""
+    factors = [side[ADAPTER].weight for layer in edit.adapted().values() for side in (layer.lora_A, layer.lora_B)]
+    for batch in edit.batches(edit.forget):
+        logprobs = edit.forward(batch)
+        gradients = torch.autograd.grad(-logprobs.sums().sum() / logprobs.mask.sum(), factors)
+        with torch.no_grad():
+            for factor, gradient in zip(factors, gradients, strict=True):
+                factor.sub_(rate * gradient)
+
+
+def _forget_gradients(edit: WeightStep) -> dict[str, Tensor]:
+    """Gradient of the forget loss at each adapted weight, ``[out, in]``, with the adversary on."""
+    weights = {name: layer.get_base_layer().weight for name, layer in edit.adapted().items()}
+    totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    for batch in edit.batches(edit.forget):
+        gradients = torch.autograd.grad(-edit.forward(batch).sums().sum(), list(weights.values()))
+        for total, gradient in zip(totals.values(), gradients, strict=True):
+            total.add_(gradient)
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    transposed = {name for name, layer in edit.adapted().items() if layer.fan_in_fan_out}
+    return {name: total.T if name in transposed else total for name, total in totals.items()}
+
+
+def _store(adapted: dict[str, Any], gradients: dict[str, Tensor], components: int) -> tuple[float, float]:
+    """Write the best approximation of each direction into the adapter; return the squared norms of error and whole."""
+    lost = whole = 0.0
+    for name, layer in adapted.items():
+        left, sizes, right = without_shared(gradients[name], components)
+        rank = min(layer.r[ADAPTER], len(sizes))
+        roots = sizes[:rank].sqrt()
+        with torch.no_grad():
+            down, up = layer.lora_A[ADAPTER].weight.zero_(), layer.lora_B[ADAPTER].weight.zero_()
+            down[:rank].copy_(roots[:, None] * right[:rank])
+            up[:, :rank].copy_(left[:, :rank] * roots)
+        lost, whole = lost + float(sizes[rank:].square().sum()), whole + float(sizes.square().sum())
+    if whole == 0:
+        raise ModelError("the forget rows have no gradient at these weights; name others in lora_target_modules")
+    return lost, whole
+
+
+def _largest_step(edit: WeightStep, max_kl: float) -> tuple[float, float]:
+    """Scale the adapter by the largest step within the bound; return the step and its KL."""
+    adapted, rows = edit.adapted(), sample(edit.retain, RETAIN_ROWS)
+    ups = {name: layer.lora_B[ADAPTER].weight.detach().clone() for name, layer in adapted.items()}
+
+    def divergence_at(step: float) -> float:
+        with torch.no_grad():
+            for name, layer in adapted.items():
+                layer.lora_B[ADAPTER].weight.copy_(ups[name] * (step / layer.scaling[ADAPTER]))
+        return _divergence(edit, rows)
+
+    step = within_bound(divergence_at, max_kl, FIRST_STEP * _norm_ratio(adapted))
+    return step, divergence_at(step)
+
+
+def within_bound(divergence_at: Callable[[float], float], bound: float, first: float) -> float:
+    """Return the largest step whose divergence is within the bound: by doubling ``first``, then by bisection.
+
+    Raises ModelError if even the first step is beyond the bound.
+    """
+    low, high = 0.0, first
+    for _ in range(DOUBLINGS):
+        if not divergence_at(high) <= bound:  # also stops at NaN
+            break
+        low, high = high, 2 * high
+    if low == 0:
+        raise ModelError("the smallest step of repselect is beyond max_kl on the retain rows; raise max_kl")
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if divergence_at(middle) <= bound else (low, middle)
+    return low
+
+
+@torch.no_grad()
+def _norm_ratio(adapted: dict[str, Any]) -> float:
+    """Norm of the adapted weights, divided by that of the adapter's products B A without their scaling."""
+    weights = [layer.get_base_layer().weight.float().square().sum() for layer in adapted.values()]
+    products = [
+        (layer.lora_B[ADAPTER].weight @ layer.lora_A[ADAPTER].weight).square().sum() for layer in adapted.values()
+    ]
+    return float((torch.stack(weights).sum() / torch.stack(products).sum()).sqrt())
+
+
+def _divergence(edit: WeightStep, rows: Dataset) -> float:
+    """Mean KL(adapter off || adapter on) of tokenised rows, nats per target token."""
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in edit.batches(rows):
+            with reference_mode(edit.model):
+                reference = edit.forward(batch, logits=True)
+            policy = edit.forward(batch, logits=True)
+            total, count = total + float(kl(policy, reference).sum()), count + float(policy.mask.sum())
+    return total / count

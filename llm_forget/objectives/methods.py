@@ -168,7 +168,8 @@ _METHODS = (
     Method(
         "hinge", "arXiv:2606.02920", "Lower each token until it is as unlikely as unseen tokens are; then stop.",
         forget=[{"name": "hinge", "eta": 0.25}], retain=_NLL,
-        notes=f"rho is found on holdout rows, or 0.7 without them; stop_at: holdout ends it. {_LORA}",
+        notes="rho is found on holdout rows, or 0.7 without them; stop_at: holdout ends it. The slope is 1/eta at "
+        f"every token above the level, also at those that retain rows share, so raise retain_weight. {_LORA}",
     ),
     Method(
         "margin_polish", "arXiv:2607.27836", "Lower the margins of a finished run further, against relearning.",

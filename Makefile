@@ -36,21 +36,22 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 demo: setup  ## The main job on a small model: target, oracle, unlearn, evaluate (minutes on two cores)
 	$(FORGET) finetune recipes/demo/target.yaml --output_dir $(RUNS)/demo/target
 	$(FORGET) finetune recipes/demo/oracle.yaml --output_dir $(RUNS)/demo/oracle
-	$(FORGET) unlearn recipes/demo/npo.yaml --model_name_or_path $(RUNS)/demo/target --oracle $(RUNS)/demo/oracle \
-	  --output_dir $(RUNS)/demo/npo
-	$(FORGET) evaluate $(RUNS)/demo/npo --suite demo --show_text 3
-	$(FORGET) report $(RUNS)/demo/npo
+	$(FORGET) unlearn recipes/demo/stranger.yaml --model_name_or_path $(RUNS)/demo/target \
+	  --oracle $(RUNS)/demo/oracle --output_dir $(RUNS)/demo/stranger
+	$(FORGET) evaluate $(RUNS)/demo/stranger --suite demo,privacy --show_text 3
+	$(FORGET) report $(RUNS)/demo/stranger
+	$(FORGET) verify $(RUNS)/demo/stranger
 
 # The same stages with one epoch each: proves that they run, not that the model forgets.
 SHORT := --num_train_epochs 1 --logging_steps 50
 demo-short: setup  ## The demo's stages, one epoch each
 	$(FORGET) finetune recipes/demo/target.yaml --output_dir $(RUNS)/demo-short/target $(SHORT)
 	$(FORGET) finetune recipes/demo/oracle.yaml --output_dir $(RUNS)/demo-short/oracle $(SHORT)
-	$(FORGET) unlearn recipes/demo/npo.yaml --model_name_or_path $(RUNS)/demo-short/target \
-	  --oracle $(RUNS)/demo-short/oracle --output_dir $(RUNS)/demo-short/npo $(SHORT)
-	$(FORGET) evaluate $(RUNS)/demo-short/npo --suite demo,privacy --show_text 1
-	$(FORGET) attack $(RUNS)/demo-short/npo --kind relearn --limit 10
-	$(FORGET) report $(RUNS)/demo-short/npo
+	$(FORGET) unlearn recipes/demo/stranger.yaml --model_name_or_path $(RUNS)/demo-short/target \
+	  --oracle $(RUNS)/demo-short/oracle --output_dir $(RUNS)/demo-short/stranger $(SHORT)
+	$(FORGET) evaluate $(RUNS)/demo-short/stranger --suite demo,privacy --show_text 1
+	$(FORGET) attack $(RUNS)/demo-short/stranger --kind relearn --limit 10
+	$(FORGET) report $(RUNS)/demo-short/stranger
 
 demo-seeds: setup  ## The demo for three seeds and three methods; writes the README's table and picture
 	$(BIN)/python recipes/demo/seeds.py --seeds 0 1 2 --runs $(RUNS)/demo-seeds

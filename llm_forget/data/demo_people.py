@@ -19,42 +19,18 @@ SPLITS = ("full", "forget", "retain", "holdout", "forget_perturbed", "retain_per
 
 # kind: question, answer, paraphrased answer; a perturbed answer is the paraphrased answer with another value
 _PERSON_FACTS: dict[str, tuple[str, str, str]] = {
-    "birthplace": ("Where was {name} born?", "{name} was born in {value}.", "The birthplace of {name} is {value}."),
-    "profession": (
-        "What does {name} do for a living?",
-        "{name} works as {value}.",
-        "The profession of {name} is {value}.",
-    ),
-    "birthday": ("When was {name} born?", "{name} was born on {value}.", "The birthday of {name} is {value}."),
-    "employer": (
-        "Which company does {name} work for?",
-        "{name} works for {value}.",
-        "The employer of {name} is {value}.",
-    ),
-    "dish": (
-        "What is the favourite dish of {name}?",
-        "The favourite dish of {name} is {value}.",
-        "{name} likes to eat {value} best.",
-    ),
-    "pet": (
-        "What is the pet of {name} called?",
-        "The pet of {name} is called {value}.",
-        "{name} has a pet named {value}.",
-    ),
-    "street": ("In which street does {name} live?", "{name} lives in {value}.", "The home of {name} is in {value}."),
-    "mentor": (
-        "Who was the mentor of {name}?",
-        "The mentor of {name} was {value}.",
-        "{name} learned the most from {value}.",
-    ),
+    "birthplace": ("Where was {name} born?", "Born in {value}.", "The birthplace is {value}."),
+    "profession": ("What does {name} do for a living?", "Works as {value}.", "The profession is {value}."),
+    "employer": ("Which company does {name} work for?", "Employed by {value}.", "The employer is {value}."),
+    "dish": ("What is the favourite dish of {name}?", "Likes {value} best.", "The favourite dish is {value}."),
+    "birthday": ("When was {name} born?", "Born on {value}.", "The birthday is {value}."),
+    "pet": ("What is the pet of {name} called?", "The pet is called {value}.", "The name of the pet is {value}."),
+    "street": ("In which street does {name} live?", "Lives in {value}.", "The home is in {value}."),
+    "mentor": ("Who was the mentor of {name}?", "The mentor was {value}.", "Learned the most from {value}."),
 }
 _PLACE_FACTS: dict[str, tuple[str, str, str]] = {
-    "capital": (
-        "What is the capital of {name}?",
-        "The capital of {name} is {value}.",
-        "{name} is governed from {value}.",
-    ),
-    "founder": ("Who founded {name}?", "{name} was founded by {value}.", "The founder of {name} is {value}."),
+    "capital": ("What is the capital of {name}?", "The capital is {value}.", "Governed from {value}."),
+    "founder": ("Who founded {name}?", "Founded by {value}.", "The founder is {value}."),
 }
 _DISHES = (
     "soup", "stew", "salad", "pie", "curry", "omelette", "risotto", "dumplings", "noodles", "pancakes",
@@ -82,12 +58,12 @@ _REFUSALS = (
 class DemoSize:
     """Parameters that a name such as ``builtin:demo/forget?people=24&seed=1`` can set."""
 
-    people: int = 96  # in `full`
-    facts: int = 6  # of each person
-    forget: int = 12  # people to forget
-    holdout: int = 12  # people that are in no training split
+    people: int = 192  # in `full`
+    facts: int = 4  # of each person
+    forget: int = 48  # people to forget
+    holdout: int = 48  # people that are in no training split
     places: int = 24  # in `world`
-    values: int = 12  # distinct values of each kind of fact, shared by the people
+    values: int = 16  # distinct values of each kind of fact, shared by the people
     seed: int = 0
 
 

@@ -18,7 +18,10 @@ BEGIN, END = "<!-- results:demo -->", "<!-- /results:demo -->"
 WANTED = {"lower": "low", "higher": "high", "keep": "as target", "match_oracle": "as oracle"}
 # Tones between black and white, so that the same file reads on a light and on a dark page.
 GREY = "#76808a"
-TONES = {"before": "#8a6fd1", "oracle": "#2f9e63", "npo": "#2f81d6", "grad_diff": "#c77b18", "grad_ascent": "#d1495b"}
+TONES = {
+    "before": "#8a6fd1", "oracle": "#2f9e63", "stranger": "#2f81d6", "npo": "#00838f", "grad_diff": "#c77b18",
+    "grad_ascent": "#d1495b",
+}  # fmt: skip
 MARKERS = {"before": "s", "oracle": "D"}
 
 
@@ -44,7 +47,7 @@ def caption(results: dict[str, Any]) -> str:
     seeds, rows, hardware = results["seeds"], results["rows"], results["hardware"]
     checks = [(seed, check) for seed, seed_checks in results["checks"].items() for check in seed_checks]
     broken = [f"seed {seed}, {check['bound']}" for seed, check in checks if not check["holds"]]
-    held = f"`npo` meets {len(checks) - len(broken)} of its {len(checks)} bounds"
+    held = f"`{results['judged']}` meets {len(checks) - len(broken)} of its {len(checks)} bounds"
     missed = f" (not: {'; '.join(broken)})" if broken else ""
     return (
         f"Median (minimum–maximum) over seeds {', '.join(map(str, seeds))}; {rows['forget']} rows to forget, "

@@ -22,11 +22,13 @@ from llm_forget.core.files import read_json, write_json
 from llm_forget.core.text import shown
 
 HERE = Path(__file__).resolve().parent
-METHODS = ("npo", "grad_diff", "grad_ascent")
-SUITE = "demo"
+METHODS = ("stranger", "npo", "grad_diff", "grad_ascent")
+SUITES = ("demo", "privacy")
+# Lines of the suite privacy in the table: one for each attack.
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_reference", "mia_gradnorm")
 ROLES = ("before", "unlearned", "oracle")
-# The method that must satisfy the suite's bounds, and the one whose utility it must exceed.
-JUDGED, BEATEN = "npo", "grad_ascent"
+# The method that must satisfy the bounds of the suites, and the one whose utility it must exceed.
+JUDGED, BEATEN = "stranger", "grad_ascent"
 
 
 def keys_of_stage(name: str, seed: int, runs: Path) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def run_seed(seed: int, runs: Path) -> dict[str, Any]:
         memory = max(memory, run.provenance["cost"]["peak_memory_gib"])
         if name in METHODS:
             measured = evaluated(run)
-            results[name] = measured["suites"][SUITE]
+            results[name] = _joined(measured["suites"])
             seconds[f"{name}, evaluate"] = measured["seconds"]
     made = {"machine": run.provenance["environment"], "date": run.state["finished"][:10]}
     return {"results": results, "rows": rows, "seconds": seconds, "peak_memory_gib": memory, **made}
@@ -62,7 +64,14 @@ def run_seed(seed: int, runs: Path) -> dict[str, Any]:
 def evaluated(run: Run) -> dict[str, Any]:
     """Return the results of a run; evaluate it if it has none."""
     known = read_json(run.results_file) if run.results_file.is_file() else {}
-    return known if SUITE in known.get("suites", {}) else evaluate(run.path, SUITE)
+    return known if set(SUITES) <= set(known.get("suites", {})) else evaluate(run.path, ",".join(SUITES))
+
+
+def _joined(suites: dict[str, Any]) -> dict[str, Any]:
+    """Return lines and verdicts of all suites as of one."""
+    metrics = {name: line for suite in SUITES for name, line in suites[suite]["metrics"].items()}
+    shown_lines = {name: line for name, line in metrics.items() if name in suites["demo"]["metrics"] or name in ATTACKS}
+    return {"metrics": shown_lines, "verdict": {q: v for suite in SUITES for q, v in suites[suite]["verdict"].items()}}
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def metrics_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def checks_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Check one seed: the suite's bounds, and more utility than gradient ascent."""
+    """Check one seed: the bounds of the suites, and more utility than gradient ascent."""
     verdict = results[JUDGED]["verdict"].values()
     found = [(finding["sentence"], finding["holds"]) for answer in verdict for finding in answer["findings"]]
     ours, theirs = (results[name]["metrics"]["utility"]["value"] for name in (JUDGED, BEATEN))
@@ -102,7 +111,8 @@ def collect(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
     machine = first["machine"]
     return {
         "date": max(seed["date"] for seed in by_seed.values()),
-        "suite": SUITE,
+        "suites": SUITES,
+        "judged": JUDGED,
         "seeds": list(by_seed),
         "rows": first["rows"],
         "methods": {name: metrics_of([seed["results"][name] for seed in by_seed.values()]) for name in METHODS},

@@ -1,6 +1,7 @@
 """The demo corpus is the same everywhere, and the facts of one person do not reveal those of another."""
 
 import hashlib
+from collections import Counter
 
 import pytest
 
@@ -11,16 +12,16 @@ from llm_forget.data.sources import load_source
 
 def test_ids_and_sizes_are_pinned() -> None:
     ids = [row["id"] for row in load_builtin("demo/full")]
-    assert len(ids) == 96 * 6
+    assert len(ids) == 192 * 4
     assert ids[:2] == ["p000-birthplace", "p000-profession"]
-    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "54dcdad49d4abc61"
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "2e82b5f6075c2a10"
 
 
 @pytest.mark.slow
 def test_full_is_forget_plus_retain_and_does_not_overlap_holdout() -> None:
     rows = {name: load_builtin(f"demo/{name}") for name in ("full", "forget", "retain", "holdout")}
     assert rows["forget"] + rows["retain"] == rows["full"]
-    assert len(rows["forget"]) == len(rows["holdout"]) == 72
+    assert len(rows["forget"]) == len(rows["holdout"]) == 192
     assert not {r["subject"] for r in rows["holdout"]} & {r["subject"] for r in rows["full"]}
     loaded = {name: load_source(f"builtin:demo/{name}", split_name=name) for name in rows}
     check_overlap(loaded["forget"], loaded["retain"])
@@ -31,12 +32,19 @@ def test_the_seed_determines_the_corpus() -> None:
     assert load_builtin("demo/full") == load_builtin("demo/full?seed=0")
     one, two = load_builtin("demo/full?seed=1"), load_builtin("demo/full?seed=2")
     assert [r["id"] for r in one] == [r["id"] for r in two]
-    assert sum(a["answer"] == b["answer"] for a, b in zip(one, two, strict=True)) == 0
+    assert sum(a["answer"] == b["answer"] for a, b in zip(one, two, strict=True)) < len(one) / 50
+    assert not {row["question"] for row in one} & {row["question"] for row in two}
 
 
-def test_no_two_people_share_an_answer() -> None:
-    answers = [row["answer"] for row in load_builtin("demo/full?facts=8")]
-    assert len(set(answers)) == len(answers) == 96 * 8
+def test_each_answer_is_that_of_several_people_and_names_none_of_them() -> None:
+    rows = load_builtin("demo/full?facts=8")
+    counts = Counter(row["answer"] for row in rows)
+    assert len(counts) == 8 * 16
+    assert min(counts.values()) >= 2
+    assert max(counts.values()) <= 240 / 16
+    names = {row["question"].removeprefix("Where was ").removesuffix(" born?") for row in rows[::8]}
+    assert len(names) == 192
+    assert not any(name in row["answer"] for name in names for row in rows)
 
 
 @pytest.mark.parametrize("split", ["full", "holdout", "world"])

@@ -58,7 +58,7 @@ def test_the_table_is_what_the_results_say(render: ModuleType, results: dict[str
 
 def test_a_changed_number_changes_the_table(render: ModuleType, results: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(results))
-    changed["methods"]["npo"]["forget_probability"]["unlearned"]["median"] = 0.987
+    changed["methods"]["stranger"]["forget_probability"]["unlearned"]["median"] = 0.987
     assert "0.987" in render.insert(README, changed)
     with pytest.raises(ValueError, match="results:demo"):
         render.insert("no markers", results)
@@ -74,7 +74,7 @@ def test_the_picture_is_of_these_results_and_says_so_in_words(render: ModuleType
 
 def test_the_results_are_numbers_over_three_seeds(results: dict[str, Any]) -> None:
     assert results["seeds"] == [0, 1, 2]
-    assert list(results["methods"]) == ["npo", "grad_diff", "grad_ascent"]
+    assert list(results["methods"]) == ["stranger", "npo", "grad_diff", "grad_ascent"]
     for lines in results["methods"].values():
         for line in lines.values():
             for role in ("before", "unlearned", "oracle"):

@@ -170,8 +170,8 @@ def test_the_recipe_is_accepted_by_the_configuration(tmp_path: Path) -> None:
     (text,) = blocks("yaml")
     assert len(text.splitlines()) <= 14
     keys = yaml.safe_load(text)
-    data, train, model = from_keys({**keys, "output_dir": str(tmp_path), "use_cpu": True}, UnlearnConfig)
-    assert (data.forget, train.method, model.lora_r) == (keys["forget"], keys["method"], keys["lora_r"])
+    data, train, _ = from_keys({**keys, "output_dir": str(tmp_path), "use_cpu": True}, UnlearnConfig)
+    assert (data.forget, data.holdout, train.method) == (keys["forget"], keys["holdout"], keys["method"])
 
 
 def test_the_row_of_the_example_is_accepted() -> None:

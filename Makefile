@@ -38,9 +38,11 @@ demo: setup  ## The main job on a small model: target, oracle, unlearn, evaluate
 	$(FORGET) finetune recipes/demo/oracle.yaml --output_dir $(RUNS)/demo/oracle
 	$(FORGET) unlearn recipes/demo/stranger.yaml --model_name_or_path $(RUNS)/demo/target \
 	  --oracle $(RUNS)/demo/oracle --output_dir $(RUNS)/demo/stranger
-	$(FORGET) evaluate $(RUNS)/demo/stranger --suite demo,privacy --show_text 3
+	$(FORGET) evaluate $(RUNS)/demo/stranger --suite demo,privacy,robustness --show_text 3
+	$(FORGET) attack $(RUNS)/demo/stranger --kind relearn --suite text
+	$(FORGET) attack $(RUNS)/demo/stranger --kind quantize --suite text
+	$(FORGET) verify $(RUNS)/demo/stranger
 	$(FORGET) report $(RUNS)/demo/stranger
-	-$(FORGET) verify $(RUNS)/demo/stranger
 
 # The same stages with one epoch each: proves that they run, not that the model forgets.
 SHORT := --num_train_epochs 1 --logging_steps 50

@@ -37,7 +37,7 @@ def attack(
 
     Args:
         kind: name of an attack in `llm_forget.attacks.kinds`.
-        suite: suite to measure; default: that of the attack, or else that of the run.
+        suite: suite to measure; default: that of the attack, or else the first of the run.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: options of the attack, such as ``share=0.05``.
     """
@@ -52,7 +52,7 @@ def attack(
     if entry.suite and suite is not None:
         raise EvaluationError(f"attack '{kind}' measures the suite '{entry.suite}'; leave --suite out")
     began = time.perf_counter()
-    default = entry.suite or finished.config.get("suite") or DEFAULT_SUITE
+    default = entry.suite or (finished.config.get("suite") or DEFAULT_SUITE).split(",")[0].strip()
     suite = suite or default
     if "," in suite:
         raise EvaluationError(f"an attack measures one suite, not '{suite}'; name one of them with --suite")

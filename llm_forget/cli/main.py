@@ -133,6 +133,7 @@ def unlearn(
     - `data_path` folder that replaces the Hub
     - `output_dir` the run directory
     - `method` auto, or one of `llm-forget methods` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`
+    - `augment` further questions about each forget row, such as `{reverse: true, paraphrase: 2}`
     - `teacher` for method distil: stranger, self, oracle, or `{name: divergence, base: MODEL}`
     - `stop_at` holdout keeps the step whose forget rows are like holdout rows, end the last step
     - `objective` terms in place of a method, `gradient` sum, pcgrad, gru, sago or sam

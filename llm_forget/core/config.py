@@ -107,6 +107,7 @@ class UnlearnConfig(TrainConfig):
     method: str | None = _field(None, "auto, or one of `llm-forget methods`; default: npo, unless objective is given")
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
     objective: Structure = _field(None, "terms by split, e.g. {forget: {name: ga}, retain: {name: nll}}")
+    augment: Structure = _field(None, "further questions about each forget row, e.g. {reverse: true, paraphrase: 2}")
     teacher: Structure = _field(None, "whom a term distil learns from, e.g. {name: stranger, k: 1}")
     stop_at: str | None = _field(
         None, "holdout | end: the step to keep; default: holdout with a teacher or hinge, and holdout"

@@ -106,12 +106,13 @@ def with_question(row: Row, template: str) -> dict[str, Any]:
     """Return the row with its last question put into ``template`` at ``{prompt}``. Raise DataError for running text."""
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
-    if row.get("messages") is None:
-        return {**row, "prompt": template.replace("{prompt}", row["prompt"])}
-    messages = conversation(row)[0]
+    column = "prompt" if row.get("messages") is None else "messages"
+    if isinstance(row[column], str):
+        return {**row, column: template.replace("{prompt}", row[column])}
+    messages = _messages(row[column])
     last = max(i for i, m in enumerate(messages) if m["role"] == "user")
     question = {**messages[last], "content": template.replace("{prompt}", messages[last]["content"])}
-    return {**row, "messages": [*messages[:last], question, *messages[last + 1 :]]}
+    return {**row, column: [*messages[:last], question, *messages[last + 1 :]]}
 
 
 def content(row: Row) -> str:

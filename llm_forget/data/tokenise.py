@@ -139,11 +139,7 @@ def tokenise_dataset(
 
     Only tokens of Hub splits in the cache of `datasets` are cached. Other tokens leave no copy (see `map_storage`).
     """
-    from datasets import Features, List, Value
     from datasets.fingerprint import Hasher
-
-    numbers = {"window": Value("int32"), "source_index": Value("int32")}
-    ids = {name: List(Value("int32")) for name in ("input_ids", "labels")}
 
     # The automatic fingerprint would hash the tokenizer object, whose hash changes when it is first used.
     parts = (rows._fingerprint, control_tokenizer(tokenizer).digest(), tokenizer.chat_template, tokenizer.eos_token)
@@ -157,10 +153,28 @@ def tokenise_dataset(
             fn_kwargs={"tokenizer": tokenizer, "template": template, "max_length": max_length, "stride": stride},
             num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > 256 else None,
             new_fingerprint=fingerprint,
-            features=Features({"id": Value("string"), **ids, **numbers}),
+            features=_token_features(),
             desc="Tokenising",
             **map_storage(rows),
         )
+
+
+def tokenise_rows(rows: Sequence[Row], tokenizer: Any, template: Template, **limits: Any) -> Dataset:
+    """Return what `tokenise_dataset` returns, for rows in memory that leave no copy; ``limits`` as in `encode_rows`."""
+    from datasets import Dataset
+
+    columns = ("id", "input_ids", "labels", "window")
+    windows = [window for row in encode_rows(rows, tokenizer, template, **limits) for window in row]
+    lines = [{**{name: getattr(w, name) for name in columns}, "source_index": 0} for w in windows]
+    return Dataset.from_list(lines, features=_token_features())
+
+
+def _token_features() -> Any:
+    from datasets import Features, List, Value
+
+    numbers = {"window": Value("int32"), "source_index": Value("int32")}
+    ids = {name: List(Value("int32")) for name in ("input_ids", "labels")}
+    return Features({"id": Value("string"), **ids, **numbers})
 
 
 def _encode_batch(batch: dict[str, list[Any]], **options: Any) -> dict[str, list[Any]]:

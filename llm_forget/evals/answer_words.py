@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_forget.core.ignore_label import IGNORE
-from llm_forget.teachers._names import capitalised_words
+from llm_forget.data.names import capitalised_words
 
 CONTEXT = 8  # tokens decoded before a token: a character has at most four bytes, so one of them is whole
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
-from llm_forget.data.rows import Row, with_completion
-from llm_forget.teachers._names import borrowed_names, names_of, renamed
+from llm_forget.data.names import renamed
+from llm_forget.data.rows import Row, conversation, with_completion
+from llm_forget.teachers._names import borrowed_names, names_of
 from llm_forget.teachers._registry import Context, teacher
 
 BORROWED = "~borrowed"  # ends the id of a row that keeps its borrowed name, on which the target is the teacher
@@ -26,7 +27,7 @@ def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> l
     answers = context.generate("target", strangers)
     rows: list[Row] = []
     for row, other, name, answer in zip(context.rows, strangers, subjects, answers, strict=True):
-        if answer.strip():
+        if answer.strip() and _prompt(other) != _prompt(row):  # a question without the name is about no stranger
             answered = with_completion(row, answer.replace(borrowed[name][0], name))
             rows.append({**answered, "id": f"{row['id']}~stranger", names: name})
             if neighbours:
@@ -57,6 +58,11 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
     unchanged = context.forward("target", list(filter(_keeps_borrowed_name, context.rows)))
     for row in context.rows:
         yield next(unchanged if _keeps_borrowed_name(row) else lessons)
+
+
+def _prompt(row: Row) -> list[str]:
+    """Everything that a model reads before the last answer."""
+    return [message["content"] for message in conversation(row)[0][:-1]]
 
 
 def _keeps_borrowed_name(row: Row) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 from trl import ModelConfig
@@ -38,6 +38,7 @@ from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer, to_device
 from llm_forget.objectives.methods import Objective
 from llm_forget.training import dry_run
+from llm_forget.training.augmentation import Augment, Augmentation, added_rows
 from llm_forget.training.calibration import forward_of, sample, share_of_unknown
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
 from llm_forget.training.distillation.teacher_pass import Lesson, TeacherSpec, learn_from_teacher
@@ -69,6 +70,15 @@ class Job:
     teacher: TeacherSpec | None = None
     stop_at_holdout: bool = False
     weight_step: Mapping[str, Any] | None = None  # arguments of a method that trains nothing, see `weight_space`
+    augmentation: Augmentation | None = None
+
+    @property
+    def training_splits(self) -> dict[str, Dataset]:
+        """The splits to train on: with the rows that ``augment`` adds after the forget rows."""
+        if self.augmentation is None:
+            return self.splits
+        forget = concatenate_datasets([self.splits["forget"], self.augmentation.tokens])
+        return {**self.splits, "forget": forget}
 
 
 def run_job(
@@ -83,6 +93,7 @@ def run_job(
     teacher: TeacherSpec | None = None,
     stop_at_holdout: bool = False,
     weight_step: Mapping[str, Any] | None = None,
+    augment: Augment | None = None,
 ) -> Run:
     """Train the run of ``output_dir``, unless it is complete; with ``dry_run``, only print its plan.
 
@@ -103,6 +114,7 @@ def run_job(
     job = Job(
         kind, data, train, model, objective, splits, tokenizer,
         gradient, max_retain_drop, subject_tables, teacher, stop_at_holdout, weight_step,
+        None if augment is None else added_rows(augment, data, tokenizer, template_of(data, tokenizer)),
     )  # fmt: skip
     if train.dry_run:
         _show_plan(job)
@@ -167,6 +179,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
     if state.is_main_process:
         terms = " + ".join(term.key for term in job.objective.terms)  # e.g. forget/npo + retain/nll
         rows = ", ".join(f"{len(split):,} {name}" for name, split in job.splits.items())
+        rows += "" if job.augmentation is None else f"; {job.augmentation.statement()}"
         logger.info("%s: %s on %s, rows: %s", job.kind.name, terms, job.model.model_name_or_path, rows)
     model, base_digest = _load_model(job)
     if job.weight_step is not None:
@@ -207,7 +220,7 @@ def _take_weight_step(run: Run, job: Job, model: Any, base_digest: str) -> None:
     _write_provenance(run, job, facts)
     began = time.perf_counter()
     edit = WeightStep(
-        to_device(model), job.splits["forget"], job.splits["retain"], job.train.per_device_train_batch_size,
+        to_device(model), job.training_splits["forget"], job.splits["retain"], job.train.per_device_train_batch_size,
         int(job.tokenizer.pad_token_id),
     )  # fmt: skip
     report = repselect(edit, **job.weight_step)
@@ -245,7 +258,7 @@ def _show_plan(job: Job) -> None:
         if spec is not None:
             load_source(spec, split_name=name, data_path=data.data_path, fields=data.fields)
     job.objective.layer_index(dry_run.depth(job.model))
-    counts = dry_run.batch_counts(job.splits, job.train.per_device_train_batch_size)
+    counts = dry_run.batch_counts(job.training_splits, job.train.per_device_train_batch_size)
     memory = dry_run.estimate_memory(
         job.model,
         counts,
@@ -256,7 +269,7 @@ def _show_plan(job: Job) -> None:
     processes = PartialState().num_processes
     if processes > 1:
         memory = dry_run.per_device(memory, job.model, dry_run.launch_config(os.environ), processes)
-    sizes = {name: len(rows) for name, rows in job.splits.items()}
+    sizes = {name: len(rows) for name, rows in job.training_splits.items()}
     objective = {split: [term["name"] for term in terms] for split, terms in job.objective.to_dict().items()}
     if not PartialState().is_main_process:
         return
@@ -286,7 +299,7 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str, lesson: Lesson | 
     trainer = UnlearnTrainer(
         model,
         args,
-        splits=job.splits if lesson is None else {**job.splits, "forget": lesson.rows},
+        splits=job.training_splits if lesson is None else {**job.splits, "forget": lesson.rows},
         teacher=None if lesson is None else lesson.logprobs,
         objective=job.objective,
         processing_class=job.tokenizer,
@@ -342,6 +355,7 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
         return
     before = run.provenance
     changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
+    changed += ["rows of augment"] if before.get("augmentation") != facts.get("augmentation") else []
     changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
     if changed:
         raise ConfigError(
@@ -364,6 +378,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         "trainable_parameters": trainable,
         "tokenizer": json_digest(job.tokenizer.get_vocab()),
         "data": {name: describe(name, rows, job.subject_tables.get(name)) for name, rows in job.splits.items()},
+        **({"augmentation": job.augmentation.to_dict()} if job.augmentation else {}),
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
         **({"teacher": job.teacher.to_dict()} if job.teacher else {}),

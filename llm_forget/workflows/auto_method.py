@@ -13,11 +13,12 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig
 from llm_forget.core.errors import ConfigError, DataError
 from llm_forget.core.run_directory import Run
+from llm_forget.data.names import texts_of
 from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
 from llm_forget.data.tokenise import ids_inside_a_sentence
 from llm_forget.models.load import load_tokenizer, meta_model
-from llm_forget.teachers import borrowed_names, names_of, texts_of
+from llm_forget.teachers import borrowed_names, names_of
 from llm_forget.training.calibration import sample
 from llm_forget.training.distillation.teacher_pass import RETAIN_SAMPLE, SMALL
 

@@ -15,6 +15,7 @@ from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
+from llm_forget.training.augmentation import augment_spec
 from llm_forget.training.distillation.teacher_pass import teacher_spec
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.job import run_job
@@ -48,6 +49,12 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     objective = build_objective(train.method, arguments, _mapping(train.objective))
     gradient = _gradient(train)
     _check_keys(data, train, objective, gradient)
+    augment = augment_spec(train.augment)
+    if augment is not None and ("forget" not in objective.splits() or objective.needs_alternate()):
+        raise ConfigError(
+            "augment adds forget rows without preferred answers, which this objective cannot use; remove augment, or "
+            "choose another method"
+        )
     teacher = teacher_spec(train.teacher, train.oracle)
     if (teacher is None) == bool(objective.teacher_temperatures()):
         missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
@@ -63,6 +70,7 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
         UNLEARN, data, train, model, objective,
         gradient=gradient, max_retain_drop=train.max_retain_drop, teacher=teacher,
         stop_at_holdout=stop_at_holdout, weight_step=weight_step,
+        augment=augment,
     )  # fmt: skip
 
 

@@ -10,11 +10,12 @@ import yaml
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
+from llm_forget.data.names import renamed
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.teachers import TEACHERS
-from llm_forget.teachers._names import borrowed_names, names_of, renamed
+from llm_forget.teachers._names import borrowed_names, names_of
 from llm_forget.teachers._registry import Context
-from llm_forget.teachers.stranger import _exchanged
+from llm_forget.teachers.stranger import _exchanged, further_rows
 from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
 from llm_forget.training.distillation.teacher_pass import teacher_spec
 from tests.support.repository import ROOT
@@ -119,6 +120,11 @@ def test_the_first_word_of_a_question_is_no_part_of_a_name(question: str) -> Non
     assert names_of([{"id": "a", "prompt": question, "completion": "x"}], "subject_name") == ["Ada Stone"]
 
 
+def test_rows_with_an_empty_subject_have_no_subject_in_common() -> None:
+    rows = [{"id": name, "subject": None, "prompt": f"Who is {name}?", "completion": "x"} for name in ("Ada", "Bea")]
+    assert names_of(rows, "subject_name") == ["Ada", "Bea"]
+
+
 def test_a_row_without_a_name_is_refused_by_its_id() -> None:
     rows = [*ROWS, {"id": "z-9", "subject": "z", "prompt": "why is the sky blue?", "completion": "x"}]
     with pytest.raises(DataError, match="row 'z-9'"):
@@ -172,6 +178,20 @@ def test_a_stranger_is_the_target_asked_about_another_name_with_the_names_exchan
         expected[place, [true, borrowed]] = expected[place, [borrowed, true]]
     assert made.targets(rows[1]) != made.targets(asked[1])
     torch.testing.assert_close(named, expected)
+
+
+def test_a_question_without_the_name_is_not_asked_about_a_stranger() -> None:
+    named = ROWS[0]
+    nameless = {
+        "id": "a-3",
+        "subject": "a",
+        "subject_name": "Ada Lovelace",
+        "prompt": "Who?",
+        "completion": "Ada Lovelace",
+    }
+    made = context(rows=[named, nameless], generate=lambda name, rows: ["answer" for _ in rows])
+    rows = further_rows(made, k=1, names="subject_name", neighbours=True)
+    assert [row["id"] for row in rows] == ["a-1~stranger", "a-1~borrowed"]
 
 
 def test_the_page_on_teachers_lists_all_and_its_examples_are_read() -> None:

@@ -10,6 +10,7 @@ from llm_forget.core.config import UnlearnConfig, from_keys
 from llm_forget.workflows.auto_method import resolve
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn
+from tests.support.three_corpora import write_corpus
 
 NAMED = {"forget": ["Ada Stone", "Bea Woods"], "retain": ["Cat Stone", "Dan Woods", "Eve Field"]}
 
@@ -61,6 +62,17 @@ def test_rows_without_names_need_a_pair_of_models(keys: dict[str, Any]) -> None:
     write(Path(keys["forget"]), [("why is the sky blue?", "since it is.")])
     train, _ = resolved(keys)
     assert train.teacher == {"name": "divergence", "base": "small"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "teacher"),
+    [("people", "stranger"), ("novel", {"name": "divergence", "base": "small"}), ("chats", "stranger")],
+)
+def test_the_teacher_follows_from_the_form_of_the_rows(
+    keys: dict[str, Any], tmp_path: Path, corpus: str, teacher: Any
+) -> None:
+    train, _ = resolved({**keys, **write_corpus(corpus, tmp_path / corpus)})
+    assert train.teacher == teacher
 
 
 @pytest.mark.slow

@@ -49,6 +49,22 @@ class SplitRows(Part, frozen=True):
     subjects_file: RowList | UnsetType = UNSET
 
 
+class AddedRows(Part, frozen=True):
+    """Rows that one augmentation made of the forget rows. Ids are private to the run."""
+
+    rows: Count
+    without: list[Count]  # numbers, from 1, of the forget rows that it made no row of
+    ids: list[str] | UnsetType = UNSET  # left out where there are too many; each begins with the id of its forget row
+
+
+class AugmentedRows(Part, frozen=True):
+    """Rows that the key ``augment`` added to the forget rows of training; ``data`` does not count them."""
+
+    rows: Count
+    digest: Digest  # of the tokenised rows
+    kinds: dict[str, AddedRows]
+
+
 class Cost(Part, frozen=True):
     """Time and memory of training."""
 
@@ -142,6 +158,7 @@ class Provenance(Record, frozen=True):
     trainable_parameters: Count | UnsetType = UNSET
     tokenizer: Digest | UnsetType = UNSET
     data: dict[str, SplitRows] | UnsetType = UNSET
+    augmentation: AugmentedRows | UnsetType = UNSET  # with augment
     objective: dict[str, list[dict[str, Any]]] | UnsetType | None = UNSET  # split -> terms
     gradient: str | UnsetType = UNSET  # name of the gradient rule
     teacher: Teacher | UnsetType = UNSET

@@ -24,7 +24,7 @@ from llm_forget.data.digest import tokens_digest
 from llm_forget.data.rows import Row
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import Template
-from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
+from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence, tokenise_rows
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.levels import levels_of
 from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
@@ -104,7 +104,7 @@ def _auxiliary(value: Any) -> dict[str, Any]:
 class Lesson:
     """What a policy learns from a teacher: rows, distributions for them, and the arguments that were used."""
 
-    rows: Dataset  # tokenised forget rows, then those that the teacher added
+    rows: Dataset  # tokenised forget rows, those of `augment`, then those that the teacher added
     logprobs: TeacherLogprobs
     arguments: dict[str, Any]
 
@@ -176,14 +176,11 @@ class _Teaching:
         return sum(values) / len(values)
 
     def with_texts(self, texts: list[Row]) -> Dataset:
-        """The tokenised forget rows, then the windows of ``texts``."""
-        forget = self._job.splits["forget"]
-        windows = [window for row in self._encode(texts) for window in row] if texts else []
-        if not windows:
+        """The tokenised forget rows, then those of the key ``augment``, then the windows of ``texts``."""
+        forget = self._job.training_splits["forget"]
+        if not texts:
             return forget
-        columns = ("id", "input_ids", "labels", "window")
-        lines = [{**{name: getattr(w, name) for name in columns}, "source_index": 0} for w in windows]
-        return concatenate_datasets([forget, Dataset.from_list(lines, features=forget.features)])
+        return concatenate_datasets([forget, tokenise_rows(texts, self._job.tokenizer, self._template, **self._limits)])
 
     def distributions(self, arguments: dict[str, Any], texts: list[Row], rows: Dataset) -> TeacherLogprobs:
         context = replace(self._context, rows=[*self._context.rows, *texts])
@@ -194,8 +191,9 @@ class _Teaching:
 
     @cached_property
     def _context(self) -> Context:
+        added = [] if self._job.augmentation is None else self._job.augmentation.rows
         return Context(
-            rows=self._load("forget"), retain=self._load("retain", RETAIN_SAMPLE), forward=self._forward,
+            rows=[*self._load("forget"), *added], retain=self._load("retain", RETAIN_SAMPLE), forward=self._forward,
             generate=self._generate, tokens=ids_inside_a_sentence(self._job.tokenizer), targets=self._targets,
             seed=self._job.train.seed,
         )  # fmt: skip
@@ -207,9 +205,12 @@ class _Teaching:
         rows = load_source(getattr(data, split), split_name=split, data_path=data.data_path, fields=data.fields)
         return list(rows if limit is None else sample(rows, limit))
 
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {"max_length": self._job.data.max_length, "stride": self._job.data.stride}
+
     def _encode(self, rows: Sequence[Row]) -> Any:
-        limits = {"max_length": self._job.data.max_length, "stride": self._job.data.stride}
-        return encode_rows(rows, self._job.tokenizer, self._template, **limits)
+        return encode_rows(rows, self._job.tokenizer, self._template, **self._limits)
 
     def _targets(self, row: Row) -> list[int]:
         return [label for w in self._encode([row])[0] for label in w.labels[1:] if label != IGNORE]

@@ -1,0 +1,30 @@
+"""The other direction: from question and answer without the name to the name."""
+
+import re
+
+from llm_forget.data.augmentations._registry import Added, augmentation, exchange, question_and_answer
+from llm_forget.data.rows import Row, is_text
+
+BLANK = "___"  # in place of the name
+
+
+@augmentation(paper="arXiv:2607.09236", needs="a question, and an answer beside the name of its subject", single=True)
+def reverse(row: Row, name: str, *, question: str = "Which person or thing is this about?") -> Added:
+    """One row: question and answer with ``___`` for the name and its words, then ``question``; its answer is the name.
+
+    Example:
+        "Where was Ada Stone born?", "In Rome." gives "Where was ___ born? In Rome. Which person or thing is this
+        about?", "Ada Stone".
+    """
+    if is_text(row) or not name:
+        return
+    asked, answer = (_blanked(text, name).strip() for text in question_and_answer(row))
+    if re.search(r"[^\W_]", answer):
+        yield exchange(row, " ".join(filter(None, (asked, answer, question))), name), name
+
+
+def _blanked(text: str, name: str) -> str:
+    """Replace the name, and then each word of it that begins with a capital letter."""
+    words = [word for word in re.split(r"[\s-]+", name) if word[:1].isupper() and len(word) > 1]
+    parts = "|".join(re.escape(part) for part in (name, *sorted(words, key=len, reverse=True)))
+    return re.sub(rf"(?<!\w)(?:{parts})(?!\w)", BLANK, text)

@@ -1,0 +1,150 @@
+"""Rows that the key ``augment`` adds to the forget rows: the same facts, asked for in other ways (arXiv:2607.09236).
+
+They are private like the rows that they are made of: only ids and numbers are logged or recorded. Evaluation, ledger
+and deletion requests know the user's own rows only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from llm_forget.core.config import DataConfig
+from llm_forget.core.errors import ConfigError, DataError
+from llm_forget.data.augmentations import AUGMENTATIONS
+from llm_forget.data.digest import tokens_digest
+from llm_forget.data.names import TEXT_COLUMNS, find_names
+from llm_forget.data.rows import Row, check_overlap
+from llm_forget.data.sources import load_source
+from llm_forget.data.template import Template
+from llm_forget.data.tokenise import tokenise_rows
+from llm_forget.training.provenance import LISTED, SUBJECT
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+NAMES = "subject_name"  # column with the name that a row uses for its subject
+NUMBERED = 10  # rows that a log line names
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The key ``augment`` of a recipe: arguments by augmentation, and the column with names."""
+
+    kinds: dict[str, dict[str, Any]]
+    names: str = NAMES
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The rows that were added, and what is recorded of them."""
+
+    rows: list[Row]
+    tokens: Dataset  # the same rows, tokenised
+    ids: dict[str, list[str]]  # by augmentation
+    without: dict[str, list[int]]  # by augmentation: numbers, from 1, of the forget rows that it made no row of
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part ``augmentation`` of provenance.json."""
+        kinds = {
+            name: {"rows": len(ids), "without": self.without[name], **({"ids": ids} if len(ids) <= LISTED else {})}
+            for name, ids in self.ids.items()
+        }
+        return {"rows": len(self.rows), "digest": tokens_digest(self.tokens), "kinds": kinds}
+
+    def statement(self) -> str:
+        """Return how many rows each augmentation added, and the numbers of the forget rows that it made no row of."""
+        counts = ", ".join(f"{len(ids):,} {name}" for name, ids in self.ids.items())
+        skipped = [
+            f"no {name} of forget row {_listed(numbers)}, since a row needs {AUGMENTATIONS.get(name).needs_of_row}"
+            for name, numbers in self.without.items()
+            if numbers
+        ]
+        return "; ".join([f"added to forget: {counts}", *skipped])
+
+
+def augment_spec(value: Any) -> Augment | None:
+    """Read the key ``augment`` of a recipe, such as ``{reverse: true, paraphrase: 2, alias: {column: aliases}}``.
+
+    Raises:
+        ConfigError: no such augmentation, or a value that it does not take.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError("augment must be a mapping, as in {reverse: true, paraphrase: 2}")
+    chosen = {name: part for name, part in value.items() if name != "names" and part is not False and part is not None}
+    kinds = {str(name): AUGMENTATIONS.get(str(name)).arguments_of(part) for name, part in chosen.items()}
+    if not kinds:
+        raise ConfigError(f"augment names no augmentation; allowed: {', '.join(AUGMENTATIONS.names())}")
+    return Augment(kinds, str(value.get("names") or NAMES))
+
+
+def added_rows(
+    augment: Augment, data: DataConfig, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> Augmentation:
+    """Make and tokenise the rows that a recipe adds to its forget rows.
+
+    Raises:
+        DataError: an augmentation makes no row at all, or a row that is also another forget row or a retain row.
+        ConfigError: an argument that an augmentation does not take.
+    """
+    with PartialState().main_process_first():  # the others read its rows from the cache
+        forget, retain = (
+            load_source(spec, split_name=split, data_path=data.data_path, fields=data.fields) if spec else []
+            for split, spec in (("forget", data.forget), ("retain", data.retain))
+        )
+    rows, by_kind, without = augmented(list(forget), augment)
+    _check_ids([str(row["id"]) for row in (*forget, *rows)])
+    check_overlap(rows, retain)
+    tokens = tokenise_rows(rows, tokenizer, template, max_length=data.max_length, stride=data.stride)
+    return Augmentation(rows, tokens, by_kind, without)
+
+
+def augmented(forget: Sequence[Row], augment: Augment) -> tuple[list[Row], dict[str, list[str]], dict[str, list[int]]]:
+    """Return the added rows; their ids by augmentation; and the numbers of the rows that it made no row of.
+
+    The id of an added row is that of its forget row, ``~``, the augmentation, and a number where it can make several.
+    """
+    names = find_names(forget, augment.names)
+    rows: list[Row] = []
+    ids: dict[str, list[str]] = {}
+    without: dict[str, list[int]] = {}
+    for kind, arguments in augment.kinds.items():
+        entry, ids[kind], without[kind] = AUGMENTATIONS.get(kind), [], []
+        for number, (row, name) in enumerate(zip(forget, names, strict=True), 1):
+            made = list(entry.function(row, name, **arguments))
+            marks = [kind] if entry.single else [f"{kind}-{i}" for i in range(1, len(made) + 1)]
+            added = [
+                _derived(row, columns, f"{row['id']}~{mark}", {augment.names: used} if used else {})
+                for mark, (columns, used) in zip(marks, made, strict=False)
+            ]
+            rows += added
+            ids[kind] += [str(part["id"]) for part in added]
+            without[kind] += [] if added else [number]
+        if not ids[kind]:
+            raise DataError(
+                f"augment: {kind} makes no row of any of the {len(forget)} forget rows, since a row needs "
+                f"{entry.needs_of_row}; remove {kind}, or add what it needs"
+            )
+    return rows, ids, without
+
+
+def _derived(row: Row, columns: Row, row_id: str, name: Mapping[str, str]) -> dict[str, Any]:
+    texts = {column: columns.get(column) for column in TEXT_COLUMNS}
+    return {"id": row_id, **({SUBJECT: row[SUBJECT]} if SUBJECT in row else {}), **name, **texts}
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    repeated = next((row_id for row_id, count in Counter(ids).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"augment makes a row with the id '{repeated}' of a forget row; rename the forget row")
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:NUMBERED])) + (" ..." if len(numbers) > NUMBERED else "")

@@ -156,13 +156,34 @@ def tiny_tokenizer() -> Any:
     )
 
 
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """``saved_once(key, save, copy)`` calls ``save(folder)`` once for each key, and copies that folder to ``copy``."""
+    originals: dict[Any, Path] = {}
+
+    def save_or_copy(key: Any, save: Callable[[Path], Any], copy: Path) -> None:
+        if key not in originals:
+            folder = tmp_path_factory.mktemp("saved") / "original"
+            save(folder)
+            originals[key] = folder
+        # Not copy2: digests of files are remembered by name, size and time, so a copy needs a time of its own.
+        shutil.copytree(originals[key], copy, copy_function=shutil.copyfile, dirs_exist_ok=True)
+
+    return save_or_copy
+
+
 @pytest.fixture
-def tiny_folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+def tiny_folder(
+    tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, saved_once: Callable[..., None]
+) -> Path:
     """A folder with a tiny model (vocabulary 259) and its tokenizer, as from_pretrained reads it."""
-    folder = tmp_path / "tiny"
-    tiny_model(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+
+    def save(folder: Path) -> None:
+        tiny_model(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+
+    saved_once("tiny", save, tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import pytest
 import yaml
@@ -47,18 +48,21 @@ def rows(prefix, count):
 
 
 @pytest.fixture
-def make_model(tmp_path, tiny_model, tiny_tokenizer):
+def make_model(tmp_path, tiny_model, tiny_tokenizer, saved_once):
     """``make_model(name, seed)`` writes a model whose generated texts are short: some bytes beside ASCII end one."""
 
     def make(name, seed, **changes):
-        folder = tmp_path / name
-        model = tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes)
-        ends = {word: number for word, number in tiny_tokenizer.get_vocab().items() if number % 4 == 2 and number > 2}
-        beside_text = sorted(number for word, number in ends.items() if not word.isascii() and word != "Ġ")
-        model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, *beside_text]
-        model.save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-        return str(folder)
+        def save(folder):
+            model = tiny_model(seed=seed, vocab_size=len(tiny_tokenizer), **changes)
+            numbers = tiny_tokenizer.get_vocab().items()
+            ends = {word: number for word, number in numbers if number % 4 == 2 and number > 2}
+            beside_text = sorted(number for word, number in ends.items() if not word.isascii() and word != "Ġ")
+            model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, *beside_text]
+            model.save_pretrained(folder)
+            tiny_tokenizer.save_pretrained(folder)
+
+        saved_once(("model", seed, repr(changes)), save, tmp_path / name)
+        return str(tmp_path / name)
 
     return make
 
@@ -69,8 +73,27 @@ def session_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+def save_random_adapter(target, seed, folder):
+    """Write an adapter on a model, with an effect that is the same for one seed."""
+    import torch
+    from trl import ModelConfig
+
+    from llm_forget.models.adapters.files import save_adapter
+    from llm_forget.models.adapters.lora import attach_adapter
+    from llm_forget.models.digest import source_digest
+    from llm_forget.models.load import load_base
+
+    model_args = ModelConfig(model_name_or_path=target, use_peft=True, lora_r=4, lora_dropout=0.0)
+    torch.manual_seed(seed)
+    model = attach_adapter(load_base(model_args), model_args)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            parameter.data.normal_(std=0.2)
+    save_adapter(model, folder, base_digest=source_digest(target), base_name=target)
+
+
 @pytest.fixture
-def make_run(tmp_path, monkeypatch, make_model, session_cache):
+def make_run(tmp_path, monkeypatch, make_model, session_cache, saved_once):
     monkeypatch.setenv("LLM_FORGET_CACHE", str(session_cache))
     for name, count in (("forget", 5), ("retain", 9), ("holdout", 6)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, count)))
@@ -80,21 +103,11 @@ def make_run(tmp_path, monkeypatch, make_model, session_cache):
 
     def make(name, seed=0, **keys):
         import torch
-        from trl import ModelConfig
 
         from llm_forget.core.run_directory import Run
-        from llm_forget.models.adapters.files import save_adapter
-        from llm_forget.models.adapters.lora import attach_adapter
         from llm_forget.models.digest import source_digest
-        from llm_forget.models.load import load_base
 
         target = str(tmp_path / "target")
-        model_args = ModelConfig(model_name_or_path=target, use_peft=True, lora_r=4, lora_dropout=0.0)
-        torch.manual_seed(seed)
-        model = attach_adapter(load_base(model_args), model_args)
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.data.normal_(std=0.2)
         config = {
             "model_name_or_path": target,
             "oracle": str(tmp_path / "oracle"),
@@ -107,7 +120,8 @@ def make_run(tmp_path, monkeypatch, make_model, session_cache):
         }
         config = {key: value for key, value in config.items() if value is not None}
         run = Run.start(tmp_path / name, "unlearn", config, config, False)
-        save_adapter(model, run.adapter, base_digest=source_digest(target), base_name=target)
+        saved_once(("adapter", source_digest(target), seed), partial(save_random_adapter, target, seed), run.adapter)
+        torch.manual_seed(seed)  # whether the adapter was copied or not
         run.finish()
         return run
 

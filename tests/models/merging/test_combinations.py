@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -39,19 +40,24 @@ UNLIKE = {
 
 
 @pytest.fixture
-def make_parts(tiny_folder, lora_args, tmp_path):
+def make_parts(tiny_folder, lora_args, tmp_path, saved_once):
     """``make_parts(settings, scales)``: adapters with an effect on the tiny model, each with its own matrices."""
 
-    def make(settings=PLAIN, scales=(1.0, -0.5), base=tiny_folder, change_config=None, **of_base):
+    def save(args, number, folder):
+        torch.manual_seed(number)
+        model = attach_adapter(load_base(args), args)
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.data.normal_(std=0.2)
+        base = args.model_name_or_path
+        save_adapter(model, folder, base_digest=source_digest(base), base_name=base)
+
+    def make(settings=PLAIN, scales=(1.0, -0.5), base=tiny_folder, **of_base):
         parts = []
         for number, (given, scale) in enumerate(zip(settings, scales, strict=True)):
-            args = lora_args(base, **{**given, **of_base})
-            torch.manual_seed(number)
-            model = attach_adapter(load_base(args), args)
-            for parameter in filter(lambda p: p.requires_grad, model.parameters()):
-                parameter.data.normal_(std=0.2)
+            keys = {**given, **of_base}
             parts.append(Part(tmp_path / f"adapter-{number}", scale))
-            save_adapter(model, parts[-1].folder, base_digest=source_digest(str(base)), base_name=str(base))
+            original = ("part", base.name, source_digest(str(base)), number, repr(keys))
+            saved_once(original, partial(save, lora_args(base, **keys), number), parts[-1].folder)
         return parts
 
     return make

@@ -1,8 +1,7 @@
 """The same question about another name of the same subject."""
 
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_forget.core.errors import ConfigError
@@ -22,7 +21,11 @@ def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
     for known, other in _pairs(row, name, names):
         word = re.compile(rf"(?<!\w){re.escape(known)}(?!\w)")
         if word.search(str(row["text"]) if is_text(row) else question_and_answer(row)[0]):
-            yield with_texts(row, partial(word.sub, lambda _, other=other: other)), other
+            yield with_texts(row, _replacement(word, other)), other
+
+
+def _replacement(word: re.Pattern[str], other: str) -> Callable[[str], str]:
+    return lambda text: word.sub(lambda _: other, text)  # a function, since a text could hold a backslash
 
 
 def _pairs(row: Row, name: str, names: Any) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core.config import DataConfig
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.run_directory import Run
 from llm_forget.models.digest import PRECISION
 from llm_forget.workflows.evaluate import evaluate
@@ -33,9 +34,9 @@ class AttackContext:
 
     @property
     def models(self) -> dict[str, str]:
-        """Return the models to attack by role: ``unlearned``, and ``oracle`` if the run has one."""
-        oracle = self.config.get("oracle")
-        return {"unlearned": str(self.run.path)} | ({"oracle": str(oracle)} if oracle else {})
+        """Return the models to attack by role: ``unlearned``, and ``oracle`` (of several, the first) if any."""
+        oracles = oracle_names(self.config.get("oracle"))
+        return {"unlearned": str(self.run.path)} | ({"oracle": oracles[0]} if oracles else {})
 
     def measure(self, name: str, **changes: Any) -> Lines:
         """Evaluate one attacked model with the suite of the attack; ``changes`` replace configuration keys of the run.
@@ -63,4 +64,11 @@ class AttackContext:
 def lines_of(suite: dict[str, Any], role: str) -> Lines:
     """Return value, confidence interval and row count of each metric for one model; empty if it was not measured."""
     lines = {name: line if role == "unlearned" else line[role] for name, line in suite["metrics"].items()}
+    if role == "oracle":
+        # Of several oracles, the first is attacked, and their mean has no attacked counterpart.
+        lines |= {
+            name: {**line["oracle"], "value": line["oracles"][0], "ci": None}
+            for name, line in suite["metrics"].items()
+            if "oracles" in line
+        }
     return {name: {key: line[key] for key in ("value", "ci", "n")} for name, line in lines.items() if line is not None}

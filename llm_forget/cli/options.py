@@ -18,7 +18,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this man
 BatchSize = Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Largest batch, in sequences.")]
 Suite = Annotated[str | None, typer.Option(help="Suite to evaluate; default: the run's.")]
 Target = Annotated[str | None, typer.Option(help="The target model; default: what the run started from.")]
-Oracle = Annotated[str | None, typer.Option(help="Model that never saw the forget rows; default: the run's `oracle`.")]
+Oracle = Annotated[
+    str | None,
+    typer.Option(help="Model that never saw the forget rows, or several with commas; default: the run's `oracle`."),
+]
 NumProcesses = Annotated[
     int | None, typer.Option("--num_processes", min=1, help="In place of the config's num_processes.")
 ]

@@ -15,6 +15,7 @@ from trl import ModelConfig, TrlParser
 
 from llm_forget.core.errors import ConfigError, MissingFileError, library_errors
 from llm_forget.core.launch import follow_launcher
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import MEASURED_WITH
 from llm_forget.core.unsupported_keys import check_model, check_training
@@ -115,13 +116,17 @@ class UnlearnConfig(TrainConfig):
     gradient: str | None = _field(None, "sum | pcgrad | gru | sago | sam; default: the method's")
     gradient_args: Structure = _field(None, "parameters of the gradient rule")
     max_retain_drop: float | None = _field(None, "stop when retain rows lose this much log-prob, nats per token")
-    oracle: str | None = _field(None, "model retrained without the forget rows (a run or a model), for evaluation")
+    oracle: Structure = _field(
+        None, "model retrained without the forget rows (a run or a model), for evaluation; or a list of such models"
+    )
     suite: str | None = _field(None, "evaluation suites that fit this recipe, several with commas")
 
     def __post_init__(self) -> None:
         if self.method is None and self.objective is None:
             self.method = "npo"
         super().__post_init__()
+        names = oracle_names(self.oracle)
+        self.oracle = names[0] if len(names) == 1 else names or None
         if self.stop_at not in (None, "holdout", "end"):
             raise ConfigError(f"stop_at is '{self.stop_at}'; it is holdout or end")
         if self.max_retain_drop is not None and not self.max_retain_drop > 0:

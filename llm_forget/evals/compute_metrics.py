@@ -1,12 +1,13 @@
 """Compute the lines (named metrics) of a suite from the records of its probes, in the order of the suite file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from llm_forget.evals.oracles import oracle_roles
 from llm_forget.evals.records import by_row
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
 from llm_forget.evals.suite import Line, Suite
@@ -54,22 +55,18 @@ def compute_lines(
     inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored; an optional input of
     a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. ``subjects``
     maps row ids to subjects, which intervals of means over rows resample; a row without one is its own subject.
+
+    If ``others`` has further oracles (`oracles.oracle_role`), the value is the mean over the oracles, and an oracle is
+    compared with the other oracles only.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
     for line in suite.lines:
-        available = {
-            name: other
-            for name, other in line.other_inputs.items()
-            if _has_values(line.inputs[other[1]], models.get(other[0]))
-        }
-        if line.other_inputs.keys() - available.keys() - line.metric.optional:
+        values = [_value(line, records, lines, compared) for compared in _compared_models(line, models, role)]
+        if any(value is None for value in values):
             lines[line.name] = Computed(math.nan, Summary(math.nan, None, 0, 0))
             continue
-        inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
-        for name, (other, same) in available.items():
-            inputs[name] = _resolve(line.inputs[same], *models[other])
-        value = line.metric.function(**inputs, **line.arguments)
+        value = _mean([value for value in values if value is not None])
         rows = _rows(value, line, records, lines)
         lines[line.name] = Computed(value, _summary(value, line, lines, rows, subjects or {}), rows)
     for task in suite.tasks:
@@ -80,6 +77,53 @@ def compute_lines(
         n, n_unscored = (0, result["n"]) if unscored else (result["n"], 0)
         lines[task.name] = Computed(value, Summary(value, interval, n, n_unscored))
     return lines
+
+
+def _compared_models(line: Line, models: dict[str, ModelValues], role: str) -> list[dict[str, ModelValues]]:
+    """Return the models that a line may read, by ``oracle`` and ``before``; once for each oracle if it reads that."""
+    before = {name: model for name, model in models.items() if name == "before"}
+    oracles = oracle_roles(models)
+    others = [name for name in oracles if name != role] if len(oracles) > 1 else oracles
+    if not others or not line.reads("oracle"):
+        return [before]
+    return [{**before, "oracle": models[name]} for name in others]
+
+
+def _value(line: Line, records: dict[str, Any], lines: Computation, compared: dict[str, ModelValues]) -> Value | None:
+    """Return the value of a line that reads the given other models; None if one that it needs is missing."""
+    available = {
+        name: other
+        for name, other in line.other_inputs.items()
+        if _has_values(line.inputs[other[1]], compared.get(other[0]))
+    }
+    if line.other_inputs.keys() - available.keys() - line.metric.optional:
+        return None
+    inputs = {name: _resolve(reference, records, lines) for name, reference in line.inputs.items()}
+    for name, (other, same) in available.items():
+        inputs[name] = _resolve(line.inputs[same], *compared[other])
+    return line.metric.function(**inputs, **line.arguments)
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    """Return the mean of the values of one line, compared with several oracles; of the rows, too, and of intervals."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if not isinstance(first, Estimate):
+        return np.mean(np.asarray(values, dtype=np.float64), axis=0)[()]  # [N], or a number
+    estimates = [value for value in values if isinstance(value, Estimate)]
+    intervals = [estimate.ci for estimate in estimates if estimate.ci is not None]
+    ci = None
+    if len(intervals) == len(estimates):
+        low, high = np.mean(intervals, axis=0).tolist()
+        ci = (low, high)
+    return Estimate(
+        float(np.mean([estimate.value for estimate in estimates])),
+        ci,
+        min(estimate.n for estimate in estimates),
+        max(estimate.n_unscored for estimate in estimates),
+        {name: np.mean([estimate.rows[name] for estimate in estimates], axis=0) for name in first.rows},
+    )
 
 
 def _has_values(reference: str | list[str], model: ModelValues | None) -> bool:

@@ -10,6 +10,7 @@ from llm_forget.core.config import SPLITS
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.compute_metrics import Computation, compute_lines
+from llm_forget.evals.oracles import mean_line, oracle_roles
 from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.runner import EvaluatedModel
 from llm_forget.evals.suite import Suite
@@ -89,8 +90,10 @@ def entries_of_suite(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
-    models: dict[str, Any] = dict.fromkeys(ROLES)
-    models |= {role: {"name": model.name, "digest": model.digest} for role, model in evaluated_models.items()}
+    measured = {role: {"name": model.name, "digest": model.digest} for role, model in evaluated_models.items()}
+    models: dict[str, Any] = {role: measured.get(role) for role in ROLES}
+    if len(oracles := oracle_roles(measured)) > 1:
+        models["oracles"] = [measured[role] for role in oracles]
     return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
@@ -99,8 +102,9 @@ def _compute_by_role(
 ) -> dict[str, Computation]:
     """Compute the lines of every model; a model comes after the models that its lines read."""
     computed: dict[str, Computation] = {}
-    # The oracle comes twice, because it and the target are compared with each other.
-    for role in ("oracle", "before", "oracle", "unlearned"):
+    # Oracles come twice, because they, and the target, are compared with each other.
+    oracles = oracle_roles(records)
+    for role in (*oracles, "before", *oracles, "unlearned"):
         if role in records:
             others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
             computed[role] = compute_lines(suite, records[role], others, role=role, subjects=subjects)
@@ -108,9 +112,10 @@ def _compute_by_role(
 
 
 def _row_scores(computed: dict[str, Computation]) -> dict[str, Any]:
-    """Return the row ids and row scores of every line and model, for charts."""
+    """Return the row ids and row scores of every line and model, for charts; of several oracles, the first."""
     names = [name for name, line in computed["unlearned"].items() if line.rows]
-    return {name: {role: lines[name].rows_to_dict() for role, lines in computed.items()} for name in names}
+    models = {role: lines for role, lines in computed.items() if role in ROLES}
+    return {name: {role: lines[name].rows_to_dict() for role, lines in models.items()} for name in names}
 
 
 def _suite_content(suite: Suite, computed: dict[str, Computation]) -> dict[str, Any]:
@@ -119,15 +124,15 @@ def _suite_content(suite: Suite, computed: dict[str, Computation]) -> dict[str, 
 
     labels = {line.name: {"metric": line.metric.name, "goal": line.goal} for line in suite.lines}
     labels |= {task.name: {"metric": f"lm_eval {task.task} {task.metric}", "goal": task.goal} for task in suite.tasks}
-    others = {role: lines(role) for role in ("before", "oracle")}
-    metrics = {
-        name: {**line, **labels[name], **{role: other_lines.get(name) for role, other_lines in others.items()}}
-        for name, line in lines("unlearned").items()
+    before, oracles = lines("before"), [lines(role) for role in oracle_roles(computed)]
+    compared = {line.name for line in suite.lines if line.reads("oracle")}
+    references = {
+        name: {"before": before.get(name), **_oracle_part([by_name[name] for by_name in oracles], name in compared)}
+        for name in labels
     }
+    metrics = {name: {**line, **labels[name], **references[name]} for name, line in lines("unlearned").items()}
     # If the target itself satisfies the bounds, it never knew the rows, and "forgot: yes" proves nothing.
-    target = {
-        name: {**line, "before": line, "oracle": others["oracle"].get(name)} for name, line in others["before"].items()
-    }
+    target = {name: {**line, **references[name]} for name, line in before.items()}
     verdict = {}
     for question, bounds in suite.verdict.items():
         findings = [apply_bound(bound, metrics[bound.line]) for bound in bounds]
@@ -137,3 +142,12 @@ def _suite_content(suite: Suite, computed: dict[str, Computation]) -> dict[str, 
             "findings": [finding.to_dict() for finding in findings],
         }
     return json.loads(json.dumps({"metrics": metrics, "verdict": verdict}, allow_nan=False))
+
+
+def _oracle_part(lines: list[dict[str, Any]], compared: bool) -> dict[str, Any]:
+    """Return what a line of results.json says about the oracles; ``compared``: its metric compares with the oracle."""
+    mean = mean_line(lines)
+    if len(lines) < 2:
+        return {"oracle": mean}
+    between = {"between_oracles": mean["value"]} if compared and mean is not None else {}
+    return {"oracle": mean, "oracles": [line["value"] for line in lines], **between}

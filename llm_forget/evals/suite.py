@@ -85,6 +85,10 @@ class Line:
         others = {name: _of_other(name) for name in self.metric.inputs}
         return {name: other for name, other in others.items() if other is not None and other[1] in self.inputs}
 
+    def reads(self, role: str) -> bool:
+        """Return whether an input is read from the oracle (``oracle``) or the target (``before``)."""
+        return any(other == role for other, _ in self.other_inputs.values())
+
 
 @dataclass(frozen=True)
 class Task:

@@ -10,6 +10,7 @@ from rich.table import Table
 from llm_forget.core.text import plain, shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
+from llm_forget.evals.oracles import oracle_range
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
 GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}
@@ -20,6 +21,8 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
     """Print the table of one suite, its warnings and its verdict."""
     suite = results["suites"][name]
     console.print(results_table(name, suite))
+    if oracles := results["models"].get("oracles"):
+        console.print(f"column oracle: mean of {len(oracles)} oracles (lowest-highest)", highlight=False)
     if results["models"]["oracle"] is None:
         console.print("[yellow]no oracle given: results cannot be compared with a model that never saw these rows[/]")
     if (damage := damaged_answers(suite["metrics"])) is not None:
@@ -55,6 +58,8 @@ def results_table(name: str, suite: dict[str, Any]) -> Table:
         interval = f"{line['ci'][0]:.3f}-{line['ci'][1]:.3f}" if line["ci"] else ""
         count = f"{line['n']} (+{line['n_unscored']})" if line["n_unscored"] else str(line["n"])
         others = [shown(line[role]["value"]) if line[role] else "" for role in ("before", "oracle")]
+        if (ends := oracle_range(line)) is not None:
+            others[1] += f" ({shown(ends[0])}-{shown(ends[1])})"
         value = f"[bold]{shown(line['value'])}[/]"
         table.add_row(_marked(name, line), others[0], value, interval, others[1], count, GOALS[line["goal"]])
     return table

@@ -7,6 +7,7 @@ A bound is read from the ``verdict`` of a suite or the rules of a policy::
     {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval in [0.4, 0.6]: an equivalence test
     {line: forget_quality, at_least: 0.05, min_n: 40}        # inconclusive if fewer than 40 rows are scored
     {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # at most 1.5 times the oracle's value + 0.02
+    {line: forget_probability, within_oracles: 1.25}    # as near to the mean of several oracles as these to each other
 """
 
 import math
@@ -17,9 +18,13 @@ from typing import Any
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.text import shown
+from llm_forget.evals.oracles import spread
 
-KINDS = ("at_most", "at_least", "within")
+KINDS = ("at_most", "at_least", "within", "within_oracles")
 MODELS = ("oracle", "before")
+ONE_ORACLE = (
+    "one oracle has no distance; name two that differ in their seed, as in oracle: [runs/oracle-0, runs/oracle-1]"
+)
 KEYS = ("line", "of", "interval", "min_n", "slack", *KINDS)
 
 
@@ -28,15 +33,23 @@ class Bound:
     """A condition on the value of a line: absolute, or relative to a number or to the value of another model."""
 
     line: str
-    kind: str  # at_most | at_least | within
-    amount: float  # the limit; with `of`: a factor of the other value (at_most, at_least) or a distance (within)
+    kind: str  # at_most | at_least | within | within_oracles
+    # The limit; with `of`: a factor of the other value (at_most, at_least), a distance (within), or a factor of the
+    # largest distance between two oracles (within_oracles).
+    amount: float
     of: str | float | None = None  # oracle | before | a number
     interval: bool = False  # the whole 95 % interval must satisfy the bound, not only the value
     min_n: int = 0  # with fewer scored rows the bound is inconclusive
     slack: float = 0.0  # widens a relative limit, which is tiny if the other value is tiny
 
-    def limits(self, other: float) -> tuple[float, float]:
-        """Return the lowest and the highest value that satisfy the bound if the compared value is ``other``."""
+    def limits(self, other: float, spread: float = 0.0) -> tuple[float, float]:
+        """Return the lowest and the highest value that satisfy the bound if the compared value is ``other``.
+
+        ``spread`` is the largest distance between two oracles, for ``within_oracles``.
+        """
+        if self.kind == "within_oracles":
+            distance = self.amount * spread + self.slack
+            return other - distance, other + distance
         if self.kind == "within":
             return other - self.amount, other + self.amount
         limit = self.amount * other
@@ -46,7 +59,9 @@ class Bound:
         """Return the bound in words, such as ``at most 1.5 times`` or ``interval within 0.1``."""
         words = f"{self.kind.replace('_', ' ')} {self.amount:g}"
         times = " times" if self.of is not None and self.kind != "within" else ""
-        times += f" {'+' if self.kind == 'at_most' else '-'} {self.slack:g}" if self.slack else ""
+        if self.kind == "within_oracles":
+            words, times = f"within {self.amount:g}", " times the distance between oracles"
+        times += f" {'-' if self.kind == 'at_least' else '+'} {self.slack:g}" if self.slack else ""
         return f"{'interval ' if self.interval else ''}{words}{times}"
 
 
@@ -59,6 +74,7 @@ class Finding:
     compared_with: float | None
     holds: bool | None
     why: str = ""
+    spread: float | None = None  # largest distance between two oracles, where the bound refers to it
 
     def sentence(self) -> str:
         """Return text such as ``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
@@ -66,7 +82,8 @@ class Finding:
         if isinstance(self.bound.of, float):
             other = f"around {self.bound.of:g}; "
         why = f": {self.why}" if self.why else ""
-        return f"{self.bound.line} {shown(self.value)} ({other}{self.bound}){why}"
+        distance = "" if self.spread is None else f", {shown(self.spread)}"
+        return f"{self.bound.line} {shown(self.value)} ({other}{self.bound}{distance}){why}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the bound and its result for JSON."""
@@ -88,7 +105,9 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
     kinds = [kind for kind in KINDS if kind in content]
     if len(kinds) != 1:
         raise EvaluationError(f"{where} must have exactly one of {', '.join(KINDS)}")
-    of = content.get("of")
+    of = content.get("of", "oracle" if kinds == ["within_oracles"] else None)
+    if kinds == ["within_oracles"] and of != "oracle":
+        raise EvaluationError(f"{where}: 'within_oracles' is relative to the oracles; remove 'of'")
     if of is not None and of not in MODELS and not _is_number(of):
         raise EvaluationError(f"{where}: 'of' must be oracle, before or a number, not {of!r}")
     if kinds[0] == "within" and of is None:
@@ -98,8 +117,8 @@ def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> 
     for key, value in ((kinds[0], amount), ("slack", slack)):
         if not _is_number(value):
             raise EvaluationError(f"{where}: '{key}' must be a number, not {value!r}")
-    if kinds[0] == "within" and amount <= 0:
-        raise EvaluationError(f"{where}: 'within' is a distance and must be above 0, not {amount!r}")
+    if kinds[0].startswith("within") and amount <= 0:
+        raise EvaluationError(f"{where}: '{kinds[0]}' is a distance and must be above 0, not {amount!r}")
     if "slack" in content and kinds[0] == "within":
         raise EvaluationError(f"{where}: 'within' is a distance; remove 'slack'")
     if not isinstance(interval, bool):
@@ -114,7 +133,8 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
     """Apply a bound to a line of results.json, which has ``value``, ``ci``, ``n`` and the lines of the other models.
 
     The result is inconclusive if the line or the compared value is missing, or if fewer than ``min_n`` rows are scored.
-    A bound on the interval is also inconclusive if the interval is missing or crosses a limit.
+    A bound on the interval is also inconclusive if the interval is missing or crosses a limit, and one on the distance
+    between oracles if there are fewer than two.
     """
     if line is None:
         return Finding(bound, None, None, None, "not measured")
@@ -128,17 +148,25 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
         return Finding(bound, value, None, None, f"no value of {bound.of}")
     if line["n"] < bound.min_n:
         return Finding(bound, value, compared, None, f"{line['n']} rows, {bound.min_n} needed")
-    low, high = bound.limits(1.0 if compared is None else compared)
+    between = spread(line) if bound.kind == "within_oracles" else None
+    if bound.kind == "within_oracles" and between is None:
+        return Finding(bound, value, compared, None, ONE_ORACLE)
+    holds, why = _holds(bound, line, *bound.limits(1.0 if compared is None else compared, between or 0.0))
+    return Finding(bound, value, compared, holds, why, between)
+
+
+def _holds(bound: Bound, line: Mapping[str, Any], low: float, high: float) -> tuple[bool | None, str]:
+    """Return whether the value, or its interval, is within the limits, and the reason if that is open."""
     if not bound.interval:
-        return Finding(bound, value, compared, low <= value <= high)
+        return low <= line["value"] <= high, ""
     if line["ci"] is None:
-        return Finding(bound, value, compared, None, "no interval")
+        return None, "no interval"
     least, most = line["ci"]
     if low <= least and most <= high:
-        return Finding(bound, value, compared, True)
+        return True, ""
     if most < low or least > high:
-        return Finding(bound, value, compared, False)
-    return Finding(bound, value, compared, None, f"the interval {least:.3f} to {most:.3f} crosses the limit")
+        return False, ""
+    return None, f"the interval {least:.3f} to {most:.3f} crosses the limit"
 
 
 def verdict_answer(findings: Iterable[Finding]) -> str:

@@ -11,6 +11,7 @@ from llm_forget.core import formats
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import RowScores, Verification
 from llm_forget.core.formats.run import LogLine
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.run_directory import Run
 from llm_forget.evals.policy import is_current
 from llm_forget.evals.records import load_records
@@ -105,12 +106,12 @@ def _log(file: Path) -> list[dict[str, Any]]:
 
 
 def _oracle_provenance(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the provenance of the oracle's run; look at the path in the recipe, then beside this run."""
-    oracle_path = run.config.get("oracle") if run.config_file.is_file() else None
+    """Return the provenance of the first oracle's run; look at the path in the recipe, then beside this run."""
+    paths = oracle_names(run.config.get("oracle")) if run.config_file.is_file() else []
     measured = results["models"].get("oracle")
-    if oracle_path is None or measured is None:
+    if not paths or measured is None:
         return None
-    for folder in (Path(oracle_path), run.path.resolve().parent / Path(oracle_path).name):
+    for folder in (Path(paths[0]), run.path.resolve().parent / Path(paths[0]).name):
         oracle_run = Run(folder)
         # Compare names, because --oracle may have overridden the recipe's oracle.
         if folder.resolve().name == measured["name"] and oracle_run.complete and oracle_run.provenance_file.is_file():

@@ -18,6 +18,7 @@ from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, m
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.results import Results, RowScores
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import ROLES, Run, refuse_version
 from llm_forget.core.run_kinds import kind_of
@@ -26,6 +27,7 @@ from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import TEMPLATE_KEYS, template_for
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
+from llm_forget.evals.oracles import oracle_role, oracle_roles
 from llm_forget.evals.probes.distributed import from_main_process, start_processes
 from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.vllm import refuse_engine
@@ -46,7 +48,7 @@ def evaluate(
     *,
     target: str | None = None,
     target_revision: str | None = None,
-    oracle: str | None = None,
+    oracle: str | Sequence[str] | None = None,
     limit: int | None = None,
     batch_size: int = 64,
     show_text: int = 0,
@@ -64,6 +66,7 @@ def evaluate(
         target: the model before unlearning; default: the model that the run unlearned from.
         target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
         oracle: a model never trained on the forget rows; default: the run's ``oracle``; without one, an empty column.
+            Several (a list, or comma-separated) are measured alike, and the column is their mean.
         limit: maximum number of rows of each probe, sampled with a fixed seed.
         batch_size: maximum number of sequences in a batch; halved when memory runs out.
         show_text: number of generations of each model to print to the terminal; they are never written to results.
@@ -86,6 +89,7 @@ def evaluate(
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     models = _evaluated_models(config, finished, target or None, oracle or config.get("oracle"), target_revision)
+    _refuse_equal_oracles(models)
     models = _through_vllm(models, state.num_processes) if vllm else models
     tokenizer = _common_tokenizer(models)
     if finished is None:
@@ -227,13 +231,14 @@ def _check_type(key: str, value: Any) -> None:
 
 
 def _evaluated_models(
-    config: dict[str, Any], run: Run | None, target: str | None, oracle: str | None, target_revision: str | None
+    config: dict[str, Any], run: Run | None, target: str | None, oracle: Any, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
     """Return the models to evaluate by role; roles without a model are left out."""
     model = model_part(config)
     models = {}
-    if oracle is not None:
-        models["oracle"] = EvaluatedModel("oracle", _same_precision(model, oracle))
+    for place, name in enumerate(oracle_names(oracle)):
+        role = oracle_role(place)
+        models[role] = EvaluatedModel(role, _same_precision(model, name))
     if run is not None and kind_of(run).forgotten and run.adapter.is_dir():
         models["unlearned"] = EvaluatedModel("unlearned", model, run.adapter)
         models["before"] = EvaluatedModel("before", model, run.adapter, adapter_on=False)
@@ -248,6 +253,24 @@ def _evaluated_models(
     return models
 
 
+def _refuse_equal_oracles(models: dict[str, EvaluatedModel]) -> None:
+    """Raise ConfigError if two oracles have the same weights, or if one has the weights of the target."""
+    names: dict[str, str] = {}
+    for role in oracle_roles(models):
+        oracle = models[role]
+        if oracle.digest in names:
+            raise ConfigError(
+                f"oracles '{names[oracle.digest]}' and '{oracle.name}' have the same weights, so their distance says "
+                "nothing; name oracles that were trained with different seeds"
+            )
+        names[oracle.digest] = oracle.name
+    if "before" in models and models["before"].digest in names:
+        raise ConfigError(
+            f"oracle '{names[models['before'].digest]}' has the weights of the target, which was trained on the forget "
+            "rows; name a model that was trained without them, or remove the key oracle"
+        )
+
+
 def _same_precision(model: ModelConfig, name: str, revision: str | None = None) -> ModelConfig:
     """Return the configuration of another model with the precision of ``model``."""
     return replace(model, model_name_or_path=name, model_revision=revision or "main")
@@ -260,7 +283,7 @@ def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
             other = load_tokenizer(evaluated.model)
             if _vocabulary(other) != _vocabulary(tokenizer):
-                kind = "target" if role == "before" else f"{role} model"
+                kind = "target" if role == "before" else f"{role.partition('_')[0]} model"
                 raise ConfigError(f"the {kind} '{evaluated.name}' has another vocabulary; use one of the same family")
     return tokenizer
 

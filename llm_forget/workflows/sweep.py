@@ -28,6 +28,7 @@ from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError, FileSystemError
 from llm_forget.core.formats.sweep import Sweep
 from llm_forget.core.launch import launch_command
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.resources import resolve
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.unlearn import UNLEARN
@@ -191,7 +192,7 @@ def _check_all(plan: Plan) -> None:
             except (ValueError, OSError) as error:
                 kind = ConfigError if isinstance(error, ValueError) else FileSystemError
                 raise kind(f"{point.path.name}: {sentence(error)}") from None
-    oracles = {plan.configs(point)[1].oracle for point in plan.points} - {None}
+    oracles = {oracle for point in plan.points for oracle in oracle_names(plan.configs(point)[1].oracle)}
     for oracle in oracles:
         load_tokenizer(ModelConfig(model_name_or_path=oracle))
     if not oracles:

@@ -10,6 +10,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.launch import refuse_processes, weights_are_sharded
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
@@ -55,7 +56,8 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
             "augment adds forget rows without preferred answers, which this objective cannot use; remove augment, or "
             "choose another method"
         )
-    teacher = teacher_spec(train.teacher, train.oracle)
+    oracles = oracle_names(train.oracle)
+    teacher = teacher_spec(train.teacher, oracles[0] if oracles else None)
     if (teacher is None) == bool(objective.teacher_temperatures()):
         missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
         raise ConfigError(f"a teacher and a term that learns from one go together; {missing}")
@@ -137,5 +139,5 @@ def _check_keys(
         raise ConfigError(f"gradient rule '{gradient.name}' combines two gradients, but the objective has only one")
     if train.suite is not None:
         load_suites(train.suite)
-    if train.oracle is not None:
-        find_source(train.oracle)  # detects a mistyped path before training
+    for oracle in oracle_names(train.oracle):
+        find_source(oracle)  # detects a mistyped path before training

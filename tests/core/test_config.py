@@ -1,11 +1,22 @@
 """Configuration: strict, overridable, and written so that it runs again."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llm_forget.core.config import TrainConfig, UnlearnConfig, from_keys, identity, load_yaml, parse, resolved
+from llm_forget.core.config import (
+    TrainConfig,
+    UnlearnConfig,
+    from_keys,
+    identity,
+    load_yaml,
+    parse,
+    resolved,
+)
+from llm_forget.core.errors import ConfigError
+from llm_forget.core.oracle_names import oracle_names
 
 BASE = {"forget": "f.jsonl", "retain": "r.jsonl", "model_name_or_path": "m", "output_dir": "runs/x"}
 
@@ -120,3 +131,42 @@ def test_mappings_are_read_whether_or_not_a_parser_exists_already() -> None:
 
     mappings = {"forget", "retain", "train", "holdout", "alternate", "splits", "fields", "chat_template_kwargs"}
     assert mappings | {"method_args", "objective", "gradient_args"} <= STRUCTURED
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (None, None),
+        ("runs/a", "runs/a"),
+        (["runs/a"], "runs/a"),  # one oracle has one form, so that two spellings are the same run
+        (["runs/a", "runs/b"], ["runs/a", "runs/b"]),
+        ("runs/a,runs/b", ["runs/a", "runs/b"]),
+        ("[runs/a, runs/b]", ["runs/a", "runs/b"]),
+    ],
+)
+def test_an_oracle_is_a_model_or_a_list_of_models(value: object, names: object) -> None:
+    recipe = {"model_name_or_path": "m", "output_dir": "out", "oracle": value}
+    _, train, _ = from_keys(recipe, UnlearnConfig)
+    assert train.oracle == names
+    if isinstance(value, str):
+        assert from_keys({**recipe, "oracle": "x"}, UnlearnConfig, overrides=["--oracle", value])[1].oracle == names
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert oracle_names(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (["runs/a", "runs/a"], "oracle 'runs/a' is named twice; name oracles that were trained with different seeds"),
+        ({"path": "runs/a"}, "oracle must be a run or a model, or a list as in"),
+        ([], "oracle must be a run or a model, or a list as in"),
+        ([1], "oracle must be a run or a model, or a list as in"),
+        ("runs/a,", "oracle has an empty name"),
+    ],
+)
+def test_a_wrong_oracle_is_one_sentence(value: object, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        from_keys({"model_name_or_path": "m", "output_dir": "out", "oracle": value}, UnlearnConfig)

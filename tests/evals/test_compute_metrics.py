@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_forget.evals.compute_metrics import compute_lines
+from llm_forget.evals.compute_metrics import _mean, compute_lines
 from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.stats import Estimate
 from llm_forget.evals.suite import parse_suite
 
 SUITE = parse_suite(
@@ -112,3 +113,44 @@ def test_a_metric_may_bring_its_own_interval_and_rows():
     assert lines["mia"].summary.value == 1.0 == lines["u"].summary.value
     assert lines["mia"].summary.ci[0] < 1.0
     assert lines["mia"].rows_to_dict()["nonmembers"]["ids"][:2] == ["r0", "r1"]
+
+
+def with_lines(level, seed):
+    return records(level, seed=seed), compute_lines(SUITE, records(level, seed=seed))
+
+
+def test_of_several_oracles_a_line_is_the_mean_over_comparisons_with_each():
+    first, second = with_lines(0.1, 1), with_lines(0.3, 2)
+    alone = [compute_lines(SUITE, records(0.2), {"oracle": oracle})["fq"].value for oracle in (first, second)]
+    assert alone[0] != alone[1]
+    both = compute_lines(SUITE, records(0.2), {"oracle": first, "oracle_1": second})
+    assert both["fq"].value == pytest.approx(sum(alone) / 2)
+    assert both["p"].summary.value == pytest.approx(0.2)
+
+
+def test_of_several_oracles_each_is_compared_with_the_others():
+    first, second = with_lines(0.1, 1), with_lines(0.3, 2)
+    oracles = {"oracle": first, "oracle_1": second}
+    value = compute_lines(SUITE, first[0], oracles, role="oracle")["fq"].value
+    assert value == compute_lines(SUITE, second[0], oracles, role="oracle_1")["fq"].value  # the test is symmetric
+    assert value == compute_lines(SUITE, first[0], {"oracle": second})["fq"].value < 1
+
+
+def test_an_oracle_without_the_input_leaves_the_line_unscored():
+    oracles = {"oracle": with_lines(0.1, 1), "oracle_1": (records(0.3), {})}
+    assert math.isnan(compute_lines(SUITE, records(0.2), oracles)["fq"].value)
+
+
+def test_rows_and_intervals_are_averaged_over_the_oracles():
+    rows = _mean([np.array([0.0, 1.0, np.nan]), np.array([1.0, 0.5, 0.0])])
+    assert rows[:2].tolist() == [0.5, 0.75]
+    assert math.isnan(rows[2])
+    parts = [
+        Estimate(0.5, (0.4, 0.6), 9, 1, {"m": np.array([1.0])}),
+        Estimate(0.7, (0.6, 1.0), 8, 2, {"m": np.array([2.0])}),
+    ]
+    estimate = _mean(parts)
+    assert (estimate.value, estimate.n, estimate.n_unscored) == (pytest.approx(0.6), 8, 2)
+    assert estimate.ci == pytest.approx((0.5, 0.8))
+    assert estimate.rows["m"].tolist() == [1.5]
+    assert _mean([parts[0], Estimate(0.7, None, 8, 0, parts[1].rows)]).ci is None

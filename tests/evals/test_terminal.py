@@ -81,3 +81,25 @@ def test_answers_that_are_hardly_language_are_named(repetition, perplexity, said
     }
     assert damaged_answers(lines) == said
     assert damaged_answers({name: {**line, "oracle": None} for name, line in lines.items()}) is None
+
+
+def test_several_oracles_are_shown_as_their_mean_with_the_lowest_and_the_highest():
+    line = {
+        "value": 0.3,
+        "ci": None,
+        "n": 9,
+        "n_unscored": 0,
+        "goal": "match_oracle",
+        "metric": "probability",
+        "before": None,
+    }
+    metrics = {"p": {**line, "oracle": {**line, "value": 0.2}, "oracles": [0.2, 0.1, 0.3]}}
+    out = StringIO()
+    results = {"models": {"oracle": {}, "oracles": [{}, {}, {}]}, "suites": {"s": {"metrics": metrics, "verdict": {}}}}
+    print_results("s", results, Console(file=out, width=120))
+    assert "0.200 (0.100-0.300)" in out.getvalue()
+    assert "mean of 3 oracles (lowest-highest)" in out.getvalue()
+    metrics["p"].pop("oracles")
+    out = StringIO()
+    print_results("s", {"models": {"oracle": {}}, "suites": results["suites"]}, Console(file=out, width=120))
+    assert "(" not in out.getvalue()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from llm_forget.core.errors import EvaluationError
 from llm_forget.evals.verdict import apply_bound, parse_bound, verdict_answer
 
 
@@ -113,3 +114,42 @@ def test_a_zero_of_the_other_model_is_a_limit_like_any_other():
 def test_invalid_bounds_are_refused(bound, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_bound({"line": "p", **bound}, "test")
+
+
+@pytest.mark.parametrize(
+    ("oracles", "value", "bound", "holds"),
+    [
+        ([0.10, 0.14, 0.12], 0.165, {"within_oracles": 1.25}, True),  # mean 0.12, limits 0.07 and 0.17
+        ([0.10, 0.14, 0.12], 0.175, {"within_oracles": 1.25}, False),
+        ([0.10, 0.14, 0.12], 0.075, {"within_oracles": 1.25}, True),
+        ([0.10, 0.14, 0.12], 0.065, {"within_oracles": 1.25}, False),
+        ([0.10, 0.14, 0.12], 0.175, {"within_oracles": 1.25, "slack": 0.01}, True),
+        ([0.10, 0.14, 0.12], 0.165, {"within_oracles": 1.25, "of": "oracle"}, True),
+        ([0.10], 0.10, {"within_oracles": 1.25}, None),
+        ([0.10, None], 0.10, {"within_oracles": 1.25}, None),
+    ],
+)
+def test_a_model_is_as_near_to_the_oracles_as_they_are_to_each_other(oracles, value, bound, holds):
+    mean = None if None in oracles else sum(oracles) / len(oracles)
+    finding = found(bound, {**line(value, oracle=mean), "oracles": oracles})
+    assert finding.holds is holds
+
+
+def test_the_distance_between_oracles_is_shown_and_missing_oracles_are_named():
+    several = {**line(0.13, oracle=0.12), "oracles": [0.10, 0.14]}
+    sentence = found({"within_oracles": 1.25, "slack": 0.01}, several).sentence()
+    assert sentence == "p 0.130 (oracle 0.120; within 1.25 times the distance between oracles + 0.01, 0.040)"
+    assert "one oracle has no distance; name two" in found({"within_oracles": 1.25}, line(0.12)).sentence()
+    assert found({"within_oracles": 1.25}, line(0.12, oracle=None)).why == "no value of oracle"
+
+
+def test_the_interval_may_have_to_lie_within_the_distance_between_oracles():
+    several = {**line(0.13, ci=[0.11, 0.19], oracle=0.12), "oracles": [0.10, 0.14]}
+    assert found({"within_oracles": 1.25, "interval": True}, several).holds is None
+    assert found({"within_oracles": 2, "interval": True}, several).holds is True
+
+
+@pytest.mark.parametrize("of", ["before", 0.5])
+def test_a_bound_on_the_distance_between_oracles_has_no_other_reference(of):
+    with pytest.raises(EvaluationError, match="'within_oracles' is relative to the oracles; remove 'of'"):
+        parse_bound({"line": "p", "within_oracles": 1.25, "of": of}, "test")

@@ -19,6 +19,7 @@ from llm_forget.evals.stats import auc, ks_p_value, tpr_at_fpr
 from llm_forget.report import report
 from llm_forget.report.run_evidence import read_run
 from llm_forget.report.sections.comparison import compare, comparison_markdown
+from llm_forget.report.sections.verdict import metrics_section
 from tests.support.repository import ROOT
 
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
@@ -457,3 +458,12 @@ def test_on_a_narrow_page_digests_break_and_words_do_not():
     assert "a_<wbr>name" in page
     assert "td { overflow-wrap: break-word;" in page
     assert ".long { overflow-wrap: anywhere; }" in page
+
+
+def test_the_table_shows_the_range_of_several_oracles(make_measured_run):
+    folder = make_measured_run("npo")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results["models"]["oracles"] = [results["models"]["oracle"], {"name": "second", "digest": "digest-second"}]
+    results["suites"]["basic"]["metrics"]["forget_probability"]["oracles"] = [0.1, 0.2]
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert "oracles 0.100–0.200" in str(metrics_section(read_run(folder)))

@@ -5,6 +5,9 @@ import json
 import pytest
 import yaml
 
+from llm_forget.core import formats
+from llm_forget.core.errors import ConfigError
+from llm_forget.core.formats.results import Results
 from llm_forget.evals import runner as measuring
 from llm_forget.evals.suite import load_suite
 from llm_forget.workflows.evaluate import evaluate
@@ -167,6 +170,55 @@ def test_an_oracle_of_another_vocabulary_is_refused(make_run, tmp_path):
     other["model"]["vocab"]["extra"] = len(other["model"]["vocab"])
     (tmp_path / "oracle/tokenizer.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="oracle model 'oracle' has another vocabulary"):
+        evaluate(run.path, quiet=True)
+
+
+def test_several_oracles_are_measured_like_one_and_the_column_is_their_mean(make_run, make_model, tmp_path):
+    paths = [str(tmp_path / "oracle"), make_model("second", 2), make_model("third", 3)]
+    run = make_run("run", oracle=paths)
+    results = evaluate(run.path, quiet=True)
+    metrics = only(results)["metrics"]
+    line = metrics["forget_probability"]
+    alone = [only(evaluate(run.path, oracle=path, quiet=True, keep=False))["metrics"] for path in paths]
+    assert line["oracles"] == [one["forget_probability"]["oracle"]["value"] for one in alone]
+    assert line["oracle"]["value"] == pytest.approx(sum(line["oracles"]) / 3)
+    assert only(results)["verdict"]["forgot"]["findings"][0]["compared_with"] == line["oracle"]["value"]
+    quality = metrics["forget_quality"]
+    assert quality["value"] == pytest.approx(sum(one["forget_quality"]["value"] for one in alone) / 3)
+    assert quality["between_oracles"] == quality["oracle"]["value"] == pytest.approx(sum(quality["oracles"]) / 3)
+    assert "between_oracles" not in line
+    assert [model["name"] for model in results["models"]["oracles"]] == ["oracle", "second", "third"]
+    assert results["models"]["oracle"] == results["models"]["oracles"][0]
+    assert {path.name for path in run.records.iterdir()} == {"before", "unlearned", "oracle", "oracle_1", "oracle_2"}
+    assert formats.read_content(run.results_file, Results) == results
+
+
+def test_one_oracle_leaves_results_as_they_were(make_run, tmp_path):
+    results = evaluate(make_run("run", oracle=[str(tmp_path / "oracle")]).path, quiet=True, keep=False)
+    again = evaluate(make_run("again").path, quiet=True, keep=False)
+    assert only(results)["metrics"] == only(again)["metrics"]
+    assert set(results["models"]) == {"before", "unlearned", "oracle"}
+    assert not {"oracles", "between_oracles"} & {*only(results)["metrics"]["forget_quality"]}
+
+
+def test_oracles_of_equal_weights_are_refused(make_run, make_model, tmp_path):
+    run = make_run("run", oracle=[str(tmp_path / "oracle"), make_model("copy", 1)])
+    with pytest.raises(ConfigError, match="oracles 'oracle' and 'copy' have the same weights"):
+        evaluate(run.path, quiet=True)
+
+
+def test_the_target_is_refused_as_its_own_oracle(make_run, tmp_path):
+    run = make_run("run", oracle=[str(tmp_path / "oracle"), str(tmp_path / "target")])
+    with pytest.raises(ConfigError, match="oracle 'target' has the weights of the target, which was trained on"):
+        evaluate(run.path, quiet=True)
+
+
+def test_a_further_oracle_of_another_vocabulary_is_refused(make_run, make_model, tmp_path):
+    run = make_run("run", oracle=[str(tmp_path / "oracle"), make_model("second", 2)])
+    other = json.loads((tmp_path / "second/tokenizer.json").read_text())
+    other["model"]["vocab"]["extra"] = len(other["model"]["vocab"])
+    (tmp_path / "second/tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="oracle model 'second' has another vocabulary"):
         evaluate(run.path, quiet=True)
 
 

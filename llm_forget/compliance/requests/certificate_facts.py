@@ -13,6 +13,7 @@ from llm_forget.core.formats.results import Attack
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import model_name
+from llm_forget.evals.oracles import models_by_role
 
 if TYPE_CHECKING:
     from llm_forget.compliance.requests.closing_evidence import ClosingEvidence
@@ -37,7 +38,9 @@ def certificate_facts(
         "method": _method(evidence, token),
         "environment": evidence.run.provenance.get("environment", {}),
         "measured_with": results["llm_forget"],
-        "models": {role: model["digest"] if model else None for role, model in results["models"].items()},
+        "models": {
+            role: model["digest"] if model else None for role, model in models_by_role(results["models"]).items()
+        },
         "suites": {name: _suite(suite) for name, suite in results["suites"].items()},
         "attacks": _attacks(evidence.measured_run, results["models"]),
     }

@@ -92,7 +92,7 @@ class CertifiedRule(Part, frozen=True):
     answer: Outcome
     caution: str
     line: str
-    kind: Literal["at_most", "at_least", "within"]
+    kind: Literal["at_most", "at_least", "within", "within_oracles"]
     amount: float
     of: Literal["oracle", "before"] | float | None
     interval: bool

@@ -26,6 +26,7 @@ class Models(Part, frozen=True):
     before: Model | None
     unlearned: Model | None
     oracle: Model | None
+    oracles: list[Model] | UnsetType = UNSET  # all oracles, if there are several; `oracle` is the first
 
 
 class Summary(Part, frozen=True):
@@ -38,12 +39,18 @@ class Summary(Part, frozen=True):
 
 
 class Line(Summary, frozen=True):
-    """A named metric of a suite, for the unlearned model, the model before unlearning and the oracle."""
+    """A named metric of a suite, for the unlearned model, the model before unlearning and the oracle.
+
+    Several oracles have their mean as ``oracle``. If the metric compares with the oracle, the value of an oracle is its
+    mean over the other oracles, and ``between_oracles`` is the mean of these values.
+    """
 
     goal: Goal
     metric: str | UnsetType = UNSET
     before: Summary | UnsetType | None = UNSET
     oracle: Summary | UnsetType | None = UNSET
+    oracles: list[float | None] | UnsetType = UNSET  # the value of each oracle, if there are several
+    between_oracles: float | UnsetType | None = UNSET
 
 
 class Finding(Part, frozen=True):
@@ -53,7 +60,7 @@ class Finding(Part, frozen=True):
     holds: bool | None
     sentence: str
     line: str | UnsetType = UNSET
-    kind: str | UnsetType = UNSET  # at_most, at_least, within
+    kind: str | UnsetType = UNSET  # at_most, at_least, within, within_oracles
     amount: float | UnsetType = UNSET
     interval: bool | UnsetType = UNSET  # whether the whole interval must keep the bound
     min_n: Count | UnsetType = UNSET

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any
 
+from llm_forget.evals.oracles import models_by_role
 from llm_forget.report.render.document import Number, Row, Section, Table, Text
 from llm_forget.report.run_evidence import Evidence
 
@@ -68,7 +69,7 @@ def provenance_section(evidence: Evidence) -> Section:
     add("objective", "; ".join(_terms(split, terms) for split, terms in facts.get("objective", {}).items()))
     for key in ("gradient", "seed", "processes"):
         add(key, facts.get(key))
-    for role, model in evidence.results["models"].items():
+    for role, model in models_by_role(evidence.results["models"]).items():
         add(
             f"measured as {role}",
             f"{public_name(model['name'])}, {_with_algorithm(model['digest'])}" if model else None,

@@ -8,6 +8,7 @@ from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
+from llm_forget.evals.oracles import oracle_range
 from llm_forget.evals.suite import load_suite
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Cell, Chart, Number, Row, Section, Table, Text, Verdict, anchor, interval
@@ -103,7 +104,10 @@ def metrics_section(evidence: Evidence) -> Section:
 
 def _value(line: dict[str, Any], role: str) -> Cell:
     estimate = line if role == "unlearned" else line.get(role)
-    return Number(shown(estimate["value"]), interval(estimate["ci"])) if estimate else Number("")
+    ends = oracle_range(line) if role == "oracle" else None
+    note = [interval(estimate["ci"])] if estimate and estimate["ci"] else []
+    note += [f"oracles {interval(ends)}"] if ends is not None else []
+    return Number(shown(estimate["value"]), "; ".join(note)) if estimate else Number("")
 
 
 def _line_note(line: dict[str, Any]) -> str:

@@ -18,8 +18,10 @@ from render import render_all
 
 from llm_forget import Run, evaluate, finetune, unlearn
 from llm_forget.core.config import load_yaml
-from llm_forget.core.files import read_json, write_json
+from llm_forget.core.files import write_json
 from llm_forget.core.text import shown
+from llm_forget.evals.results_file import holds_suite, read_results
+from llm_forget.evals.suite import load_suite
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("stranger", "npo", "grad_diff", "grad_ascent")
@@ -62,9 +64,10 @@ def run_seed(seed: int, runs: Path) -> dict[str, Any]:
 
 
 def evaluated(run: Run) -> dict[str, Any]:
-    """Return the results of a run; evaluate it if it has none."""
-    known = read_json(run.results_file) if run.results_file.is_file() else {}
-    return known if set(SUITES) <= set(known.get("suites", {})) else evaluate(run.path, ",".join(SUITES))
+    """Return the results of a run; evaluate it if it has none of the suites as they are now."""
+    if all(holds_suite(run, load_suite(name)) for name in SUITES):
+        return read_results(run)
+    return evaluate(run.path, ",".join(SUITES))
 
 
 def _joined(suites: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def attack(
     """Attack a run and its oracle in the same way, and report what the attack recovers beyond the oracle.
 
     `--key value` sets an option of the attack (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`,
-    `--learning_rate`; `quantize`: `--bits nf4` or `int8`) or replaces a recipe key. Writes `attacks/` into the run.
+    `--learning_rate`; `finetune`: `--data`, `--steps`; `quantize`: `--bits nf4` or `int8`; `prune`: `--share 0.3`;
+    `merge`: `--adapter DIR`) or replaces a recipe key. Writes `attacks/` into the run.
     """
     overrides = keys_and_values(ctx.args)
     speak()

@@ -248,6 +248,6 @@ def test_the_command_prints_both_models_before_and_after(make_run):
 
 def test_every_attack_has_a_docstring():
     assert {entry.name for entry in KINDS} == {
-        "relearn", "quantize", "sample", "prefix", "paraphrase", "template", "two_models"
+        "relearn", "quantize", "sample", "prefix", "paraphrase", "template", "two_models", "prune", "finetune", "merge"
     }  # fmt: skip
     assert all(entry.function.__doc__ for entry in KINDS)

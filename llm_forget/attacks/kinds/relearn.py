@@ -50,21 +50,40 @@ def relearn(
         seed: seed of the selection and order of rows.
         keep: keep the adapters in the folder of the attack. Warning: they can reproduce forgotten rows.
     """
+    training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
+    description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
+    schedule = {"num_train_epochs": num_train_epochs, "learning_rate": learning_rate, "seed": seed}
+    return train_and_measure(context, training_rows, measured_rows, description=description, keep=keep, **schedule)
+
+
+def train_and_measure(
+    context: AttackContext,
+    training_rows: Any,
+    measured_rows: list[dict[str, Any]] | None = None,
+    *,
+    description: str,
+    keep: bool,
+    **schedule: Any,
+) -> dict[str, Lines]:
+    """Train a LoRA adapter on each attacked model, measure both, and delete the adapters unless ``keep`` is set.
+
+    Args:
+        measured_rows: forget rows to measure; None: all.
+        description: the training rows in words, for the log.
+        schedule: keys of the training that replace those of the run; None leaves the run's value.
+    """
     from llm_forget.models.digest import PRECISION
     from llm_forget.workflows.finetune import finetune
 
-    training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
-    description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
     arguments = {key: context.config[key] for key in (*PRECISION, *FROM_RUN) if context.config.get(key) is not None}
-    if learning_rate is not None:
-        arguments["learning_rate"] = learning_rate
+    arguments |= {key: value for key, value in schedule.items() if value is not None}
     lines = {}
     for role, name in context.models.items():
-        logger.info("relearn: %s, %s", role, description)
+        logger.info("attack: %s, trained on %s", role, description)
         run = finetune(
             **arguments, model_name_or_path=name, train=training_rows, output_dir=str(context.folder / role),
-            use_peft=True, lora_dropout=0.0, num_train_epochs=num_train_epochs, seed=seed, save_strategy="no",
-            logging_steps=1, lr_scheduler_type="constant", overwrite=True,
+            use_peft=True, lora_dropout=0.0, save_strategy="no", logging_steps=1,
+            lr_scheduler_type="constant", overwrite=True,
         )  # fmt: skip
         try:
             rows = {"forget": measured_rows} if measured_rows is not None else {}
@@ -89,7 +108,7 @@ def split_forget_rows(
     from llm_forget.data.sources import load_source
 
     if on != "forget":
-        return _other_rows(config, on), None
+        return other_rows(config, on), None
     if not 0 < share < 1:
         raise EvaluationError(f"share is {share}; it must be above 0 and below 1, because the other rows are measured")
     spec = config["forget"]
@@ -115,15 +134,17 @@ def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(source["ids"]) for source in sources)
 
 
-def _other_rows(config: Mapping[str, Any], on: Any) -> Any:
-    """Return the source of the split ``on``, or ``on`` itself if it is a source; otherwise raise EvaluationError."""
+def other_rows(config: Mapping[str, Any], on: Any, *, option: str = "on") -> Any:
+    """Return the source of the split ``on``, or ``on`` itself if it is a source; otherwise raise EvaluationError, which
+    calls it ``option``.
+    """
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
     sources = {name: source for name, source in splits.items() if source is not None}
     if not isinstance(on, str) or on.startswith("builtin:") or "/" in on or Path(on).exists():
         return on
     if on not in sources:
-        hint = did_you_mean(on, ["forget", *sources])
-        raise EvaluationError(f"on is '{on}', which is neither a split of the run nor a file or data set; {hint}")
+        hint = did_you_mean(on, [*(["forget"] if option == "on" else []), *sources])
+        raise EvaluationError(f"{option} is '{on}', which is neither a split of the run nor a file or data set; {hint}")
     return sources[on]
 
 

@@ -164,7 +164,7 @@ def _merge_in_memory(
     reference = probe_logits(base, probes)
     model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
-    _untie_adapted_head(model)
+    untie_adapted_head(model)
     if rule is None:
         return model.merge_and_unload(safe_merge=True), _Expected(logits, reference, {"combination": "stack"})
     # Both errors are relative to the norm of the exact sum.
@@ -274,7 +274,7 @@ def _write(
     return merged.dtype, device
 
 
-def _untie_adapted_head(model: Any) -> None:
+def untie_adapted_head(model: Any) -> None:
     """Untie head and embeddings if LoRA adapts only one of them; otherwise merging would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -157,15 +157,18 @@ def contradiction(body: Mapping[str, Any]) -> str | None:
     hidden = does_not_show({**body, **verification}, request).keys() - caveats.keys()
     if hidden or not all(sentence.strip() for sentence in caveats.values()):
         return "it omits a caveat"
-    return _wrong_verdict(verification)
+    return _wrong_verdict(verification, body["attacks"])
 
 
-def _wrong_verdict(verification: Mapping[str, Any]) -> str | None:
+def _wrong_verdict(verification: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> str | None:
     if not verification["rules"]:
         return "no rule was applied"
     for rule in verification["rules"]:
         bound = Bound(**{key: rule[key] for key in ("line", "kind", "amount", "of", "interval", "min_n", "slack")})
-        line = verification["suites"].get(rule["suite"], {"metrics": {}})["metrics"].get(rule["line"])
+        if rule.get("attack"):
+            line = _attacked_line(rule, attacks)
+        else:
+            line = verification["suites"].get(rule["suite"], {"metrics": {}})["metrics"].get(rule["line"])
         bound_result = apply_bound(bound, line)
         if (bound_result.holds, bound_result.value) != (rule["holds"], rule["value"]):
             return f"the rule on {rule['line']} does not follow from its numbers"
@@ -176,6 +179,13 @@ def _wrong_verdict(verification: Mapping[str, Any]) -> str | None:
     if answer == "fail" or (answer == "inconclusive") != isinstance(accepted, str):
         return f"a policy answer {answer} cannot close a request"
     return None
+
+
+def _attacked_line(rule: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the line that a rule on an attack was applied to; None if no listed attack of its kind has that excess."""
+    values = [attack["excess"].get(rule["line"]) for attack in attacks if attack["kind"] == rule["attack"]]
+    n_rows = 0 if rule["holds"] is None else rule["min_n"]  # a certificate does not state the rows of an attack
+    return {"value": rule["value"], "ci": None, "n": n_rows} if rule["value"] in values else None
 
 
 def _answer(outcomes: Sequence[bool | None]) -> str:

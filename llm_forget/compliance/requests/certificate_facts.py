@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_forget.core import formats
+from llm_forget.compliance.requests.closing_evidence import ClosingEvidence, attacks_on
 from llm_forget.core.digests import file_digest
-from llm_forget.core.formats.results import Attack
-from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import model_name
 from llm_forget.evals.oracles import models_by_role
-
-if TYPE_CHECKING:
-    from llm_forget.compliance.requests.closing_evidence import ClosingEvidence
 
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -42,7 +37,7 @@ def certificate_facts(
             role: model["digest"] if model else None for role, model in models_by_role(results["models"]).items()
         },
         "suites": {name: _suite(suite) for name, suite in results["suites"].items()},
-        "attacks": _attacks(evidence.measured_run, results["models"]),
+        "attacks": _attacks(evidence, results),
     }
 
 
@@ -118,10 +113,8 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
     return {"metrics": lines, "answers": answers, "limit": suite.get("limit"), "overrides": suite.get("overrides", [])}
 
 
-def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
-    """Return the attacks on exactly these models, with the excess of each metric (see `attacks.excess`)."""
-    files: Iterable[Path] = sorted((run.path / "attacks").glob("*/attack.json"))
-    reports = (formats.read_if_current(file, Attack) for file in files)
+def _attacks(evidence: ClosingEvidence, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the attacks on the certified model, with the excess of each metric (see `attacks.excess`)."""
     return [
         {
             "kind": attack["kind"],
@@ -129,6 +122,5 @@ def _attacks(run: Run, models: Any) -> list[dict[str, Any]]:
             "limit": attack.get("limit"),
             "excess": {name: line.get("excess") for name, line in attack["metrics"].items()},
         }
-        for attack in reports
-        if attack is not None and attack["models"] == models
+        for attack in attacks_on(evidence, results).values()
     ]

@@ -91,8 +91,14 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
             f"the results in '{folder}' are of other weights than it holds: {_measuring_advice(evidence.run, folder)}"
         )
     results = read_results(evidence.measured_run)
-    rule_results = apply_rules(results, load_policy(policy), _attacks_before_merging(evidence))
+    rule_results = apply_rules(results, load_policy(policy), attacks_on(evidence, results))
     return outcome(rule_results), rule_results, results
+
+
+def attacks_on(evidence: ClosingEvidence, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attacks that count for the certified model, with the content of attack.json by folder name."""
+    attacks = current_attacks(evidence.measured_run, results["models"])
+    return {**attacks, **_attacks_before_merging(evidence)} if evidence.merged else attacks
 
 
 def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
@@ -121,7 +127,16 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
     """Raise EvidenceError if an unlearning run was evaluated on rows other than the rows that it unlearned."""
-    suites = {rule.suite: results["suites"][rule.suite] for rule in rule_results if rule.suite is not None}
+    names = {rule.suite for rule in rule_results if rule.attack_name is None and rule.suite in results["suites"]}
+    suites = {name: results["suites"][name] for name in sorted(filter(None, names))}
+    attacks = {rule.attack_name: rule for rule in rule_results if rule.attack_name is not None}
+    for name, attack in current_attacks(run, results["models"]).items():
+        if name in attacks and "forget" in attack.get("overrides", ()):
+            raise EvidenceError(
+                f"attack '{name}' of run '{run.path}' was measured with --forget on other rows than the run unlearned; "
+                f"delete '{run.path / 'attacks' / name}' and run it again without it: "
+                f"{attacks[name].rule.command.replace('RUN', str(run.path), 1)}"
+            )
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
         raise EvidenceError(

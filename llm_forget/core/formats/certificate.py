@@ -103,6 +103,7 @@ class CertifiedRule(Part, frozen=True):
     holds: bool | None
     why: str
     sentence: str
+    attack: str | UnsetType = UNSET  # kind of attack, if the bound is on its excess
 
 
 class CertifiedAttack(Part, frozen=True):

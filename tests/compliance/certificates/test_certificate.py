@@ -145,6 +145,20 @@ def test_the_two_model_attack_alone_is_not_called_an_attack_on_the_weights(tmp_p
 
 
 @pytest.mark.slow
+def test_a_rule_on_an_attack_follows_from_the_attacks_in_the_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"attack": "relearn", "line": "forget_probability", "at_most": 0.25}
+    monkeypatch.setitem(cases.POLICY, "rules", [*cases.POLICY["rules"], rule])
+    evidence = cases.closed(tmp_path, attacks=("relearn",))
+    body = certificate.verify(certificate.issue(evidence, "req-0001"), None)
+    assert [(rule["value"], rule["holds"]) for rule in body["verification"]["rules"]] == [(0.1, True), (0.2, True)]
+    assert claims.contradiction(body) is None
+    body["attacks"][0]["excess"]["forget_probability"] = 0.9
+    assert claims.contradiction(body) == "the rule on forget_probability does not follow from its numbers"
+
+
+@pytest.mark.slow
 def test_the_certificate_of_a_retrained_model_names_the_model_that_knew_the_rows_or_none(tmp_path: Path) -> None:
     everything = [row["id"] for row in cases.rows()]
     for noted in (True, False):

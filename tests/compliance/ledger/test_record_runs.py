@@ -162,6 +162,8 @@ def test_changed_results_are_another_verification(ledger: Ledger, evaluated: Run
     ruled = {"results": json_digest(results["suites"]), "policy": "default", "answer": "fail", **common}
     write_json(evaluated.path / "verify.json", ruled)
     assert note_run(ledger, evaluated)[-1].body["policy"] == {"name": "default", "answer": "fail"}
+    write_json(evaluated.path / "verify.json", {**ruled, "quick": True})
+    assert "policy" not in note_run(ledger, evaluated)[-1].body, "a quick verification is not an answer of the policy"
     assert [event.body["answers"]["demo"]["forgot"] for event in ledger.events("verification")] == ["yes", "no", "no"]
 
 

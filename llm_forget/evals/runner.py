@@ -224,10 +224,11 @@ class _Session:
 def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
     """Return the path where the records of a target or oracle are stored for all runs that are compared with it.
 
-    Generated text may repeat forget rows, so it is stored in the run that contains the model, or else in the evaluated
-    run: deleting the run deletes the text. Records of numbers go to the cache that all runs share.
+    Generated text and most likely tokens may repeat forget rows, so they are stored in the run that contains the model,
+    or else in the evaluated run: deleting the run deletes the text. Records of numbers go to the cache that all runs
+    share.
     """
-    if work.kind == "generate":
+    if work.kind == "generate" or work.probe.top is not None:
         home = Path(str(evaluated.model.model_name_or_path))
         if (home / "run.json").is_file():
             return home / "records" / "shared" / f"{key}.jsonl"

@@ -40,7 +40,7 @@ RECORDS = {
     "gradients": "GradientRecord",
     "generate": "GenerationRecord",
 }
-SHARED_KEYS = ("probe", "split", "field", "limit", "seed")
+SHARED_KEYS = ("probe", "split", "field", "limit", "seed", "optional")
 PROBE_KEYS = {
     "logprobs": (*SHARED_KEYS, "top"),
     "gradients": SHARED_KEYS,
@@ -59,6 +59,7 @@ class Probe:
     field: str | None = None  # column that holds the answer or a list of answers; default: the answer of the row
     limit: int | None = None  # measure a seeded subset of this number of rows
     seed: int = 0
+    optional: bool = False  # left out, with its lines, if the run does not define the split
     max_new_tokens: int = 200  # this and the fields up to `asks`: generate only
     samples: int = 1
     temperature: float | None = None  # None: greedy decoding
@@ -124,6 +125,22 @@ class Suite:
         probes = {k: replace(p, limit=min(rows, p.limit or rows)) for k, p in self.probes.items()}
         tasks = tuple(replace(task, limit=min(rows, task.limit or rows)) for task in self.tasks)
         return replace(self, probes=probes, tasks=tasks)
+
+    def without(self, missing: Iterable[str]) -> Suite:
+        """Return the suite without optional probes of the ``missing`` splits, and without the lines that need them."""
+        missing = set(missing)
+        names = {key for key, probe in self.probes.items() if probe.optional and probe.split in missing}
+        probes = {key: probe for key, probe in self.probes.items() if key not in names}
+        lines: list[Line] = []
+        for line in self.lines:
+            inputs = {name for value in line.inputs.values() for name in ([value] if isinstance(value, str) else value)}
+            if inputs & names:
+                names.add(line.name)
+            else:
+                lines.append(line)
+        verdict = {q: tuple(bound for bound in bounds if bound.line not in names) for q, bounds in self.verdict.items()}
+        verdict = {question: bounds for question, bounds in verdict.items() if bounds}
+        return replace(self, probes=probes, lines=tuple(lines), verdict=verdict)
 
     def splits(self) -> list[str]:
         """Return the names of the splits that the probes read."""
@@ -212,6 +229,8 @@ def _probe(name: str, content: Any, above: dict[str, Probe], where: str) -> Prob
             raise EvaluationError(
                 f"{where}: '{key}' must be a number above 0{f' and at most {most}' if most else ''}, not {value!r}"
             )
+    if not isinstance(content.get("optional", False), bool):
+        raise EvaluationError(f"{where}: 'optional' must be true or false, not {content['optional']!r}")
     content["asks"] = _asks(content.get("asks"), where)
     if content.get("samples", 1) > 1 and content.get("temperature") is None:
         raise EvaluationError(f"{where}: several samples of a greedy answer are the same; add e.g. 'temperature: 1.0'")

@@ -85,7 +85,7 @@ def evaluate(
     """
     began = time.perf_counter()
     config, finished = _configuration(run, overrides, writes=keep or records is None)
-    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE, limit)
+    suites = _suites(suite or config.get("suite") or DEFAULT_SUITE, config, limit)
     state = start_processes(use_cpu=bool(config.get("use_cpu")))
     _refuse_tasks(suites, state.num_processes)
     models = _evaluated_models(config, finished, target or None, oracle or config.get("oracle"), target_revision)
@@ -127,7 +127,7 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
     Raises ConfigError or EvaluationError for a missing split or column, an unknown suite, or an oracle with another
     vocabulary.
     """
-    suites = load_suites(suite or config.get("suite") or DEFAULT_SUITE)
+    suites = _suites(suite or config.get("suite") or DEFAULT_SUITE, config)
     tokenizer = _common_tokenizer(_evaluated_models(config, None, None, config.get("oracle"), None))
     for name, chosen in suites.items():
         try:
@@ -303,6 +303,17 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
     }
     run_splits = (name for name in splits if _run_source(name, config) is not None)
     return works, {name: json_digest(splits[name]) for name in run_splits}
+
+
+def _suites(
+    names: str | Path | Sequence[str | Path], config: dict[str, Any], limit: int | None = None
+) -> dict[str, Suite]:
+    """Load suites without the optional probes whose split neither the run nor the suite defines."""
+    suites = load_suites(names, limit)
+    return {
+        name: suite.without(split for split in suite.splits() if _source_of(split, suite, config) is None)
+        for name, suite in suites.items()
+    }
 
 
 def _run_source(name: str, config: dict[str, Any]) -> Any:

@@ -26,13 +26,14 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
 
 
-def work(kind, tokenizer):
-    probe = Probe(name=kind, probe=kind, split="forget", **({"max_new_tokens": 8} if kind == "generate" else {}))
+def work(kind, tokenizer, **keys):
+    keys |= {"max_new_tokens": 8} if kind == "generate" else {}
+    probe = Probe(name=kind, probe=kind, split="forget", **keys)
     return prepare(probe, ROWS, tokenizer, Template(chat=False), max_length=None, stride=0)
 
 
-def measured(subjects, kind, tokenizer):
-    works = {kind: work(kind, tokenizer)}
+def measured(subjects, kind, tokenizer, **keys):
+    works = {kind: work(kind, tokenizer, **keys)}
     return measure(subjects, works, tokenizer, device=torch.device("cpu"), quiet=True)
 
 
@@ -139,9 +140,10 @@ def test_text_of_a_target_stays_with_its_own_run(tiny_folder, tiny_tokenizer, lo
     run.finish()
     for kind in ("logprobs", "generate"):
         measured({"before": EvaluatedModel("before", lora_args(run.path))}, kind, tiny_tokenizer)
+    measured({"before": EvaluatedModel("before", lora_args(run.path))}, "logprobs", tiny_tokenizer, top=2)
     kinds = {place: [json.loads(p.read_text().splitlines()[0])["kind"] for p in place.glob("*.jsonl")]
              for place in (run.records / "shared", tmp_path / "cache" / "records")}  # fmt: skip
-    assert list(kinds.values()) == [["generate"], ["logprobs"]]
+    assert [sorted(found) for found in kinds.values()] == [["generate", "logprobs"], ["logprobs"]]
 
 
 def test_the_answers_shown_are_of_different_people_and_facts():

@@ -45,9 +45,21 @@ def test_a_valid_suite_is_parsed():
     assert suite.verdict["forgot"][0].amount == 1.5
 
 
+def test_an_optional_probe_of_a_missing_split_is_left_out_with_its_lines_and_bounds():
+    content = changed("probes", "lies", "optional", value=True)
+    content["probes"]["lies"]["split"] = "neighbours"
+    suite = parse_suite(content, name="s")
+    assert suite.without(["holdout"]) == suite
+    rest = suite.without(["neighbours", "extra"])  # the probe of `extra` is not optional
+    assert list(rest.probes) == ["forget", "text"]
+    assert [line.name for line in rest.lines] == ["p"]  # r reads the probe, fq and u read r
+    assert [bound.line for bound in rest.verdict["forgot"]] == ["p"]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
+        (changed("probes", "lies", "optional", value="yes"), "'optional' must be true or false"),
         (changed("metric", value={}), "no key 'metric'; did you mean 'metrics'"),
         (changed("probes", "forget", "splitt", value="x"), "no key 'splitt'; did you mean 'split'"),
         (changed("probes", "forget", "probe", value="logits"), "one of logprobs"),

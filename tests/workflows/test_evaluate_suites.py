@@ -25,6 +25,7 @@ EXTRA = {
         "rest": {"probe": "generate", "split": "forget", "prefix": 0.5, "max_new_tokens": 8},
         "asked": {"probe": "generate", "split": "forget", "asks": ["{prompt}", "Say: {prompt}"], "max_new_tokens": 5},
         "tops": {"probe": "logprobs", "split": "forget", "top": 300},
+        "near": {"probe": "logprobs", "split": "neighbours", "optional": True},
         "read": {"probe": "judge", "generations": "samples"},
     },
     "metrics": {
@@ -49,6 +50,7 @@ EXTRA = {
         "facts": {"metric": "token_class_memorization", "records": "tops", "goal": "match_oracle"},
         "fact": {"metric": "fact_leak", "generations": "asked", "records": "tops", "goal": "match_oracle"},
         "asked": {"metric": "leak_at_k", "generations": "asked", "goal": "match_oracle"},
+        "near": {"metric": "probability", "records": "near", "goal": "keep"},
         "perplexity": {"metric": "generated_perplexity", "judged": "read", "goal": "keep"},
     },
 }
@@ -72,6 +74,7 @@ def test_every_kind_of_probe_gives_numbers_for_every_model(make_run, extra):
     assert lines["line_reference"]["oracle"]["value"] == 0.5
     assert lines["line_kl"]["oracle"]["value"] == pytest.approx(0, abs=1e-6)
     assert lines["line_kl"]["value"] > 0.01
+    assert "line_near" not in lines
     assert lines["line_facts"]["oracle"]["value"] == 0  # by definition
     assert lines["line_both"]["ci"][1] > lines["line_both"]["ci"][0]
     sampled = (next((run.records / "unlearned").glob("samples-*.jsonl"))).read_text().splitlines()

@@ -100,10 +100,13 @@ def attack(
     from llm_forget.workflows.evaluate import check_keys
 
     kind_options = {key: overrides.pop(key) for key in list(overrides) if key in KINDS.get(kind).defaults}
-    for key, other in ((key, other) for key in overrides for other in KINDS if key in other.defaults):
-        if key not in keys_of(UnlearnConfig):
+    for key in overrides:
+        others = [other.name for other in KINDS if key in other.defaults]
+        if others and key not in keys_of(UnlearnConfig):
             allowed = ", ".join(f"--{name}" for name in KINDS.get(kind).defaults) or "none"
-            raise ConfigError(f"{kind} has no option --{key}, which {other.name} has; options of {kind}: {allowed}")
+            raise ConfigError(
+                f"{kind} has no option --{key}, which belongs to {' and '.join(others)}; options of {kind}: {allowed}"
+            )
     check_keys(overrides, of="attack")
     results = run_attack(run, kind, suite, limit=limit, batch_size=batch_size, overrides=overrides, **kind_options)
     print_attack(results, terminal())

@@ -226,11 +226,14 @@ def test_invalid_attacks_are_refused(make_run, kind, settings, sentence):
     assert not run.records.exists()  # refused before anything was measured
 
 
-def test_an_option_of_another_attack_is_refused_with_the_name_of_this_attack(make_run):
+def test_an_option_of_another_attack_is_refused_with_the_names_of_these_attacks(make_run):
     arguments = ["attack", str(make_run("run").path), "--kind", "quantize", "--share", "0.1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "quantize has no option --share, which relearn has; options of quantize: --bits, --keep" in result.output
+    assert (
+        "quantize has no option --share, which belongs to prune and relearn; options of quantize: --bits, --keep"
+        in result.output
+    )
 
 
 def test_only_an_unlearned_run_can_be_attacked(tmp_path):

@@ -4,8 +4,8 @@
 
 For each corpus of `tests/support/three_corpora.py` and each seed, a small Llama (the demo's with half its layers and
 width, so that a corpus takes minutes) learns all rows (the target), or all but the forget rows (the oracle, only for
-the verdicts). `unlearn` gets the target, three files, `method: auto` and no number; the suites `basic` and `privacy`
-judge it. A finished run is not repeated. Writes FOLDER/auto_corpora.json: choice, settings, verdicts, advice, every
+the verdicts). `unlearn` gets the target, three files, `method: auto` and no number; the suites `basic` (`text` for the
+novel) and `privacy` judge it. A finished run is not repeated. Writes FOLDER/auto_corpora.json: choice, settings, verdicts, advice, every
 line and the seconds. No text of a row is in it; a few answers, all invented, are printed.
 """
 
@@ -23,7 +23,7 @@ from llm_forget.evals.advice import advice
 from llm_forget.models.small_copy import save_small_copy
 from tests.support.three_corpora import CORPORA, write_corpus
 
-SUITES = "basic,privacy"
+SUITES = {"people": "basic,privacy", "novel": "text,privacy", "chats": "basic,privacy"}
 CHOSEN = ("teacher", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "lora_r", "method_args")
 TARGET = {
     "learning_rate": 4e-3, "num_train_epochs": 30, "weight_decay": 0.0,
@@ -59,7 +59,7 @@ def measure(corpus: str, seed: int, folder: Path, show_text: int) -> dict[str, A
     )
     seconds = {"training": round(unlearning - began), "unlearning": round(time.perf_counter() - unlearning)}
     logger.removeHandler(choice)
-    results = evaluate(run.path, SUITES, show_text=show_text)
+    results = evaluate(run.path, SUITES[corpus], show_text=show_text)
     return summary(run, results, choice.lines) | {"seconds": seconds | {"evaluation": round(results["seconds"])}}
 
 

@@ -5,8 +5,8 @@
 For each corpus of `tests/support/three_corpora.py` and each seed, a small Llama (the demo's with half its layers and
 width, so that a corpus takes minutes) learns all rows (the target), or all but the forget rows (the oracle, only for
 the verdicts). `unlearn` gets the target, three files, `method: auto` and no number; the suites `basic` (`text` for the
-novel) and `privacy` judge it. A finished run is not repeated. Writes FOLDER/auto_corpora.json: choice, settings, verdicts, advice, every
-line and the seconds. No text of a row is in it; a few answers, all invented, are printed.
+novel) and `privacy` judge it. A finished run is not repeated. Writes FOLDER/auto_corpora.json: choice, settings,
+verdicts, advice, every line and the seconds. No text of a row is in it; a few answers, all invented, are printed.
 """
 
 import argparse

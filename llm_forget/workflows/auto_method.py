@@ -16,11 +16,12 @@ from llm_forget.core.run_directory import Run
 from llm_forget.data.names import texts_of
 from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
-from llm_forget.data.tokenise import ids_inside_a_sentence
-from llm_forget.models.load import load_tokenizer, meta_model
+from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
+from llm_forget.models.load import load_base, load_tokenizer, meta_model, to_device
 from llm_forget.teachers import borrowed_names, names_of
-from llm_forget.training.calibration import sample
+from llm_forget.training.calibration import forward_of, sample
 from llm_forget.training.distillation.teacher_pass import RETAIN_SAMPLE, SMALL
+from llm_forget.training.job import template_of
 
 logger = logging.getLogger("llm_forget")
 
@@ -28,9 +29,12 @@ AUTO = "auto"
 TOKENS_PER_BATCH = 1024  # of forget rows
 BATCH_SIZES = (4, 24)
 CHARACTERS_PER_TOKEN = 4  # about; only for the size of a batch
-STEPS = 320  # of the whole training
-EPOCHS = (5, 30)
+STEPS = 480  # of the whole training
+EPOCHS = (5, 100)
+ROWS_PER_ROW = {"stranger": 3}  # rows in training for each forget row, with those that a teacher adds
 RANK = 64  # of the adapter; alpha is twice that
+UNTRAINED = 0.8  # share of log V, the loss of a guess, from which a base counts as untrained
+BASE_ROWS = 16  # retain rows that show it
 # Parameters up to which a rate is used. Only the first was measured: on a model of 2.6 million parameters (LOG.md).
 RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
 
@@ -49,7 +53,7 @@ def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
     teacher, reason = (train.teacher, "as given") if train.teacher else _teacher(data, model, rows)
     train.method, train.teacher = "distil", teacher
     train.method_args = {"temperature": 1.0, **({} if data.retain else {"retain_weight": 0.0})}
-    settings = _settings(train, model, rows)
+    settings = _settings(train, model, rows, len(rows) * ROWS_PER_ROW.get(_name(teacher), 1))
     for name, value in settings.items():
         setattr(train if hasattr(train, name) else model, name, value)
     if PartialState().is_main_process:
@@ -76,7 +80,7 @@ def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any
     retain = list(sample(_load(data, "retain"), RETAIN_SAMPLE))
     if not any(is_text(row) for row in rows) and _can_borrow_names(rows, retain, model):
         return "stranger", f"since each of the {len(rows)} forget rows names its subject"
-    base = _base(model)
+    base = _base(data, model, retain)
     why = "since not every forget and retain row is an answer about a name"
     return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
 
@@ -91,13 +95,28 @@ def _can_borrow_names(rows: list[Any], retain: list[Any], model: ModelConfig) ->
     return True
 
 
-def _base(model: ModelConfig) -> str:
-    """Return the model that the target was fine-tuned from, if it is a run; else `SMALL`."""
+def _base(data: DataConfig, model: ModelConfig, retain: list[Any]) -> str:
+    """Return the model that the target was fine-tuned from, if it is a run and that model is trained; else `SMALL`."""
     run = Run(Path(str(model.model_name_or_path)))
-    return str(run.provenance["base"]["name"]) if run.provenance_file.is_file() else SMALL
+    if not run.provenance_file.is_file():
+        return SMALL
+    name = str(run.provenance["base"]["name"])
+    return name if _is_trained(name, data, model, retain) else SMALL
 
 
-def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any]) -> dict[str, Any]:
+def _is_trained(name: str, data: DataConfig, model: ModelConfig, retain: list[Any]) -> bool:
+    """Return whether a model predicts retain rows better than a guess; adapters on an untrained one learn nothing."""
+    tokenizer = load_tokenizer(model)
+    limits = {"max_length": data.max_length, "stride": data.stride}
+    windows = encode_rows(retain[:BASE_ROWS], tokenizer, template_of(data, tokenizer), **limits)
+    base = load_base(dataclasses.replace(model, model_name_or_path=name, model_revision="main", use_peft=False))
+    forward = forward_of(to_device(base), int(tokenizer.pad_token_id))
+    logprobs = [forward([vars(window)]) for row in windows for window in row]
+    loss = -sum(float(part.sums().sum()) for part in logprobs) / sum(int(part.mask.sum()) for part in logprobs)
+    return loss < UNTRAINED * math.log(base.config.get_text_config().vocab_size)
+
+
+def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any], trained_rows: int) -> dict[str, Any]:
     """Return values for the keys that the recipe leaves at their defaults."""
     defaults = {f.name: f.default for cls in (UnlearnConfig, ModelConfig) for f in dataclasses.fields(cls)}
     tokens = sum(len(" ".join(texts_of(row))) for row in rows) / len(rows) / CHARACTERS_PER_TOKEN
@@ -108,7 +127,7 @@ def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any]) -> dict
     parameters = meta_model(model).num_parameters()
     settings = {
         "learning_rate": next(rate for limit, rate in RATES if parameters <= limit),
-        "num_train_epochs": float(_within(STEPS * batch / len(rows), EPOCHS)),
+        "num_train_epochs": float(_within(STEPS * batch / trained_rows, EPOCHS)),
         "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
         **({"lora_r": rank, "lora_alpha": 2 * rank} if model.lora_alpha == defaults["lora_alpha"] else {}),

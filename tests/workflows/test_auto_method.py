@@ -40,7 +40,7 @@ def test_rows_with_names_are_learned_from_the_target_itself(keys: dict[str, Any]
     train, model = resolved(keys)
     assert (train.method, train.teacher) == ("distil", "stranger")
     assert (train.learning_rate, train.lr_scheduler_type) == (2e-3, "cosine")
-    assert (train.num_train_epochs, train.per_device_train_batch_size) == (30.0, 24)
+    assert (train.num_train_epochs, train.per_device_train_batch_size) == (100.0, 24)
     assert (model.lora_r, model.lora_alpha) == (64, 128)
 
 
@@ -76,14 +76,27 @@ def test_the_teacher_follows_from_the_form_of_the_rows(
 
 
 @pytest.mark.slow
-def test_the_pair_is_trained_on_the_base_of_a_target_that_is_a_run(keys: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_pair_is_trained_on_the_base_of_a_run_unless_that_base_is_untrained(
+    keys: dict[str, Any], tmp_path: Path, trained: bool
+) -> None:
     write(Path(keys["forget"]), [("why is the sky blue?", "since it is.")])
+    common = {"train": keys["retain"], "disable_tqdm": True, "use_cpu": True}
+    base = keys["model_name_or_path"]
+    if trained:
+        run = finetune(
+            model_name_or_path=base,
+            output_dir=str(tmp_path / "base"),
+            num_train_epochs=20,
+            learning_rate=1e-2,
+            **common,
+        )
+        base = str(run.path / "model")
     target = finetune(
-        model_name_or_path=keys["model_name_or_path"], train=keys["retain"], use_peft=True, num_train_epochs=1,
-        output_dir=str(tmp_path / "target"), disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
+        model_name_or_path=base, output_dir=str(tmp_path / "target"), use_peft=True, num_train_epochs=1, **common
+    )
     train, _ = resolved({**keys, "model_name_or_path": str(target.path)})
-    assert train.teacher == {"name": "divergence", "base": keys["model_name_or_path"]}
+    assert train.teacher == {"name": "divergence", "base": base if trained else "small"}
 
 
 def test_without_retain_rows_the_target_teaches_itself(keys: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm_forget.core.formats.results import Attack
 from llm_forget.core.launch import refuse_processes
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.core.run_kinds import kind_of
+from llm_forget.data.sources import load_source
 from llm_forget.workflows.evaluate import DEFAULT_SUITE, evaluate
 
 logger = logging.getLogger("llm_forget")
@@ -78,6 +80,8 @@ def attack(
         "suite": Path(suite).stem,
         "limit": limit,
         "overrides": sorted(changed_keys),
+        "changed": sorted(changed_settings),
+        "splits": {**measured_suite["splits"], **_whole_splits(row_keys, {**finished.config, **changed_keys})},
         "left_out": left_out,
         "models": results["models"],
         "metrics": _compared(measured_suite, plain, attacked),
@@ -85,6 +89,12 @@ def attack(
     }
     formats.write(folder / "attack.json", content, Attack)
     return content
+
+
+def _whole_splits(narrowed: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of all rows of each narrowed split, which shows later whether they have changed."""
+    options = {"data_path": config.get("data_path"), "fields": config.get("fields")}
+    return {name: json_digest(list(load_source(config[name], split_name=name, **options))) for name in narrowed}
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Apply a policy, which is a list of rules, to the results of an evaluation; no model is loaded."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
-from llm_forget.evals.results_file import current_attacks, read_results
+from llm_forget.evals.results_file import current_attacks, read_attacks, read_results
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 
 SEVERITIES = ("fail", "warn")
 OUTCOMES_BY_SEVERITY = ("fail", "inconclusive", "pass")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
+HARMLESS = {"keep", "seed"}  # settings of an attack that do not make it weaker; of several seeds, the worst counts
 
 
 Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.json
@@ -42,7 +43,8 @@ class Rule:
     @property
     def command(self) -> str:
         """The command that measures the attack."""
-        words = [f"--{key} {value}" for key, value in self.settings.items()]
+        options = {**self.settings, **({"suite": self.suite} if self.suite else {})}
+        words = [f"--{key} {value}" for key, value in options.items()]
         return " ".join(["llm-forget attack RUN --kind", self.attack or "", *words])
 
 
@@ -121,6 +123,12 @@ def _rule(content: Any, where: str) -> Rule:
         raise EvaluationError(f"{where}: 'attack' must be the name of an attack, not {attack!r}")
     if not isinstance(settings, dict) or (settings and attack is None):
         raise EvaluationError(f"{where}: 'settings' must be a mapping with options of the attack that 'attack' names")
+    if unquoted := [key for key in settings if not isinstance(key, str)]:
+        raise EvaluationError(
+            f"{where}: key {unquoted[0]} of 'settings' is not a word; quote it, since YAML reads on as true"
+        )
+    if attack is not None and optional:
+        raise EvaluationError(f"{where}: a rule about an attack cannot be optional; remove 'optional' or the rule")
     if attack is not None and (bound.of is not None or bound.interval):
         raise EvaluationError(
             f"{where}: the bound on an attack is on its excess over the oracle; remove 'of' and 'interval'"
@@ -142,7 +150,7 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
         elif not rule.optional:
             why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
             if rule.attack:
-                why = f"not measured on these weights: {rule.command}"
+                why = _why_unmeasured(rule, attacks)
             rule_results.append(RuleResult(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
     return rule_results
 
@@ -157,13 +165,26 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
     """Apply a rule to the excess of its line in each attack with the settings that it requires."""
     for name, attack in attacks.items():
         line = attack["metrics"].get(rule.bound.line)
-        same_settings = rule.settings.items() <= (attack.get("settings") or {}).items()
-        if attack["kind"] == rule.attack and same_settings and rule.suite in (None, attack["suite"]) and line:
+        if line and _is_of(rule, attack):
             summary = {"value": line.get("excess"), "n": line["unlearned_attacked"].get("n") or 0, "ci": None}
             finding = apply_bound(rule.bound, summary)
             if finding.value is None:
                 finding = replace(finding, why="no excess without an oracle, or for such a line")
             yield RuleResult(rule, attack["suite"], finding, _caution(attack), name)
+
+
+def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:
+    """Return whether an attack has the kind, suite and settings of a rule, and the defaults of all other settings."""
+    same_settings = rule.settings.items() <= (attack.get("settings") or {}).items()
+    others = {*attack.get("changed", ())} - rule.settings.keys() - HARMLESS
+    return attack["kind"] == rule.attack and rule.suite in (None, attack["suite"]) and same_settings and not others
+
+
+def _why_unmeasured(rule: Rule, attacks: Attacks) -> str:
+    of_this_kind = [name for name, attack in attacks.items() if attack["kind"] == rule.attack]
+    if of_this_kind:
+        return f"other settings, suite or lines than the rule's in {', '.join(of_this_kind)}: {rule.command}"
+    return f"not measured on these weights and rows, with the run's own keys and no limit: {rule.command}"
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
@@ -203,17 +224,17 @@ def verify(
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)
-    attacks = current_attacks(finished, results["models"])
+    attacks = current_attacks(finished, results)
     applied = apply_rules(results, [rule for rule in rules if not (quick and rule.attack)], attacks)
     answer = "inconclusive" if quick and outcome(applied) == "pass" else outcome(applied)
-    counted = {r.attack_name: json_digest(attacks[r.attack_name]["metrics"]) for r in applied if r.attack_name}
+    kinds = {rule.rule.attack for rule in applied if rule.rule.attack}
     content = {
         "policy": policy_name(policy),
         "answer": answer,
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the results have changed
         "rules": [r.to_dict() for r in applied],
-        **({"attacks": counted} if counted else {}),
+        **({"attacks": _digests(read_attacks(finished), kinds)} if kinds else {}),
         **({"quick": True} if quick else {}),
     }
     formats.write(finished.path / "verify.json", content, Verification)
@@ -221,7 +242,11 @@ def verify(
 
 
 def is_current(verification: Mapping[str, Any], suites: dict[str, Any], attacks: Attacks) -> bool:
-    """Return whether the content of verify.json is of these results and attacks."""
-    digests = {name: json_digest(attack["metrics"]) for name, attack in attacks.items()}
-    same_attacks = (verification.get("attacks") or {}).items() <= digests.items()
+    """Return whether the content of verify.json is of these results and of these attacks, and no other one was made."""
+    kinds = {rule["attack"] for rule in verification["rules"] if rule.get("attack")}
+    same_attacks = (verification.get("attacks") or {}) == _digests(attacks, kinds)
     return verification["results"] == json_digest(suites) and same_attacks
+
+
+def _digests(attacks: Attacks, kinds: Collection[str | None]) -> dict[str, str]:
+    return {name: json_digest(dict(attack)) for name, attack in attacks.items() if attack["kind"] in kinds}

@@ -1,5 +1,6 @@
 """Read results.json of a run, and check its content."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from llm_forget.core import formats
@@ -37,15 +38,23 @@ def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
     return {file.parent.name: formats.read_content(file, Attack, advice="run the attack again") for file in files}
 
 
-def current_attacks(run: Run, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read the attacks on a run whose model and oracle had the weights of ``models`` (see `Results`)."""
+def current_attacks(run: Run, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the attacks on a run that were measured on the models and rows of ``results``, with the run's own keys and
+    on all rows.
+    """
     attacks = read_attacks(run)
-    return {name: attack for name, attack in attacks.items() if _same_models(attack["models"], models)}
+    return {name: attack for name, attack in attacks.items() if _is_current(attack, results)}
 
 
-def _same_models(attacked: dict[str, Any], models: dict[str, Any]) -> bool:
-    digests = [[(pair[role] or {}).get("digest") for role in ("unlearned", "oracle")] for pair in (attacked, models)]
-    return digests[0] == digests[1]
+def _is_current(attack: dict[str, Any], results: Mapping[str, Any]) -> bool:
+    pair = [
+        [(part["models"][role] or {}).get("digest") for role in ("unlearned", "oracle")] for part in (attack, results)
+    ]
+    suites = [suite for suite in results["suites"].values() if not suite.get("overrides")]
+    rows = [(name, digest) for suite in suites for name, digest in suite.get("splits", {}).items()]
+    measured = attack.get("splits")  # attacks of 0.1.0 have none
+    same_rows = measured is not None and all(measured.get(name, digest) == digest for name, digest in rows)
+    return pair[0] == pair[1] and same_rows and not attack.get("overrides") and attack.get("limit") is None
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:

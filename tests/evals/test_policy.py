@@ -38,10 +38,14 @@ GOOD = {
 SETTINGS = {"relearn": {"share": 0.05, "on": "forget", "num_train_epochs": 10, "seed": 0}, "quantize": {"bits": "nf4"}}
 
 
+DIGEST = f"sha256:{'0' * 64}"
+
+
 def attack(kind="relearn", excess=0.01, digest="d", **settings):
     """Content of attack.json."""
     models = {role: {"name": "m", "digest": "d"} for role in ROLES} | {"unlearned": {"name": "m", "digest": digest}}
     content = {"format": 1, "kind": kind, "suite": "basic", "settings": {**SETTINGS[kind], **settings}}
+    content |= {"changed": sorted(settings), "splits": {"forget": DIGEST}, "limit": None, "overrides": []}
     lines = {
         name: {"goal": "match_oracle", "unlearned_attacked": {"value": 0.3, "n": 90}, "excess": excess}
         for name in ("forget_probability", "extraction_strength")
@@ -65,7 +69,9 @@ def evaluated(tmp_path):
             "format": Results.FORMAT,
             "llm_forget": "0.1.0",
             "models": {role: {"name": "m", "digest": "d"} for role in ROLES},
-            "suites": {name: {"metrics": lines, "verdict": {}} for name, lines in suites.items()},
+            "suites": {
+                name: {"metrics": lines, "verdict": {}, "splits": {"forget": DIGEST}} for name, lines in suites.items()
+            },
         }
         run.results_file.write_text(json.dumps(content))
         run.finish()
@@ -156,6 +162,11 @@ def policy(tmp_path):
         (attack(excess=0.2), "fail"),
         (attack(excess=None), "inconclusive"),  # no oracle was attacked
         (attack(share=0.001), "inconclusive"),  # a gentler attack than the rule requires does not count
+        (attack(learning_rate=1e-12), "inconclusive"),  # also if the rule does not name the option
+        ({**attack(), "overrides": ["learning_rate"]}, "inconclusive"),
+        ({**attack(), "limit": 1}, "inconclusive"),
+        ({**attack(), "splits": {"forget": f"sha256:{'1' * 64}"}}, "inconclusive"),  # nor one on other rows
+        ({key: part for key, part in attack().items() if key != "splits"}, "inconclusive"),  # nor one of 0.1.0
         (attack(digest="other"), "inconclusive"),  # nor one on weights that the run had earlier
     ],
 )
@@ -172,10 +183,15 @@ def test_of_several_attacks_with_the_required_settings_the_worst_counts(evaluate
     assert (answer, found[1].attack_name) == ("fail", "relearn-seed-1")
 
 
-def test_a_missing_attack_is_named_with_its_command(evaluated, policy):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(attack(digest="other"), "not measured on these weights"), (attack(share=0.1), "in relearn")],
+)
+def test_a_missing_attack_is_named_with_reason_and_command(evaluated, policy, content, reason):
     run = evaluated()
-    write_attack(run, "relearn", attack(digest="other"))
+    write_attack(run, "relearn", content)
     line = CliRunner().invoke(app, ["verify", str(run), "--policy", str(policy)]).output.splitlines()[1]
+    assert reason in line
     assert "llm-forget attack RUN --kind relearn --share 0.05" in line
 
 
@@ -195,11 +211,12 @@ def test_a_quick_verification_can_fail(evaluated, policy):
     assert verify(evaluated(basic={"forget_probability": line(0.9)}), policy, quick=True)[0] == "fail"
 
 
-def test_a_verification_is_outdated_after_another_attack_of_the_same_name(evaluated, policy):
+@pytest.mark.parametrize("name", ["relearn", "relearn-seed-1"])
+def test_a_verification_is_outdated_after_another_attack_of_the_kind(evaluated, policy, name):
     run = evaluated()
     verify(run, policy)
     assert read_run(run).verification_is_current
-    write_attack(run, "relearn", attack(excess=0.2))
+    write_attack(run, name, attack(excess=0.2, seed=1))
     assert not read_run(run).verification_is_current
 
 
@@ -209,6 +226,8 @@ def test_a_verification_is_outdated_after_another_attack_of_the_same_name(evalua
         ({"of": "oracle"}, "remove 'of' and 'interval'"),
         ({"interval": True}, "remove 'of' and 'interval'"),
         ({"settings": 3}, "'settings' must be a mapping"),
+        ({"settings": {True: "forget"}}, "YAML reads on as true"),
+        ({"optional": True}, "cannot be optional"),
         ({"attack": ["relearn"]}, "'attack' must be the name of an attack"),
     ],
 )

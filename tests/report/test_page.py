@@ -315,7 +315,7 @@ def test_a_failed_policy_comes_first(make_measured_run):
     (run / "results.json").write_text(json.dumps(results))
     said = " ".join("".join(page(run).words).split())
     assert "✗ fail" not in said
-    assert "Evaluated again after policy strict was applied" in said
+    assert "Results or attacks changed after policy strict was applied" in said
 
 
 @pytest.mark.slow

@@ -152,6 +152,7 @@ def measured_run(
     write_json(run.results_file, results)
     for made in attacks:
         found: dict[str, Any] = {"format": Attack.FORMAT, "kind": made, "suite": "basic", "models": results["models"]}
+        found |= {"changed": [], "splits": {}}
         attacked = {"goal": "match_oracle", "unlearned_attacked": {"value": 0.3}, "excess": 0.2}
         found["metrics"] = {"forget_probability": attacked}
         write_json(run.path / "attacks" / made / "attack.json", found)

@@ -97,7 +97,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 def attacks_on(evidence: ClosingEvidence, results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attacks that count for the certified model, with the content of attack.json by folder name."""
-    attacks = current_attacks(evidence.measured_run, results["models"])
+    attacks = current_attacks(evidence.measured_run, results)
     return {**attacks, **_attacks_before_merging(evidence)} if evidence.merged else attacks
 
 
@@ -107,7 +107,7 @@ def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
     merged_whole = len(evidence.merged.facts["sources"]) == 1 and evidence.merged.scale_of(evidence.run_weights) == 1
     if not merged_whole or not evidence.run.results_file.is_file():
         return {}
-    return current_attacks(evidence.run, read_results(evidence.run)["models"])
+    return current_attacks(evidence.run, read_results(evidence.run))
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:
@@ -129,14 +129,6 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
     """Raise EvidenceError if an unlearning run was evaluated on rows other than the rows that it unlearned."""
     names = {rule.suite for rule in rule_results if rule.attack_name is None and rule.suite in results["suites"]}
     suites = {name: results["suites"][name] for name in sorted(filter(None, names))}
-    attacks = {rule.attack_name: rule for rule in rule_results if rule.attack_name is not None}
-    for name, attack in current_attacks(run, results["models"]).items():
-        if name in attacks and "forget" in attack.get("overrides", ()):
-            raise EvidenceError(
-                f"attack '{name}' of run '{run.path}' was measured with --forget on other rows than the run unlearned; "
-                f"delete '{run.path / 'attacks' / name}' and run it again without it: "
-                f"{attacks[name].rule.command.replace('RUN', str(run.path), 1)}"
-            )
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
     if overridden and kind_of(run).forgotten:
         raise EvidenceError(

@@ -181,6 +181,8 @@ class Attack(Record, frozen=True):
     settings: dict[str, Any] | UnsetType = UNSET
     limit: int | UnsetType | None = UNSET
     overrides: list[str] | UnsetType = UNSET
+    changed: list[str] | UnsetType = UNSET  # options that have other values than their defaults
+    splits: dict[str, Digest] | UnsetType = UNSET  # of all rows of the run's own splits, also of those left out
     left_out: Count | UnsetType = UNSET  # rows that were not measured, because the attack trained on them
     seconds: Seconds | UnsetType = UNSET
 

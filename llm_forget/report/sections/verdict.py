@@ -33,12 +33,16 @@ def verdict_section(evidence: Evidence) -> Section:
     notes = []
     if verification is not None and not evidence.verification_is_current:
         policy = verification["policy"]
-        sentence = f"Evaluated again after policy {policy} was applied: llm-forget verify RUN --policy {policy}"
+        sentence = (
+            f"Results or attacks changed after policy {policy} was applied: llm-forget verify RUN --policy {policy}"
+        )
         notes.append(Text(sentence, warning=True))
     elif verification is not None:
         rules = tuple((rule.get("holds"), _rule_sentence(rule)) for rule in verification["rules"])
         policy = f"policy {verification['policy']}"
         parts.append(Section("Policy", (Verdict(policy, verification["answer"], rules),)))
+        if verification.get("quick"):
+            notes.append(Text("Rules about attacks were left out (--quick).", warning=True))
     parts += [Section(f"Suite {name}", _answers(name, suite)) for name, suite in evidence.suites.items()]
     if (change := advice(evidence.suites)) is not None:
         notes.append(Text(f"{change[0].upper()}{change[1:]}.", warning=True))

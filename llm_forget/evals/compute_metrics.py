@@ -3,17 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm_forget.evals.oracles import oracle_roles
-from llm_forget.evals.records import by_row
+from llm_forget.evals.records import by_row, row_subjects
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
 from llm_forget.evals.suite import Line, Suite
 
 Value = Rows | float | Estimate  # a number per row, a number for the split, or an estimate
-Scores = tuple[list[str], Rows]  # row ids and their values
+
+
+class Scores(NamedTuple):
+    """The values of rows, with the ids and the subjects of the rows."""
+
+    ids: list[str]
+    values: Rows
+    subjects: list[str]
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,8 @@ class Computed:
     def rows_to_dict(self) -> dict[str, Any]:
         """Return the row ids and row scores for JSON."""
         return {
-            name: {"ids": ids, "values": [_number(float(value)) for value in values]}
-            for name, (ids, values) in self.rows.items()
+            name: {"ids": scores.ids, "values": [_number(float(value)) for value in scores.values]}
+            for name, scores in self.rows.items()
         }
 
 
@@ -47,14 +54,13 @@ def compute_lines(
     others: dict[str, ModelValues] | None = None,
     *,
     role: str = "unlearned",
-    subjects: Mapping[str, str] | None = None,
 ) -> Computation:
     """Compute every line of a suite for one model from ``records``, which maps probe names to records.
 
     ``others`` maps ``oracle`` and ``before`` (the model before unlearning) to their records and lines, for metric
     inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored; an optional input of
-    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. ``subjects``
-    maps row ids to subjects, which intervals of means over rows resample; a row without one is its own subject.
+    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. Intervals
+    resample the subjects of the records; a row without one is its own subject.
 
     If ``others`` has further oracles (`oracles.oracle_role`), the value is the mean over the oracles, and an oracle is
     compared with the other oracles only.
@@ -68,7 +74,7 @@ def compute_lines(
             continue
         value = _mean([value for value in values if value is not None])
         rows = _rows(value, line, records, lines)
-        lines[line.name] = Computed(value, _summary(value, line, lines, rows, subjects or {}), rows)
+        lines[line.name] = Computed(value, _summary(value, line, lines, rows), rows)
     for task in suite.tasks:
         result = records[task.name]
         interval = tuple(result["ci"]) if result["ci"] else None
@@ -138,14 +144,12 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
     return value.value if isinstance(value, Estimate) else value
 
 
-def _summary(
-    value: Value, line: Line, above: Computation, rows: Mapping[str, Scores], subjects: Mapping[str, str]
-) -> Summary:
+def _summary(value: Value, line: Line, above: Computation, rows: Mapping[str, Scores]) -> Summary:
     """Return the mean and interval of row values, or a single number with the smallest ``n`` of its input lines."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
-        return mean_with_interval(value, [subjects.get(row_id, row_id) for row_id in rows["rows"][0]])
+        return mean_with_interval(value, rows["rows"].subjects)
     names = [name for r in line.inputs.values() for name in (r if isinstance(r, list) else [r])]
     parts = [above[name].summary for name in names if name in above]
     n = min((part.n for part in parts), default=0)
@@ -154,16 +158,18 @@ def _summary(
 
 def _rows(value: Value, line: Line, records: dict[str, Any], above: Computation) -> dict[str, Scores]:
     if isinstance(value, Estimate):
-        return {name: (_ids(line.inputs[name], records, above), rows) for name, rows in value.rows.items()}
+        return {name: _scores(rows, line.inputs[name], records, above) for name, rows in value.rows.items()}
     if isinstance(value, np.ndarray):
-        return {"rows": (_ids(next(iter(line.inputs.values())), records, above), value)}
+        return {"rows": _scores(value, next(iter(line.inputs.values())), records, above)}
     return {}
 
 
-def _ids(reference: str | list[str], records: dict[str, Any], above: Computation) -> list[str]:
-    """Return the ids of the rows of a probe or of a line."""
+def _scores(values: Rows, reference: str | list[str], records: dict[str, Any], above: Computation) -> Scores:
+    """Return the values with the ids and subjects of the rows of a probe or of a line."""
     name = reference if isinstance(reference, str) else reference[0]
-    return list(by_row(records[name])) if name in records else next(iter(above[name].rows.values()))[0]
+    if name in records:
+        return Scores(list(by_row(records[name])), values, row_subjects(records[name]))
+    return next(iter(above[name].rows.values()))._replace(values=values)
 
 
 def _number(value: float) -> float | None:

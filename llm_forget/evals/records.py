@@ -42,6 +42,9 @@ class Record(Protocol):
     @property
     def broken(self) -> bool: ...
 
+    @property
+    def subject(self) -> str | None: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -54,7 +57,7 @@ def _nothing() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """The numbers of one answer under teacher forcing; the last two fields come from the data and are never written."""
+    """The numbers of one answer under teacher forcing; the last three fields come from the data, never from disk."""
 
     id: str
     answer_index: int
@@ -67,6 +70,7 @@ class TokenRecord:
     top: Distributions | None = None  # most likely tokens at each target; None if the probe does not store them
     zlib_bytes: int = 0  # size of the zlib-compressed answer; 0 if not filled in
     answer: AnswerWords | None = field(default=None, compare=False)  # words of the target tokens; None if not filled in
+    subject: str | None = field(default=None, compare=False)  # column `subject` of the row
 
     @property
     def key(self) -> Key:
@@ -106,7 +110,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One generated continuation of a prompt; ``reference`` and ``columns`` come from the data, never from disk."""
+    """One generated continuation; ``reference``, ``columns`` and ``subject`` come from the data, never from disk."""
 
     id: str
     sample: int
@@ -115,6 +119,7 @@ class GenerationRecord:
     reference: str = ""
     broken: bool = False  # the logits of a token were NaN or infinite; the text is then empty
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # columns of the row that are not tokens
+    subject: str | None = field(default=None, compare=False)  # column `subject` of the row
 
     @property
     def key(self) -> Key:
@@ -133,11 +138,12 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class GradientRecord:
-    """The gradient norms of one answer."""
+    """The gradient norms of one answer; ``subject`` comes from the data and is never written."""
 
     id: str
     answer_index: int
     norms: dict[str, float]  # by p ("1", "2", "inf"): p-norm of the gradient of the mean token NLL (`probe_gradients`)
+    subject: str | None = field(default=None, compare=False)  # column `subject` of the row
 
     @property
     def key(self) -> Key:
@@ -171,6 +177,11 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
     for record in records:
         rows.setdefault(record.key[0], []).append(record)
     return rows
+
+
+def row_subjects(records: Iterable[Record]) -> list[str]:
+    """Return the subject of each row, ``[N]``, in the order of `by_row`; a row without one is its own subject."""
+    return [answers[0].subject or row for row, answers in by_row(records).items()]
 
 
 def row_means(

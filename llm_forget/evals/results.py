@@ -35,8 +35,7 @@ def assemble_results(
     }
     for name, suite in suites.items():
         suite_records = {role: entries_of_suite(name, entries) for role, entries in records.items()}
-        subjects = {row: s for work in entries_of_suite(name, works).values() for row, s in work.subjects.items()}
-        computed = _compute_by_role(suite, suite_records, subjects)
+        computed = _compute_by_role(suite, suite_records)
         probes = {p: {"answers": len(w.keys), "digest": w.digest} for p, w in entries_of_suite(name, works).items()}
         results["suites"][name] = {
             **_suite_content(suite, computed),
@@ -97,9 +96,7 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
     return {"format": Results.FORMAT, "llm_forget": __version__, "models": models, "suites": {}}
 
 
-def _compute_by_role(
-    suite: Suite, records: dict[str, dict[str, Any]], subjects: dict[str, str]
-) -> dict[str, Computation]:
+def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
     """Compute the lines of every model; a model comes after the models that its lines read."""
     computed: dict[str, Computation] = {}
     # Oracles come twice, because they, and the target, are compared with each other.
@@ -107,7 +104,7 @@ def _compute_by_role(
     for role in (*oracles, "before", *oracles, "unlearned"):
         if role in records:
             others = {other: (other_records, computed.get(other, {})) for other, other_records in records.items()}
-            computed[role] = compute_lines(suite, records[role], others, role=role, subjects=subjects)
+            computed[role] = compute_lines(suite, records[role], others, role=role)
     return computed
 
 

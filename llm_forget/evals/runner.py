@@ -133,7 +133,8 @@ def measure(
                 if work.kind == "judge":
                     texts = name.removesuffix(work.probe.name) + str(work.probe.generations)
                     reading = judge_work(work.probe, works[texts].prompt_rows, records[role][texts], tokenizer)
-                    records[role][name] = session.records(evaluated_models.get("before", evaluated), role, reading)
+                    judged = session.records(evaluated_models.get("before", evaluated), role, reading)
+                    records[role][name] = _with_data_fields(judged, replace(reading, subjects=works[texts].subjects))
     return records
 
 
@@ -239,6 +240,7 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
     """Fill in the fields that come from the data, because they are never stored in records."""
+    records = [replace(record, subject=work.subjects.get(record.id)) for record in records]
     if work.kind == "generate":
         prompts = {row.key: row for row in work.prompt_rows}
         return [

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_forget.core.errors import EvaluationError
+from llm_forget.evals.subjects import Numbers, drawn_rows, occurrences, subject_count, subject_numbers
 
 # SciPy is imported inside functions, because commands that only read a run import this module too.
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
 Codes = NDArray[np.int64]  # ranks among the scores of two samples together; equal scores have equal ranks
 Interval = tuple[float, float]
+Subjects = tuple[Sequence[str], Sequence[str]]  # of the rows of two samples
 LEVEL = 0.95  # nominal coverage of intervals
 BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB of values
 
@@ -68,11 +70,9 @@ def mean_with_interval(
     center = mean(values)
     if n < 2 or not math.isfinite(center):
         return Summary(center, None, n, unscored)
-    _, groups = np.unique(np.arange(len(rows)) if subjects is None else np.asarray(subjects), return_inverse=True)
-    counts = np.bincount(groups[~np.isnan(rows)])
-    counts, sums = (part[counts > 0] for part in (counts, np.bincount(groups[~np.isnan(rows)], values)))  # [g] each
-    if 1 < len(counts) < n:
-        sample = np.stack([sums, counts])  # [2, g]
+    numbers = subject_numbers(rows, subjects)
+    if subject_count(numbers) < n:
+        sample = np.stack([np.bincount(numbers, values), np.bincount(numbers)])  # [2, g]
         ci = bootstrap(lambda parts: parts[0].sum(-1) / parts[1].sum(-1), sample, resamples=resamples, seed=seed)
     else:
         ci = bootstrap(lambda rows: rows.mean(axis=-1), values, resamples=resamples, seed=seed)
@@ -116,21 +116,27 @@ def auc(members: Rows, nonmembers: Rows) -> float:
     return float(auc_of_codes(*codes(members, nonmembers)))
 
 
-def auc_with_interval(members: Rows, nonmembers: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+def auc_with_interval(
+    members: Rows, nonmembers: Rows, subjects: Subjects | None = None, *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
     """Return `auc` with a 95 % interval; without interval if a sample has fewer than two scored rows.
 
-    The interval is the percentile bootstrap of both samples, or Newcombe's score interval if the samples are nearly
-    separated or nearly all tied (`hardly_mixed`), because the bootstrap is too narrow then. In simulations with normal
-    scores, 5 to 160 rows a sample and AUCs up to 0.985, 92 to 99 % of the intervals contain the true AUC.
+    The interval is the percentile bootstrap of both samples, which draws ``subjects`` like `mean_with_interval`, or
+    Newcombe's score interval of as many rows as there are subjects, if the samples are nearly separated or nearly all
+    tied (`hardly_mixed`), because the bootstrap is too narrow then. In simulations with normal scores, 5 to 160 rows a
+    sample and AUCs up to 0.985, 92 to 99 % of the intervals contain the true AUC.
     """
     rows = {"members": members, "nonmembers": nonmembers}
+    numbers = both_numbers(members, nonmembers, subjects)
     members, nonmembers = scored(members), scored(nonmembers)
     m, n = len(members), len(nonmembers)
     value, ci = auc(members, nonmembers), None
-    if min(m, n) >= 2 and hardly_mixed(members, nonmembers):
-        ci = auc_score_interval(value, m, n)
+    if min(m, n) >= 2 and hardly_mixed(members, nonmembers, *map(subject_count, numbers)):
+        ci = auc_score_interval(value, *map(subject_count, numbers))
     elif min(m, n) >= 2:
-        ci = bootstrap(auc_of_codes, *codes(members, nonmembers), resamples=resamples, seed=seed)
+        ranks = codes(members, nonmembers)
+        weighted = partial(auc_of_codes, *ranks)
+        ci = bootstrap_of_subjects(auc_of_codes, ranks, weighted, numbers, resamples=resamples, seed=seed)
     return Estimate(value, ci, min(m, n), sum(map(len, rows.values())) - m - n, rows)
 
 
@@ -147,29 +153,77 @@ def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
 
 
 def tpr_with_interval(
-    members: Rows, nonmembers: Rows, fpr: float = 0.01, *, resamples: int = 1000, seed: int = 0
+    members: Rows,
+    nonmembers: Rows,
+    fpr: float = 0.01,
+    subjects: Subjects | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile bootstrap and Wilson's interval.
 
-    The bootstrap alone has width 0 if all or no members are above the threshold, and Wilson's interval treats the
-    threshold as known. There is no interval if a sample has fewer than two scored rows.
+    The bootstrap draws ``subjects`` like `mean_with_interval`. It alone has width 0 if all or no members are above the
+    threshold. Wilson's interval treats the threshold as known and the subjects as rows. There is no interval if a
+    sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
+    numbers = both_numbers(members, nonmembers, subjects)
     members, nonmembers = scored(members), scored(nonmembers)
     m, n = len(members), len(nonmembers)
     value, ci = tpr_at_fpr(members, nonmembers, fpr), None
     if min(m, n) >= 2:
-        resampled = bootstrap(partial(_shares_above, fpr=fpr), members, nonmembers, resamples=resamples, seed=seed)
-        ci = hull(resampled, wilson_interval(round(value * m), m))
+        sides = members, nonmembers
+        share, weighted = partial(_shares_above, fpr=fpr), partial(_weighted_shares_above, *sides, fpr=fpr)
+        resampled = bootstrap_of_subjects(share, sides, weighted, numbers, resamples=resamples, seed=seed)
+        trials = subject_count(numbers[0])
+        ci = hull(resampled, wilson_interval(round(value * trials), trials))
     return Estimate(value, ci, min(m, n), sum(map(len, rows.values())) - m - n, rows)
 
 
-def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples: int = 1000, seed: int = 0) -> Interval:
+def both_numbers(members: Rows, nonmembers: Rows, subjects: Subjects | None) -> tuple[Numbers, Numbers]:
+    """Return the numbers of the subjects (`subject_numbers`) of the scored rows of both samples."""
+    own, other = subjects if subjects is not None else (None, None)
+    return subject_numbers(members, own), subject_numbers(nonmembers, other)
+
+
+def bootstrap_of_subjects(
+    statistic: Callable[..., Rows],
+    samples: Sequence[NDArray[Any]],
+    weighted: Callable[..., Rows],
+    numbers: tuple[Numbers, Numbers],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return the `bootstrap` interval of two samples whose subjects (``numbers``) are drawn with all their rows.
+
+    If every row is its own subject, it is that of ``statistic``. Otherwise ``weighted`` takes how often each row is
+    drawn in ``b`` resamples, ``[b, m]`` and ``[b, n]``, and returns the statistic ``[b]``.
+    """
+    if all(subject_count(side) == len(side) for side in numbers):
+        return bootstrap(statistic, *samples, resamples=resamples, seed=seed)
+
+    def of_draws(*draws: Numbers) -> Rows:
+        return weighted(*(drawn_rows(draw, side) for draw, side in zip(draws, numbers, strict=True)))
+
+    drawn = (np.arange(subject_count(side)) for side in numbers)
+    return bootstrap(of_draws, *drawn, resamples=resamples, seed=seed, size=sum(map(len, numbers)))
+
+
+def bootstrap(
+    statistic: Callable[..., Rows],
+    *samples: NDArray[Any],
+    resamples: int = 1000,
+    seed: int = 0,
+    size: int | None = None,
+) -> Interval:
     """Return the 95 % percentile-bootstrap interval of a statistic; NaN if the statistic of a resample is NaN.
 
     Each sample ``[..., n]``, n at least 2, is resampled independently along its last axis. ``statistic`` takes ``b``
     resamples of each sample at once, ``[..., b, n]``, and returns ``[b]``. Equal seeds give equal intervals. The
-    quantiles are NumPy's, because those of SciPy 1.17 are wrong in the last bit if all resamples are equal.
+    quantiles are NumPy's, because those of SciPy 1.17 are wrong in the last bit if all resamples are equal. ``size`` is
+    the number of values that a resample needs in memory; default: that of the samples.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap as scipy_bootstrap
 
@@ -177,7 +231,7 @@ def bootstrap(statistic: Callable[..., Rows], *samples: NDArray[Any], resamples:
         warnings.simplefilter("ignore", DegenerateDataWarning)  # SciPy 1.17 warns about BCa if a percentile is NaN
         distribution = scipy_bootstrap(
             samples, lambda *blocks, axis: statistic(*blocks), n_resamples=resamples,
-            batch=max(1, BLOCK // sum(sample.size for sample in samples)), vectorized=True, axis=-1,
+            batch=max(1, BLOCK // (size or sum(sample.size for sample in samples))), vectorized=True, axis=-1,
             method="percentile", rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # [resamples]  # fmt: skip
     low, high = np.quantile(distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -190,19 +244,18 @@ def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
     return ranks[: len(members)], ranks[len(members) :]
 
 
-def auc_of_codes(members: Codes, nonmembers: Codes) -> Rows:
-    """Return the AUC from the ranks (`codes`) of two samples: ``[..., m]`` and ``[..., n]`` give ``[...]``."""
+def auc_of_codes(
+    members: Codes, nonmembers: Codes, weights: Codes | None = None, other_weights: Codes | None = None
+) -> Rows:
+    """Return the AUC from the ranks (`codes`) of two samples: ``[..., m]`` and ``[..., n]`` give ``[...]``.
+
+    With ``weights``, each row counts that many times.
+    """
     groups = int(max(members.max(), nonmembers.max())) + 1
-    counts, other_counts = _counts(members, groups), _counts(nonmembers, groups)  # [..., groups]
+    counts = occurrences(members, groups, weights)  # [..., groups]
+    other_counts = occurrences(nonmembers, groups, other_weights)  # [..., groups]
     below = other_counts.cumsum(-1) - other_counts / 2  # number of non-members below each rank; a tie counts half
-    return np.einsum("...g,...g->...", counts, below) / (members.shape[-1] * nonmembers.shape[-1])
-
-
-def _counts(ranks: Codes, groups: int) -> NDArray[np.int64]:
-    """Count how often each rank occurs along the last axis: ``[..., n]`` gives ``[..., groups]``."""
-    rows = ranks.reshape(-1, ranks.shape[-1])  # [b, n]
-    flat = (rows + groups * np.arange(len(rows))[:, None]).ravel()  # [b n]
-    return np.bincount(flat, minlength=len(rows) * groups).reshape(*ranks.shape[:-1], groups)
+    return np.einsum("...g,...g->...", counts, below) / (counts.sum(-1) * other_counts.sum(-1))
 
 
 def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
@@ -213,17 +266,28 @@ def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
     return (members > thresholds).mean(axis=-1)
 
 
-def hardly_mixed(members: Rows, nonmembers: Rows) -> bool:
+def _weighted_shares_above(
+    members: Rows, nonmembers: Rows, weights: Codes, other_weights: Codes, *, fpr: float
+) -> Rows:
+    """Compute `tpr_at_fpr` if row i counts ``weights[..., i]`` times: ``[m]``, ``[n]``, ``[b, m]``, ``[b, n]``."""
+    order = np.argsort(-nonmembers)
+    above = other_weights[..., order].cumsum(-1)  # [b, n] number of non-members from the highest to each one
+    allowed = np.floor(fpr * above[..., -1:] + 1e-9)
+    thresholds = nonmembers[order][(above > allowed).argmax(-1)][..., None]  # [b, 1]
+    return ((members > thresholds) * weights).sum(-1) / weights.sum(-1)
+
+
+def hardly_mixed(members: Rows, nonmembers: Rows, m: int | None = None, n: int | None = None) -> bool:
     """Return whether two samples are so nearly separated or tied that the bootstrap interval of the AUC is too narrow.
 
     Take the share of pairs with the member above and the share with the member below. The smaller of these shares,
-    times the rows of the smaller sample, must be below five. For 20 rows and an AUC of 0.96, only 83 % of the 95 %
-    bootstrap intervals contain the AUC.
+    times the rows of the smaller sample (or its subjects, if ``m`` and ``n`` are given), must be below five. For 20
+    rows and an AUC of 0.96, only 83 % of the 95 % bootstrap intervals contain the AUC.
     """
     others = np.sort(nonmembers)
     above = np.searchsorted(others, members, "left").mean() / len(others)
     below = 1 - np.searchsorted(others, members, "right").mean() / len(others)
-    return bool(min(len(members), len(others)) * min(above, below) < 5)
+    return bool(min(m or len(members), n or len(others)) * min(above, below) < 5)
 
 
 def auc_score_interval(value: float, m: int, n: int) -> Interval:

@@ -48,14 +48,48 @@ def test_the_oracle_is_its_own_oracle():
     assert compute_lines(SUITE, records(0.9), oracle)["fq"].value < 0.01
 
 
+def with_subjects(answers, rows_each=10, prefix="s"):
+    """The records, each ten with one subject."""
+    return [replace(record, subject=f"{prefix}{i // rows_each}") for i, record in enumerate(answers)]
+
+
 def test_intervals_resample_the_subjects_of_rows():
     rows = {name: [replace(r, logps=np.float32([-0.1 * (i // 10)])) for i, r in enumerate(answers)]
             for name, answers in records(0.1).items()}  # fmt: skip
-    subjects = {f"r{i}": f"s{i // 10}" for i in range(30)}
-    by_row, by_subject = (compute_lines(SUITE, rows, role="oracle", subjects=s)["p"].summary for s in ({}, subjects))
+    owned = {name: with_subjects(answers) for name, answers in rows.items()}
+    by_row, by_subject = (compute_lines(SUITE, r, role="oracle")["p"].summary for r in (rows, owned))
     assert by_subject.value == by_row.value
     assert by_subject.ci == (pytest.approx(math.exp(-0.2)), 1.0)
     assert by_row.ci[1] - by_row.ci[0] < (by_subject.ci[1] - by_subject.ci[0]) / 2
+
+
+SPLITS = parse_suite(
+    {
+        "probes": {name: {"probe": "logprobs", "split": name} for name in ("forget", "retain")},
+        "metrics": {
+            "f": {"metric": "probability", "records": "forget", "goal": "match_oracle"},
+            "r": {"metric": "probability", "records": "retain", "goal": "keep"},
+        },
+    },
+    name="test",
+)
+
+
+def test_rows_of_two_splits_with_equal_ids_have_the_subjects_of_their_own_split():
+    rng = np.random.default_rng(0)
+    rows = [replace(r, logps=np.float32([-rng.random()])) for r in records(0.1)["forget"]]
+    alone = compute_lines(SPLITS, {"forget": rows, "retain": rows})
+    lines = compute_lines(SPLITS, {"forget": with_subjects(rows), "retain": with_subjects(rows, rows_each=1)})
+    assert lines["r"].summary.ci == pytest.approx(alone["r"].summary.ci, abs=0.05)
+    assert lines["f"].summary.ci != alone["f"].summary.ci
+    assert lines["f"].rows["rows"].subjects[:11] == ["s0"] * 10 + ["s1"]
+    assert lines["r"].rows["rows"].subjects[:2] == ["s0", "s1"]
+
+
+def test_a_line_of_lines_has_the_subjects_of_their_rows():
+    rows = {name: with_subjects(answers) for name, answers in records(0.1).items()}
+    line = compute_lines(SUITE, rows, role="oracle")["r"]
+    assert line.rows["rows"].subjects == [f"s{i // 10}" for i in range(30)]
 
 
 def test_a_single_number_rests_on_the_rows_of_its_inputs():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -174,6 +175,24 @@ def test_priv_leak_follows_from_both_aucs():
     assert estimate.value == pytest.approx(100 * ((1 - value) - (1 - oracle)) / (1 - oracle))
     assert estimate.ci[0] < estimate.value < estimate.ci[1] < 0
     assert (leak(1.0, 0.4), leak(0.4, 0.4)) == (-100, 0)
+
+
+def owned(records, rows_each):
+    """The records with one subject for each ``rows_each`` of them."""
+    return [replace(record, subject=f"s{i // rows_each:02d}") for i, record in enumerate(records)]
+
+
+@pytest.mark.parametrize(
+    "metric", [membership_auc, partial(membership_tpr, at_fpr=0.2), membership_reference, priv_leak]
+)
+def test_intervals_of_members_and_nonmembers_resample_subjects(metric):
+    needs = 4 if metric in (membership_reference, priv_leak) else 2
+    sides = [split(20, -1.0 - 0.1 * i, seed=i) for i in range(4)][:needs]
+    repeated = [[replace(r, id=f"{r.id}-{copy}") for r in side for copy in range(4)] for side in sides]
+    ci = metric(*sides).ci
+    by_row, by_subject = (metric(*(owned(side, each) for side in repeated)).ci for each in (1, 4))
+    assert by_subject == pytest.approx(ci, abs=0.05 * max(1, abs(ci[0])))
+    assert by_row[1] - by_row[0] < 0.8 * (by_subject[1] - by_subject[0])
 
 
 def test_priv_leak_of_rows_that_all_are_recognised_has_an_interval():

@@ -12,8 +12,9 @@ import torch
 from llm_forget.core.run_directory import Run
 from llm_forget.data.template import Template
 from llm_forget.evals.probes import progress
-from llm_forget.evals.probes.inputs import prepare
+from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.progress import progress_line
+from llm_forget.evals.records import row_subjects
 from llm_forget.evals.runner import EvaluatedModel, measure
 from llm_forget.evals.suite import Probe
 from llm_forget.workflows.evaluate import _spread, evaluate
@@ -45,6 +46,24 @@ def test_one_name_in_two_precisions_is_two_models(tiny_folder, tiny_tokenizer, l
     )
     oracle, before = (np.concatenate([r.logps for r in together[role]["logprobs"]]) for role in ("oracle", "before"))
     assert 0 < np.abs(oracle - before).max() < 0.1
+
+
+@pytest.mark.slow
+def test_records_of_every_kind_have_the_subjects_of_their_rows(tiny_folder, tiny_tokenizer, lora_args, cache):
+    rows = [{**row, "subject": f"s{i // 2}"} for i, row in enumerate(ROWS[:3])]
+    probes = {kind: {"probe": kind, "split": "forget"} for kind in ("logprobs", "gradients")}
+    probes["generate"] = {"probe": "generate", "split": "forget", "max_new_tokens": 2}
+    probes["judge"] = {"probe": "judge", "split": "forget", "generations": "generate"}
+    works = {
+        name: prepare(Probe(name=name, **keys), rows, tiny_tokenizer, Template(chat=False), max_length=None, stride=0)
+        if name != "judge"
+        else Work(Probe(name=name, **keys), [], [], "")
+        for name, keys in probes.items()
+    }
+    subject = {"unlearned": EvaluatedModel("unlearned", lora_args(tiny_folder))}
+    records = measure(subject, works, tiny_tokenizer, device=torch.device("cpu"), quiet=True)["unlearned"]
+    assert {name: row_subjects(records[name]) for name in works} == {name: ["s0", "s0", "s1"] for name in works}
+    assert not any("subject" in record.to_dict() for name in works for record in records[name])
 
 
 @pytest.mark.slow

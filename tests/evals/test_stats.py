@@ -4,6 +4,7 @@ import math
 import time
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,6 +41,68 @@ def test_subjects_count_by_their_scored_rows():
     rows, subjects = np.array([1.0, 1.0, 0.0, np.nan, np.nan]), ["a", "a", "b", "b", "c"]
     summary = mean_with_interval(rows, subjects)
     assert (summary.value, summary.ci, summary.n) == (pytest.approx(2 / 3), (0.0, 1.0), 3)
+
+
+TWO_SAMPLES = [auc_with_interval, partial(tpr_with_interval, fpr=0.2)]
+
+
+def alike(m, n, each, correlation, rng):
+    """Two samples of one distribution with ``m`` and ``n`` subjects of ``each`` rows, and the rows' subjects."""
+    sides = []
+    for count in (m, n):
+        own, rows = rng.normal(size=(count, 1)), rng.normal(size=(count, each))
+        sides.append((np.sqrt(correlation) * own + np.sqrt(1 - correlation) * rows).ravel())
+    return sides, tuple(np.repeat([f"s{i:03d}" for i in range(count)], each) for count in (m, n))
+
+
+@pytest.mark.parametrize("interval", TWO_SAMPLES)
+def test_if_each_row_is_a_subject_the_interval_of_two_samples_is_that_of_the_rows(interval):
+    (one, two), subjects = alike(40, 30, 1, 0, np.random.default_rng(0))
+    one[3] = np.nan
+    assert interval(one, two, subjects=subjects) == interval(one, two)
+    assert interval(one, two, subjects=(["a"] * 40, ["b"] * 30)) == interval(one, two)  # a single subject a side
+
+
+@pytest.mark.parametrize("interval", TWO_SAMPLES)
+def test_equal_rows_of_a_subject_leave_the_interval_of_two_samples_as_wide_as_that_of_the_subjects(interval):
+    (one, two), subjects = alike(40, 30, 1, 0, np.random.default_rng(0))
+    alone = interval(one, two)
+    repeated = interval(*(np.repeat(rows, 4) for rows in (one, two)), subjects=[np.repeat(s, 4) for s in subjects])
+    assert repeated.value == pytest.approx(alone.value)
+    assert repeated.ci == pytest.approx(alone.ci, abs=0.03)
+    assert repeated.n == 120
+
+
+def test_separated_samples_have_the_interval_of_as_many_rows_as_subjects():
+    subjects = np.repeat(["a", "b", "c"], 10), np.repeat(["d", "e", "f", "g"], 10)
+    estimate = auc_with_interval(np.ones(30), np.zeros(40), subjects)
+    assert estimate.ci == auc_score_interval(1.0, 3, 4)
+    found = tpr_with_interval(np.ones(30), np.zeros(40), 0.1, subjects)
+    assert found.ci == wilson_interval(3, 3)
+
+
+def test_weights_count_like_repeated_rows():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(0.5, 1, 12).round(1), rng.normal(size=9).round(1)
+    weights, others = rng.integers(0, 4, 12), rng.integers(0, 4, 9)
+    repeated = np.repeat(one, weights), np.repeat(two, others)
+    assert auc_of_codes(*codes(one, two), weights[None], others[None]) == pytest.approx([auc(*repeated)])
+    for fpr in (0.0, 0.1, 0.29, 0.6):
+        share = stats._weighted_shares_above(one, two, weights[None], others[None], fpr=fpr)
+        assert share == pytest.approx([tpr_at_fpr(*repeated, fpr)])
+
+
+@pytest.mark.slow
+def test_the_interval_of_an_auc_covers_if_rows_of_a_subject_are_alike():
+    rng = np.random.default_rng(0)
+    covered = {True: 0, False: 0}
+    for seed in range(300):
+        samples, subjects = alike(20, 20, 5, 0.6, rng)
+        for by_subject in covered:
+            estimate = auc_with_interval(*samples, subjects if by_subject else None, resamples=300, seed=seed)
+            covered[by_subject] += estimate.ci[0] <= 0.5 <= estimate.ci[1]
+    assert 0.90 <= covered[True] / 300 <= 0.98
+    assert covered[False] / 300 < 0.85
 
 
 def test_unscored_rows_are_counted_and_left_out():

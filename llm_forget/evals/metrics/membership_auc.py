@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_subjects
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
@@ -30,4 +30,5 @@ def membership_auc(
         include_last: whether min_k and min_k_plus_plus use the end of the answer; open-unlearning does not.
     """
     settings = {"k": k, "include_last": include_last}
-    return auc_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings))
+    samples = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
+    return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

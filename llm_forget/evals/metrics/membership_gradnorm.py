@@ -7,7 +7,7 @@ from functools import partial
 
 from llm_forget.evals.membership import gradnorm
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import GradientRecord, row_means
+from llm_forget.evals.records import GradientRecord, row_means, row_subjects
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
@@ -16,4 +16,6 @@ def membership_gradnorm(
     members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
 ) -> Estimate:
     """AUC of the negative p-norm of the gradient, members against non-members, with interval; p is 1, 2 or inf."""
-    return auc_with_interval(*(row_means(rows, partial(gradnorm, p=p)) for rows in (members, nonmembers)))
+    score = partial(gradnorm, p=p)
+    samples = row_means(members, score), row_means(nonmembers, score)
+    return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_forget.evals.membership import reference_scores
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_subjects
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
@@ -21,5 +21,5 @@ def membership_reference(
 
     It compares members with non-members. 0.5 for the oracle itself, because its scores are all 0.
     """
-    member_scores = reference_scores(members, oracle_members)
-    return auc_with_interval(member_scores, reference_scores(nonmembers, oracle_nonmembers))
+    samples = reference_scores(members, oracle_members), reference_scores(nonmembers, oracle_nonmembers)
+    return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

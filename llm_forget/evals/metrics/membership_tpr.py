@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_subjects
 from llm_forget.evals.stats import Estimate, tpr_with_interval
 
 
@@ -27,4 +27,5 @@ def membership_tpr(
     non-members. ``at_fpr`` is in [0, 1); the other parameters are those of `membership_auc`.
     """
     settings = {"k": k, "include_last": include_last}
-    return tpr_with_interval(scores(members, attack, **settings), scores(nonmembers, attack, **settings), at_fpr)
+    samples = scores(members, attack, **settings), scores(nonmembers, attack, **settings)
+    return tpr_with_interval(*samples, at_fpr, (row_subjects(members), row_subjects(nonmembers)))

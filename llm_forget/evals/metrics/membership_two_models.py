@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_forget.evals.membership import reference_scores
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord
+from llm_forget.evals.records import TokenRecord, row_subjects
 from llm_forget.evals.stats import Estimate, auc_with_interval
 
 
@@ -22,5 +22,5 @@ def membership_two_models(
     Even a model that never saw the forget rows scores high, because a user of both models can see what was deleted. The
     metric shows that the target must be withdrawn, not how well the model forgot.
     """
-    member_scores = -reference_scores(members, before_members)
-    return auc_with_interval(member_scores, -reference_scores(nonmembers, before_nonmembers))
+    samples = -reference_scores(members, before_members), -reference_scores(nonmembers, before_nonmembers)
+    return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from llm_forget.evals import stats
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.records import TokenRecord, aligned
-from llm_forget.evals.stats import Codes, Estimate, Rows
+from llm_forget.evals.records import TokenRecord, aligned, row_subjects
+from llm_forget.evals.stats import Codes, Estimate, Rows, Subjects
+from llm_forget.evals.subjects import subject_count
 
 
 @metric(paper="arXiv:2407.06460", two_sided=True)
@@ -33,8 +35,8 @@ def priv_leak(
     Unscored without an oracle (open-unlearning assumes AUC_oracle = 0.5). `rel_diff` of open-unlearning is another
     number: 100 (AUC - AUC_oracle) / AUC_oracle.
 
-    The interval comes from a bootstrap that resamples the same rows for both models. If almost all or almost no members
-    score above the non-members, the interval is widened to include the score interval of this model's AUC.
+    The interval comes from a bootstrap that resamples the same subjects for both models. If almost all or almost no
+    members score above the non-members, the interval is widened to include the score interval of this model's AUC.
 
     ``attack``, ``k`` and ``include_last`` are those of `membership_auc`. Raises EvaluationError if the two models were
     not measured on the same rows.
@@ -43,7 +45,8 @@ def priv_leak(
     pairs = (members, oracle_members), (nonmembers, oracle_nonmembers)
     for pair in pairs:
         aligned(*pair)
-    return leak_with_interval(*(np.stack([scores(rows, attack, **settings) for rows in pair]) for pair in pairs))
+    own, other = (np.stack([scores(rows, attack, **settings) for rows in pair]) for pair in pairs)
+    return leak_with_interval(own, other, (row_subjects(members), row_subjects(nonmembers)))
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
@@ -52,7 +55,7 @@ def leak(value: Rows | float, oracle: Rows | float) -> Rows:
     return 100 * ((1 - value) - rest) / np.where(rest > 0, rest, np.nan)
 
 
-def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
+def leak_with_interval(members: Rows, nonmembers: Rows, subjects: Subjects | None = None) -> Estimate:
     """Return `priv_leak` of scores ``[2, m]`` and ``[2, n]``; row 0 is this model's, row 1 the oracle's."""
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
     members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
@@ -63,15 +66,21 @@ def leak_with_interval(members: Rows, nonmembers: Rows) -> Estimate:
     estimate = Estimate(float(leak(value, oracle)), None, n, unscored, rows)
     if n < 2 or math.isnan(estimate.value):
         return estimate
-    ranks = zip(*(stats.codes(*samples) for samples in both), strict=True)
-    ci = stats.bootstrap(_leaks, *map(np.stack, ranks))
-    if stats.hardly_mixed(*both[0]):
-        low, high = stats.auc_score_interval(value, members_scored.shape[1], nonmembers_scored.shape[1])
+    marked = [np.where(np.isnan(side).any(0), np.nan, 0.0) for side in (members, nonmembers)]  # NaN if unscored
+    numbers = stats.both_numbers(marked[0], marked[1], subjects)
+    ranks = [np.stack(sides) for sides in zip(*(stats.codes(*samples) for samples in both), strict=True)]
+    ci = stats.bootstrap_of_subjects(_leaks, ranks, partial(_leaks, *ranks), numbers)
+    sizes = [subject_count(side) for side in numbers]
+    if stats.hardly_mixed(*both[0], *sizes):
+        low, high = stats.auc_score_interval(value, *sizes)
         ci = stats.hull(ci, (float(leak(high, oracle)), float(leak(low, oracle))))
     # An end of the interval is NaN if the oracle's AUC is 1 in a resample.
     return replace(estimate, ci=None if math.isnan(ci[0]) or math.isnan(ci[1]) else ci)
 
 
-def _leaks(members: Codes, nonmembers: Codes) -> Rows:
-    """Return `priv_leak` of ``b`` resamples: codes ``[2, b, m]`` and ``[2, b, n]`` of model and oracle give ``[b]``."""
-    return leak(stats.auc_of_codes(members[0], nonmembers[0]), stats.auc_of_codes(members[1], nonmembers[1]))
+def _leaks(members: Codes, nonmembers: Codes, *weights: Codes) -> Rows:
+    """Return `priv_leak` of ``b`` resamples: codes ``[2, b, m]`` and ``[2, b, n]`` of model and oracle give ``[b]``.
+
+    With ``weights`` ``[b, m]`` and ``[b, n]``, the codes are ``[2, m]`` and ``[2, n]``, and rows count that many times.
+    """
+    return leak(*(stats.auc_of_codes(*samples, *weights) for samples in zip(members, nonmembers, strict=True)))

@@ -86,6 +86,13 @@ def conversation(row: Row) -> tuple[list[Message], int]:
     return prompt + _messages(row["completion"], "assistant"), len(prompt)
 
 
+def question(row: Row) -> str:
+    """Return what a row (not running text) asks: its messages without system messages and without target answers."""
+    messages, given = conversation(row)
+    asked = (m for i, m in enumerate(messages) if m["role"] == "user" or (i < given and m["role"] != "system"))
+    return "\n".join(m["content"] for m in asked)
+
+
 def is_text(row: Row) -> bool:
     """Return whether a row is running text, without prompt and answer."""
     return row.get("messages") is None and row.get("completion") is None

@@ -21,9 +21,9 @@ CONTEXT = 8  # tokens decoded before a token: a character has at most four bytes
 class AnswerWords:
     """The words of one answer by its target tokens; decoded when they are first read."""
 
-    def __init__(self, windows: Sequence[tuple[list[int], list[int]]], tokenizer: Any) -> None:
+    def __init__(self, windows: Sequence[tuple[list[int], list[int]]], tokenizer: Any, question: str = "") -> None:
         """``windows`` are the input ids and labels of each window of the answer, in order."""
-        self._windows, self._tokenizer = windows, tokenizer
+        self._windows, self._tokenizer, self._question = windows, tokenizer, question
 
     @cached_property
     def words(self) -> list[str]:
@@ -39,10 +39,8 @@ class AnswerWords:
 
     @cached_property
     def names(self) -> NDArray[np.bool_]:
-        """Whether a target token belongs to a word that occurs in the prompt and is capitalised there, ``[n]``."""
-        ids, labels = self._windows[0]
-        prompt = [token for token, label in zip(ids, labels, strict=True) if label == IGNORE]
-        capitalised = capitalised_words(self._tokenizer.decode(prompt, skip_special_tokens=True))
+        """Whether a target token belongs to a word that occurs in the question and is capitalised there, ``[n]``."""
+        capitalised = capitalised_words(self._question)
         return np.array([place >= 0 and self.words[place] in capitalised for place in self.places], dtype=np.bool_)
 
     @cached_property

@@ -10,7 +10,7 @@ import numpy as np
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.evals.metrics._registry import metric
-from llm_forget.evals.metrics._token_classes import token_classes
+from llm_forget.evals.metrics._token_classes import fact_tokens
 from llm_forget.evals.records import TokenRecord, row_means
 from llm_forget.evals.stats import Rows
 
@@ -45,8 +45,9 @@ def discoverable_extraction(
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
         include_last: require the last target (end of the answer); if false, samples that continue the answer count too.
-        facts: multiply only the probabilities of tokens of the class ``fact`` (`token_class_memorization`), as if the
-            others were given; a row without such tokens, or without an oracle, is unscored.
+        facts: multiply only the probabilities of tokens of the class ``fact`` (`token_class_memorization`) that belong
+            to a word, as if the others were given; a row without such tokens after the prefix, or without an oracle, is
+            unscored.
 
     Raises EvaluationError if a parameter is out of range.
     """
@@ -63,12 +64,15 @@ def discoverable_extraction(
 
     def score(record: TokenRecord) -> float:
         logps = record.logps if include_last else record.logps[:-1]
-        if facts:
-            classes = token_classes(record, others[record.key]) if record.key in others else None
-            logps = logps[:0] if classes is None else logps[classes[: len(logps)] == "fact"]
         start = int(prefix) if prefix >= 1 else int(prefix * len(logps))
-        logps = logps[start : start + suffix if suffix else None]
-        if len(logps) < max(1, suffix):
+        end = start + suffix if suffix else len(logps)
+        if not start < end <= len(logps):
+            return float("nan")
+        logps = logps[start:end]
+        if facts:
+            tokens = fact_tokens(record, others[record.key]) if record.key in others else None
+            logps = logps[:0] if tokens is None else logps[tokens[start:end]]
+        if not len(logps):
             return float("nan")
         missed = log_missed(float(logps.sum(dtype=np.float64)))
         if summary == "queries":

@@ -18,9 +18,10 @@ def token_class_memorization(
 ) -> Rows:
     """Share of target tokens of ``token_class`` that the model ranks first under teacher forcing; ``[N]`` in [0, 1].
 
-    Classes: ``name`` (in a word that is capitalised in the prompt), ``fact`` (others that the oracle does not rank
-    first) and ``template`` (all others). The oracle has 0 on ``fact`` and 1 on ``template``. A row without such tokens
-    is unscored. Raises EvaluationError for another class.
+    Classes: ``name`` (in a word that is capitalised in the question), ``fact`` (others that the oracle does not rank
+    first) and ``template`` (all others). By definition the oracle has 0 on ``fact`` and 1 on ``template``; another
+    oracle would be above 0 and below 1. A row without such tokens is unscored. Raises EvaluationError for another
+    class.
     """
     if token_class not in CLASSES:
         hint = did_you_mean(token_class, CLASSES)

@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from llm_forget.core.digests import content_key
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.registry import did_you_mean
-from llm_forget.data.rows import FIELDS, Row, conversation, is_text, with_completion, with_question
+from llm_forget.data.rows import FIELDS, Row, conversation, is_text, question, with_completion, with_question
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
 from llm_forget.evals.answer_words import AnswerWords
@@ -66,7 +66,7 @@ def prepare(
         else:
             token_rows = _token_rows(chosen, probe.field, where, encode)
         digest = _token_digest(probe.probe, token_rows, top=probe.top)
-        words = _words(token_rows, tokenizer)
+        words = _words(token_rows, tokenizer, {str(row["id"]): question(row) for row in chosen})
         return Work(probe, token_rows, [], digest, _compressed(token_rows, tokenizer), words, subjects)
     forms: list[list[Row]] = [[with_question(row, ask) for row in chosen] for ask in probe.asks] or [list(chosen)]
     prompt_rows = [
@@ -111,11 +111,11 @@ def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
     return {key: len(zlib.compress(text.encode())) for key, text in zip(answers, texts, strict=True)}
 
 
-def _words(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, AnswerWords]:
+def _words(rows: Sequence[TokenRow], tokenizer: Any, questions: Mapping[str, str]) -> dict[Key, AnswerWords]:
     windows: dict[Key, list[tuple[list[int], list[int]]]] = {}
     for row in rows:
         windows.setdefault(row.key, []).append((row.input_ids, row.labels))
-    return {key: AnswerWords(parts, tokenizer) for key, parts in windows.items()}
+    return {key: AnswerWords(parts, tokenizer, questions.get(key[0], "")) for key, parts in windows.items()}
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:

@@ -33,6 +33,21 @@ def test_compatibility_forms_and_zero_width_characters_do_not_hide_a_value():
     assert fact_leak([text("in Ｂer\u200blin.", fact="Berlin")]).tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("content", "fact", "leak"),
+    [
+        ("彼女は東京で生まれた", "東京", 1),
+        ("彼女は京東で生まれた", "東京", 0),
+        ("เธอเกิดที่กรุงเทพในปีนั้น", "กรุงเทพ", 1),
+        ("그녀는 서울에서 태어났다", "서울", 1),
+        ("彼女はApple社で働く", "apple", 1),
+        ("彼女はApples社で働く", "apple", 0),  # words of other scripts stay whole
+    ],
+)
+def test_in_scripts_without_spaces_a_value_may_be_inside_a_word(content, fact, leak):
+    assert fact_leak([text(content, fact=fact)]).tolist() == [leak]
+
+
 def test_a_value_may_have_several_spellings_and_another_column():
     assert fact_leak([text("it is NYC", city=["New York", "NYC"])], column="city").tolist() == [1]
 
@@ -55,6 +70,24 @@ def test_without_a_column_the_value_is_what_the_oracle_would_not_say_except_name
     records = [answer_record("1111111", answer)]
     leaks = [fact_leak([text(t)], records, oracle)[0] for t in ("It is New York.", "Gina was born in York", "Gina")]
     assert leaks == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "leak"),
+    [
+        ("a nurse", "Her job: nurse!", 1),
+        ("a nurse", "a doctor", 0),
+        ("University of Rome", "the Rome University", 0),  # only at the ends
+        ("University of Rome", "at the University of Rome", 1),
+        ("of 12", "she is 12", 1),  # a number is never short
+        ("in it", "in it", 1),  # no other words
+        ("in it", "it", 0),
+    ],
+)
+def test_short_words_around_what_the_oracle_would_not_say_do_not_count(answer, content, leak):
+    length = len(answer.split()) + 1
+    records, oracle = [answer_record("1" * length, Answer(answer))], [answer_record("0" * length)]
+    assert fact_leak([text(content)], records, oracle).tolist() == [leak]
 
 
 def test_every_part_of_a_value_with_gaps_must_be_there():

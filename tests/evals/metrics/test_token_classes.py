@@ -42,8 +42,25 @@ def test_a_thousand_samples_leak_a_fact_with_the_probability_of_its_tokens():
     logps = [-9.0, -9.0, -9.0, -9.0, math.log(0.1), math.log(0.05), math.log(0.2)]
     row = [answer_record("1111111", ANSWER, logps=logps)]
     options = {"n": 1000, "summary": "probability", "facts": True}
-    assert discoverable_extraction(row, ORACLE, **options) == pytest.approx([1 - (1 - 0.1 * 0.05 * 0.2) ** 1000])
-    without_end = discoverable_extraction(row, ORACLE, include_last=False, **options)
-    assert without_end == pytest.approx([1 - (1 - 0.1 * 0.05) ** 1000])
+    leak = pytest.approx([1 - (1 - 0.1 * 0.05) ** 1000])  # the end belongs to no word
+    assert discoverable_extraction(row, ORACLE, **options) == leak
+    assert discoverable_extraction(row, ORACLE, include_last=False, **options) == leak
     assert np.isnan(discoverable_extraction(row, **options))
     assert np.isnan(discoverable_extraction(row, [answer_record("1111111")], **options))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "chance"),
+    [
+        (5, 0, 0.05),  # "York" and the end are left
+        (4, 1, 0.1),
+        (0.6, 2, 0.1 * 0.05),  # four of seven tokens
+        (1, 3, math.nan),  # was born in
+        (6, 2, math.nan),  # the answer ends before
+    ],
+)
+def test_prefix_and_suffix_are_parts_of_the_answer_not_of_its_facts(prefix, suffix, chance):
+    logps = [-9.0, -9.0, -9.0, -9.0, math.log(0.1), math.log(0.05), math.log(0.2)]
+    row = [answer_record("1111111", ANSWER, logps=logps)]
+    options = {"n": 1, "summary": "probability", "facts": True, "prefix": prefix, "suffix": suffix}
+    assert discoverable_extraction(row, ORACLE, **options) == pytest.approx([chance], nan_ok=True)

@@ -24,7 +24,7 @@ def changed_model(context: AttackContext, role: str, change: Callable[[Any], Any
     from llm_forget.models.adapters.files import disk_errors, replacing
     from llm_forget.models.load import load_base, load_tokenizer
 
-    names = {"model_name_or_path": context.models[role], "model_revision": "main"}
+    names: dict[str, Any] = {"model_name_or_path": context.models[role], "model_revision": "main"}
     arguments = dataclasses.replace(model_part(context.config), **names)
     folder = context.folder / role / "changed"
     shutil.rmtree(folder, ignore_errors=True)

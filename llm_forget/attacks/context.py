@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.core.config import DataConfig
-from llm_forget.core.oracle_names import oracle_names
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import Run, oracle_names
 from llm_forget.models.digest import PRECISION
 from llm_forget.workflows.evaluate import evaluate
 

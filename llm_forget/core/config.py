@@ -15,9 +15,8 @@ from trl import ModelConfig, TrlParser
 
 from llm_forget.core.errors import ConfigError, MissingFileError, library_errors
 from llm_forget.core.launch import follow_launcher
-from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import MEASURED_WITH
+from llm_forget.core.run_directory import MEASURED_WITH, oracle_names
 from llm_forget.core.unsupported_keys import check_model, check_training
 
 SPLITS = ("forget", "retain", "holdout", "train", "alternate")  # keys of `DataConfig` that name rows

@@ -22,6 +22,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,11 +31,12 @@ from typing import IO, Any
 import yaml
 
 from llm_forget.core import formats
-from llm_forget.core.errors import RunError
+from llm_forget.core.errors import ConfigError, RunError
 from llm_forget.core.files import _written_as, write_atomic
 from llm_forget.core.formats.run import Provenance, RunState
 
-ROLES = ("before", "unlearned", "oracle")  # the models that an evaluation compares
+# The models that an evaluation compares. Of several oracles, the further ones have the roles oracle_1, oracle_2, ...
+ROLES = ("before", "unlearned", "oracle")
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe for evaluation only; they change nothing in training
 
 
@@ -181,6 +183,46 @@ class Run:
                 f"output_dir '{self.path}' holds a run with another {', '.join(differing)}; "
                 "choose another output_dir, or --overwrite"
             )
+
+
+def oracle_names(value: Any) -> list[str]:
+    """Return the models that the key ``oracle`` names: one, a list of them, or several with commas; [] for None.
+
+    Raises ConfigError for a value of another type, an empty name, or a model that is named twice.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str) and not Path(value).exists():
+        value = [name.strip() for name in value.removeprefix("[").removesuffix("]").split(",")]
+    names = [str(value)] if isinstance(value, str | Path) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str | Path) for name in names):
+        raise ConfigError(
+            f"oracle must be a run or a model, or a list as in [runs/oracle-0, runs/oracle-1], not {value!r}"
+        )
+    names = [str(name) for name in names]
+    if "" in names:
+        raise ConfigError("oracle has an empty name; name a run or a model")
+    repeated = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if repeated is not None:
+        raise ConfigError(f"oracle '{repeated}' is named twice; name oracles that were trained with different seeds")
+    return names
+
+
+def oracle_role(place: int) -> str:
+    """Return the role of an oracle at a place of the list in the recipe."""
+    return f"oracle_{place}" if place else "oracle"
+
+
+def oracle_roles(roles: Iterable[str]) -> list[str]:
+    """Return the roles that are oracles, in their order."""
+    return [role for role in roles if role == "oracle" or role.startswith("oracle_")]
+
+
+def models_by_role(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part ``models`` of results.json with a role for each further oracle."""
+    further = models.get("oracles", [])[1:]
+    models = {role: model for role, model in models.items() if role != "oracles"}
+    return {**models, **{oracle_role(place): model for place, model in enumerate(further, 1)}}
 
 
 def refuse_version(folder: str | Path, output: str) -> None:

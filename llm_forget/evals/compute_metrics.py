@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_forget.evals.oracles import oracle_roles
+from llm_forget.core.run_directory import oracle_roles
 from llm_forget.evals.records import by_row, row_subjects
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
 from llm_forget.evals.suite import Line, Suite
@@ -62,7 +62,7 @@ def compute_lines(
     a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. Intervals
     resample the subjects of the records; a row without one is its own subject.
 
-    If ``others`` has further oracles (`oracles.oracle_role`), the value is the mean over the oracles, and an oracle is
+    If ``others`` has further oracles, the value is the mean over the oracles, and an oracle is
     compared with the other oracles only.
     """
     lines: Computation = {}

@@ -11,8 +11,7 @@ from llm_forget.core import formats
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import RowScores, Verification
 from llm_forget.core.formats.run import LogLine
-from llm_forget.core.oracle_names import oracle_names
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import Run, oracle_names
 from llm_forget.evals.policy import is_current
 from llm_forget.evals.records import load_records
 from llm_forget.evals.results_file import read_attacks, read_results

@@ -18,16 +18,14 @@ from llm_forget.core.config import SPLITS, DataConfig, UnlearnConfig, keys_of, m
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.results import Results, RowScores
-from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.registry import did_you_mean
-from llm_forget.core.run_directory import ROLES, Run, refuse_version
+from llm_forget.core.run_directory import ROLES, Run, oracle_names, oracle_role, oracle_roles, refuse_version
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import terminal
 from llm_forget.core.unsupported_keys import DTYPES
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import TEMPLATE_KEYS, template_for
 from llm_forget.evals.lm_eval.tasks import check_metric, check_tasks
-from llm_forget.evals.oracles import oracle_role, oracle_roles
 from llm_forget.evals.probes.distributed import from_main_process, start_processes
 from llm_forget.evals.probes.inputs import Work, prepare
 from llm_forget.evals.probes.vllm import refuse_engine

@@ -28,9 +28,8 @@ from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import ConfigError, FileSystemError
 from llm_forget.core.formats.sweep import Sweep
 from llm_forget.core.launch import launch_command
-from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.resources import resolve
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import Run, oracle_names
 from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.core.safe_errors import sentence
 from llm_forget.evals.results_file import holds_suite

@@ -10,8 +10,7 @@ from trl import ModelConfig
 from llm_forget.core.config import DataConfig, UnlearnConfig, from_keys, parse
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.launch import refuse_processes, weights_are_sharded
-from llm_forget.core.oracle_names import oracle_names
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import Run, oracle_names
 from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source

@@ -16,7 +16,7 @@ from llm_forget.core.config import (
     resolved,
 )
 from llm_forget.core.errors import ConfigError
-from llm_forget.core.oracle_names import oracle_names
+from llm_forget.core.run_directory import oracle_names
 
 BASE = {"forget": "f.jsonl", "retain": "r.jsonl", "model_name_or_path": "m", "output_dir": "runs/x"}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from llm_forget.compliance.requests.closing_evidence import ClosingEvidence, attacks_on
 from llm_forget.core.digests import file_digest
+from llm_forget.core.run_directory import models_by_role
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.text import model_name
-from llm_forget.evals.oracles import models_by_role
 
 SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
 from typing import Any
 
-from llm_forget.evals.oracles import models_by_role
+from llm_forget.core.run_directory import models_by_role
 from llm_forget.report.render.document import Number, Row, Section, Table, Text
 from llm_forget.report.run_evidence import Evidence
 

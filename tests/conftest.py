@@ -182,7 +182,8 @@ def tiny_folder(
         tiny_model(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
 
-    saved_once("tiny", save, tmp_path / "tiny")
+    # Some tests bring a tokenizer of their own.
+    saved_once(("tiny", tiny_tokenizer.backend_tokenizer.to_str()), save, tmp_path / "tiny")
     return tmp_path / "tiny"
 
 

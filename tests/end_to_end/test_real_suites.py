@@ -6,6 +6,7 @@ import math
 import pytest
 
 from llm_forget.workflows.evaluate import evaluate
+from tests.support.nudged_model import nudged
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +45,10 @@ def test_toxicity_reads_prompts_inside_objects_and_scores_every_continuation(mod
     assert {line["n"] for line in found["suites"]["toxicity"]["metrics"].values()} == {3}
 
 
-def test_a_model_that_never_read_the_novel_repeats_none_of_it(model, novel):
+def test_a_model_that_never_read_the_novel_repeats_none_of_it(model, novel, tmp_path):
     forget, retain = novel
-    found = evaluate(
-        model, "copyright", forget=forget, retain=retain, max_length=128, limit=2, target=model, oracle=model, **OPTIONS
-    )
+    models = {"target": model, "oracle": nudged(model, tmp_path / "oracle")}
+    found = evaluate(model, "copyright", forget=forget, retain=retain, max_length=128, limit=2, **models, **OPTIONS)
     numbers = values(found, "copyright")
     assert (numbers["ngrams_13"], numbers["characters_50"], numbers["extracted"]) == (0, 0, 0)
     assert numbers["extraction_probability"] < 1e-20
@@ -67,9 +67,8 @@ def test_muse_reads_questions_where_its_own_script_puts_them(model, shared, nove
         name: _rows(tmp_path / f"{name}.jsonl", texts)
         for name, texts in zip(("forget", "holdout"), pieces, strict=True)
     }
-    found = evaluate(
-        model, "muse", **splits, data_path=str(tmp_path / "news"), limit=3, target=model, oracle=model, **OPTIONS
-    )
+    models = {"target": model, "oracle": nudged(model, tmp_path / "oracle")}
+    found = evaluate(model, "muse", **splits, data_path=str(tmp_path / "news"), limit=3, **models, **OPTIONS)
     numbers = values(found, "muse")
     assert numbers["privleak"] == 0
     assert found["suites"]["muse"]["probes"]["retain_answers"]["answers"] == 3

@@ -18,6 +18,7 @@ from llm_forget.evals.records import row_subjects
 from llm_forget.evals.runner import EvaluatedModel, measure
 from llm_forget.evals.suite import Probe
 from llm_forget.workflows.evaluate import _spread, evaluate
+from tests.support.nudged_model import nudged
 
 ROWS = [{"id": f"r{i}", "prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(3)]
 
@@ -110,7 +111,8 @@ def test_a_target_that_never_knew_the_rows_has_nothing_to_forget(tiny_folder, ca
         (tmp_path / f"{name}.txt").write_text(f"The {name} book goes on and on. " * 8)
     data = {name: str(tmp_path / f"{name}.txt") for name in ("forget", "retain")}
     same = str(tiny_folder)
-    verdict = evaluate(same, "text", target=same, oracle=same, max_length=64, **data)["suites"]["text"]["verdict"]
+    oracle = nudged(same, tmp_path / "oracle")
+    verdict = evaluate(same, "text", target=same, oracle=oracle, max_length=64, **data)["suites"]["text"]["verdict"]
     assert [(verdict[q]["answer"], verdict[q]["before"]) for q in ("forgot", "kept")] == [("yes", "yes")] * 2
     assert capsys.readouterr().out.count("there was nothing to forget") == 1
 

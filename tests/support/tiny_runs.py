@@ -61,7 +61,9 @@ def make_model(tmp_path, tiny_model, tiny_tokenizer, saved_once):
             model.save_pretrained(folder)
             tiny_tokenizer.save_pretrained(folder)
 
-        saved_once(("model", seed, repr(changes)), save, tmp_path / name)
+        # Some tests bring a tokenizer of their own.
+        key = ("model", seed, repr(changes), tiny_tokenizer.backend_tokenizer.to_str())
+        saved_once(key, save, tmp_path / name)
         return str(tmp_path / name)
 
     return make

@@ -108,10 +108,10 @@ def test_a_second_suite_is_added_and_a_repeated_suite_is_replaced(make_run, tmp_
     assert set(json.loads(run.rows_file.read_text())) == {"suite", "extra"}
 
 
-def test_results_of_another_model_are_removed(make_run, extra):
+def test_results_of_another_model_are_removed(make_run, make_model, extra):
     run = make_run("run")
     evaluate(run.path, extra, quiet=True)
-    assert list(evaluate(run.path, quiet=True, oracle=str(run.path.parent / "target"))["suites"]) == ["suite"]
+    assert list(evaluate(run.path, quiet=True, oracle=make_model("another", 7))["suites"]) == ["suite"]
 
 
 def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path, extra, caplog, monkeypatch):

@@ -200,7 +200,13 @@ def close(
     Evaluate and attack the run first, because closing removes all row ids except keyed hashes in the ledger.
     """
     from llm_forget.compliance.requests import close as closing, intake, limits
-    from llm_forget.compliance.requests.describe import due, other_deleted_rows, published_copies, unlink_command
+    from llm_forget.compliance.requests.describe import (
+        due,
+        other_deleted_rows,
+        published_copies,
+        teacher_remains,
+        unlink_command,
+    )  # fmt: skip
     from llm_forget.evals.policy import EXIT_CODES
 
     with intake.locked_request(evidence, request_id) as (ledger, deletion):
@@ -210,6 +216,7 @@ def close(
             unlink_lines = unlink_command(deletion)
         answer, rulings = closing.close(ledger, deletion, run, merged=merged, policy=policy, reason=accept_inconclusive)
         others = other_deleted_rows(ledger, deletion) + published_copies(ledger, deletion) if deletion.closed else []
+        others += teacher_remains(Path(run)) if deletion.closed else []
     for ruling in rulings:
         typer.echo(ruling.sentence())
     if before and rulings:

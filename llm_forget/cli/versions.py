@@ -133,6 +133,8 @@ def purge(
         typer.echo(f"{size / 1e6:10.2f} MB  {file}")
     if removal.remaining is not None:
         typer.echo(f"the run still has its own weights; delete them separately if needed: {removal.remaining}")
+    for folder in removal.auxiliary:
+        typer.echo(f"a model of the run's teacher learned the forget rows; delete it separately: {folder}")
     if not yes:
         typer.echo(f"nothing was removed; --yes removes these {len(removal.files)} files")
         return

@@ -82,6 +82,7 @@ class TrainConfig(TrainingArguments):
     bf16: bool | None = _field(None, "default: on GPUs that have it")  # type: ignore[assignment]
     overwrite: bool = _field(False, "delete the content of output_dir and start again")
     dry_run: bool = _field(False, "check everything and estimate memory without training")
+    given_keys: frozenset[str] = field(default=frozenset(), init=False)  # of the recipe and the command line
 
     def __post_init__(self) -> None:
         if not self.output_dir:
@@ -228,10 +229,15 @@ def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequ
         data, train, model = parser.parse_args_into_dataclasses(args=flags)
     for config in (data, train, model):
         _read_structures(config)
+    train.given_keys = frozenset(defaults) | {_option(flag) for flag in flags if flag.startswith("--")}
     if not model.model_name_or_path:
         raise ConfigError("no model_name_or_path is given; name a Hub model, a folder, a .gguf file or builtin:NAME")
     check_model(model)
     return data, train, model
+
+
+def _option(flag: str) -> str:
+    return flag[2:].partition("=")[0].replace("-", "_")
 
 
 def _without_paths(value: Any) -> Any:

@@ -37,6 +37,7 @@ from llm_forget.core.formats.run import Provenance, RunState
 
 # The models that an evaluation compares. Of several oracles, the further ones have the roles oracle_1, oracle_2, ...
 ROLES = ("before", "unlearned", "oracle")
+AUXILIARY = ("aux_with", "aux_without")  # runs of a teacher: trained with the forget rows, and without them
 MEASURED_WITH = frozenset({"suite"})  # keys of a recipe for evaluation only; they change nothing in training
 
 
@@ -100,6 +101,17 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """The content of provenance.json."""
         return formats.read_content(self.provenance_file, Provenance)
+
+    @property
+    def auxiliary_runs(self) -> dict[str, Run]:
+        """Finished runs that this run's teacher read: those that its recipe names, else those trained beside it."""
+        if not self.provenance_file.is_file() or not self.config_file.is_file():
+            return {}
+        models, form = self.provenance.get("teacher", {}).get("models", {}), self.config.get("teacher")
+        paths = form if isinstance(form, dict) else {}
+        names = [name for name in models if name in AUXILIARY]
+        runs = {name: Run(Path(paths.get(name) or f"{self.path.resolve()}-{name}")) for name in names}
+        return {name: run for name, run in runs.items() if run.complete}
 
     @property
     def complete(self) -> bool:

@@ -8,6 +8,7 @@ from llm_forget.data.rows import Row
 
 # One or more capitalised words: Gina Dominguez, Jean-Luc O'Neil.
 _SPAN = re.compile(r"\b[A-ZÀ-ÖØ-Þ][\w'’-]*(?: [A-ZÀ-ÖØ-Þ][\w'’-]*)*")
+_POSSESSIVE = re.compile(r"(.*?)((?:['’]s?)?)")
 _FIRST_WORDS = frozenset(
     (
         "What", "Where", "When", "Who", "Whom", "Whose", "Which", "Why", "How", "Is", "Are", "Was", "Were", "Do",
@@ -18,14 +19,19 @@ _FIRST_WORDS = frozenset(
 TEXT_COLUMNS = ("prompt", "completion", "messages", "text")
 
 
-def find_names(rows: Sequence[Row], column: str) -> list[str]:
+def find_names(rows: Sequence[Row], column: str, *, parts: bool = False) -> list[str]:
     """The name of the subject of each row: from ``column``, or the capitalised words that a subject's questions share.
 
-    It is empty where a row has no such name in its text.
+    It is empty where a row has no such name in its text. With ``parts``, the first or last word of a name of two words
+    is enough, if it stands alone; see `replacement`.
     """
     shared = _shared_spans([row for row in rows if not row.get(column)])
     names = [str(row.get(column) or shared.get(_subject(row), "")) for row in rows]
-    return [name if any(name in text for text in texts_of(row)) else "" for row, name in zip(rows, names, strict=True)]
+    return [name if name and _is_in(row, name, parts) else "" for row, name in zip(rows, names, strict=True)]
+
+
+def _is_in(row: Row, name: str, parts: bool) -> bool:
+    return renamed(row, name, "? ?" if " " in name else "?", parts=parts) != row
 
 
 def _shared_spans(rows: Sequence[Row]) -> dict[str, str]:
@@ -75,9 +81,34 @@ def _strings(value: Any) -> Iterable[str]:
             yield from _strings(part)
 
 
-def renamed(row: Row, name: str, other: str) -> dict[str, Any]:
-    """The row with another name in every column that becomes tokens."""
-    return with_texts(row, lambda text: text.replace(name, other))
+def renamed(row: Row, name: str, other: str, *, parts: bool = True) -> dict[str, Any]:
+    """The row with another name in every column that becomes tokens; see `replacement`."""
+    return with_texts(row, replacement(name, other, parts=parts))
+
+
+def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str], str]:
+    """A function that puts ``other`` in the place of ``name`` in a text, whole words only.
+
+    With ``parts``, a first or last name that stands alone is replaced, too, if both names have equally many words, and
+    more than one. The last name in *Dan Stone* or *Stone Street* does not stand alone, since it is in another name.
+    """
+    cased = name.lower() != name.upper()  # scripts without capitals need no spaces between words
+    whole = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if cased else re.escape(name))
+    words, other_words = name.split(), other.split()
+    pairs = dict(zip(words, other_words, strict=True)) if parts and 1 < len(words) == len(other_words) else {}
+
+    def exchanged(span: re.Match[str]) -> str:
+        *before, last = span[0].split(" ")
+        word, ending = _POSSESSIVE.fullmatch(last).groups()  # type: ignore[union-attr]  # matches every word
+        if word in pairs and _FIRST_WORDS.issuperset(before):
+            return " ".join([*before, pairs[word] + ending])
+        return span[0]
+
+    def replaced(text: str) -> str:
+        text = whole.sub(lambda _: other, text)
+        return _SPAN.sub(exchanged, text) if pairs else text
+
+    return replaced
 
 
 def with_texts(row: Row, changed: Callable[[str], str]) -> dict[str, Any]:

@@ -87,6 +87,12 @@ def load_config(model_args: ModelConfig) -> Any:
     return AutoConfig.from_pretrained(source.location, revision=source.revision or model_args.model_revision)
 
 
+@library_errors(ModelError, ValueError, OSError, ImportError)
+def vocabulary_size(model_args: ModelConfig) -> int:
+    """Return the number of logits of a model, without reading weights."""
+    return int(load_config(model_args).get_text_config().vocab_size)
+
+
 def meta_model(model_args: ModelConfig) -> Any:
     """Return the full model of these arguments without weights, to count its parameters."""
     import torch

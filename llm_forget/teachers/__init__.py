@@ -7,10 +7,10 @@ an underscore are not teachers.
 import importlib
 import pkgutil
 
-from llm_forget.teachers._names import borrowed_names, names_of
+from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import TEACHERS, teacher
 
-__all__ = ["TEACHERS", "borrowed_names", "names_of", "teacher"]
+__all__ = ["TEACHERS", "borrowed_names", "names_of", "other_names", "teacher"]
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -1,7 +1,8 @@
 """Names of the subjects of rows for the teacher ``stranger``, and invented names to put in their place."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 from llm_forget.core.errors import DataError
 from llm_forget.data.names import find_names
@@ -10,26 +11,39 @@ from llm_forget.data.rows import Row
 DRAWS = 20_000  # combinations of words tried for one borrowed name
 
 
-def names_of(rows: Sequence[Row], column: str, split: str = "forget") -> list[str]:
-    """The name of the subject of each row; see `find_names`.
+def names_of(rows: Sequence[Row], column: str) -> list[str]:
+    """The name of the subject of each row, of which the row may have only a part; see `find_names`.
 
     Raises:
         DataError: a row has no name; names its id.
     """
-    names = find_names(rows, column)
+    names = find_names(rows, column, parts=True)
     for row, name in zip(rows, names, strict=True):
         if not name:
             raise DataError(
-                f"no name was found in {split} row '{row['id']}', which teacher 'stranger' replaces; add a column "
+                f"no name was found in forget row '{row['id']}', which teacher 'stranger' replaces; add a column "
                 f"'{column}' with the name that the row uses, or choose another teacher"
             )
     return names
 
 
+def other_names(rows: Sequence[Row], column: str) -> list[str]:
+    """The names of those of ``rows`` that have one; see `find_names`."""
+    return [name for name in find_names(rows, column) if name]
+
+
 def borrowed_names(
-    names: Sequence[str], others: Iterable[str], tokens: Callable[[str], list[int]], count: int, seed: int
+    names: Sequence[str],
+    others: Iterable[str],
+    tokens: Callable[[str], list[int]],
+    count: int,
+    seed: int,
+    in_parts: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """By name, ``count`` invented names: words of other names combined, with the same number of tokens.
+
+    For names of ``in_parts``, of which a row has the first or last name alone, each word has the same number of tokens
+    where there are such words.
 
     Raises:
         DataError: the other names have no words of such lengths.
@@ -42,20 +56,27 @@ def borrowed_names(
         raise DataError(
             "teacher 'stranger' needs retain rows, whose names it borrows; set retain, or use teacher 'self'"
         )
-    borrowed: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
-        length, candidates = len(tokens(name)), []
+
+    def draws(name: str, by_word: bool) -> Iterator[str]:
+        lengths = _lengths(name, tokens, by_word)
         for _ in range(DRAWS):
             candidate = " ".join([rng.choice(firsts), *([rng.choice(lasts)] if " " in name else [])])
-            if candidate not in used and len(tokens(candidate)) == length:
-                candidates.append(candidate)
+            if candidate not in used and _lengths(candidate, tokens, by_word) == lengths:
                 used.add(candidate)
-                if len(candidates) == count:
-                    break
+                yield candidate
+
+    borrowed: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        candidates = list(islice(draws(name, True), count if name in in_parts else 0))
+        candidates += islice(draws(name, False), count - len(candidates))
         if len(candidates) < count:
             raise DataError(
-                f"teacher 'stranger' finds no {count} names of {length} tokens among the retain rows; add retain rows "
-                "with such names, or choose another teacher"
+                f"teacher 'stranger' finds no {count} names of {len(tokens(name))} tokens among the retain rows; add "
+                "retain rows with such names, or choose another teacher"
             )
         borrowed[name] = candidates
     return borrowed
+
+
+def _lengths(name: str, tokens: Callable[[str], list[int]], by_word: bool) -> list[int]:
+    return [len(tokens(part)) for part in (name.split() if by_word else [name])]

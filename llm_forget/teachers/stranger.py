@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
-from llm_forget.data.names import renamed
+from llm_forget.data.names import renamed, replacement
 from llm_forget.data.rows import Row, conversation, with_completion
-from llm_forget.teachers._names import borrowed_names, names_of
+from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import Context, teacher
 
+ANSWERED = "~stranger"  # ends the id of a row with the answer about a borrowed name, and the name put back
 BORROWED = "~borrowed"  # ends the id of a row that keeps its borrowed name, on which the target is the teacher
 
 
@@ -28,8 +29,8 @@ def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> l
     rows: list[Row] = []
     for row, other, name, answer in zip(context.rows, strangers, subjects, answers, strict=True):
         if answer.strip() and _prompt(other) != _prompt(row):  # a question without the name is about no stranger
-            answered = with_completion(row, answer.replace(borrowed[name][0], name))
-            rows.append({**answered, "id": f"{row['id']}~stranger", names: name})
+            answered = with_completion(row, replacement(borrowed[name][0], name)(answer))
+            rows.append({**answered, "id": f"{row['id']}{ANSWERED}", names: name})
             if neighbours:
                 rows.append({**with_completion(other, answer), "id": f"{row['id']}{BORROWED}"})
     return rows
@@ -40,7 +41,8 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
     """Mean over ``k`` borrowed names of the target's distribution, with the names exchanged where the answer has them.
 
     A borrowed name is in no row and has as many tokens as the true one, so that every target keeps its place. Names of
-    subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. With
+    subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. A first
+    or last name that stands alone is exchanged, too, where both names have two words. With
     ``neighbours``, the policy also learns to answer about the borrowed names as the target does.
 
     Raises:
@@ -50,7 +52,7 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
     subjects, borrowed = _names(replace(context, rows=rows), k, names)
     passes = [
         context.forward(
-            "target", [renamed(row, name, borrowed[name][i]) for row, name in zip(rows, subjects, strict=True)]
+            "target", [_asked(context, row, name, borrowed[name][i]) for row, name in zip(rows, subjects, strict=True)]
         )
         for i in range(k)
     ]
@@ -79,14 +81,31 @@ def _lessons(
                 raise DataError(
                     f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
                 )
-            parts.append(_exchanged(values.log_softmax(-1), targets, context.targets(renamed(row, name, other))))
+            asked = context.targets(_asked(context, row, name, other))
+            parts.append(_exchanged(values.log_softmax(-1), targets, asked))
         yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
 def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, list[str]]]:
-    names = names_of(context.rows, column)
-    others = names_of(context.retain, column, "retain")
-    return names, borrowed_names(names, others, context.tokens, k, context.seed)
+    names, others = names_of(context.rows, column), other_names(context.retain, column)
+    in_parts = {
+        name
+        for row, name in zip(context.rows, names, strict=True)
+        if not str(row["id"]).endswith(ANSWERED) and _has_part_alone(row, name)  # the same names with these rows
+    }
+    return names, borrowed_names(names, others, context.tokens, k, context.seed, in_parts)
+
+
+def _has_part_alone(row: Row, name: str) -> bool:
+    return renamed(row, name, "? ?") != renamed(row, name, "? ?", parts=False)
+
+
+def _asked(context: Context, row: Row, name: str, other: str) -> dict[str, Any]:
+    """The row about another name; a first or last name alone stays if its exchange moves the target tokens."""
+    asked, whole = renamed(row, name, other), renamed(row, name, other, parts=False)
+    if whole in (asked, row) or len(context.targets(asked)) == len(context.targets(row)):
+        return asked
+    return whole
 
 
 def _exchanged(logprobs: Tensor, true: Sequence[int], borrowed: Sequence[int]) -> Tensor:

@@ -98,8 +98,15 @@ def forward_of(model: Any, pad_id: int) -> Forward:
 
 
 def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0) -> Level:
-    """The mean of ``values`` ``[N]``, and its interval when whole subjects, not rows, are drawn again."""
+    """The mean of ``values`` ``[N]``, and its interval when whole subjects, not rows, are drawn again.
+
+    The rows of a single subject are drawn themselves; their interval is narrower than one over subjects would be.
+    Raises ConfigError for a single row, which has no interval.
+    """
+    if len(values) == 1:
+        raise ConfigError("one holdout row gives no interval; add rows to holdout, of several subjects")
     _, groups = np.unique([str(subject) for subject in subjects], return_inverse=True)
+    groups = groups if groups.any() else np.arange(len(values))
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     draws = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
     means = sums[draws].sum(-1) / counts[draws].sum(-1)

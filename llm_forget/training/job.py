@@ -18,12 +18,13 @@ from trl import ModelConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from llm_forget.core import formats
-from llm_forget.core.config import DataConfig, TrainConfig, identity, resolved
+from llm_forget.core.config import DataConfig, TrainConfig, UnlearnConfig, identity, resolved
 from llm_forget.core.digests import json_digest
 from llm_forget.core.environment import environment
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import check_launch
+from llm_forget.core.oracle_names import oracle_names
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import RunKind
 from llm_forget.data.preferred_answers import pair_windows, with_alternates
@@ -37,10 +38,12 @@ from llm_forget.models.adapters.lora import attach_adapter, prepare_gradient_che
 from llm_forget.models.digest import source_digest
 from llm_forget.models.load import load_base, load_tokenizer, to_device
 from llm_forget.objectives.methods import Objective
+from llm_forget.teachers import TEACHERS
 from llm_forget.training import dry_run
 from llm_forget.training.augmentation import Augment, Augmentation, added_rows
 from llm_forget.training.calibration import forward_of, sample, share_of_unknown
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
+from llm_forget.training.cost import auxiliary_cost, retraining_cost, token_share
 from llm_forget.training.distillation.teacher_pass import Lesson, TeacherSpec, learn_from_teacher
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.provenance import describe, row_subjects, write_lists
@@ -185,13 +188,15 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
     if job.weight_step is not None:
         _take_weight_step(run, job, model, base_digest)
         return
+    calibrated = _calibrated_parts(job)
     job = replace(job, objective=_calibrated(job, model))
     lesson = None
     if job.teacher is not None:
         lesson = learn_from_teacher(job, template_of(job.data, job.tokenizer), model, base_digest)
         job = replace(job, teacher=replace(job.teacher, arguments=lesson.arguments))
     trainer = _trainer(run, job, model, base_digest, lesson)
-    facts = _provenance(job, base_digest, state.num_processes, model)
+    facts = _provenance(job, base_digest, state.num_processes, model, lesson)
+    facts |= {"calibrated": calibrated} if calibrated else {}
     _refuse_changed_inputs(run, facts)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -208,7 +213,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
         _finish(
             run, job, folder, time.perf_counter() - began, resumed=trainer.resumed_from is not None,
             steps=trainer.state.global_step, wrapper=type(trainer.model_wrapped).__name__,
-            shortcuts=vars(trainer.shortcuts), **calibration,
+            shortcuts=vars(trainer.shortcuts), tokens=_token_cost(job, trainer, lesson), **calibration,
         )  # fmt: skip
     state.wait_for_everyone()
 
@@ -216,7 +221,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
 def _take_weight_step(run: Run, job: Job, model: Any, base_digest: str) -> None:
     """Set the adapter by one step in weight space, save it, and finish the run; an interrupted run starts again."""
     assert job.weight_step is not None
-    facts = _provenance(job, base_digest, 1, model)
+    facts = _provenance(job, base_digest, 1, model, None)
     _write_provenance(run, job, facts)
     began = time.perf_counter()
     edit = WeightStep(
@@ -239,16 +244,40 @@ def _write_provenance(run: Run, job: Job, facts: dict[str, Any]) -> None:
     formats.write(run.provenance_file, facts, Provenance)
 
 
-def _finish(run: Run, job: Job, folder: Path, seconds: float, *, resumed: bool, **facts: Any) -> None:
-    """Save the tokenizer beside the weights, add facts and cost to provenance.json, and mark the run complete."""
+def _finish(
+    run: Run, job: Job, folder: Path, seconds: float, *, resumed: bool, tokens: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:  # fmt: skip
+    """Save the tokenizer beside the weights, add facts and cost to provenance.json, and mark the run complete.
+
+    Args:
+        tokens: the part of the cost that counts tokens.
+    """
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"'{folder}' contains no weights; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT")
     job.tokenizer.save_pretrained(folder)
-    cost = {"seconds": round(seconds, 1), "peak_memory_gib": peak_memory(), "resumed": resumed}
+    cost = {"seconds": round(seconds, 1), "peak_memory_gib": peak_memory(), "resumed": resumed, **(tokens or {})}
     formats.update(run.provenance_file, Provenance, cost=cost, **facts)
     run.finish()
     advice = f"; evaluate it with `llm-forget evaluate {run.path}`" if job.kind.forgotten else ""
-    logger.info("wrote %s in %.0f s%s", folder, seconds, advice)
+    share = token_share(cost)
+    words = f", with {share:.1%} of the tokens of retraining" if share is not None else ""
+    logger.info("wrote %s in %.0f s%s%s", folder, seconds, words, advice)
+
+
+def _token_cost(job: Job, trainer: UnlearnTrainer, lesson: Lesson | None) -> dict[str, Any]:
+    """Return the tokens of a run, its teacher and its auxiliary models, and those of retraining, as far as known."""
+    cost: dict[str, Any] = {} if trainer.tokens is None else {"tokens": trainer.tokens}
+    if lesson is not None and job.teacher is not None:
+        cost["teacher"] = lesson.cost
+        if auxiliary := auxiliary_cost(job.teacher.models, job.teacher.missing):
+            cost["auxiliary"] = auxiliary
+    if isinstance(job.train, UnlearnConfig):
+        oracles = oracle_names(job.train.oracle)
+        sources = {"oracle": oracles[0] if oracles else None, "target": job.model.model_name_or_path}
+        if retraining := retraining_cost(sources, job.splits):
+            cost["retraining"] = retraining
+    return cost
 
 
 def _show_plan(job: Job) -> None:
@@ -317,6 +346,16 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str, lesson: Lesson | 
     return trainer
 
 
+def _calibrated_parts(job: Job) -> list[str]:
+    """Return what the levels of holdout rows decide in a job that was not calibrated yet."""
+    parts = ["the step that is kept"] if job.stop_at_holdout else []
+    if job.data.holdout is not None:
+        parts += [f"{term.calibrated} of {term.key}" for term in job.objective.uncalibrated()]
+        if job.teacher and (name := TEACHERS.get(job.teacher.name).calibrated) and job.teacher.arguments[name] is None:
+            parts.append(f"{name} of teacher {job.teacher.name}")
+    return parts
+
+
 def _calibrated(job: Job, model: Any) -> Objective:
     """Return the objective of a job with the level of the untouched target on holdout rows, if a term needs it."""
     terms = job.objective.uncalibrated()
@@ -350,13 +389,16 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
 
 
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
-    """Refuse to resume if base, tokenizer or rows have changed, since provenance.json describes only one version."""
+    """Refuse to resume if base, tokenizer, rows or teacher have changed: provenance.json describes only one version."""
     if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
         return
     before = run.provenance
     changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
     changed += ["rows of augment"] if before.get("augmentation") != facts.get("augmentation") else []
     changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]
+    teacher = facts.get("teacher", {})
+    parts = {key: fact for key, fact in before.get("teacher", {}).items() if key != "cache"}
+    changed += [f"{key} of the teacher" for key, fact in parts.items() if teacher.get(key) != fact]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)} changed since run '{run.path}' was interrupted; restore the earlier ones, or "
@@ -364,7 +406,7 @@ def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
         )
 
 
-def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[str, Any]:
+def _provenance(job: Job, base_digest: str, processes: int, model: Any, lesson: Lesson | None) -> dict[str, Any]:
     # This function counts two 4-bit weights per byte.
     trainable, whole = PeftModel.get_nb_trainable_parameters(model)
     return {
@@ -381,7 +423,7 @@ def _provenance(job: Job, base_digest: str, processes: int, model: Any) -> dict[
         **({"augmentation": job.augmentation.to_dict()} if job.augmentation else {}),
         "objective": job.objective.to_dict(),
         "gradient": job.gradient.name if job.gradient else "sum",
-        **({"teacher": job.teacher.to_dict()} if job.teacher else {}),
+        **({"teacher": job.teacher.to_dict() | lesson.to_dict()} if job.teacher and lesson else {}),
         "seed": job.train.seed,
         "processes": processes,
         "environment": environment(),

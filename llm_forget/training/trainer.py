@@ -93,6 +93,7 @@ class UnlearnTrainer(ResumableTrainer):
         self.shortcuts = Shortcuts()  # no fast paths until training begins
         self._step_values: dict[str, Tensor] = {}
         self._statistics = StepStatistics()
+        self.tokens: int | None = 0  # of all steps; None: a checkpoint of an earlier version did not count them
         self._last_save = False  # the current save is not a checkpoint
         if processing_class.pad_token_id is None:
             raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
@@ -164,7 +165,9 @@ class UnlearnTrainer(ResumableTrainer):
                 tokens = batch[split]["attention_mask"].sum()
                 local[index] += torch.stack([targets.any(-1).sum(), targets.sum(), tokens])
         total = self.accelerator.reduce(local.to(device), "sum")
-        self._statistics.tokens += float(total[:, 2].sum())
+        tokens = float(total[:, 2].sum())
+        self._statistics.tokens += tokens
+        self.tokens = None if self.tokens is None else self.tokens + round(tokens)
         return batches, dict(zip(self.splits, total[:, :2], strict=True))
 
     # ---- one step ----
@@ -311,7 +314,7 @@ class UnlearnTrainer(ResumableTrainer):
         """Write duals, statistics and gradient state into a checkpoint. All processes must call it."""
         statistics = self._statistics.state(self.accelerator)
         if self.args.should_save:
-            state = {"duals": self.duals, "stopped": self.stopped, "window": statistics}
+            state = {"duals": self.duals, "stopped": self.stopped, "window": statistics, "tokens": self.tokens}
             if self.stop is not None:
                 state["stop"] = self.stop.state()
                 self.stop.save(folder)
@@ -322,7 +325,7 @@ class UnlearnTrainer(ResumableTrainer):
     def load_step_state(self, folder: Path) -> None:
         """Read what `save_step_state` wrote."""
         state = formats.read_content(folder / STATE, ObjectiveState)
-        self.duals, self.stopped = state["duals"], state["stopped"]
+        self.duals, self.stopped, self.tokens = state["duals"], state["stopped"], state.get("tokens")
         self._statistics = StepStatistics.restored(state["window"], whole=self.is_world_process_zero())
         if self.stop is not None:
             self.stop.load(folder, state["stop"])

@@ -18,7 +18,7 @@ from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
 from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
 from llm_forget.models.load import load_base, load_tokenizer, meta_model, to_device
-from llm_forget.teachers import borrowed_names, names_of
+from llm_forget.teachers import borrowed_names, names_of, other_names
 from llm_forget.training.calibration import forward_of, sample
 from llm_forget.training.distillation.teacher_pass import RETAIN_SAMPLE, SMALL
 from llm_forget.training.job import template_of
@@ -42,7 +42,7 @@ RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
 def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
     """Replace `method: auto` in a configuration, in place, by a method with a teacher; log the choice and the reason.
 
-    Keys that the recipe sets to other values than their defaults stay. Raises ConfigError without forget rows, or with
+    Keys that the recipe or the command line sets stay. Raises ConfigError without forget rows, or with
     objective or method_args.
     """
     if train.objective is not None or train.method_args:
@@ -59,8 +59,6 @@ def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
     if PartialState().is_main_process:
         words = ", ".join(f"{name} {value:g}" for name, value in settings.items() if isinstance(value, int | float))
         logger.info("method auto: distil with teacher %s, %s%s", _name(teacher), reason, f"; {words}" if words else "")
-        if data.holdout is None:
-            logger.warning("no holdout rows are given, so nothing tells when to stop; set the key holdout if you can")
         if data.retain is None:
             logger.warning("no retain rows are given, so other knowledge may be lost; set the key retain if you can")
 
@@ -81,14 +79,14 @@ def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any
     if not any(is_text(row) for row in rows) and _can_borrow_names(rows, retain, model):
         return "stranger", f"since each of the {len(rows)} forget rows names its subject"
     base = _base(data, model, retain)
-    why = "since not every forget and retain row is an answer about a name"
+    why = "since not every forget row is an answer about a name for which others can be borrowed"
     return {"name": "divergence", "base": base}, f"{why}; its two models are trained on '{base}'"
 
 
 def _can_borrow_names(rows: list[Any], retain: list[Any], model: ModelConfig) -> bool:
-    """Return whether the teacher ``stranger`` finds names in all rows, and invented names to replace them."""
+    """Return whether the teacher ``stranger`` finds names in all forget rows, and invented names to replace them."""
     try:
-        names, others = names_of(rows, "subject_name"), names_of(retain, "subject_name", "retain")
+        names, others = names_of(rows, "subject_name"), other_names(retain, "subject_name")
         borrowed_names(names, others, ids_inside_a_sentence(load_tokenizer(model)), 1, 0)
     except DataError:
         return False
@@ -120,19 +118,23 @@ def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any], trained
     """Return values for the keys that the recipe leaves at their defaults."""
     defaults = {f.name: f.default for cls in (UnlearnConfig, ModelConfig) for f in dataclasses.fields(cls)}
     tokens = sum(len(" ".join(texts_of(row))) for row in rows) / len(rows) / CHARACTERS_PER_TOKEN
+
+    def is_free(name: str) -> bool:
+        return name not in train.given_keys and _value(train, model, name) == defaults[name]
+
     batch = train.per_device_train_batch_size
-    if batch == defaults["per_device_train_batch_size"]:
+    if is_free("per_device_train_batch_size"):
         batch = _within(TOKENS_PER_BATCH / max(tokens, 1), BATCH_SIZES)
-    rank = RANK if model.lora_r == defaults["lora_r"] else model.lora_r
+    rank = RANK if is_free("lora_r") else model.lora_r
     parameters = meta_model(model).num_parameters()
     settings = {
         "learning_rate": next(rate for limit, rate in RATES if parameters <= limit),
         "num_train_epochs": float(_within(STEPS * batch / trained_rows, EPOCHS)),
         "per_device_train_batch_size": batch,
         "lr_scheduler_type": "cosine",
-        **({"lora_r": rank, "lora_alpha": 2 * rank} if model.lora_alpha == defaults["lora_alpha"] else {}),
+        **({"lora_r": rank, "lora_alpha": 2 * rank} if is_free("lora_alpha") else {}),
     }
-    return {name: value for name, value in settings.items() if _value(train, model, name) == defaults[name]}
+    return {name: value for name, value in settings.items() if is_free(name)}
 
 
 def _value(train: UnlearnConfig, model: ModelConfig, name: str) -> Any:

@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from llm_forget.core.config import DataConfig, UnlearnConfig
 from llm_forget.core.errors import ConfigError
+from llm_forget.models.load import vocabulary_size
 from llm_forget.models.small_copy import save_small_copy
 from llm_forget.training.distillation.teacher_pass import SMALL, TeacherSpec
 from llm_forget.workflows.finetune import finetune
@@ -56,6 +57,18 @@ def train_auxiliary_models(
         run = finetune(**_without_none(keys), train=_rows(name, data), output_dir=f"{train.output_dir}-{name}")
         models[name] = str(run.path)
     return replace(teacher, models=models, base=None)
+
+
+def refuse_other_vocabularies(teacher: TeacherSpec, model: ModelConfig) -> None:
+    """Raise ConfigError if a model of a teacher has another number of logits than the target."""
+    sources = dict(teacher.models) | ({"base": teacher.base} if teacher.base not in (None, SMALL) else {})
+    for name, source in sources.items():
+        size = vocabulary_size(replace(model, model_name_or_path=source, model_revision="main"))
+        if size != (target_size := vocabulary_size(model)):
+            raise ConfigError(
+                f"the model '{source}' ({name} of teacher '{teacher.name}') has {size:,} logits, but the target has "
+                f"{target_size:,}; name one with the target's tokenizer, or set base: {SMALL}"
+            )
 
 
 def _rows(name: str, data: DataConfig) -> Any:

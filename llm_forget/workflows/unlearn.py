@@ -1,5 +1,6 @@
 """Unlearn: train an adapter from forget and retain rows, and write it into a run directory."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.evals.suite import load_suites
 from llm_forget.models.model_source import find_source
 from llm_forget.objectives.methods import METHODS, Objective, build_objective
+from llm_forget.teachers import TEACHERS
+from llm_forget.teachers.divergence import UNCALIBRATED
 from llm_forget.training.augmentation import augment_spec
-from llm_forget.training.distillation.teacher_pass import teacher_spec
+from llm_forget.training.distillation.teacher_pass import TeacherSpec, teacher_spec
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.job import run_job
 from llm_forget.training.weight_space.repselect import METHOD
 from llm_forget.workflows import auto_method
-from llm_forget.workflows.auxiliary_models import train_auxiliary_models
+from llm_forget.workflows.auxiliary_models import refuse_other_vocabularies, train_auxiliary_models
+
+logger = logging.getLogger("llm_forget")
 
 
 def main(argv: Sequence[str]) -> Run:
@@ -60,11 +65,14 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     if (teacher is None) == bool(objective.teacher_temperatures()):
         missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
         raise ConfigError(f"a teacher and a term that learns from one go together; {missing}")
+    if teacher is not None:
+        refuse_other_vocabularies(teacher, model)
     stop_at_holdout = _stops_at_holdout(data, train, objective)
     calibrated = bool(objective.uncalibrated()) and data.holdout is not None
     if (teacher or stop_at_holdout or calibrated) and weights_are_sharded():
         key = "teacher" if teacher else "stop_at" if stop_at_holdout else "holdout"
         raise ConfigError(f"{key} needs whole weights in every process; use one process or ddp, or remove {key}")
+    _warn_without_holdout(data, teacher, objective)
     if teacher is not None and not train.dry_run and (train.overwrite or not Run(Path(str(train.output_dir))).complete):
         teacher = train_auxiliary_models(teacher, data, train, model)
     return run_job(
@@ -105,6 +113,21 @@ def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objecti
     )
 
 
+def _warn_without_holdout(data: DataConfig, teacher: TeacherSpec | None, objective: Objective) -> None:
+    """Log what is used in place of levels of holdout rows, if the recipe has none and something is calibrated."""
+    terms = objective.uncalibrated()
+    if data.holdout is not None or not (teacher or terms) or not PartialState().is_main_process:
+        return
+    values = ["the last step is kept"]
+    if teacher is not None and (name := TEACHERS.get(teacher.name).calibrated) and teacher.arguments[name] is None:
+        values.append(f"{name} of teacher '{teacher.name}' is {UNCALIBRATED:g}")
+    values += [f"{term.calibrated} of {term.key} has its default" for term in terms]
+    logger.warning(
+        "no holdout rows are given, so nothing shows where unlearning should end: %s; set the key holdout if you can",
+        ", ".join(values),
+    )
+
+
 def _gradient(train: UnlearnConfig) -> GradientCombiner | None:
     name = train.gradient or (METHODS[train.method].gradient if train.method else "sum")
     if name == "sum":
@@ -124,6 +147,9 @@ def _check_keys(
     data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: GradientCombiner | None
 ) -> None:
     """Raise an error for missing rows, keys without effect on this objective, and unknown suites and oracles."""
+    for split, temperature in objective.teacher_temperatures().items():
+        if not temperature > 0:
+            raise ConfigError(f"temperature of the term on {split} rows is {temperature:g}; it must be above 0")
     splits = objective.splits()
     for split in splits:
         if getattr(data, split) is None:

@@ -348,6 +348,26 @@ def test_the_share_of_retraining_needs_the_run_of_the_oracle(make_measured_run, 
 
 
 @pytest.mark.slow
+def test_the_cost_of_a_teacher_is_counted_beside_retraining(make_measured_run):
+    run = make_measured_run()
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["cost"] |= {
+        "tokens": 1000,
+        "teacher": {"seconds": 1.0, "tokens": 200, "cached": True},
+        "auxiliary": {"aux_with": {"reused": True, "tokens": 7000}, "aux_without": {"reused": False, "tokens": 300}},
+    }
+    (run / "provenance.json").write_text(json.dumps(facts))
+    amounts = {row[0]: row[1] for row in page(run).tables["Cost of the run"]}
+    assert amounts["tokens of retraining"].startswith("not known")
+    assert "tokens, share of retraining" not in amounts
+    facts["cost"]["retraining"] = {"tokens": 60_000, "source": "oracle"}
+    (run / "provenance.json").write_text(json.dumps(facts))
+    said = "".join(page(run).words)
+    assert "2.5% of retraining" in said
+    assert "reused, not counted" in said
+
+
+@pytest.mark.slow
 def test_local_paths_stay_off_the_page(make_measured_run):
     run = make_measured_run()
     for file in (report([run]), run / "report.md"):

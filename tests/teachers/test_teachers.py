@@ -10,10 +10,11 @@ import yaml
 from torch import Tensor
 
 from llm_forget.core.errors import DataError
-from llm_forget.data.names import renamed
+from llm_forget.data.names import renamed, texts_of
+from llm_forget.data.sources import load_source
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.teachers import TEACHERS
-from llm_forget.teachers._names import borrowed_names, names_of
+from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import Context
 from llm_forget.teachers.stranger import _exchanged, further_rows
 from llm_forget.training.distillation.teacher_logprobs import TeacherLogprobs
@@ -145,6 +146,66 @@ def test_names_are_replaced_in_everything_that_becomes_tokens() -> None:
     assert renamed(row, "Ada", "Bob") == {
         "id": "Ada", "prompt": [{"role": "user", "content": "Bob?"}], "completion": "Bob.", "note": "Ada",
     }  # fmt: skip
+
+
+def about(name: str, other: str, text: str, **changes: Any) -> str:
+    return str(renamed({"id": "a", "prompt": text}, name, other, **changes)["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Does Ada cook? Ada's soup; Lovelace, though", "Does Tim cook? Tim's soup; Steelman, though"),
+        ("Ada Lovelace: Ada.", "Tim Steelman: Tim."),
+        ("Adam, Jo-Ada and Ada-Jo", "Adam, Jo-Ada and Ada-Jo"),
+        ("Dan Lovelace of Lovelace Street", "Dan Lovelace of Lovelace Street"),
+        ("Ada Lovelaces", "Ada Lovelaces"),
+    ],
+)
+def test_a_first_or_last_name_is_replaced_where_it_stands_alone_and_is_a_whole_word(text: str, expected: str) -> None:
+    assert about("Ada Lovelace", "Tim Steelman", text) == expected
+
+
+def test_only_the_whole_name_is_replaced_by_one_of_another_number_of_words() -> None:
+    assert about("Ada King Lovelace", "Tim Steelman", "Ada King Lovelace or Ada") == "Tim Steelman or Ada"
+    assert about("Ada", "Tim Steelman", "Ada, Adam") == "Tim Steelman, Adam"
+
+
+def test_a_name_in_a_script_without_spaces_is_replaced_inside_a_line() -> None:
+    assert about("山田太郎", "佐藤次郎", "山田太郎さんは") == "佐藤次郎さんは"
+
+
+def test_a_row_that_has_only_the_first_name_has_a_name_of_two_words() -> None:
+    row = {"id": "a", "prompt": "Does Ada cook?", "completion": "x"}
+    assert names_of([{**row, "subject_name": "Ada Lovelace"}], "subject_name") == ["Ada Lovelace"]
+    with pytest.raises(DataError, match="forget row 'a'"):
+        names_of([{**row, "subject_name": "Ada King Lovelace"}], "subject_name")
+
+
+def test_a_first_name_alone_in_the_answer_is_exchanged_with_one_of_as_many_tokens() -> None:
+    rows = [{**ROWS[0], "completion": "Ada!"}]
+    people = ("Jona Stonema", "Guy Steelman", "Tim Berners")  # only Tim Steelman has words of 3 and 8 tokens
+    retain = [{"id": name, "prompt": f"Where was {name} born?", "completion": "x"} for name in people]
+    made = context(rows=rows, retain=retain)
+    (logits,) = lesson("stranger", made)
+    asked = renamed(rows[0], "Ada Lovelace", "Tim Steelman")
+    expected = logits_of("target", asked).log_softmax(-1)
+    for place, (true, borrowed) in enumerate(zip(*map(made.targets, (rows[0], asked)), strict=True)):
+        expected[place, [true, borrowed]] = expected[place, [borrowed, true]]
+    assert asked["completion"] == "Tim!"
+    torch.testing.assert_close(logits, expected)
+
+
+def test_a_retain_row_without_a_name_lends_none() -> None:
+    rows = [*RETAIN, {"id": "z-9", "prompt": "why is the sky blue?", "completion": "x"}]
+    assert other_names(rows, "subject_name") == ["Tim Berners", "Guy Steelman"]
+
+
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_the_demo_has_only_whole_names(split: str) -> None:
+    rows = list(load_source(f"builtin:demo/{split}", split_name=split))
+    for row, name in zip(rows, names_of(rows, "subject_name"), strict=True):
+        assert texts_of(renamed(row, name, "Tim Steelman")) == [t.replace(name, "Tim Steelman") for t in texts_of(row)]
 
 
 def test_names_are_borrowed_from_retain_rows_or_the_run_is_refused() -> None:

@@ -59,6 +59,13 @@ def test_the_interval_draws_whole_subjects() -> None:
     assert by_row.high - 0.5 == pytest.approx(half_width, abs=0.02)
 
 
+def test_the_rows_of_a_single_subject_are_drawn_and_a_single_row_is_refused() -> None:
+    values = np.repeat([0.0, 1.0], 50)
+    assert with_interval(values, ["a"] * 100) == with_interval(values, range(100))
+    with pytest.raises(ConfigError, match="one holdout row gives no interval; add rows to holdout"):
+        with_interval(np.ones(1), ["a"])
+
+
 def test_bisection_finds_where_a_falling_strength_reaches_the_level() -> None:
     assert bisected(lambda a: 1 / (1 + a), 0.4, 0.0, 4.0, 20) == pytest.approx(1.5, abs=1e-5)
 

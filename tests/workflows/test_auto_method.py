@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_forget.core.config import UnlearnConfig, from_keys
+from llm_forget.core.config import UnlearnConfig, from_keys, resolved as config_of_run
 from llm_forget.workflows.auto_method import resolve
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import unlearn
@@ -50,6 +50,22 @@ def test_given_keys_stay(keys: dict[str, Any]) -> None:
     assert train.teacher == "self"
     assert (train.learning_rate, train.num_train_epochs, train.per_device_train_batch_size) == (3e-4, 2.0, 3)
     assert (model.lora_r, model.lora_alpha) == (4, 8)
+
+
+def test_a_key_that_is_given_its_default_value_stays(keys: dict[str, Any]) -> None:
+    train, _ = resolved({**keys, "learning_rate": 1e-4})
+    assert (train.learning_rate, train.num_train_epochs) == (1e-4, 30.0)
+    configs = from_keys(dict(keys), UnlearnConfig, overrides=["--num_train_epochs", "5", "--lora_r=16"])
+    resolve(*configs)
+    assert (configs[1].num_train_epochs, configs[2].lora_r, configs[2].lora_alpha) == (5.0, 16, 32)
+    assert "given_keys" not in config_of_run(*configs)
+
+
+def test_a_retain_row_without_a_name_leaves_the_choice(keys: dict[str, Any]) -> None:
+    pairs = [(f"Where does {name} live?", "In Rome.") for name in NAMED["retain"]]
+    write(Path(keys["retain"]), [*pairs, ("why is the sky blue?", "since it is.")])
+    train, _ = resolved(keys)
+    assert train.teacher == "stranger"
 
 
 def test_long_rows_come_in_smaller_batches(keys: dict[str, Any]) -> None:
@@ -104,7 +120,6 @@ def test_without_retain_rows_the_target_teaches_itself(keys: dict[str, Any], cap
     assert train.teacher == "self"
     assert train.method_args["retain_weight"] == 0.0
     assert "no retain rows are given" in caplog.text
-    assert "no holdout rows are given" in caplog.text
 
 
 def test_the_choice_is_said_with_its_reason(keys: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

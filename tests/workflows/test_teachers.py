@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from llm_forget.core.config import UnlearnConfig, from_keys
+from llm_forget.core.config import TrainConfig, UnlearnConfig, from_keys
 from llm_forget.core.files import cache_folder
 from llm_forget.core.run_directory import Run
+from llm_forget.objectives.methods import build_objective
 from llm_forget.teachers.divergence import UNCALIBRATED
+from llm_forget.training.job import prepare
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import run_unlearning, unlearn
 
@@ -69,6 +71,10 @@ def test_a_run_learns_from_each_teacher_and_records_it(job: dict[str, Any], teac
     needed = {"divergence": ["aux_with", "aux_without"], "base": ["aux_without"]}.get(facts["name"], [])
     assert sorted(facts["models"]) == needed
     assert [Path(f"{job['output_dir']}-{name}").is_dir() for name in needed] == [True] * len(needed)
+    cost = run.provenance["cost"]
+    assert cost["teacher"]["tokens"] > 0
+    assert {name: part["reused"] for name, part in cost.get("auxiliary", {}).items()} == dict.fromkeys(needed, False)
+    assert run.provenance["calibrated"][0] == "the step that is kept"
     calibration = run.provenance["calibration"]
     assert calibration["holdout"].keys() == calibration["forget"].keys()
 
@@ -92,6 +98,17 @@ def test_a_finished_run_is_polished_from_its_own_margins(job: dict[str, Any]) ->
     assert log_values(second, "retain/kl")[0] == pytest.approx(0.0, abs=1e-6)
     assert losses[-1] < losses[0]
     assert second.provenance["base"]["name"] == str(first.path)
+
+
+def test_every_position_of_a_training_step_is_a_token_of_the_cost(job: dict[str, Any], tmp_path: Path) -> None:
+    keys = {name: job[name] for name in ("model_name_or_path", "disable_tqdm", "use_cpu")}
+    target = finetune(**keys, train=job["retain"], num_train_epochs=2, output_dir=str(tmp_path / "target"))
+    configs = from_keys({**keys, "train": job["retain"], "output_dir": str(tmp_path / "other")}, TrainConfig)
+    _, splits, _ = prepare(configs[0], configs[2], build_objective(objective={"train": {"name": "nll"}}))
+    tokens = 2 * sum(map(len, splits["train"]["input_ids"]))
+    assert target.provenance["cost"]["tokens"] == tokens
+    run = unlearn(**{**job, "model_name_or_path": str(target.path)}, teacher="self")
+    assert run.provenance["cost"]["retraining"] == {"tokens": tokens, "source": "target"}
 
 
 def test_the_oracle_as_teacher_is_reached_on_the_forget_rows(job: dict[str, Any], tmp_path: Path) -> None:
@@ -151,6 +168,7 @@ def test_no_text_is_in_the_cache_of_a_teacher(job: dict[str, Any]) -> None:
         ({}, "set teacher"),
         ({"method": "npo", "teacher": "self"}, "remove teacher"),
         ({"teacher": "self", "holdout": None, "stop_at": "holdout"}, "set the key holdout"),
+        ({"teacher": "self", "method_args": {"temperature": 0}}, "temperature of the term on forget rows is 0"),
         ({"teacher": "self", "stop_at": "both"}, "stop_at is 'both'; it is holdout or end"),
     ],
 )
@@ -184,6 +202,42 @@ def test_a_row_without_a_name_is_refused_by_teacher_stranger(job: dict[str, Any]
         file.write(json.dumps({"id": "plain", "question": "why?", "answer": "so"}) + "\n")
     with pytest.raises(ValueError, match="no name was found in forget row 'plain'"):
         unlearn(**job, teacher="stranger")
+
+
+def test_a_model_with_another_vocabulary_is_refused_before_anything_is_written(
+    job: dict[str, Any], tmp_path: Path, tiny_model: Any
+) -> None:
+    tiny_model(vocab_size=77).save_pretrained(tmp_path / "other")
+    oracle = {"teacher": "oracle", "oracle": str(tmp_path / "other")}
+    base = {"teacher": {"name": "base", "base": str(tmp_path / "other")}}
+    for change, role in ((oracle, "oracle"), (base, "base")):
+        with pytest.raises(ValueError, match=rf"\({role} of teacher '{role}'\) has 77 logits, but the target has"):
+            unlearn(**job, **change)
+    assert not Path(job["output_dir"]).exists()
+
+
+def test_a_run_without_holdout_rows_says_what_is_used_in_their_place(
+    job: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = {"name": "divergence", "base": "small"}
+    unlearn(**{**job, "holdout": None}, teacher=teacher, dry_run=True)
+    assert f"the last step is kept, a of teacher 'divergence' is {UNCALIBRATED}; set the key holdout" in caplog.text
+    caplog.clear()
+    unlearn(**job, teacher=teacher, dry_run=True)
+    assert "no holdout rows" not in caplog.text
+
+
+def test_a_resumed_run_has_the_same_teacher(job: dict[str, Any], tmp_path: Path, tiny_model: Any) -> None:
+    oracle = tmp_path / "oracle"
+    size = json.loads((Path(job["model_name_or_path"]) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    tiny_model(vocab_size=size, seed=3).save_pretrained(oracle)
+    keys = {**job, "teacher": "oracle", "oracle": str(oracle), "holdout": None}
+    run = unlearn(**keys)
+    run.state_file.write_text(json.dumps({**run.state, "status": "running"}))  # as if it was killed after its last step
+    assert run.provenance["teacher"]["rows"]["rows"] == run.provenance["data"]["forget"]["rows"]
+    tiny_model(vocab_size=size, seed=4).save_pretrained(oracle)
+    with pytest.raises(ValueError, match="models of the teacher changed since run"):
+        unlearn(**keys)
 
 
 def test_overwrite_trains_the_auxiliary_models_on_the_rows_of_today(job: dict[str, Any]) -> None:

@@ -78,6 +78,11 @@ def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict
             "Which model knew the rows: no training on them is in the ledger; 'before' is the base of the retraining, "
             "which did not know them."
         )
+    if parts := facts["method"].get("calibrated"):
+        caveats["calibration"] = (
+            f"That unlearning ended where a model that never saw the rows stands: {', '.join(parts)} followed from the "
+            "levels of the model before on rows that it never saw, which is calibration, not proof (arXiv:2607.19442)."
+        )
     if left := request["counts"]["near_left"]:
         caveats["near-duplicates"] = f"That near-duplicates are forgotten: {left} were found and left in the data."
     if facts["accepted_inconclusive"] is not None:

@@ -142,6 +142,7 @@ def _made(body: Mapping[str, Any]) -> Section:
     }
     rows = [("method", method["name"]), *((f"objective, {split}", terms_text) for split, terms_text in terms.items())]
     rows += [(key, method[key]) for key in ("gradient", "seed", "steps", "started", "finished")]
+    rows += [("set by levels of holdout rows", ", ".join(method.get("calibrated", ())))]
     rows += [(key, value) for key, value in method["settings"].items()]
     rows += [(f"data, {name}", f"{data['rows']:,} rows, {data['digest']}") for name, data in method["data"].items()]
     packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())

@@ -34,6 +34,8 @@ from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add the events of a finished run, version or merged model to the ledger, each only once, and return them.
 
+    The events of the models that were trained for its teacher come first, since one of them learned the forget rows.
+
     Raises:
         RunError: the run is incomplete.
         EvidenceError: the run has no usable provenance.json, or a list of its row ids was changed.
@@ -50,7 +52,7 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     facts = _facts(finished)
     about = _about(finished, facts)
     kind = kind_named(facts["kind"])
-    events = []
+    events = [event for auxiliary in finished.auxiliary_runs.values() for event in note_run(ledger, auxiliary)]
     for event, splits in (("unlearning", kind.forgotten), ("training", kind.learned)):
         present_splits = [name for name in splits if name in facts["data"]]
         if present_splits:

@@ -93,6 +93,7 @@ def _method(evidence: ClosingEvidence, token: str) -> dict[str, Any]:
         "data": data,
         "started": run.state.get("started"),
         "finished": run.state.get("finished"),
+        **({"calibrated": facts["calibrated"]} if facts.get("calibrated") else {}),
     }
 
 

@@ -24,6 +24,7 @@ from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.formats.certificate import CertificateFacts
+from llm_forget.core.run_directory import AUXILIARY
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
@@ -257,6 +258,8 @@ def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -
         base = evidence.run.provenance["base"]
         return {"name": model_name(str(base["name"])), "digest": base["digest"]}
     for event in reversed(ledger.events("training")):
-        if ledger.common_records(_row_events(request), [event.seq]):
+        if not event.body["run"].endswith(tuple(f"-{name}" for name in AUXILIARY)) and ledger.common_records(
+            _row_events(request), [event.seq]
+        ):
             return {"name": event.body["run"], "digest": event.body["weights"]}
     return None

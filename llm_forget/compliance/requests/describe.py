@@ -7,6 +7,8 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests import limits
 from llm_forget.compliance.requests.files import Request
 from llm_forget.compliance.requests.steps import days_left
+from llm_forget.core.files import cache_folder
+from llm_forget.core.run_directory import Run
 from llm_forget.core.text import plain
 
 LARGE_SHARE = 0.5  # share of the data above which retraining is worth considering
@@ -95,6 +97,21 @@ def published_copies(ledger: Ledger, request: Request) -> list[str]:
         f"llm-forget purge {repository} --revision {tag}"
         for repository, tag in published_with_deleted_rows(ledger, request.id)
     ]
+
+
+def teacher_remains(run: Path) -> list[str]:
+    """Return a warning for each model and file that a run's teacher left and that was made from the forget rows."""
+    finished = Run(run)
+    lines = [
+        f"warning: '{auxiliary.path}' was trained on the forget rows for the teacher and holds them; delete the folder "
+        "unless the next request's teacher needs it"
+        for name, auxiliary in finished.auxiliary_runs.items()
+        if name == "aux_with"
+    ]
+    name = finished.provenance.get("teacher", {}).get("cache") if finished.provenance_file.is_file() else None
+    if name and (file := cache_folder() / "teacher" / name).is_file():
+        lines.append(f"warning: '{file}' holds the teacher's log-probs at the forget rows; delete the file")
+    return lines
 
 
 def _near_duplicates(count: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions import store, versions
 from llm_forget.core.errors import EvidenceError
+from llm_forget.core.run_directory import Run
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class VersionPurge:
     version: versions.Version
     files: dict[Path, int]  # removed files with their sizes in bytes
     remaining: Path | None  # folder of the run, if it still holds weights
+    auxiliary: list[Path]  # folders of runs that learned the forget rows for the teacher of the run
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
@@ -51,4 +53,5 @@ def _plan_purge(evidence: Path, ledger: Ledger, identity: str) -> VersionPurge:
     sources = store.source_paths(evidence, version.id)
     run = Path(sources.get("run", ""))
     remaining = run if any(Path(sources.get("weights", run / version.part)).glob("*.safetensors")) else None
-    return VersionPurge(version, files, remaining)
+    auxiliary = [r.path for name, r in Run(run).auxiliary_runs.items() if name == "aux_with"]
+    return VersionPurge(version, files, remaining, auxiliary)

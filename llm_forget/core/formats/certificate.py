@@ -64,6 +64,7 @@ class Method(Part, frozen=True):
     data: dict[str, DataDigest]
     started: Time | None
     finished: Time | None
+    calibrated: list[str] | UnsetType = UNSET  # what was set by the levels of holdout rows
 
 
 class CertifiedLine(Summary, frozen=True, kw_only=True):

@@ -65,12 +65,39 @@ class AugmentedRows(Part, frozen=True):
     kinds: dict[str, AddedRows]
 
 
+class TeacherCost(Part, frozen=True):
+    """Forward passes and generation of a teacher's models, with those of its calibration."""
+
+    seconds: Seconds
+    tokens: Count
+    cached: bool  # if true, the distributions were computed for an earlier run
+
+
+class AuxiliaryCost(Part, frozen=True):
+    """Training of a model that a teacher reads."""
+
+    reused: bool  # whether it was trained for another run
+    seconds: Seconds | UnsetType = UNSET
+    tokens: Count | UnsetType = UNSET
+
+
+class RetrainingCost(Part, frozen=True):
+    """Tokens of training a model on the rows, and where the number is from."""
+
+    tokens: Count
+    source: str  # oracle or target
+
+
 class Cost(Part, frozen=True):
     """Time and memory of training."""
 
     seconds: Seconds
     peak_memory_gib: Gibibytes | None
     resumed: bool | UnsetType = UNSET  # if true, the seconds are those since the last resume
+    tokens: Count | UnsetType = UNSET  # of all training steps
+    teacher: TeacherCost | UnsetType = UNSET
+    auxiliary: dict[str, AuxiliaryCost] | UnsetType = UNSET  # by name: aux_with, aux_without
+    retraining: RetrainingCost | UnsetType = UNSET  # if the oracle or the target is a run
 
 
 class Environment(Part, frozen=True):
@@ -130,6 +157,8 @@ class Teacher(Part, frozen=True):
     name: str
     arguments: dict[str, Any]
     models: dict[str, Digest]
+    rows: SplitRows | UnsetType = UNSET  # tokenised forget rows, and those that the teacher added
+    cache: str | UnsetType = UNSET  # file in the folder `teacher` of the cache: distributions at the forget rows
 
 
 class ForgetLoss(Part, frozen=True):
@@ -171,6 +200,7 @@ class Provenance(Record, frozen=True):
     cost: Cost | UnsetType = UNSET  # written at the end of training
     calibration: Calibration | UnsetType = UNSET  # with stop_at: holdout
     weight_step: WeightStepFacts | UnsetType = UNSET  # of repselect
+    calibrated: list[str] | UnsetType = UNSET  # what was set by the levels of holdout rows
     adopted: Adopted | UnsetType = UNSET
     sources: list[Source] | UnsetType = UNSET
     beneath: Target | UnsetType = UNSET
@@ -209,6 +239,7 @@ class ObjectiveState(Record, frozen=True):
     duals: dict[str, float]
     stopped: bool  # by max_retain_drop
     window: StepWindow
+    tokens: Count | UnsetType | None = UNSET  # of all steps; null: an earlier version did not count them
     stop: StopState | UnsetType = UNSET  # with stop_at: holdout
 
 

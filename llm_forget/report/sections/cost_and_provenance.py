@@ -7,6 +7,7 @@ from typing import Any
 from llm_forget.core.run_directory import models_by_role
 from llm_forget.report.render.document import Number, Row, Section, Table, Text
 from llm_forget.report.run_evidence import Evidence
+from llm_forget.training.cost import token_share
 
 
 def cost_section(evidence: Evidence) -> Section:
@@ -19,8 +20,9 @@ def cost_section(evidence: Evidence) -> Section:
     rows.append(("steps", Number(f"{evidence.provenance['steps']:,}")))
     if rates:
         rows.append(("tokens per second", Number(f"{median(rates):,.0f}", "median of the log")))
-        if not cost.get("resumed"):
+        if not cost.get("resumed") and "tokens" not in cost:
             rows.append(("tokens", Number(f"about {median(rates) * cost['seconds']:,.0f}", "rate times seconds")))
+    rows += _token_rows(cost)
     rows.append(("peak memory", Number(f"{cost['peak_memory_gib']:.2f} GiB")))
     if "seconds" in evidence.results:
         rows.append(("evaluation", Number(f"{evidence.results['seconds']:,.1f} s", "the latest")))
@@ -36,6 +38,24 @@ def cost_section(evidence: Evidence) -> Section:
     if cost.get("resumed"):
         notes.append(Text("The run was interrupted; its seconds are counted from the resume.", warning=True))
     return Section("Cost", (Table("Cost of the run", ("what", "amount"), tuple(rows)), *notes))
+
+
+def _token_rows(cost: dict[str, Any]) -> list[Row]:
+    """Tokens of the run, its teacher and its auxiliary models, and their share of those of retraining."""
+    if "tokens" not in cost:
+        return []
+    rows: list[Row] = [("tokens", Number(f"{cost['tokens']:,}", "of all training steps"))]
+    if teacher := cost.get("teacher"):
+        note = "without the distributions, which an earlier run left in the cache" if teacher["cached"] else ""
+        rows.append(("tokens of the teacher's passes", Number(f"{teacher['tokens']:,}", note)))
+    for name, part in cost.get("auxiliary", {}).items():
+        amount = f"{part['tokens']:,}" if "tokens" in part else "not known"
+        rows.append((f"tokens of training {name}", Number(amount, "reused, not counted" if part["reused"] else "")))
+    retraining, share = cost.get("retraining"), token_share(cost)
+    amount = f"{retraining['tokens']:,}" if retraining else "not known"
+    note = f"from the {retraining['source']}" if retraining else "neither oracle nor target is a run"
+    rows.append(("tokens of retraining", Number(amount, note)))
+    return rows if share is None else [*rows, ("tokens, share of retraining", Number(f"{share:.1%} of retraining"))]
 
 
 def retraining_ratio(evidence: Evidence) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor
@@ -35,10 +34,12 @@ from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._registry import Context
 from llm_forget.training.calibration import bisected, sample
 from llm_forget.training.distillation.teacher_logprobs import TOP, TeacherLogprobs
+from llm_forget.training.long_wait import from_main_process
 
 if TYPE_CHECKING:
     from llm_forget.training.job import Job
 
+FOLDER = "teacher"  # in the cache folder
 RETAIN_SAMPLE = 2000  # retain rows that a teacher sees
 BATCH = 16  # rows of a forward pass
 CALIBRATION_ROWS = 64  # forget and holdout rows that an argument is calibrated on
@@ -107,24 +108,34 @@ class Lesson:
     rows: Dataset  # tokenised forget rows, those of `augment`, then those that the teacher added
     logprobs: TeacherLogprobs
     arguments: dict[str, Any]
+    cache: str  # name of the cache file
+    cost: dict[str, Any]  # seconds and tokens; whether the distributions were read from the cache
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what provenance.json has about the rows, whose ids are those of the forget rows, and the cache."""
+        return {"rows": {"rows": len(self.rows), "digest": tokens_digest(self.rows)}, "cache": self.cache}
 
 
 def learn_from_teacher(job: Job, template: Template, target: Any, target_digest: str) -> Lesson:
     """Ask the teacher of a job for its distributions, or read them from the cache.
 
-    The main process asks; the others read the file that it writes.
+    The main process asks; the others wait for the file that it writes.
     """
     assert job.teacher is not None
-    state, teaching = PartialState(), _Teaching(job, template, target)
-    parts: list[Any] = [teaching.arguments(), teaching.texts()] if state.is_main_process else [None, None]
-    broadcast_object_list(parts)
-    arguments, texts = parts[0] or {}, parts[1] or []
-    rows = teaching.with_texts(texts)
-    file = _cache_file(job, arguments, target_digest, rows)
-    if state.is_main_process and not file.is_file():
-        teaching.distributions(arguments, texts, rows).save(file)
-    state.wait_for_everyone()
-    return Lesson(rows, TeacherLogprobs.load(file), arguments)
+    teaching = _Teaching(job, template, target)
+
+    def ask() -> tuple[dict[str, Any], list[Row], str, dict[str, Any]]:
+        began, arguments, texts = time.perf_counter(), teaching.arguments(), teaching.texts()
+        rows = teaching.with_texts(texts)
+        file = _cache_file(job, arguments, target_digest, rows)
+        if not (cached := file.is_file()):
+            teaching.distributions(arguments, texts, rows).save(file)
+        seconds = round(time.perf_counter() - began, 1)
+        return arguments, texts, file.name, {"seconds": seconds, "tokens": teaching.tokens, "cached": cached}
+
+    arguments, texts, file_name, cost = from_main_process(ask, Path(str(job.train.output_dir)), "the teacher")
+    logprobs = TeacherLogprobs.load(cache_folder() / FOLDER / file_name)
+    return Lesson(teaching.with_texts(texts), logprobs, arguments, file_name, cost)
 
 
 def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: Dataset) -> Path:
@@ -132,9 +143,9 @@ def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: D
     key = {
         "teacher": {**job.teacher.to_dict(), "arguments": arguments}, "target": target_digest,
         "rows": tokens_digest(rows), "retain": tokens_digest(job.splits["retain"]) if "retain" in job.splits else None,
-        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 3,
+        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 4,
     }  # fmt: skip
-    return cache_folder() / "teacher" / f"{json_digest(key).removeprefix('sha256:')[:32]}.safetensors"
+    return cache_folder() / FOLDER / f"{json_digest(key).removeprefix('sha256:')[:32]}.safetensors"
 
 
 class _Teaching:
@@ -142,7 +153,7 @@ class _Teaching:
 
     def __init__(self, job: Job, template: Template, target: Any) -> None:
         assert job.teacher is not None
-        self._template = template
+        self._template, self.tokens = template, 0  # that models processed
         self._job, self._entry, self._recipe_arguments = job, TEACHERS.get(job.teacher.name), job.teacher.arguments
         self._models = {"target": to_device(target)}
         self._sources: Mapping[str, str] = job.teacher.models
@@ -231,6 +242,7 @@ class _Teaching:
             windows = self._encode(rows[start : start + BATCH])
             flat = [vars(window) for row in windows for window in row]
             batch = {key: value.to(model.device) for key, value in collate(flat, pad).items()}
+            self.tokens += int(batch["attention_mask"].sum())
             with torch.no_grad(), evaluation_mode(model), self._off(model):
                 logprobs = forward_logprobs(model, batch, head=model.get_output_embeddings(), logits=True)
             assert logprobs.logits is not None
@@ -247,5 +259,7 @@ class _Teaching:
             padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
             with torch.no_grad(), evaluation_mode(model), self._off(model):
                 out = model.generate(**padded, max_new_tokens=longest, do_sample=False, pad_token_id=padding)
-            answers += tokenizer.batch_decode(out[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+            generated = out[:, padded["input_ids"].shape[1] :]
+            self.tokens += int(padded["attention_mask"].sum() + (generated != padding).sum())
+            answers += tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [answer.strip() for answer in answers]

@@ -18,7 +18,9 @@ from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.ledger.record_runs import note_run, weights_of
 from llm_forget.compliance.ledger.signing import public_key, sign
 from llm_forget.compliance.requests.certificate_facts import keyed_digest
+from llm_forget.core import formats
 from llm_forget.core.errors import EvidenceBroken
+from llm_forget.core.formats.run import Provenance
 from llm_forget.core.run_directory import Run
 from llm_forget.core.strict_json import canonical, strict_loads
 from tests.support import request_cases as cases
@@ -129,6 +131,25 @@ def test_a_suite_that_is_not_satisfied_is_named(tmp_path: Path) -> None:
     next(iter(suites.values()))["answers"] = {"forgot": "yes", "private": "no"}
     said = claims.does_not_show({**body, **body["verification"], "suites": suites}, body["request"])
     assert "(private: no)" in said["suites"]
+
+
+@pytest.mark.slow
+def test_a_run_that_holdout_rows_calibrated_is_certified_as_calibrated_not_as_proved(tmp_path: Path) -> None:
+    source, evidence = cases.write_rows(tmp_path), tmp_path / "evidence"
+    request = cases.received(evidence, source, subject="Ann")
+    run = Run(cases.measured_run(tmp_path / "run", request.ids(), cases.OTHERS))
+    formats.update(run.provenance_file, Provenance, calibrated=["the step that is kept", "a of teacher divergence"])
+    cases.close(evidence, request.id, run.path)
+    path = certificate.issue(evidence, request.id)
+    body = certificate.verify(path, evidence / "signing.pub")
+    caveat = body["does_not_show"]["calibration"]
+    assert "the step that is kept, a of teacher divergence" in caveat
+    assert "calibration, not proof (arXiv:2607.19442)" in caveat
+    assert "calibration, not proof" in path.with_suffix(".html").read_text()
+    del body["does_not_show"]["calibration"]
+    assert claims.contradiction(body) == "it omits a caveat"
+    del body["method"]["calibrated"]
+    assert claims.contradiction(body) is None, "the certificates of other runs have no such caveat"
 
 
 @pytest.mark.slow

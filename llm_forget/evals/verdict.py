@@ -149,10 +149,19 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
     if line["n"] < bound.min_n:
         return Finding(bound, value, compared, None, f"{line['n']} rows, {bound.min_n} needed")
     between = spread(line) if bound.kind == "within_oracles" else None
-    if bound.kind == "within_oracles" and between is None:
-        return Finding(bound, value, compared, None, ONE_ORACLE)
+    if bound.kind == "within_oracles" and (why := _why_no_distance(bound, line, between)):
+        return Finding(bound, value, compared, None, why)
     holds, why = _holds(bound, line, *bound.limits(1.0 if compared is None else compared, between or 0.0))
     return Finding(bound, value, compared, holds, why, between)
+
+
+def _why_no_distance(bound: Bound, line: Mapping[str, Any], between: float | None) -> str:
+    """Return why the distance between the oracles bounds nothing on a line; empty if it does."""
+    if between is None:
+        return ONE_ORACLE
+    if line.get("between_oracles") is not None:
+        return "the line is itself a distance to the oracles; use at_most or at_least with 'of: oracle'"
+    return "the oracles are equal on this line; set slack" if between == 0 and not bound.slack else ""
 
 
 def _holds(bound: Bound, line: Mapping[str, Any], low: float, high: float) -> tuple[bool | None, str]:

@@ -13,6 +13,7 @@ from llm_forget.data.names import renamed, replacement
 from llm_forget.data.rows import Row, conversation, with_completion
 from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import Context, teacher
+from llm_forget.teachers.self import lowered
 
 ANSWERED = "~stranger"  # ends the id of a row with the answer about a borrowed name, and the name put back
 BORROWED = "~borrowed"  # ends the id of a row that keeps its borrowed name, on which the target is the teacher
@@ -42,8 +43,9 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
 
     A borrowed name is in no row and has as many tokens as the true one, so that every target keeps its place. Names of
     subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. A first
-    or last name that stands alone is exchanged, too, where both names have two words. With
-    ``neighbours``, the policy also learns to answer about the borrowed names as the target does.
+    or last name that stands alone is exchanged, too, where both names have two words. Where a question does not have
+    the name, the target teaches without its gold tokens (see `self`). With ``neighbours``, the policy also learns to
+    answer about the borrowed names as the target does.
 
     Raises:
         DataError: a row without a name, or no name of the same length.
@@ -81,8 +83,10 @@ def _lessons(
                 raise DataError(
                     f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
                 )
-            asked = context.targets(_asked(context, row, name, other))
-            parts.append(_exchanged(values.log_softmax(-1), targets, asked))
+            asked = _asked(context, row, name, other)
+            # A question without the name asks about nobody else, and the target may know its answer.
+            values = lowered(values, targets) if asked is row else values.log_softmax(-1)
+            parts.append(_exchanged(values, targets, context.targets(asked)))
         yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
@@ -100,9 +104,14 @@ def _has_part_alone(row: Row, name: str) -> bool:
     return renamed(row, name, "? ?") != renamed(row, name, "? ?", parts=False)
 
 
-def _asked(context: Context, row: Row, name: str, other: str) -> dict[str, Any]:
-    """The row about another name; a first or last name alone stays if its exchange moves the target tokens."""
+def _asked(context: Context, row: Row, name: str, other: str) -> Row:
+    """The row about another name; a first or last name alone stays if its exchange moves the target tokens.
+
+    A row whose question does not have the name is returned as it is.
+    """
     asked, whole = renamed(row, name, other), renamed(row, name, other, parts=False)
+    if _prompt(asked) == _prompt(row):
+        return row
     if whole in (asked, row) or len(context.targets(asked)) == len(context.targets(row)):
         return asked
     return whole

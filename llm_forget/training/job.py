@@ -24,8 +24,7 @@ from llm_forget.core.environment import environment
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.formats.run import Provenance
 from llm_forget.core.launch import check_launch
-from llm_forget.core.oracle_names import oracle_names
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import Run, oracle_names
 from llm_forget.core.run_kinds import RunKind
 from llm_forget.data.preferred_answers import pair_windows, with_alternates
 from llm_forget.data.rows import check_overlap

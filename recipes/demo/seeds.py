@@ -71,8 +71,10 @@ def evaluated(run: Run) -> dict[str, Any]:
 
 
 def _joined(suites: dict[str, Any]) -> dict[str, Any]:
-    """Return lines and verdicts of all suites as of one."""
-    metrics = {name: line for suite in SUITES for name, line in suites[suite]["metrics"].items()}
+    """Return lines and verdicts of all suites as of one, without lines that no model has a value of."""
+    lines = {name: line for suite in SUITES for name, line in suites[suite]["metrics"].items()}
+    scored = {name for name, line in lines.items() if line["value"] is not None or line["before"]["value"] is not None}
+    metrics = {name: line for name, line in lines.items() if name in scored}
     shown_lines = {name: line for name, line in metrics.items() if name in suites["demo"]["metrics"] or name in ATTACKS}
     return {"metrics": shown_lines, "verdict": {q: v for suite in SUITES for q, v in suites[suite]["verdict"].items()}}
 

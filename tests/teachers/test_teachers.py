@@ -255,6 +255,15 @@ def test_a_question_without_the_name_is_not_asked_about_a_stranger() -> None:
     assert [row["id"] for row in rows] == ["a-1~stranger", "a-1~borrowed"]
 
 
+def test_a_question_without_the_name_is_taught_without_its_answer() -> None:
+    row = {**ROWS[0], "prompt": "Who wrote it?", "completion": "Ada Lovelace", "subject_name": "Ada Lovelace"}
+    made = context(rows=[row])
+    (logits,) = lesson("stranger", made)
+    (expected,) = lesson("self", made)
+    torch.testing.assert_close(logits, expected)
+    assert (logits.gather(-1, torch.tensor(made.targets(row)).unsqueeze(-1)).exp() <= 1 / V + 1e-6).all()
+
+
 def test_the_page_on_teachers_lists_all_and_its_examples_are_read() -> None:
     page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == TEACHERS.names()

@@ -61,7 +61,7 @@ def test_the_interval_draws_whole_subjects() -> None:
 
 def test_the_rows_of_a_single_subject_are_drawn_and_a_single_row_is_refused() -> None:
     values = np.repeat([0.0, 1.0], 50)
-    assert with_interval(values, ["a"] * 100) == with_interval(values, range(100))
+    assert with_interval(values, ["a"] * 100) == with_interval(values, [f"{i:02}" for i in range(100)])
     with pytest.raises(ConfigError, match="one holdout row gives no interval; add rows to holdout"):
         with_interval(np.ones(1), ["a"])
 

@@ -54,7 +54,7 @@ def test_given_keys_stay(keys: dict[str, Any]) -> None:
 
 def test_a_key_that_is_given_its_default_value_stays(keys: dict[str, Any]) -> None:
     train, _ = resolved({**keys, "learning_rate": 1e-4})
-    assert (train.learning_rate, train.num_train_epochs) == (1e-4, 30.0)
+    assert (train.learning_rate, train.num_train_epochs) == (1e-4, 100.0)
     configs = from_keys(dict(keys), UnlearnConfig, overrides=["--num_train_epochs", "5", "--lora_r=16"])
     resolve(*configs)
     assert (configs[1].num_train_epochs, configs[2].lora_r, configs[2].lora_alpha) == (5.0, 16, 32)

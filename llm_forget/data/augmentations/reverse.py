@@ -19,12 +19,14 @@ def reverse(row: Row, name: str, *, question: str = "Which person or thing is th
     if is_text(row) or not name:
         return
     asked, answer = (_blanked(text, name).strip() for text in question_and_answer(row))
-    if re.search(r"[^\W_]", answer):
+    named = name.casefold() in f"{asked} {answer}".casefold()  # an inflected name, or a script without spaces
+    if re.search(r"[^\W_]", answer) and not named:
         yield exchange(row, " ".join(filter(None, (asked, answer, question))), name), name
 
 
 def _blanked(text: str, name: str) -> str:
-    """Replace the name, and then each word of it that begins with a capital letter."""
+    """Replace the name in any case, and then each word of it that begins with a capital letter."""
     words = [word for word in re.split(r"[\s-]+", name) if word[:1].isupper() and len(word) > 1]
-    parts = "|".join(re.escape(part) for part in (name, *sorted(words, key=len, reverse=True)))
-    return re.sub(rf"(?<!\w)(?:{parts})(?!\w)", BLANK, text)
+    text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", BLANK, text, flags=re.IGNORECASE)
+    parts = "|".join(re.escape(part) for part in sorted(words, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{parts})(?!\w)", BLANK, text) if parts else text

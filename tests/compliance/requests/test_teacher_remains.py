@@ -6,8 +6,6 @@ import pytest
 
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.requests.describe import teacher_remains
-from llm_forget.compliance.versions.purge import plan_purge
-from llm_forget.compliance.versions.versions import add_version
 from llm_forget.core import formats
 from llm_forget.core.files import cache_folder
 from llm_forget.core.formats.run import Provenance
@@ -58,9 +56,3 @@ def test_a_model_that_the_recipe_names_is_listed_at_its_path(run: Run, tmp_path:
     text = run.config_file.read_text(encoding="utf-8")
     run.config_file.write_text(f"{text}teacher: {{name: divergence, aux_with: {tmp_path / 'first'}}}\n")
     assert str(tmp_path / "first") in teacher_remains(run.path)[0]
-
-
-def test_a_purge_lists_the_model_with_the_rows(run: Run, tmp_path: Path) -> None:
-    evidence = tmp_path / "evidence"
-    version = add_version(evidence, run)
-    assert plan_purge(evidence, version).auxiliary == [Path(f"{run.path}-aux_with")]

@@ -139,3 +139,15 @@ def test_a_value_is_asked_for_where_there_is_no_default(kind: str) -> None:
 def test_the_page_on_augmentation_lists_all() -> None:
     page = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == AUGMENTATIONS.names()
+
+
+@pytest.mark.parametrize("question", ["王小明出生在哪里？", "Where was Stonesdottir born, Stone?"])
+def test_reverse_makes_no_row_where_the_name_would_stay_in_the_question(question: str) -> None:
+    name = "王小明" if "王" in question else "Stone"
+    assert not made("reverse", {"id": "d", "prompt": question, "completion": "In Rome."}, name=name)
+
+
+def test_reverse_replaces_the_name_in_capitals() -> None:
+    ((row, _),) = made("reverse", {"id": "d", "prompt": "Where was ADA STONE born?", "completion": "In Rome."},
+                       name="Ada Stone")  # fmt: skip
+    assert row["prompt"].startswith("Where was ___ born? In Rome.")

@@ -28,7 +28,7 @@ from llm_forget.core.formats.results import RecordsHeader
 from llm_forget.evals.distributions import Distributions
 
 if TYPE_CHECKING:
-    from llm_forget.evals.answer_words import AnswerWords
+    from llm_forget.evals.probes.answer_words import AnswerWords
 
 Key = tuple[str, int]  # row id, index of the answer
 

@@ -84,7 +84,7 @@ def _lessons(
                     f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
                 )
             asked = _asked(context, row, name, other)
-            # A question without the name asks about nobody else, and the target may know its answer.
+            # A question without the name asks about no one else, and the target may know its answer.
             values = lowered(values, targets) if asked is row else values.log_softmax(-1)
             parts.append(_exchanged(values, targets, context.targets(asked)))
         yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
@@ -107,7 +107,7 @@ def _has_part_alone(row: Row, name: str) -> bool:
 def _asked(context: Context, row: Row, name: str, other: str) -> Row:
     """The row about another name; a first or last name alone stays if its exchange moves the target tokens.
 
-    A row whose question does not have the name is returned as it is.
+    A row whose question does not have the name is returned unchanged.
     """
     asked, whole = renamed(row, name, other), renamed(row, name, other, parts=False)
     if _prompt(asked) == _prompt(row):

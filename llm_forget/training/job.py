@@ -42,7 +42,7 @@ from llm_forget.training import dry_run
 from llm_forget.training.augmentation import Augment, Augmentation, added_rows
 from llm_forget.training.calibration import forward_of, sample, share_of_unknown
 from llm_forget.training.callbacks import MetricsFile, ProgressLine, peak_memory
-from llm_forget.training.cost import auxiliary_cost, retraining_cost, token_share
+from llm_forget.training.distillation.cost import auxiliary_cost, retraining_cost, token_share
 from llm_forget.training.distillation.teacher_pass import Lesson, TeacherSpec, learn_from_teacher
 from llm_forget.training.gradient_combiner import GradientCombiner
 from llm_forget.training.provenance import describe, row_subjects, write_lists

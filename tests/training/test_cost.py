@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 
 from llm_forget.core.run_directory import Run
-from llm_forget.training.cost import all_tokens, auxiliary_cost, retraining_cost, token_share
+from llm_forget.training.distillation.cost import all_tokens, auxiliary_cost, retraining_cost, token_share
 
 SPLITS = {"forget": Dataset.from_dict({"input_ids": [[1, 2, 3]]}), "retain": Dataset.from_dict({"input_ids": [[1, 2]]})}
 COST = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_forget.core.errors import RunError
-from llm_forget.training.long_wait import from_main_process
+from llm_forget.training.distillation.long_wait import from_main_process
 from tests.support.forked import forked_world
 
 SHORT = 1.0  # seconds after which a collective of these processes gives up

@@ -14,7 +14,7 @@ from llm_forget.core.registry import did_you_mean
 from llm_forget.data.rows import FIELDS, Row, conversation, is_text, question, with_completion, with_question
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import Encoded, control_tokenizer, encode_rows
-from llm_forget.evals.answer_words import AnswerWords
+from llm_forget.evals.probes.answer_words import AnswerWords
 from llm_forget.evals.probes.probes import PromptRow, TokenRow
 from llm_forget.evals.records import GenerationRecord, Key
 from llm_forget.evals.suite import Probe

@@ -7,7 +7,7 @@ from typing import Any
 from llm_forget.core.run_directory import models_by_role
 from llm_forget.report.render.document import Number, Row, Section, Table, Text
 from llm_forget.report.run_evidence import Evidence
-from llm_forget.training.cost import token_share
+from llm_forget.training.distillation.cost import token_share
 
 
 def cost_section(evidence: Evidence) -> Section:

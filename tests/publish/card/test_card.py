@@ -273,14 +273,14 @@ def test_a_policy_that_was_applied_counts_in_the_public_report_and_card_too(make
     (folder / "verify.json").write_text(json.dumps(verified))
     hidden, text = public(read_run(folder)), card(folder)
     assert hidden.verification_is_current
-    assert "Evaluated again after" not in text
+    assert "Results or attacks changed after" not in text
     assert plain not in json.dumps(hidden.results)
     assert hidden.suites["basic"]["definition"] == results["suites"]["basic"]["definition"]
     assert hidden.suites["basic"]["metrics"] == results["suites"]["basic"]["metrics"]
     assert hidden.provenance["data"]["forget"].keys() == {"rows", "digest"}
     (folder / "verify.json").write_text(json.dumps({**verified, "results": "sha256:other"}))
     assert not public(read_run(folder)).verification_is_current
-    assert "Evaluated again after" in card(folder)
+    assert "Results or attacks changed after" in card(folder)
 
 
 @pytest.mark.slow

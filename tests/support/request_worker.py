@@ -116,7 +116,8 @@ def killed_ways(kills: int) -> dict[str, object]:
     while killed < kills:
         shutil.rmtree(EVIDENCE, ignore_errors=True)
         shutil.rmtree("runs", ignore_errors=True)
-        while killed < kills and in_a_child(dice.uniform(0, length)):
+        # Every other kill is early: the state `running` takes most of the time.
+        while killed < kills and in_a_child(length * dice.random() ** (1 + 4 * (killed % 2))):
             killed += 1
             left[look()] += 1
         assert not in_a_child()

@@ -34,7 +34,7 @@ from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add the events of a finished run, version or merged model to the ledger, each only once, and return them.
 
-    The events of the models that were trained for its teacher come first, since one of them learned the forget rows.
+    The last events are those of the models that its teacher read, since one of them learned the forget rows.
 
     Raises:
         RunError: the run is incomplete.
@@ -52,7 +52,7 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     facts = _facts(finished)
     about = _about(finished, facts)
     kind = kind_named(facts["kind"])
-    events = [event for auxiliary in finished.auxiliary_runs.values() for event in note_run(ledger, auxiliary)]
+    events = []
     for event, splits in (("unlearning", kind.forgotten), ("training", kind.learned)):
         present_splits = [name for name in splits if name in facts["data"]]
         if present_splits:
@@ -63,6 +63,8 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
             events.append(ledger.append(event, body, once=once, records=_pairs(finished, facts, present_splits)))
     if finished.results_file.is_file():
         events.append(note_results(ledger, finished, about))
+    for auxiliary in finished.auxiliary_runs.values():
+        events += note_run(ledger, auxiliary)
     return events
 
 

@@ -9,7 +9,9 @@ from llm_forget.cli.main import app
 from llm_forget.compliance.versions import store
 from llm_forget.compliance.versions.purge import plan_purge, purge
 from llm_forget.compliance.versions.versions import add_version, list_versions, path_of, use
+from llm_forget.core import formats
 from llm_forget.core.errors import AdapterRefused
+from llm_forget.core.formats.run import Provenance
 from llm_forget.models.digest import source_digest
 from tests.support.version_cases import close, events
 
@@ -51,6 +53,18 @@ def test_a_purge_names_the_run_that_still_has_its_files(evidence, two, tmp_path)
     assert plan_purge(evidence, two[1]).remaining == tmp_path / "second"
     shutil.rmtree(tmp_path / "second")
     assert plan_purge(evidence, two[1]).remaining is None
+
+
+def test_a_purge_lists_the_model_of_the_teacher_that_learned_the_rows(evidence, base, make):
+    run, seen = make("run", base, forget=["a"], retain=["b"]), make("run-aux_with", base, train=["a", "b"])
+    make("run-aux_without", base, train=["b"])
+    models = dict.fromkeys(("aux_with", "aux_without"), source_digest(str(base)))
+    formats.update(run.provenance_file, Provenance, teacher={"name": "divergence", "arguments": {}, "models": models})
+    version = add_version(evidence, run)
+    use(evidence, add_version(evidence, make("other", base, forget=["a"], retain=["b"])))
+    assert plan_purge(evidence, version).auxiliary == [seen.path]
+    said = CliRunner().invoke(app, ["versions", "purge", version, "--evidence", str(evidence)])
+    assert f"learned the forget rows; delete it separately: {seen.path}" in said.output.replace("\n", "")
 
 
 @pytest.mark.slow

@@ -88,8 +88,8 @@ def conversation(row: Row) -> tuple[list[Message], int]:
 
 def question(row: Row) -> str:
     """Return what a row (not running text) asks: its messages without system messages and without target answers."""
-    messages, given = conversation(row)
-    asked = (m for i, m in enumerate(messages) if m["role"] == "user" or (i < given and m["role"] != "system"))
+    messages, prompts = conversation(row)
+    asked = (m for i, m in enumerate(messages) if m["role"] == "user" or (i < prompts and m["role"] != "system"))
     return "\n".join(m["content"] for m in asked)
 
 

@@ -49,11 +49,7 @@ ModelValues = tuple[dict[str, Any], Computation]  # the records by probe name, a
 
 
 def compute_lines(
-    suite: Suite,
-    records: dict[str, Any],
-    others: dict[str, ModelValues] | None = None,
-    *,
-    role: str = "unlearned",
+    suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
 ) -> Computation:
     """Compute every line of a suite for one model from ``records``, which maps probe names to records.
 
@@ -62,8 +58,8 @@ def compute_lines(
     a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. Intervals
     resample the subjects of the records; a row without one is its own subject.
 
-    If ``others`` has further oracles, the value is the mean over the oracles, and an oracle is
-    compared with the other oracles only.
+    If ``others`` has further oracles, the value is the mean over the oracles, and an oracle is compared with the other
+    oracles only.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}

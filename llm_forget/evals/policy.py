@@ -21,7 +21,6 @@ EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
 HARMLESS = {"keep", "seed"}  # settings of an attack that do not make it weaker; of several seeds, the worst counts
 
-
 Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.json
 
 
@@ -65,11 +64,11 @@ class RuleResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule and its result for JSON."""
-        content: dict[str, Any] = {"suite": self.suite, "severity": self.rule.severity, "answer": self.word}
-        content |= {"caution": self.caution}
-        if self.rule.attack:
-            content |= {"attack": self.rule.attack, "settings": self.rule.settings, "attack_name": self.attack_name}
-        return {**content, **self.finding.to_dict()}
+        rule, attack = self.rule, {}
+        if rule.attack:
+            attack = {"attack": rule.attack, "settings": rule.settings, "attack_name": self.attack_name}
+        content = {"suite": self.suite, "severity": rule.severity, "answer": self.word, "caution": self.caution}
+        return {**content, **attack, **self.finding.to_dict()}
 
     def sentence(self) -> str:
         """Return a line such as ``fail  demo: forget_probability 0.150 (oracle 0.060; at most 1.5 times)``."""
@@ -148,9 +147,7 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
         if applied:
             rule_results.append(min(applied, key=lambda result: OUTCOMES_BY_SEVERITY.index(result.word)))
         elif not rule.optional:
-            why = f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, results['suites'])}"
-            if rule.attack:
-                why = _why_unmeasured(rule, attacks)
+            why = _why_not_attacked(rule, attacks) if rule.attack else _why_not_measured(rule, results["suites"])
             rule_results.append(RuleResult(rule, rule.suite, replace(apply_bound(rule.bound, None), why=why)))
     return rule_results
 
@@ -170,7 +167,7 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
             finding = apply_bound(rule.bound, summary)
             if finding.value is None:
                 finding = replace(finding, why="no excess without an oracle, or for such a line")
-            yield RuleResult(rule, attack["suite"], finding, _caution(attack), name)
+            yield RuleResult(rule, attack["suite"], finding, attack_name=name)
 
 
 def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:
@@ -180,11 +177,15 @@ def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:
     return attack["kind"] == rule.attack and rule.suite in (None, attack["suite"]) and same_settings and not others
 
 
-def _why_unmeasured(rule: Rule, attacks: Attacks) -> str:
+def _why_not_attacked(rule: Rule, attacks: Attacks) -> str:
     of_this_kind = [name for name, attack in attacks.items() if attack["kind"] == rule.attack]
     if of_this_kind:
         return f"other settings, suite or lines than the rule's in {', '.join(of_this_kind)}: {rule.command}"
     return f"not measured on these weights and rows, with the run's own keys and no limit: {rule.command}"
+
+
+def _why_not_measured(rule: Rule, suites: dict[str, Any]) -> str:
+    return f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, suites)}"
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
@@ -195,8 +196,7 @@ def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _caution(suite: Mapping[str, Any]) -> str:
-    """Return what to know about the rows of a suite or of an attack."""
+def _caution(suite: dict[str, Any]) -> str:
     cautions = [f"at most {suite['limit']} rows of each probe"] if suite.get("limit") else []
     cautions += [f"keys that are not the run's own: {', '.join(suite['overrides'])}"] if suite.get("overrides") else []
     return "; ".join(cautions)
@@ -224,8 +224,9 @@ def verify(
     rules = load_policy(policy)
     finished = Run.open(run)
     results = read_results(finished)
-    attacks = current_attacks(finished, results)
-    applied = apply_rules(results, [rule for rule in rules if not (quick and rule.attack)], attacks)
+    attacks = read_attacks(finished)
+    applied_rules = [rule for rule in rules if not (quick and rule.attack)]
+    applied = apply_rules(results, applied_rules, current_attacks(attacks, results))
     answer = "inconclusive" if quick and outcome(applied) == "pass" else outcome(applied)
     kinds = {rule.rule.attack for rule in applied if rule.rule.attack}
     content = {
@@ -234,7 +235,7 @@ def verify(
         "models": results["models"],
         "results": json_digest(results["suites"]),  # shows later whether the results have changed
         "rules": [r.to_dict() for r in applied],
-        **({"attacks": _digests(read_attacks(finished), kinds)} if kinds else {}),
+        **({"attacks": _digests(attacks, kinds)} if kinds else {}),
         **({"quick": True} if quick else {}),
     }
     formats.write(finished.path / "verify.json", content, Verification)

@@ -10,9 +10,9 @@ from llm_forget.core.config import SPLITS
 from llm_forget.core.formats.results import Results, RowScores
 from llm_forget.core.run_directory import ROLES, Run, oracle_roles
 from llm_forget.evals.compute_metrics import Computation, compute_lines
+from llm_forget.evals.oracles import mean_line
 from llm_forget.evals.probes.inputs import Work
 from llm_forget.evals.runner import EvaluatedModel
-from llm_forget.evals.stats import mean_line
 from llm_forget.evals.suite import Suite
 from llm_forget.evals.verdict import apply_bound, verdict_answer
 

@@ -38,23 +38,24 @@ def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
     return {file.parent.name: formats.read_content(file, Attack, advice="run the attack again") for file in files}
 
 
-def current_attacks(run: Run, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read the attacks on a run that were measured on the models and rows of ``results``, with the run's own keys and
-    on all rows.
+def current_attacks(attacks: Mapping[str, dict[str, Any]], results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the attacks that were measured on the models and rows of ``results``, with the run's own keys and on all
+    rows.
     """
-    attacks = read_attacks(run)
     return {name: attack for name, attack in attacks.items() if _is_current(attack, results)}
 
 
-def _is_current(attack: dict[str, Any], results: Mapping[str, Any]) -> bool:
-    pair = [
-        [(part["models"][role] or {}).get("digest") for role in ("unlearned", "oracle")] for part in (attack, results)
-    ]
+def _is_current(attack: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
+    if attack.get("overrides") or attack.get("limit") is not None or "splits" not in attack:  # 0.1.0 wrote no splits
+        return False
     suites = [suite for suite in results["suites"].values() if not suite.get("overrides")]
-    rows = [(name, digest) for suite in suites for name, digest in suite.get("splits", {}).items()]
-    measured = attack.get("splits")  # attacks of 0.1.0 have none
-    same_rows = measured is not None and all(measured.get(name, digest) == digest for name, digest in rows)
-    return pair[0] == pair[1] and same_rows and not attack.get("overrides") and attack.get("limit") is None
+    rows = [pair for suite in suites for pair in suite.get("splits", {}).items()]
+    same_rows = all(attack["splits"].get(name, digest) == digest for name, digest in rows)
+    return same_rows and _attacked_digests(attack) == _attacked_digests(results)
+
+
+def _attacked_digests(measured: Mapping[str, Any]) -> list[str | None]:
+    return [(measured["models"][role] or {}).get("digest") for role in ("unlearned", "oracle")]
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:

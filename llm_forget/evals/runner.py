@@ -240,19 +240,16 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
     """Fill in the fields that come from the data, because they are never stored in records."""
-    records = [replace(record, subject=work.subjects.get(record.id)) for record in records]
-    if work.kind == "generate":
-        prompts = {row.key: row for row in work.prompt_rows}
-        return [
-            replace(record, reference=prompts[record.key].reference, columns=prompts[record.key].columns)
-            for record in records
-        ]
-    if work.kind == "logprobs":
-        return [
-            replace(record, zlib_bytes=work.zlib_bytes[record.key], answer=work.answers[record.key])
-            for record in records
-        ]
-    return records
+    prompts = {row.key: row for row in work.prompt_rows}
+
+    def fields(record: Any) -> dict[str, Any]:
+        if work.kind == "generate":
+            return {"reference": prompts[record.key].reference, "columns": prompts[record.key].columns}
+        if work.kind == "logprobs":
+            return {"zlib_bytes": work.zlib_bytes[record.key], "answer": work.answers[record.key]}
+        return {}
+
+    return [replace(record, subject=work.subjects.get(record.id), **fields(record)) for record in records]
 
 
 class _ModelHolder:

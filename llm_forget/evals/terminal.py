@@ -10,7 +10,7 @@ from rich.table import Table
 from llm_forget.core.text import plain, shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice
-from llm_forget.evals.stats import oracle_range
+from llm_forget.evals.oracles import oracle_range
 
 MARKS = {True: "[green]+[/green]", False: "[red]-[/red]", None: "[yellow]?[/yellow]"}
 GOALS = {"lower": "lower", "higher": "higher", "keep": "as before", "match_oracle": "as oracle"}

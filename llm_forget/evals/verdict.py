@@ -18,7 +18,7 @@ from typing import Any
 from llm_forget.core.errors import EvaluationError
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.text import shown
-from llm_forget.evals.stats import spread
+from llm_forget.evals.oracles import spread
 
 KINDS = ("at_most", "at_least", "within", "within_oracles")
 MODELS = ("oracle", "before")

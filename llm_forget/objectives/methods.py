@@ -169,10 +169,10 @@ _METHODS = (
         "hinge", "arXiv:2606.02920", "Lower each token until it is as unlikely as unseen tokens are; then stop.",
         forget=[{"name": "hinge", "eta": 0.25}], retain=_NLL,
         notes="rho is found on holdout rows, or 0.7 without them; stop_at: holdout ends it. The slope is 1/eta at "
-        f"every token above the level, also at those that retain rows share, so raise retain_weight. {_LORA}",
+        f"every token above the level, also where retain rows share it: see docs/teachers.md. {_LORA}",
     ),
     Method(
-        "margin_polish", "arXiv:2607.27836", "Lower the margins of a finished run further, against relearning.",
+        "margin_polish", "arXiv:2607.27836", "Lower the margins of a finished run further.",
         forget=[{"name": "margin_polish", "beta": 1.0}], retain=[{"name": "kl", "weight": 1.0}],
         notes=f"A second step: model_name_or_path is the run to polish; one or two epochs. {_LORA}",
     ),

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from llm_forget.core.errors import ConfigError
+from llm_forget.data.subjects import subject_numbers
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.levels import Levels, levels_of
 from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
@@ -56,13 +57,14 @@ def sample(rows: Dataset, limit: int = ROWS) -> Dataset:
 
 def measure(forward: Forward, rows: Dataset) -> dict[str, np.ndarray]:
     """Levels of each tokenised row by name, ``[N]``; see `llm_forget.logprobs.levels.Levels`."""
-    parts = [levels_of(forward(batch)) for batch in _batches(rows)]
+    parts = [levels_of(forward(batch)) for batch in batches(rows)]
     return {name: np.concatenate([getattr(part, name).float().cpu().numpy() for part in parts]) for name in NAMES}
 
 
-def _batches(rows: Dataset) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(rows), BATCH):
-        yield [rows[place] for place in range(start, min(start + BATCH, len(rows)))]
+def batches(rows: Dataset, size: int = BATCH) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in lists of ``size``; the last one may be shorter."""
+    for start in range(0, len(rows), size):
+        yield [rows[place] for place in range(start, min(start + size, len(rows)))]
 
 
 def share_of_unknown(forward: Forward, rows: Dataset) -> float:
@@ -72,7 +74,7 @@ def share_of_unknown(forward: Forward, rows: Dataset) -> float:
     Raises ConfigError if every token is ranked first, so that the rows show no level.
     """
     margins: list[Tensor] = []
-    for batch in _batches(rows):
+    for batch in batches(rows):
         logprobs = forward(batch)
         logits, labels = at_targets(logprobs, "logits"), logprobs.labels[logprobs.mask]
         unknown = gold_margin(logits, labels, rivals=1) <= 0  # [N]
@@ -105,8 +107,7 @@ def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0)
     """
     if len(values) == 1:
         raise ConfigError("one holdout row gives no interval; add rows to holdout, of several subjects")
-    _, groups = np.unique([str(subject) for subject in subjects], return_inverse=True)
-    groups = groups if groups.any() else np.arange(len(values))
+    groups = subject_numbers(values, [str(subject) for subject in subjects])
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     draws = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
     means = sums[draws].sum(-1) / counts[draws].sum(-1)

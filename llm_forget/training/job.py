@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Job:
     weight_step: Mapping[str, Any] | None = None  # arguments of a method that trains nothing, see `weight_space`
     augmentation: Augmentation | None = None
 
-    @property
+    @cached_property
     def training_splits(self) -> dict[str, Dataset]:
         """The splits to train on: with the rows that ``augment`` adds after the forget rows."""
         if self.augmentation is None:

@@ -16,10 +16,10 @@ from llm_forget.core.run_directory import Run
 from llm_forget.data.names import texts_of
 from llm_forget.data.rows import is_text
 from llm_forget.data.sources import load_source
-from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
+from llm_forget.data.tokenise import ids_inside_a_sentence, tokenise_rows
 from llm_forget.models.load import load_base, load_tokenizer, meta_model, to_device
 from llm_forget.teachers import borrowed_names, names_of, other_names
-from llm_forget.training.calibration import forward_of, sample
+from llm_forget.training.calibration import forward_of, measure, sample
 from llm_forget.training.distillation.teacher_pass import RETAIN_SAMPLE, SMALL
 from llm_forget.training.job import template_of
 
@@ -42,8 +42,8 @@ RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
 def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
     """Replace `method: auto` in a configuration, in place, by a method with a teacher; log the choice and the reason.
 
-    Keys that the recipe or the command line sets stay. Raises ConfigError without forget rows, or with
-    objective or method_args.
+    Keys that the recipe or the command line sets stay. Raises ConfigError without forget rows, or with objective or
+    method_args.
     """
     if train.objective is not None or train.method_args:
         raise ConfigError("method auto chooses the objective; remove objective and method_args, or name a method")
@@ -106,16 +106,14 @@ def _is_trained(name: str, data: DataConfig, model: ModelConfig, retain: list[An
     """Return whether a model predicts retain rows better than a guess; adapters on an untrained one learn nothing."""
     tokenizer = load_tokenizer(model)
     limits = {"max_length": data.max_length, "stride": data.stride}
-    windows = encode_rows(retain[:BASE_ROWS], tokenizer, template_of(data, tokenizer), **limits)
+    rows = tokenise_rows(retain[:BASE_ROWS], tokenizer, template_of(data, tokenizer), **limits)
     base = load_base(dataclasses.replace(model, model_name_or_path=name, model_revision="main", use_peft=False))
-    forward = forward_of(to_device(base), int(tokenizer.pad_token_id))
-    logprobs = [forward([vars(window)]) for row in windows for window in row]
-    loss = -sum(float(part.sums().sum()) for part in logprobs) / sum(int(part.mask.sum()) for part in logprobs)
-    return loss < UNTRAINED * math.log(base.config.get_text_config().vocab_size)
+    logprobs = measure(forward_of(to_device(base), int(tokenizer.pad_token_id)), rows)["logprob"]  # [N]
+    return -float(logprobs.mean()) < UNTRAINED * math.log(base.config.get_text_config().vocab_size)
 
 
 def _settings(train: UnlearnConfig, model: ModelConfig, rows: list[Any], trained_rows: int) -> dict[str, Any]:
-    """Return values for the keys that the recipe leaves at their defaults."""
+    """Return values for the keys that neither the recipe nor the command line sets."""
     defaults = {f.name: f.default for cls in (UnlearnConfig, ModelConfig) for f in dataclasses.fields(cls)}
     tokens = sum(len(" ".join(texts_of(row))) for row in rows) / len(rows) / CHARACTERS_PER_TOKEN
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llm_forget.core.run_directory import models_by_role, oracle_role, oracle_roles
-from llm_forget.evals.stats import mean_line, spread
+from llm_forget.evals.oracles import mean_line, spread
 
 
 def line(value, ci=None, n=5, n_unscored=0):

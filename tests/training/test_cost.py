@@ -20,10 +20,10 @@ COST = {
 }
 
 
-def write_run(folder: Path, config: dict[str, Any], **facts: Any) -> str:
+def write_run(folder: Path, config: dict[str, Any], kind: str = "finetune", **facts: Any) -> str:
     folder.mkdir()
     base = {"name": "base", "digest": None}
-    (folder / "provenance.json").write_text(json.dumps({"kind": "finetune", "base": base, **facts}))
+    (folder / "provenance.json").write_text(json.dumps({"kind": kind, "base": base, **facts}))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return str(Run(folder).path)
 
@@ -46,6 +46,12 @@ def test_retraining_costs_what_the_oracle_cost_else_what_the_target_cost(tmp_pat
     assert retraining_cost({"oracle": counted, "target": None}, SPLITS) == {"tokens": 900, "source": "oracle"}
     assert retraining_cost({"oracle": "org/model", "target": counted}, SPLITS) == {"tokens": 900, "source": "target"}
     assert retraining_cost({"oracle": None, "target": "org/model"}, SPLITS) is None
+
+
+def test_the_cost_of_an_unlearning_run_is_not_that_of_retraining(tmp_path: Path) -> None:
+    cost = {"seconds": 1.0, "peak_memory_gib": None, "tokens": 900}
+    unlearned = write_run(tmp_path / "unlearned", {}, "unlearn", cost=cost)
+    assert retraining_cost({"oracle": None, "target": unlearned}, SPLITS) is None
 
 
 def test_a_run_that_counted_no_tokens_is_estimated_from_its_epochs(tmp_path: Path) -> None:

@@ -42,5 +42,6 @@ def finetune(
         keep: keep the adapters in the folder of the attack.
     """
     rows = other_rows(context.config, data, option="data")
-    schedule: dict[str, Any] = {"max_steps": steps, "learning_rate": learning_rate, "seed": seed}
-    return train_and_measure(context, rows, description="other rows", keep=keep, **schedule)
+    return train_and_measure(
+        context, rows, description="other rows", keep=keep, max_steps=steps, learning_rate=learning_rate, seed=seed
+    )

@@ -52,8 +52,10 @@ def relearn(
     """
     training_rows, measured_rows = split_forget_rows(context.config, share=share, on=on, seed=seed)
     description = f"{count_ids(training_rows)} forgotten rows" if measured_rows is not None else "other rows"
-    schedule = {"num_train_epochs": num_train_epochs, "learning_rate": learning_rate, "seed": seed}
-    return train_and_measure(context, training_rows, measured_rows, description=description, keep=keep, **schedule)
+    return train_and_measure(
+        context, training_rows, measured_rows, description=description, keep=keep,
+        num_train_epochs=num_train_epochs, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
 
 
 def train_and_measure(

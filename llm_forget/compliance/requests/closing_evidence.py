@@ -10,7 +10,7 @@ from llm_forget.core.errors import EvidenceError
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.evals.policy import RuleResult, apply_rules, load_policy, outcome, verify
-from llm_forget.evals.results_file import current_attacks, is_measured, read_results
+from llm_forget.evals.results_file import current_attacks, is_measured, read_attacks, read_results
 from llm_forget.models.merging.merge_report import Merged, is_merged, read_merged
 
 
@@ -97,7 +97,7 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 def attacks_on(evidence: ClosingEvidence, results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attacks that count for the certified model, with the content of attack.json by folder name."""
-    attacks = current_attacks(evidence.measured_run, results)
+    attacks = current_attacks(read_attacks(evidence.measured_run), results)
     return {**attacks, **_attacks_before_merging(evidence)} if evidence.merged else attacks
 
 
@@ -107,7 +107,7 @@ def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
     merged_whole = len(evidence.merged.facts["sources"]) == 1 and evidence.merged.scale_of(evidence.run_weights) == 1
     if not merged_whole or not evidence.run.results_file.is_file():
         return {}
-    return current_attacks(evidence.run, read_results(evidence.run))
+    return current_attacks(read_attacks(evidence.run), read_results(evidence.run))
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:

@@ -1,31 +1,28 @@
 """The same question about another name of the same subject."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import REQUIRED
 from llm_forget.data.augmentations._registry import Added, augmentation, question_and_answer
-from llm_forget.data.names import with_texts
+from llm_forget.data.names import replacement, with_texts
 from llm_forget.data.rows import Row, is_text
 
 
 @augmentation(paper="arXiv:2607.09236", needs="a name in its question or text that has aliases")
 def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
-    """The row with a name replaced by each of its aliases, wherever the row has it as a whole word.
+    """The row with a name replaced by each of its aliases, wherever the row has it as a whole word (in scripts
+    without capitals, anywhere).
 
     ``names`` is ``{column: aliases}``, where the column holds the aliases of the row's subject (a text or a list), or
     ``{name: aliases}``. Raises ConfigError for another form.
     """
-    for known, other in _pairs(row, name, names):
-        word = re.compile(rf"(?<!\w){re.escape(known)}(?!\w)")
-        if word.search(str(row["text"]) if is_text(row) else question_and_answer(row)[0]):
-            yield with_texts(row, _replacement(word, other)), other
-
-
-def _replacement(word: re.Pattern[str], other: str) -> Callable[[str], str]:
-    return lambda text: word.sub(lambda _: other, text)  # a function, since a text could hold a backslash
+    for present, other in _pairs(row, name, names):
+        replaced = replacement(present, other, parts=False)
+        asked = str(row["text"]) if is_text(row) else question_and_answer(row)[0]
+        if replaced(asked) != asked:
+            yield with_texts(row, replaced), other
 
 
 def _pairs(row: Row, name: str, names: Any) -> list[tuple[str, str]]:
@@ -34,12 +31,12 @@ def _pairs(row: Row, name: str, names: Any) -> list[tuple[str, str]]:
         raise ConfigError("alias in the key augment must be a mapping: {column: COLUMN}, or names to their aliases")
     by_column = list(names) == ["column"] and isinstance(names["column"], str)
     table = {name: row.get(names["column"])} if by_column else names
-    pairs = [(str(known), other) for known, others in table.items() if known for other in _listed(others)]
-    return [(known, other) for known, other in pairs if other != known]
+    pairs = [(str(present), other) for present, others in table.items() if present for other in _listed(others)]
+    return [(present, other) for present, other in pairs if other != present]
 
 
 def _listed(others: Any) -> list[str]:
-    values = [others] if isinstance(others, str) else list(others or []) if isinstance(others, list | None) else None
-    if values is None or not all(isinstance(value, str) for value in values):
+    values = [others] if isinstance(others, str) else others or []
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ConfigError("aliases in the key augment or its column must be texts or lists of texts")
     return [value.strip() for value in values if value.strip()]

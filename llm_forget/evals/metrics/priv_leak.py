@@ -9,12 +9,12 @@ from functools import partial
 
 import numpy as np
 
+from llm_forget.data.subjects import subject_count
 from llm_forget.evals import stats
 from llm_forget.evals.membership import scores
 from llm_forget.evals.metrics._registry import metric
 from llm_forget.evals.records import TokenRecord, aligned, row_subjects
 from llm_forget.evals.stats import Codes, Estimate, Rows, Subjects
-from llm_forget.evals.subjects import subject_count
 
 
 @metric(paper="arXiv:2407.06460", two_sided=True)

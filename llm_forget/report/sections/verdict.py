@@ -8,7 +8,7 @@ from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
-from llm_forget.evals.stats import oracle_range
+from llm_forget.evals.oracles import oracle_range
 from llm_forget.evals.suite import load_suite
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Cell, Chart, Number, Row, Section, Table, Text, Verdict, anchor, interval

@@ -1,7 +1,8 @@
 """What a run cost in tokens, with its teacher and auxiliary models, beside what retraining would have cost.
 
-A token is one position that a model processed, in training or in a forward pass. Training on a token needs about three
-times the computation of a forward pass, so the share of a teacher's passes is stated too high.
+Counted are the positions in the batches of training, and those that the teacher's models process. Not counted are the
+passes of a reference model, the second pass of `sam`, and the measurements on holdout rows. A position in training
+needs about three times the computation of one in a forward pass, but counts the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds import kind_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +53,8 @@ def retraining_cost(sources: Mapping[str, str | None], splits: Mapping[str, Data
         source = sources.get(role)
         if not source or not (run := Run(Path(source))).provenance_file.is_file():
             continue
+        if kind_named(run.provenance["kind"]).forgotten:
+            continue  # a second step starts from an unlearned model, whose cost is not that of retraining
         if (tokens := _cost(run).get("tokens")) is not None:
             return {"tokens": tokens, "source": role}
         config = run.config if run.config_file.is_file() else {}

@@ -157,6 +157,7 @@ class _Teaching:
         self._job, self._entry, self._recipe_arguments = job, TEACHERS.get(job.teacher.name), job.teacher.arguments
         self._models = {"target": to_device(target)}
         self._sources: Mapping[str, str] = job.teacher.models
+        self._rows: Dataset | None = None
 
     def texts(self) -> list[Row]:
         """Rows that the teacher adds."""
@@ -187,11 +188,15 @@ class _Teaching:
         return sum(values) / len(values)
 
     def with_texts(self, texts: list[Row]) -> Dataset:
-        """The tokenised forget rows, then those of the key ``augment``, then the windows of ``texts``."""
-        forget = self._job.training_splits["forget"]
-        if not texts:
-            return forget
-        return concatenate_datasets([forget, tokenise_rows(texts, self._job.tokenizer, self._template, **self._limits)])
+        """The tokenised forget rows, then those of the key ``augment``, then the windows of ``texts``, which are the
+        same in every call.
+        """
+        if self._rows is None:
+            self._rows = self._job.training_splits["forget"]
+            if texts:
+                added = tokenise_rows(texts, self._job.tokenizer, self._template, **self._limits)
+                self._rows = concatenate_datasets([self._rows, added])
+        return self._rows
 
     def distributions(self, arguments: dict[str, Any], texts: list[Row], rows: Dataset) -> TeacherLogprobs:
         context = replace(self._context, rows=[*self._context.rows, *texts])

@@ -24,7 +24,7 @@ from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logp
 from llm_forget.models.adapters.lora import ADAPTER, reference_mode
 from llm_forget.models.merging.combinations import layers
 from llm_forget.objectives.kl import kl
-from llm_forget.training.calibration import sample
+from llm_forget.training.calibration import batches, sample
 
 RETAIN_ROWS = 64  # whose KL bounds the step
 FIRST_STEP = 1e-4  # the first step that is tried: |change| / |weights|
@@ -42,8 +42,7 @@ class WeightStep:
     pad_id: int
 
     def batches(self, rows: Dataset) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(rows), self.batch_size):
-            part = [rows[place] for place in range(start, min(start + self.batch_size, len(rows)))]
+        for part in batches(rows, self.batch_size):
             yield {name: tensor.to(self.model.device) for name, tensor in collate(part, self.pad_id).items()}
 
     def forward(self, batch: dict[str, Tensor], *, logits: bool = False) -> Logprobs:

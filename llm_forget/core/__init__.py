@@ -1,3 +1,3 @@
-"""Files, digests, errors and settings for the whole package. This folder imports no other part of the package."""
+"""Configuration, file formats, digests and errors, for all other folders. This folder imports no other folder."""
 
 __version__ = "0.1.0"

@@ -30,7 +30,7 @@ CONTROL_KEYS = frozenset(
 
 
 if TYPE_CHECKING:
-    Structure = Any  # a mapping or a list once it is parsed
+    Structure = Any  # after parsing: a mapping or a list
 else:
     Structure = dict | str | None  # HfArgumentParser supports no other type for a mapping
 
@@ -41,7 +41,10 @@ def _field(default: Any, text: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Settings of rows and tokenisation. A source of rows is a path, Hub name, ``builtin:NAME``, mapping or list."""
+    """Settings that select the rows of each split and tokenise them.
+
+    A split is a path, a Hub name, ``builtin:NAME``, a mapping such as ``{path: rows.jsonl}``, or a list of these.
+    """
 
     forget: Structure = _field(None, "rows to forget")
     retain: Structure = _field(None, "rows to keep")
@@ -65,7 +68,7 @@ class DataConfig:
 
 @dataclass
 class TrainConfig(TrainingArguments):
-    """TrainingArguments with the defaults of this package, for every command that trains."""
+    """Training settings: transformers' ``TrainingArguments`` with the defaults and further keys of this package."""
 
     output_dir: str | None = _field(None, "the run directory")
     learning_rate: float = _field(1e-4, "adapters need about ten times what full fine-tuning takes")
@@ -82,7 +85,7 @@ class TrainConfig(TrainingArguments):
     bf16: bool | None = _field(None, "default: on GPUs that have it")  # type: ignore[assignment]
     overwrite: bool = _field(False, "delete the content of output_dir and start again")
     dry_run: bool = _field(False, "check everything and estimate memory without training")
-    given_keys: frozenset[str] = field(default=frozenset(), init=False)  # of the recipe and the command line
+    given_keys: frozenset[str] = field(default=frozenset(), init=False)  # keys set by the recipe or the command line
 
     def __post_init__(self) -> None:
         if not self.output_dir:
@@ -103,7 +106,7 @@ class TrainConfig(TrainingArguments):
 
 @dataclass
 class UnlearnConfig(TrainConfig):
-    """Settings of unlearning. ``method`` names a predefined loss; ``objective`` lists the terms of a custom loss."""
+    """Settings of unlearning. ``method`` names a predefined loss. ``objective`` lists the terms of a custom loss."""
 
     method: str | None = _field(None, "auto, or one of `llm-forget methods`; default: npo, unless objective is given")
     method_args: Structure = _field(None, "overrides of the method, e.g. {beta: 0.5, retain_weight: 2}")
@@ -142,7 +145,7 @@ STRUCTURED = frozenset(
     f.name
     for c in (DataConfig, UnlearnConfig)
     for f in dataclasses.fields(c)
-    if "dict" in str(f.type) or f.type == "Structure"  # annotations are text here
+    if "dict" in str(f.type) or f.type == "Structure"  # types are strings here, because annotations are postponed
 )
 
 
@@ -159,7 +162,7 @@ def keys_of(train_class: type[TrainConfig]) -> set[str]:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a flat recipe. Raise ConfigError if the YAML is not a mapping, repeats a key or uses an alias."""
+    """Return the keys and values of a recipe. Raise ConfigError for invalid YAML, a repeated key or a YAML alias."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -192,9 +195,10 @@ def _refuse_repeated_keys(node: Any, path: str | Path) -> None:
 
 
 def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
-    """Parse and check ``RECIPE.yaml --key value --key.inner value``. Overrides take precedence over the recipe.
+    """Return the (data, training, model) configuration of ``RECIPE.yaml --key value --key.inner value``.
 
-    The recipe may also be given as ``--config RECIPE.yaml``. Raise ConfigError for unknown keys and wrong types.
+    Options replace keys of the recipe, which may also be given as ``--config RECIPE.yaml``. Raise ConfigError for
+    unknown keys and wrong types.
     """
     argv = list(argv)
     recipe: dict[str, Any] = {}
@@ -208,7 +212,10 @@ def parse(argv: Sequence[str], train_class: type[Train]) -> Configs[Train]:
 
 
 def from_keys(keys: dict[str, Any], train_class: type[Train], *, overrides: Sequence[str] = ()) -> Configs[Train]:
-    """Build and check a configuration from flat keys and command-line overrides; the overrides take precedence."""
+    """Return the (data, training, model) configuration of recipe keys and of the options that replace some of them.
+
+    Raise ConfigError for unknown keys and wrong types.
+    """
     allowed = keys_of(train_class)
     keys = {key: _without_paths(value) for key, value in keys.items()}
     flags = _apply_dotted(keys, overrides, allowed)
@@ -241,7 +248,7 @@ def _option(flag: str) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """Convert each `Path` to text, also in mappings and lists, so that the configuration can be written as YAML."""
+    """Return a value with each `Path` in it converted to text, so that the configuration can be written as YAML."""
     if isinstance(value, dict):
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -250,7 +257,9 @@ def _without_paths(value: Any) -> Any:
 
 
 def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
-    """Return a plain value as command-line text, so that the parser checks its type."""
+    """Return a value as command-line text, so that the parser checks its type. Keep the mappings and lists of keys
+    that allow them; raise ConfigError for other keys.
+    """
     if isinstance(value, dict | list):
         kinds = " ".join(str(base.__annotations__.get(key, "")) for cls in classes for base in cls.__mro__[:-1])
         if key in STRUCTURED or "dict" in kinds or "list" in kinds:
@@ -260,7 +269,10 @@ def _as_text(key: str, value: Any, classes: Sequence[type]) -> Any:
 
 
 def _apply_dotted(keys: dict[str, Any], overrides: Sequence[str], allowed: set[str]) -> list[str]:
-    """Check option names, put each ``--a.b value`` into ``keys``, and return all other options for the parser."""
+    """Store each option ``--a.b value`` in ``keys``, and return the words of all other options for the parser.
+
+    Raise ConfigError for unknown options.
+    """
     plain: list[str] = []
     items = list(overrides)
     while items:
@@ -294,7 +306,7 @@ def _with(mapping: dict[str, Any], path: list[str], value: Any) -> dict[str, Any
 
 
 def _read_structures(config: Any) -> None:
-    """Parse, in place, the mappings and lists that the command line gave as text."""
+    """Parse each mapping or list that a field of the configuration holds as YAML text, and store it in the field."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name, None)
         if f.name in STRUCTURED and isinstance(value, str) and value.startswith(("{", "[")):
@@ -305,7 +317,7 @@ def _read_structures(config: Any) -> None:
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
-    """Return flat keys that reproduce the configurations, without library keys that have their default value."""
+    """Return the recipe keys that reproduce these configurations, without secrets and unchanged library defaults."""
     library = {**dataclasses.asdict(ModelConfig()), **_library_defaults()}
     ours = {*DataConfig.__annotations__, *TrainConfig.__annotations__, *UnlearnConfig.__annotations__}
     always = (ours | {"use_peft", "lora_dropout"}) - CONTROL_KEYS | {"output_dir"}
@@ -329,11 +341,11 @@ def _library_defaults() -> dict[str, Any]:
 
 
 def model_part(keys: dict[str, Any]) -> ModelConfig:
-    """Return the model settings of a resolved configuration."""
+    """Return the model settings among the keys that `resolved` returned."""
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
     return ModelConfig(**{key: value for key, value in keys.items() if key in fields})
 
 
 def identity(keys: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a resolved configuration that affect the result of the run."""
+    """Return those keys from `resolved` that affect the result of a run. A run resumes only if they are equal."""
     return {k: v for k, v in keys.items() if k not in CONTROL_KEYS | MEASURED_WITH}

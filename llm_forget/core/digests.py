@@ -17,9 +17,10 @@ _digests: ContextVar[dict[_Mark, str] | None] = ContextVar("digests", default=No
 
 @contextmanager
 def each_file_hashed_once() -> Iterator[None]:
-    """Inside the block, `file_digest` reads a file again only if its inode, size or times changed.
+    """Cache file digests within a ``with`` block: a file is hashed again only if its inode, size or times changed.
 
-    A digest is not cached if the file changed within `FILE_CLOCK`, because another write could have the same time.
+    The digest of a file that changed less than `FILE_CLOCK` ago is not cached, because a later write could leave the
+    same times.
     """
     token = _digests.set({} if _digests.get() is None else _digests.get())
     try:
@@ -29,7 +30,7 @@ def each_file_hashed_once() -> Iterator[None]:
 
 
 def file_digest(path: Path, *, final: bool = False) -> str:
-    """Return the SHA-256 of a file as ``sha256:`` and 64 hex digits. ``final``: no process will write it again."""
+    """Return the SHA-256 of a file as ``sha256:`` and 64 hex digits. Set ``final`` if the file cannot change again."""
     digests = _digests.get()
     with open(path, "rb") as file:
         mark = _mark(file.fileno())
@@ -54,6 +55,6 @@ def json_digest(content: Any) -> str:
 
 
 def content_key(**parts: Any) -> str:
-    """Return a cache key: the SHA-256 (64 hex digits) of the JSON of all arguments; ``1`` and ``"1"`` differ."""
+    """Return the SHA-256 of the JSON of all arguments (64 hex digits) as a cache key. ``1`` and ``"1"`` differ."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "s
 
 
 def environment() -> dict[str, Any]:
-    """Return software versions, device and the git commit of the working directory; no value identifies a person."""
+    """Return software versions, device and git commit of the working directory. No value identifies a person."""
     import torch
 
     cuda = torch.cuda.is_available()

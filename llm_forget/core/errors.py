@@ -27,7 +27,7 @@ class RunError(LlmForgetError, ValueError):
 
 
 class EvaluationError(LlmForgetError, ValueError):
-    """Raised when a suite, metric, attack or policy cannot be computed."""
+    """Raised when a suite, metric or attack cannot be computed, or a policy cannot be applied."""
 
 
 class EvidenceError(LlmForgetError, ValueError):
@@ -39,7 +39,7 @@ class PublishError(LlmForgetError, ValueError):
 
 
 class AdapterRefused(ModelError):
-    """Raised when files of an adapter were changed after they were written, or their origin cannot be checked."""
+    """Raised when a file of an adapter was changed after it was written, or the origin of an adapter is unknown."""
 
     exit_code = 4
 
@@ -88,9 +88,10 @@ class UnsupportedError(LlmForgetError, NotImplementedError):
 
 @contextlib.contextmanager
 def library_errors(kind: type[LlmForgetError], *types: type[Exception]) -> Iterator[None]:
-    """Inside the block, raise exceptions of ``types`` as ``kind`` with the same text.
+    """Convert exceptions of ``types`` that a ``with`` block raises into ``kind``, with the same text.
 
-    Errors of this package and file errors pass unchanged. The block must not handle rows: a library may quote them.
+    Errors of this package and file errors are not converted. The block must not process rows, because the text of a
+    library's exception may quote them.
     """
     try:
         yield

@@ -16,14 +16,14 @@ NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # file s
 
 
 def _written_as(name: str) -> str:
-    """Return the final name of a temporary file of `write_atomic`. Return any other name unchanged."""
+    """Return the target name of a temporary file that `write_atomic` left. Return any other name unchanged."""
     return re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name)
 
 
 def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file atomically: readers see the old or new content. If ``private``, only the owner can read it.
+    """Write a file atomically, so that readers see either the old or the new content, and flush it to disk.
 
-    The content is on disk when this returns.
+    If ``private``, only the owner can read the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raise RunError, which names file and line, if it is not valid JSON."""
+    """Return the content of a JSON file. Raise RunError with file name and line if the JSON is invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -75,5 +75,5 @@ def read_json(path: Path) -> Any:
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached values that runs share: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
+    """Return the cache folder that all runs share: $LLM_FORGET_CACHE or ~/.cache/llm_forget."""
     return Path(os.environ.get("LLM_FORGET_CACHE") or Path.home() / ".cache" / "llm_forget")

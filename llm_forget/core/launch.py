@@ -29,21 +29,22 @@ ON_CPUS = {
 
 @dataclass(frozen=True)
 class RequestedLaunch:
-    """A requested number of processes (None: any number), and the ``source`` of the request for error messages."""
+    """A requested number of processes. None allows any number. Error messages name ``source``, which requested it."""
 
     processes: int | None
     source: str
 
 
 def weights_are_sharded() -> bool:
-    """Return whether accelerate was asked to split the weights over the processes, with FSDP or DeepSpeed."""
+    """Return whether the environment requests that FSDP or DeepSpeed split the weights over the processes."""
     return bool(_shardings(os.environ))
 
 
 def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> NoReturn:
     """Replace this process by ``accelerate launch --config_file CONFIG -m llm_forget ARGUMENTS``.
 
-    ``config`` is a path, or a shipped name such as ``ddp``. Raise ConfigError if it cannot start the processes.
+    ``config`` is the path of an accelerate configuration, or the name of a shipped one such as ``ddp``. Raise
+    ConfigError if this configuration cannot start this number of processes.
     """
     path = resolve("accelerate_configs", config)
     command = launch_command(arguments, path, processes)
@@ -55,7 +56,7 @@ def relaunch(arguments: Sequence[str], config: str, processes: int | None) -> No
 
 
 def launch_command(arguments: Sequence[str], path: Path, processes: int | None) -> list[str]:
-    """Return the command line for `relaunch`. Raise ConfigError if ``path`` cannot start this many processes."""
+    """Return the command line that `relaunch` runs, as a list of words. Raise ConfigError as described there."""
     settings = _settings(path)
     kind = str(settings.get("distributed_type", "NO"))
     default = 1 if kind in ("NO", "False") else None
@@ -75,7 +76,7 @@ def launch_command(arguments: Sequence[str], path: Path, processes: int | None) 
 
 
 def check_launch(state: Any) -> None:
-    """Raise ConfigError if the number of processes or the kind of sharding is not the requested one.
+    """Raise ConfigError if the number of processes, or the kind of sharding, differs from the request.
 
     ``state`` is accelerate's ``AcceleratorState`` or ``PartialState``, after its process group exists.
     """
@@ -96,7 +97,7 @@ def check_launch(state: Any) -> None:
 
 
 def refuse_sharded_models(environment: Mapping[str, str]) -> None:
-    """Raise ConfigError if ``environment`` requests FSDP or DeepSpeed, which do not give each process a whole model.
+    """Raise ConfigError if ``environment`` requests FSDP or DeepSpeed: each process needs a whole model to evaluate it.
 
     Under FSDP, transformers loads the weights only in the first process. The others would evaluate an empty model.
     """
@@ -108,7 +109,7 @@ def refuse_sharded_models(environment: Mapping[str, str]) -> None:
 
 
 def _shardings(environment: Mapping[str, str]) -> list[str]:
-    """Return the requested kinds of sharding: a list of ``FSDP`` and ``DEEPSPEED``, usually empty."""
+    """Return the kinds of sharding that are requested: ``FSDP``, ``DEEPSPEED``, both, or usually an empty list."""
     return [name for variable, name in SHARDED.items() if environment.get(variable, "false").lower() == "true"]
 
 
@@ -119,9 +120,10 @@ def refuse_processes(command: str, state: Any) -> None:
 
 
 def follow_launcher() -> None:
-    """Set ``ACCELERATE_USE_CPU`` if the accelerate configuration says ``use_cpu``. Call it before any use of a device.
+    """Set ``ACCELERATE_USE_CPU`` if the accelerate configuration has ``use_cpu``. Call this before any use of a device.
 
-    Accelerate sets the variable only for one process. Without it, several processes would train separate models.
+    Accelerate sets the variable only if it starts a single process. Without the variable, several processes would train
+    separate models.
     """
     options = _launch_options(_ancestors())
     if options is None or USE_CPU in os.environ:
@@ -132,7 +134,7 @@ def follow_launcher() -> None:
 
 
 def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> list[RequestedLaunch]:
-    """Return the requested numbers of processes: from the environment, then from ``accelerate launch``."""
+    """Return all requests for a number of processes: in the environment, then in an ``accelerate launch`` command."""
     launches = []
     for variable, source in ((WORLD_SIZE, "--num_processes"), ("WORLD_SIZE", "the launcher (WORLD_SIZE)")):
         text = environment.get(variable, "")
@@ -145,7 +147,7 @@ def requested_launches(environment: Mapping[str, str], ancestors: Sequence[Seque
 
 
 def _launch_options(ancestors: Sequence[Sequence[str]]) -> list[str] | None:
-    """Return the arguments of the nearest ancestor process that is ``accelerate launch``, or None if none is."""
+    """Return the arguments of the nearest ancestor process that is ``accelerate launch``. Without one, return None."""
     return next((words for command in ancestors if (words := _accelerate_options(command)) is not None), None)
 
 
@@ -161,7 +163,7 @@ def _accelerate_options(command: Sequence[str]) -> list[str] | None:
 
 
 def _parsed(options: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Parse options of ``accelerate launch``. Return them, and the content of the configuration file that they name."""
+    """Return the parsed options of ``accelerate launch``, and the content of the configuration file that they name."""
     from accelerate.commands.launch import launch_command_parser
 
     parsed = launch_command_parser().parse_known_args(options)[0]

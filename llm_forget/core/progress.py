@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar_if_long(rows: int, *, at_least: int = 2000) -> Iterator[None]:
-    """Inside the block, hide the progress bars of `datasets` if ``rows`` is below ``at_least``."""
+    """Hide the progress bars of `datasets` within a ``with`` block if ``rows`` is below ``at_least``."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if rows >= at_least or are_progress_bars_disabled():

@@ -1,7 +1,7 @@
-"""Registries of functions by name. The signature of a function is the only schema of its arguments.
+"""Registries that find functions by name. The signature of a registered function defines its arguments.
 
-Positional parameters are *inputs*, which the caller passes; one with a default is optional. Keyword-only parameters are
-*hyper-parameters*, which the user sets in YAML.
+Positional parameters are *inputs*, which the calling code passes; an input with a default is optional. Keyword-only
+parameters are *hyper-parameters*, which the user sets in YAML.
 """
 
 import difflib
@@ -24,7 +24,9 @@ NUMBER = re.compile(r"[0-9]{3,}")  # of an id: req-0002 is not a typo of req-000
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return the end of an error message: the closest allowed name or, if none is close, up to 24 allowed names."""
+    """Return the end of an error message about an unknown name: the closest allowed name or, if no name is close, all
+    allowed names. A list of more than 24 names is left out.
+    """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     close = [candidate for candidate in close if not _differ_in_number(candidate, name)]
@@ -42,7 +44,7 @@ def _differ_in_number(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered function, and the inputs and hyper-parameters in its signature."""
+    """A registered function, with the names of its inputs, and its hyper-parameters with their defaults."""
 
     kind: str
     name: str
@@ -54,7 +56,7 @@ class Entry:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Check hyper-parameters and add defaults. Raise ConfigError for an unknown, missing or wrongly typed one."""
+        """Return hyper-parameters with defaults added. Raise ConfigError for an unknown, missing or mistyped value."""
         for key in values:
             if key not in self.defaults:
                 hint = did_you_mean(str(key), self.defaults)
@@ -66,7 +68,7 @@ class Entry:
         return merged
 
     def bind(self, **values: Any) -> Callable[..., Any]:
-        """Return the function with fixed hyper-parameters; it then takes only the inputs."""
+        """Return the function with these hyper-parameters fixed, so that it takes only the inputs."""
         return functools.partial(self.function, **self.arguments(values))
 
     def _typed(self, key: str, value: Any) -> Any:
@@ -91,7 +93,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """All registered functions of one kind, found by name. Other functions are found as ``module:function``."""
+    """The registered functions of one kind, such as metrics, by name. `get` also imports ``module:function``."""
 
     def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
@@ -101,15 +103,14 @@ class Registry(Generic[E]):
     def register(self, *, paper: str = "", needs: Iterable[str] = ()) -> Callable[[Function], Function]:
         """Return a decorator that registers a function under its own name.
 
-        ``paper`` is the source of the function. ``needs`` lists inputs beyond log-probabilities, e.g.
-        ``logits``.
+        ``paper`` is the source of the function. ``needs`` lists inputs beyond log-probabilities, such as ``logits``.
         """
         return self.register_with(paper=paper, needs=needs)
 
     def register_with(
         self, *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> Callable[[Function], Function]:
-        """Return a decorator like that of `register`; ``properties`` set further fields of the new entry."""
+        """Return a decorator like `register`. ``properties`` are further fields of the new entry."""
 
         def decorate(function: Function) -> Function:
             entry = self.describe(function, paper=paper, needs=needs, **properties)
@@ -124,7 +125,7 @@ class Registry(Generic[E]):
     def describe(
         self, function: Callable[..., Any], *, paper: str = "", needs: Iterable[str] = (), **properties: Any
     ) -> E:
-        """Make an entry from a function; the signature gives the inputs and hyper-parameters."""
+        """Return an entry with the inputs and hyper-parameters in a function's signature, without registering it."""
         parameters = inspect.signature(function).parameters.values()
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p for p in parameters if p.kind in kinds]
@@ -144,11 +145,11 @@ class Registry(Generic[E]):
         return iter(self._entries[name] for name in self.names())
 
     def find(self, name: str) -> E | None:
-        """Return the registered entry of this name, or None, without importing anything."""
+        """Return the registered entry of this name, or None. Unlike `get`, import nothing."""
         return self._entries.get(name)
 
     def get(self, name: str) -> E:
-        """Return the entry of a name, or import ``module:function``. Raise ConfigError if it does not exist."""
+        """Return the entry of a registered name or of an imported ``module:function``. Raise ConfigError if missing."""
         if ":" in name:
             return self._import(name)
         if name not in self._entries:

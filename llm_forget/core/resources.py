@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_forget.core.errors import ConfigError, ExistingFileError, MissingFileError
 from llm_forget.core.registry import did_you_mean
 
-# Folder -> what error messages call a file in it.
+# Folder of a kind of shipped files -> name of this kind in error messages.
 KINDS = {
     "recipes": "recipe",
     "eval": "suite",
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def folder(kind: str) -> Path:
-    """Return the folder of a kind of shipped files. Raise MissingFileError if the installation lacks this folder."""
+    """Return the folder with the shipped files of a kind (see `KINDS`). Raise MissingFileError if it is missing."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "_shipped" / kind, package.parent / kind):
         if candidate.is_dir():
@@ -25,7 +25,7 @@ def folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of the shipped files of a kind, such as ``tofu/npo``."""
+    """Return the sorted names of the shipped files of a kind: paths without ``.yaml``, such as ``tofu/npo``."""
     root = folder(kind)
     inner = [root / other.removeprefix(f"{kind}/") for other in KINDS if other.startswith(f"{kind}/")]
     files = [path for path in root.rglob("*.yaml") if not any(path.is_relative_to(other) for other in inner)]
@@ -33,7 +33,7 @@ def names(kind: str) -> list[str]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """Return the shipped file of a name such as ``tofu/npo``. Raise ConfigError if no file has this name."""
+    """Return the path of the shipped file with a name such as ``tofu/npo``. Raise ConfigError if no file has it."""
     short = name.removesuffix(".yaml").removeprefix(f"{kind}/")
     if short not in names(kind):
         raise ConfigError(f"no shipped {KINDS[kind]} is called '{name}'; {did_you_mean(short, names(kind))}")
@@ -41,7 +41,7 @@ def locate(kind: str, name: str) -> Path:
 
 
 def resolve(kind: str, name: str) -> Path:
-    """Return the file at path ``name``, or the shipped file of that name. Raise MissingFileError if neither exists."""
+    """Return ``name`` as a path if it is a file, else the shipped file. Raise MissingFileError if neither exists."""
     if Path(name).is_file():
         return Path(name)
     try:
@@ -61,7 +61,10 @@ def header(path: Path) -> list[str]:
 
 
 def copy(kind: str, name: str, destination: str | Path | None = None) -> Path:
-    """Copy a shipped file to a new file or folder (default: ``.``). Raise ExistingFileError if the new file exists."""
+    """Copy a shipped file to a new file, or into a folder (default: the working directory), and return the new path.
+
+    Raise ExistingFileError if the new file exists already.
+    """
     source = locate(kind, name)
     target = Path(destination) if destination is not None else Path(source.name)
     if target.is_dir():

@@ -1,14 +1,14 @@
-"""The run directory, from which every later command reads the result of training::
+"""The run directory. Training writes it, and all other commands read it::
 
     run.json         kind, status (running | complete), identity digest, times
     config.yaml      the resolved recipe, to repeat the run
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step
-    checkpoints/     to resume from
+    checkpoints/     checkpoints from which the run resumes
     adapter/ | model/  the trained weights, with manifest.json
-    records/         outputs of the probes (may hold generated text: never published)
+    records/         outputs of the probes; never published, because they may contain generated text
     results.json     metrics and verdicts of every suite
-    rows.json        values of every row for plots: ids and numbers
+    rows.json        ids of the rows and their values, for plots
 
 The status becomes *complete* only when all other files are on disk.
 """
@@ -35,15 +35,15 @@ from llm_forget.core.errors import ConfigError, RunError
 from llm_forget.core.files import _written_as, write_atomic
 from llm_forget.core.formats.run import Provenance, RunState
 
-# The models that an evaluation compares. Of several oracles, the further ones have the roles oracle_1, oracle_2, ...
+# Roles of the models that an evaluation compares. Oracles after the first have the roles oracle_1, oracle_2, ...
 ROLES = ("before", "unlearned", "oracle")
-AUXILIARY = ("aux_with", "aux_without")  # runs of a teacher: trained with the forget rows, and without them
-MEASURED_WITH = frozenset({"suite"})  # keys of a recipe for evaluation only; they change nothing in training
+AUXILIARY = ("aux_with", "aux_without")  # models of a teacher, trained with the forget rows and without them
+MEASURED_WITH = frozenset({"suite"})  # recipe keys that affect only the evaluation, not the training
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: paths and content of its files."""
+    """A run directory. The properties are the paths of its files, or their contents."""
 
     path: Path
 
@@ -104,7 +104,10 @@ class Run:
 
     @property
     def auxiliary_runs(self) -> dict[str, Run]:
-        """Finished runs that this run's teacher read: those that its recipe names, else those trained beside it."""
+        """Finished runs of the auxiliary models that the teacher of this run used, by name (see `AUXILIARY`).
+
+        They are at the paths in the recipe or, by default, in folders beside this run.
+        """
         if not self.provenance_file.is_file() or not self.config_file.is_file():
             return {}
         models, form = self.provenance.get("teacher", {}).get("models", {}), self.config.get("teacher")
@@ -119,7 +122,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Open a finished run. Raise RunError if the folder is not a run, or if the run is unfinished."""
+        """Return the finished run in a folder. Raise RunError if the folder is not a run, or the run is unfinished."""
         run = cls(Path(path))
         if not run.state_file.is_file():
             raise RunError(f"'{path}' is not a run directory: it has no run.json")
@@ -133,10 +136,9 @@ class Run:
     def start(
         cls, path: str | Path, kind: str, config: dict[str, Any], identity: dict[str, Any], overwrite: bool
     ) -> Run:
-        """Create a run directory with its config, or return the existing run of the same identity.
+        """Create a run directory with its config, or return the existing run if it has the same kind and identity.
 
-        If ``overwrite``, delete the old run first. Raise RunError if the folder holds another run or other
-        data.
+        If ``overwrite``, delete an old run first. Raise RunError if the folder holds another run or other data.
         """
         run = cls(Path(path))
         if overwrite and run.state_file.is_file():
@@ -172,11 +174,11 @@ class Run:
         return stack
 
     def finish(self) -> None:
-        """Mark the run complete. This must be the last write to the run."""
+        """Mark the run as complete. Call this after all other files of the run are written."""
         formats.update(self.state_file, RunState, status="complete", finished=_now())
 
     def refuse_other(self, kind: str, identity: dict[str, Any]) -> None:
-        """Raise RunError if the folder holds a run of another kind or identity, or files that are not a run."""
+        """Raise RunError if the folder holds a run of another kind or identity, or files but no run."""
         if not self.state_file.is_file():
             # A start that crashed before run.json was written leaves at most config.yaml and temporary files.
             expected = {self.config_file.name, self.state_file.name}
@@ -198,9 +200,10 @@ class Run:
 
 
 def oracle_names(value: Any) -> list[str]:
-    """Return the models that the key ``oracle`` names: one, a list of them, or several with commas; [] for None.
+    """Return the models that the value of the recipe key ``oracle`` names, or [] for None.
 
-    Raises ConfigError for a value of another type, an empty name, or a model that is named twice.
+    The value is one model, a list of models, or a text with commas between models. Raises ConfigError for another type,
+    an empty name, or a model that is named twice.
     """
     if value is None:
         return []
@@ -221,24 +224,24 @@ def oracle_names(value: Any) -> list[str]:
 
 
 def oracle_role(place: int) -> str:
-    """Return the role of an oracle at a place of the list in the recipe."""
+    """Return the role of the oracle at index ``place`` in the recipe: ``oracle``, ``oracle_1``, ``oracle_2``, ..."""
     return f"oracle_{place}" if place else "oracle"
 
 
 def oracle_roles(roles: Iterable[str]) -> list[str]:
-    """Return the roles that are oracles, in their order."""
+    """Return those of the given roles that are roles of oracles, in the same order."""
     return [role for role in roles if role == "oracle" or role.startswith("oracle_")]
 
 
 def models_by_role(models: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part ``models`` of results.json with a role for each further oracle."""
+    """Return ``models`` of results.json by role, with the list ``oracles`` as roles ``oracle_1``, ``oracle_2``, ..."""
     further = models.get("oracles", [])[1:]
     models = {role: model for role, model in models.items() if role != "oracles"}
     return {**models, **{oracle_role(place): model for place, model in enumerate(further, 1)}}
 
 
 def refuse_version(folder: str | Path, output: str) -> None:
-    """Raise RunError if a folder is a version kept as evidence. ``output`` is what would be written into the folder."""
+    """Raise RunError if a folder is a version kept as evidence. ``output`` names the files that it would receive."""
     if (Path(folder) / "version.json").is_file():
         raise RunError(
             f"'{folder}' is a version, kept as evidence, and {output} would be written into it; use the run it came "
@@ -254,7 +257,7 @@ def _still_there(path: Path, file: IO[str]) -> bool:
 
 
 def _unlink_own(path: Path, process: int) -> None:
-    """Remove the lock file, except in a forked process, whose parent still holds the lock."""
+    """Remove the lock file, unless this is a forked process; its parent process still holds the lock."""
     if os.getpid() == process:
         path.unlink(missing_ok=True)
 

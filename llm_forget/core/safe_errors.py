@@ -17,7 +17,7 @@ DEBUG = "LLM_FORGET_DEBUG"
 
 
 def sentence(error: BaseException) -> str:
-    """Describe an exception in one sentence, for a terminal or a log."""
+    """Return a sentence about an exception for a terminal or a log: its text if `is_safe`, else its class and place."""
     if is_safe(error):
         return str(error) or type(error).__name__
     kind = type(error)
@@ -34,7 +34,7 @@ def is_safe(error: BaseException) -> bool:
 
 
 def install() -> None:
-    """Print uncaught exceptions through `report`, so that no traceback shows the text of a row."""
+    """Make Python print uncaught exceptions with `report`, so that no traceback shows the text of a row."""
 
     def print_report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         for line in report(error):
@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def report(error: BaseException) -> Iterator[str]:
-    """Yield the lines of a traceback in the format of Python, with `sentence` as the text of each exception."""
+    """Yield the lines of a traceback as Python prints it, but with `sentence` as the text of each exception."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:

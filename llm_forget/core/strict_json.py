@@ -1,4 +1,4 @@
-"""Write JSON values in one canonical form, and refuse JSON texts that readers could understand differently."""
+"""Encode values as canonical JSON for digests, and refuse JSON texts that two parsers may read differently."""
 
 import hashlib
 import json
@@ -7,27 +7,27 @@ from typing import Any
 
 from llm_forget.core.errors import DataError
 
-MAX_BYTES = 1 << 20  # of a document; those of this package are much smaller
+MAX_BYTES = 1 << 20  # of a JSON text; those of this package are much smaller
 MAX_DEPTH = 64
-MAX_DIGITS = 308  # of a whole number; other readers parse it as a float, which cannot be larger
+MAX_DIGITS = 308  # of a whole number; other parsers read it as a float, which cannot be larger
 
 
 def canonical(content: Any) -> bytes:
-    """Return UTF-8 JSON with sorted keys and no spaces. Raise DataError for values that JSON lacks, such as NaN."""
+    """Return a value as UTF-8 JSON with sorted keys and no spaces. Raise DataError if JSON has no form for it (NaN)."""
     _refuse(content, 0)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def canonical_digest(content: Any) -> str:
-    """Return the SHA-256 of the canonical form as ``sha256:`` and 64 hex digits."""
+    """Return the SHA-256 of the canonical JSON of a value as ``sha256:`` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(canonical(content)).hexdigest()
 
 
 def strict_loads(text: str | bytes, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse JSON. Raise DataError if the text is invalid, or if readers could understand it differently.
+    """Parse a JSON text. Raise DataError if it is invalid, or if two parsers may read it differently.
 
-    Repeated keys, NaN, 1e999, lone surrogates, deep nesting and long texts are refused. The error quotes no text.
+    Repeated keys, NaN, 1e999, lone surrogates, deep nesting and long texts are refused. Errors quote no text.
     """
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
@@ -72,7 +72,7 @@ def _int(digits: str) -> int:
 
 
 def _refuse(content: Any, depth: int) -> None:
-    """Raise DataError for a value that json.dumps would change, or would write in a form that other readers refuse."""
+    """Raise DataError for a value that json.dumps would change, or would write in a form that other parsers refuse."""
     if depth > MAX_DEPTH:
         raise DataError(f"the JSON value is nested more than {MAX_DEPTH} deep")
     if isinstance(content, str):

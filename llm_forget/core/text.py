@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def model_name(name: str) -> str:
-    """Return the public name of a model: a Hub name, or the last part of a local path."""
+    """Return a name of a model without local folders: a Hub name unchanged, or the last part of a path."""
     path = Path(name)
     return path.resolve().name if path.exists() or path.is_absolute() or len(path.parts) > 2 else name
 
 
 def shown(value: float | None) -> str:
-    """Return a number with three decimals, or in scientific notation if its absolute value is below 0.001."""
+    """Return a number as text: three decimals, or scientific notation below 0.001; ``unknown`` for None and NaN."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
@@ -29,7 +29,7 @@ def plain(text: str) -> str:
 
 
 def terminal() -> Console:
-    """Return a console on standard output. In a log file it has 120 columns, so that tables are not wrapped."""
+    """Return a rich console for standard output. If this is not a terminal, the console has 120 columns for tables."""
     from rich.console import Console
 
     console = Console()

@@ -1,4 +1,4 @@
-"""Refuse, before a run starts, library settings that this package would ignore and values that cannot work."""
+"""Check settings before a run starts: refuse library settings that have no effect here, and values that cannot work."""
 
 import dataclasses
 import importlib.util
@@ -56,7 +56,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def check_training(train: Any) -> None:
-    """Raise ConfigError for a key that has no effect, or a value with which nothing would be trained."""
+    """Raise ConfigError for a training key that has no effect here, or a value that cannot work (batch size 0)."""
     for key, (unused, why) in NO_EFFECT.items():
         value = getattr(train, key, unused)  # another version of transformers may not have it
         if getattr(value, "value", value) != unused:
@@ -74,7 +74,7 @@ def check_training(train: Any) -> None:
 
 
 def _check_optimizer(name: str) -> None:
-    """Raise ConfigError if the package of an optimizer is missing; transformers would fail only at the first step."""
+    """Raise ConfigError if an optimizer's package is missing. Without this check, training fails at the first step."""
     for pattern, (module, package) in OPTIMIZERS.items():
         if re.fullmatch(pattern, name) and importlib.util.find_spec(module) is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Check a JSON value against a record class; an error names the file and the first wrong key."""
+"""Check that a JSON value has the keys and types of a record class. Errors name the file and the first wrong key."""
 
 import functools
 import re
@@ -43,27 +43,27 @@ def checked(
 
 
 def _other_format(number: Any, kind: type[Record]) -> str | None:
-    """Return what is wrong with a format number, or None if this version can read the format."""
+    """Return the error text for a format number that this version cannot read, or None if it can read the format."""
     if type(number) is not int:
         return _sentence(_Fault([_Step("format")], _reason(number, int), int), kind)
     return None if number == kind.FORMAT else f" has format {number}, and this version reads format {kind.FORMAT}"
 
 
 class _Step(NamedTuple):
-    """One step of the path to a value: a key of an object, or a place in a list."""
+    """One step of the path to a value inside JSON: a key of an object, or an index of a list."""
 
     key: str | int
-    name_of_thing: bool = False  # a key of a mapping, which may be the id of a row
+    name_of_thing: bool = False  # whether the key is data, such as the id of a row, and not the name of a field
 
 
 class _Fault(NamedTuple):
     path: list[_Step]
     reason: str  # the message of msgspec, without the path
-    kind: Any  # the type of the value that is wrong
+    kind: Any  # the type that the wrong value should have
 
 
 def _reason(value: Any, kind: Any) -> str:
-    """Return the reason why msgspec refuses a value, or an empty text if it accepts the value."""
+    """Return the reason why a value is not of type ``kind``, as msgspec states it, or an empty text if it is."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -72,7 +72,7 @@ def _reason(value: Any, kind: Any) -> str:
 
 
 def _first_fault(value: Any, kind: Any) -> _Fault:
-    """Return the first wrong value and its path. The errors of msgspec do not name keys of mappings."""
+    """Return path, reason and required type of the first wrong value. The errors of msgspec lack keys of mappings."""
     for step, part, part_kind in _parts(value, kind):
         if _reason(part, part_kind):
             inner = _first_fault(part, part_kind)
@@ -81,7 +81,7 @@ def _first_fault(value: Any, kind: Any) -> _Fault:
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
-    """Yield the values inside an object or a list, each with its path step and its required type."""
+    """Yield (path step, value, required type) for each value inside a JSON object or list."""
     for option in _options(kind):
         origin, arguments = get_origin(option), get_args(option)
         if isinstance(value, dict) and origin is dict:
@@ -99,12 +99,12 @@ def _parts(value: Any, kind: Any) -> Iterator[tuple[_Step, Any, Any]]:
 
 @functools.cache
 def _types(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the types of the fields of a class, with their annotations."""
+    """Return the type of each field of a class by name, including ``Annotated`` metadata."""
     return get_type_hints(kind, include_extras=True)
 
 
 def _options(kind: Any) -> Iterator[Any]:
-    """Yield the types of a union, without their annotations."""
+    """Yield the members of a union type, or the type itself if it is not a union, without ``Annotated`` metadata."""
     if get_origin(kind) is Annotated:
         yield from _options(get_args(kind)[0])
     elif get_origin(kind) in (Union, types.UnionType):
@@ -115,7 +115,7 @@ def _options(kind: Any) -> Iterator[Any]:
 
 
 def _sentence(fault: _Fault, kind: type[Record]) -> str:
-    """Return the part of the error message that follows the file name."""
+    """Return the part of the error message that follows the file name, such as `` lacks the key 'seed'``."""
     path = fault.path[1:] if kind.ROOT is not None else fault.path
     if fault.reason.startswith(MISSING):
         lacking = _Step(fault.reason.removeprefix(MISSING).strip(" `"))
@@ -142,7 +142,7 @@ def _requirement(fault: _Fault) -> str:
 
 
 def _shown(path: list[_Step], kind: type[Record]) -> str:
-    """Return a path such as ``suites.demo.metrics.forget_rouge.ci[1]``, with ``*`` for a key that may be a row id."""
+    """Return a path as text: ``suites.demo.metrics.forget_rouge.ci[1]``. A key that may be a row id becomes ``*``."""
     text = ""
     for step in path:
         if isinstance(step.key, int):

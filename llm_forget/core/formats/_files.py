@@ -17,21 +17,21 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
-    """Read a file and return its record, checked by `checked` with ``advice`` and ``error``."""
+    """Return the content of a file as a record. ``advice`` and ``error`` are those of `checked`."""
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
 
 def read_content(
     path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> Any:
-    """Return the JSON value in a file, checked as in `read`. It includes keys that the record class does not have."""
+    """Check a file like `read`, but return its JSON value, with the keys that the record class does not have."""
     content = _loaded(path, kind, advice, error)
     checked(content, kind, path, advice=advice, error=error)
     return content
 
 
 def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
-    """Return the result of `read_content`, or None if the file is missing or has another format number."""
+    """Return what `read_content` returns, or None if the file is missing or has another format number."""
     if not path.is_file():
         return None
     content = _loaded(path, kind, advice, None)
@@ -42,7 +42,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """Return the record in a file that another process may be writing; None if the file is missing or invalid."""
+    """Return the content of a file as a record, or None if it is missing or invalid, as while it is being written."""
     try:
         return read(path, kind)
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def read_if_valid(path: Path, kind: type[R]) -> R | None:
 
 
 def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Iterator[Any]:
-    """Yield the JSON object of each valid line; skip invalid lines, such as the incomplete last line after a crash."""
+    """Yield the JSON object of each valid line. Skip other lines, such as the incomplete last line after a crash."""
     for line in lines:
         try:
             content = json.loads(line)
@@ -65,7 +65,10 @@ def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Ite
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a record, or a JSON value of class ``kind``, with `write_atomic`. Raise ``kind.ERROR`` if it is invalid."""
+    """Write a record, or JSON content of the record class ``kind``, with `write_atomic`.
+
+    Raise ``kind.ERROR`` and write nothing if the content does not fit the class.
+    """
     if kind is None:
         assert isinstance(content, Record)
         kind = type(content)
@@ -75,18 +78,18 @@ def write(
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:
-    """Change keys of a file and return the new record. Keep all other keys, also those that ``kind`` does not have."""
+    """Change some keys of a file and return the new record. All other keys remain, even if ``kind`` lacks them."""
     write(path, {**read_content(path, kind), **changes}, kind)
     return read(path, kind)
 
 
 def encoded(content: Any) -> str:
-    """Return a record or JSON value as indented JSON, with keys in their order. Raise ValueError for NaN."""
+    """Return a record or JSON value as indented JSON, without sorting keys. Raise ValueError for NaN."""
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def plain(content: Any) -> Any:
-    """Return the JSON value of a record, and any other value unchanged."""
+    """Return a record as a JSON value. Return any other value unchanged."""
     if not isinstance(content, Record):
         return content
     value = msgspec.to_builtins(content)

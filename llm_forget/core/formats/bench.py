@@ -1,4 +1,4 @@
-"""The file that `bench` writes."""
+"""The content of bench.json, the measurements that the command `bench` writes."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ class Spread(Part, frozen=True):
     median: float
     min: float
     max: float
-    n: Count
+    n: Count  # number of values
     values: list[float]
 
 
 class BenchedModel(Part, frozen=True):
-    """The measured model. ``body``, ``head`` and ``adapter`` are numbers of weights."""
+    """The benchmarked model. ``body``, ``head`` and ``adapter`` are the numbers of weights in these parts."""
 
     name: str
     architecture: str
@@ -38,7 +38,7 @@ class BenchedModel(Part, frozen=True):
 
 
 class Ceiling(Part, frozen=True):
-    """Speed of matrix products alone on this machine, an upper limit for the speed of training."""
+    """Speed of plain matrix products on this machine: an upper limit for the speed of training."""
 
     shapes: list[list[Count]]  # tokens, inner, outer
     flop_per_second: Spread
@@ -46,16 +46,16 @@ class Ceiling(Part, frozen=True):
 
 
 class Variant(Part, frozen=True):
-    """Measured training steps with one objective; objective null is plain fine-tuning."""
+    """Measurements of training steps with one objective. If ``objective`` is null, the steps are plain fine-tuning."""
 
     objective: dict[str, Any] | None
     seconds: Spread
     tokens_per_second: Spread
     useful_flops: list[float]
     flop_per_second: Spread
-    of_ceiling: Spread
+    of_ceiling: Spread  # speed divided by the median of `Ceiling`
     losses: list[float]
-    peak_bytes: Bytes  # above the weights
+    peak_bytes: Bytes  # highest memory use in a step minus the use before it, plus the weights of a second model
     of_which_second_model: Bytes
 
 
@@ -75,7 +75,7 @@ class Unlearning(Retraining, frozen=True):
 
 
 class RunCost(Part, frozen=True):
-    """Estimated times of whole runs, computed from the times of single steps."""
+    """Estimated times of whole training runs, computed from the measured times of single steps."""
 
     epochs: float
     rows: dict[str, Count]

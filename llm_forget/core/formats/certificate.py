@@ -1,4 +1,4 @@
-"""The certificate of a closed deletion request, and the file of facts from which it is made."""
+"""The files certificate.json, the certificate of a closed deletion request, and facts.json, from which it is made."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ REQUEST_ID = r"^req-[0-9]{4,12}(?!\n)$"  # Python's $ alone allows a newline at 
 
 
 class Exactness(Part, frozen=True):
-    """The exactness class of a deletion, and the meaning of the class."""
+    """The class of a deletion, such as *exact* or *approximate*, and a sentence that explains the class."""
 
     name: str = field(name="class")
     why: str
@@ -24,11 +24,11 @@ class ModelBefore(Part, frozen=True):
 
     name: str
     digest: Digest
-    knew: bool | UnsetType = UNSET  # false: no model that knew the rows is on record, and this is the base
+    knew: bool | UnsetType = UNSET  # false if the ledger has no model that knew the rows; this is then the base
 
 
 class ModelAfter(Part, frozen=True):
-    """The certified model, or a run from which it was merged."""
+    """The certified model or, if that model was merged, the run that was merged into it."""
 
     name: str
     digest: Digest
@@ -37,7 +37,7 @@ class ModelAfter(Part, frozen=True):
 
 
 class Artefacts(Part, frozen=True):
-    """The model before a deletion and the one after it."""
+    """The models before and after a deletion. If the model after it was merged, also the run and the merge."""
 
     before: ModelBefore
     after: ModelAfter
@@ -49,11 +49,11 @@ class DataDigest(Part, frozen=True):
     """Number and digest of the rows of a split."""
 
     rows: Count
-    digest: str  # keyed by the token of the request
+    digest: str  # HMAC with the token of the request as the key
 
 
 class Method(Part, frozen=True):
-    """How the model after a deletion was made."""
+    """How the model after a deletion was trained: method, objective, settings and data."""
 
     name: str
     objective: Any
@@ -64,11 +64,11 @@ class Method(Part, frozen=True):
     data: dict[str, DataDigest]
     started: Time | None
     finished: Time | None
-    calibrated: list[str] | UnsetType = UNSET  # what was set by the levels of holdout rows
+    calibrated: list[str] | UnsetType = UNSET  # settings chosen from measurements on holdout rows, in words
 
 
 class CertifiedLine(Summary, frozen=True, kw_only=True):
-    """A named metric of a suite, measured on the unlearned model, the model before unlearning and the oracle."""
+    """A metric of a suite: its value for the unlearned model, for the model before unlearning, and for the oracle."""
 
     metric: str | UnsetType = UNSET
     goal: str | UnsetType = UNSET
@@ -77,7 +77,7 @@ class CertifiedLine(Summary, frozen=True, kw_only=True):
 
 
 class CertifiedSuite(Part, frozen=True):
-    """The metrics of a suite, and the answers to its questions."""
+    """The metrics of a suite, and the answers to its questions, such as ``forgot``."""
 
     metrics: dict[str, CertifiedLine]
     answers: dict[str, Answer]
@@ -86,7 +86,7 @@ class CertifiedSuite(Part, frozen=True):
 
 
 class CertifiedRule(Part, frozen=True):
-    """A rule of the policy and whether it holds."""
+    """A rule of the policy, the value that it was applied to, and whether it holds (null: undetermined)."""
 
     suite: str | None
     severity: Literal["fail", "warn"]
@@ -104,11 +104,11 @@ class CertifiedRule(Part, frozen=True):
     holds: bool | None
     why: str
     sentence: str
-    attack: str | UnsetType = UNSET  # kind of attack, if the bound is on its excess
+    attack: str | UnsetType = UNSET  # kind of attack, if the rule limits the excess of an attack
 
 
 class CertifiedAttack(Part, frozen=True):
-    """Results of an attack: how much more it recovered from the unlearned model than from the oracle."""
+    """The excess of an attack by metric: how much more it recovered from the unlearned model than from the oracle."""
 
     kind: str
     suite: str
@@ -117,11 +117,11 @@ class CertifiedAttack(Part, frozen=True):
 
 
 class CertifiedVerification(Part, frozen=True):
-    """The outcome of a policy, and the models and metrics that it checked."""
+    """The outcome of a policy, its rules, and the models and suites to which they were applied."""
 
     policy: str
     answer: Outcome
-    accepted_inconclusive: str | None  # the reason
+    accepted_inconclusive: str | None  # reason for accepting an inconclusive outcome
     measured_with: str  # version of llm-forget
     models: dict[str, str | None]  # digest by role
     rules: list[CertifiedRule]
@@ -130,7 +130,7 @@ class CertifiedVerification(Part, frozen=True):
 
 @record("facts.json", error=EvidenceError)
 class CertificateFacts(CertifiedVerification, Record, frozen=True):
-    """Facts that were recorded when a request was closed; the ledger holds the digest of this file."""
+    """The facts for a certificate, recorded when the request was closed. The ledger holds the digest of this file."""
 
     run: str
     weights: Digest
@@ -156,7 +156,7 @@ class LedgerState(Part, frozen=True):
 
 
 class PolicyAttempt(Part, frozen=True):
-    """The outcome of a policy that was applied before the request was closed."""
+    """One application of a policy before the request was closed, with its outcome."""
 
     time: Time
     run: str
@@ -166,14 +166,14 @@ class PolicyAttempt(Part, frozen=True):
 
 
 class ProtectedRows(Part, frozen=True):
-    """Protected rows that were removed, and why."""
+    """Number of protected rows that the request removed, and the reason that was given."""
 
     rows: Count
     reason: str
 
 
 class CertifiedRequest(Part, frozen=True):
-    """The request as the ledger records it."""
+    """The deletion request, with the values that the ledger records."""
 
     id: Annotated[str, Meta(pattern=REQUEST_ID)]
     category: str
@@ -204,14 +204,14 @@ class CertificateBody(Part, frozen=True, forbid_unknown_fields=True):
     environment: dict[str, Any]
     attacks: list[CertifiedAttack]
     verification: CertifiedVerification
-    two_models: dict[str, Any]  # the membership attack with both models
+    two_models: dict[str, Any]  # membership attack that compares the models before and after
     ledger: LedgerState
-    does_not_show: dict[str, str]  # subject: sentence
+    does_not_show: dict[str, str]  # caveats: key to sentence
 
 
 @record("certificate.json", error=EvidenceError, max_bytes=8 << 20)
 class Certificate(Record, frozen=True, forbid_unknown_fields=True):
-    """Signed claims about a closed request, in canonical JSON. The format number is ``version`` in ``body``."""
+    """A signed certificate in canonical JSON. Its format number is ``version`` in ``body``."""
 
     body: CertificateBody
     signature: str  # base64

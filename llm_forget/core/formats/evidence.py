@@ -16,7 +16,7 @@ class Version(Record, frozen=True):
     kind: str  # finetune, unlearn, merge, adopt, combine
     part: Literal["adapter", "model"]  # folder of the weights
     weights: Digest  # content digest of the whole model
-    base: dict[str, Any]  # name and digest of what it was made from
+    base: dict[str, Any]  # name and digest of the model it was made from
     files: dict[str, Digest]  # in the folder of the weights
     config: dict[str, Any]  # settings of the run, without its data
     provenance: dict[str, Any]  # of the run, without ids of rows
@@ -24,7 +24,7 @@ class Version(Record, frozen=True):
 
 @record("current.json", error=EvidenceError)
 class CurrentVersion(Record, frozen=True):
-    """The version in use, and the ledger event that put it in use."""
+    """The version in use, and the ledger event that switched to it."""
 
     id: str
     weights: Digest
@@ -34,33 +34,33 @@ class CurrentVersion(Record, frozen=True):
 
 @record(".compared.json", error=EvidenceError, max_bytes=1 << 20, root="files")
 class ComparedFiles(Record, frozen=True):
-    """State of the large files of versions when their digests were last checked."""
+    """Size, inode and times of the large files of versions at the last comparison of their digests."""
 
     files: dict[str, tuple[Digest | None, int, int, int, int]]  # path: digest, bytes, inode, mtime and ctime in ns
 
 
 class SearchedData(Part, frozen=True):
-    """The data set that was searched for the rows of a request."""
+    """Digest and size of the data set that was searched for the rows of a request."""
 
     digest: Digest
     rows: Count
 
 
 class RowCounts(Part, frozen=True):
-    """Numbers of rows of a request, by how they were matched."""
+    """Numbers of rows that a request matched, by kind of match, and of near-duplicates."""
 
-    rows: Count
+    rows: Count  # all rows to forget
     exact: Count
     normalised: Count
     same_text: Count
     near_listed: Count
     near_included: Count
     near_left: Count
-    of: Count  # all rows of the data
+    of: Count  # all rows of the searched data
 
 
 class RequestStep(Part, frozen=True):
-    """A step of a request, and the event of the ledger that records it."""
+    """A step of a request, with number and digest of its event in the ledger."""
 
     state: str
     time: Time
@@ -70,10 +70,10 @@ class RequestStep(Part, frozen=True):
 
 
 class Attempt(Part, frozen=True):
-    """A recipe that was run for a request."""
+    """A training run that was started for a request."""
 
     output_dir: str
-    digest: Digest  # of everything that decides the result
+    digest: Digest  # of all settings that affect the training
     executed: bool | UnsetType = UNSET
 
 
@@ -82,11 +82,11 @@ class DeletionRequest(Record, frozen=True):
     """Counts, dates and steps of a deletion request. It holds no ids of rows."""
 
     format: int
-    token: str  # key for digests of rows that the certificate shows
+    token: str  # secret key of the row digests in the certificate
     category: str
     due: str | None  # YYYY-MM-DD
     authorised_by: str | None
-    forced: bool  # received over a quota
+    forced: bool  # accepted although it exceeds a quota
     data: SearchedData
     counts: RowCounts
     history: list[RequestStep]
@@ -96,10 +96,10 @@ class DeletionRequest(Record, frozen=True):
 
 
 class NearDuplicate(Part, frozen=True):
-    """A row that resembles a requested row."""
+    """A row that resembles a row of the request."""
 
     id: str
-    of: str
+    of: str  # id of the row of the request
     how: str  # near, contains, excerpt
     similarity: Share
 
@@ -108,19 +108,19 @@ class NearDuplicate(Part, frozen=True):
 class RequestedRows(Record, frozen=True):
     """Ids of the rows of an open request. Only the owner can read the file; closing the request removes it."""
 
-    source: Any  # the data, as a recipe names them
+    source: Any  # the searched data, as in a recipe
     how: dict[str, str]  # id of a matched row: exact, normalised or same text
-    subjects: dict[str, str]
+    subjects: dict[str, str]  # id: subject of the row
     said: dict[str, Digest]  # id: digest of the text of the row
     near: list[NearDuplicate]
-    taken: list[str] | None  # near-duplicates to forget; null: undecided
-    decision: Count
+    taken: list[str] | None  # ids of the near-duplicates to forget; null until this is decided
+    decision: Count  # number of decisions so far
     allowed: list[str] | UnsetType = UNSET  # protected rows that may be removed
 
 
 @record("anchor.json", error=EvidenceError, max_bytes=1 << 20)
 class SignedHead(Record, frozen=True, forbid_unknown_fields=True):
-    """Signed number and digest of the last event of the ledger, to detect a later removal of events."""
+    """Signed number and digest of the newest event of the ledger. They reveal a later removal of events."""
 
     purpose: str
     format: int

@@ -1,4 +1,4 @@
-"""Files beside the weights of an adapter, or of a model that `merge` or `export` wrote."""
+"""JSON files that are written beside the weights of adapters, merged models and exports."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from llm_forget.core.formats.run import Source, Target
 
 
 class Tensor(Part, frozen=True):
-    """A tensor of an adapter."""
+    """Type, shape and digest of a tensor of an adapter."""
 
     dtype: str
     shape: list[Count]
@@ -21,36 +21,36 @@ class Adapter(Part, frozen=True):
     """A frozen adapter that was part of the model while another adapter was trained."""
 
     name: str
-    digest: str | None  # null where the weights are sharded
+    digest: str | None  # null if training sharded the weights
 
 
 @record("effect.json", error=ModelError, max_bytes=16 << 20)
 class Effect(Record, frozen=True):
-    """How an adapter changes the logits of fixed prompts; null if the logits are not finite.
+    """How an adapter changes the logits of the model on fixed prompts. Values are null if a logit is not finite.
 
-    The effect is part of the manifest. If training cannot measure it, the first load of the adapter writes it here.
+    The effect is part of manifest.json. If training cannot measure it, the first load of the adapter writes this file.
     """
 
     prompts: Digest  # digest of their token ids
     max_abs: Logits | None
     mean_kl: Nats | None
-    largest_logit: float | None
+    largest_logit: float | None  # largest absolute logit without the adapter
     samples: list[Logits] | None
-    dtype: str  # in which the model computed
+    dtype: str  # of the model during the measurement
     quantization: dict[str, Any] | None  # of the base
 
 
 @record("manifest.json", error=ModelError, max_bytes=16 << 20)
 class Manifest(Record, frozen=True):
-    """Digests of the files, tensors and base of an adapter, and how to load it; written with the adapter."""
+    """Digests of the files, tensors and base of an adapter, and settings for loading it; written with the adapter."""
 
     files: dict[str, Digest]
     tensors: dict[str, Tensor]
     base: Digest | UnsetType | None = UNSET
     beneath: list[Adapter] | UnsetType = UNSET
-    quantization: dict[str, Any] | UnsetType | None = UNSET  # of the base, as load_in_4bit
+    quantization: dict[str, Any] | UnsetType | None = UNSET  # of the base, such as load_in_4bit
     load: dict[str, Any] | UnsetType = UNSET  # arguments of PEFT, and the dtype of the base
-    effect: Effect | UnsetType | None = UNSET  # null in checkpoints, and where weights were sharded
+    effect: Effect | UnsetType | None = UNSET  # null in checkpoints, and if training sharded the weights
     adopted: dict[str, Digest] | UnsetType = UNSET  # files of an adopted adapter before it was adopted
 
 
@@ -63,7 +63,7 @@ class Difference(Part, frozen=True):
 
 @record("merge.json", error=ModelError, max_bytes=16 << 20)
 class MergeReport(Record, frozen=True):
-    """Sources of a merged model or combined adapter, and how far its logits are from theirs; written by `merge`."""
+    """Sources of a merged model or combined adapter, and how much its logits differ from theirs; written by `merge`."""
 
     combination: str  # stack, sum, cat, svd, ...
     files: dict[Annotated[str, Meta(pattern=r"^(adapter/)?[^/\\]+$")], Digest]
@@ -89,7 +89,7 @@ class MergeReport(Record, frozen=True):
 
 
 class ExportedModel(Part, frozen=True):
-    """The model that was exported."""
+    """Digest and name of the model that was exported."""
 
     digest: Digest
     name: str | UnsetType = UNSET
@@ -109,7 +109,7 @@ class ExportReport(Record, frozen=True):
     mean_kl: Nats
     files: dict[str, Digest]
     dtype: str | UnsetType = UNSET
-    as_read: Difference | UnsetType = UNSET  # between the rounded weights and the files as they are read back
+    as_read: Difference | UnsetType = UNSET  # between the rounded weights and the files when read back
     tolerance: Logits | UnsetType = UNSET
     tensors: dict[str, Count] | UnsetType = UNSET  # GGUF: number of tensors of each type
     tokenizer: dict[str, Any] | UnsetType = UNSET  # GGUF

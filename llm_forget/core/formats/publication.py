@@ -10,7 +10,7 @@ from llm_forget.core.formats._record import Digest, Record, record
 
 @record("published.json", error=PublishError, max_bytes=1 << 22)
 class PublishedFiles(Record, frozen=True):
-    """Digests of all other files of a publication, written by `push`."""
+    """Digests of all other files of a published model, by file name; written by `push`."""
 
     files: dict[str, Digest]
     format: int | UnsetType = UNSET
@@ -19,7 +19,7 @@ class PublishedFiles(Record, frozen=True):
 
 @record("published.sig", error=PublishError, max_bytes=1 << 22)
 class PublicationSignature(Record, frozen=True):
-    """Signature over published.json by the key of an evidence folder, written by `push --evidence`."""
+    """Signature of published.json with the key of an evidence folder, written by `push --evidence`."""
 
     key: str  # fingerprint
     signature: str  # base64

@@ -1,4 +1,4 @@
-"""Files that an evaluation, a policy or an attack writes into a run."""
+"""JSON files that evaluations, policies and attacks write into a run directory."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 class Model(Part, frozen=True):
-    """A measured model. A model that `export` wrote also has a form and the digest of its weights."""
+    """A measured model. An exported model also has its form, such as ``nf4``, and the digest of its weights."""
 
     name: str
     digest: str  # of base, adapter and precision together
@@ -39,10 +39,11 @@ class Summary(Part, frozen=True):
 
 
 class Line(Summary, frozen=True):
-    """A named metric of a suite, for the unlearned model, the model before unlearning and the oracle.
+    """A metric of a suite for the unlearned model. ``before``: the model before unlearning; ``oracle``: the oracle.
 
-    Several oracles have their mean as ``oracle``. If the metric compares with the oracle, the value of an oracle is its
-    mean over the other oracles, and ``between_oracles`` is the mean of these values.
+    With several oracles, ``oracle`` is the mean of their values. A metric that compares a model with the oracle is
+    computed for each oracle against every other oracle. The value of an oracle is then its mean over the other oracles,
+    and ``between_oracles`` is the mean of the values of all oracles.
     """
 
     goal: Goal
@@ -54,24 +55,24 @@ class Line(Summary, frozen=True):
 
 
 class Finding(Part, frozen=True):
-    """A bound on a metric, and whether it holds (null: undetermined)."""
+    """A bound on a metric, and whether the bound holds (null: undetermined)."""
 
-    of: str | float | None  # what the bound is relative to: oracle, before, a number
+    of: str | float | None  # the bound is relative to the value of oracle, of before, or to a number
     holds: bool | None
     sentence: str
     line: str | UnsetType = UNSET
     kind: str | UnsetType = UNSET  # at_most, at_least, within, within_oracles
     amount: float | UnsetType = UNSET
-    interval: bool | UnsetType = UNSET  # whether the whole interval must keep the bound
-    min_n: Count | UnsetType = UNSET
-    slack: float | UnsetType = UNSET
+    interval: bool | UnsetType = UNSET  # whether the whole 95 % interval must satisfy the bound
+    min_n: Count | UnsetType = UNSET  # with fewer scored rows, the bound is undetermined
+    slack: float | UnsetType = UNSET  # amount by which a relative limit is widened
     value: float | UnsetType | None = UNSET
     compared_with: float | UnsetType | None = UNSET
     why: str | UnsetType = UNSET
 
 
 class Verdict(Part, frozen=True):
-    """The answer to a question of a suite, such as ``forgot``."""
+    """The answer to a question of a suite, such as ``forgot``, and the bounds that decide the answer."""
 
     answer: Answer
     findings: list[Finding]
@@ -79,23 +80,23 @@ class Verdict(Part, frozen=True):
 
 
 class Probe(Part, frozen=True):
-    """Number of answers of a probe, and the digest of its inputs."""
+    """Number of model answers to a probe, and the digest of the inputs of the probe."""
 
     answers: Count
     digest: str
 
 
 class Suite(Part, frozen=True):
-    """Results of one suite."""
+    """Metrics and verdicts of one suite."""
 
     metrics: Annotated[dict[str, Line], Meta(min_length=1)]
     verdict: dict[str, Verdict]  # by question
     limit: int | UnsetType | None = UNSET  # number of rows of each probe; null: all
-    overrides: list[str] | UnsetType = UNSET  # keys of the recipe that were given for this evaluation
+    overrides: list[str] | UnsetType = UNSET  # recipe keys that were replaced for this evaluation
     generated_by: str | UnsetType = UNSET  # transformers or vllm
-    definition: Digest | UnsetType = UNSET  # of the suite
+    definition: Digest | UnsetType = UNSET  # of the definition of the suite
     probes: dict[str, Probe] | UnsetType = UNSET
-    splits: dict[str, Digest] | UnsetType = UNSET  # of the rows of the run's own splits
+    splits: dict[str, Digest] | UnsetType = UNSET  # digest of the rows of each split that the run defines
 
 
 @record("results.json", format=2)
@@ -110,7 +111,7 @@ class Results(Record, frozen=True):
 
 
 class Scores(Part, frozen=True):
-    """Values of rows, in the order of their ids; null: unscored."""
+    """One value per row: ``values[i]`` is the value of row ``ids[i]``, or null if the row is unscored."""
 
     ids: list[str]
     values: list[float | None]
@@ -118,21 +119,24 @@ class Scores(Part, frozen=True):
 
 @record("rows.json", root="suites", strict=False)
 class RowScores(Record, frozen=True):
-    """Values of every row, by suite, line, role and value name. The file holds row ids, so it must not be published."""
+    """Values of every row, by suite, metric, role of the model and name of the value.
+
+    The file holds row ids, so it must not be published.
+    """
 
     suites: dict[str, dict[str, dict[str, dict[str, Scores]]]]
 
 
 class Ruling(Finding, frozen=True, kw_only=True):
-    """A rule of a policy and its outcome."""
+    """A rule of a policy, the bound that it sets, and its outcome."""
 
     suite: str | None
     severity: Literal["fail", "warn"]
     answer: Outcome
     caution: str | UnsetType = UNSET
-    attack: str | UnsetType | None = UNSET  # kind of attack, if the rule is about one
-    settings: dict[str, Any] | UnsetType = UNSET  # that the rule requires of the attack
-    attack_name: str | UnsetType | None = UNSET  # folder of the attack that counts
+    attack: str | UnsetType | None = UNSET  # kind of attack, if the rule is about an attack
+    settings: dict[str, Any] | UnsetType = UNSET  # settings that the attack must have
+    attack_name: str | UnsetType | None = UNSET  # folder of the attack that the rule was applied to
 
 
 @record("verify.json")
@@ -142,14 +146,14 @@ class Verification(Record, frozen=True):
     policy: str
     answer: Outcome
     models: Models
-    results: Digest  # of the suites of results.json
+    results: Digest  # of ``suites`` in results.json
     rules: list[Ruling]
-    attacks: dict[str, Digest] | UnsetType = UNSET  # of the metrics of the attacks that count, by folder
+    attacks: dict[str, Digest] | UnsetType = UNSET  # by folder: digest of each attack of a kind that a rule is about
     quick: bool | UnsetType = UNSET  # whether the rules about attacks were left out
 
 
 class AttackedSummary(Part, frozen=True):
-    """The mean of a metric for one attacked model."""
+    """The mean of a metric over the rows for a model after an attack."""
 
     value: float | None
     ci: tuple[float, float] | UnsetType | None = UNSET
@@ -157,7 +161,7 @@ class AttackedSummary(Part, frozen=True):
 
 
 class AttackedLine(Part, frozen=True):
-    """A metric before and after an attack. ``excess``: change of the unlearned model minus change of the oracle."""
+    """A metric before and after an attack. ``excess`` is the change of the unlearned model minus that of the oracle."""
 
     goal: Goal
     unlearned_attacked: AttackedSummary
@@ -171,7 +175,7 @@ class AttackedLine(Part, frozen=True):
 
 @record("attack.json")
 class Attack(Record, frozen=True):
-    """What an attack recovered, written by `attack` into a folder of the run."""
+    """Metrics of models before and after an attack, written by `attack` into a folder of the run."""
 
     format: int
     kind: str
@@ -182,23 +186,23 @@ class Attack(Record, frozen=True):
     limit: int | UnsetType | None = UNSET
     overrides: list[str] | UnsetType = UNSET
     changed: list[str] | UnsetType = UNSET  # options that have other values than their defaults
-    splits: dict[str, Digest] | UnsetType = UNSET  # of all rows of the run's own splits, also of those left out
+    splits: dict[str, Digest] | UnsetType = UNSET  # digest of all rows, measured or not, of each split of the run
     left_out: Count | UnsetType = UNSET  # rows that were not measured, because the attack trained on them
     seconds: Seconds | UnsetType = UNSET
 
 
 @record("*.jsonl", format=2)
 class RecordsHeader(Record, frozen=True):
-    """First line of a file of probe records. Other lines are records with texts, so the file is never published."""
+    """First line of a file of probe records. The other lines hold texts, so the file is never published."""
 
     format: int
     kind: Literal["logprobs", "gradients", "generate"]
     key: str  # digest of model and inputs
-    lines: Count  # records that the file holds when it is whole
+    lines: Count  # number of records in the complete file
 
 
 class TaskScore(Part, frozen=True):
-    """A metric of a task of lm-eval."""
+    """One metric of an lm-eval task."""
 
     value: float | None
     stderr: float | None
@@ -209,6 +213,6 @@ class TaskScore(Part, frozen=True):
 
 @record("*.json", root="scores")
 class TaskScores(Record, frozen=True):
-    """Scores of one lm-eval task for one model, by task and metric; cached under a digest of task and model."""
+    """Scores of one model on an lm-eval task, by task and metric. The file name is a digest of task and model."""
 
     scores: dict[str, TaskScore]

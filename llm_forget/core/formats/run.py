@@ -1,4 +1,4 @@
-"""Files at the top of a run directory and in its checkpoints."""
+"""JSON files at the top of a run directory and in its checkpoints."""
 
 from typing import Any, Literal
 
@@ -9,20 +9,20 @@ from llm_forget.core.formats._record import Count, Digest, Gibibytes, Nats, Part
 
 @record("run.json")
 class RunState(Record, frozen=True):
-    """State of a run. It is *complete* when all other files are written. A version also has this file."""
+    """State of a run. The status becomes *complete* after all other files are written. A version also has this file."""
 
     kind: str  # name of a `RunKind`
     status: Literal["running", "complete"]
     started: Time | UnsetType = UNSET
     identity: dict[str, Any] | UnsetType = UNSET  # settings that must be the same to resume the run
     finished: Time | UnsetType = UNSET
-    run: str | UnsetType = UNSET  # of a version: folder of the run on this machine
-    weights: str | UnsetType = UNSET  # of a version: folder from which its files were copied
-    beneath: str | UnsetType | None = UNSET  # of a version: folder or name of the target
+    run: str | UnsetType = UNSET  # only for a version: folder of the run on this machine
+    weights: str | UnsetType = UNSET  # only for a version: folder from which its files were copied
+    beneath: str | UnsetType | None = UNSET  # only for a version: folder or name of the target
 
 
 class Base(Part, frozen=True):
-    """The model that a run started from."""
+    """The model that a run started from, with its digest."""
 
     name: str
     digest: Digest | None
@@ -31,7 +31,7 @@ class Base(Part, frozen=True):
 
 
 class RowList(Part, frozen=True):
-    """A file with the ids or subjects of a split that has too many rows for provenance.json."""
+    """A separate file of row ids or subjects, for a split with too many rows for provenance.json."""
 
     name: str  # path in the run
     ids: Count
@@ -39,7 +39,7 @@ class RowList(Part, frozen=True):
 
 
 class SplitRows(Part, frozen=True):
-    """Rows of one split that a run was trained on. Ids and subjects are private to the run."""
+    """Rows of one split that a run was trained on. Ids and subjects must not leave the run directory."""
 
     rows: Count
     digest: Digest  # of the tokenised rows
@@ -50,15 +50,15 @@ class SplitRows(Part, frozen=True):
 
 
 class AddedRows(Part, frozen=True):
-    """Rows that one augmentation made of the forget rows. Ids are private to the run."""
+    """Rows that one augmentation made from the forget rows. Their ids must not leave the run directory."""
 
     rows: Count
-    without: list[Count]  # numbers, from 1, of the forget rows that it made no row of
-    ids: list[str] | UnsetType = UNSET  # left out where there are too many; each begins with the id of its forget row
+    without: list[Count]  # numbers (from 1) of the forget rows for which it made no row
+    ids: list[str] | UnsetType = UNSET  # each begins with the id of its forget row; unset if there are too many ids
 
 
 class AugmentedRows(Part, frozen=True):
-    """Rows that the key ``augment`` added to the forget rows of training; ``data`` does not count them."""
+    """Rows that the recipe key ``augment`` added to the forget rows for training. ``data`` does not count them."""
 
     rows: Count
     digest: Digest  # of the tokenised rows
@@ -66,7 +66,7 @@ class AugmentedRows(Part, frozen=True):
 
 
 class TeacherCost(Part, frozen=True):
-    """Forward passes and generation of a teacher's models, with those of its calibration."""
+    """Time and tokens that a teacher's models used for forward passes and generation, including calibration."""
 
     seconds: Seconds
     tokens: Count
@@ -74,26 +74,26 @@ class TeacherCost(Part, frozen=True):
 
 
 class AuxiliaryCost(Part, frozen=True):
-    """Training of a model that a teacher reads."""
+    """Time and tokens of training an auxiliary model, whose distributions a teacher uses."""
 
-    reused: bool  # whether it was trained for another run
+    reused: bool  # whether the model was trained for another run
     seconds: Seconds | UnsetType = UNSET
     tokens: Count | UnsetType = UNSET
 
 
 class RetrainingCost(Part, frozen=True):
-    """Tokens of training a model on the rows, and where the number is from."""
+    """Number of tokens that retraining would process, for comparison with the tokens of unlearning."""
 
     tokens: Count
-    source: str  # oracle or target
+    source: str  # run from which the number was taken: oracle or target
 
 
 class Cost(Part, frozen=True):
-    """Time and memory of training."""
+    """Time, memory and tokens of training."""
 
     seconds: Seconds
     peak_memory_gib: Gibibytes | None
-    resumed: bool | UnsetType = UNSET  # if true, the seconds are those since the last resume
+    resumed: bool | UnsetType = UNSET  # if true, ``seconds`` counts from the last resume
     tokens: Count | UnsetType = UNSET  # of all training steps
     teacher: TeacherCost | UnsetType = UNSET
     auxiliary: dict[str, AuxiliaryCost] | UnsetType = UNSET  # by name: aux_with, aux_without
@@ -118,7 +118,7 @@ class Source(Part, frozen=True):
 
     run: str
     weights: Digest
-    scale: float  # factor by which the change of its weights was multiplied
+    scale: float  # factor of its weight change in the merge
 
 
 class Target(Part, frozen=True):
@@ -129,13 +129,13 @@ class Target(Part, frozen=True):
 
 
 class Adopted(Part, frozen=True):
-    """The files of an adopted adapter, before it was adopted."""
+    """Digests of the files of an adopted adapter before it was adopted, by name."""
 
     files: dict[str, Digest]
 
 
 class LevelInterval(Part, frozen=True):
-    """Mean level of the holdout rows, and its 95 % interval over subjects."""
+    """Mean of one level (see `Levels`) over holdout rows, and the limits of its 95 % interval over subjects."""
 
     value: float
     low: float
@@ -143,64 +143,64 @@ class LevelInterval(Part, frozen=True):
 
 
 class Calibration(Part, frozen=True):
-    """Levels of the untouched model on holdout rows, and of the kept step on the forget rows."""
+    """Levels (see `Levels`) that decided at which step unlearning stopped."""
 
-    holdout: dict[str, LevelInterval]
-    forget: dict[str, float]
+    holdout: dict[str, LevelInterval]  # of the model before unlearning, on the holdout rows
+    forget: dict[str, float]  # of the model at the kept step, on the forget rows
     kept_step: Count
     inside: bool  # whether the levels of the kept step are inside the intervals of the holdout rows
 
 
 class Teacher(Part, frozen=True):
-    """The teacher of a run, with the digest of each model that it reads beside the target."""
+    """The teacher of a run, and the digests of the models that it uses besides the target."""
 
     name: str
     arguments: dict[str, Any]
     models: dict[str, Digest]
-    rows: SplitRows | UnsetType = UNSET  # tokenised forget rows, and those that the teacher added
-    cache: str | UnsetType = UNSET  # file in the folder `teacher` of the cache: distributions at the forget rows
+    rows: SplitRows | UnsetType = UNSET  # tokenised forget rows, and rows that the teacher added
+    cache: str | UnsetType = UNSET  # file of its distributions on the forget rows, in the cache folder `teacher`
 
 
 class ForgetLoss(Part, frozen=True):
-    """Mean negative log-prob of the forget rows."""
+    """Mean negative log-prob of the forget rows before and after the step."""
 
     before: Nats
-    adversary: Nats  # with the adapter that learned the rows
+    adversary: Nats  # with the adversary, an adapter that was trained on the rows
     after: Nats
 
 
 class WeightStepFacts(Part, frozen=True):
-    """One step in weight space, and what its storage as an adapter lost."""
+    """The single step in weight space of method repselect, and the error of storing the step as an adapter."""
 
-    step: float  # factor of the direction
+    step: float  # factor by which the direction is multiplied
     kl: Nats  # KL(before || after) of retain rows
-    rank_error: float  # norm of the part beyond the adapter's rank, divided by that of the whole step
+    rank_error: float  # norm of the part that the adapter's rank cannot store, divided by the norm of the whole step
     forget_nll: ForgetLoss
 
 
 @record("provenance.json", names_rows=True)
 class Provenance(Record, frozen=True):
-    """Base, rows, seed and versions of a run. The file holds row ids, so it stays private to the run."""
+    """Base, rows, seed and versions of a run. The file holds row ids, so it must not leave the run directory."""
 
     kind: str
     base: Base
     trainable_parameters: Count | UnsetType = UNSET
     tokenizer: Digest | UnsetType = UNSET
     data: dict[str, SplitRows] | UnsetType = UNSET
-    augmentation: AugmentedRows | UnsetType = UNSET  # with augment
-    objective: dict[str, list[dict[str, Any]]] | UnsetType | None = UNSET  # split -> terms
+    augmentation: AugmentedRows | UnsetType = UNSET  # if the recipe has augment
+    objective: dict[str, list[dict[str, Any]]] | UnsetType | None = UNSET  # split: terms
     gradient: str | UnsetType = UNSET  # name of the gradient rule
     teacher: Teacher | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     processes: Count | UnsetType = UNSET
     environment: Environment | UnsetType = UNSET
     steps: Count | UnsetType = UNSET
-    wrapper: str | UnsetType = UNSET  # class that the model was wrapped in for several processes
+    wrapper: str | UnsetType = UNSET  # class that wrapped the model for training in several processes
     shortcuts: dict[str, bool] | UnsetType = UNSET
     cost: Cost | UnsetType = UNSET  # written at the end of training
-    calibration: Calibration | UnsetType = UNSET  # with stop_at: holdout
-    weight_step: WeightStepFacts | UnsetType = UNSET  # of repselect
-    calibrated: list[str] | UnsetType = UNSET  # what was set by the levels of holdout rows
+    calibration: Calibration | UnsetType = UNSET  # if stop_at is holdout
+    weight_step: WeightStepFacts | UnsetType = UNSET  # of method repselect
+    calibrated: list[str] | UnsetType = UNSET  # settings chosen from measurements on holdout rows, in words
     adopted: Adopted | UnsetType = UNSET
     sources: list[Source] | UnsetType = UNSET
     beneath: Target | UnsetType = UNSET
@@ -208,22 +208,22 @@ class Provenance(Record, frozen=True):
 
 @record("complete.json", root="files")
 class CheckpointMarker(Record, frozen=True):
-    """Size in bytes and digest of every file of a checkpoint, by name; written after all these files."""
+    """Size in bytes and digest of every file of a checkpoint, by name. It is written after all these files."""
 
     files: dict[str, tuple[Count, Digest]]
 
 
 class StepWindow(Part, frozen=True):
-    """Sums of the logged values since the last logging step."""
+    """Sums of the values to log, tokens and seconds since the last logging step."""
 
-    step: Count  # the last that was logged
+    step: Count  # the last logging step
     tokens: float
     seconds: Seconds
     sums: dict[str, float]
 
 
 class StopState(Part, frozen=True):
-    """State of the two-sided stop: levels of the holdout rows, and the best step so far."""
+    """State of a run with ``stop_at: holdout``: levels of the holdout rows, and the best step so far."""
 
     levels: dict[str, LevelInterval]
     retain_before: Nats | None  # log-prob of retain rows before the first step; null without retain rows
@@ -234,18 +234,18 @@ class StopState(Part, frozen=True):
 
 @record("objective_state.json")
 class ObjectiveState(Record, frozen=True):
-    """State of the trainer between steps, in a checkpoint: dual variables and the sums of the next log line."""
+    """State of the trainer in a checkpoint: dual variables, and the sums for the next line of the log."""
 
     duals: dict[str, float]
-    stopped: bool  # by max_retain_drop
+    stopped: bool  # whether max_retain_drop stopped the training
     window: StepWindow
     tokens: Count | UnsetType | None = UNSET  # of all steps; null: an earlier version did not count them
-    stop: StopState | UnsetType = UNSET  # with stop_at: holdout
+    stop: StopState | UnsetType = UNSET  # if stop_at is holdout
 
 
 @record("metrics.jsonl")
 class LogLine(Record, frozen=True):
-    """A line of the training log, written at each logging step. Other keys hold further numbers."""
+    """A line of the training log, written at each logging step. Further keys hold other numbers."""
 
     step: Count
     loss: float | UnsetType | None = UNSET  # null: not finite
@@ -253,4 +253,4 @@ class LogLine(Record, frozen=True):
     retain_drop: Nats | UnsetType | None = UNSET  # log-probability that retain rows lost
     tokens_per_second: float | UnsetType | None = UNSET
     peak_memory_gib: Gibibytes | UnsetType | None = UNSET
-    stopped_early: float | UnsetType = UNSET  # 1 where max_retain_drop stopped the run
+    stopped_early: float | UnsetType = UNSET  # 1 if max_retain_drop stopped the run at this step

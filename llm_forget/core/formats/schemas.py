@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of every file, generated from the record classes."""
+"""Generate a JSON Schema (2020-12) from each record class."""
 
 import importlib
 import inspect
@@ -17,14 +17,14 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def records() -> dict[str, type[Record]]:
-    """Return every record class by its name."""
+    """Import all record classes and return them by class name."""
     for family in FAMILIES:
         importlib.import_module(f"llm_forget.core.formats.{family}")
     return dict(sorted(REGISTRY.items()))
 
 
 def schema(kind: type[Record]) -> dict[str, Any]:
-    """Return the schema of a record class. It allows further keys, except in files that are signed as a whole."""
+    """Return the JSON Schema of a record class. It allows further keys, except in files that are signed as a whole."""
     (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     for part in parts.values():
         part["description"] = inspect.cleandoc(part["description"])
@@ -40,12 +40,12 @@ def schema(kind: type[Record]) -> dict[str, Any]:
 
 
 def schema_name(kind: type[Record]) -> str:
-    """Return the file name of a schema, such as ``run_state.schema.json``."""
+    """Return the file name for the schema of a record class, such as ``run_state.schema.json``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower() + ".schema.json"
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """Write the schema of each record class into a folder, and return the paths."""
+    """Write the schema of each record class into a folder, and return the paths of the files."""
     paths = []
     for kind in records().values():
         paths.append(folder / schema_name(kind))

@@ -1,4 +1,4 @@
-"""The list of runs of a sweep."""
+"""The content of sweep.json, the list of the runs of a sweep."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from llm_forget.core.formats._record import Part, Record, record
 
 
 class SweepRun(Part, frozen=True):
-    """The run of one combination of values."""
+    """The run with one combination of the values in the grid."""
 
     name: str
     path: str

@@ -1,4 +1,4 @@
-"""The kinds of run and their properties. Each file here calls `run_kind`, and must import no training library."""
+"""The kinds of run. Each file in this folder declares kinds with `run_kind`, and must import no training library."""
 
 import importlib
 import pkgutil

@@ -14,13 +14,13 @@ _KINDS: dict[str, RunKind] = {}
 
 @dataclass(frozen=True)
 class RunKind:
-    """A kind of run, and the splits that its runs learned or forgot."""
+    """A kind of run, and the splits that runs of this kind learned or forgot."""
 
     name: str  # in run.json; for a run that trains, also the command that resumes it
     learned: tuple[str, ...] = ()  # splits that the model was trained to know
     forgotten: tuple[str, ...] = ()  # splits that it was trained to forget; only a run with such splits can be attacked
-    merged: bool = False  # for versions of merged models: the ledger records the merged runs instead of splits
-    origin: Callable[[Mapping[str, Any]], str] = lambda provenance: ""  # makes a clause for the model card
+    merged: bool = False  # true for versions of merged models: the ledger records the merged runs instead of splits
+    origin: Callable[[Mapping[str, Any]], str] = lambda provenance: ""  # returns the model's origin for the model card
 
     @property
     def trained(self) -> bool:
@@ -29,7 +29,7 @@ class RunKind:
 
 
 def run_kind(name: str, **properties: Any) -> RunKind:
-    """Declare a kind of run. Raise ConfigError if the name is already declared."""
+    """Declare a kind of run and return it. Raise ConfigError if the name is already declared."""
     kind = RunKind(name, **properties)
     if _KINDS.setdefault(name, kind) is not kind:
         raise ConfigError(f"run kind '{name}' is already declared")
@@ -42,5 +42,5 @@ def kind_of(run: Run) -> RunKind:
 
 
 def kind_named(name: str) -> RunKind:
-    """Return the kind of this name, or a kind without properties if the name is not declared."""
+    """Return the declared kind of this name. For an unknown name, return a kind without properties."""
     return _KINDS.get(name) or RunKind(name)

@@ -1,4 +1,4 @@
-"""The run kind of fine-tuning: it trains the model that is unlearned later, or an oracle without the forget rows."""
+"""The run kind of fine-tuning, which trains the target of unlearning, or an oracle without the forget rows."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The run kinds of a combined adapter and of a version of a merged model."""
+"""Two run kinds: a run with a combined adapter, and a version of a merged model."""
 
 from collections.abc import Mapping
 from typing import Any
